@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Style, types and the whole test suite; arguments go to pytest:
+#   bash scripts/test.sh                        everything
+#   bash scripts/test.sh tests/prompts -k age   some tests alone
+# SYNBOOST_TEST_JOBS: tests at a time (default 2, one thread each).
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+cd "$ROOT"
+export OMP_NUM_THREADS=1
+if (($# == 0)); then
+    "$PYTHON" -m ruff check .
+    "$PYTHON" -m ruff format --check .
+    "$PYTHON" -m mypy
+fi
+exec "$PYTHON" -m pytest -n "${SYNBOOST_TEST_JOBS:-2}" "$@"

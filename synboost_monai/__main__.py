@@ -1,0 +1,302 @@
+"""Command line: one verb a function (`synboost VERB`, or `python -m synboost_monai VERB`).
+
+A mistake of the user comes out as one line on stderr and exit code 2; any other error keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+TRACEBACK_VARIABLE = "SYNBOOST_TRACEBACK"
+"""Environment variable: set to 1, errors of the user keep their traceback too."""
+
+
+def phantom(output_dir: str, num_patients: int = 10, seed: int = 0, **options: Any) -> None:
+    """Make a phantom data set in CAMUS's layout: varied anatomy, physical speckle, known ejection fraction.
+
+    Args:
+        output_dir: folder to make.
+        num_patients: how many; each has two views with their end-diastole, end-systole and half sequence.
+        seed: the same seed gives the same files.
+        options: further arguments of synboost_monai.data.phantom.write_phantom, such as --image_height.
+    """
+    from synboost_monai.bundle_run import literal
+    from synboost_monai.data import phantom as module
+
+    known = [n for n in inspect.signature(module.write_phantom).parameters if n != "output_dir"]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"phantom: unknown flag --{name}{_nearest(name, known)}; it takes {', '.join(known)}")
+    values = {name: literal(value) for name, value in options.items()}
+    path = module.write_phantom(output_dir, num_patients=num_patients, seed=seed, **values)
+    print(f"phantom data set: {path}")
+
+
+def prepare(
+    dataset: str,
+    output_dir: str,
+    split: str = "official",
+    strict: bool = False,
+    shape_source: str = "rule",
+    max_training_patients: int | None = None,
+    training_fraction: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Read a CAMUS folder, say what it lacks, and write datalist.json for every later stage.
+
+    Args:
+        dataset: folder of CAMUS (NIfTI or MetaImage release, whole or partial) or of a phantom.
+        output_dir: folder for datalist.json and summary.txt.
+        split: official, or paper (the first 50 of the 450 as validation).
+        strict: anything missing or unreadable is an error.
+        shape_source: where the shape word of each structure comes from: rule, none, or the folder of a visual question
+            answering model.
+        max_training_patients: take at most so many training patients.
+        training_fraction: the same as a share of them.
+        seed: of every drawing of patients.
+    """
+    from synboost_monai.experiments.prepare import prepare_dataset
+
+    print(
+        prepare_dataset(
+            dataset,
+            output_dir,
+            split=split,
+            strict=strict,
+            shape_source=shape_source,
+            max_training_patients=max_training_patients,
+            training_fraction=training_fraction,
+            seed=seed,
+        )
+    )
+
+
+def run(bundle: str, config: str, **overrides: Any) -> None:
+    """Run a config of a bundle with MONAI, after checking that every override is a key of the config.
+
+    Args:
+        bundle: echo_semantic_diffusion, echo_clipseg, echo_cris, or the folder of a bundle.
+        config: train, inference, evaluate, multi_gpu_train, or config files, several with commas.
+        overrides: --key value for each key of the config, nested with `::` (--train::trainer::max_epochs 3).
+    """
+    from synboost_monai.bundle_run import run_bundle
+
+    run_bundle(bundle, config, overrides)
+
+
+def train(bundle: str, **overrides: Any) -> None:
+    """Train a bundle: short for `run BUNDLE train`.
+
+    Args:
+        bundle: echo_semantic_diffusion, echo_clipseg or echo_cris.
+        overrides: --dataset_dir, --output_dir, --preset, --max_epochs and every other key of configs/train.yaml.
+    """
+    run(bundle, "train", **overrides)
+
+
+def synthesise(bundle: str = "echo_semantic_diffusion", **overrides: Any) -> None:
+    """Make synthetic echocardiograms from label maps: short for `run echo_semantic_diffusion inference`.
+
+    Args:
+        bundle: a bundle that synthesises.
+        overrides: --dataset_dir, --output_dir, --checkpoint_path, --num_variations and every other key of its config.
+    """
+    run(bundle, "inference", **overrides)
+
+
+def segment(bundle: str, **overrides: Any) -> None:
+    """Segment a folder of images or a datalist: short for `run BUNDLE inference`.
+
+    Args:
+        bundle: echo_clipseg or echo_cris.
+        overrides: --dataset_dir, --output_dir, --checkpoint_path, --prompt "left atrium" and every other key of its config.
+    """
+    run(bundle, "inference", **overrides)
+
+
+def evaluate(bundle: str, **overrides: Any) -> None:
+    """Segment the testing section of a datalist and measure it: short for `run BUNDLE evaluate`.
+
+    Args:
+        bundle: echo_clipseg or echo_cris.
+        overrides: --dataset_dir, --output_dir, --checkpoint_path, --section and every other key of its config.
+    """
+    run(bundle, "evaluate", **overrides)
+
+
+def experiment(
+    study: str,
+    dataset: str | None = None,
+    output: str | None = None,
+    cores: int | None = None,
+    dry_run: bool = False,
+    **settings: Any,
+) -> None:
+    """Run a whole study: prepare, train the diffusion model, synthesise, train and evaluate the segmenters, report.
+
+    Finished stages are not done again; an interrupted stage goes on where it was.
+
+    Args:
+        study: quickstart, camus_small, or a YAML file of yours.
+        dataset: a CAMUS folder, instead of the study's data.
+        output: folder of the run; runs/STUDY by default.
+        cores: processor cores to use; all by default.
+        dry_run: only list the stages that would run.
+        settings: any setting of the study, such as --seed 1 or --diffusion.train.max_epochs 5.
+    """
+    from synboost_monai.experiments.study import run_study
+
+    report_path = run_study(
+        study,
+        dataset=dataset,
+        output=output,
+        cores=cores,
+        dry_run=dry_run,
+        settings=settings,
+    )
+    if report_path is not None:
+        print(f"report: {report_path}")
+
+
+def report(run_dir: str) -> None:
+    """Write report.html, results.csv and results.json of a study's run again.
+
+    Args:
+        run_dir: folder of the run, such as runs/quickstart.
+    """
+    from synboost_monai.experiments.report import write_report
+
+    print(f"report: {write_report(run_dir)}")
+
+
+def version() -> None:
+    """Print the version of the package."""
+    from synboost_monai import __version__
+
+    print(__version__)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    f.__name__: f
+    for f in (phantom, prepare, run, train, synthesise, segment, evaluate, experiment, report, version)
+}
+"""Verb -> function."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `synboost`; ends the process with code 0, 1 (a fault of ours) or 2 (a mistake of the user)."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    try:
+        words = checked_arguments(argv)
+        os.environ["PAGER"] = "cat"  # `synboost VERB --help` prints, it does not page
+        import fire
+
+        fire.Fire(VERBS, command=words, name="synboost")
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE) == "1":
+            raise
+        from synboost_monai.bundle_run import one_line
+
+        print(f"synboost {argv[0]}: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"synboost {argv[0]}: interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def checked_arguments(argv: Sequence[str]) -> list[str]:
+    """The command line as fire will read it: flags known, every value a Python literal of the parameter's type.
+
+    fire alone finds an unknown flag only after the verb has done its work, reads `a,b` or `00012` as something else than
+    text, and takes `--strict false` as true.
+
+    Raises:
+        ValueError: in one line, with the nearest word that exists.
+    """
+    name, words = argv[0], list(argv[1:])
+    if name not in VERBS:
+        raise ValueError(f"no such verb{_nearest(name, list(VERBS))}; verbs: {', '.join(VERBS)}")
+    if {"-h", "--help"} & set(words):
+        return [name, "--", "--help"]
+    parameters = inspect.signature(VERBS[name]).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    kinds = {p: str(v.annotation) for p, v in parameters.items() if v.kind is not v.VAR_KEYWORD}
+    values: dict[str, str] = {}
+    positional: list[str] = []
+    while words:
+        word = words.pop(0)
+        if not _is_flag(word):
+            positional.append(word)
+            continue
+        flag, equals, value = word.lstrip("-").partition("=")
+        flag = flag.replace("-", "_")
+        if not equals and words and not _is_flag(words[0]) and not (kinds.get(flag) == "bool" and not _is_bool(words[0])):
+            value = words.pop(0)
+        elif not equals and flag.startswith("no") and kinds.get(flag[2:]) == "bool":
+            flag, value = flag[2:], "false"
+        elif not equals and (kinds.get(flag) == "bool" or flag not in kinds and takes_any):
+            value = "true"
+        elif not equals and flag in kinds:
+            raise ValueError(f"--{flag} needs a value")
+        if flag not in kinds and not takes_any:
+            takes = f"it takes {', '.join(f'--{k}' for k in kinds)}" if kinds else "it takes none"
+            raise ValueError(f"unknown flag --{flag}{_nearest(flag, list(kinds))}; {takes}")
+        values[flag] = value
+    open_names = [k for k in kinds if k not in values]
+    if len(positional) > len(open_names):
+        raise ValueError(f"unexpected word {positional[len(open_names)]!r}; it takes {', '.join(kinds) or 'none'}")
+    values = dict(zip(open_names, positional)) | values
+    missing = [k for k in kinds if k not in values and parameters[k].default is inspect.Parameter.empty]
+    if missing:
+        raise ValueError(f"{', '.join(k.upper() for k in missing)} is missing; see `synboost {name} --help`")
+    return [name, *(f"--{k}={_read(k, v, kinds.get(k, 'text'))!r}" for k, v in values.items())]
+
+
+def _read(flag: str, text: str, kind: str) -> Any:
+    """The value of a flag in the type of its parameter; text stays text, `00012` and `1,2` included."""
+    if kind.startswith(("str", "text")):
+        return text
+    from synboost_monai.bundle_run import literal
+
+    value = literal(text)
+    allowed = {"bool": bool, "int": int, "float": (int, float)}[kind.split(" ")[0]]
+    if isinstance(value, bool) != (allowed is bool) and value is not None or not isinstance(value, (allowed, type(None))):
+        raise ValueError(f"--{flag} must be {kind.replace(' | None', '')}, got {text!r}")
+    return value
+
+
+def _is_bool(word: str) -> bool:
+    """Whether a word is true or false."""
+    return word.lower() in ("true", "false")
+
+
+def _is_flag(word: str) -> bool:
+    """Whether a word of the command line is `--flag` or `-f`, not a value such as -3."""
+    return word.startswith("--") and len(word) > 2 or (word.startswith("-") and word[1:2].isalpha())
+
+
+def _nearest(word: str, words: Sequence[str]) -> str:
+    """`; did you mean X?` or nothing."""
+    match = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def _overview() -> str:
+    """The verbs, a line each."""
+    width = max(map(len, VERBS)) + 2
+    lines = [f"  {name:<{width}}{(f.__doc__ or '').splitlines()[0]}" for name, f in VERBS.items()]
+    head = "synboost VERB [arguments]: synthetic echocardiograms and prompted segmentation\n\nVerbs:"
+    return "\n".join([head, *lines, "\nsynboost VERB --help tells a verb's arguments."])
+
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""Find the shipped bundles, check overrides against their configs, and run them with MONAI.
+
+`monai.bundle run` accepts a misspelt `--key` in silence; `run_bundle` refuses it, in one line, before anything is written.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import inspect
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+BUNDLES_DIR_VARIABLE = "SYNBOOST_BUNDLES"
+"""Environment variable: a folder of bundles, looked at before the shipped ones."""
+BASE_OF_CONFIG = {"multi_gpu_train": "train", "multi_gpu_evaluate": "evaluate", "evaluate": "inference"}
+"""Config that another one is merged onto when it does not define a network itself."""
+RUN_ARGUMENTS = ("run_id", "init_id", "final_id", "tracking")
+"""Arguments of `monai.bundle run` which are not keys of a config."""
+
+_SEPARATOR = re.compile("::|#")  # MONAI's nesting marks: new and old
+_DYNAMIC = ("$", "@", "%")  # first letters of an expression, a reference, a macro: any type comes out
+
+
+def bundles_dirs() -> list[Path]:
+    """Folders that may hold bundles: of the user, of the clone, of an installed package."""
+    package_dir = Path(__file__).resolve().parent
+    found = [package_dir.parent / "bundles", package_dir / "bundles", Path(sys.prefix, "share/synboost_monai/bundles")]
+    if os.environ.get(BUNDLES_DIR_VARIABLE):
+        found.insert(0, Path(os.environ[BUNDLES_DIR_VARIABLE]))
+    return found
+
+
+def bundle_names() -> list[str]:
+    """Names of the bundles that can be found."""
+    names = {p.parents[1].name for d in bundles_dirs() for p in d.glob("*/configs/metadata.json")}
+    return sorted(names)
+
+
+def bundle_dir(bundle: str | os.PathLike[str]) -> Path:
+    """Folder of a bundle, given by its name or its path.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    candidates = [Path(bundle), *(d / str(bundle) for d in bundles_dirs())]
+    for candidate in candidates:
+        if (candidate / "configs").is_dir():
+            return candidate.resolve()
+    names = bundle_names()
+    raise FileNotFoundError(
+        f"bundle_run.py: no bundle {str(bundle)!r}{nearest(str(bundle), names)}; "
+        f"give the path of a folder with configs/, or one of: {', '.join(names) or 'none found'}"
+    )
+
+
+def config_files(bundle: str | os.PathLike[str], config: str | Sequence[str]) -> list[Path]:
+    """Config files of a run, in the order in which they are merged.
+
+    Args:
+        bundle: name or path.
+        config: `train`, `inference`, `evaluate`, a path, or several with commas. One name alone whose file defines no
+            network is merged onto its base (`BASE_OF_CONFIG`).
+    Raises:
+        FileNotFoundError: if a file is missing.
+    """
+    root = bundle_dir(bundle)
+    names = [n.strip() for n in config.split(",")] if isinstance(config, str) else [str(n) for n in config]
+    files = [_config_file(root, name) for name in names]
+    while len(names) == 1 and files[0].stem in BASE_OF_CONFIG and "network_def" not in _merged(files):
+        files.insert(0, _config_file(root, BASE_OF_CONFIG[files[0].stem]))
+    return files
+
+
+def check_overrides(files: Sequence[str | os.PathLike[str]], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides whose keys the configs know, with the values in the type that the config has.
+
+    A key may be nested (`train::trainer::max_epochs`). A new argument of a component is accepted when its class or
+    function takes an argument of that name.
+
+    Args:
+        files: config files of the run, in merging order.
+        overrides: key -> value; text is read as a Python or YAML literal unless the config holds text there.
+    Returns:
+        the same keys with values ready for MONAI.
+    Raises:
+        ValueError: if a key is unknown or a value has the wrong type.
+    """
+    config = _merged(files)
+    where = "+".join(Path(f).name for f in files)
+    bundle = Path(files[0]).parents[1].name
+    checked: dict[str, Any] = {}
+    for key, value in overrides.items():
+        found, current = _look_up(config, key)
+        if not found and key not in RUN_ARGUMENTS:
+            keys = [k for k in config if not k.startswith("_")]
+            hint = nearest(key, _keys(config, key)) or f"; it has {', '.join(keys)}"
+            raise ValueError(f"{bundle}/{where}: unknown key --{key}{hint}")
+        checked[key] = _convert(key, value, current, f"{bundle}/{where}")
+    return checked
+
+
+def run_bundle(
+    bundle: str | os.PathLike[str], config: str | Sequence[str], overrides: Mapping[str, Any] | None = None
+) -> None:
+    """Run one config of a bundle in this process, as `python -m monai.bundle run` does.
+
+    Args:
+        bundle: name or path of the bundle.
+        config: see `config_files`.
+        overrides: checked with `check_overrides`; relative paths are relative to the working directory.
+    Raises:
+        ValueError, FileNotFoundError: for what a user can cause, also from deep inside MONAI (see `user_error`).
+    """
+    files = config_files(bundle, config)
+    checked = check_overrides(files, overrides or {})
+    configs_dir = files[0].parent
+    arguments: dict[str, Any] = {
+        "config_file": [str(f) for f in files],
+        "workflow_type": "train" if files[0].stem.endswith("train") else "infer",
+        "bundle_root": str(configs_dir.parent),
+    }
+    for name, file in (("meta_file", "metadata.json"), ("logging_file", "logging.conf")):
+        if (configs_dir / file).is_file():
+            arguments[name] = str(configs_dir / file)
+
+    quiet_warnings()
+    from monai.bundle import run
+
+    try:
+        with _without_echo_of_errors():
+            run(**arguments | checked)
+    except Exception as error:
+        known = user_error(error)
+        if known is None or known is error:
+            raise
+        raise known from error
+
+
+def user_error(error: BaseException) -> Exception | None:
+    """The ValueError or FileNotFoundError at the root of an error, or None.
+
+    MONAI and PyTorch wrap what a config's component or a transform raises in RuntimeErrors; a data loader's worker
+    process even turns it into text.
+    """
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    for link in chain:
+        if re.match(r"Caught \w+ in DataLoader worker", str(link)):
+            found = re.findall(r"^(ValueError|FileNotFoundError): (.+)$", str(link), re.MULTILINE)
+            if found:
+                kind, text = found[-1]
+                return (ValueError if kind == "ValueError" else FileNotFoundError)(text)
+        elif isinstance(link, (ValueError, FileNotFoundError)):
+            return link
+    return None
+
+
+def one_line(error: BaseException) -> str:
+    """Text of an error without line breaks, with the file where the system gave one."""
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split())
+
+
+def quiet_warnings() -> None:
+    """Hide warnings of libraries that no user can act on; every other warning stays."""
+    for message in (
+        "parsing config_file",  # MONAI: configs are code; ours are shipped with the package
+        ".*nvimgcodec.*",
+        ".*always_return_as_numpy.*",
+        "`torch.jit.*deprecated",
+        ".*pin_memory.*no accelerator is found",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("nvimgcodec").setLevel(logging.ERROR)
+
+
+def literal(text: str) -> Any:
+    """Value of a command-line word: a number, list, true, false, null, ...; text where it is none of them."""
+    words = {"true": True, "false": False, "null": None, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError):
+        pass
+    try:
+        return float(text)  # 1e-3 is a literal, inf is not
+    except ValueError:
+        return text
+
+
+@contextmanager
+def _without_echo_of_errors() -> Iterator[None]:
+    """Keep ignite's and MONAI's own log lines about an exception quiet while it is on its way to the user anyway."""
+    factory = logging.getLogRecordFactory()
+
+    def make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = factory(*args, **kwargs)
+        if record.exc_info or "terminating due to exception" in str(record.msg):
+            record.levelno = logging.NOTSET - 1  # below every handler's level
+        return record
+
+    logging.setLogRecordFactory(make_record)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(factory)
+
+
+def _config_file(root: Path, name: str) -> Path:
+    """One config of a bundle, by name or path."""
+    names = [f"configs/{name}.json", f"configs/{name}.yaml", f"configs/{name}.yml", f"configs/{name}", name]
+    for candidate in (root / n for n in names):
+        if candidate.is_file():
+            return candidate
+    if Path(name).is_file():
+        return Path(name).resolve()
+    have = sorted(p.stem for p in (root / "configs").iterdir() if p.suffix in (".json", ".yaml", ".yml"))
+    have = [n for n in have if n != "metadata"]
+    raise FileNotFoundError(
+        f"bundle_run.py: bundle {root.name} has no config {name!r}{nearest(name, have)}; it has {', '.join(have)}"
+    )
+
+
+def _merged(files: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
+    """Configs as one dictionary; as in MONAI a later file replaces a key, and `+key` adds to it."""
+    out: dict[str, Any] = {}
+    for file in files:
+        text = Path(file).read_text(encoding="utf-8")
+        content = json.loads(text) if Path(file).suffix == ".json" else yaml.safe_load(text)
+        if not isinstance(content, dict):
+            raise ValueError(f"{file}: a bundle config must be a mapping, got {type(content).__name__}")
+        for key, value in content.items():
+            parts = _SEPARATOR.split(key.removeprefix("+"))
+            parent = out
+            for part in parts[:-1]:
+                parent = parent.setdefault(part, {})
+            old = parent.get(parts[-1])
+            if key.startswith("+") and isinstance(old, dict) and isinstance(value, dict):
+                parent[parts[-1]] = {**old, **value}
+            elif key.startswith("+") and isinstance(old, list) and isinstance(value, list):
+                parent[parts[-1]] = [*old, *value]
+            else:
+                parent[parts[-1]] = value
+    return out
+
+
+def _look_up(config: Mapping[str, Any], key: str) -> tuple[bool, Any]:
+    """Whether a config has a (nested) key or could have it, and what stands there."""
+    node: Any = config
+    for part in _SEPARATOR.split(key):
+        if isinstance(node, Mapping) and part in node:
+            node = node[part]
+        elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, Mapping) and "_target_" in node:
+            return _takes_argument(node["_target_"], part), None
+        else:
+            return False, None
+    return True, node
+
+
+def _takes_argument(target: Any, name: str) -> bool:
+    """Whether the class or function that a config names has an argument."""
+    from monai.bundle import ComponentLocator
+
+    found = ComponentLocator().get_component_module_name(str(target)) if "." not in str(target) else None
+    path = f"{found[0] if isinstance(found, list) else found}.{target}" if found else str(target)
+    module_name, _, attribute = path.rpartition(".")
+    try:
+        component = getattr(importlib.import_module(module_name), attribute)
+        parameters = inspect.signature(component).parameters
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return False
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _keys(config: Mapping[str, Any], key: str) -> list[str]:
+    """Keys with as many levels as `key`, or one."""
+    separator = "#" if "#" in key else "::"
+
+    def walk(node: Any, path: str, levels: int) -> Iterator[str]:
+        for name, value in node.items() if isinstance(node, Mapping) else ():
+            here = f"{path}{separator}{name}" if path else str(name)
+            yield here
+            if levels > 1:
+                yield from walk(value, here, levels - 1)
+
+    return list(walk(config, "", len(_SEPARATOR.split(key))))
+
+
+def nearest(word: str, words: Sequence[str]) -> str:
+    """`; did you mean X?` with the word that is most alike, or nothing."""
+    match = difflib.get_close_matches(word, [str(w) for w in words], n=1, cutoff=0.6)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def _convert(key: str, value: Any, current: Any, where: str) -> Any:
+    """A value in the type of what stands in the config."""
+    if isinstance(current, str) and not current.startswith(_DYNAMIC):
+        if value is None or isinstance(value, (list, dict, tuple)):
+            raise ValueError(f"{where}: --{key} must be text like {current!r}, got {value!r}")
+        return str(value)
+    if isinstance(value, str) and not value.startswith(_DYNAMIC) and not isinstance(current, str):
+        value = literal(value)
+    if isinstance(value, str) and value.startswith(_DYNAMIC):
+        return value
+    if isinstance(current, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{where}: --{key} must be true or false, got {value!r}")
+    elif isinstance(current, (int, float)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(f"{where}: --{key} must be a number like {current}, got {value!r}")
+        if isinstance(current, int) and isinstance(value, float) and value.is_integer():
+            value = int(value)
+    elif isinstance(value, tuple):
+        value = list(value)
+    return value

@@ -1,0 +1,350 @@
+"""datalist.json, MONAI's decathlon form: one file that every stage reads, for real, phantom and synthetic data alike.
+
+    {"name": ..., "description": ..., "modality": "ultrasound", "labels": {"0": "background", ...},
+     "training": [item, ...], "validation": [...], "testing": [...]}
+
+An item has `image` and `label` (paths relative to the file) and, where they are known, patient, view, phase, sex, age,
+image_quality, ejection_fraction, shape (structure's name -> word), sequence, sequence_label and is_synthetic.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from synboost_monai.data.splits import SECTIONS, check_disjoint
+from synboost_monai.io import IMAGE_SUFFIXES, atomic_write_text, image_stem, image_suffix
+from synboost_monai.labels import STRUCTURES
+from synboost_monai.records import IMAGE_QUALITIES, PHASES, SHAPES, VIEWS, EchoRecord
+
+DATALIST_NAME = "datalist.json"
+"""Name of the file in a data set's folder."""
+
+_PATH_KEYS = ("image", "label", "sequence", "sequence_label")
+_VALUE_KEYS = ("patient", "view", "phase", "sex", "age", "image_quality", "ejection_fraction")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "view": tuple(VIEWS.values()),
+    "phase": tuple(PHASES.values()),
+    "sex": ("male", "female"),
+    "image_quality": IMAGE_QUALITIES,
+}
+_CAMUS_NAME = re.compile(rf"(?P<patient>.+?)_(?P<view>{'|'.join(VIEWS)})_(?P<phase>{'|'.join(PHASES)})(?:_|$)")
+
+
+def write_datalist(
+    path: str | os.PathLike[str],
+    splits: Mapping[str, Sequence[EchoRecord]],
+    *,
+    name: str,
+    description: str,
+) -> Path:
+    """Write the datalist of a data set, whole or not at all.
+
+    Args:
+        path: the JSON file, or the folder in which it is to be called datalist.json.
+        splits: section (training, validation, testing) -> records; paths are written relative to the file's folder.
+        name: of the data set.
+        description: a sentence.
+    Returns:
+        Path of the file.
+    Raises:
+        ValueError: if a patient is in two splits or a record's attribute has a value that prompts do not know.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".json":
+        path = path / DATALIST_NAME
+    check_disjoint({section: (r.patient for r in records) for section, records in splits.items()}, where=str(path))
+    base_dir = os.path.realpath(path.parent)
+    content: dict[str, Any] = {
+        "name": name,
+        "description": description,
+        "modality": "ultrasound",
+        "labels": {"0": "background", **{str(s.class_index): s.name for s in STRUCTURES}},
+    }
+    for section, records in splits.items():
+        content[section] = [_item_of(record, base_dir) for record in records]
+        for number, item in enumerate(content[section]):
+            _check_item(item, f"{path}: {section}[{number}]")
+    atomic_write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def read_datalist(
+    dataset_dir: str | os.PathLike[str], section: str | Sequence[str], *, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """The items of one section (or several) of a datalist, with absolute paths; the files must exist.
+
+    Args:
+        dataset_dir: folder that holds datalist.json, or the JSON file itself.
+        section: training, validation or testing; several as a list or joined by `+` (`training+validation`).
+        limit: at most so many items, spread evenly over the list.
+    Raises:
+        FileNotFoundError: if there is no datalist, or a file that it names is missing.
+        ValueError: if it is no valid datalist, lacks the section, the section is empty, or a patient is in two
+            sections.
+    """
+    path = _datalist_path(Path(dataset_dir))
+    content = _load(path)
+    sections = section.split("+") if isinstance(section, str) else list(section)
+    items = []
+    for one in sections:
+        items += _items_of_section(path, content, one)
+    base_dir = path.parent.resolve()
+    return [_with_absolute_paths(item, base_dir, path) for item in _spread(items, limit)]
+
+
+def list_images(
+    dataset_dir: str | os.PathLike[str], section: str | Sequence[str] = "testing", *, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Images to segment: of a datalist, of a folder (with those within it), or one file.
+
+    In a folder every NIfTI, MetaImage or PNG file counts except label maps (`..._gt`), sequences (`..._sequence`) and
+    hidden files; patient, view and phase are taken from names like CAMUS's (patient0001_4CH_ED).
+
+    Args:
+        dataset_dir: folder of images, folder that holds datalist.json, the JSON file, or one image file.
+        section: of the datalist; without a datalist it has no meaning.
+        limit: at most so many, spread evenly.
+    Raises:
+        FileNotFoundError: if there is no such file or folder.
+        ValueError: if there are no images, or the datalist is at fault.
+    """
+    path = Path(dataset_dir)
+    if _is_datalist(path):
+        return read_datalist(path, section, limit=limit)
+    files = _image_files(path)
+    items = [_item_of_file(file) for file in files if path.is_file() or not _is_label_map(file)]
+    if not items:
+        raise ValueError(
+            f"{path}: no images ({', '.join(IMAGE_SUFFIXES)}; label maps ..._gt do not count) and no {DATALIST_NAME}; "
+            "give a folder of images or of a data set"
+        )
+    return _spread(items, limit)
+
+
+def list_label_maps(
+    dataset_dir: str | os.PathLike[str], section: str | Sequence[str] = "training", *, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Label maps to synthesise from: items that have a `label`, of a datalist, a folder or one file.
+
+    In a folder the files called `..._gt` are the label maps and the file without `_gt`, where there is one, is the
+    image; if none is called so, every image file counts as a label map.
+
+    Args, Raises: as `list_images`.
+    """
+    path = Path(dataset_dir)
+    if _is_datalist(path):
+        items = [item for item in read_datalist(path, section) if "label" in item]
+        if not items:
+            raise ValueError(
+                f"{path}: no item of section {_joined(section)} has a label map; give a section with labels"
+            )
+        return _spread(items, limit)
+    files = _image_files(path)
+    label_paths = [file for file in files if _is_label_map(file)] or files
+    if not label_paths:
+        raise ValueError(
+            f"{path}: no label maps ({', '.join(IMAGE_SUFFIXES)}) and no {DATALIST_NAME}; give a folder of label maps "
+            "or of a data set"
+        )
+    return _spread([_item_of_label(file) for file in label_paths], limit)
+
+
+# ---- items
+
+
+def _item_of(record: EchoRecord, base_dir: str) -> dict[str, Any]:
+    """A record as an item; what is not known is left out."""
+    item: dict[str, Any] = {}
+    for key in _PATH_KEYS:
+        file = getattr(record, key)
+        if file is not None:
+            # the folder is resolved, the file is not: a data set may be made of links into a store
+            real = os.path.join(os.path.realpath(Path(file).parent), Path(file).name)
+            item[key] = Path(os.path.relpath(real, base_dir)).as_posix()
+    item.update({key: getattr(record, key) for key in _VALUE_KEYS if getattr(record, key) is not None})
+    if record.shape:
+        item["shape"] = dict(record.shape)
+    item["is_synthetic"] = record.is_synthetic
+    return item
+
+
+def _check_item(item: Any, where: str) -> None:
+    """Raise ValueError unless an item has an image or label and its attributes have values that prompts know."""
+    if not isinstance(item, dict) or not ("image" in item or "label" in item):
+        raise ValueError(f"{where}: expected an object with the key image (and label), got {str(item)[:60]}")
+    for key in _PATH_KEYS:
+        if key in item and (not isinstance(item[key], str) or not item[key]):
+            raise ValueError(f"{where}: {key} must be a path, got {item[key]!r}")
+    for key, choices in _CHOICES.items():
+        if key in item and item[key] not in choices:
+            raise ValueError(f"{where}: {key} must be {' or '.join(choices)}, got {item[key]!r}")
+    for key, expected in (("age", int), ("ejection_fraction", (int, float))):
+        if key in item and (isinstance(item[key], bool) or not isinstance(item[key], expected)):
+            raise ValueError(f"{where}: {key} must be a number, got {item[key]!r}")
+    shape = item.get("shape", {})
+    if not isinstance(shape, dict) or any(word not in SHAPES for word in shape.values()):
+        raise ValueError(f"{where}: shape must give each structure's name one of {', '.join(SHAPES)}, got {shape!r}")
+    unknown = set(shape) - {structure.name for structure in STRUCTURES}
+    if unknown:
+        known = ", ".join(structure.name for structure in STRUCTURES)
+        raise ValueError(f"{where}: shape names {', '.join(sorted(unknown))}, but the structures are {known}")
+
+
+def _item_of_file(path: Path) -> dict[str, Any]:
+    """An item of an image file, with what its name tells."""
+    return {"image": str(path), **_attributes_of_name(image_stem(path))}
+
+
+def _item_of_label(path: Path) -> dict[str, Any]:
+    """An item of a label map file, with its image where that lies beside it."""
+    stem = image_stem(path).removesuffix("_gt")
+    item = {"label": str(path), **_attributes_of_name(stem)}
+    beside = [path.with_name(stem + suffix) for suffix in IMAGE_SUFFIXES]
+    image = next((file for file in beside if file != path and file.is_file()), None)
+    return {"image": str(image), **item} if image else item
+
+
+def _attributes_of_name(stem: str) -> dict[str, str]:
+    """patient, view and phase of a name like patient0001_4CH_ED; nothing of others."""
+    match = _CAMUS_NAME.match(stem)
+    if match is None:
+        return {}
+    return {"patient": match["patient"], "view": VIEWS[match["view"]], "phase": PHASES[match["phase"]]}
+
+
+def _with_absolute_paths(item: dict[str, Any], base_dir: Path, datalist: Path) -> dict[str, Any]:
+    """The item with absolute paths.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+    """
+    found = {key: os.path.normpath(base_dir / item[key]) for key in _PATH_KEYS if key in item}
+    for key, path in found.items():
+        if not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"{datalist}: {key} {path} does not exist; put the data back where it was or make the datalist again "
+                "(synboost prepare)"
+            )
+    return {**item, **found}
+
+
+# ---- files and sections
+
+
+def _is_datalist(path: Path) -> bool:
+    """Whether a path is a datalist or a folder that holds one."""
+    return path.suffix.lower() == ".json" or (path / DATALIST_NAME).is_file()
+
+
+def _datalist_path(path: Path) -> Path:
+    """The JSON file of a data set.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if path.is_dir():
+        if not (path / DATALIST_NAME).is_file():
+            raise FileNotFoundError(
+                f"{path}: expected {DATALIST_NAME} in this folder; make it from a CAMUS folder with `synboost prepare "
+                "DATASET OUT` and give OUT"
+            )
+        return path / DATALIST_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such folder or datalist; give the folder that holds {DATALIST_NAME}")
+    return path
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A datalist's content, with no patient in two sections.
+
+    Raises:
+        ValueError: if it is no datalist or patients cross.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); make the datalist again") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path}: expected an object with the sections {', '.join(SECTIONS)}, got a {type(content).__name__}"
+        )
+    sections = {key: value for key, value in content.items() if isinstance(value, list)}
+    items = {
+        section: [item for item in value if isinstance(item, dict)]
+        for section, value in sections.items()
+        if any(isinstance(item, dict) for item in value)
+    }
+    patients = {s: [str(i["patient"]) for i in part if i.get("patient") is not None] for s, part in items.items()}
+    check_disjoint(patients, where=str(path))
+    images = {section: [str(item["image"]) for item in part if "image" in item] for section, part in items.items()}
+    check_disjoint(images, where=str(path), what="image")
+    return content
+
+
+def _items_of_section(path: Path, content: Mapping[str, Any], section: str) -> list[dict[str, Any]]:
+    """The checked items of a section.
+
+    Raises:
+        ValueError: if there is no such section, it is empty or has a bad item.
+    """
+    existing = [f"{key} ({len(value)})" for key, value in content.items() if isinstance(value, list)]
+    items = content.get(section)
+    if not isinstance(items, list):
+        raise ValueError(f"{path}: no section is called {section!r}; there are {', '.join(existing) or 'none'}")
+    if not items:
+        raise ValueError(f"{path}: section {section!r} is empty; there are {', '.join(existing)}")
+    # MONAI's own writers give a bare path for an image without label
+    items = [{"image": item} if isinstance(item, str) else item for item in items]
+    for number, item in enumerate(items):
+        _check_item(item, f"{path}: {section}[{number}]")
+    return items
+
+
+def _image_files(path: Path) -> list[Path]:
+    """The image files of a folder and those within it, sorted; sequences and hidden files are passed over.
+
+    Raises:
+        FileNotFoundError: if there is no such path.
+        ValueError: if it is a file of another kind.
+    """
+    if path.is_file():
+        if image_suffix(path) is None:
+            raise ValueError(
+                f"{path}: not an image by its name; expected {', '.join(IMAGE_SUFFIXES)} or {DATALIST_NAME}"
+            )
+        return [path.absolute()]
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; give a folder of images or one that holds {DATALIST_NAME}"
+        )
+    files = []
+    for folder, folder_names, names in os.walk(path.resolve()):
+        folder_names[:] = sorted(name for name in folder_names if not name.startswith("."))
+        for name in sorted(names):
+            is_sequence = image_stem(name).removesuffix("_gt").endswith("_sequence")
+            if image_suffix(name) and not name.startswith(".") and not is_sequence:
+                files.append(Path(folder) / name)
+    return files
+
+
+def _is_label_map(path: Path) -> bool:
+    """Whether a file is a label map by CAMUS's way of naming."""
+    return image_stem(path).endswith("_gt")
+
+
+def _spread(items: list[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
+    """At most `limit` items, spread evenly over the list."""
+    if limit is None or limit >= len(items):
+        return items
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def _joined(section: str | Sequence[str]) -> str:
+    return section if isinstance(section, str) else "+".join(section)

@@ -1,0 +1,199 @@
+"""A phantom data set in CAMUS's layout: beating hearts with exact label maps and simulated ultrasound.
+
+It needs no download and no licence, its label maps are right by construction and its ejection fraction is exact, so every
+stage of the project can be run and tested on it. What is drawn: `phantom_anatomy.py`; how it is seen:
+`phantom_ultrasound.py`. It is a test pattern, not a model of disease: results on it say nothing about patients.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from synboost_monai.data.phantom_anatomy import PatientAnatomy, draw_label_map, draw_patient
+from synboost_monai.data.phantom_ultrasound import UltrasoundView
+from synboost_monai.io import atomic_path, atomic_write_text
+from synboost_monai.records import IMAGE_QUALITIES, VIEWS
+
+SPLIT_FRACTIONS = {"training": 0.70, "validation": 0.15, "testing": 0.15}
+"""Share of the patients in each split."""
+MIN_IMAGE_HEIGHT, MAX_IMAGE_HEIGHT = 32, 2048
+"""Pixels from the probe to the deepest point."""
+
+
+@dataclass(frozen=True)
+class PhantomPatient:
+    """One patient: what `Info_*.cfg` says, and the heart."""
+
+    number: int
+    sex: str
+    """`female` or `male`."""
+    age: int
+    image_quality: dict[str, str]
+    """By CAMUS's name of the view."""
+    frame_rate: float
+    anatomy: PatientAnatomy
+
+    @property
+    def name(self) -> str:
+        return f"patient{self.number:04d}"
+
+
+def write_phantom(
+    output_dir: str | os.PathLike[str],
+    *,
+    num_patients: int = 10,
+    seed: int = 0,
+    image_height: int = 320,
+    num_frames: int = 10,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write phantom patients as a CAMUS folder: `database_nifti/` and `database_split/`.
+
+    The same seed, height and number of frames give the same files, byte for byte (with the same NumPy and SciPy): a
+    patient does not depend on how many others there are, nor on the number of workers. Files are written whole or not at
+    all, the splits last. End-diastole and end-systole are the first and the last frame of the half sequence.
+
+    Args:
+        output_dir: made if missing; files of the same names are replaced.
+        num_patients: numbered from 1.
+        seed: 0 or more.
+        image_height: pixels; the width follows from the opening angle, the spacing from the depth (120 to 210 mm).
+        num_frames: of a half sequence, end-diastole first, end-systole last.
+        workers: threads; None is one per processor.
+        progress: show a progress bar on stderr.
+    Returns:
+        `output_dir`.
+    Raises:
+        ValueError: for an argument out of range, or if `output_dir` holds other patients already.
+    """
+    output_dir = Path(output_dir)
+    _check_whole_number("num_patients", num_patients, 1, 9999)
+    _check_whole_number("seed", seed, 0, 2**63 - 1)
+    _check_whole_number("image_height", image_height, MIN_IMAGE_HEIGHT, MAX_IMAGE_HEIGHT)
+    _check_whole_number("num_frames", num_frames, 2, 200)
+    if workers is None:
+        workers = os.cpu_count() or 1
+    _check_whole_number("workers", workers, 1, 1024)
+    _check_output_dir(output_dir, num_patients)
+
+    def write(number: int) -> str:
+        patient = draw_phantom_patient(seed, number)
+        _write_patient(output_dir / "database_nifti" / patient.name, patient, seed, image_height, num_frames)
+        return patient.name
+
+    # threads: the time goes into FFTs, random numbers and gzip, which release the interpreter
+    with ThreadPoolExecutor(workers) as pool:
+        written = pool.map(write, range(1, num_patients + 1))
+        names = list(tqdm(written, total=num_patients, desc="phantom patients", unit="patient", disable=not progress))
+    for split, members in _split(names).items():
+        atomic_write_text(
+            output_dir / "database_split" / f"subgroup_{split}.txt", "".join(f"{member}\n" for member in members)
+        )
+    return output_dir
+
+
+def draw_phantom_patient(seed: int, number: int) -> PhantomPatient:
+    """Patient `number` (from 1) of a seed.
+
+    Sex alternates and image quality runs through its three grades from patient to patient, so that every split has
+    variety; one view in three has another grade than that.
+    """
+    order = np.random.default_rng([seed, 0])
+    first_sex, grades = int(order.integers(2)), order.permutation(IMAGE_QUALITIES)
+    generator = np.random.default_rng([seed, number, 0])
+    sex = ("female", "male")[(number + first_sex) % 2]
+    age = int(np.clip(np.rint(generator.normal(64, 15)), 18, 95))
+    quality = {view: str(grades[(number + (generator.uniform() < 1 / 3)) % 3]) for view in VIEWS}
+    frame_rate = float(np.round(generator.uniform(40, 70), 1))
+    return PhantomPatient(number, sex, age, quality, frame_rate, draw_patient(generator, is_female=sex == "female"))
+
+
+def systole_at(frame: int, num_frames: int) -> float:
+    """Moment of frame 0 ... num_frames - 1 of a half sequence, 0 (end-diastole) to 1 (end-systole): a half cosine."""
+    return float(0.5 - 0.5 * np.cos(np.pi * frame / (num_frames - 1)))
+
+
+def _write_patient(folder: Path, patient: PhantomPatient, seed: int, image_height: int, num_frames: int) -> None:
+    for view_index, (view_name, view) in enumerate(patient.anatomy.views.items()):
+        generator = np.random.default_rng([seed, patient.number, 1 + view_index])
+        quality = patient.image_quality[view_name]
+        ultrasound = UltrasoundView(patient.anatomy, view, quality, image_height, generator)
+        shape, spacing_mm = ultrasound.convert.shape, ultrasound.convert.spacing_mm
+        contours = [view.contours(systole_at(frame, num_frames)) for frame in range(num_frames)]
+        images = np.stack([ultrasound.image(frame) for frame in contours])
+        label_maps = np.stack(
+            [draw_label_map(frame, patient.anatomy.depth_mm, shape, spacing_mm) for frame in contours]
+        )
+        stem = f"{patient.name}_{view_name}"
+        for name, frames in {"ED": slice(0, 1), "ES": slice(-1, None), "half_sequence": slice(None)}.items():
+            _write_nifti(folder / f"{stem}_{name}.nii.gz", images[frames], spacing_mm)
+            _write_nifti(folder / f"{stem}_{name}_gt.nii.gz", label_maps[frames], spacing_mm)
+        info = {
+            "ED": 1,
+            "ES": num_frames,
+            "NbFrame": num_frames,
+            "Sex": patient.sex[0].upper(),
+            "Age": patient.age,
+            "ImageQuality": quality.capitalize(),
+            "EF": f"{patient.anatomy.ejection_fraction:.2f}",
+            "FrameRate": patient.frame_rate,
+        }
+        atomic_write_text(folder / f"Info_{view_name}.cfg", "".join(f"{key}: {value}\n" for key, value in info.items()))
+
+
+def _write_nifti(path: Path, frames: NDArray[np.uint8], spacing_mm: float) -> None:
+    """Write (T, H, W) as CAMUS does: stored (x, y), several frames (x, y, t), with both signs of the affine negative."""
+    import nibabel as nib
+
+    stored = np.ascontiguousarray(frames.T)
+    if stored.shape[2] == 1:
+        stored = stored[..., 0]
+    image = nib.Nifti1Image(stored, np.diag([-spacing_mm, -spacing_mm, 1.0, 1.0]))
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(
+            gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)
+        )  # no time, no name: same bytes again
+
+
+def _split(names: Sequence[str]) -> dict[str, list[str]]:
+    """Consecutive parts; from three patients on none is empty."""
+    num_held_out = [max(1, round(SPLIT_FRACTIONS[split] * len(names))) for split in ("validation", "testing")]
+    if len(names) < 3:
+        num_held_out = [0, len(names) - 1]
+    num_training = len(names) - sum(num_held_out)
+    return {
+        "training": list(names[:num_training]),
+        "validation": list(names[num_training : num_training + num_held_out[0]]),
+        "testing": list(names[num_training + num_held_out[0] :]),
+    }
+
+
+def _check_whole_number(name: str, value: int, lowest: int, highest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not lowest <= value <= highest:
+        raise ValueError(
+            f"phantom.py: {name} must be a whole number from {lowest} to {highest}, got {value!r}; change {name}"
+        )
+
+
+def _check_output_dir(output_dir: Path, num_patients: int) -> None:
+    """Refuse to mix with patients that this run does not write."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"phantom.py: {output_dir} is a file, expected a folder to write to; give another output_dir")
+    mine = {f"patient{number:04d}" for number in range(1, num_patients + 1)}
+    others = sorted(p.name for p in output_dir.glob("database_nifti/patient*") if p.name not in mine)
+    if others:
+        raise ValueError(
+            f"phantom.py: {output_dir} already holds {len(others)} patients beside the {num_patients} to write "
+            f"(first: {others[0]}); give an empty output_dir"
+        )

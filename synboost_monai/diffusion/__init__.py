@@ -1,0 +1,16 @@
+"""Diffusion as equations: noise schedule, loss, samplers. A network is a callable here."""
+
+from synboost_monai.diffusion.losses import HybridLoss
+from synboost_monai.diffusion.prepare import DiffusionPrepareBatch
+from synboost_monai.diffusion.samplers import SAMPLERS, create_sampler, guide, sample
+from synboost_monai.diffusion.schedule import NoiseSchedule
+
+__all__ = [
+    "SAMPLERS",
+    "DiffusionPrepareBatch",
+    "HybridLoss",
+    "NoiseSchedule",
+    "create_sampler",
+    "guide",
+    "sample",
+]

@@ -1,0 +1,236 @@
+"""Samplers: from noise to images, by a network that predicts the noise.
+
+Two questions decide a sampler: the timesteps at which the network is asked, and the formula that goes from one to the next.
+
+**Timesteps.** On the cosine schedule evenly spaced timesteps are a trap: with 25 of them the last evaluation is at t = 40, where
+noise of standard deviation 0.08 is left, and the jump from there to the image wipes all texture below that: the speckle. The
+fast samplers here use integer timesteps (the only ones the network was trained on) evenly spaced in log signal-to-noise ratio,
+from lambda = -5.1 to t = 0, see `log_snr_timesteps`. The test of this module measures the texture kept.
+
+**Formulas.** diffusers' schedulers carry them, through small subclasses, because as they are they miss the last digits:
+
+- `DDPMScheduler` keeps its tables in float32, where 1 - alphas_cumprod is off by 1e-3 near t = 0; a step at t = 1 then differs
+  from the published one by 5e-4. With float64 tables the steps agree to rounding (`AncestralScheduler`).
+- `DPMSolverMultistepScheduler` has the same tables, places evenly spaced or float timesteps, takes images of 3 channels for
+  granted when the variance is learned, and clips through a quantile (`DPMSolverScheduler`).
+- `DDIMScheduler` can step between evenly spaced timesteps alone: `DDIMScheduler` here is our own, a dozen lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from synboost_monai.diffusion.schedule import NoiseSchedule
+
+SAMPLERS = ("dpmpp_2m", "sde_dpmpp_2m", "ddim", "ancestral")
+"""Names for `create_sampler`: DPM-Solver++ 2M (default), its stochastic form, DDIM, published ancestral sampling."""
+
+FIRST_HALF_LOG_SNR = -5.1
+"""lambda at which the fast samplers start: 0.6 % of the signal's amplitude. Earlier timesteps differ from noise by nothing
+that matters and divide by up to 2e4 (diffusers' advice for the cosine schedule, `lambda_min_clipped`)."""
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (B, C, H, W), t (B,)) -> predicted noise and variance, (B, 2C, H, W)."""
+
+
+def log_snr_timesteps(schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
+    """Integer timesteps evenly spaced in lambda = log(sqrt(a_t) / sqrt(1 - a_t)), from lambda = -5.1 down to t = 0.
+
+    Where lambdas come closer than integers can follow, which with the cosine schedule begins at 43 steps, neighbouring
+    timesteps are taken instead, so that there are always as many as asked.
+
+    Args:
+        schedule: noise schedule of training.
+        num_inference_steps: how many, 1 ... T.
+    Returns:
+        Strictly decreasing; the last is 0.
+    """
+    _check_num_steps(schedule, num_inference_steps)
+    lambdas = schedule.half_log_snr
+    wanted = torch.linspace(
+        float(lambdas[0]), max(FIRST_HALF_LOG_SNR, float(lambdas[-1])), num_inference_steps, dtype=torch.float64
+    )
+    nearest = (lambdas[None] - wanted[:, None]).abs().argmin(dim=1).tolist()  # increasing, first 0
+    timesteps: list[int] = []
+    for index, t in enumerate(nearest):
+        lowest = timesteps[-1] + 1 if timesteps else 0
+        highest = schedule.num_train_timesteps - (num_inference_steps - index)  # leaves room for those that follow
+        timesteps.append(min(max(t, lowest), highest))
+    return timesteps[::-1]
+
+
+def even_timesteps(schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
+    """Evenly spaced timesteps with both ends, T-1 and 0, as published ancestral sampling takes them."""
+    _check_num_steps(schedule, num_inference_steps)
+    stride = (schedule.num_train_timesteps - 1) / max(num_inference_steps - 1, 1)
+    return [round(index * stride) for index in range(num_inference_steps)][::-1]
+
+
+class AncestralScheduler(DDPMScheduler):
+    """Ancestral sampling with learned variance, as published  (DDPM, algorithm 2; improved DDPM, eq. 15).
+
+    x_{t-1} = mean(x_0_hat, x_t) + exp(log_variance / 2) noise, x_0_hat clipped to [-1, 1], no noise after t = 0. With fewer
+    steps than T, betas and posterior variance are those of the shorter chain (improved DDPM, section 4).
+    """
+
+    def __init__(self, schedule: NoiseSchedule, timesteps: Sequence[int]) -> None:
+        super().__init__(
+            num_train_timesteps=schedule.num_train_timesteps,
+            trained_betas=schedule.betas.tolist(),
+            variance_type="learned_range",
+            clip_sample=True,
+        )
+        # float64: 0-dimensional, so they scale float32 images without changing the images' type
+        self.betas, self.alphas_cumprod = schedule.betas, schedule.alphas_cumprod
+        self.alphas = 1 - self.betas
+        self.one = torch.tensor(1.0, dtype=torch.float64)
+        self.set_timesteps(timesteps=list(timesteps))
+
+
+class DPMSolverScheduler(DPMSolverMultistepScheduler):
+    """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2) at given integer timesteps, x_0_hat clipped to [-1, 1].
+
+    The last step goes to the clean image. With `algorithm_type="sde-dpmsolver++"` it is the stochastic 2M.
+    """
+
+    def __init__(
+        self, schedule: NoiseSchedule, timesteps: Sequence[int], algorithm_type: str = "dpmsolver++"
+    ) -> None:
+        super().__init__(
+            num_train_timesteps=schedule.num_train_timesteps,
+            trained_betas=schedule.betas.tolist(),
+            algorithm_type=algorithm_type,
+            solver_order=2,
+            final_sigmas_type="zero",
+        )
+        self.set_timesteps(timesteps=list(timesteps))
+        noise_to_signal = torch.exp(-schedule.half_log_snr[list(timesteps)])
+        self.sigmas = torch.cat([noise_to_signal, noise_to_signal.new_zeros(1)])  # float64, exact at the ends
+
+    def convert_model_output(
+        self, model_output: Tensor, *args: Any, sample: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """x_0_hat from the predicted noise; the variance channels, if any, are not used."""
+        assert sample is not None  # diffusers passes it by keyword
+        alpha, sigma = self._sigma_to_alpha_sigma_t(self.sigmas[self.step_index])
+        return ((sample - sigma * model_output[:, : sample.shape[1]]) / alpha).clamp(-1, 1)
+
+
+class DDIMScheduler:
+    """DDIM at any timesteps (Song et al. 2021, eq. 12), x_0_hat clipped and the noise derived from it again, as published.
+
+    Args:
+        schedule: noise schedule of training.
+        timesteps: strictly decreasing.
+        eta: 0 is deterministic; 1 adds the noise of ancestral sampling.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, timesteps: Sequence[int], eta: float = 0.0) -> None:
+        self.timesteps = torch.tensor(list(timesteps))
+        self.eta = eta
+        levels = schedule.alphas_cumprod
+        following = [*timesteps[1:], None]
+        self._levels = {
+            t: (levels[t], levels.new_ones(()) if after is None else levels[after])
+            for t, after in zip(timesteps, following)
+        }
+
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, generator: list[torch.Generator] | None = None
+    ) -> SimpleNamespace:
+        """`prev_sample`: the image at the next timestep of the list, the clean image after the last."""
+        a_t, a_next = self._levels[int(timestep)]
+        eps = model_output[:, : sample.shape[1]]
+        x_0 = ((sample - (1 - a_t).sqrt() * eps) / a_t.sqrt()).clamp(-1, 1)
+        eps = (sample - a_t.sqrt() * x_0) / (1 - a_t).sqrt()
+        sigma = self.eta * ((1 - a_next) / (1 - a_t)).sqrt() * (1 - a_t / a_next).sqrt()
+        x = a_next.sqrt() * x_0 + (1 - a_next - sigma**2).clamp(min=0).sqrt() * eps
+        if self.eta:
+            x = x + sigma * randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        return SimpleNamespace(prev_sample=x)
+
+
+def create_sampler(
+    name: str, schedule: NoiseSchedule, num_inference_steps: int, eta: float = 0.0
+) -> AncestralScheduler | DPMSolverScheduler | DDIMScheduler:
+    """A sampler ready for one run of `sample` (it keeps the history of that run).
+
+    Args:
+        name: one of `SAMPLERS`.
+        schedule: noise schedule of training.
+        num_inference_steps: evaluations of the network; T with `ancestral` is the published sampling.
+        eta: of `ddim`.
+    Raises:
+        ValueError: if there is no such sampler, or too many steps are asked.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"samplers.py: no sampler is called {name!r}; there are {', '.join(SAMPLERS)}")
+    if name == "ancestral":
+        return AncestralScheduler(schedule, even_timesteps(schedule, num_inference_steps))
+    timesteps = log_snr_timesteps(schedule, num_inference_steps)
+    if name == "ddim":
+        return DDIMScheduler(schedule, timesteps, eta)
+    return DPMSolverScheduler(
+        schedule, timesteps, "sde-dpmsolver++" if name == "sde_dpmpp_2m" else "dpmsolver++"
+    )
+
+
+def sample(
+    predict: Predict,
+    sampler: AncestralScheduler | DPMSolverScheduler | DDIMScheduler,
+    image_shape: Sequence[int],
+    generators: Sequence[torch.Generator],
+    device: torch.device | str = "cpu",
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Images from noise.
+
+    Each image draws its first noise and each step's noise, in this order, from its own generator. With one image and the
+    sampler `ancestral` that is the published order of random numbers.
+
+    Args:
+        predict: the network, with its condition.
+        sampler: of `create_sampler`.
+        image_shape: (C, H, W).
+        generators: one for each image, on the CPU (the same numbers on every device).
+        device: where `predict` works.
+        on_step: called with (steps done, steps in all) after each step.
+    Returns:
+        (B, C, H, W), float32, in [-1, 1] but for rounding.
+    """
+    per_image = list(generators)
+    x = randn_tensor((len(per_image), *image_shape), generator=per_image, device=torch.device(device))
+    for index, t in enumerate(sampler.timesteps):  # on the CPU: no wait for the device in the step's arithmetic
+        model_output = predict(x, t.to(x.device).expand(x.shape[0]))
+        x = sampler.step(model_output.float(), t, x, generator=per_image).prev_sample
+        if on_step is not None:
+            on_step(index + 1, len(sampler.timesteps))
+    return x
+
+
+def guide(conditional: Tensor, unconditional: Tensor, guidance_scale: float, num_channels: int) -> Tensor:
+    """Classifier-free guidance: eps = eps_uncond + s (eps_cond - eps_uncond); the variance stays the conditional one.
+
+    Args:
+        conditional: network output with the label map, (B, 2C, H, W).
+        unconditional: network output with the all-zero label map.
+        guidance_scale: s; 1 is no guidance.
+        num_channels: C, image channels.
+    """
+    eps = torch.lerp(unconditional[:, :num_channels], conditional[:, :num_channels], guidance_scale)
+    return torch.cat([eps, conditional[:, num_channels:]], dim=1)
+
+
+def _check_num_steps(schedule: NoiseSchedule, num_inference_steps: int) -> None:
+    if not 1 <= num_inference_steps <= schedule.num_train_timesteps:
+        raise ValueError(
+            f"samplers.py: num_inference_steps must be 1 ... {schedule.num_train_timesteps} (the timesteps of training), "
+            f"got {num_inference_steps}"
+        )

@@ -1,0 +1,40 @@
+"""A CAMUS folder -> datalist.json and a summary of what the copy holds and lacks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from synboost_monai.io import atomic_write_text
+
+SUMMARY_NAME = "summary.txt"
+"""File beside datalist.json: counts, how the splits were made, what is missing, what was left out."""
+
+
+def prepare_dataset(dataset: str | os.PathLike[str], output_dir: str | os.PathLike[str], **options: Any) -> str:
+    """Read a CAMUS or phantom folder and write datalist.json and summary.txt.
+
+    Args:
+        dataset: folder of the data set.
+        output_dir: folder to write to.
+        options: arguments of `synboost_monai.data.camus.read_camus`.
+    Returns:
+        the summary, as text.
+    Raises:
+        ValueError, FileNotFoundError: as `read_camus`; nothing is written then.
+    """
+    from synboost_monai.data.camus import read_camus
+    from synboost_monai.data.datalist import write_datalist
+
+    found = read_camus(dataset, **options)
+    datalist_path = Path(output_dir, "datalist.json")
+    summary = str(found.summary)
+    atomic_write_text(datalist_path.with_name(SUMMARY_NAME), summary + "\n")
+    write_datalist(
+        datalist_path,
+        found.splits,
+        name=Path(dataset).resolve().name,
+        description=f"CAMUS layout, {options.get('split', 'official')} split, read from {dataset}",
+    )
+    return f"{summary}\n{datalist_path}"

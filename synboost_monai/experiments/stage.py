@@ -1,0 +1,144 @@
+"""One stage of a study as a supervised process: `python -m synboost_monai.experiments.stage ... -- WORDS OF synboost`.
+
+The stage's command runs in a process of its own. It is ended when the study's process is gone (kill -9 of the study leaves
+nothing at work behind), its seconds are kept over interruptions, and its folder is emptied first unless the same stage,
+with the same command and inputs, was interrupted in it: then the stage goes on from its own state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from synboost_monai.experiments.study import _PARENT_VARIABLE
+from synboost_monai.io import atomic_write_text
+
+SAVE_SECONDS = 10.0
+"""How often the time spent is saved while the stage runs."""
+
+
+def run_stage(name: str, title: str, output_dir: str | None, inputs: Sequence[str], total: int, words: Sequence[str]) -> int:
+    """Run one stage in the working directory, which is the run's folder.
+
+    Args:
+        name: of the stage; the file timing/NAME.json says that it is done.
+        title: for people.
+        output_dir: its folder, emptied unless this is the continuation of the same stage; None if it has none of its own.
+        inputs: files it depends on.
+        total: stages of the whole study.
+        words: the command, as after `synboost`; or a full command if the first word is `python`.
+    Returns:
+        exit code of the command.
+    """
+    state_path, timing_path = Path(".stages", f"{name}.json"), Path("timing", f"{name}.json")
+    fingerprint = _fingerprint(words, inputs)
+    state = json.loads(state_path.read_text(encoding="utf-8")) if state_path.is_file() else {}
+    goes_on = state.get("fingerprint") == fingerprint and state.get("status") != "done"
+    if not goes_on:
+        state = {"seconds": 0.0, "attempts": 0}
+        if output_dir and Path(output_dir).is_dir():
+            shutil.rmtree(output_dir)
+    state |= {
+        "name": name,
+        "title": title,
+        "command": shlex.join(["synboost", *words]) if words[0] != "python" else shlex.join(words),
+        "fingerprint": fingerprint,
+        "status": "running",
+        "attempts": state["attempts"] + 1,
+    }
+    num_done = len(list(Path("timing").glob("*.json"))) - timing_path.is_file()
+    again = " (goes on after an interruption)" if goes_on else ""
+    print(f"\n[{num_done + 1}/{total}] {title}{again}", file=sys.stderr, flush=True)
+
+    code = _supervise(words, state, state_path)
+    state |= {"status": "failed" if code else "done", "returncode": code}
+    atomic_write_text(state_path, json.dumps(state, indent=2) + "\n")
+    if code:
+        return code
+    timing = {k: state[k] for k in ("name", "title", "command", "seconds", "attempts")}
+    atomic_write_text(timing_path, json.dumps(timing, indent=2) + "\n")
+    print(f"      done in {state['seconds']:.1f} s", file=sys.stderr, flush=True)
+    return 0
+
+
+def _supervise(words: Sequence[str], state: dict[str, Any], state_path: Path) -> int:
+    """Run the command; save the time spent every so often; end it when the study's process is gone."""
+    study_process = os.environ.get(_PARENT_VARIABLE, "")
+    before, start, saved = state["seconds"], time.monotonic(), 0.0
+    command = [sys.executable, *words[1:]] if words[0] == "python" else [sys.executable, "-m", "synboost_monai", *words]
+    process = subprocess.Popen(command, preexec_fn=_die_with_parent if sys.platform == "linux" else None)
+    while True:
+        spent = time.monotonic() - start
+        state["seconds"] = round(before + spent, 2)
+        if spent - saved >= SAVE_SECONDS or saved == 0.0:
+            saved = max(spent, 1e-9)
+            atomic_write_text(state_path, json.dumps(state, indent=2) + "\n")
+        try:
+            code = process.wait(timeout=min(1.0, 0.05 + spent))
+            state["seconds"] = round(before + time.monotonic() - start, 2)
+            return code if code >= 0 else 128 - code
+        except subprocess.TimeoutExpired:
+            pass
+        except KeyboardInterrupt:
+            process.wait()
+            return 130
+        if study_process and not _is_alive(int(study_process)):
+            process.kill()
+            process.wait()
+            raise SystemExit(137)
+
+
+def _die_with_parent() -> None:
+    """In the child: ask Linux to kill it when the supervising process ends."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _is_alive(process_id: int) -> bool:
+    """Whether a process exists."""
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _fingerprint(words: Sequence[str], inputs: Sequence[str]) -> str:
+    """Digest of the command and of each input's size and time of change."""
+    facts = [list(words)]
+    facts += [[p, Path(p).stat().st_size, Path(p).stat().st_mtime_ns] for p in sorted(inputs)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def main() -> None:
+    """Read the stage from the command line, run it, and end with its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m synboost_monai.experiments.stage", description=__doc__)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--title", required=True)
+    parser.add_argument("--dir")
+    parser.add_argument("--inputs", nargs="*", default=[])
+    parser.add_argument("--total", type=int, default=0)
+    parser.add_argument("words", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args()
+    words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
+    raise SystemExit(
+        run_stage(arguments.name, arguments.title, arguments.dir, arguments.inputs, arguments.total, words)
+    )
+
+
+if __name__ == "__main__":
+    main()

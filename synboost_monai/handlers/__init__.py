@@ -1,0 +1,40 @@
+"""Ignite handlers: what happens around the steps of a training or an evaluation."""
+
+from synboost_monai.handlers.ema import ExponentialMovingAverage
+from synboost_monai.handlers.evaluation import CaseMetrics, WriteLabelMaps
+from synboost_monai.handlers.training import (
+    EarlyStop,
+    EpochSeed,
+    GradientClip,
+    HandlerGroup,
+    LazySummaryWriter,
+    LearningRateSchedule,
+    LogToFile,
+    PictureGrid,
+    Progress,
+    Resume,
+    SegmentationPictures,
+    WriteWeights,
+    is_main_process,
+    overlay,
+)
+
+__all__ = [
+    "CaseMetrics",
+    "EarlyStop",
+    "EpochSeed",
+    "ExponentialMovingAverage",
+    "GradientClip",
+    "HandlerGroup",
+    "LazySummaryWriter",
+    "LearningRateSchedule",
+    "LogToFile",
+    "PictureGrid",
+    "Progress",
+    "Resume",
+    "SegmentationPictures",
+    "WriteLabelMaps",
+    "WriteWeights",
+    "is_main_process",
+    "overlay",
+]

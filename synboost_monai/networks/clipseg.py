@@ -1,0 +1,283 @@
+"""CLIPSeg: CLIP with a small transformer decoder, trained end to end, with several prompts for one image.
+
+Lüddecke & Ecker, CVPR 2022 (arXiv 2112.10003). Modules and weights are those of transformers' `CLIPSegForImageSegmentation`; the
+forward pass is ours, because theirs runs both encoders without gradients, encodes the image again for each prompt, and computes
+vision layers that no output depends on. Same weights, same logits.
+
+B: batch, S: prompts of one image, N = B * S, L: tokens of a prompt, D: width of the vision transformer, R: reduced width of the
+decoder, P: width of text embeddings, h and w: rows and columns of the patch grid, T = 1 + h * w tokens (class token first).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+
+from .efficientnet_lite import FEATURE_CHANNELS, EfficientNetLite0
+from .text import CONTEXT_LENGTH, VOCABULARY_SIZE, check_inputs, default_input_ids, distinct_prompts, trim_to_end
+
+
+class HybridPatchEmbedding(nn.Module):
+    """Patch embedding of stride 8 made of EfficientNet-lite0's maps instead of raw pixels (a hybrid ViT, Dosovitskiy et al. 2021)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.encoder = EfficientNetLite0()
+        self.fine = nn.Conv2d(FEATURE_CHANNELS[4], width, 2, stride=2, bias=False)
+        self.middle = nn.Conv2d(FEATURE_CHANNELS[8], width, 1, bias=False)
+        self.coarse = nn.Conv2d(FEATURE_CHANNELS[16], width, 1, bias=False)
+        self.deep = nn.Conv2d(FEATURE_CHANNELS[32], width, 1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """Patch embeddings (B, D, H/8, W/8), and the encoder's maps by stride."""
+        features = self.encoder.forward_features(image)
+        # each map by a 1x1 convolution at its own size, then up: the same as joining them at stride 8, but cheaper
+        h = F.interpolate(self.deep(features[32]), scale_factor=2, mode="bilinear") + self.coarse(features[16])
+        h = F.interpolate(h, scale_factor=2, mode="bilinear") + self.middle(features[8]) + self.fine(features[4])
+        return h, features
+
+
+class _SkipHead(nn.Module):
+    """Finer maps of the image alone that help the decoder's upsampling (not in the paper)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.skip = nn.Conv2d(FEATURE_CHANNELS[4], channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv_norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor, fine: Tensor) -> Tensor:
+        """(N, C, H/4, W/4) from the same, and the image's map at stride 4, (B, ..., H/4, W/4)."""
+        skip = self.skip(fine)  # once for all prompts
+        h = (x.unflatten(0, (len(fine), -1)) + skip.unsqueeze(1)).flatten(0, 1)
+        h = F.relu(self.norm(h), inplace=True)
+        return F.relu(self.conv_norm(self.conv(h)), inplace=True)
+
+
+class CLIPSeg(nn.Module):
+    """CLIPSeg; by default the published `CIDAS/clipseg-rd64-refined`: 150.7 million parameters, trained at 352 px.
+
+    Args:
+        image_encoder: `patches` (published: pixels in patches) or `efficientnet_lite0` (stride 8, `patch_size` is then 8).
+        image_size: pixels for which position codes are stored; they are resized (bicubic) to any other size.
+        patch_size: pixels of a patch's side.
+        vision_width, vision_heads, vision_layers: of the vision transformer; its MLPs are 4 times as wide.
+        text_width, text_heads, text_layers: of the text transformer, likewise.
+        context_length: longest prompt in tokens.
+        projection_width: P.
+        extract_layers: vision layers (from 0) whose output the decoder takes; later ones are kept in the state dict, but not computed.
+        reduced_width, decoder_heads, decoder_ffn_width: of the decoder.
+        has_skips: the map at stride 4 also goes into the upsampling (EfficientNet only; not in the paper).
+        freeze_encoders: image and text encoder are not trained; their batch norms keep their statistics.
+        freeze_token_embedding: the table of tokens is not trained: a table from scratch learns little from a few prompts.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_encoder: str = "patches",
+        image_size: int = 224,
+        patch_size: int = 16,
+        vision_width: int = 768,
+        vision_heads: int = 12,
+        vision_layers: int = 12,
+        text_width: int = 512,
+        text_heads: int = 8,
+        text_layers: int = 12,
+        context_length: int = CONTEXT_LENGTH,
+        vocabulary_size: int = VOCABULARY_SIZE,
+        projection_width: int = 512,
+        extract_layers: Sequence[int] = (3, 6, 9),
+        reduced_width: int = 64,
+        decoder_heads: int = 4,
+        decoder_ffn_width: int = 2048,
+        has_skips: bool = False,
+        freeze_encoders: bool = False,
+        freeze_token_embedding: bool = False,
+    ) -> None:
+        super().__init__()
+        if image_encoder not in ("patches", "efficientnet_lite0"):
+            raise ValueError(f"CLIPSeg: image_encoder must be 'patches' or 'efficientnet_lite0', got {image_encoder!r}")
+        is_hybrid = image_encoder == "efficientnet_lite0"
+        if is_hybrid and patch_size != 8:
+            raise ValueError(f"CLIPSeg: image_encoder='efficientnet_lite0' has stride 8; set patch_size to 8, not {patch_size}")
+        if has_skips and not is_hybrid:
+            raise ValueError("CLIPSeg: has_skips needs image_encoder='efficientnet_lite0'")
+        if max(extract_layers) >= vision_layers:
+            raise ValueError(f"CLIPSeg: extract_layers {tuple(extract_layers)} need vision_layers > {max(extract_layers)}")
+        text: dict[str, Any] = {
+            "vocab_size": vocabulary_size,
+            "max_position_embeddings": context_length,
+            "hidden_size": text_width,
+            "intermediate_size": 4 * text_width,
+            "num_attention_heads": text_heads,
+            "num_hidden_layers": text_layers,
+        }
+        vision: dict[str, Any] = {
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "hidden_size": vision_width,
+            "intermediate_size": 4 * vision_width,
+            "num_attention_heads": vision_heads,
+            "num_hidden_layers": vision_layers,
+        }
+        config = CLIPSegConfig(
+            text_config=text,
+            vision_config=vision,
+            projection_dim=projection_width,
+            extract_layers=list(extract_layers),
+            reduce_dim=reduced_width,
+            decoder_num_attention_heads=decoder_heads,
+            decoder_intermediate_size=decoder_ffn_width,
+            use_complex_transposed_convolution=True,
+        )
+        network = CLIPSegForImageSegmentation(config)
+        self.clip = network.clip
+        self.decoder = network.decoder
+        if is_hybrid:
+            self.clip.vision_model.embeddings.patch_embedding = HybridPatchEmbedding(vision_width)
+        self.skip_head = _SkipHead(reduced_width // 2) if has_skips else None
+        self.register_buffer("default_input_ids", default_input_ids(), persistent=False)
+        self.extract_layers = tuple(extract_layers)
+        self.context_length = context_length
+        self.freeze_encoders = freeze_encoders
+        # no output depends on these: an optimiser or torchrun must not wait for their gradients
+        vision_model = self.clip.vision_model
+        unused = [*vision_model.encoder.layers[max(extract_layers) + 1 :], vision_model.post_layernorm]
+        for module in [*unused, self.clip.visual_projection]:
+            module.requires_grad_(False)
+        self.clip.logit_scale.requires_grad_(False)
+        if freeze_token_embedding:
+            self.clip.text_model.embeddings.token_embedding.requires_grad_(False)
+        if freeze_encoders:
+            self.clip.requires_grad_(False)
+
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """The pretrained parts: frozen, or trained with a lower learning rate."""
+        return [self.clip]
+
+    @property
+    def image_encoder(self) -> nn.Module:
+        """What turns pixels into patches: EfficientNet-lite0 in the small preset."""
+        embedding = self.clip.vision_model.embeddings.patch_embedding
+        return embedding.encoder if isinstance(embedding, HybridPatchEmbedding) else embedding
+
+    def train(self, mode: bool = True) -> CLIPSeg:
+        """As `nn.Module.train`; frozen encoders stay in evaluation mode."""
+        super().train(mode)
+        if self.freeze_encoders:
+            self.clip.eval()
+        return self
+
+    def encode_image(self, image: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Activations (B, T, D) of the extracted layers, first to last, and the map at stride 4 where there is one."""
+        model = self.clip.vision_model
+        embeddings, features = model.embeddings, {}
+        patches = embeddings.patch_embedding(image)
+        if isinstance(patches, tuple):
+            patches, features = patches
+        grid = patches.shape[-2:]
+        class_token = embeddings.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        x = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1)  # (B, T, D)
+        x = x + _resize_positions(embeddings.position_embedding.weight, grid[0], grid[1]).to(x.dtype)
+        x = model.pre_layrnorm(x)
+        activations = []
+        for index, layer in enumerate(model.encoder.layers[: max(self.extract_layers) + 1]):
+            x = _encoder_layer(layer, x)
+            if index in self.extract_layers:
+                activations.append(x)
+        return activations, features.get(4)
+
+    def encode_text(self, input_ids: Tensor) -> Tensor:
+        """Text embeddings (N, P) of token ids (N, L), from the first end token: the token with the highest id."""
+        model = self.clip.text_model
+        ids, inverse = distinct_prompts(trim_to_end(input_ids))
+        embeddings = model.embeddings
+        x = embeddings.token_embedding(ids) + embeddings.position_embedding.weight[: ids.shape[1]]
+        for layer in model.encoder.layers:
+            x = _encoder_layer(layer, x, is_causal=True)
+        end = x[torch.arange(len(x), device=x.device), ids.argmax(dim=-1)]
+        embedding = self.clip.text_projection(model.final_layer_norm(end))
+        return embedding if inverse is None else embedding[inverse]
+
+    def decode(self, activations: Sequence[Tensor], text: Tensor, grid: tuple[int, int], fine: Tensor | None) -> Tensor:
+        """Logits (N, 1, ...) of activations (B, T, D) by prompts' embeddings (N, P); `fine`: the map at stride 4."""
+        decoder = self.decoder
+        num_prompts = len(text) // len(activations[0])
+        x: Tensor | None = None
+        layers = zip(reversed(activations), decoder.layers, decoder.reduces)
+        for index, (activation, layer, reduce) in enumerate(layers):
+            reduced = reduce(activation)  # (B, T, R): once for all prompts
+            h = reduced.unsqueeze(1) if x is None else x.unflatten(0, (-1, num_prompts)) + reduced.unsqueeze(1)
+            if index == decoder.conditional_layer:
+                scale, shift = (film(text)[:, None].unflatten(0, (-1, num_prompts)) for film in (decoder.film_mul, decoder.film_add))
+                h = scale * h + shift  # (B, S, T, R)
+            x = _decoder_layer(layer, h.expand(-1, num_prompts, -1, -1).flatten(0, 1))
+        assert x is not None
+        x = x[:, 1:].transpose(1, 2).unflatten(-1, grid)  # (N, R, h, w), without the class token
+        if self.skip_head is None:
+            return decoder.transposed_convolution(x)
+        assert fine is not None
+        conv, relu, up, _, last = decoder.transposed_convolution
+        return last(self.skip_head(up(relu(conv(x))), fine))
+
+    def forward(self, image: Tensor, input_ids: Tensor | None = None) -> Tensor:
+        """Logits (B, S, H, W) of one mask for each prompt.
+
+        Args:
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation; H and W multiples of 32.
+            input_ids: (B, S, L) int64 tokens, padded behind the end token with any id; None: the three structures' P1 prompts.
+        Raises:
+            ValueError: if H or W is not a multiple of 32, or the shapes do not fit.
+        """
+        batch_size, _, height, width = image.shape
+        if input_ids is None:
+            input_ids = self.default_input_ids.expand(batch_size, -1, -1)
+        check_inputs(image, input_ids, self.context_length)
+        num_prompts = input_ids.shape[1]
+        activations, fine = self.encode_image(image)
+        text = self.encode_text(input_ids.flatten(0, 1))
+        patch_size = self.clip.vision_model.embeddings.patch_size
+        logits = self.decode(activations, text, (height // patch_size, width // patch_size), fine)
+        if logits.shape[-2:] != (height, width):
+            logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+        return logits.reshape(batch_size, num_prompts, height, width)
+
+
+def _resize_positions(stored: Tensor, num_rows: int, num_columns: int) -> Tensor:
+    """(1 + num_rows * num_columns, D) position codes from those of a square grid; the class token's comes first."""
+    side = round((len(stored) - 1) ** 0.5)
+    if (num_rows, num_columns) == (side, side):
+        return stored
+    grid = stored[1:].T.reshape(1, -1, side, side)
+    grid = F.interpolate(grid, size=(num_rows, num_columns), mode="bicubic", align_corners=False)
+    return torch.cat([stored[:1], grid[0].flatten(1).T])
+
+
+def _attention(module: nn.Module, x: Tensor, is_causal: bool = False) -> Tensor:
+    """Self-attention (N, T, D) with the layers of transformers' `CLIPSegAttention`."""
+    heads = module.num_heads
+    q, k, v = (
+        layer(x).unflatten(-1, (heads, -1)).transpose(1, 2) for layer in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    h = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+    return module.out_proj(h.transpose(1, 2).flatten(2))
+
+
+def _encoder_layer(layer: nn.Module, x: Tensor, is_causal: bool = False) -> Tensor:
+    """`CLIPSegEncoderLayer`: norms in front."""
+    x = x + _attention(layer.self_attn, layer.layer_norm1(x), is_causal)
+    return x + layer.mlp(layer.layer_norm2(x))
+
+
+def _decoder_layer(layer: nn.Module, x: Tensor) -> Tensor:
+    """`CLIPSegDecoderLayer`: norms behind."""
+    x = layer.layer_norm1(x + _attention(layer.self_attn, x))
+    return layer.layer_norm2(x + layer.mlp(x))

@@ -1,0 +1,551 @@
+"""CRIS: CLIP-driven referring image segmentation, with several prompts for one image.
+
+Wang et al., CVPR 2022 (arXiv 2111.15174). Written anew from the paper and the published checkpoints' layout; the key names are those
+of the checkpoints of github.com/DerrickWang005/CRIS.pytorch (MIT), whose image and text encoders are CLIP's (Radford et al. 2021).
+
+What depends on the image alone (image encoder, the neck's first convolutions) is computed once and shared by its prompts.
+
+B: batch, S: prompts of one image, N = B * S, L: tokens of a prompt, D: width of words and of the decoder, E: width of the sentence
+state, H and W: height and width of the image, h and w: those of the fused map (stride 16 as published, 8 in the small preset).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .efficientnet_lite import FEATURE_CHANNELS, EfficientNetLite0
+from .text import CONTEXT_LENGTH, VOCABULARY_SIZE, check_inputs, default_input_ids, distinct_prompts, trim_padding
+
+
+def _conv_layer(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
+    """Convolution that keeps the size, batch norm, ReLU."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+def _per_prompt(x: Tensor, num_prompts: int) -> Tensor:
+    """(B, ...) -> (N, ...): each image's entry once for each of its prompts."""
+    return x if num_prompts == 1 else x.repeat_interleave(num_prompts, dim=0)
+
+
+def _add_per_prompt(x: Tensor, shared: Tensor, num_prompts: int) -> Tensor:
+    """(N, C, h, w) + (B, C, h, w), without writing out a copy of `shared` for each prompt."""
+    return (x.unflatten(0, (-1, num_prompts)) + shared.unsqueeze(1)).flatten(0, 1)
+
+
+def _double_size(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+# ---------------------------------------------------------------------------------------------------------- image encoders
+
+
+class _Bottleneck(nn.Module):
+    """CLIP's residual block: strides are average pools, so that no convolution skips pixels."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.avgpool: nn.Module = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.downsample: nn.Module | None = None
+        if stride > 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                OrderedDict(
+                    [
+                        ("-1", nn.AvgPool2d(stride)),
+                        ("0", nn.Conv2d(in_channels, out_channels, 1, bias=False)),
+                        ("1", nn.BatchNorm2d(out_channels)),
+                    ]
+                )
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        h = F.relu(self.bn2(self.conv2(h)), inplace=True)
+        h = self.bn3(self.conv3(self.avgpool(h)))
+        return F.relu(h + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+class _AttentionPool(nn.Module):
+    """CLIP's attention pool, which here keeps the map: self-attention over all positions, plus a 1x1 convolution around it."""
+
+    def __init__(self, grid_size: int, channels: int, num_heads: int, out_channels: int) -> None:
+        super().__init__()
+        self.grid_size = grid_size
+        self.num_heads = num_heads
+        self.positional_embedding = nn.Parameter(torch.randn(grid_size**2 + 1, channels) / channels**0.5)
+        self.k_proj = nn.Linear(channels, channels)
+        self.q_proj = nn.Linear(channels, channels)
+        self.v_proj = nn.Linear(channels, channels)
+        self.c_proj = nn.Linear(channels, out_channels)
+        self.connect = nn.Sequential(nn.Conv2d(channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        position = self.positional_embedding[1:].T.reshape(1, -1, self.grid_size, self.grid_size)  # [0]: CLIP's mean token
+        position = F.interpolate(position, size=(height, width), mode="bicubic", align_corners=False)
+        tokens = (x + position.to(x.dtype)).flatten(2).transpose(1, 2)  # (B, hw, C)
+        q, k, v = (
+            layer(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        h = self.c_proj(h).transpose(1, 2).unflatten(-1, (height, width))  # (B, E, h, w)
+        return F.relu(h + self.connect(x), inplace=True)
+
+
+class ClipResNet(nn.Module):
+    """CLIP's modified ResNet (RN50 by default), giving maps at strides 8, 16 and 32.
+
+    Args:
+        num_blocks: residual blocks of the four stages.
+        width: channels of the first stage's bottleneck.
+        grid_size: side of the grid of stored position codes, 7 for 224 px; resized (bicubic) to the input's.
+        out_channels: channels of the map at stride 32.
+    """
+
+    def __init__(self, num_blocks: Sequence[int], width: int, grid_size: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        in_channels = width
+        for stage, blocks in enumerate(num_blocks):
+            channels = width * 2**stage
+            layers = []
+            for index in range(blocks):
+                layers.append(_Bottleneck(in_channels, channels, 2 if stage and not index else 1))
+                in_channels = channels * _Bottleneck.expansion
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+        self.attnpool = _AttentionPool(grid_size, in_channels, max(in_channels // 64, 1), out_channels)
+        self.channels = (width * 8, width * 16, out_channels)
+        self.skip_channels: tuple[int, int] | None = None
+
+    def forward(self, image: Tensor) -> tuple[list[Tensor], None]:
+        """Maps at strides 8, 16, 32 with `channels` channels, and no skips."""
+        h = image
+        for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
+            h = F.relu(norm(conv(h)), inplace=True)
+        h = self.layer1(F.avg_pool2d(h, 2))
+        c3 = self.layer2(h)
+        c4 = self.layer3(c3)
+        return [c3, c4, self.attnpool(self.layer4(c4))], None
+
+
+class EfficientNetPyramid(EfficientNetLite0):
+    """EfficientNet-lite0 giving maps at strides 4, 8 and 16 (with stride 32 brought up and joined), and skips at 4 and 2."""
+
+    channels = (FEATURE_CHANNELS[4], FEATURE_CHANNELS[8], FEATURE_CHANNELS[16] + FEATURE_CHANNELS[32])
+    skip_channels = (FEATURE_CHANNELS[4], FEATURE_CHANNELS[2])
+
+    def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps at strides 4, 8, 16 with `channels` channels; maps at strides 4, 2 with `skip_channels`."""
+        features = self.forward_features(image)
+        deep = torch.cat([features[16], _double_size(features[32])], dim=1)
+        return [features[4], features[8], deep], [features[4], features[2]]
+
+
+# ------------------------------------------------------------------------------------------------------------ text encoder
+
+
+class _QuickGELU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class _TextBlock(nn.Module):
+    """Transformer block with the norm in front; each token sees itself and those before."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        self.ln_1 = nn.LayerNorm(width)
+        layers = [("c_fc", nn.Linear(width, width * 4)), ("gelu", _QuickGELU()), ("c_proj", nn.Linear(width * 4, width))]
+        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.ln_2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, causal_mask: Tensor) -> Tensor:
+        h = self.ln_1(x)
+        x = x + self.attn(h, h, h, attn_mask=causal_mask, is_causal=True, need_weights=False)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class _Transformer(nn.Module):
+    def __init__(self, width: int, num_layers: int, num_heads: int) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(_TextBlock(width, num_heads) for _ in range(num_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        causal_mask = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+        for block in self.resblocks:
+            x = block(x, causal_mask)
+        return x
+
+
+class ClipBackbone(nn.Module):
+    """CLIP's two encoders, as CRIS uses them: maps of the image, words and sentence state of the text."""
+
+    def __init__(
+        self, visual: nn.Module, state_width: int, context_length: int, vocabulary_size: int, width: int, heads: int, layers: int
+    ) -> None:
+        super().__init__()
+        self.visual = visual
+        self.transformer = _Transformer(width, layers, heads)
+        self.token_embedding = nn.Embedding(vocabulary_size, width)
+        self.positional_embedding = nn.Parameter(torch.randn(context_length, width) * 0.01)
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.randn(width, state_width) * width**-0.5)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's temperature: kept for its checkpoints
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        for block in self.transformer.resblocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+
+    def encode_text(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Words (N, L, D) and sentence states (N, E) of token ids (N, L).
+
+        The state is the word at the end token, which has the highest id.
+        """
+        distinct, inverse = distinct_prompts(input_ids)
+        x = self.token_embedding(distinct) + self.positional_embedding[: distinct.shape[1]]
+        words = self.ln_final(self.transformer(x))
+        end = words[torch.arange(len(words), device=words.device), distinct.argmax(dim=-1)]
+        state = end @ self.text_projection.to(end.dtype)
+        return (words, state) if inverse is None else (words[inverse], state[inverse])
+
+
+# -------------------------------------------------------------------------------------------------------- neck and decoder
+
+
+class _CoordConv(nn.Module):
+    """Convolution that also sees each pixel's column and row, from -1 to 1."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = _conv_layer(in_channels + 2, out_channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
+        columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
+        y, column = torch.meshgrid(rows, columns, indexing="ij")
+        return self.conv1(torch.cat([x, torch.stack([column, y]).expand(len(x), -1, -1, -1)], dim=1))
+
+
+class FeaturePyramidNeck(nn.Module):
+    """Fuses three maps of the image with the sentence state into one map at the middle map's stride.
+
+    Args:
+        in_channels: of the three maps, fine to coarse.
+        state_width: E.
+        out_channels: of the three levels after projection; the fused map has the second.
+    """
+
+    def __init__(self, in_channels: Sequence[int], state_width: int, out_channels: Sequence[int]) -> None:
+        super().__init__()
+        in3, in4, in5 = in_channels
+        out3, out4, out5 = out_channels
+        self.txt_proj = nn.Sequential(
+            nn.Linear(state_width, out5, bias=False), nn.BatchNorm1d(out5), nn.ReLU(inplace=True)
+        )
+        self.f1_v_proj = _conv_layer(in5, out5, 1)
+        self.norm_layer = nn.Sequential(nn.BatchNorm2d(out5), nn.ReLU(inplace=True))
+        self.f2_v_proj = _conv_layer(in4, out4, 3)
+        self.f2_cat = _conv_layer(out5 + out4, out4, 1)
+        self.f3_v_proj = _conv_layer(in3, out3, 3)
+        self.f3_cat = _conv_layer(out3 + out4, out4, 1)
+        self.f4_proj5 = _conv_layer(out5, out4, 3)
+        self.f4_proj4 = _conv_layer(out4, out4, 3)
+        self.f4_proj3 = _conv_layer(out4, out4, 3)
+        self.aggr = _conv_layer(3 * out4, out4, 1)
+        self.coordconv = nn.Sequential(_CoordConv(out4, out4), _conv_layer(out4, out4, 3))
+
+    @staticmethod
+    def _fuse(layer: nn.Sequential, shared: Tensor, x: Tensor, num_prompts: int, *, double: bool = False) -> Tensor:
+        """`layer` (1x1) of [shared, x] joined by channel: the shared half of the product is made once for an image.
+
+        `double`: x has half the size; a 1x1 convolution without bias may go before the bilinear upsampling.
+        """
+        conv, norm, relu = layer
+        weight_shared, weight_x = conv.weight.split([shared.shape[1], x.shape[1]], dim=1)
+        h = F.conv2d(x, weight_x)
+        h = _add_per_prompt(_double_size(h) if double else h, F.conv2d(shared, weight_shared), num_prompts)
+        return relu(norm(h))
+
+    def forward(self, maps: Sequence[Tensor], state: Tensor) -> Tensor:
+        """Fused map (N, out_channels[1], h, w) of maps (B, ...) and sentence states (N, E)."""
+        v3, v4, v5 = maps
+        num_prompts = len(state) // len(v5)
+        # image alone, once for its prompts
+        v5 = self.f1_v_proj(v5)
+        v4 = self.f2_v_proj(v4)
+        v3 = F.avg_pool2d(self.f3_v_proj(v3), 2)
+        # with the text
+        f5 = v5.unflatten(0, (-1, 1)) * self.txt_proj(state)[:, :, None, None].unflatten(0, (-1, num_prompts))
+        f5 = self.norm_layer(f5.flatten(0, 1))
+        f4 = self._fuse(self.f2_cat, v4, f5, num_prompts, double=True)
+        f3 = self._fuse(self.f3_cat, v3, f4, num_prompts)
+        levels = [self.f4_proj3(f3), self.f4_proj4(f4), _double_size(self.f4_proj5(f5))]
+        return self.coordconv(self.aggr(torch.cat(levels, dim=1)))
+
+
+class _DecoderLayer(nn.Module):
+    """Pixels attend to pixels, then to the prompt's words; norm before and after each attention."""
+
+    def __init__(self, width: int, num_heads: int, ffn_width: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn_norm = nn.LayerNorm(width)
+        self.cross_attn_norm = nn.LayerNorm(width)
+        self.self_attn = nn.MultiheadAttention(width, num_heads, dropout, batch_first=True)
+        self.multihead_attn = nn.MultiheadAttention(width, num_heads, dropout, batch_first=True)
+        self.ffn = nn.Sequential(
+            nn.Linear(width, ffn_width),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.LayerNorm(ffn_width),
+            nn.Linear(ffn_width, width),
+        )
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, x_position: Tensor, words: Tensor, keys: Tensor, padding: Tensor | None) -> Tensor:
+        h = self.norm1(x)
+        q = h + x_position
+        h = self.self_attn(q, q, h, need_weights=False)[0]
+        x = x + self.dropout(self.self_attn_norm(h))
+        q = self.norm2(x) + x_position
+        h = self.multihead_attn(q, keys, words, key_padding_mask=padding, need_weights=False)[0]
+        x = x + self.dropout(self.cross_attn_norm(h))
+        return x + self.dropout(self.ffn(self.norm3(x)))
+
+
+def _sine_codes(width: int, length: int) -> Tensor:
+    """(length, width) sine and cosine codes of positions 0 ... length - 1 (Vaswani et al. 2017)."""
+    frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(10000.0) / width))
+    angle = torch.arange(length, dtype=torch.float32)[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+
+def _sine_codes_2d(width: int, num_rows: int, num_columns: int) -> Tensor:
+    """(num_rows * num_columns, width): the first half codes the column, the second the row."""
+    columns = _sine_codes(width // 2, num_columns).expand(num_rows, -1, -1)
+    rows = _sine_codes(width // 2, num_rows)[:, None].expand(-1, num_columns, -1)
+    return torch.cat([columns, rows], dim=-1).flatten(0, 1)
+
+
+class TextImageDecoder(nn.Module):
+    """Transformer layers over the pixels of the fused map, which attend to the words."""
+
+    def __init__(self, num_layers: int, width: int, num_heads: int, ffn_width: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_DecoderLayer(width, num_heads, ffn_width, dropout) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, words: Tensor, padding: Tensor | None) -> Tensor:
+        """(N, D, h, w) from (N, D, h, w), words (N, L, D) and padding (N, L), true at words to leave out."""
+        _, width, height, columns = x.shape
+        position = _sine_codes_2d(width, height, columns).to(x)
+        keys = words + _sine_codes(width, words.shape[1]).to(words)
+        tokens = x.flatten(2).transpose(1, 2)  # (N, hw, D)
+        for layer in self.layers:
+            tokens = layer(tokens, position, words, keys, padding)
+        return self.norm(tokens).transpose(1, 2).unflatten(-1, (height, columns))
+
+
+class Projector(nn.Module):
+    """The sentence state makes a 3x3 kernel, which draws the mask over the map at 4 times the decoder's size.
+
+    Args:
+        state_width: E.
+        in_channels: D, of the decoder's map.
+        channels: of the two upsampled maps.
+        skip_channels: of finer maps of the image alone that help at the two sizes (not in the paper), or None.
+    """
+
+    def __init__(
+        self, state_width: int, in_channels: int, channels: tuple[int, int], skip_channels: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        first, last = channels
+        self.vis = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            _conv_layer(in_channels, first, 3),
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            _conv_layer(first, last, 3),
+            nn.Conv2d(last, last, 1),
+        )
+        self.txt = nn.Linear(state_width, last * 9 + 1)
+        self.skips: nn.ModuleList | None = None
+        if skip_channels is not None:
+            self.skips = nn.ModuleList(
+                nn.Conv2d(skip, out, 3, padding=1, bias=False) for skip, out in zip(skip_channels, channels)
+            )
+
+    def forward(self, x: Tensor, state: Tensor, skips: Sequence[Tensor] | None) -> Tensor:
+        """Logits (N, 1, 4h, 4w) of the map (N, D, h, w), states (N, E) and skips (B, ..., 2h, 2w), (B, ..., 4h, 4w)."""
+        for index, stage in enumerate((self.vis[1], self.vis[3])):
+            conv, norm, relu = stage
+            x = conv(_double_size(x))
+            if self.skips is not None:
+                assert skips is not None
+                # a convolution of joined maps is the sum of two: that of the skip is the same for all prompts
+                x = _add_per_prompt(x, self.skips[index](skips[index]), len(x) // len(skips[index]))
+            x = relu(norm(x))
+        # The last 1x1 convolution and the text's 3x3 kernel are both linear: one product gives the map of each of the 9 taps.
+        num, channels, height, width = x.shape
+        text = self.txt(state)
+        kernel = text[:, :-1].unflatten(1, (channels, 9)).transpose(1, 2)  # (N, 9, C)
+        last = self.vis[4]
+        taps = (kernel @ last.weight[:, :, 0, 0].to(kernel.dtype)) @ x.flatten(2)  # (N, 9, hw)
+        taps = taps + (kernel @ last.bias.to(kernel.dtype))[..., None]
+        # fold puts tap k at offset k - 1 from its pixel, a convolution reads it from there: hence the flip
+        logits = F.fold(taps.flip(1), (height, width), kernel_size=3, padding=1)  # (N, 1, h, w)
+        return logits + text[:, -1].reshape(num, 1, 1, 1)
+
+
+class CRIS(nn.Module):
+    """CRIS; by default the published network: 146,849,122 parameters, for 416 px.
+
+    Args:
+        image_encoder: `clip_resnet` (published) or `efficientnet_lite0` (fused map at stride 8 instead of 16).
+        vision_blocks, vision_width, vision_grid: CLIP ResNet's blocks a stage, width, side of its position grid.
+        state_width: width of the sentence state (and of CLIP ResNet's last map).
+        context_length: longest prompt in tokens; 17 in the first release.
+        text_width: width of words; the decoder's width too.
+        text_heads, text_layers: of the text transformer.
+        neck_channels: of the neck's three levels; the second equals `text_width`.
+        decoder_layers, decoder_heads, decoder_ffn_width, dropout: of the decoder.
+        projector_channels: of the projector's two maps; None: as published, (D, D / 2).
+        has_skips: finer maps of the image also go into the projector (EfficientNet only; not in the paper).
+        upsampling: how logits get the image's size: `bicubic` (corners aligned, as published) or `bilinear`.
+        mask_padding: words with id 0 are left out of the decoder's attention, as in the paper of CRIS. The prompts of the echo paper were
+            padded with 49407, so its mask never fired: load its checkpoints with False and pad with 49407.
+        freeze_encoders: image and text encoder are not trained; their batch norms keep their statistics.
+        freeze_token_embedding: the table of tokens is not trained: a table from scratch learns little from a few prompts.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_encoder: str = "clip_resnet",
+        vision_blocks: Sequence[int] = (3, 4, 6, 3),
+        vision_width: int = 64,
+        vision_grid: int = 7,
+        state_width: int = 1024,
+        context_length: int = CONTEXT_LENGTH,
+        vocabulary_size: int = VOCABULARY_SIZE,
+        text_width: int = 512,
+        text_heads: int = 8,
+        text_layers: int = 12,
+        neck_channels: Sequence[int] = (256, 512, 1024),
+        decoder_layers: int = 3,
+        decoder_heads: int = 8,
+        decoder_ffn_width: int = 2048,
+        dropout: float = 0.1,
+        projector_channels: Sequence[int] | None = None,
+        has_skips: bool = False,
+        upsampling: str = "bicubic",
+        mask_padding: bool = True,
+        freeze_encoders: bool = False,
+        freeze_token_embedding: bool = False,
+    ) -> None:
+        super().__init__()
+        width = neck_channels[1]
+        if text_width != width or width % 4:
+            raise ValueError(
+                f"CRIS: text_width is {text_width} and neck_channels[1] is {width}; the decoder needs them equal and a multiple of 4"
+            )
+        if upsampling not in ("bicubic", "bilinear"):
+            raise ValueError(f"CRIS: upsampling must be 'bicubic' or 'bilinear', got {upsampling!r}")
+        visual: ClipResNet | EfficientNetPyramid
+        if image_encoder == "clip_resnet":
+            visual = ClipResNet(vision_blocks, vision_width, vision_grid, state_width)
+        elif image_encoder == "efficientnet_lite0":
+            visual = EfficientNetPyramid()
+        else:
+            raise ValueError(
+                f"CRIS: image_encoder must be 'clip_resnet' or 'efficientnet_lite0', got {image_encoder!r}"
+            )
+        if has_skips and visual.skip_channels is None:
+            raise ValueError("CRIS: has_skips needs image_encoder='efficientnet_lite0'")
+        self.backbone = ClipBackbone(
+            visual, state_width, context_length, vocabulary_size, text_width, text_heads, text_layers
+        )
+        self.neck = FeaturePyramidNeck(visual.channels, state_width, neck_channels)
+        self.decoder = TextImageDecoder(decoder_layers, width, decoder_heads, decoder_ffn_width, dropout)
+        first, last = projector_channels or (width, width // 2)
+        self.proj = Projector(state_width, width, (first, last), visual.skip_channels if has_skips else None)
+        self.register_buffer("default_input_ids", default_input_ids(), persistent=False)
+        self.upsampling = upsampling
+        self.mask_padding = mask_padding
+        self.freeze_encoders = freeze_encoders
+        self.backbone.logit_scale.requires_grad_(False)  # no part in segmentation
+        if freeze_token_embedding:
+            self.backbone.token_embedding.requires_grad_(False)
+        if freeze_encoders:
+            self.backbone.requires_grad_(False)
+
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """The pretrained parts: frozen, or trained with a lower learning rate."""
+        return [self.backbone]
+
+    @property
+    def image_encoder(self) -> nn.Module:
+        """The image encoder alone."""
+        return self.backbone.visual
+
+    def train(self, mode: bool = True) -> CRIS:
+        """As `nn.Module.train`; frozen encoders stay in evaluation mode."""
+        super().train(mode)
+        if self.freeze_encoders:
+            self.backbone.eval()
+        return self
+
+    def forward(self, image: Tensor, input_ids: Tensor | None = None) -> Tensor:
+        """Logits (B, S, H, W) of one mask for each prompt.
+
+        Args:
+            image: (B, 3, H, W), normalised as the image encoder was trained; H and W multiples of 32.
+            input_ids: (B, S, L) int64 tokens, padded with 0; None: the three structures' P1 prompts.
+        Raises:
+            ValueError: if H or W is not a multiple of 32, or the shapes do not fit.
+        """
+        batch_size, _, height, width = image.shape
+        if input_ids is None:
+            input_ids = self.default_input_ids.expand(batch_size, -1, -1)
+        check_inputs(image, input_ids, len(self.backbone.positional_embedding))
+        num_prompts = input_ids.shape[1]
+        flat_ids = input_ids.flatten(0, 1)  # (N, L)
+        if self.mask_padding:
+            flat_ids = trim_padding(flat_ids)
+        maps, skips = self.backbone.visual(image)
+        words, state = self.backbone.encode_text(flat_ids)
+        fused = self.neck(maps, state)  # (N, D, h, w)
+        fused = self.decoder(fused, words, flat_ids == 0 if self.mask_padding else None)
+        logits = self.proj(fused, state, skips)  # (N, 1, 4h, 4w)
+        is_bicubic = self.upsampling == "bicubic"
+        logits = F.interpolate(logits, size=(height, width), mode=self.upsampling, align_corners=is_bicubic)
+        return logits.reshape(batch_size, num_prompts, height, width)

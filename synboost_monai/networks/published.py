@@ -1,0 +1,159 @@
+"""Weights from files: published checkpoints into our networks, and our own model.pt. Strict, and tensors only.
+
+Our networks have the published key names; what remains is the wrapping: TorchScript archives, folders of transformers, `state_dict`
+entries of training checkpoints, `module.` of DataParallel. Nothing is loaded unless everything fits.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What a folder saved by transformers holds, in order of preference."""
+_CLIP_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+"""Entries of CLIP's archives that are settings, not weights."""
+_CRIS_OWN = "visual.attnpool.connect."
+"""The part of CRIS's image encoder that CLIP does not have."""
+
+
+def load_published(network: nn.Module, path: str | Path) -> nn.Module:
+    """Load published weights strictly: every key used, none left, every shape equal.
+
+    - CLIPSeg: a folder of transformers (`CIDAS/clipseg-rd64-refined`), or its safetensors or bin file.
+    - CRIS: a training checkpoint (`{"state_dict": {"module.backbone...": ...}}`), or CLIP's RN50 TorchScript archive, which fills the
+      backbone but for `visual.attnpool.connect`, CRIS's own.
+    - SemanticDiffusionUNet: a flat state dict (`ema_0.9999_050000.pt`).
+
+    Args:
+        network: made by `create_segmenter` or `create_semantic_diffusion_unet`.
+        path: file or folder.
+    Returns:
+        `network`, so that a bundle config can name this function as a network.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file holds no weights, or those of another network; names the first key that does not fit.
+    """
+    path = Path(path)
+    state_dict = _read_state_dict(path)
+    state_dict = _without_prefix(state_dict, "module.")
+    # position_ids is an arange that old versions of transformers stored
+    state_dict = {key: value for key, value in state_dict.items() if not key.endswith("embeddings.position_ids")}
+    backbone = getattr(network, "backbone", None)
+    if backbone is not None and "visual.conv1.weight" in state_dict:  # CLIP alone
+        state_dict = {key: value for key, value in state_dict.items() if key not in _CLIP_NUMBERS}
+        kept = {key: value for key, value in backbone.state_dict().items() if key.startswith(_CRIS_OWN)}
+        _load_strictly(backbone, {**kept, **state_dict}, path)
+        return network
+    position = state_dict.get("backbone.positional_embedding")
+    if backbone is not None and isinstance(position, Tensor) and position.ndim == 2:
+        stored = backbone.positional_embedding
+        if position.shape[0] != stored.shape[0] and position.shape[1] == stored.shape[1]:
+            # the longest prompt is the checkpoint's choice, not the architecture's
+            backbone.positional_embedding = nn.Parameter(stored.new_empty(position.shape), stored.requires_grad)
+    _load_strictly(network, state_dict, path)
+    return network
+
+
+def load_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
+    """Load our own model.pt strictly: a state dict, or {"model": state dict}.
+
+    Args:
+        network: takes the weights.
+        path: the file; None leaves the network as it is (a training from scratch).
+    Returns:
+        `network`, so that a bundle config can name this function as a network.
+    Raises:
+        FileNotFoundError, ValueError: as `load_published`.
+    """
+    if path is not None:
+        _load_strictly(network, _read_state_dict(Path(path)), Path(path))
+    return network
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file or folder, whatever it is wrapped in."""
+    if path.is_dir():
+        files = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
+        if not files:
+            raise FileNotFoundError(f"weights: the folder {path} holds neither {' nor '.join(_FOLDER_FILES)}")
+        path = files[0]
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: there is no file {path}; check the path (nothing is downloaded)")
+    try:
+        content = _read_tensors(path)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"weights: cannot read {path} as a checkpoint of tensors (PyTorch, TorchScript or safetensors): {reason}"
+        ) from error
+    for name in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(f"weights: {path} holds no state dict (names and tensors), or one with entries that are no tensors")
+    return dict(content)
+
+
+def _read_tensors(path: Path) -> Any:
+    """What the file holds; never runs code that comes with it."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            is_torchscript = any("/code/" in name for name in archive.namelist())
+        if is_torchscript:
+            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+    with torch.serialization.safe_globals(_numpy_scalars()):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _numpy_scalars() -> list[Any]:
+    """What unpickles a numpy number: training checkpoints keep their best score as one."""
+    scalar = np.float64(0).__reduce__()[0]
+    old_name = "numpy.core.multiarray.scalar"  # before numpy 2
+    return [scalar, (scalar, old_name), np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
+
+
+def _without_prefix(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Keys without `prefix`, if all have it."""
+    if not all(key.startswith(prefix) for key in state_dict):
+        return state_dict
+    return {key[len(prefix) :]: value for key, value in state_dict.items()}
+
+
+def _load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], path: Path) -> None:
+    """Load, or say what does not fit before anything is changed."""
+    own = network.state_dict()
+    missing = [key for key in own if key not in state_dict]
+    unexpected = [key for key in state_dict if key not in own]
+    misshapen = [key for key in own if key in state_dict and state_dict[key].shape != own[key].shape]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} of {len(own)} keys are missing (first {missing[0]!r})")
+    if unexpected:
+        problems.append(f"{len(unexpected)} of {len(state_dict)} keys are unexpected (first {unexpected[0]!r})")
+    if misshapen:
+        key = misshapen[0]
+        shapes = f"{key!r} is {tuple(state_dict[key].shape)}, the network has {tuple(own[key].shape)}"
+        problems.append(f"{len(misshapen)} keys have another shape (first: {shapes})")
+    if problems:
+        raise ValueError(
+            f"weights: {path} does not fit {type(network).__name__}: {'; '.join(problems)}; "
+            "choose the architecture and preset that the checkpoint was made with"
+        )
+    network.load_state_dict(state_dict)

@@ -1,0 +1,479 @@
+"""The noise-predicting UNet of the Semantic Diffusion Model: an unconditioned encoder, a decoder normalised by the label map.
+
+Wang et al. 2022 (arXiv 2207.00050), as trained on echocardiograms by Stojanovski et al. 2023. The layers are written anew; the
+names in the state dict are the published ones, so that published checkpoints load strictly. The default arguments are the
+published network at 256 px: 652,198,918 parameters in 766 tensors.
+
+Shapes: B batch, C image channels, K classes of the label map, H and W the image's size, F feature channels,
+h and w the feature grid of one level, E time embedding (4 x base channels).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+CHANNEL_MULTIPLIERS = {512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4)}
+"""Published layout: image size in px -> base channels are multiplied by these, finest level first."""
+
+Modulation = tuple[Tensor, Tensor]
+"""(1 + gamma, beta) of one SPADE norm, each (B, F, h, w)."""
+
+
+def timestep_embedding(timesteps: Tensor, num_channels: int) -> Tensor:
+    """Sinusoids of the timestep, cosines first: frequencies 10000^(-i / half), (B,) -> (B, num_channels) float32."""
+    half = num_channels // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = timesteps[:, None].float() * torch.exp(-math.log(10000) * exponents)[None]
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
+    return F.pad(embedding, (0, num_channels % 2))
+
+
+class SPADEGroupNorm(nn.Module):
+    """Group normalisation whose scale and shift come from the label map, pixel by pixel.
+
+    y = norm(x) (1 + gamma) + beta; gamma and beta are convolutions of the label map alone, so they are computed once a label
+    map (`modulation`) and used at every timestep (`forward`).
+    """
+
+    def __init__(self, num_channels: int, num_classes: int, hidden_channels: int, num_groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(num_groups, num_channels, eps=1e-5, affine=False)
+        self.mlp_shared = nn.Sequential(nn.Conv2d(num_classes, hidden_channels, 3, padding=1), nn.ReLU())
+        self.mlp_gamma = nn.Conv2d(hidden_channels, num_channels, 3, padding=1)
+        self.mlp_beta = nn.Conv2d(hidden_channels, num_channels, 3, padding=1)
+
+    def modulation(self, label_onehot: Tensor) -> Modulation:
+        """(1 + gamma, beta) of a label map that already has this norm's size."""
+        hidden = self.mlp_shared(label_onehot)
+        return 1 + self.mlp_gamma(hidden), self.mlp_beta(hidden)
+
+    def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
+        scale, shift = modulation
+        return torch.addcmul(shift, self.norm(x).to(shift.dtype), scale)
+
+
+class ResBlock(nn.Module):
+    """Residual block of the encoder; the time embedding scales and shifts the second norm. `down` halves the grid first."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, embedding_channels: int, num_groups: int, dropout: float, down: bool
+    ) -> None:
+        super().__init__()
+        self.resize: nn.Module = nn.AvgPool2d(2) if down else nn.Identity()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(num_groups, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, 2 * out_channels))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(num_groups, out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        self.skip_connection = _skip(in_channels, out_channels)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        norm, activation, conv = self.in_layers
+        h = conv(self.resize(activation(norm(x))))
+        scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)
+        norm, *rest = self.out_layers
+        h = torch.addcmul(shift, norm(h), 1 + scale)
+        for layer in rest:
+            h = layer(h)
+        return self.skip_connection(self.resize(x)) + h
+
+
+class SPADEResBlock(nn.Module):
+    """Residual block of the middle and the decoder: both norms are SPADE. `up` doubles the grid between them."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        spade: Callable[[int], SPADEGroupNorm],
+        dropout: float,
+        up: bool,
+    ) -> None:
+        super().__init__()
+        self.resize: nn.Module = nn.Upsample(scale_factor=2, mode="nearest") if up else nn.Identity()
+        self.in_norm = spade(in_channels)
+        self.in_layers = nn.Sequential(nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding_channels, 2 * out_channels))
+        self.out_norm = spade(out_channels)
+        self.out_layers = nn.Sequential(
+            nn.SiLU(), nn.Dropout(dropout), _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        )
+        self.skip_connection = _skip(in_channels, out_channels)
+
+    def forward(
+        self, x: Tensor, embedding: Tensor, in_modulation: Modulation, out_modulation: Modulation
+    ) -> Tensor:
+        activation, conv = self.in_layers
+        h = conv(self.resize(activation(self.in_norm(x, in_modulation))))
+        scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)
+        # published order: the time's scale and shift follow the label map's
+        h = torch.addcmul(shift, self.out_norm(h, out_modulation), 1 + scale)
+        return self.skip_connection(self.resize(x)) + self.out_layers(h)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the pixels of one level; q, k, v are blocks of channels, then heads ("new" order)."""
+
+    def __init__(self, num_channels: int, num_head_channels: int, num_groups: int) -> None:
+        super().__init__()
+        if num_channels % num_head_channels:
+            raise ValueError(
+                f"semantic_diffusion_unet.py: attention over {num_channels} channels cannot have heads of "
+                f"{num_head_channels}; choose num_head_channels that divides it"
+            )
+        self.num_heads = num_channels // num_head_channels
+        self.norm = nn.GroupNorm(num_groups, num_channels)
+        self.qkv = nn.Conv1d(num_channels, 3 * num_channels, 1)
+        self.proj_out = _zeroed(nn.Conv1d(num_channels, num_channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x).reshape(batch, channels, height * width))  # (B, 3F, hw)
+        q, k, v = qkv.reshape(batch, 3, self.num_heads, -1, height * width).transpose(3, 4).unbind(1)
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, hw, F / heads)
+        h = self.proj_out(h.transpose(2, 3).reshape(batch, channels, height * width))
+        return x + h.reshape(x.shape)
+
+
+class SemanticDiffusionUNet(nn.Module):
+    """Predicts the noise, and the fraction of the variance, in a noisy image whose label map is known.
+
+    Three seams, because a sampler calls them at different rates: `encode` at every timestep, `condition` once a label map,
+    `decode` once for each condition at every timestep. `forward` is their composition.
+
+    Args:
+        image_size: px; selects the published layout (512, 256, 128, 64) and says where `attention_resolutions` lie. Images of
+            other sizes pass as well if they can be halved at each level.
+        in_channels: image channels C.
+        out_channels: 2 C with learned variance.
+        num_classes: K, channels of the label map.
+        base_channels: width of the finest level before its multiplier.
+        channel_multipliers: one a level, finest first; None: the published ones of `image_size`.
+        num_res_blocks: residual blocks a level in the encoder; the decoder has one more.
+        attention_resolutions: sizes of the feature grid, in px, at which every block attends. The middle always does.
+        num_head_channels: channels of one attention head.
+        spade_channels: hidden width of each SPADE norm.
+        num_groups: groups of every normalisation; must divide the width of each level.
+        patch_size: pixels of each patch x patch block become channels in front (pixel unshuffle) and pixels again behind.
+            1 is published; 2 costs a quarter, which small CPU models need.
+        dropout: in the residual blocks.
+        gradient_checkpointing: recompute blocks in the backward pass; less memory, about a third more time.
+        channels_last: keep weights and features in channels-last memory order (faster on CPU and in half precision).
+    """
+
+    def __init__(
+        self,
+        image_size: int = 256,
+        in_channels: int = 3,
+        out_channels: int = 6,
+        num_classes: int = 5,
+        base_channels: int = 256,
+        channel_multipliers: Sequence[float] | None = None,
+        num_res_blocks: int = 2,
+        attention_resolutions: Sequence[int] = (32, 16, 8),
+        num_head_channels: int = 64,
+        spade_channels: int = 128,
+        num_groups: int = 32,
+        patch_size: int = 1,
+        dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        multipliers = _multipliers(image_size, channel_multipliers)
+        widths = [int(base_channels * multiplier) for multiplier in multipliers]
+        _check_widths(widths, num_groups)
+        self.in_channels, self.out_channels, self.num_classes = in_channels, out_channels, num_classes
+        self.base_channels = base_channels
+        self.patch_size = patch_size
+        self.size_multiple = patch_size * 2 ** (len(widths) - 1)
+        self.gradient_checkpointing = gradient_checkpointing
+        self.channels_last = channels_last
+        grid = image_size // patch_size
+        attends = [grid // 2**level in attention_resolutions for level in range(len(widths))]
+        embedding = 4 * base_channels
+
+        def attention(channels: int) -> AttentionBlock:
+            return AttentionBlock(channels, num_head_channels, num_groups)
+
+        def spade(channels: int) -> SPADEGroupNorm:
+            return SPADEGroupNorm(channels, num_classes, spade_channels, num_groups)
+
+        self.time_embed = nn.Sequential(
+            nn.Linear(base_channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+
+        # encoder: one list entry for each feature map that the decoder takes up again
+        channels = widths[0]
+        skips = [channels]
+        self.input_blocks = nn.ModuleList(
+            [nn.ModuleList([nn.Conv2d(in_channels * patch_size**2, channels, 3, padding=1)])]
+        )
+        for level, width in enumerate(widths):
+            for _ in range(num_res_blocks):
+                layers: list[nn.Module] = [ResBlock(channels, width, embedding, num_groups, dropout, down=False)]
+                if attends[level]:
+                    layers.append(attention(width))
+                self.input_blocks.append(nn.ModuleList(layers))
+                channels = width
+                skips.append(channels)
+            if level < len(widths) - 1:
+                down = ResBlock(channels, channels, embedding, num_groups, dropout, down=True)
+                self.input_blocks.append(nn.ModuleList([down]))
+                skips.append(channels)
+
+        self.middle_block = nn.ModuleList(
+            [
+                SPADEResBlock(channels, channels, embedding, spade, dropout, up=False),
+                attention(channels),
+                SPADEResBlock(channels, channels, embedding, spade, dropout, up=False),
+            ]
+        )
+
+        # decoder: coarsest level first, each block joined with the encoder's feature map of the same size
+        self.output_blocks = nn.ModuleList()
+        for level in reversed(range(len(widths))):
+            for index in range(num_res_blocks + 1):
+                width = widths[level]
+                layers = [SPADEResBlock(channels + skips.pop(), width, embedding, spade, dropout, up=False)]
+                channels = width
+                if attends[level]:
+                    layers.append(attention(channels))
+                if level and index == num_res_blocks:
+                    layers.append(SPADEResBlock(channels, channels, embedding, spade, dropout, up=True))
+                self.output_blocks.append(nn.ModuleList(layers))
+
+        self.out = nn.Sequential(
+            nn.GroupNorm(num_groups, channels),
+            nn.SiLU(),
+            _zeroed(nn.Conv2d(channels, out_channels * patch_size**2, 3, padding=1)),
+        )
+        if channels_last:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def encode(self, x: Tensor, timesteps: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Features of a noisy image; they do not depend on the label map.
+
+        Args:
+            x: noisy images, (B, C, H, W).
+            timesteps: (B,), 0 ... T-1; may be fractional.
+        Returns:
+            Time embedding (B, E), and the feature maps of the encoder, finest first.
+        Raises:
+            ValueError: if H or W cannot be halved at every level, or x has other channels.
+        """
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"semantic_diffusion_unet.py: expected images (B, {self.in_channels}, H, W), got {tuple(x.shape)}; "
+                "set in_channels, or change the images"
+            )
+        if x.shape[2] % self.size_multiple or x.shape[3] % self.size_multiple:
+            raise ValueError(
+                f"semantic_diffusion_unet.py: image is {tuple(x.shape[2:])} px but this network needs multiples of "
+                f"{self.size_multiple} px; change image_size"
+            )
+        embedding = self.time_embed(timestep_embedding(timesteps, self.base_channels).to(self._dtype()))
+        h = self._memory_format(F.pixel_unshuffle(x.to(self._dtype()), self.patch_size))
+        features = []
+        for block in self.input_blocks:
+            for layer in block:
+                h = self._run(layer, h, embedding) if isinstance(layer, ResBlock) else layer(h)
+            features.append(h)
+        return embedding, features
+
+    def condition(self, label_onehot: Tensor) -> list[Modulation]:
+        """(1 + gamma, beta) of every SPADE norm, in the order in which `decode` uses them.
+
+        The label map goes through the network's own grid first: with patch_size 2 a class covers a fraction of a patch.
+        An all-zero map is the "no condition" input of classifier-free guidance.
+
+        Args:
+            label_onehot: (B, K, H, W), at the image's size.
+        Returns:
+            Two modulations a SPADE block.
+        Raises:
+            ValueError: if the label map has other than K channels.
+        """
+        if label_onehot.ndim != 4 or label_onehot.shape[1] != self.num_classes:
+            raise ValueError(
+                f"semantic_diffusion_unet.py: expected label maps (B, {self.num_classes}, H, W) one-hot, got "
+                f"{tuple(label_onehot.shape)}; set num_classes, or change the label maps"
+            )
+        top = label_onehot.to(self._dtype())
+        if self.patch_size > 1:
+            top = F.avg_pool2d(top, self.patch_size)
+        at_size: dict[int, Tensor] = {0: self._memory_format(top)}  # times halved -> label map, nearest as published
+
+        def modulate(norm: SPADEGroupNorm, halvings: int) -> Modulation:
+            if halvings not in at_size:
+                size = [side // 2**halvings for side in top.shape[2:]]
+                at_size[halvings] = self._memory_format(F.interpolate(top, size=size, mode="nearest"))
+            if self.gradient_checkpointing and self.training:
+                return checkpoint(norm.modulation, at_size[halvings], use_reentrant=False)
+            return norm.modulation(at_size[halvings])
+
+        maps = []
+        halvings = int(math.log2(self.size_multiple // self.patch_size))
+        for block in self._spade_blocks():
+            maps.append(modulate(block.in_norm, halvings))
+            halvings -= isinstance(block.resize, nn.Upsample)  # the second norm sees the doubled grid
+            maps.append(modulate(block.out_norm, halvings))
+        return maps
+
+    def decode(self, features: tuple[Tensor, list[Tensor]], maps: Sequence[Modulation]) -> Tensor:
+        """Noise and variance fraction from the features and the modulations.
+
+        Args:
+            features: of `encode`; not changed, so that two conditions can share them.
+            maps: of `condition`; batch B, or 1 for all images alike.
+        Returns:
+            (B, out_channels, H, W): predicted noise, then, with learned variance, v in about [-1, 1].
+        """
+        embedding, skips = features
+        remaining_maps, remaining_skips = iter(maps), list(skips)
+
+        def run(layer: nn.Module, h: Tensor) -> Tensor:
+            if isinstance(layer, SPADEResBlock):
+                return self._run(layer, h, embedding, next(remaining_maps), next(remaining_maps))
+            return layer(h)
+
+        h = remaining_skips[-1]
+        for layer in self.middle_block:
+            h = run(layer, h)
+        for block in self.output_blocks:
+            h = torch.cat([h, remaining_skips.pop()], dim=1)
+            for layer in block:  # type: ignore[attr-defined]
+                h = run(layer, h)
+        return F.pixel_shuffle(self.out(h), self.patch_size)
+
+    def forward(self, x: Tensor, timesteps: Tensor | None = None, label_onehot: Tensor | None = None) -> Tensor:
+        """`decode(encode(x, timesteps), condition(label_onehot))`.
+
+        Args:
+            x: noisy images, (B, C, H, W).
+            timesteps: (B,); None is timestep 0, so that tools which know only `network(image)` run.
+            label_onehot: (B, K, H, W); None is the all-zero map: no condition.
+        Returns:
+            (B, out_channels, H, W).
+        """
+        if timesteps is None:
+            timesteps = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+        if label_onehot is None:
+            label_onehot = x.new_zeros(x.shape[0], self.num_classes, *x.shape[2:])
+        if label_onehot.shape[2:] != x.shape[2:]:
+            raise ValueError(
+                f"semantic_diffusion_unet.py: image is {tuple(x.shape[2:])} px but label map is "
+                f"{tuple(label_onehot.shape[2:])}; bring both to one size"
+            )
+        return self.decode(self.encode(x, timesteps), self.condition(label_onehot))
+
+    def _spade_blocks(self) -> Iterator[SPADEResBlock]:
+        """SPADE blocks in the order in which `decode` runs them."""
+        for block in [self.middle_block, *self.output_blocks]:
+            for layer in block:  # type: ignore[union-attr]
+                if isinstance(layer, SPADEResBlock):
+                    yield layer
+
+    def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def _dtype(self) -> torch.dtype:
+        return self.time_embed[0].weight.dtype
+
+    def _memory_format(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+
+def _zeroed(module: nn.Module) -> nn.Module:
+    """Start a residual branch at zero."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def _skip(in_channels: int, out_channels: int) -> nn.Module:
+    return nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+
+def _multipliers(image_size: int, channel_multipliers: Sequence[float] | None) -> Sequence[float]:
+    if channel_multipliers is not None:
+        return channel_multipliers
+    if image_size not in CHANNEL_MULTIPLIERS:
+        raise ValueError(
+            f"semantic_diffusion_unet.py: no published layout for image_size {image_size}; choose one of "
+            f"{', '.join(map(str, CHANNEL_MULTIPLIERS))} or give channel_multipliers"
+        )
+    return CHANNEL_MULTIPLIERS[image_size]
+
+
+def _check_widths(widths: Sequence[int], num_groups: int) -> None:
+    for width in widths:
+        if width % num_groups:
+            raise ValueError(
+                f"semantic_diffusion_unet.py: a level of {width} channels cannot be normalised in {num_groups} groups; "
+                "change base_channels, channel_multipliers or num_groups"
+            )
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "small": {
+        "image_size": 128,
+        "in_channels": 1,
+        "out_channels": 2,
+        "base_channels": 48,
+        "channel_multipliers": (1, 2, 3, 4),
+        "num_res_blocks": 1,
+        "attention_resolutions": (),
+        "num_head_channels": 48,
+        "spade_channels": 32,
+        "num_groups": 8,
+        "patch_size": 2,
+        "channels_last": True,
+    },
+    "tiny": {
+        "image_size": 32,
+        "in_channels": 1,
+        "out_channels": 2,
+        "base_channels": 8,
+        "channel_multipliers": (1, 2),
+        "num_res_blocks": 1,
+        "attention_resolutions": (),
+        "num_head_channels": 8,
+        "spade_channels": 8,
+        "num_groups": 4,
+        "patch_size": 2,
+    },
+}
+"""Named sets of arguments: the published network, one for two CPU cores, one for tests."""
+
+
+def create_semantic_diffusion_unet(preset: str = "published", **overrides: Any) -> SemanticDiffusionUNet:
+    """A semantic diffusion UNet by preset: `published` (256 px, 3 channels), `small` (CPU, 1 channel), `tiny` (tests).
+
+    Args:
+        preset: name in `PRESETS`.
+        overrides: arguments of `SemanticDiffusionUNet` that differ from the preset.
+    Raises:
+        ValueError: if there is no such preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(
+            f"semantic_diffusion_unet.py: no preset is called {preset!r}; there are {', '.join(PRESETS)}"
+        )
+    return SemanticDiffusionUNet(**{**PRESETS[preset], **overrides})

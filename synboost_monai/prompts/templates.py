@@ -1,0 +1,170 @@
+"""The paper's prompts P0..P7: what is known of an echocardiogram -> one sentence for each structure.
+
+Each level adds one attribute to the one before it:
+
+    level  adds                 real and phantom data                           synthetic data
+    P0     -                    the empty string                                same
+    P1     structure            Myocardium of the heart.                        same
+    P2     view                 ... in two-chamber view of the heart.           same
+    P3     phase                ... at end of the diastole cycle.               same
+    P4     sex                  ... of a female.                                same
+    P5     age                  ... of a forty-year-old female.                 same
+    P6     image_quality        ... with poor image quality.                    no quality; adds `of oval shape` instead
+    P7     shape                Myocardium of oval shape in ...                 there is none: P7 gives P6
+
+Two phrasings: 0 names "of the heart", 1 "in the cardiac ultrasound". Training draws one, evaluation uses 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from synboost_monai.labels import STRUCTURES, Structure
+from synboost_monai.records import IMAGE_QUALITIES, SHAPES
+
+LEVELS = ("P0", "P1", "P2", "P3", "P4", "P5", "P6", "P7")
+"""All levels, each with one attribute more than the one before."""
+
+PHRASINGS = ("of the heart", "in the cardiac ultrasound")
+"""How a prompt says where the structure is, by index of phrasing."""
+NUM_PHRASINGS = len(PHRASINGS)
+"""Number of phrasings to draw from in training."""
+
+VIEW_WORDS = {"apical_two_chamber": "two-chamber", "apical_four_chamber": "four-chamber"}
+"""`view` of a datalist item -> words in a prompt."""
+PHASE_WORDS = {"end_diastole": "diastole", "end_systole": "systole"}
+"""`phase` of a datalist item -> word in a prompt."""
+SEX_WORDS = {"male": "male", "female": "female"}
+"""`sex` of a datalist item -> word in a prompt."""
+QUALITY_WORDS = {quality: quality for quality in IMAGE_QUALITIES}
+"""`image_quality` of a datalist item -> word in a prompt."""
+SHAPE_WORDS = {shape: shape for shape in SHAPES}
+"""`shape` of a structure -> word in a prompt."""
+
+_REAL_ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality", "shape")
+_SYNTHETIC_ATTRIBUTES = ("view", "phase", "sex", "age", "shape")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A finished prompt and how much of what was asked for it could say."""
+
+    text: str
+    """The sentence; empty for P0."""
+    level: str
+    """The level really used: lower than the one asked for where attributes are missing (or P7 on synthetic data)."""
+    missing: tuple[str, ...] = ()
+    """Attributes that the level asked for but the item lacks; empty if nothing was lost."""
+
+
+def prompt_text(
+    structure: Structure,
+    level: str,
+    attributes: Mapping[str, Any],
+    *,
+    phrasing: int = 0,
+    is_synthetic: bool = False,
+) -> Prompt:
+    """The prompt that asks for one structure of one echocardiogram.
+
+    Where attributes are missing, the prompt falls to the highest level whose attributes are all known: an item without `sex`
+    gives P3 for P4 and above, even if its age is known. `Prompt.level` and `Prompt.missing` say so.
+
+    Args:
+        structure: what to segment.
+        level: "P0" ... "P7".
+        attributes: a datalist item: `view`, `phase`, `sex`, `age`, `image_quality`, and `shape` as {structure name: word};
+            other keys are ignored; a key that is absent, None or empty is missing.
+        phrasing: 0 "of the heart", 1 "in the cardiac ultrasound".
+        is_synthetic: use the templates of synthetic data (shape at P6, no image quality).
+    Raises:
+        ValueError: if level or phrasing does not exist, or an attribute has a value that no prompt can say.
+    """
+    if level not in LEVELS:
+        raise ValueError(
+            f"templates.py: prompt level must be one of {', '.join(LEVELS)}, got {level!r}; set prompt_level"
+        )
+    if phrasing not in range(NUM_PHRASINGS):
+        raise ValueError(f"templates.py: phrasing must be 0 ({PHRASINGS[0]}) or 1 ({PHRASINGS[1]}), got {phrasing!r}")
+
+    order = _SYNTHETIC_ATTRIBUTES if is_synthetic else _REAL_ATTRIBUTES
+    wanted = order[: max(LEVELS.index(level) - 1, 0)]  # P0 and P1 need no attribute
+    words = {name: word for name in wanted if (word := _attribute_word(name, attributes, structure)) is not None}
+    missing = tuple(name for name in wanted if name not in words)
+    said = wanted[: wanted.index(missing[0])] if missing else wanted  # all before the first gap
+    if level == "P0":
+        return Prompt("", "P0")
+    text = _sentence(structure, {name: words[name] for name in said}, PHRASINGS[phrasing])
+    return Prompt(text, LEVELS[1 + len(said)], missing)
+
+
+def structure_prompts(
+    level: str,
+    attributes: Mapping[str, Any],
+    *,
+    structures: Sequence[Structure] = STRUCTURES,
+    phrasing: int = 0,
+    is_synthetic: bool = False,
+) -> tuple[Prompt, ...]:
+    """One prompt for each structure, in their order: the S prompts that share one image. Arguments as in `prompt_text`."""
+    return tuple(prompt_text(s, level, attributes, phrasing=phrasing, is_synthetic=is_synthetic) for s in structures)
+
+
+def age_in_words(age: int) -> str:
+    """Age in years as a prompt says it: 73 -> seventy-three.
+
+    Raises:
+        ValueError: if age is not a whole number from 0 to 150.
+    """
+    from num2words import num2words  # here: the package must import quickly
+
+    if isinstance(age, bool) or not isinstance(age, Real) or not float(age).is_integer() or not 0 <= age <= 150:
+        raise ValueError(f"templates.py: age must be a whole number of years from 0 to 150, got {age!r}")
+    return num2words(int(age), lang="en").replace(" ", "-")
+
+
+def _sentence(structure: Structure, words: Mapping[str, str], place: str) -> str:
+    """The sentence with every attribute in `words`; each attribute implies those before it, shape stands by itself."""
+    text = structure.prompt_words
+    if "shape" in words:
+        text += f" of {words['shape']} shape"
+    if "view" in words:
+        text += f" in {words['view']} view"
+    text += f" {place}"
+    if "phase" in words:
+        text += f" at end of the {words['phase']} cycle"
+    if "age" in words:
+        text += f" of a {words['age']}-year-old {words['sex']}"
+    elif "sex" in words:
+        text += f" of a {words['sex']}"
+    if "image_quality" in words:
+        text += f" with {words['image_quality']} image quality"
+    return text + "."
+
+
+def _attribute_word(name: str, attributes: Mapping[str, Any], structure: Structure) -> str | None:
+    """How a prompt says this attribute; None if the item lacks it."""
+    value = attributes.get(name)
+    if name == "shape" and isinstance(value, Mapping):
+        value = value.get(structure.name)
+    elif name == "shape" and value is not None:
+        raise ValueError(f"templates.py: shape must be a mapping of structure name to word, got {value!r}")
+    if value is None or value == "":
+        return None
+    if name == "age":
+        return age_in_words(value)
+    tables = {
+        "view": VIEW_WORDS,
+        "phase": PHASE_WORDS,
+        "sex": SEX_WORDS,
+        "image_quality": QUALITY_WORDS,
+        "shape": SHAPE_WORDS,
+    }
+    if value not in tables[name]:
+        raise ValueError(
+            f"templates.py: {name} must be one of {', '.join(tables[name])}, got {value!r}; correct the datalist"
+        )
+    return tables[name][value]

@@ -1,0 +1,91 @@
+"""CLIP's tokenizer, offline: prompts -> token ids of one length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+START_ID = 49406
+"""`<|startoftext|>`, the first token of every text."""
+END_ID = 49407
+"""`<|endoftext|>`, the last token; its place is where CLIP's text encoder reads off the sentence."""
+CONTEXT_LENGTH = 77
+"""Most tokens that CLIP's text encoder takes, start and end included."""
+
+_FILES_DIR = Path(__file__).parent
+
+
+class PromptTokenizer:
+    """Turns prompts into `input_ids` with CLIP's byte-pair encoding (vocab.json and merges.txt beside this file).
+
+    A row is: start (49406), the text's tokens, end (49407), then `padding_id` up to `context_length`.
+
+    Args:
+        context_length: tokens in a row, 3 ... 77 (CRIS was first released with 17, which is too short for P5 and above).
+        padding_id: 0 as in CLIP and CRIS, which masks words with id 0; 49407 as in the published experiments.
+    Raises:
+        ValueError: if `context_length` is out of range.
+    """
+
+    def __init__(self, context_length: int = CONTEXT_LENGTH, padding_id: int = 0) -> None:
+        if not 3 <= context_length <= CONTEXT_LENGTH:
+            raise ValueError(f"tokenizer.py: context_length must be 3 ... {CONTEXT_LENGTH}, got {context_length}")
+        self.context_length = context_length
+        self.padding_id = padding_id
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Token ids of S texts.
+
+        Args:
+            texts: S prompts; the empty string (P0) is allowed.
+        Returns:
+            (S, context_length), int64.
+        Raises:
+            ValueError: if `texts` is one string, is empty, or a text is too long.
+        """
+        import torch
+
+        if isinstance(texts, str) or len(texts) == 0:
+            raise ValueError(f"tokenizer.py: expected a list of at least one prompt, got {texts!r}")
+        input_ids = torch.full((len(texts), self.context_length), self.padding_id, dtype=torch.int64)
+        for row, text in zip(input_ids, texts):
+            token_ids = self.encode(text)
+            row[: len(token_ids)] = torch.tensor(token_ids)
+        return input_ids
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text with start and end, without padding.
+
+        Raises:
+            ValueError: if there are more than `context_length`, or the text spells CLIP's start or end token.
+        """
+        token_ids = list(_token_ids(text))
+        if {START_ID, END_ID} & set(token_ids[1:-1]):
+            raise ValueError(
+                f"tokenizer.py: prompt must be plain words, got CLIP's own start or end token in it: {text!r}"
+            )
+        if len(token_ids) > self.context_length:
+            raise ValueError(
+                f"tokenizer.py: prompt has {len(token_ids)} tokens with start and end, at most {self.context_length} fit: "
+                f"{text!r}; shorten the prompt or raise context_length (up to {CONTEXT_LENGTH})"
+            )
+        return token_ids
+
+
+@cache
+def _token_ids(text: str) -> tuple[int, ...]:
+    """Token ids with start and end; cached, since a data set has few different prompts."""
+    return tuple(_clip_tokenizer()(text, truncation=False, verbose=False)["input_ids"])
+
+
+@cache
+def _clip_tokenizer() -> Any:
+    """transformers' tokenizer on the shipped files; imported here because that takes a second."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer(vocab=str(_FILES_DIR / "vocab.json"), merges=str(_FILES_DIR / "merges.txt"))

@@ -1,0 +1,40 @@
+"""What one echocardiogram is: its files and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+VIEWS = {"2CH": "apical_two_chamber", "4CH": "apical_four_chamber"}
+"""View in CAMUS's file names -> our name."""
+PHASES = {"ED": "end_diastole", "ES": "end_systole"}
+"""Cardiac phase in CAMUS's file names -> our name."""
+IMAGE_QUALITIES = ("good", "medium", "poor")
+"""Grades of image quality in CAMUS."""
+SHAPES = ("circle", "triangle", "oval", "square", "rectangle")
+"""The paper's words for the shape of a structure."""
+
+
+@dataclass(frozen=True)
+class EchoRecord:
+    """One labelled (or unlabelled) echocardiogram; an attribute that is not known is None.
+
+    `shape` maps a structure's name to one of `SHAPES`. `ejection_fraction` is in percent. `sequence` is the file of
+    the half heart cycle (end-diastole to end-systole or back) that the image was taken from, `sequence_label` that of
+    its label maps.
+    """
+
+    image: Path
+    label: Path | None
+    patient: str
+    view: str | None = None
+    phase: str | None = None
+    sex: str | None = None
+    age: int | None = None
+    image_quality: str | None = None
+    ejection_fraction: float | None = None
+    shape: Mapping[str, str] = field(default_factory=dict)
+    is_synthetic: bool = False
+    sequence: Path | None = None
+    sequence_label: Path | None = None

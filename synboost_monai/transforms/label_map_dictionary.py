@@ -1,0 +1,152 @@
+"""Dictionary twins of `label_map_array`: label maps and sectors in a MONAI pipeline.
+
+Items hold channel-first tensors in display order; `label` is a segmentation label map (1, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_dst_type
+
+from synboost_monai.labels import NUM_SECTOR_CLASSES, SECTOR_OUTSIDE_INDEX
+from synboost_monai.transforms.label_map_array import (
+    LabelMapPerturbation,
+    default_sector_mask,
+    sector_label_map,
+    sector_mask,
+)
+
+MIN_LABEL_FRACTION_IN_SECTOR = 0.5
+"""Without an image, more of the labelled pixels than this must lie in the default sector, or it is the wrong geometry."""
+
+
+class SectorMaskd(Transform):
+    """Add the mask of the ultrasound sector: from the image where there is one, else the default geometry.
+
+    Args:
+        image_key: (1, H, W), on its native grid and before its intensities are changed; need not be there.
+        label_key: label map (1, H, W), whose shape the default geometry takes, with the item's `spacing_mm`.
+        sector_key: where the mask goes, (1, H, W) uint8, with the meta data of its source.
+        threshold: brightest image value that still counts as dark.
+    """
+
+    def __init__(
+        self, image_key: str = "image", label_key: str = "label", sector_key: str = "sector", threshold: float = 0.0
+    ) -> None:
+        self.image_key = image_key
+        self.label_key = label_key
+        self.sector_key = sector_key
+        self.threshold = threshold
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        if self.image_key in item:
+            source = item[self.image_key]
+            sector = sector_mask(np.asarray(source[0]), self.threshold)
+        else:
+            source = item[self.label_key]
+            sector = default_sector_mask(tuple(source.shape[1:]), tuple(item.get("spacing_mm", (1.0, 1.0))))
+            labelled = np.asarray(source[0]) > 0
+            if labelled.any() and sector[labelled].mean() < MIN_LABEL_FRACTION_IN_SECTOR:
+                raise ValueError(
+                    f"SectorMaskd: {sector[labelled].mean():.0%} of the labelled pixels of {_file_name(source)} lie in the default "
+                    "sector (apex at the top centre); give the images beside the label maps, the sector is then taken from them"
+                )
+        item[self.sector_key] = convert_to_dst_type(sector[None].astype(np.uint8), source, dtype=torch.uint8)[0]
+        return item
+
+
+class SectorLabelMapd(Transform):
+    """Add the five-class sector label map of a label map and its sector, also one-hot; labels outside the sector are cut off.
+
+    Args:
+        label_key: segmentation label map, (1, H, W).
+        sector_key: mask of the sector, (1, H, W).
+        output_key: where the sector label map goes, (1, H, W) uint8.
+        onehot_key: where its one-hot form goes, (K, H, W) uint8: a quarter of the memory of floats in a cache.
+    """
+
+    def __init__(
+        self,
+        label_key: str = "label",
+        sector_key: str = "sector",
+        output_key: str = "sector_label_map",
+        onehot_key: str = "label_onehot",
+    ) -> None:
+        self.label_key = label_key
+        self.sector_key = sector_key
+        self.output_key = output_key
+        self.onehot_key = onehot_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        label, sector = item[self.label_key], item[self.sector_key]
+        label_map = sector_label_map(np.asarray(label[0]), np.asarray(sector[0]) > 0)
+        item[self.output_key] = torch.from_numpy(label_map)[None]
+        class_indices = torch.arange(NUM_SECTOR_CLASSES)[:, None, None]
+        item[self.onehot_key] = (item[self.output_key] == class_indices).to(torch.uint8)
+        return item
+
+
+class PerturbLabelMapd(MapTransform):
+    """Perturb label maps by the seed that their item carries, so that neither order nor workers matter.
+
+    Args:
+        keys: label maps, (1, H, W).
+        perturbation: the ranges; None: the published ones.
+        seed_key: item key of the seed, a non-negative integer. All `keys` get the same perturbation.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        perturbation: LabelMapPerturbation | None = None,
+        seed_key: str = "perturbation_seed",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.perturbation = perturbation or LabelMapPerturbation()
+        self.seed_key = seed_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            label_map = np.asarray(item[key][0])
+            perturbed = self.perturbation(label_map, int(item[self.seed_key]))
+            item[key] = convert_to_dst_type(np.ascontiguousarray(perturbed[None]), item[key])[0]
+        return item
+
+
+class DarkOutsideSectord(MapTransform):
+    """Set an image to its darkest value wherever the sector label map says outside.
+
+    Args:
+        keys: images, (C, H, W).
+        sector_label_map_key: (1, H, W); class 0 is outside.
+        dark: the darkest value.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, sector_label_map_key: str = "sector_label_map", dark: float = 0.0
+    ) -> None:
+        super().__init__(keys)
+        self.sector_label_map_key = sector_label_map_key
+        self.dark = dark
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            is_outside = torch.as_tensor(item[self.sector_label_map_key]) == SECTOR_OUTSIDE_INDEX
+            is_outside = is_outside.to(item[key].device)
+            item[key] = torch.where(is_outside, torch.full_like(item[key], self.dark), item[key])
+        return item
+
+
+def _file_name(image: Any) -> str:
+    return str(getattr(image, "meta", {}).get("filename_or_obj", "the label map"))

@@ -1,0 +1,275 @@
+"""datalist.json and the lists that bundles read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synboost_monai.data import list_images, list_label_maps, read_camus, read_datalist, write_datalist
+from synboost_monai.io import atomic_path, atomic_write_text
+from synboost_monai.records import EchoRecord
+
+
+def write_json(folder: Path, **sections: Any) -> Path:
+    """A datalist of image names; the images are made as empty files."""
+    for items in sections.values():
+        for item in items:
+            (folder / item["image"]).touch()
+    path = folder / "datalist.json"
+    path.write_text(json.dumps(sections))
+    return path
+
+
+def test_what_is_written_is_read_again(camus_dir: Path, datalist_dir: Path) -> None:
+    records = read_camus(camus_dir, progress=False).splits["training"]
+    items = read_datalist(datalist_dir, "training")
+    assert len(items) == len(records) == 16
+    assert items[0] == {
+        "image": str(records[0].image.resolve()),
+        "label": str(records[0].label.resolve()),  # type: ignore[union-attr]
+        "sequence": str(records[0].sequence.resolve()),  # type: ignore[union-attr]
+        "sequence_label": str(records[0].sequence_label.resolve()),  # type: ignore[union-attr]
+        "patient": "patient0001",
+        "view": "apical_two_chamber",
+        "phase": "end_diastole",
+        "sex": "male",
+        "age": 41,
+        "image_quality": "medium",
+        "ejection_fraction": 51.0,
+        "shape": dict(records[0].shape),
+        "is_synthetic": False,
+    }
+
+
+def test_the_file_is_decathlon_form_with_relative_paths(datalist_dir: Path) -> None:
+    content = json.loads((datalist_dir / "datalist.json").read_text())
+    assert content["modality"] == "ultrasound"
+    assert content["labels"] == {
+        "0": "background",
+        "1": "left_ventricular_cavity",
+        "2": "myocardium",
+        "3": "left_atrium",
+    }
+    assert [len(content[section]) for section in ("training", "validation", "testing")] == [16, 4, 4]
+    assert not os.path.isabs(content["training"][0]["image"])
+
+
+def test_monai_reads_the_datalist_itself(datalist_dir: Path) -> None:
+    from monai.data import load_decathlon_datalist
+
+    items = load_decathlon_datalist(str(datalist_dir / "datalist.json"), True, "validation", base_dir=str(datalist_dir))
+    assert len(items) == 4 and all(os.path.isfile(item["image"]) and os.path.isfile(item["label"]) for item in items)
+
+
+def test_data_and_datalist_can_be_moved_together(camus_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(camus_dir, tmp_path / "a" / "data")
+    splits = read_camus(tmp_path / "a" / "data", progress=False, shape_source="none").splits
+    write_datalist(tmp_path / "a" / "prepared", splits, name="x", description="y")
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    item = read_datalist(tmp_path / "b" / "prepared", "testing")[0]
+    assert item["image"].startswith(str((tmp_path / "b").resolve()))
+
+
+def test_a_folder_reached_through_a_link_keeps_its_paths_right(camus_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "store" / "deep").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "store" / "deep", target_is_directory=True)
+    splits = read_camus(camus_dir, progress=False, shape_source="none").splits
+    path = write_datalist(tmp_path / "runs", splits, name="x", description="y")
+    image = json.loads(path.read_text())["testing"][0]["image"]
+    assert (tmp_path / "runs" / image).is_file()
+    assert read_datalist(tmp_path / "runs", "testing")
+
+
+def test_unknown_attributes_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    path = write_datalist(tmp_path, {"testing": [EchoRecord(tmp_path / "a.png", None, "a")]}, name="x", description="y")
+    assert json.loads(path.read_text())["testing"] == [{"image": "a.png", "patient": "a", "is_synthetic": False}]
+
+
+def test_several_sections_and_a_limit(datalist_dir: Path) -> None:
+    both = read_datalist(datalist_dir, "training+validation")
+    assert len(both) == 20 and both == read_datalist(datalist_dir / "datalist.json", ["training", "validation"])
+    part = read_datalist(datalist_dir, "training", limit=4)
+    assert [item["patient"] for item in part] == ["patient0001", "patient0002", "patient0003", "patient0004"]
+
+
+def test_crossing_patients_are_not_written(tmp_path: Path) -> None:
+    record = EchoRecord(tmp_path / "a.png", None, "patient0001")
+    with pytest.raises(ValueError, match="patient patient0001 is in two splits, training and testing"):
+        write_datalist(tmp_path / "out", {"training": [record], "testing": [record]}, name="x", description="y")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_value_that_prompts_do_not_know_is_not_written(tmp_path: Path) -> None:
+    record = EchoRecord(tmp_path / "a.png", None, "a", view="4CH")
+    with pytest.raises(
+        ValueError, match=r"testing\[0\]: view must be apical_two_chamber or apical_four_chamber, got '4CH'"
+    ):
+        write_datalist(tmp_path, {"testing": [record]}, name="x", description="y")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- reading what is at fault
+
+
+def test_crossing_patients_are_refused_whatever_section_is_read(tmp_path: Path) -> None:
+    path = write_json(
+        tmp_path,
+        training=[{"image": "a.png", "patient": "p1"}],
+        validation=[{"image": "b.png", "patient": "p2"}],
+        testing=[{"image": "c.png", "patient": "p1"}],
+    )
+    with pytest.raises(ValueError, match="patient p1 is in two splits, training and testing; take it out of one"):
+        read_datalist(path, "validation")
+
+
+def test_an_image_in_two_sections_is_refused(tmp_path: Path) -> None:
+    path = write_json(tmp_path, training=[{"image": "a.png"}], testing=[{"image": "a.png"}])
+    with pytest.raises(ValueError, match="image a.png is in two splits"):
+        read_datalist(path, "testing")
+
+
+def test_a_missing_section_lists_those_that_exist(datalist_dir: Path) -> None:
+    with pytest.raises(ValueError, match=r"no section is called 'test'; there are training \(16\), validation \(4\)"):
+        read_datalist(datalist_dir, "test")
+
+
+def test_an_empty_section_is_refused(tmp_path: Path) -> None:
+    path = write_json(tmp_path, training=[{"image": "a.png"}], testing=[])
+    with pytest.raises(ValueError, match=r"section 'testing' is empty; there are training \(1\)"):
+        read_datalist(path, "testing")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = write_json(tmp_path, testing=[{"image": "a.png"}])
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match="image .*a.png does not exist"):
+        read_datalist(path, "testing")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{'training': []}", "not valid JSON"),
+        ("[1, 2]", "expected an object with the sections training, validation, testing, got a list"),
+        ('{"testing": [3]}', r"testing\[0\]: expected an object with the key image"),
+        ('{"testing": [{"image": 3}]}', "image must be a path, got 3"),
+        ('{"testing": [{"image": "a.png", "sex": "F"}]}', "sex must be male or female, got 'F'"),
+        ('{"testing": [{"image": "a.png", "age": "56"}]}', "age must be a number, got '56'"),
+        (
+            '{"testing": [{"image": "a.png", "shape": {"myocardium": "star"}}]}',
+            "shape must give each structure's name one of",
+        ),
+        ('{"testing": [{"image": "a.png", "shape": {"aorta": "oval"}}]}', "shape names aorta, but the structures are"),
+    ],
+)
+def test_a_bad_datalist_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "datalist.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        read_datalist(tmp_path, "testing")
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_a_camus_folder_is_told_to_be_prepared_first(camus_dir: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="synboost prepare DATASET OUT"):
+        read_datalist(camus_dir, "training")
+    with pytest.raises(FileNotFoundError, match="no such folder or datalist"):
+        read_datalist(camus_dir / "nowhere", "training")
+
+
+# ---- folders
+
+
+def test_images_of_a_camus_folder_leave_out_label_maps_and_sequences(camus_dir: Path) -> None:
+    items = list_images(camus_dir)
+    assert len(items) == 24
+    first = camus_dir.resolve() / "database_nifti/patient0001/patient0001_2CH_ED.nii.gz"
+    assert items[0] == {
+        "image": str(first),
+        "patient": "patient0001",
+        "view": "apical_two_chamber",
+        "phase": "end_diastole",
+    }
+
+
+def test_images_of_mixed_formats_are_found_and_other_files_passed_over(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.nii", "c.mhd", "c.raw", "d.mha", "notes.txt", ".hidden.png", "a_gt.nii"):
+        (tmp_path / name).touch()
+    assert [Path(item["image"]).name for item in list_images(tmp_path)] == ["a.nii", "b.PNG", "c.mhd", "d.mha"]
+
+
+def test_one_image_file_is_a_list_of_one(tmp_path: Path) -> None:
+    (tmp_path / "echo.png").touch()
+    assert list_images(tmp_path / "echo.png") == [{"image": str(tmp_path / "echo.png")}]
+
+
+def test_a_datalist_in_the_folder_comes_first(datalist_dir: Path) -> None:
+    assert list_images(datalist_dir) == read_datalist(datalist_dir, "testing")
+    assert len(list_images(datalist_dir / "datalist.json", "validation", limit=2)) == 2
+
+
+def test_an_empty_folder_or_another_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no images"):
+        list_images(tmp_path)
+    with pytest.raises(ValueError, match="no label maps"):
+        list_label_maps(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        list_images(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match="not an image by its name; expected .nii.gz"):
+        list_images(tmp_path / "notes.txt")
+
+
+def test_label_maps_of_a_datalist_keep_their_attributes(datalist_dir: Path) -> None:
+    items = list_label_maps(datalist_dir, "training+validation")
+    assert len(items) == 20 and items[0]["label"].endswith("patient0001_2CH_ED_gt.nii.gz") and items[0]["sex"] == "male"
+
+
+def test_a_section_without_label_maps_is_refused(tmp_path: Path) -> None:
+    path = write_json(tmp_path, training=[{"image": "a.png"}])
+    with pytest.raises(ValueError, match="no item of section training has a label map"):
+        list_label_maps(path)
+
+
+def test_label_maps_of_a_folder_find_their_image(camus_dir: Path, tmp_path: Path) -> None:
+    items = list_label_maps(camus_dir)
+    assert len(items) == 24 and items[0]["image"] == items[0]["label"].replace("_gt", "")
+    assert items[0]["phase"] == "end_diastole"
+    (tmp_path / "map.nii.gz").touch()
+    assert list_label_maps(tmp_path) == [{"label": str((tmp_path / "map.nii.gz").resolve())}]
+
+
+# ---- io
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "a.nii.gz"
+    atomic_write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        assert temporary.name.endswith(".nii.gz") and temporary.parent == path.parent
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+    atomic_write_text(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_names_of_the_data_package_load_lazily() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, synboost_monai.data; print([m for m in ('torch', 'nibabel', 'itk', 'monai') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+    import synboost_monai.data
+
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = synboost_monai.data.nothing
