@@ -182,8 +182,7 @@ def version() -> None:
 
 
 VERBS: dict[str, Callable[..., None]] = {
-    f.__name__: f
-    for f in (phantom, prepare, run, train, synthesise, segment, evaluate, experiment, report, version)
+    f.__name__: f for f in (phantom, prepare, run, train, synthesise, segment, evaluate, experiment, report, version)
 }
 """Verb -> function."""
 
@@ -238,7 +237,12 @@ def checked_arguments(argv: Sequence[str]) -> list[str]:
             continue
         flag, equals, value = word.lstrip("-").partition("=")
         flag = flag.replace("-", "_")
-        if not equals and words and not _is_flag(words[0]) and not (kinds.get(flag) == "bool" and not _is_bool(words[0])):
+        if (
+            not equals
+            and words
+            and not _is_flag(words[0])
+            and not (kinds.get(flag) == "bool" and not _is_bool(words[0]))
+        ):
             value = words.pop(0)
         elif not equals and flag.startswith("no") and kinds.get(flag[2:]) == "bool":
             flag, value = flag[2:], "false"
@@ -268,7 +272,11 @@ def _read(flag: str, text: str, kind: str) -> Any:
 
     value = literal(text)
     allowed = {"bool": bool, "int": int, "float": (int, float)}[kind.split(" ")[0]]
-    if isinstance(value, bool) != (allowed is bool) and value is not None or not isinstance(value, (allowed, type(None))):
+    if (
+        isinstance(value, bool) != (allowed is bool)
+        and value is not None
+        or not isinstance(value, (allowed, type(None)))
+    ):
         raise ValueError(f"--{flag} must be {kind.replace(' | None', '')}, got {text!r}")
     return value
 
@@ -295,7 +303,6 @@ def _overview() -> str:
     lines = [f"  {name:<{width}}{(f.__doc__ or '').splitlines()[0]}" for name, f in VERBS.items()]
     head = "synboost VERB [arguments]: synthetic echocardiograms and prompted segmentation\n\nVerbs:"
     return "\n".join([head, *lines, "\nsynboost VERB --help tells a verb's arguments."])
-
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files: writing so that nobody meets a half-written one, and reading one plane of NIfTI or MetaImage, checked whole."""
+"""Files: writing them whole or not at all, and reading one plane of NIfTI or MetaImage, checked to its end."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def _read_metaimage(path: Path) -> tuple[NDArray[Any], tuple[float, ...]]:
 
 
 def _metaimage_header(path: Path) -> dict[str, str]:
-    """Keys of a MetaImage header; a separate, uncompressed data file is checked for its size (ITK's message is vague)."""
+    """Keys of a MetaImage header; a separate, uncompressed data file must be long enough (ITK says it vaguely)."""
     header: dict[str, str] = {}
     with path.open("rb") as file:
         for line in file:

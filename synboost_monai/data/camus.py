@@ -1,7 +1,8 @@
 """Reads a folder of CAMUS (Leclerc et al. 2019) in any of its forms, whole or partial, and says what it lacks.
 
 Current release:
-    database_nifti/patient0001/patient0001_{2CH,4CH}_{ED,ES}[_gt].nii.gz, ..._half_sequence[_gt].nii.gz, Info_{2CH,4CH}.cfg
+    database_nifti/patient0001/patient0001_{2CH,4CH}_{ED,ES}[_gt].nii.gz, ..._half_sequence[_gt].nii.gz
+    database_nifti/patient0001/Info_{2CH,4CH}.cfg
     database_split/subgroup_{training,validation,testing}.txt
 First release:
     {training,testing}/patient0001/patient0001_{2CH,4CH}_{ED,ES}[_gt].mhd + .raw, ..._sequence.mhd, Info_{2CH,4CH}.cfg
@@ -376,8 +377,8 @@ def _check_sequences(reading: _Reading, patient: str, view: str, shape: tuple[in
         del found["sequence_label"]
         num_frames = sizes["sequence"][0] if "sequence" in sizes else "no"
         reading.problems.append(
-            f"{patient} {view} half sequence label maps: {sizes['sequence_label'][0]} frames for {num_frames} frames of "
-            "the sequence; left out"
+            f"{patient} {view} half sequence label maps: {sizes['sequence_label'][0]} frames for {num_frames} frames "
+            "of the sequence; left out"
         )
     return found
 

@@ -1,7 +1,7 @@
 """A phantom data set in CAMUS's layout: beating hearts with exact label maps and simulated ultrasound.
 
-It needs no download and no licence, its label maps are right by construction and its ejection fraction is exact, so every
-stage of the project can be run and tested on it. What is drawn: `phantom_anatomy.py`; how it is seen:
+It needs no download and no licence, its label maps are right by construction and its ejection fraction is exact, so
+every stage of the project can be run and tested on it. What is drawn: `phantom_anatomy.py`; how it is seen:
 `phantom_ultrasound.py`. It is a test pattern, not a model of disease: results on it say nothing about patients.
 """
 
@@ -60,8 +60,8 @@ def write_phantom(
     """Write phantom patients as a CAMUS folder: `database_nifti/` and `database_split/`.
 
     The same seed, height and number of frames give the same files, byte for byte (with the same NumPy and SciPy): a
-    patient does not depend on how many others there are, nor on the number of workers. Files are written whole or not at
-    all, the splits last. End-diastole and end-systole are the first and the last frame of the half sequence.
+    patient does not depend on how many others there are, nor on the number of workers. Files are written whole or not
+    at all, the splits last. End-diastole and end-systole are the first and the last frame of the half sequence.
 
     Args:
         output_dir: made if missing; files of the same names are replaced.
@@ -152,7 +152,7 @@ def _write_patient(folder: Path, patient: PhantomPatient, seed: int, image_heigh
 
 
 def _write_nifti(path: Path, frames: NDArray[np.uint8], spacing_mm: float) -> None:
-    """Write (T, H, W) as CAMUS does: stored (x, y), several frames (x, y, t), with both signs of the affine negative."""
+    """Write (T, H, W) as CAMUS does: stored (x, y), several frames (x, y, t), the affine negative in x and y."""
     import nibabel as nib
 
     stored = np.ascontiguousarray(frames.T)

@@ -2,14 +2,14 @@
 
 Frame of all points: millimetres, (x, y), x to the right, y downwards (depth), the ultrasound probe at the origin. The
 left ventricle has an axis from its apex to the middle of the mitral annulus; seen across that axis at the fraction t of
-its length (0 apex, 1 annulus) the cavity is a chord of width W g(t). Both views share the length L, so the volume is the
-biplane sum of disks (modified Simpson's rule, Schiller et al., J Am Soc Echocardiogr 1989)
+its length (0 apex, 1 annulus) the cavity is a chord of width W g(t). Both views share the length L, so the volume is
+the biplane sum of disks (modified Simpson's rule, Schiller et al., J Am Soc Echocardiogr 1989)
 
     V = pi / 4 * L * integral_0^1 W_2CH g_2CH(t) W_4CH g_4CH(t) dt
 
 in closed form: tilt, bend and position of the ventricle do not enter. End-systole shortens L and narrows W so that the
-ejection fraction is met exactly. The means follow what adults' apical views look like (end-diastolic length about 77 mm,
-width 45 mm; myocardium as experts draw it, pericardium included, about 12 mm).
+ejection fraction is met exactly. The means follow what adults' apical views look like (end-diastolic length about 77
+mm, width 45 mm; myocardium as experts draw it, pericardium included, about 12 mm).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class HeartContours:
     """What one frame of one view shows; closed polygons (K, 2) in mm."""
 
     wall: Curve
-    """Endocardium from the left end of the mitral annulus over the apex to the right end; its layer is the myocardium."""
+    """Endocardium from the left end of the mitral annulus over the apex to the right end; the layer: myocardium."""
     left_atrium: FloatArray
     right_ventricle: FloatArray | None
     """Four-chamber view only, as the right atrium."""

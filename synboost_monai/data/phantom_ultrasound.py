@@ -6,10 +6,10 @@ deviation 1.91 (Wagner et al., IEEE Trans. Sonics Ultrason. 1983). A scatterer i
 so its sign is random. The resolution cell is the pulse's length in range and, across, a beam that is as wide as the
 aperture's near field at the probe and widens in proportion to depth; a weak broad part stands for side lobes.
 
-What moves: the scatterers of the myocardium and of all thin layers (pericardium, valves, papillary muscles, walls of the
-other chambers) are fixed in the tissue and move with it, so their speckle follows the wall. Blood is new in every frame,
-as flowing blood decorrelates between frames. Tissue around the heart and the haze of reverberations stand still; thermal
-noise is new in every frame.
+What moves: the scatterers of the myocardium and of all thin layers (pericardium, valves, papillary muscles, walls of
+the other chambers) are fixed in the tissue and move with it, so their speckle follows the wall. Blood is new in every
+frame, as flowing blood decorrelates between frames. Tissue around the heart and the haze of reverberations stand still;
+thermal noise is new in every frame.
 
 Letters: R ranges, A angles (beams), N scatterers, K points of a curve.
 """
@@ -257,7 +257,8 @@ class UltrasoundView:
         for chamber in (contours.right_ventricle, contours.right_atrium):
             if chamber is not None:
                 blood |= self._fill(chamber) & ~heart
-        field = np.where(heart | blood, 0, self._tissue) + np.where(blood, self._blood * self._random_field(), 0)
+        field = np.where(heart | blood, 0, self._tissue)
+        field[blood] = self._blood * self._random_field((int(blood.sum()),))
         points, amplitudes = [], []
         for name, scatterers in self._moving.items():
             curve = contours.wall if name in ("myocardium", "trabeculae") else contours.layers[name]
@@ -266,14 +267,16 @@ class UltrasoundView:
             amplitudes.append(scatterers.amplitude * _facing(position, normal, scatterers.specular))
         field += self.probe.echo_field(np.concatenate(points), np.concatenate(amplitudes))
         echo = self.probe.receive(field.astype(np.complex64)) * self._transmission + self._haze
-        return np.abs(echo + self.probe.pulse_only(self._noise * self._random_field())).astype(np.float32)
+        return np.abs(echo + self.probe.pulse_only(self._noise * self._random_field(self.probe.shape))).astype(
+            np.float32
+        )
 
     def _fill(self, polygon: NDArray[np.float64]) -> NDArray[np.bool_]:
         return fill_polygon(*self.probe.grid_position(polygon), self.probe.shape)
 
-    def _random_field(self) -> ComplexArray:
-        """Field of power 1 in which every cell holds many scatterers: complex normal by the central limit theorem."""
-        pairs = self._generator.standard_normal((*self.probe.shape, 2), dtype=np.float32) * np.float32(np.sqrt(0.5))
+    def _random_field(self, shape: tuple[int, ...]) -> ComplexArray:
+        """Echoes of power 1 of cells with many scatterers each: complex normal by the central limit theorem."""
+        pairs = self._generator.standard_normal((*shape, 2), dtype=np.float32) * np.float32(np.sqrt(0.5))
         return pairs.view(np.complex64)[..., 0]
 
     def _smooth_field(self, range_mm: float, lateral_beams: float) -> FloatArray:
@@ -308,9 +311,9 @@ class UltrasoundView:
         rings = 14 * np.exp(-range_mm / 5) * (1 + 0.5 * np.cos(2 * np.pi * range_mm / self._generator.uniform(2.5, 4)))
         decay = self._generator.uniform(0.12, 0.25)
         decibels = haze_db + rings - decay * np.maximum(range_mm - 15, 0) + 3 * self._smooth_field(5, 20)
-        return self.probe.receive((_amplitude(decibels) * self._random_field()).astype(np.complex64)).astype(
-            np.complex64
-        )
+        return self.probe.receive(
+            (_amplitude(decibels) * self._random_field(self.probe.shape)).astype(np.complex64)
+        ).astype(np.complex64)
 
     def _draw_transmission(self, view: ViewAnatomy, dropout_db: float, attenuation_db_per_cm: float) -> FloatArray:
         """What reaches each place and comes back, as an amplitude: attenuation, shadows of ribs and lung."""

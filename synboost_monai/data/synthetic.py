@@ -100,16 +100,12 @@ class SynthesisPlan:
             **(sampling or {}),
         }
         self.sources = list_sources(dataset_dir, sections, limit)
-        self.items = [
-            _item(source, variation, seed) for source in self.sources for variation in range(num_variations)
-        ]
+        self.items = [_item(source, variation, seed) for source in self.sources for variation in range(num_variations)]
 
     def remaining(self) -> list[dict[str, Any]]:
         """Items of each batch that is not complete on disk: what the dataset of this run holds."""
         batches = [self.items[i : i + self.batch_size] for i in range(0, len(self.items), self.batch_size)]
-        return [
-            item for batch in batches if not all(self._image_path(i).is_file() for i in batch) for item in batch
-        ]
+        return [item for batch in batches if not all(self._image_path(i).is_file() for i in batch) for item in batch]
 
     def run(self, evaluator: Evaluator) -> None:
         """Make the images that are missing, then write datalist, provenance and contact sheet.
@@ -294,7 +290,9 @@ def list_sources(
             case = image_stem(item["label"]).removesuffix("_gt")
             source = by_case.setdefault(case, {**item, "section": section, "case": case})
             if source["label"] != item["label"]:
-                raise ValueError(f"{dataset_dir}: {source['label']} and {item['label']} have one name; rename one of them")
+                raise ValueError(
+                    f"{dataset_dir}: {source['label']} and {item['label']} have one name; rename one of them"
+                )
     return list(by_case.values())
 
 

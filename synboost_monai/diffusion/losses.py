@@ -86,9 +86,7 @@ class HybridLoss(nn.Module):
 def normal_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_variance_2: Tensor) -> Tensor:
     """KL divergence of N(mean_2, .) from N(mean_1, .) at each pixel, in nats: KL(1 || 2)."""
     difference = log_variance_2 - log_variance_1
-    return 0.5 * (
-        -1 + difference + torch.exp(-difference) + (mean_1 - mean_2).square() * torch.exp(-log_variance_2)
-    )
+    return 0.5 * (-1 + difference + torch.exp(-difference) + (mean_1 - mean_2).square() * torch.exp(-log_variance_2))
 
 
 def discretised_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

@@ -100,9 +100,7 @@ class DPMSolverScheduler(DPMSolverMultistepScheduler):
     The last step goes to the clean image. With `algorithm_type="sde-dpmsolver++"` it is the stochastic 2M.
     """
 
-    def __init__(
-        self, schedule: NoiseSchedule, timesteps: Sequence[int], algorithm_type: str = "dpmsolver++"
-    ) -> None:
+    def __init__(self, schedule: NoiseSchedule, timesteps: Sequence[int], algorithm_type: str = "dpmsolver++") -> None:
         super().__init__(
             num_train_timesteps=schedule.num_train_timesteps,
             trained_betas=schedule.betas.tolist(),
@@ -177,9 +175,7 @@ def create_sampler(
     timesteps = log_snr_timesteps(schedule, num_inference_steps)
     if name == "ddim":
         return DDIMScheduler(schedule, timesteps, eta)
-    return DPMSolverScheduler(
-        schedule, timesteps, "sde-dpmsolver++" if name == "sde_dpmpp_2m" else "dpmsolver++"
-    )
+    return DPMSolverScheduler(schedule, timesteps, "sde-dpmsolver++" if name == "sde_dpmpp_2m" else "dpmsolver++")
 
 
 def sample(

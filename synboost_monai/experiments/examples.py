@@ -13,7 +13,9 @@ NUM_EXAMPLES = 4
 """How many images: one of each view and phase where there are such."""
 
 
-def write_examples(dataset_dir: str | os.PathLike[str], output_dir: str | os.PathLike[str], count: int = NUM_EXAMPLES) -> Path:
+def write_examples(
+    dataset_dir: str | os.PathLike[str], output_dir: str | os.PathLike[str], count: int = NUM_EXAMPLES
+) -> Path:
     """Write datalist.json whose testing section is a few images of another data set, as different as may be.
 
     Args:

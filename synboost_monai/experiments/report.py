@@ -83,10 +83,12 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     evaluations = [Evaluation(s, run_dir / s.output_dir / "evaluation") for s in study.segmenters]
     evaluations = [e for e in evaluations if (e.evaluation_dir / "summary.json").is_file()]
     if not evaluations:
-        raise ValueError(f"report.py: {run_dir} holds no evaluation yet; run `synboost experiment {run_dir}/study.yaml` first")
+        raise ValueError(
+            f"report.py: {run_dir} holds no evaluation yet; run `synboost experiment {run_dir}/study.yaml` first"
+        )
 
     results = results_frame(evaluations)
-    stages = _stages(run_dir)
+    stages = _stages(run_dir, study)
     atomic_write_text(run_dir / "results.csv", results.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     record = {
         "study": study.name,
@@ -166,7 +168,9 @@ def overlay(
     picture = np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
     picture = np.repeat(picture[..., None], 3, axis=-1)
     if label_map is not None:
-        shown = np.asarray(Image.fromarray(label_map.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST))
+        shown = np.asarray(
+            Image.fromarray(label_map.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+        )
         for structure in STRUCTURES:
             mask = shown == structure.class_index
             edge = mask & ~binary_erosion(mask, iterations=max(1, size // 160))
@@ -175,7 +179,9 @@ def overlay(
     return picture.astype(np.uint8)
 
 
-def colour_label_map(label_map: NDArray[Any], spacing_mm: Sequence[float], size: int = PICTURE_SIZE) -> NDArray[np.uint8]:
+def colour_label_map(
+    label_map: NDArray[Any], spacing_mm: Sequence[float], size: int = PICTURE_SIZE
+) -> NDArray[np.uint8]:
     """Label map as flat colours on dark, pixels square."""
     from PIL import Image
 
@@ -195,7 +201,9 @@ def _study_of(run_dir: Path) -> Study:
     """The study whose run a folder holds."""
     path = run_dir / "study.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"report.py: {run_dir} is no run of a study: it has no study.yaml; give a folder such as runs/NAME")
+        raise FileNotFoundError(
+            f"report.py: {run_dir} is no run of a study: it has no study.yaml; give a folder such as runs/NAME"
+        )
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     return Study(content.pop("name"), content)
 
@@ -242,9 +250,10 @@ def _facts(evaluations: Sequence[Evaluation]) -> list[str]:
     return list(dict.fromkeys(facts))
 
 
-def _stages(run_dir: Path) -> list[dict[str, Any]]:
-    """Finished stages in the order in which they ended."""
-    paths = sorted((run_dir / "timing").glob("*.json"), key=lambda p: p.stat().st_mtime)
+def _stages(run_dir: Path, study: Study) -> list[dict[str, Any]]:
+    """Finished stages in the order in which they ended, without this report."""
+    paths = [run_dir / "timing" / f"{name}.json" for name in study.stage_names if name != "report"]
+    paths = sorted((p for p in paths if p.is_file()), key=lambda p: p.stat().st_mtime)
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 

@@ -22,14 +22,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from synboost_monai.experiments.study import _PARENT_VARIABLE
+from synboost_monai.experiments.study import PARENT_VARIABLE
 from synboost_monai.io import atomic_write_text
 
 SAVE_SECONDS = 10.0
 """How often the time spent is saved while the stage runs."""
 
 
-def run_stage(name: str, title: str, output_dir: str | None, inputs: Sequence[str], total: int, words: Sequence[str]) -> int:
+def run_stage(
+    name: str, title: str, output_dir: str | None, inputs: Sequence[str], total: int, words: Sequence[str]
+) -> int:
     """Run one stage in the working directory, which is the run's folder.
 
     Args:
@@ -60,7 +62,7 @@ def run_stage(name: str, title: str, output_dir: str | None, inputs: Sequence[st
     }
     num_done = len(list(Path("timing").glob("*.json"))) - timing_path.is_file()
     again = " (goes on after an interruption)" if goes_on else ""
-    print(f"\n[{num_done + 1}/{total}] {title}{again}", file=sys.stderr, flush=True)
+    print(f"\n[{min(num_done + 1, total)}/{total}] {title}{again}", file=sys.stderr, flush=True)
 
     code = _supervise(words, state, state_path)
     state |= {"status": "failed" if code else "done", "returncode": code}
@@ -75,7 +77,7 @@ def run_stage(name: str, title: str, output_dir: str | None, inputs: Sequence[st
 
 def _supervise(words: Sequence[str], state: dict[str, Any], state_path: Path) -> int:
     """Run the command; save the time spent every so often; end it when the study's process is gone."""
-    study_process = os.environ.get(_PARENT_VARIABLE, "")
+    study_process = os.environ.get(PARENT_VARIABLE, "")
     before, start, saved = state["seconds"], time.monotonic(), 0.0
     command = [sys.executable, *words[1:]] if words[0] == "python" else [sys.executable, "-m", "synboost_monai", *words]
     process = subprocess.Popen(command, preexec_fn=_die_with_parent if sys.platform == "linux" else None)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -66,7 +67,8 @@ DEFAULTS: dict[str, Any] = {
 
 _STAGE_KEYS = ("both", "train", "evaluate")
 _PREPARE_KEYS = ("split", "strict", "shape_source", "max_training_patients", "training_fraction")
-_PARENT_VARIABLE = "SYNBOOST_STUDY_PROCESS"
+PARENT_VARIABLE = "SYNBOOST_STUDY_PROCESS"
+"""Environment variable: the process of the study; its stages end when it is gone."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,14 @@ class Study:
         return any(s.strategy != "real" for s in self.segmenters)
 
     @property
-    def num_stages(self) -> int:
-        """How many stages the whole study has."""
-        num_examples = (1 + len(self.example_segmenters)) if self.has_synthesis else 0
-        return self.has_phantom + 1 + 2 * self.has_synthesis + 2 * len(self.segmenters) + num_examples + 1
+    def stage_names(self) -> list[str]:
+        """Every stage of the study, in an order in which they can be done."""
+        names = ["phantom"] * self.has_phantom + ["prepare"] + ["train_diffusion", "synthesise"] * self.has_synthesis
+        for segmenter in self.segmenters:
+            names += [f"train_{segmenter.name}", f"evaluate_{segmenter.name}"]
+        if self.has_synthesis:
+            names += ["examples", *(f"segment_examples_{s.model}" for s in self.example_segmenters)]
+        return [*names, "report"]
 
     @property
     def example_segmenters(self) -> list[Segmenter]:
@@ -249,7 +255,9 @@ def read_study(
             raise FileNotFoundError(f"{path.name}: the data set folder {folder} does not exist; give --dataset PATH")
         merged["data"]["dataset"] = str(folder.resolve())
     elif merged["data"]["phantom"] is None:
-        raise ValueError(f"{path.name}: this study brings no data; give --dataset PATH, the folder of your copy of CAMUS")
+        raise ValueError(
+            f"{path.name}: this study brings no data; give --dataset PATH, the folder of your copy of CAMUS"
+        )
     checked = Study(name, merged)
     _check(checked, path.name)
     return checked
@@ -287,12 +295,7 @@ def run_study(
     has_affinity = hasattr(os, "sched_getaffinity")  # containers may lend fewer cores than the machine has
     num_cores = cores or (len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1)
     if dry_run:
-        with tempfile.TemporaryDirectory(prefix="synboost-") as empty_dir:
-            study_path = Path(empty_dir, "study.yaml")
-            study_path.write_text(text, encoding="utf-8")
-            code = _snakemake(study_path, run_dir if run_dir.is_dir() else Path(empty_dir), num_cores, ["--dry-run"])
-        if code:
-            raise SystemExit(1)
+        print(_planned(checked, text, run_dir, num_cores))
         return None
 
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -300,26 +303,46 @@ def run_study(
         study_path = run_dir / "study.yaml"
         if not study_path.is_file() or study_path.read_text(encoding="utf-8") != text:
             atomic_write_text(study_path, text)
-        code = _snakemake(study_path, run_dir, num_cores, [])
+        code = _snakemake(study_path, run_dir, num_cores, "--quiet", "all").returncode
     if code:
         raise SystemExit(_failure(run_dir, str(study), code))
     return run_dir / "report.html"
 
 
-def _snakemake(study_path: Path, run_dir: Path, cores: int, more: Sequence[str]) -> int:
-    """Run the DAG; the exit code of Snakemake."""
+def _snakemake(
+    study_path: Path, run_dir: Path, cores: int, *more: str, is_quiet: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run the DAG; with `is_quiet` the output is kept instead of shown."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--configfile", str(study_path)]
     command += ["--directory", str(run_dir), "--cores", str(cores), "--nolock", "--rerun-incomplete"]
-    command += ["--rerun-triggers", "mtime", "params", "input"]
-    command += more or ["--quiet", "all"]
+    command += ["--scheduler", "greedy", "--rerun-triggers", "mtime", "params", "input", *more]
     package_parent = str(Path(__file__).resolve().parents[2])
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), _PARENT_VARIABLE: str(os.getpid())}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), PARENT_VARIABLE: str(os.getpid())}
     try:
-        return subprocess.run(command, env=environment, check=False).returncode
+        return subprocess.run(command, env=environment, check=False, capture_output=is_quiet, text=True)
     except KeyboardInterrupt:
         time.sleep(1)  # Snakemake and the stage got the signal too
         raise
+
+
+def _planned(study: Study, text: str, run_dir: Path, cores: int) -> str:
+    """The stages that would run; nothing is written to the run's folder.
+
+    Raises:
+        RuntimeError: if Snakemake fails, with what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="synboost-") as empty_dir:
+        study_path = Path(empty_dir, "study.yaml")
+        study_path.write_text(text, encoding="utf-8")
+        directory = run_dir if run_dir.is_dir() else Path(empty_dir)
+        done = _snakemake(study_path, directory, cores, "--dry-run", is_quiet=True)
+    output = done.stdout + done.stderr
+    if done.returncode:
+        raise RuntimeError(f"Snakemake's dry run failed with code {done.returncode}:\n{output}")
+    named = set(re.findall(r"timing/(\w+)\.json", "\n".join(re.findall(r"^ *output: (.*)$", output, re.MULTILINE))))
+    planned = [name for name in study.stage_names if name in named]
+    return "\n".join([f"{len(planned)} of {len(study.stage_names)} stages would run in {run_dir}", *planned])
 
 
 def _failure(run_dir: Path, study: str, code: int) -> int:
@@ -330,7 +353,10 @@ def _failure(run_dir: Path, study: str, code: int) -> int:
         if state.get("status") == "failed":
             failed.append((path.stem, state["returncode"]))
     if not failed:
-        print(f"synboost experiment: Snakemake ended with code {code}; its log is in {run_dir}/.snakemake/log", file=sys.stderr)
+        print(
+            f"synboost experiment: Snakemake ended with code {code}; its log is in {run_dir}/.snakemake/log",
+            file=sys.stderr,
+        )
         return 1
     stage, stage_code = failed[-1]
     print(
@@ -357,7 +383,9 @@ def _only_one(run_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip()
-            print(f"{run_dir}: process {owner} is at work here; waiting until it ends (Ctrl-C to leave)", file=sys.stderr)
+            print(
+                f"{run_dir}: process {owner} is at work here; waiting until it ends (Ctrl-C to leave)", file=sys.stderr
+            )
             fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         file.truncate()
@@ -445,22 +473,30 @@ def _check(study: Study, where: str) -> None:
     for key in settings["data"]["prepare"]:
         if key not in _PREPARE_KEYS:
             known_keys = ", ".join(_PREPARE_KEYS)
-            raise ValueError(f"{where}: unknown setting data.prepare.{key}{nearest(key, _PREPARE_KEYS)}; it takes {known_keys}")
+            raise ValueError(
+                f"{where}: unknown setting data.prepare.{key}{nearest(key, _PREPARE_KEYS)}; it takes {known_keys}"
+            )
     for group, names in (("per_model", models), ("per_strategy", STRATEGIES)):
         for name, stages in part[group].items():
             if name not in names:
                 hint = nearest(str(name), list(names))
-                raise ValueError(f"{where}: unknown setting segmenters.{group}.{name}{hint}; there are {', '.join(names)}")
+                raise ValueError(
+                    f"{where}: unknown setting segmenters.{group}.{name}{hint}; there are {', '.join(names)}"
+                )
             for stage in stages or {}:
                 if stage not in _STAGE_KEYS:
                     known_keys = ", ".join(_STAGE_KEYS)
-                    raise ValueError(f"{where}: unknown setting segmenters.{group}.{name}.{stage}; it takes {known_keys}")
+                    raise ValueError(
+                        f"{where}: unknown setting segmenters.{group}.{name}.{stage}; it takes {known_keys}"
+                    )
     _check_stage_overrides(study, where)
 
 
 def _check_stage_overrides(study: Study, where: str) -> None:
     """Every override of every stage against the config it goes to."""
-    commands = [study.train_command(s) for s in study.segmenters] + [study.evaluate_command(s) for s in study.segmenters]
+    commands = [study.train_command(s) for s in study.segmenters] + [
+        study.evaluate_command(s) for s in study.segmenters
+    ]
     if study.has_synthesis:
         commands += [study.train_diffusion_command(), study.synthesise_command()]
     for _, bundle, config, *flags in commands:

@@ -13,7 +13,7 @@ from torch import Tensor
 from synboost_monai.handlers.training import PictureGrid
 from synboost_monai.transforms.label_map_array import colour_sector_label_map
 
-__all__ = ["DiffusionPictures", "FixedNoise", "num_images"]
+__all__ = ["DiffusionPictures", "FixedNoise", "loss_of", "num_images"]
 
 
 class FixedNoise:
@@ -71,6 +71,11 @@ class DiffusionPictures(PictureGrid):
             greys = [((grey[:1].float().cpu() + 1) / 2).clamp(0, 1).expand(3, -1, -1) for grey in (fake, real)]
             columns.append(torch.cat([colours, *greys], dim=1))
         return torch.cat(columns, dim=2)
+
+
+def loss_of(output: Mapping[str, Tensor]) -> Tensor:
+    """The loss in a trainer's output that is not decollated (`monai.handlers.from_engine` would give a tuple of one)."""
+    return output["loss"].detach()
 
 
 def num_images(targets: Mapping[str, Tensor]) -> int:

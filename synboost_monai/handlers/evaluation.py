@@ -27,7 +27,9 @@ class WriteLabelMaps:
 
     def __init__(self, output_dir: str | os.PathLike[str], output_format: str = "same") -> None:
         if output_format not in OUTPUT_FORMATS:
-            raise ValueError(f"evaluation.py: output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {output_format!r}")
+            raise ValueError(
+                f"evaluation.py: output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {output_format!r}"
+            )
         self.output_dir = Path(output_dir)
         self.output_format = output_format
 

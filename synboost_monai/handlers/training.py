@@ -347,7 +347,9 @@ class Progress:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._close_and_raise)
 
     def _open(self, engine: Engine) -> None:
-        if self.bar is None and is_main_process():  # at the first epoch, since resuming sets the iteration when the run starts
+        if (
+            self.bar is None and is_main_process()
+        ):  # at the first epoch, since resuming sets the iteration when the run starts
             from tqdm import tqdm
 
             num_steps = int(engine.state.max_epochs) * int(engine.state.epoch_length)
@@ -371,7 +373,9 @@ class Progress:
             self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
         words = {} if math.isnan(self.loss) else {"epoch": engine.state.epoch, "loss": f"{self.loss:.4f}"}
         if self.validator is not None:
-            words |= {name: f"{value:.4f}" for name, value in self.validator.state.metrics.items() if isinstance(value, float)}
+            words |= {
+                name: f"{value:.4f}" for name, value in self.validator.state.metrics.items() if isinstance(value, float)
+            }
         self.bar.set_postfix(words, refresh=False)
         self.bar.update()
 

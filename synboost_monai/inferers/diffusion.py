@@ -77,7 +77,9 @@ class SemanticDiffusionInferer(Inferer):
         on_step: Callable[[int, int], None] | None = None,
     ) -> None:
         self.schedule = NoiseSchedule.cosine(num_train_timesteps)
-        create_sampler(sampler, self.schedule, num_inference_steps, eta)  # complain now, not after the network has loaded
+        create_sampler(
+            sampler, self.schedule, num_inference_steps, eta
+        )  # complain now, not after the network has loaded
         self.sampler = sampler
         self.num_inference_steps = num_inference_steps
         self.guidance_scale = guidance_scale
@@ -88,9 +90,7 @@ class SemanticDiffusionInferer(Inferer):
         self.on_step = on_step
 
     @torch.no_grad()
-    def __call__(
-        self, inputs: Tensor, network: SemanticDiffusionUNet, seeds: Tensor | None = None, **_: Any
-    ) -> Tensor:
+    def __call__(self, inputs: Tensor, network: SemanticDiffusionUNet, seeds: Tensor | None = None, **_: Any) -> Tensor:
         """Synthetic images.
 
         Args:
@@ -116,7 +116,8 @@ class SemanticDiffusionInferer(Inferer):
 
         def predict(x: Tensor, timesteps: Tensor) -> Tensor:
             with _autocast(x.device, self.autocast_dtype):
-                features = network.encode(x, timesteps)
+                # one embedding for all: a matrix product rounds by the batch's size
+                features = network.encode(x, timesteps[:1])
                 conditional = network.decode(features, maps).float()
                 if null_maps is None:
                     return conditional

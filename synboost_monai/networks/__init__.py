@@ -49,9 +49,9 @@ SEGMENTER_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "text_layers": 2,
             "neck_channels": (48, 96, 128),
             "decoder_layers": 1,
-            "decoder_heads": 4,
+            "decoder_heads": 2,
             "decoder_ffn_width": 256,
-            "projector_channels": (64, 32),
+            "projector_channels": (32, 16),
             "dropout": 0.0,
             "has_skips": True,
             "upsampling": "bilinear",
@@ -86,7 +86,7 @@ SEGMENTER_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "projection_width": 128,
             "extract_layers": (0, 1, 2),
             "reduced_width": 64,
-            "decoder_heads": 4,
+            "decoder_heads": 2,
             "decoder_ffn_width": 256,
             "has_skips": True,
             "freeze_token_embedding": True,
@@ -177,7 +177,9 @@ def parameter_groups(
     groups: dict[tuple[bool, bool], list[Any]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and "embedding" not in name.rsplit(".", 2)[-2 if name.endswith(".weight") else -1]
+            decays = (
+                parameter.ndim >= 2 and "embedding" not in name.rsplit(".", 2)[-2 if name.endswith(".weight") else -1]
+            )
             groups.setdefault((id(parameter) in of_encoders, decays), []).append(parameter)
     return [
         {

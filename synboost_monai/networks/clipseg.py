@@ -106,11 +106,15 @@ class CLIPSeg(nn.Module):
             raise ValueError(f"CLIPSeg: image_encoder must be 'patches' or 'efficientnet_lite0', got {image_encoder!r}")
         is_hybrid = image_encoder == "efficientnet_lite0"
         if is_hybrid and patch_size != 8:
-            raise ValueError(f"CLIPSeg: image_encoder='efficientnet_lite0' has stride 8; set patch_size to 8, not {patch_size}")
+            raise ValueError(
+                f"CLIPSeg: image_encoder='efficientnet_lite0' has stride 8; set patch_size to 8, not {patch_size}"
+            )
         if has_skips and not is_hybrid:
             raise ValueError("CLIPSeg: has_skips needs image_encoder='efficientnet_lite0'")
         if max(extract_layers) >= vision_layers:
-            raise ValueError(f"CLIPSeg: extract_layers {tuple(extract_layers)} need vision_layers > {max(extract_layers)}")
+            raise ValueError(
+                f"CLIPSeg: extract_layers {tuple(extract_layers)} need vision_layers > {max(extract_layers)}"
+            )
         text: dict[str, Any] = {
             "vocab_size": vocabulary_size,
             "max_position_embeddings": context_length,
@@ -217,7 +221,9 @@ class CLIPSeg(nn.Module):
             reduced = reduce(activation)  # (B, T, R): once for all prompts
             h = reduced.unsqueeze(1) if x is None else x.unflatten(0, (-1, num_prompts)) + reduced.unsqueeze(1)
             if index == decoder.conditional_layer:
-                scale, shift = (film(text)[:, None].unflatten(0, (-1, num_prompts)) for film in (decoder.film_mul, decoder.film_add))
+                scale, shift = (
+                    film(text)[:, None].unflatten(0, (-1, num_prompts)) for film in (decoder.film_mul, decoder.film_add)
+                )
                 h = scale * h + shift  # (B, S, T, R)
             x = _decoder_layer(layer, h.expand(-1, num_prompts, -1, -1).flatten(0, 1))
         assert x is not None

@@ -96,7 +96,9 @@ class _AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        position = self.positional_embedding[1:].T.reshape(1, -1, self.grid_size, self.grid_size)  # [0]: CLIP's mean token
+        position = self.positional_embedding[1:].T.reshape(
+            1, -1, self.grid_size, self.grid_size
+        )  # [0]: CLIP's mean token
         position = F.interpolate(position, size=(height, width), mode="bicubic", align_corners=False)
         tokens = (x + position.to(x.dtype)).flatten(2).transpose(1, 2)  # (B, hw, C)
         q, k, v = (
@@ -177,7 +179,11 @@ class _TextBlock(nn.Module):
         super().__init__()
         self.attn = nn.MultiheadAttention(width, num_heads, batch_first=True)
         self.ln_1 = nn.LayerNorm(width)
-        layers = [("c_fc", nn.Linear(width, width * 4)), ("gelu", _QuickGELU()), ("c_proj", nn.Linear(width * 4, width))]
+        layers = [
+            ("c_fc", nn.Linear(width, width * 4)),
+            ("gelu", _QuickGELU()),
+            ("c_proj", nn.Linear(width * 4, width)),
+        ]
         self.mlp = nn.Sequential(OrderedDict(layers))
         self.ln_2 = nn.LayerNorm(width)
 
@@ -204,7 +210,14 @@ class ClipBackbone(nn.Module):
     """CLIP's two encoders, as CRIS uses them: maps of the image, words and sentence state of the text."""
 
     def __init__(
-        self, visual: nn.Module, state_width: int, context_length: int, vocabulary_size: int, width: int, heads: int, layers: int
+        self,
+        visual: nn.Module,
+        state_width: int,
+        context_length: int,
+        vocabulary_size: int,
+        width: int,
+        heads: int,
+        layers: int,
     ) -> None:
         super().__init__()
         self.visual = visual
@@ -213,7 +226,9 @@ class ClipBackbone(nn.Module):
         self.positional_embedding = nn.Parameter(torch.randn(context_length, width) * 0.01)
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.randn(width, state_width) * width**-0.5)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's temperature: kept for its checkpoints
+        self.logit_scale = nn.Parameter(
+            torch.tensor(math.log(1 / 0.07))
+        )  # CLIP's temperature: kept for its checkpoints
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         for block in self.transformer.resblocks:
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)

@@ -99,7 +99,9 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             content = content[name]
             break
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"weights: {path} holds no state dict (names and tensors), or one with entries that are no tensors")
+        raise ValueError(
+            f"weights: {path} holds no state dict (names and tensors), or one with entries that are no tensors"
+        )
     return dict(content)
 
 

@@ -113,9 +113,7 @@ class SPADEResBlock(nn.Module):
         )
         self.skip_connection = _skip(in_channels, out_channels)
 
-    def forward(
-        self, x: Tensor, embedding: Tensor, in_modulation: Modulation, out_modulation: Modulation
-    ) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, in_modulation: Modulation, out_modulation: Modulation) -> Tensor:
         activation, conv = self.in_layers
         h = conv(self.resize(activation(self.in_norm(x, in_modulation))))
         scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)
@@ -212,9 +210,7 @@ class SemanticDiffusionUNet(nn.Module):
         def spade(channels: int) -> SPADEGroupNorm:
             return SPADEGroupNorm(channels, num_classes, spade_channels, num_groups)
 
-        self.time_embed = nn.Sequential(
-            nn.Linear(base_channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
-        )
+        self.time_embed = nn.Sequential(nn.Linear(base_channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
 
         # encoder: one list entry for each feature map that the decoder takes up again
         channels = widths[0]
@@ -269,9 +265,9 @@ class SemanticDiffusionUNet(nn.Module):
 
         Args:
             x: noisy images, (B, C, H, W).
-            timesteps: (B,), 0 ... T-1; may be fractional.
+            timesteps: (B,), or (1,) for all images alike; 0 ... T-1, may be fractional.
         Returns:
-            Time embedding (B, E), and the feature maps of the encoder, finest first.
+            Time embedding (B or 1, E), and the feature maps of the encoder, finest first.
         Raises:
             ValueError: if H or W cannot be halved at every level, or x has other channels.
         """
@@ -473,7 +469,5 @@ def create_semantic_diffusion_unet(preset: str = "published", **overrides: Any) 
         ValueError: if there is no such preset.
     """
     if preset not in PRESETS:
-        raise ValueError(
-            f"semantic_diffusion_unet.py: no preset is called {preset!r}; there are {', '.join(PRESETS)}"
-        )
+        raise ValueError(f"semantic_diffusion_unet.py: no preset is called {preset!r}; there are {', '.join(PRESETS)}")
     return SemanticDiffusionUNet(**{**PRESETS[preset], **overrides})

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MIN_PIXELS = 9
 """A mask with fewer pixels has no shape that could be told."""
 MAX_ROUND_ELONGATION = 1.25
-"""Long over short axis up to which an ellipse is a circle and a rectangle a square (chosen; the paper gives no rule)."""
+"""Long over short axis up to which an ellipse is a circle and a rectangle a square (our choice)."""
 
 _ANSWERS = {
     "circle": ("circle", "circular", "round"),
@@ -30,11 +30,11 @@ _ANSWERS = {
 def shape_of_mask(mask: NDArray[Any], spacing_mm: tuple[float, float]) -> str | None:
     """The paper's word for the shape of a mask: circle, triangle, oval, square or rectangle.
 
-    The outline is the convex hull of the largest connected part, in millimetres, so the U of the myocardium is judged by what
-    it encloses. Three forms of the hull's area are laid over it: the ellipse with its second moments, its smallest enclosing
-    rectangle (scaled about the centre) and its largest inscribed triangle (scaled likewise). The form with the largest
-    intersection over union wins. An ellipse or rectangle whose long axis is at most `MAX_ROUND_ELONGATION` times the short
-    one is a circle or a square.
+    The outline is the convex hull of the largest connected part, in millimetres, so the U of the myocardium is judged
+    by what it encloses. Three forms of the hull's area are laid over it: the ellipse with its second moments, its
+    smallest enclosing rectangle (scaled about the centre) and its largest inscribed triangle (scaled likewise). The
+    form with the largest intersection over union wins. An ellipse or rectangle whose long axis is at most
+    `MAX_ROUND_ELONGATION` times the short one is a circle or a square.
 
     Args:
         mask: (H, W), non-zero inside the structure.
@@ -81,9 +81,9 @@ def ask_shape(
 ) -> str | None:
     """The shape that a visual question answering model sees, as in the paper (which asked OFA).
 
-    The model is shown the image with a green box around the mask and asked "What is the shape of the <structure> in the green
-    box?". Any model of transformers' `AutoModelForVisualQuestionAnswering` (ViLT, BLIP, BLIP-2) saved in a folder will do;
-    nothing is downloaded.
+    The model is shown the image with a green box around the mask and asked "What is the shape of the <structure> in the
+    green box?". Any model of transformers' `AutoModelForVisualQuestionAnswering` (ViLT, BLIP, BLIP-2) saved in a folder
+    will do; nothing is downloaded.
 
     Args:
         image: (H, W), any range; scaled to 0..255 by its minimum and maximum.
@@ -114,7 +114,7 @@ def ask_shape(
 
 
 def shape_in_answer(answer: str) -> str | None:
-    """The word of `records.SHAPES` that an answer names first ("It is triangular." -> triangle); None if it names none."""
+    """The word of `records.SHAPES` that an answer names first ("It is triangular." -> triangle), or None."""
     for word in "".join(c if c.isalpha() else " " for c in answer.lower()).split():
         for shape, names in _ANSWERS.items():
             if word in names:
@@ -148,7 +148,7 @@ def _load_model(model_path: str) -> tuple[Any, Any]:
         except (OSError, ValueError, ImportError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"attributes.py: {model_path} is no visual question answering model that transformers can load: {reason}"
+                f"attributes.py: {model_path} is no visual question answering model of transformers: {reason}"
             ) from error
         _MODELS[model_path] = (model, processor)
     return _MODELS[model_path]
@@ -215,7 +215,7 @@ def _inside_ellipse(points: NDArray[np.float64], inside: NDArray[np.bool_]) -> t
 
 
 def _smallest_rectangle(hull: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Smallest enclosing rectangle (4, 2), counter-clockwise, and its elongation; one side lies on an edge of the hull."""
+    """Smallest enclosing rectangle (4, 2), counter-clockwise, and its elongation; a side lies on a hull edge."""
     best_area, best = np.inf, (np.zeros((4, 2)), 1.0)
     for edge in np.roll(hull, -1, axis=0) - hull:
         along = edge / np.linalg.norm(edge)

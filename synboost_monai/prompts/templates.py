@@ -70,14 +70,14 @@ def prompt_text(
 ) -> Prompt:
     """The prompt that asks for one structure of one echocardiogram.
 
-    Where attributes are missing, the prompt falls to the highest level whose attributes are all known: an item without `sex`
-    gives P3 for P4 and above, even if its age is known. `Prompt.level` and `Prompt.missing` say so.
+    Where attributes are missing, the prompt falls to the highest level whose attributes are all known: an item without
+    `sex` gives P3 for P4 and above, even if its age is known. `Prompt.level` and `Prompt.missing` say so.
 
     Args:
         structure: what to segment.
         level: "P0" ... "P7".
-        attributes: a datalist item: `view`, `phase`, `sex`, `age`, `image_quality`, and `shape` as {structure name: word};
-            other keys are ignored; a key that is absent, None or empty is missing.
+        attributes: a datalist item: `view`, `phase`, `sex`, `age`, `image_quality`, and `shape` as {structure name:
+            word}; other keys are ignored; a key that is absent, None or empty is missing.
         phrasing: 0 "of the heart", 1 "in the cardiac ultrasound".
         is_synthetic: use the templates of synthetic data (shape at P6, no image quality).
     Raises:
@@ -109,7 +109,7 @@ def structure_prompts(
     phrasing: int = 0,
     is_synthetic: bool = False,
 ) -> tuple[Prompt, ...]:
-    """One prompt for each structure, in their order: the S prompts that share one image. Arguments as in `prompt_text`."""
+    """One prompt for each structure, in their order: the S prompts of one image. Arguments as in `prompt_text`."""
     return tuple(prompt_text(s, level, attributes, phrasing=phrasing, is_synthetic=is_synthetic) for s in structures)
 
 

@@ -26,7 +26,7 @@ class PromptTokenizer:
     A row is: start (49406), the text's tokens, end (49407), then `padding_id` up to `context_length`.
 
     Args:
-        context_length: tokens in a row, 3 ... 77 (CRIS was first released with 17, which is too short for P5 and above).
+        context_length: tokens in a row, 3 ... 77 (CRIS was first released with 17, too short for P5 and above).
         padding_id: 0 as in CLIP and CRIS, which masks words with id 0; 49407 as in the published experiments.
     Raises:
         ValueError: if `context_length` is out of range.
@@ -71,8 +71,9 @@ class PromptTokenizer:
             )
         if len(token_ids) > self.context_length:
             raise ValueError(
-                f"tokenizer.py: prompt has {len(token_ids)} tokens with start and end, at most {self.context_length} fit: "
-                f"{text!r}; shorten the prompt or raise context_length (up to {CONTEXT_LENGTH})"
+                f"tokenizer.py: prompt has {len(token_ids)} tokens with start and end, "
+                f"at most {self.context_length} fit: {text!r}; "
+                f"shorten the prompt or raise context_length (up to {CONTEXT_LENGTH})"
             )
         return token_ids
 

@@ -165,7 +165,9 @@ def checked_items(
     cases = [item["case"] for item in checked]
     if len(set(cases)) < len(cases):
         twice = next(case for case in cases if cases.count(case) > 1)
-        raise ValueError(f"array.py: two images are both called {twice}; their label maps would overwrite each other, rename one")
+        raise ValueError(
+            f"array.py: two images are both called {twice}; their label maps would overwrite each other, rename one"
+        )
     return checked
 
 
@@ -370,7 +372,9 @@ def prompt_tokens(
             structure, level, attributes, phrasing=phrasing, is_synthetic=bool(attributes.get("is_synthetic", False))
         )
         if prompt.missing:
-            _say_once(f"prompts: {level} was asked for, {prompt.level} is used where items lack {', '.join(prompt.missing)}")
+            _say_once(
+                f"prompts: {level} was asked for, {prompt.level} is used where items lack {', '.join(prompt.missing)}"
+            )
         texts.append(prompt.text)
     return _tokenizer(context_length, padding_id)(texts)
 
@@ -423,10 +427,14 @@ def _read_png(path: Path) -> Plane:
     try:
         with Image.open(path) as image:
             image.load()
-            is_deep = image.mode.startswith("I") or image.mode == "F"  # 16 and 32 bits a pixel: conversion to "L" would clip
+            is_deep = (
+                image.mode.startswith("I") or image.mode == "F"
+            )  # 16 and 32 bits a pixel: conversion to "L" would clip
             pixels = np.asarray(image if is_deep else image.convert("L"))
     except Exception as error:  # PIL raises many kinds for a file that is no PNG
-        raise ValueError(f"{path}: not a readable PNG image ({str(error).splitlines()[0] if str(error) else type(error).__name__}); fetch it again") from error
+        raise ValueError(
+            f"{path}: not a readable PNG image ({str(error).splitlines()[0] if str(error) else type(error).__name__}); fetch it again"
+        ) from error
     if pixels.ndim != 2 or pixels.size == 0:
         raise ValueError(f"{path}: expected one grey image (H, W), got an array of shape {pixels.shape}")
     return Plane(pixels, (1.0, 1.0))
@@ -499,4 +507,6 @@ def _write_metaimage_like(pixels: NDArray[np.uint8], image_path: Path, path: Pat
 
 def _check_size(pixels: NDArray[np.uint8], shape: Sequence[int], image_path: Path) -> None:
     if pixels.shape != tuple(shape):
-        raise ValueError(f"{image_path}: image is {tuple(shape)} but the label map to write is {pixels.shape} (rows, columns)")
+        raise ValueError(
+            f"{image_path}: image is {tuple(shape)} but the label map to write is {pixels.shape} (rows, columns)"
+        )

@@ -49,7 +49,9 @@ class LoadEchod(MapTransform):
 class CheckLabelMapd(MapTransform):
     """Refuses label maps with other classes than 0..3 or of another shape than the image (see `check_label_map`)."""
 
-    def __init__(self, keys: KeysCollection = "label", image_key: str = "image", allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection = "label", image_key: str = "image", allow_missing_keys: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.image_key = image_key
 
@@ -136,7 +138,9 @@ class NormaliseEchod(MapTransform):
 class RandUltrasoundd(RandomizableTransform):
     """`RandUltrasound` on image and label map; `is_enabled: false` changes nothing (the published experiments had none)."""
 
-    def __init__(self, image_key: str = "image", label_key: str = "label", is_enabled: bool = True, **limits: Any) -> None:
+    def __init__(
+        self, image_key: str = "image", label_key: str = "label", is_enabled: bool = True, **limits: Any
+    ) -> None:
         super().__init__(prob=1.0)
         self.image_key, self.label_key = image_key, label_key
         self.is_enabled = is_enabled

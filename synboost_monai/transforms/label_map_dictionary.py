@@ -132,9 +132,7 @@ class DarkOutsideSectord(MapTransform):
         dark: the darkest value.
     """
 
-    def __init__(
-        self, keys: KeysCollection, sector_label_map_key: str = "sector_label_map", dark: float = 0.0
-    ) -> None:
+    def __init__(self, keys: KeysCollection, sector_label_map_key: str = "sector_label_map", dark: float = 0.0) -> None:
         super().__init__(keys)
         self.sector_label_map_key = sector_label_map_key
         self.dark = dark

@@ -160,7 +160,12 @@ def run_dir(tmp_path: Path, tiny_bundles: Path) -> Path:
         (run / folder / "datalist.json").write_text(json.dumps({"testing": items}))
     (run / "real" / "summary.txt").write_text("patient0007: image is cut off <here>\n")
     (run / "timing").mkdir()
-    timing = {"name": "prepare", "title": "prepare the data", "command": "synboost prepare phantom real", "seconds": 7.25}
+    timing = {
+        "name": "prepare",
+        "title": "prepare the data",
+        "command": "synboost prepare phantom real",
+        "seconds": 7.25,
+    }
     (run / "timing" / "prepare.json").write_text(json.dumps(timing | {"attempts": 2}))
     (run / "study.yaml").write_text(yaml.safe_dump({"name": "tiny", **study.settings}))
 
@@ -175,7 +180,9 @@ def run_dir(tmp_path: Path, tiny_bundles: Path) -> Path:
         model = folder.parent / "model.pt"
         model.write_bytes(str(shift).encode())
         write_metrics_csv(folder / "metrics.csv", rows)
-        write_summary(folder / "summary.json", rows, dataset_dir="real", section="testing", seed=0, checkpoint_path=model)
+        write_summary(
+            folder / "summary.json", rows, dataset_dir="real", section="testing", seed=0, checkpoint_path=model
+        )
 
     for shift, segmenter in enumerate(study.segmenters):
         write_evaluation(run / segmenter.output_dir / "evaluation", shift)

@@ -101,7 +101,7 @@ def test_folder_without_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no visual question answering model in .*config.json is missing"):
         ask_shape(image, image, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}), encoding="utf-8")
-    with pytest.raises(ValueError, match="no visual question answering model that transformers can load"):
+    with pytest.raises(ValueError, match="is no visual question answering model of transformers: "):
         ask_shape(image, np.ones((8, 8)), tmp_path)
     with pytest.raises(ValueError, match=r"must both be \(H, W\), got \(8, 8\) and \(4, 4\)"):
         ask_shape(image, np.ones((4, 4)), tmp_path)
@@ -135,6 +135,6 @@ def test_model_from_a_folder_answers(tmp_path: Path) -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, synboost_monai.prompts; print(*(m for m in ('torch', 'transformers', 'scipy') if m in sys.modules))"
+    code = "import sys, synboost_monai.prompts; print(*({'torch', 'transformers', 'scipy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

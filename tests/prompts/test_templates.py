@@ -22,9 +22,10 @@ HEART = {
     "P2": "Left ventricular cavity in two-chamber view of the heart.",
     "P3": "Left ventricular cavity in two-chamber view of the heart at end of the diastole cycle.",
     "P4": "Left ventricular cavity in two-chamber view of the heart at end of the diastole cycle of a female.",
-    "P5": "Left ventricular cavity in two-chamber view of the heart at end of the diastole cycle of a forty-year-old female.",
-    "P6": "Left ventricular cavity in two-chamber view of the heart at end of the diastole cycle of a forty-year-old female "
-    "with poor image quality.",
+    "P5": "Left ventricular cavity in two-chamber view of the heart at end of the diastole cycle of a forty-year-old "
+    "female.",
+    "P6": "Left ventricular cavity in two-chamber view of the heart at end of the diastole cycle of a forty-year-old "
+    "female with poor image quality.",
     "P7": "Left ventricular cavity of oval shape in two-chamber view of the heart at end of the diastole cycle of a "
     "forty-year-old female with poor image quality.",
 }

@@ -1,0 +1,110 @@
+"""scripts/environment.sh installs once, again after a change or an interruption, and refuses a Python too old."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci/run"]
+
+STUB = """#!/usr/bin/env bash
+# Stands for python: makes a "virtual environment" that holds itself, and writes down what it was asked for.
+case "$*" in
+    *version_info*) exit "${STUB_TOO_OLD:-0}" ;;
+    "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+    "-m pip "*-e*) exit "${STUB_PIP_FAILS:-0}" ;;
+esac
+echo "$*" >>"$STUB_LOG"
+"""
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A folder with the scripts and what they read, and a stub of python."""
+    for name in ("setup.cfg", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "stub").write_text(STUB, encoding="utf-8")
+    (tmp_path / "stub").chmod(0o755)
+    return tmp_path
+
+
+def call(
+    clone: Path, script: str, *arguments: str, **variables: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run a script from another folder; gives the finished process and what python was asked for."""
+    log_path = clone / "log"
+    log_path.write_text("", encoding="utf-8")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SYNBOOST_")}
+    environment |= {"SYNBOOST_PYTHON": str(clone / "stub"), "STUB_LOG": str(log_path), **variables}
+    done = subprocess.run(
+        ["bash", str(clone / "scripts" / script), *arguments], capture_output=True, text=True, env=environment, cwd="/"
+    )
+    return done, log_path.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_script_parses_and_is_strict(path: Path) -> None:
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    text = path.read_text(encoding="utf-8")
+    assert "set -euo pipefail" in text or "environment.sh" in text  # sourcing it sets the same
+
+
+def test_installs_once_torch_first(clone: Path) -> None:
+    done, asked = call(clone, "environment.sh")
+    assert done.returncode == 0, done.stderr
+    assert asked[0].startswith("-m venv ")
+    assert asked[1].endswith("/constraints.txt torch")
+    assert call(clone, "environment.sh")[1] == []
+
+
+def test_change_of_setup_installs_again_without_a_new_environment(clone: Path) -> None:
+    call(clone, "environment.sh")
+    with (clone / "setup.cfg").open("a", encoding="utf-8") as file:
+        file.write("# changed\n")
+    asked = call(clone, "environment.sh")[1]
+    assert asked and not any(line.startswith("-m venv") for line in asked)
+
+
+def test_interrupted_installation_starts_over(clone: Path) -> None:
+    done, _ = call(clone, "environment.sh", STUB_PIP_FAILS="1")
+    assert done.returncode != 0
+    (clone / ".venv" / "half_written").touch()
+    done, asked = call(clone, "environment.sh")
+    assert done.returncode == 0 and asked[0].startswith("-m venv ")
+    assert not (clone / ".venv" / "half_written").exists()
+
+
+def test_environment_of_the_user_is_never_removed(clone: Path) -> None:
+    theirs = clone / "theirs"
+    (theirs / "bin").mkdir(parents=True)
+    shutil.copy(clone / "stub", theirs / "bin" / "python")
+    call(clone, "environment.sh", SYNBOOST_VENV=str(theirs), STUB_PIP_FAILS="1")
+    (theirs / "precious").touch()
+    done, _ = call(clone, "environment.sh", SYNBOOST_VENV=str(theirs))
+    assert done.returncode == 0 and (theirs / "precious").exists()
+
+
+def test_old_python_is_refused_in_one_line(clone: Path) -> None:
+    done, asked = call(clone, "environment.sh", STUB_TOO_OLD="1")
+    assert done.returncode != 0 and asked == []
+    assert done.stderr == (
+        "environment.sh: no Python of 3.10 or newer found; install one, or name it in SYNBOOST_PYTHON\n"
+    )
+
+
+def test_quickstart_passes_its_arguments_on(clone: Path) -> None:
+    asked = call(clone, "quickstart.sh", "--dataset", "my data")[1]
+    assert asked[-1] == f"-m synboost_monai experiment quickstart --output {clone}/runs/quickstart --dataset my data"
+    asked = call(clone, "quickstart.sh", "--output=there")[1]
+    assert asked == ["-m synboost_monai experiment quickstart --output=there"]
+
+
+def test_test_script_passes_its_arguments_to_pytest(clone: Path) -> None:
+    asked = call(clone, "test.sh", "tests/prompts", "-k", "age")[1]
+    assert asked[-1] == "-m pytest -n 2 tests/prompts -k age"
+    asked = call(clone, "test.sh")[1]
+    assert asked[-4:] == ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest -n 2"]

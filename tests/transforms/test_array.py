@@ -1,0 +1,299 @@
+"""From files to the square and back: positions, values, messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from synboost_monai.labels import STRUCTURES
+from synboost_monai.transforms.array import (
+    LetterboxGeometry,
+    RandUltrasound,
+    check_label_map,
+    checked_items,
+    class_index_of_prompt,
+    letterbox_geometry,
+    letterbox_image,
+    letterbox_label_map,
+    load_echo,
+    logits_to_label_map,
+    masks_of_label_map,
+    normalise_image,
+    prompt_tokens,
+    restore_logits,
+    scale_to_bytes,
+    write_label_map,
+)
+
+SHAPE = (118, 150)
+"""Native (H, W): not square, not even multiples of anything."""
+
+
+def known_label_map() -> NDArray[np.uint8]:
+    """A label map that no flip or transposition leaves as it is."""
+    rows, columns = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    label_map = np.zeros(SHAPE, np.uint8)
+    label_map[((rows - 45) / 38) ** 2 + ((columns - 50) / 30) ** 2 < 1] = 2
+    label_map[((rows - 45) / 28) ** 2 + ((columns - 50) / 20) ** 2 < 1] = 1
+    label_map[((rows - 95) / 14) ** 2 + ((columns - 90) / 25) ** 2 < 1] = 3
+    return label_map
+
+
+def write_image(path: Path, pixels: NDArray[np.uint8], kind: str) -> Path:
+    """Write an image (H, W) in one of the forms that occur."""
+    import itk
+    import nibabel as nib
+    from PIL import Image
+
+    oblique = np.array([[-0.3, 0.05, 0, 12.0], [0.02, -0.4, 0, -7.0], [0, 0, 1, 3.0], [0, 0, 0, 1]])
+    if kind == "nifti":
+        nib.save(nib.Nifti1Image(pixels.T, np.diag([-0.154, -0.308, 1, 1])), path.with_suffix(".nii.gz"))
+        return path.with_suffix(".nii.gz")
+    if kind == "nifti_volume":
+        nib.save(nib.Nifti1Image(pixels.T[:, :, None].astype(np.float32), oblique), path.with_suffix(".nii"))
+        return path.with_suffix(".nii")
+    if kind.startswith("metaimage"):
+        image = itk.image_from_array(pixels[None] if kind == "metaimage_volume" else pixels)
+        image.SetSpacing([0.308, 0.154, 1.54][: image.GetImageDimension()])
+        image.SetOrigin([5.0, -3.0, 2.0][: image.GetImageDimension()])
+        itk.imwrite(image, str(path.with_suffix(".mhd")))
+        return path.with_suffix(".mhd")
+    Image.fromarray(pixels).convert("RGB" if kind == "png_colour" else "L").save(path.with_suffix(".png"))
+    return path.with_suffix(".png")
+
+
+KINDS = ("nifti", "nifti_volume", "metaimage", "metaimage_volume", "png", "png_colour")
+
+
+def dice(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("keep_aspect", [True, False])
+def test_label_map_comes_back_onto_its_image(tmp_path: Path, kind: str, keep_aspect: bool) -> None:
+    label_map = known_label_map()
+    image_path = write_image(tmp_path / "case", label_map * 60, kind)
+    image, spacing_mm = load_echo(image_path)
+    assert np.array_equal(image[0].numpy(), label_map * 60.0)
+
+    geometry = letterbox_geometry(image.shape, spacing_mm, 160, keep_aspect)
+    square = letterbox_label_map(torch.from_numpy(label_map)[None], geometry)
+    logits = masks_of_label_map(square) * 20 - 10
+    found = logits_to_label_map(restore_logits(logits, geometry))
+    written = write_label_map(found, image_path, tmp_path / "out" / "case")
+
+    again, spacing_again = load_echo(written)
+    for structure in STRUCTURES:
+        assert dice(again[0].numpy() == structure.class_index, label_map == structure.class_index) > 0.985
+    assert dice(again[0].numpy() > 0, label_map > 0) > 0.99
+    assert spacing_again == spacing_mm
+    assert torch.equal(again.affine, image.affine)
+
+
+def test_nifti_keeps_header(tmp_path: Path) -> None:
+    import nibabel as nib
+
+    image_path = write_image(tmp_path / "case", known_label_map(), "nifti_volume")
+    image = nib.load(image_path)
+    label_map = nib.load(write_label_map(known_label_map(), image_path, tmp_path / "out"))
+    assert label_map.shape == image.shape == (150, 118, 1)
+    assert label_map.get_data_dtype() == np.uint8
+    assert np.array_equal(label_map.affine, image.affine)
+    for code in ("sform_code", "qform_code", "xyzt_units", "pixdim"):
+        assert np.array_equal(label_map.header[code], image.header[code])
+    assert np.array_equal(np.asarray(label_map.dataobj)[:, :, 0].T, known_label_map())
+
+
+def test_metaimage_keeps_frame_of_the_first_release(tmp_path: Path) -> None:
+    import itk
+
+    image_path = write_image(tmp_path / "case", known_label_map(), "metaimage_volume")
+    written = write_label_map(known_label_map(), image_path, tmp_path / "out")
+    image, label_map = itk.imread(str(image_path)), itk.imread(str(written))
+    assert written.suffix == ".mha"
+    for what in ("GetSpacing", "GetOrigin"):
+        assert list(getattr(label_map, what)()) == list(getattr(image, what)())
+    assert np.array_equal(itk.array_from_image(label_map)[0], known_label_map())
+
+
+def test_png_as_nifti(tmp_path: Path) -> None:
+    image_path = write_image(tmp_path / "case", known_label_map(), "png")
+    written = write_label_map(known_label_map(), image_path, tmp_path / "out", "nifti")
+    assert written.name == "out.nii.gz"
+    assert np.array_equal(load_echo(written)[0][0].numpy(), known_label_map())
+
+
+def test_meta_data_serves_monai_label(tmp_path: Path) -> None:
+    image, _ = load_echo(write_image(tmp_path / "case", known_label_map(), "nifti"))
+    assert image.meta["spatial_shape"].tolist() == [150, 118, 1]
+    assert np.allclose(image.affine, np.diag([-0.154, -0.308, 1, 1]))
+
+
+def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    image_path = write_image(tmp_path / "case", known_label_map(), "nifti")
+    with pytest.raises(ValueError, match="image is .* but the label map"):
+        write_label_map(known_label_map().T, image_path, tmp_path / "out" / "case")
+    assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("name", ["note.png", "note.nii.gz", "note.mhd", "note.nii"])
+def test_file_that_is_no_image_is_named_in_one_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("not an image")
+    with pytest.raises(ValueError, match=name) as error:
+        load_echo(path)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_png_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere.png"):
+        load_echo(tmp_path / "nowhere.png")
+
+
+def test_deep_png_keeps_its_values(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pixels = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+    Image.fromarray(pixels).save(tmp_path / "deep.png")
+    assert np.array_equal(load_echo(tmp_path / "deep.png")[0][0].numpy(), pixels)
+
+
+def test_geometry_by_hand() -> None:
+    # 100 rows of 0.2 mm and 100 columns of 0.4 mm: 20 mm x 40 mm, so 32 x 64 pixels in a square of 64
+    assert letterbox_geometry((1, 100, 100), (0.2, 0.4), 64) == LetterboxGeometry(100, 100, 32, 64, 16, 0, 64)
+    assert letterbox_geometry((100, 50), (1.0, 1.0), 64, keep_aspect=False) == (100, 50, 64, 64, 0, 0, 64)
+    assert letterbox_geometry((1, 1000), (1.0, 1.0), 64).inner_height == 1
+
+
+def test_letterbox_keeps_brightness_and_pads_with_black() -> None:
+    geometry = letterbox_geometry((40, 80), (1.0, 1.0), 32)
+    boxed = letterbox_image(torch.full((1, 40, 80), 100.0), geometry)
+    assert boxed.shape == (1, 32, 32) and boxed.dtype == torch.uint8
+    assert (boxed[:, 8:24] == 100).all() and (boxed[:, :8] == 0).all() and (boxed[:, 24:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0, 51, 255], [0, 51, 255]), ([0.0, 0.2, 1.0], [0, 51, 255]), ([-10, 0, 40], [0, 51, 255]), ([0, 100, 500], [0, 51, 255])],
+)
+def test_any_range_of_values_becomes_bytes(values: list[float], expected: list[float]) -> None:
+    assert torch.allclose(scale_to_bytes(torch.tensor(values)), torch.tensor(expected, dtype=torch.float32), atol=1e-3)
+
+
+def test_constant_image_is_no_division_by_zero() -> None:
+    assert torch.isfinite(scale_to_bytes(torch.full((1, 4, 4), 700.0))).all()
+
+
+def test_arbitration_takes_the_highest_structure_above_the_threshold() -> None:
+    logits = torch.tensor([[[3.0, -1.0, 0.2]], [[2.0, -2.0, 0.1]], [[-5.0, -0.1, 0.3]]])  # (3, 1, 3)
+    assert logits_to_label_map(logits).tolist() == [[1, 0, 3]]
+    assert logits_to_label_map(logits, threshold=0.45).tolist() == [[1, 3, 3]]
+    assert logits_to_label_map(logits[:1], [2]).tolist() == [[2, 0, 2]]
+    with pytest.raises(ValueError, match="threshold is a probability"):
+        logits_to_label_map(logits, threshold=1.0)
+
+
+def test_label_map_with_a_fifth_class_is_refused() -> None:
+    label_map = torch.zeros(1, 4, 4)
+    label_map[0, 0, 0] = 4
+    with pytest.raises(ValueError, match=r"a_gt.nii.gz: expected a label map with classes 0 background.*got \[4\]"):
+        check_label_map(label_map, (1, 4, 4), "a_gt.nii.gz")
+
+
+def test_shapes_of_image_and_label_map_are_compared() -> None:
+    with pytest.raises(ValueError, match=r"image is \(4, 5\) but label map is \(4, 4\)"):
+        check_label_map(torch.zeros(1, 4, 4), (1, 4, 5), "a_gt.nii.gz")
+
+
+def test_normalise_by_hand() -> None:
+    image = torch.tensor([[[0, 255]]], dtype=torch.uint8)
+    channels = normalise_image(image, (0.5, 0.4, 0.2), (0.5, 0.2, 0.1))
+    assert torch.allclose(channels, torch.tensor([[[-1.0, 1.0]], [[-2.0, 3.0]], [[-2.0, 8.0]]]))
+
+
+def test_augmentation_moves_image_and_label_map_together() -> None:
+    geometry = letterbox_geometry(SHAPE, (1.0, 1.0), 96)
+    label_map = letterbox_label_map(torch.from_numpy(known_label_map())[None], geometry)
+    image = label_map * 80
+    augment = RandUltrasound(log_gamma=0.0, gain=(1.0, 1.0), noise=0.0)
+    augment.set_random_state(3)
+    for _ in range(5):
+        warped_image, warped_label_map = augment(image, label_map)
+        read_off = (warped_image * 255 / 80).round()
+        is_same = read_off == warped_label_map
+        assert is_same.float().mean() > 0.93  # all but the rims between classes
+        assert not torch.equal(warped_label_map, label_map)
+
+
+def test_augmentation_follows_its_seed_alone() -> None:
+    label_map = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    image = torch.full((1, 32, 32), 90, dtype=torch.uint8)
+    augment = RandUltrasound()
+    pictures = []
+    for global_seed in (0, 1):
+        torch.manual_seed(global_seed)
+        augment.set_random_state(7)
+        pictures.append(augment(image, label_map)[0])
+    assert torch.equal(*pictures)
+    assert not torch.equal(pictures[1], augment(image, label_map)[0])
+    assert pictures[0].min() >= 0 and pictures[0].max() <= 1
+
+
+def test_augmentation_never_flips() -> None:
+    label_map = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    label_map[:, 16:48, 8:20] = 1
+    label_map[:, 16:48, 44:56] = 3
+    augment = RandUltrasound()
+    augment.set_random_state(0)
+    for _ in range(20):
+        warped = augment(label_map, label_map)[1][0]
+        assert (warped == 1).nonzero()[:, 1].float().mean() < (warped == 3).nonzero()[:, 1].float().mean()
+
+
+def test_tokens_fall_with_missing_attributes_and_follow_synthetic_templates() -> None:
+    real = {"view": "apical_four_chamber", "phase": "end_diastole"}
+    assert torch.equal(prompt_tokens(real, "P6", [0, 0, 0]), prompt_tokens(real, "P3", [0, 0, 0]))
+    assert not torch.equal(prompt_tokens(real, "P3", [0, 0, 0]), prompt_tokens(real, "P3", [1, 0, 0]))
+    whole = real | {"sex": "male", "age": 40, "shape": {s.name: "oval" for s in STRUCTURES}, "image_quality": "good"}
+    assert not torch.equal(
+        prompt_tokens(whole | {"is_synthetic": True}, "P6", [0, 0, 0]), prompt_tokens(whole, "P6", [0, 0, 0])
+    )
+    assert prompt_tokens(real, "P1", [0, 1, 0]).shape == (3, 77)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "class_index"),
+    [
+        ("left atrium", 3),
+        ("Myocardium of the heart.", 2),
+        ("Left ventricular cavity", 1),
+        ("the left ventricle", 1),
+        ("heart", 1),
+        ("myocardium and left atrium", 1),
+    ],
+)
+def test_free_prompt_names_a_class(prompt: str, class_index: int) -> None:
+    assert class_index_of_prompt(prompt) == class_index
+
+
+def test_cases_of_the_same_name_stay_apart(tmp_path: Path) -> None:
+    paths = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        paths.append(write_image(tmp_path / folder / "frame", known_label_map(), "png"))
+    items = checked_items([{"image": str(p)} for p in paths])
+    assert [item["case"] for item in items] == ["a_frame", "b_frame"]
+
+
+def test_bad_file_is_found_before_the_work_begins(tmp_path: Path) -> None:
+    good = write_image(tmp_path / "good", known_label_map(), "png")
+    (tmp_path / "bad.png").write_text("not an image")
+    with pytest.raises(ValueError, match="bad.png: not a readable PNG"):
+        checked_items([{"image": str(good)}, {"image": str(tmp_path / "bad.png")}])
+    with pytest.raises(ValueError, match="has no label map"):
+        checked_items([{"image": str(good)}], needs_label=True)

@@ -1,0 +1,123 @@
+"""The pipelines of training and inference, item by item."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
+from monai.transforms import Compose
+
+from synboost_monai.data import read_datalist
+from synboost_monai.transforms import (
+    CheckLabelMapd,
+    DropAttributesd,
+    Letterboxd,
+    LoadEchod,
+    LogitsToMasksd,
+    MasksOfLabelMapd,
+    NormaliseEchod,
+    PromptTokensd,
+    RandPromptTokensd,
+    RandUltrasoundd,
+    RestoreLabelMapd,
+    display_order,
+)
+
+
+def training_pipeline(is_enabled: bool = True) -> Compose:
+    return Compose(
+        [
+            LoadEchod(["image", "label"]),
+            CheckLabelMapd(),
+            Letterboxd("image", 32),
+            RandPromptTokensd("P4"),
+            RandUltrasoundd(is_enabled=is_enabled),
+            MasksOfLabelMapd("label"),
+            NormaliseEchod("image", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ]
+    )
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_training_item(datalist_dir: Path, is_enabled: bool) -> None:
+    item = training_pipeline(is_enabled)(read_datalist(datalist_dir, "training")[0])
+    assert item["image"].shape == (3, 32, 32) and item["image"].dtype == torch.float32
+    assert item["image"].min() >= -1 and item["image"].max() <= 1
+    assert item["label"].shape == (3, 32, 32) and set(item["label"].unique().tolist()) == {0, 1}
+    assert item["input_ids"].shape == (3, 77)
+    assert not isinstance(item["image"], MetaTensor)
+
+
+def test_phrasing_is_drawn_by_the_pipeline_seed(datalist_dir: Path) -> None:
+    pipeline, item = training_pipeline(), read_datalist(datalist_dir, "training")[0]
+
+    def drawn(seed: int) -> torch.Tensor:
+        pipeline.set_random_state(seed)
+        return torch.stack([pipeline(item)["input_ids"] for _ in range(4)])
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+
+
+def test_letterbox_leaves_paths_of_labels_alone(datalist_dir: Path) -> None:
+    item = read_datalist(datalist_dir, "testing")[0]
+    boxed = Letterboxd("image", 32, keep_meta=True)(LoadEchod("image")(item))
+    assert boxed["label"] == item["label"]
+    assert boxed["image"].meta["filename_or_obj"] == item["image"]
+    with pytest.raises(ValueError, match="set image_size"):
+        Letterboxd("image", 0)
+
+
+def test_label_map_returns_through_a_batch(datalist_dir: Path) -> None:
+    """What the bundles do around the network, with the expert's masks as logits."""
+    items = read_datalist(datalist_dir, "testing")
+    pre = Compose(
+        [
+            LoadEchod(["image", "label"]),
+            Letterboxd("image", 96, keep_meta=True),
+            MasksOfLabelMapd("label"),
+            PromptTokensd("P6"),
+            NormaliseEchod("image", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ]
+    )
+    select = Compose([pre, lambda item: {**item, "pred": item["label"] * 20 - 10}, DropAttributesd()])
+    batch = next(iter(DataLoader(Dataset(items, select), batch_size=len(items))))
+    assert not {"patient", "age", "shape", "label", "is_synthetic"} & set(batch)
+    for item, back in zip(items, decollate_batch(batch)):
+        label_map = RestoreLabelMapd()(back)["pred"]
+        truth = LoadEchod("label")(item)["label"][0]
+        assert label_map.shape == (1, 40, 48, 1) and label_map.dtype == torch.uint8  # stored order, one plane
+        assert tuple(int(n) for n in label_map.meta["spatial_shape"]) == (40, 48, 1)
+        assert torch.allclose(label_map.affine, back["image"].affine)
+        assert (display_order(label_map) == truth).float().mean() > 0.99
+
+
+def test_free_prompt_gives_one_class(datalist_dir: Path) -> None:
+    item = Letterboxd("image", 32, keep_meta=True)(LoadEchod("image")(read_datalist(datalist_dir, "testing")[0]))
+    item["pred"] = torch.full((1, 32, 32), 5.0)
+    assert RestoreLabelMapd(prompt="left atrium")(item)["pred"].unique().tolist() == [3]
+    with pytest.raises(ValueError, match="class indices for logits"):
+        RestoreLabelMapd()(item)
+
+
+def test_masks_do_not_overlap_and_logits_stay() -> None:
+    logits = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    item = LogitsToMasksd()({"pred": logits})
+    assert item["pred_masks"].sum(dim=0).max() == 1
+    assert torch.equal(item["pred"], logits)
+    assert torch.equal(item["pred_masks"].sum(dim=0) > 0, logits.max(dim=0).values > 0)
+
+
+def test_bad_label_map_is_named(datalist_dir: Path, tmp_path: Path) -> None:
+    import nibabel as nib
+
+    item = dict(read_datalist(datalist_dir, "training")[0])
+    bad = np.zeros((40, 48), np.uint8)
+    bad[3, 4] = 4
+    item["label"] = str(tmp_path / "bad_gt.nii.gz")
+    nib.save(nib.Nifti1Image(bad, np.eye(4)), item["label"])
+    with pytest.raises(ValueError, match=r"bad_gt.nii.gz.*got \[4\]"):
+        CheckLabelMapd()(LoadEchod(["image", "label"])(item))
