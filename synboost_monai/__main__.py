@@ -16,7 +16,7 @@ TRACEBACK_VARIABLE = "SYNBOOST_TRACEBACK"
 """Environment variable: set to 1, errors of the user keep their traceback too."""
 
 
-def phantom(output_dir: str, num_patients: int = 10, seed: int = 0, **options: Any) -> None:
+def phantom(output_dir: str, *, num_patients: int = 10, seed: int = 0, **options: Any) -> None:
     """Make a phantom data set in CAMUS's layout: varied anatomy, physical speckle, known ejection fraction.
 
     Args:
@@ -40,6 +40,7 @@ def phantom(output_dir: str, num_patients: int = 10, seed: int = 0, **options: A
 def prepare(
     dataset: str,
     output_dir: str,
+    *,
     split: str = "official",
     strict: bool = False,
     shape_source: str = "rule",
@@ -131,6 +132,7 @@ def evaluate(bundle: str, **overrides: Any) -> None:
 
 def experiment(
     study: str,
+    *,
     dataset: str | None = None,
     output: str | None = None,
     cores: int | None = None,
@@ -254,9 +256,11 @@ def checked_arguments(argv: Sequence[str]) -> list[str]:
             takes = f"it takes {', '.join(f'--{k}' for k in kinds)}" if kinds else "it takes none"
             raise ValueError(f"unknown flag --{flag}{_nearest(flag, list(kinds))}; {takes}")
         values[flag] = value
-    open_names = [k for k in kinds if k not in values]
+    places = [k for k in kinds if parameters[k].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    open_names = [k for k in places if k not in values]
     if len(positional) > len(open_names):
-        raise ValueError(f"unexpected word {positional[len(open_names)]!r}; it takes {', '.join(kinds) or 'none'}")
+        takes = " ".join(k.upper() for k in places) or "none"
+        raise ValueError(f"unexpected word {positional[len(open_names)]!r}; the words it takes: {takes}")
     values = dict(zip(open_names, positional)) | values
     missing = [k for k in kinds if k not in values and parameters[k].default is inspect.Parameter.empty]
     if missing:

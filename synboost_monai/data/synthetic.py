@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from monai.transforms import Transform
+from monai.utils import convert_to_numpy
 
 from synboost_monai import __version__
 from synboost_monai.data.datalist import list_label_maps, write_datalist
@@ -78,7 +79,7 @@ class SynthesisPlan:
         *,
         checkpoint_path: str | os.PathLike[str],
         image_size: int,
-        sections: Sequence[str] = ("training", "validation"),
+        sections: str | Sequence[str] = ("training", "validation"),
         limit: int | None = None,
         num_variations: int = 5,
         seed: int = 0,
@@ -246,7 +247,7 @@ class SaveSyntheticd(Transform):
         spacing_mm = (row * native_height / inner_height, column * native_width / inner_width)
         for folder, key in (("labels", self.label_key), ("images", self.image_key)):
             path = self.output_dir / folder / f"{item['name']}.nii.gz"
-            pixels = np.asarray(item[key].detach().cpu())[0].round().astype(np.uint8)
+            pixels = convert_to_numpy(item[key])[0].round().astype(np.uint8)
             write_nifti(pixels, spacing_mm, path)
         return item
 
@@ -268,7 +269,7 @@ def write_nifti(pixels: np.ndarray, spacing_mm: tuple[float, float], path: str |
 
 
 def list_sources(
-    dataset_dir: str | os.PathLike[str], sections: Sequence[str], limit: int | None = None
+    dataset_dir: str | os.PathLike[str], sections: str | Sequence[str], limit: int | None = None
 ) -> list[dict[str, Any]]:
     """Label maps to synthesise from, with their `section` and `case` (the label map's file name without `_gt`).
 
@@ -276,12 +277,12 @@ def list_sources(
 
     Args:
         dataset_dir: folder or datalist.
-        sections: of the datalist.
+        sections: of the datalist; as text joined by `+`.
         limit: at most so many a section, spread evenly.
     Raises:
         FileNotFoundError, ValueError: as `list_label_maps`; or if two cases have one name.
     """
-    sections = [sections] if isinstance(sections, str) else list(sections)
+    sections = sections.split("+") if isinstance(sections, str) else list(sections)
     if not sections:
         raise ValueError("synthetic.py: sections is empty; name at least one section of the datalist, such as training")
     by_case: dict[str, dict[str, Any]] = {}

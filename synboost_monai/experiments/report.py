@@ -29,7 +29,7 @@ from synboost_monai.records import PHASES, VIEWS
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 """The page, for Jinja."""
-PICTURE_SIZE = 256
+PICTURE_SIZE = 288
 """Longer side of a picture, pixels."""
 OVERALL = "overall"
 """Name of the mean over all structures and cases in results.csv."""
@@ -103,12 +103,11 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         study=study,
         table=_table(evaluations),
         structures=[{"title": s.prompt_words, "colour": _css(s.colour)} for s in STRUCTURES],
-        facts=_facts(evaluations),
+        facts=_facts(evaluations, _data_name(study)),
+        command=f"synboost experiment {run_dir.resolve().name}/study.yaml --output ANOTHER_FOLDER",
         plot=_picture_source(_dice_plot(evaluations)),
         synthetic_examples=_synthetic_examples(run_dir, study),
         real_examples=_real_examples(run_dir, evaluations),
-        real_columns=[_title(e.segmenter) for e in _shown(evaluations)],
-        models=[s.model for s in study.example_segmenters],
         stages=stages,
         total_seconds=sum(s["seconds"] for s in stages),
         data_summary=_text_of(run_dir / "real" / SUMMARY_NAME),
@@ -116,7 +115,6 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         settings=yaml.safe_dump(dict(study.settings), sort_keys=False, allow_unicode=True),
         versions=_versions(),
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} processor cores",
-        run_dir=run_dir.name,
     )
     atomic_write_text(run_dir / "report.html", page)
     return run_dir / "report.html"
@@ -173,8 +171,8 @@ def overlay(
         )
         for structure in STRUCTURES:
             mask = shown == structure.class_index
-            edge = mask & ~binary_erosion(mask, iterations=max(1, size // 160))
-            picture[mask] = 0.82 * picture[mask] + 0.18 * np.array(structure.colour)
+            edge = mask & ~binary_erosion(mask, iterations=max(1, size // 128))
+            picture[mask] = 0.78 * picture[mask] + 0.22 * np.array(structure.colour)
             picture[edge] = structure.colour
     return picture.astype(np.uint8)
 
@@ -213,9 +211,10 @@ def _table(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str, str], list[Evaluation]] = {}
     for e in evaluations:
         groups.setdefault((e.segmenter.model, e.segmenter.prompt, e.segmenter.strategy), []).append(e)
-    order = {s: i for i, s in enumerate(STRATEGIES)}
+    places = {model: i for i, (model, _, _) in enumerate(groups)}
+    order = lambda g: (places[g[0][0]], g[0][1], STRATEGIES.index(g[0][2]))  # noqa: E731
     rows = []
-    for (model, prompt, strategy), group in sorted(groups.items(), key=lambda g: (*g[0][:2], order[g[0][2]])):
+    for (model, prompt, strategy), group in sorted(groups.items(), key=order):
         overall = [e.summary["overall"] for e in group]
         real = groups.get((model, prompt, "real"))
         dice = _mean([o["dice_mean"] for o in overall])
@@ -240,13 +239,19 @@ def _table(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     return rows
 
 
-def _facts(evaluations: Sequence[Evaluation]) -> list[str]:
+def _data_name(study: Study) -> str:
+    """What the real data are, in words."""
+    data = study.settings["data"]
+    return Path(data["dataset"]).name if data["dataset"] else "the phantom data set, which stands for real data"
+
+
+def _facts(evaluations: Sequence[Evaluation], data_name: str) -> list[str]:
     """What stands under the table: which data the numbers are of."""
     facts = []
     for e in evaluations:
         s = e.summary
         of_patients = f" of {s['num_patients']} patients" if s.get("num_patients") else ""
-        facts.append(f"{s['section']} section of {s['dataset_dir']}: {s['num_cases']} images{of_patients}")
+        facts.append(f"{s['section']} section of {data_name}: {s['num_cases']} images{of_patients}")
     return list(dict.fromkeys(facts))
 
 
@@ -300,7 +305,8 @@ def _synthetic_examples(run_dir: Path, study: Study) -> list[dict[str, Any]]:
 def _shown(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """One evaluation for each model and strategy: the first prompt and seed."""
     first: dict[tuple[str, str], Evaluation] = {}
-    for e in sorted(evaluations, key=lambda e: (e.segmenter.model, STRATEGIES.index(e.segmenter.strategy))):
+    models = list(dict.fromkeys(e.segmenter.model for e in evaluations))
+    for e in sorted(evaluations, key=lambda e: (models.index(e.segmenter.model), STRATEGIES.index(e.segmenter.strategy))):
         first.setdefault((e.segmenter.model, e.segmenter.strategy), e)
     return list(first.values())
 
@@ -331,7 +337,11 @@ def _real_examples(run_dir: Path, evaluations: Sequence[Evaluation]) -> list[dic
             label_map = e.label_map(case)
             text = f"Masks of {_title(e.segmenter)}, {what}"
             caption = f"{_title(e.segmenter)}{_dice_of(e, case)}"
-            cells.append(_cell(overlay(image.pixels, label_map, image.spacing_mm), text, caption, label_map is None))
+            picture = overlay(image.pixels, label_map, image.spacing_mm)
+            starts_line = e.segmenter.model != shown[0].segmenter.model and e is next(
+                f for f in shown if f.segmenter.model == e.segmenter.model
+            )
+            cells.append(_cell(picture, text, caption, label_map is None, starts_line))
         prompts = _prompts(item, shown[0].segmenter.prompt, is_synthetic=False)
         rows.append({"title": what, "cells": cells, "prompts": prompts})
     return rows
@@ -429,7 +439,7 @@ def _dice_plot(evaluations: Sequence[Evaluation]) -> bytes:
     return buffer.getvalue()
 
 
-def _cell(picture: NDArray[np.uint8], alt: str, caption: str, is_missing: bool = False) -> dict[str, Any]:
+def _cell(picture: NDArray[np.uint8], alt: str, caption: str, is_missing: bool = False, starts_line: bool = False) -> dict[str, Any]:
     """One picture of a row."""
     from PIL import Image
 
@@ -438,7 +448,8 @@ def _cell(picture: NDArray[np.uint8], alt: str, caption: str, is_missing: bool =
     note = " (label map not kept)" if is_missing else ""
     height, width = picture.shape[:2]
     source = _picture_source(buffer.getvalue())
-    return {"source": source, "alt": alt, "caption": caption + note, "width": width, "height": height}
+    size = {"width": width, "height": height}
+    return {"source": source, "alt": alt, "caption": caption + note, "starts_line": starts_line, **size}
 
 
 def _picture_source(png: bytes) -> str:

@@ -80,7 +80,12 @@ def _supervise(words: Sequence[str], state: dict[str, Any], state_path: Path) ->
     study_process = os.environ.get(PARENT_VARIABLE, "")
     before, start, saved = state["seconds"], time.monotonic(), 0.0
     command = [sys.executable, *words[1:]] if words[0] == "python" else [sys.executable, "-m", "synboost_monai", *words]
-    process = subprocess.Popen(command, preexec_fn=_die_with_parent if sys.platform == "linux" else None)
+    log_path = Path("logs", f"{state['name']}.txt")  # what bundles print: every metric of every epoch
+    log_path.parent.mkdir(exist_ok=True)
+    with open(log_path if words[0] == "run" else os.devnull, "a", encoding="utf-8") as log:
+        stdout = log if words[0] == "run" else sys.stderr
+        on_linux = sys.platform == "linux"
+        process = subprocess.Popen(command, stdout=stdout, preexec_fn=_die_with_parent if on_linux else None)
     while True:
         spent = time.monotonic() - start
         state["seconds"] = round(before + spent, 2)

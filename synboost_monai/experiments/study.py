@@ -9,7 +9,7 @@ beside this file) only orders them.
       diffusion/model.pt  synthetic/datalist.json         synthesis
       segmenters/MODEL/STRATEGY/PROMPT/seedN/model.pt     segmenters, each with evaluation/metrics.csv
       examples/                                           a few synthetic images, segmented, for the report
-      timing/STAGE.json                                   seconds and command of each finished stage
+      timing/STAGE.json  logs/STAGE.txt                   seconds and command of each finished stage; what it printed
       report.html results.csv results.json
 """
 

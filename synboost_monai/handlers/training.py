@@ -68,7 +68,7 @@ class EpochSeed:
         torch.manual_seed(for_torch)
         np.random.seed(for_numpy)
         random.seed(for_torch)
-        transform = getattr(self.dataset, "transform", None)
+        transform: Any = getattr(self.dataset, "transform", None)
         if hasattr(transform, "set_random_state"):
             transform.set_random_state(seed=for_transforms)
 
@@ -114,6 +114,8 @@ class Resume:
         Raises:
             ValueError: if the checkpoint is of a training with other settings.
         """
+        if is_main_process():
+            _remove_leftovers(self.path)
         if not self.path.is_file():
             return
         checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -173,6 +175,7 @@ class WriteWeights:
         self.best = -math.inf
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED(once=1), lambda engine: _remove_leftovers(self.path))
         if self.key_metric is not None:
             engine.add_event_handler(Events.COMPLETED, self.write_best)
         else:
@@ -301,7 +304,8 @@ class EarlyStop:
 
     def attach(self, engine: Engine) -> None:
         score = stopping_fn_from_metric(self.key_metric)
-        self._stopper = EarlyStopping(self.patience, score, trainer=engine, min_delta=self.min_delta)
+        # by position: ignite renamed min_delta to threshold
+        self._stopper = EarlyStopping(self.patience, score, engine, self.min_delta)
         self.validator.add_event_handler(Events.COMPLETED, self._stopper)
 
     def state_dict(self) -> dict[str, Any]:
@@ -517,3 +521,9 @@ def overlay(grey: Tensor, masks: Tensor, opacity: float = 0.45) -> Tensor:
         colour = torch.tensor(structure.colour)[:, None, None] / 255
         picture = torch.where(mask, (1 - opacity) * picture + opacity * colour, picture)
     return picture
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed while it wrote `path` left beside it (see `io.atomic_path`)."""
+    for leftover in path.parent.glob(f".*-*.{path.name}"):
+        leftover.unlink(missing_ok=True)

@@ -172,14 +172,15 @@ def parameter_groups(
     Returns:
         up to four groups, without frozen parameters and without empty groups.
     """
+    from torch import nn
+
     encoders: Iterable[nn.Module] = getattr(network, "encoders", ())
     of_encoders = {id(parameter) for encoder in encoders for parameter in encoder.parameters()}
-    groups: dict[tuple[bool, bool], list[Any]] = {}
+    tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            decays = (
-                parameter.ndim >= 2 and "embedding" not in name.rsplit(".", 2)[-2 if name.endswith(".weight") else -1]
-            )
+            decays = parameter.ndim >= 2 and id(parameter) not in tables and not name.endswith("_embedding")
             groups.setdefault((id(parameter) in of_encoders, decays), []).append(parameter)
     return [
         {

@@ -20,6 +20,8 @@ _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 """What a folder saved by transformers holds, in order of preference."""
 _CLIP_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 """Entries of CLIP's archives that are settings, not weights."""
+_WRAPPERS = ("module.", "net.", "clipseg.")
+"""Attributes that training code had wrapped the network in: DataParallel's, and the two of the echo paper."""
 _CRIS_OWN = "visual.attnpool.connect."
 """The part of CRIS's image encoder that CLIP does not have."""
 
@@ -43,7 +45,8 @@ def load_published(network: nn.Module, path: str | Path) -> nn.Module:
     """
     path = Path(path)
     state_dict = _read_state_dict(path)
-    state_dict = _without_prefix(state_dict, "module.")
+    for prefix in _WRAPPERS:
+        state_dict = _without_prefix(state_dict, prefix)
     # position_ids is an arange that old versions of transformers stored
     state_dict = {key: value for key, value in state_dict.items() if not key.endswith("embeddings.position_ids")}
     backbone = getattr(network, "backbone", None)

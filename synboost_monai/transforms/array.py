@@ -235,7 +235,7 @@ def scale_to_bytes(image: Tensor) -> Tensor:
     """Grey values -> 0..255, float32.
 
     Values within 0..255 that are not all within 0..1 stay as they are (8-bit images, whatever type stores them), values within
-    0..1 are multiplied by 255, others are stretched between their smallest and largest.
+    0..1 are multiplied by 255, others are stretched between their smallest and largest (a constant image becomes black).
     """
     image = image.float()
     low, high = image.min(), image.max()
@@ -243,7 +243,7 @@ def scale_to_bytes(image: Tensor) -> Tensor:
         return image * 255
     if low >= 0 and high <= 255:
         return image
-    return (image - low) * (255 / (high - low))
+    return (image - low) * (255 / (high - low)) if high > low else torch.zeros_like(image)
 
 
 def logits_to_label_map(logits: Tensor, class_indices: Sequence[int] | None = None, threshold: float = 0.5) -> Tensor:

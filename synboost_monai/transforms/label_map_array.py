@@ -101,7 +101,7 @@ class LabelMapPerturbation:
         """The perturbation that belongs to `seed` (a non-negative integer): the same on every machine."""
         generator = np.random.default_rng(seed)
         rotation_deg = generator.uniform(-self.max_rotation_deg, self.max_rotation_deg)
-        translation = tuple(float(generator.uniform(-limit, limit)) for limit in self.max_translation)
+        right, down = (float(generator.uniform(-limit, limit)) for limit in self.max_translation)
         scale = generator.uniform(*self.scale_range)
         shear_deg = generator.uniform(-self.max_shear_deg, self.max_shear_deg)
         control_points = generator.uniform(
@@ -111,7 +111,7 @@ class LabelMapPerturbation:
         is_free = np.zeros(self.num_control_points, dtype=bool)
         is_free[rings : self.num_control_points[0] - rings, rings : self.num_control_points[1] - rings] = True
         return DrawnPerturbation(
-            float(rotation_deg), translation, float(scale), float(shear_deg), np.where(is_free, control_points, 0.0)
+            float(rotation_deg), (right, down), float(scale), float(shear_deg), np.where(is_free, control_points, 0.0)
         )
 
     def __call__(self, label_map: np.ndarray, seed: int) -> np.ndarray:
@@ -172,8 +172,8 @@ def _bspline_basis(num_pixels: int, num_control_points: int) -> np.ndarray:
 def sector_mask(image: np.ndarray, threshold: float = 0.0) -> np.ndarray:
     """Find the ultrasound sector in an image: the convex hull of its largest bright region.
 
-    The region is where image > threshold, with gaps of a few pixels closed (dark speckle) and strokes of a few pixels
-    removed (burnt-in text, calipers). A phased array's sector is convex, so its convex hull also holds the dark cavities.
+    The region is where most pixels of a small neighbourhood have image > threshold: dark speckle does not count, nor do thin
+    strokes (burnt-in text, calipers). A phased array's sector is convex, so its convex hull also holds the dark cavities.
     The concave top edge of a curved array is filled up as well.
 
     Args:
@@ -189,19 +189,18 @@ def sector_mask(image: np.ndarray, threshold: float = 0.0) -> np.ndarray:
         raise ValueError(
             f"sector_mask: no pixel of the {image.shape} image is brighter than {threshold:g}; is this an echocardiogram?"
         )
-    radius = max(1, round(min(image.shape) / 100))
-    disc = np.hypot(*np.mgrid[-radius : radius + 1, -radius : radius + 1]) <= radius
-    padded = np.pad(bright, 2 * radius)  # a closing at the image's border must not eat the sector
-    region = ndimage.binary_opening(ndimage.binary_closing(padded, disc), disc)
+    size = 2 * max(1, round(min(image.shape) / 100)) + 1
+    fraction = ndimage.uniform_filter(bright.astype(np.float32), size, mode="nearest")
+    region = fraction > 0.5
     if not region.any():
-        region = padded
-    components, num_components = ndimage.label(region)
+        region = bright
+    components, _ = ndimage.label(region)
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
-    largest = (components == sizes.argmax())[2 * radius : -2 * radius, 2 * radius : -2 * radius]
-    # Opening rounds off the sector's corners: take back the bright pixels that touch the region.
-    largest |= bright & ndimage.binary_dilation(largest, disc, iterations=2)
-    return _fill_convex_hull(largest)
+    largest = components == sizes.argmax()
+    # The filter rounds off the sector's corners: all bright pixels around the region belong to it.
+    around = ndimage.maximum_filter(largest.view(np.uint8), 2 * size - 1) > 0
+    return _fill_convex_hull(bright & around)
 
 
 def _fill_convex_hull(mask: np.ndarray) -> np.ndarray:
@@ -211,13 +210,17 @@ def _fill_convex_hull(mask: np.ndarray) -> np.ndarray:
     last = mask.shape[1] - 1 - mask[rows, ::-1].argmax(axis=1)
     points = np.unique(np.concatenate([np.stack([rows, first], 1), np.stack([rows, last], 1)]), axis=0)
     try:
-        equations = ConvexHull(points).equations
+        row_normal, column_normal, offset = ConvexHull(
+            points
+        ).equations.T  # inside: normal . (row, column) + offset <= 0
     except (QhullError, ValueError):  # a single row, column or point has no area
         return mask.copy()
-    row, column = np.ogrid[: mask.shape[0], : mask.shape[1]]
-    inside = np.ones(mask.shape, dtype=bool)
-    for row_normal, column_normal, offset in equations:
-        inside &= row_normal * row + column_normal * column + offset <= 1e-6
+    row, column = np.arange(rows[0], rows[-1] + 1)[:, None], np.arange(mask.shape[1])
+    is_left, is_right = column_normal < -1e-9, column_normal > 1e-9
+    bounds = [-(row * row_normal[k] + offset[k]) / column_normal[k] for k in (is_left, is_right)]  # (rows, facets)
+    left, right = bounds[0].max(axis=1, keepdims=True), bounds[1].min(axis=1, keepdims=True)
+    inside = np.zeros(mask.shape, dtype=bool)
+    inside[rows[0] : rows[-1] + 1] = (column >= left - 1e-6) & (column <= right + 1e-6)
     return inside
 
 
@@ -261,7 +264,7 @@ def sector_label_map(label_map: np.ndarray, sector: np.ndarray) -> np.ndarray:
     table = np.array([SECTOR_INDEX_OF_CLASS[class_index] for class_index in range(NUM_CLASSES)], dtype=np.uint8)
     label_map = label_map.astype(np.int64)
     if label_map.min() < 0 or label_map.max() >= NUM_CLASSES:
-        found = sorted(set(np.unique(label_map)) - set(range(NUM_CLASSES)))
+        found = sorted(set(np.unique(label_map).tolist()) - set(range(NUM_CLASSES)))
         raise ValueError(f"sector_label_map: expected classes 0..{NUM_CLASSES - 1}, the label map also has {found}")
     return np.where(np.asarray(sector, dtype=bool), table[label_map], np.uint8(SECTOR_OUTSIDE_INDEX))
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Transform
-from monai.utils import convert_to_dst_type
+from monai.utils import convert_to_dst_type, convert_to_numpy
 
 from synboost_monai.labels import NUM_SECTOR_CLASSES, SECTOR_OUTSIDE_INDEX
 from synboost_monai.transforms.label_map_array import (
@@ -48,11 +48,12 @@ class SectorMaskd(Transform):
         item = dict(data)
         if self.image_key in item:
             source = item[self.image_key]
-            sector = sector_mask(np.asarray(source[0]), self.threshold)
+            sector = sector_mask(_plane(source), self.threshold)
         else:
             source = item[self.label_key]
-            sector = default_sector_mask(tuple(source.shape[1:]), tuple(item.get("spacing_mm", (1.0, 1.0))))
-            labelled = np.asarray(source[0]) > 0
+            row, column = (float(step) for step in item.get("spacing_mm", (1.0, 1.0)))
+            sector = default_sector_mask(tuple(source.shape[1:]), (row, column))
+            labelled = _plane(source) > 0
             if labelled.any() and sector[labelled].mean() < MIN_LABEL_FRACTION_IN_SECTOR:
                 raise ValueError(
                     f"SectorMaskd: {sector[labelled].mean():.0%} of the labelled pixels of {_file_name(source)} lie in the default "
@@ -87,7 +88,7 @@ class SectorLabelMapd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         label, sector = item[self.label_key], item[self.sector_key]
-        label_map = sector_label_map(np.asarray(label[0]), np.asarray(sector[0]) > 0)
+        label_map = sector_label_map(_plane(label), _plane(sector) > 0)
         item[self.output_key] = torch.from_numpy(label_map)[None]
         class_indices = torch.arange(NUM_SECTOR_CLASSES)[:, None, None]
         item[self.onehot_key] = (item[self.output_key] == class_indices).to(torch.uint8)
@@ -117,7 +118,7 @@ class PerturbLabelMapd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
-            label_map = np.asarray(item[key][0])
+            label_map = _plane(item[key])
             perturbed = self.perturbation(label_map, int(item[self.seed_key]))
             item[key] = convert_to_dst_type(np.ascontiguousarray(perturbed[None]), item[key])[0]
         return item
@@ -144,6 +145,11 @@ class DarkOutsideSectord(MapTransform):
             is_outside = is_outside.to(item[key].device)
             item[key] = torch.where(is_outside, torch.full_like(item[key], self.dark), item[key])
         return item
+
+
+def _plane(image: Any) -> np.ndarray:
+    """(1, H, W) tensor -> (H, W) array."""
+    return convert_to_numpy(image)[0]
 
 
 def _file_name(image: Any) -> str:

@@ -50,7 +50,7 @@ def test_report_holds_the_numbers_of_the_evaluations(run_dir):
     overall = results[results.structure == "overall"].set_index(["model", "strategy"])["dice_mean"]
     difference = overall["cris", "synthetic_then_real"] - overall["cris", "real"]
     assert f"{difference:+.3f}".replace("-", "−") in page
-    assert "testing section of real: 2 images of 1 patients" in page
+    assert "testing section of the phantom data set, which stands for real data: 2 images of 1 patients" in page
     record = json.loads((run_dir / "results.json").read_text())
     assert {r["segmenter"]["strategy"] for r in record["results"]} == {"real", "synthetic", "synthetic_then_real"}
     assert record["settings"]["diffusion"]["train"]["max_epochs"] == 3

@@ -81,7 +81,7 @@ def test_label_map_comes_back_onto_its_image(tmp_path: Path, kind: str, keep_asp
     image, spacing_mm = load_echo(image_path)
     assert np.array_equal(image[0].numpy(), label_map * 60.0)
 
-    geometry = letterbox_geometry(image.shape, spacing_mm, 160, keep_aspect)
+    geometry = letterbox_geometry(image.shape, spacing_mm, 256, keep_aspect)
     square = letterbox_label_map(torch.from_numpy(label_map)[None], geometry)
     logits = masks_of_label_map(square) * 20 - 10
     found = logits_to_label_map(restore_logits(logits, geometry))
@@ -89,7 +89,7 @@ def test_label_map_comes_back_onto_its_image(tmp_path: Path, kind: str, keep_asp
 
     again, spacing_again = load_echo(written)
     for structure in STRUCTURES:
-        assert dice(again[0].numpy() == structure.class_index, label_map == structure.class_index) > 0.985
+        assert dice(again[0].numpy() == structure.class_index, label_map == structure.class_index) > 0.99
     assert dice(again[0].numpy() > 0, label_map > 0) > 0.99
     assert spacing_again == spacing_mm
     assert torch.equal(again.affine, image.affine)
@@ -179,7 +179,12 @@ def test_letterbox_keeps_brightness_and_pads_with_black() -> None:
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [([0, 51, 255], [0, 51, 255]), ([0.0, 0.2, 1.0], [0, 51, 255]), ([-10, 0, 40], [0, 51, 255]), ([0, 100, 500], [0, 51, 255])],
+    [
+        ([0, 51, 255], [0, 51, 255]),
+        ([0.0, 0.2, 1.0], [0, 51, 255]),
+        ([-10, 0, 40], [0, 51, 255]),
+        ([0, 100, 500], [0, 51, 255]),
+    ],
 )
 def test_any_range_of_values_becomes_bytes(values: list[float], expected: list[float]) -> None:
     assert torch.allclose(scale_to_bytes(torch.tensor(values)), torch.tensor(expected, dtype=torch.float32), atol=1e-3)

@@ -1,0 +1,359 @@
+"""The segmenters' bundles, tiny: every config runs, resumes, refuses bad input, and says what MONAI wants to know."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+
+from synboost_monai.labels import STRUCTURES
+from synboost_monai.transforms import load_echo
+
+BUNDLES_DIR = Path(__file__).parents[2] / "bundles"
+BUNDLES = ("echo_cris", "echo_clipseg")
+TINY = {"preset": "tiny", "image_size": 32, "device": "cpu"}
+"""Overrides that make a run take a second."""
+
+
+def workflow(bundle: str, configs: Sequence[str], kind: str, **overrides: Any) -> ConfigWorkflow:
+    """A bundle's run as `monai.bundle run` makes it, without its logging."""
+    folder = BUNDLES_DIR / bundle / "configs"
+    files = [str(folder / f"{name}.yaml") for name in configs]
+    run = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **{**TINY, **overrides})  # type: ignore[arg-type]
+    run.initialize()
+    return run
+
+
+def train(bundle: str, data: Path, output_dir: Path, **overrides: Any) -> ConfigWorkflow:
+    defaults = {"max_epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "prompt_level": "P7"}
+    return workflow(
+        bundle, ["train"], "train", dataset_dir=str(data), output_dir=str(output_dir), **{**defaults, **overrides}
+    )
+
+
+@pytest.fixture(scope="module", params=BUNDLES)
+def bundle(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def trained(bundle: str, datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished tiny training."""
+    output_dir = tmp_path_factory.mktemp(f"trained_{bundle}")
+    train(bundle, datalist_dir, output_dir).run()
+    return output_dir
+
+
+def test_training_writes_weights_log_and_tensorboard(trained: Path) -> None:
+    assert sorted(p.name for p in trained.iterdir()) == ["log.txt", "model.pt", "tensorboard"]
+    assert "val_mean_dice" in (trained / "log.txt").read_text()
+    weights = torch.load(trained / "model.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in weights.values())
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    assert {"train_loss", "val_loss", "val_mean_dice", "learning_rate"} <= set(events.Tags()["scalars"])
+    assert len(events.Images("image, expert, prediction")) == 2
+
+
+@pytest.mark.parametrize("knobs", ["published", "small"])
+def test_killed_training_resumes_to_the_same_bits(bundle: str, datalist_dir: Path, tmp_path: Path, knobs: str) -> None:
+    options: dict[str, Any] = {"max_epochs": 2}
+    if knobs == "small":
+        options |= {
+            "lr_schedule": "cosine",
+            "ema_decay": 0.9,
+            "autocast_dtype": "bfloat16",
+            "channels_last": True,
+            "encoder_learning_rate_scale": 0.5,
+            "freeze_encoders": False,
+        }
+    weights = []
+    for name, is_killed in (("whole", False), ("killed", True)):
+        if is_killed:
+            first = train(bundle, datalist_dir, tmp_path / name, **options)
+
+            def kill(engine: Any) -> None:
+                raise KeyboardInterrupt
+
+            first.trainer.add_event_handler(Events.EPOCH_STARTED(once=2), kill)
+            with pytest.raises(KeyboardInterrupt):
+                first.run()
+            assert (tmp_path / name / "resume.ckpt").is_file()
+        train(bundle, datalist_dir, tmp_path / name, **options).run()
+        assert not (tmp_path / name / "resume.ckpt").exists()
+        weights.append(torch.load(tmp_path / name / "model.pt", weights_only=True))
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_finetuning_takes_weights_alone(bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path) -> None:
+    run = train(bundle, datalist_dir, tmp_path, init_checkpoint=str(trained / "model.pt"))
+    weights = torch.load(trained / "model.pt", weights_only=True)
+    network, optimizer = run.parser.get_parsed_content("network"), run.parser.get_parsed_content("optimizer")
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    assert not optimizer.state
+
+
+def test_distributed_training_runs(
+    bundle: str, datalist_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process of one: samplers, the wrapped network, the group's beginning and end."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port), ("RANK", 0), ("WORLD_SIZE", 1)):
+        monkeypatch.setenv(name, str(value))
+    run = workflow(
+        bundle,
+        ["train", "multi_gpu_train"],
+        "train",
+        dataset_dir=str(datalist_dir),
+        output_dir=str(tmp_path),
+        backend="gloo",
+        max_epochs=1,
+        batch_size=8,
+    )
+    try:
+        run.run()
+        assert isinstance(run.trainer.network, torch.nn.parallel.DistributedDataParallel)
+    finally:
+        run.finalize()
+    weights = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert not any(name.startswith("module.") for name in weights)
+
+
+def test_evaluation_measures_on_the_native_grid(bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path) -> None:
+    import pandas as pd
+
+    workflow(
+        bundle,
+        ["inference", "evaluate"],
+        "infer",
+        dataset_dir=str(datalist_dir),
+        output_dir=str(tmp_path),
+        checkpoint_path=str(trained / "model.pt"),
+        seed=5,
+    ).run()
+    table = pd.read_csv(tmp_path / "metrics.csv")
+    assert len(table) == 4 * len(STRUCTURES) and table["patient"].nunique() == 1
+    assert set(table["structure"]) == {s.name for s in STRUCTURES}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["section"] == "testing" and summary["seed"] == 5 and len(summary["checkpoint_sha256"]) == 64
+    assert summary["overall"]["dice_mean"] == pytest.approx(table["dice"].mean(), abs=1e-5)
+    assert len(list((tmp_path / "label_maps").glob("*.nii.gz"))) == 4
+
+
+def three_formats(folder: Path) -> dict[str, np.ndarray]:
+    """A folder with one image of each format; their pixels by name."""
+    import itk
+    import nibabel as nib
+    from PIL import Image
+
+    folder.mkdir()
+    pixels = (np.random.default_rng(0).rayleigh(40, (50, 36))).clip(0, 255).astype(np.uint8)
+    nib.save(nib.Nifti1Image(pixels.T, np.diag([-0.2, -0.4, 1, 1])), folder / "a.nii.gz")
+    image = itk.image_from_array(pixels)
+    image.SetSpacing([0.308, 0.154])
+    itk.imwrite(image, str(folder / "b.mhd"))
+    Image.fromarray(pixels).save(folder / "c.png")
+    return {"a.nii.gz": pixels, "b.mhd": pixels, "c.png": pixels}
+
+
+@pytest.mark.parametrize("prompt", ["", "left atrium"])
+def test_inference_on_a_folder_of_all_formats(bundle: str, trained: Path, tmp_path: Path, prompt: str) -> None:
+    three_formats(tmp_path / "images")
+    workflow(
+        bundle,
+        ["inference"],
+        "infer",
+        dataset_dir=str(tmp_path / "images"),
+        output_dir=str(tmp_path / "out"),
+        checkpoint_path=str(trained / "model.pt"),
+        prompt=prompt,
+        threshold=0.05,
+    ).run()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.nii.gz", "b.mha", "c.png"]
+    for image_name, written in (("a.nii.gz", "a.nii.gz"), ("b.mhd", "b.mha"), ("c.png", "c.png")):
+        image, spacing_mm = load_echo(tmp_path / "images" / image_name)
+        label_map, spacing_again = load_echo(tmp_path / "out" / written)
+        assert label_map.shape == image.shape and spacing_again == spacing_mm
+        assert torch.equal(label_map.affine, image.affine)
+        assert set(label_map.unique().tolist()) <= ({0, 3} if prompt else {0, 1, 2, 3})
+
+
+def test_batch_size_does_not_change_label_maps(bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path) -> None:
+    found = []
+    for batch_size in (1, 3):
+        out = tmp_path / str(batch_size)
+        workflow(
+            bundle,
+            ["inference"],
+            "infer",
+            dataset_dir=str(datalist_dir),
+            output_dir=str(out),
+            checkpoint_path=str(trained / "model.pt"),
+            batch_size=batch_size,
+            threshold=0.05,
+        ).run()
+        found.append({p.name: load_echo(p)[0] for p in out.iterdir()})
+    assert found[0].keys() == found[1].keys() and len(found[0]) == 4
+    assert all((found[0][name] == found[1][name]).float().mean() > 0.999 for name in found[0])
+
+
+def test_properties_are_what_monai_requires(bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path) -> None:
+    common = {"dataset_dir": str(datalist_dir), "output_dir": str(tmp_path)}
+    assert train(bundle, datalist_dir, tmp_path).check_properties() == []
+    for configs in (["inference"], ["inference", "evaluate"]):
+        run = workflow(bundle, configs, "infer", checkpoint_path=str(trained / "model.pt"), **common)
+        assert run.check_properties() == []
+    assert not list(tmp_path.iterdir())  # making all the parts writes nothing
+
+
+def test_monai_label_calls(bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path) -> None:
+    """Preprocessing, inferer and postprocessing one after the other on a single path, as MONAI Label runs them."""
+    from synboost_monai.data import read_datalist
+
+    run = workflow(
+        bundle,
+        ["inference"],
+        "infer",
+        dataset_dir=str(datalist_dir),
+        output_dir=str(tmp_path),
+        checkpoint_path=str(trained / "model.pt"),
+        **{"displayable_configs::prompt": "left atrium"},
+    )
+    parser = run.parser
+    data = {"image": read_datalist(datalist_dir, "testing")[0]["image"], "model": bundle, "result_dtype": "uint8"}
+    data = parser.get_parsed_content("preprocessing")(data)
+    logits = parser.get_parsed_content("inferer")(data["image"][None], parser.get_parsed_content("network").eval())
+    assert logits.shape == (1, 1, 32, 32)
+    data["pred"] = logits[0]
+    data = parser.get_parsed_content("postprocessing")(data)
+    assert data["pred"].shape == (1, 40, 48, 1) and data["result_dtype"] == "uint8"
+    assert data["image"].meta["spatial_shape"].tolist() == [40, 48, 1]
+
+
+@pytest.mark.parametrize("fault", ["no_image", "fifth_class", "other_shape", "empty_folder", "other_network"])
+def test_bad_input_is_one_line_and_nothing_is_written(
+    bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path, fault: str
+) -> None:
+    import nibabel as nib
+
+    out, images = tmp_path / "out", tmp_path / "images"
+    overrides: dict[str, Any] = {"dataset_dir": str(images), "checkpoint_path": str(trained / "model.pt")}
+    configs, kind = ["inference"], "infer"
+    images.mkdir()
+    if fault == "no_image":
+        three_formats(tmp_path / "formats")
+        shutil.copytree(tmp_path / "formats", images, dirs_exist_ok=True)
+        (images / "z.png").write_text("not an image")
+        match = "z.png: not a readable PNG"
+    elif fault == "empty_folder":
+        match = "no images"
+    elif fault == "other_network":
+        other = {"echo_cris": "echo_clipseg", "echo_clipseg": "echo_cris"}[bundle]
+        network = workflow(other, ["inference"], "infer").parser.get_parsed_content("network_def")
+        torch.save(network.state_dict(), tmp_path / "other.pt")
+        overrides = {"dataset_dir": str(datalist_dir), "checkpoint_path": str(tmp_path / "other.pt")}
+        match = "other.pt"
+    else:
+        configs, kind = ["train"], "train"
+        bad = np.full((20, 30), 4, np.uint8) if fault == "fifth_class" else np.zeros((20, 31), np.uint8)
+        content = {}
+        for name, section, label_map in (("a", "training", np.zeros((20, 30), np.uint8)), ("b", "validation", bad)):
+            nib.save(nib.Nifti1Image(np.ones((20, 30), np.uint8), np.eye(4)), images / f"{name}.nii.gz")
+            nib.save(nib.Nifti1Image(label_map, np.eye(4)), images / f"{name}_gt.nii.gz")
+            content[section] = [{"image": f"{name}.nii.gz", "label": f"{name}_gt.nii.gz", "patient": name}]
+        match = r"got \[4\]" if fault == "fifth_class" else r"image is \(30, 20\) but label map is \(31, 20\)"
+        (images / "datalist.json").write_text(json.dumps(content))
+        overrides = {"dataset_dir": str(images)}
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        workflow(bundle, configs, kind, output_dir=str(out), **overrides).run()
+    chain: list[BaseException] = [caught.value]  # MONAI wraps what its parts raise
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    message = next(str(error) for error in chain if isinstance(error, ValueError))
+    assert re.search(match, message) and "\n" not in message
+    assert not out.exists()
+
+
+def read_yaml(bundle: str, name: str) -> dict[str, Any]:
+    return yaml.safe_load((BUNDLES_DIR / bundle / "configs" / f"{name}.yaml").read_text())
+
+
+def test_configs_agree_with_each_other(bundle: str) -> None:
+    """What must be the same in training and inference is the same."""
+    training, inference = read_yaml(bundle, "train"), read_yaml(bundle, "inference")
+    for key in ("image_size", "keep_aspect", "preset", "prompt_level", "image_mean", "image_std", "threshold"):
+        assert training[key] == inference[key], key
+    for key, value in inference["network_def"].items():
+        assert training["network_def"][key] == value
+
+    def geometry(transforms: list[dict[str, Any]]) -> dict[str, Any]:
+        letterbox = next(t for t in transforms if t["_target_"].endswith("Letterboxd"))
+        return {key: value for key, value in letterbox.items() if key != "keep_meta"}
+
+    pipelines = [training["train"]["preprocessing"], training["validate"]["preprocessing"], inference["preprocessing"]]
+    assert (
+        geometry(pipelines[0]["transforms"])
+        == geometry(pipelines[1]["transforms"])
+        == geometry(pipelines[2]["transforms"])
+    )
+
+
+def test_bundles_differ_only_where_the_networks_do() -> None:
+    for name in ("train", "inference"):
+        cris, clipseg = read_yaml("echo_cris", name), read_yaml("echo_clipseg", name)
+        assert list(cris) == list(clipseg)
+        differing = {key for key in cris if cris[key] != clipseg[key]}
+        assert differing <= {
+            "image_size", "batch_size", "learning_rate", "encoder_learning_rate_scale", "image_mean", "image_std", "network_def", "train",
+        }  # fmt: skip
+
+
+def test_metadata_names_the_classes(bundle: str) -> None:
+    meta = json.loads((BUNDLES_DIR / bundle / "configs" / "metadata.json").read_text())
+    expected = {"0": "background", **{str(s.class_index): s.name for s in STRUCTURES}}
+    assert meta["network_data_format"]["outputs"]["pred"]["channel_def"] == expected
+    assert next(iter(meta["network_data_format"]["inputs"])) == "image"
+    assert meta["version"] in meta["changelog"]
+    size = read_yaml(bundle, "inference")["image_size"]
+    assert meta["network_data_format"]["inputs"]["image"]["spatial_shape"] == [size, size]
+    assert {p.name for p in (BUNDLES_DIR / bundle).iterdir()} >= {"LICENSE", "configs", "docs", "models"}
+    assert (BUNDLES_DIR / bundle / "docs" / "data_license.txt").is_file()
+
+
+def test_network_takes_and_gives_what_metadata_says(bundle: str) -> None:
+    """`verify_net_in_out` on the tiny preset; the published one is the next test."""
+    verify(bundle, preset="tiny")
+
+
+@pytest.mark.slow
+def test_published_network_takes_and_gives_what_metadata_says(bundle: str) -> None:
+    verify(bundle, preset="published")
+
+
+def verify(bundle: str, preset: str) -> None:
+    from monai.bundle import verify_net_in_out
+
+    configs = BUNDLES_DIR / bundle / "configs"
+    verify_net_in_out(
+        "network_def",
+        meta_file=str(configs / "metadata.json"),
+        config_file=str(configs / "inference.yaml"),
+        device="cpu",
+        preset=preset,
+    )

@@ -1,0 +1,209 @@
+"""Finding bundles, checking overrides, and the errors of a run."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from monai.data import DataLoader, Dataset
+from monai.transforms import Compose
+
+from synboost_monai.bundle_run import (
+    bundle_dir,
+    check_overrides,
+    config_files,
+    literal,
+    one_line,
+    run_bundle,
+    user_error,
+)
+
+CONFIG = """\
+bundle_root: .
+dataset_dir: data
+output_dir: $@bundle_root + '/eval'
+checkpoint_path: null
+device: cpu
+max_epochs: 10
+learning_rate: 0.002
+augment: true
+prompt: ''
+sections: [training]
+network_def: {_target_: torch.nn.Conv2d, in_channels: 1, out_channels: 2, kernel_size: 3}
+train:
+  trainer: {_target_: SupervisedTrainer, max_epochs: '@max_epochs'}
+run:
+- _target_: bundle_code.work
+  dataset_dir: '@dataset_dir'
+  output_dir: '@output_dir'
+  max_epochs: '@max_epochs'
+  prompt: '@prompt'
+"""
+CODE = """\
+import json
+from pathlib import Path
+
+from monai.data import DataLoader, Dataset
+
+
+def fail(x):
+    raise ValueError(f"camus.py: {x} is broken; fetch it again")
+
+
+def work(dataset_dir, output_dir, max_epochs, prompt):
+    if dataset_dir == "bad_file":
+        list(DataLoader(Dataset([1], fail), num_workers=0))
+    if dataset_dir == "missing":
+        open("/no/such/file")
+    if dataset_dir == "our_fault":
+        raise KeyError("our fault")
+    path = Path(output_dir)
+    path.mkdir(parents=True)
+    (path / "got.json").write_text(json.dumps([dataset_dir, max_epochs, prompt]))
+"""
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle whose only stage writes down what it got."""
+    configs = tmp_path / "echo_toy" / "configs"
+    configs.mkdir(parents=True)
+    (configs / "inference.yaml").write_text(CONFIG)
+    (configs / "evaluate.yaml").write_text("section: testing\ntrain::trainer::amp: false\n")
+    (configs / "metadata.json").write_text(json.dumps({"version": "0.1.0"}))
+    (tmp_path / "echo_toy" / "bundle_code.py").write_text(CODE)
+    return tmp_path / "echo_toy"
+
+
+def test_bundles_are_found_by_name_and_by_path(bundle, monkeypatch):
+    assert bundle_dir(bundle) == bundle
+    monkeypatch.setenv("SYNBOOST_BUNDLES", str(bundle.parent))
+    assert bundle_dir("echo_toy") == bundle
+    with pytest.raises(FileNotFoundError, match="no bundle 'echo_toyy'; did you mean echo_toy"):
+        bundle_dir("echo_toyy")
+
+
+def test_a_config_without_network_is_merged_onto_its_base(bundle):
+    assert [f.name for f in config_files(bundle, "inference")] == ["inference.yaml"]
+    assert [f.name for f in config_files(bundle, "evaluate")] == ["inference.yaml", "evaluate.yaml"]
+    assert [f.name for f in config_files(bundle, "inference,evaluate")] == ["inference.yaml", "evaluate.yaml"]
+    with pytest.raises(FileNotFoundError, match=r"no config 'inferense'; did you mean inference\?; it has evaluate, inf"):
+        config_files(bundle, "inferense")
+
+
+def test_overrides_come_out_in_the_config_s_types(bundle):
+    files = config_files(bundle, "evaluate")
+    given = {
+        "max_epochs": "3",
+        "learning_rate": "1e-4",
+        "augment": "false",
+        "prompt": "left atrium, please",
+        "dataset_dir": "0012",
+        "checkpoint_path": "model.pt",
+        "sections": "['training', 'validation']",
+        "section": "5",
+        "train::trainer::max_epochs": "$1 + 1",
+        "train#trainer#amp": "true",
+        "network_def::padding": 1,  # an argument of Conv2d that the config does not name
+        "device": "$torch.device('cpu')",
+    }
+    assert check_overrides(files, given) == {
+        "max_epochs": 3,
+        "learning_rate": 1e-4,
+        "augment": False,
+        "prompt": "left atrium, please",
+        "dataset_dir": "0012",
+        "checkpoint_path": "model.pt",
+        "sections": ["training", "validation"],
+        "section": "5",
+        "train::trainer::max_epochs": "$1 + 1",
+        "train#trainer#amp": True,
+        "network_def::padding": 1,
+        "device": "$torch.device('cpu')",
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("dataset_dirr", "x", r"echo_toy/inference.yaml: unknown key --dataset_dirr; did you mean dataset_dir\?"),
+        ("zzz", "x", "unknown key --zzz; it has bundle_root, dataset_dir, .*run$"),
+        ("train::trainer::max_epoch", 1, r"did you mean train::trainer::max_epochs\?"),
+        ("network_def::paddin", 1, "unknown key --network_def::paddin"),
+        ("train::trainr::max_epochs", 1, "unknown key"),
+        ("max_epochs", "many", "--max_epochs must be a number like 10, got 'many'"),
+        ("max_epochs", "true", "--max_epochs must be a number"),
+        ("augment", "3", "--augment must be true or false, got 3"),
+        ("dataset_dir", None, "--dataset_dir must be text like 'data', got None"),
+    ],
+)
+def test_a_bad_override_is_refused_before_anything_is_written(bundle, key, value, message):
+    before = sorted(bundle.rglob("*"))
+    with pytest.raises(ValueError, match=message):
+        run_bundle(bundle, "inference", {key: value})
+    assert sorted(bundle.rglob("*")) == before
+
+
+def test_run_bundle_runs_the_config_with_overrides(bundle, tmp_path):
+    run_bundle(bundle, "inference", {"output_dir": str(tmp_path / "out"), "max_epochs": "4", "prompt": "left, atrium"})
+    assert json.loads((tmp_path / "out" / "got.json").read_text()) == ["data", 4, "left, atrium"]
+    run_bundle(bundle, "inference", {})
+    assert (bundle / "eval" / "got.json").is_file()  # bundle_root is the bundle's folder
+
+
+def test_errors_of_the_user_come_out_of_a_run_unwrapped(bundle):
+    with pytest.raises(ValueError, match="^camus.py: 1 is broken; fetch it again$"):
+        run_bundle(bundle, "inference", {"dataset_dir": "bad_file"})
+    with pytest.raises(FileNotFoundError) as caught:
+        run_bundle(bundle, "inference", {"dataset_dir": "missing"})
+    assert one_line(caught.value) == "No such file or directory: /no/such/file"
+
+
+def test_other_errors_stay_as_they_are(bundle):
+    with pytest.raises(RuntimeError) as caught:
+        run_bundle(bundle, "inference", {"dataset_dir": "our_fault"})
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def _broken(item):
+    try:
+        raise ValueError("deep inside")
+    except ValueError as error:
+        raise ValueError(f"camus.py: {item} is broken") from error
+
+
+def test_an_error_in_a_worker_process_is_found_in_its_text():
+    loader = DataLoader(Dataset([3], Compose([_broken])), num_workers=1)
+    with pytest.raises(RuntimeError) as caught:
+        list(loader)
+    assert str(user_error(caught.value)) == "camus.py: 3 is broken"
+
+
+def test_the_friendliest_error_of_a_chain_is_taken():
+    try:
+        try:
+            _broken(7)
+        except ValueError as error:
+            raise RuntimeError("Failed to instantiate component\n and more") from error
+    except RuntimeError as error:
+        assert str(user_error(error)) == "camus.py: 7 is broken"
+    assert user_error(RuntimeError("CUDA error")) is None
+    assert one_line(ValueError("two\n  lines")) == "two lines"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("1e-3", 1e-3), ("True", True), ("false", False), ("null", None), ("[1, 2]", [1, 2]), ("P2", "P2"), ("a,b", "a,b")],
+)
+def test_literal(text, value):
+    assert literal(text) == value
+
+
+def test_log_records_are_whole_again_after_a_run(bundle, tmp_path, caplog):
+    run_bundle(bundle, "inference", {"output_dir": str(tmp_path / "out")})
+    try:
+        torch.zeros(1)[3]
+    except IndexError:
+        logging.getLogger("synboost").exception("seen")
+    assert "seen" in caplog.text

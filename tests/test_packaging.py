@@ -1,0 +1,74 @@
+"""What setup.cfg ships: every data file of the package, every bundle; constraints.txt fits its requirements."""
+
+import configparser
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+import synboost_monai
+from synboost_monai.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[1]
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
+
+
+def lines(section: str, key: str) -> list[str]:
+    """Entries of a list in setup.cfg."""
+    return [line for line in SETUP[section][key].splitlines() if line and not line.startswith("#")]
+
+
+def test_every_data_file_of_the_package_is_shipped() -> None:
+    patterns = [p.strip() for p in SETUP["options.package_data"]["*"].split(",")]
+    studies = SETUP["options.package_data"]["synboost_monai.experiments"]
+    for path in (ROOT / "synboost_monai").rglob("*"):
+        if path.is_dir() or path.suffix in (".py", ".pyc"):
+            continue
+        in_package = (path.parent / "__init__.py").is_file()
+        shipped = any(path.match(p) for p in patterns) if in_package else path.match(studies)
+        assert shipped, f"{path.relative_to(ROOT)} matches no pattern of [options.package_data]"
+
+
+def test_every_folder_of_a_bundle_is_shipped() -> None:
+    shipped = set(SETUP["options.data_files"].values())
+    for bundle in (path for path in (ROOT / "bundles").iterdir() if path.is_dir()):
+        assert f"bundles/{bundle.name}/LICENSE*" in shipped
+        folders = {path.parent for path in bundle.rglob("*") if path.suffix and path.is_file()}
+        for folder in folders - {bundle, bundle / "models"}:
+            assert f"{folder.relative_to(ROOT).as_posix()}/*" in shipped
+
+
+def test_console_script_is_the_verb_function() -> None:
+    assert lines("options.entry_points", "console_scripts") == ["synboost = synboost_monai.__main__:main"]
+    assert callable(main)
+
+
+def test_torch_is_pinned_first_and_torchvision_never_asked_for() -> None:
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert pins[0] == "torch==2.13.0"
+    assert not any(line.startswith("torchvision") for line in pins)
+    assert "torchvision" not in SETUP["options"]["install_requires"]
+
+
+def test_every_requirement_is_pinned() -> None:
+    pins = {re.split("==", line)[0] for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()}
+    asked = lines("options", "install_requires")
+    for extra in ("experiments", "weights", "dev"):
+        asked += lines("options.extras_require", extra)
+    names = {re.split(r"[><=;]", line)[0].strip().lower().replace("_", "-") for line in asked}
+    assert names - pins == set()
+
+
+def test_versions_agree() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == synboost_monai.__version__
+    assert citation["license"] == SETUP["metadata"]["license"] == "Apache-2.0"
+    assert len(citation["references"]) >= 5
+
+
+def test_vocabulary_has_its_notice_and_its_size() -> None:
+    folder = ROOT / "synboost_monai/prompts"
+    assert "MIT License" in (folder / "NOTICE").read_text(encoding="utf-8")
+    assert len(json.loads((folder / "vocab.json").read_text(encoding="utf-8"))) == 49408

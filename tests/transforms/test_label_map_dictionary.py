@@ -1,0 +1,74 @@
+"""Label maps and sectors in a pipeline."""
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from synboost_monai.transforms.label_map_array import LabelMapPerturbation, default_sector_mask
+from synboost_monai.transforms.label_map_dictionary import (
+    DarkOutsideSectord,
+    PerturbLabelMapd,
+    SectorLabelMapd,
+    SectorMaskd,
+)
+
+
+@pytest.fixture
+def item() -> dict:
+    """Image (1, 60, 73) that a sector fills, and a label map that partly lies outside it."""
+    sector = default_sector_mask((60, 73))
+    label = torch.zeros(1, 60, 73)
+    label[0, 20:40, 30:40] = 1
+    label[0, 5:10, 2:20] = 3  # outside
+    image = torch.from_numpy(np.where(sector, 50, 0)).float()[None]
+    return {"image": MetaTensor(image), "label": MetaTensor(label, meta={"filename_or_obj": "case_gt.nii.gz"})}
+
+
+def test_sector_comes_from_the_image(item):
+    item["image"][0, :, 40:] = 0  # half a fan, which the default geometry would not give
+    sector = SectorMaskd()(item)["sector"]
+    assert sector.shape == (1, 60, 73) and sector.dtype == torch.uint8
+    assert not sector[0, :, 41:].any() and sector[0, 30, 36] == 1
+
+
+def test_without_an_image_the_default_sector_is_taken(item):
+    del item["image"]
+    sector = SectorMaskd()({**item, "spacing_mm": torch.tensor([0.5, 0.5])})["sector"]
+    np.testing.assert_array_equal(np.asarray(sector[0]), default_sector_mask((60, 73)))
+
+
+def test_label_map_that_cannot_belong_to_the_default_sector_is_refused(item):
+    del item["image"]
+    item["label"][:] = 0
+    item["label"][0, :20, :10] = 1
+    with pytest.raises(ValueError, match=r"0% of the labelled pixels of case_gt.nii.gz .* give the images"):
+        SectorMaskd()(item)
+
+
+def test_sector_label_map_cuts_and_one_hot_adds_up(item):
+    out = SectorLabelMapd()(SectorMaskd()(item))
+    assert out["sector_label_map"][0, 7, 10] == 0  # left atrium outside the sector
+    assert out["sector_label_map"][0, 30, 35] == 1
+    assert out["label"][0, 7, 10] == 3  # the target keeps it
+    assert out["label_onehot"].shape == (5, 60, 73) and out["label_onehot"].dtype == torch.uint8
+    assert torch.equal(out["label_onehot"].sum(0), torch.ones(60, 73, dtype=torch.int64))
+    assert torch.equal(out["label_onehot"].argmax(0), out["sector_label_map"][0].long())
+
+
+def test_perturbation_depends_on_the_item_s_seed_alone(item):
+    perturb = PerturbLabelMapd(keys="label")
+    seeds = [3, 4, 3]
+    first, second, third = (perturb({**item, "perturbation_seed": seed})["label"] for seed in seeds)
+    assert torch.equal(first, third) and not torch.equal(first, second)
+    expected = LabelMapPerturbation()(np.asarray(item["label"][0]), 3)
+    np.testing.assert_array_equal(np.asarray(first[0]), expected)
+    assert first.shape == item["label"].shape and first.dtype == item["label"].dtype
+
+
+def test_dark_outside_the_sector():
+    image = torch.ones(2, 2, 2)
+    out = DarkOutsideSectord(keys="pred", dark=-1)(
+        {"pred": image, "sector_label_map": torch.tensor([[[0, 2], [3, 0]]])}
+    )
+    assert out["pred"].tolist() == [[[-1, 1], [1, -1]]] * 2
