@@ -182,10 +182,13 @@ def quiet_warnings() -> None:
         ".*nvimgcodec.*",
         ".*always_return_as_numpy.*",
         "`torch.jit.*deprecated",
+        "Converting a tensor with requires_grad=True to a scalar",  # MONAI's loss logging
         ".*pin_memory.*no accelerator is found",
     ):
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("nvimgcodec").setLevel(logging.ERROR)
+    # MONAI repeats the overrides on stdout; a mistake of the user is then a line among many
+    for name in ("monai.bundle.scripts", "monai.bundle.workflows"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def literal(text: str) -> Any:

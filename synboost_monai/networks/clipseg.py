@@ -146,6 +146,7 @@ class CLIPSeg(nn.Module):
         self.decoder = network.decoder
         if is_hybrid:
             self.clip.vision_model.embeddings.patch_embedding = HybridPatchEmbedding(vision_width)
+            self._initialise_for_training_from_scratch()
         self.skip_head = _SkipHead(reduced_width // 2) if has_skips else None
         self.register_buffer("default_input_ids", default_input_ids(), persistent=False)
         self.extract_layers = tuple(extract_layers)
@@ -161,6 +162,22 @@ class CLIPSeg(nn.Module):
             self.clip.text_model.embeddings.token_embedding.requires_grad_(False)
         if freeze_encoders:
             self.clip.requires_grad_(False)
+
+    def _initialise_for_training_from_scratch(self) -> None:
+        """Start as what needs no transformer: residual branches and FiLM do nothing at first, convolutions keep the scale.
+
+        transformers' initialisation expects CLIP's weights in the encoders; from it, a small network does not learn in minutes.
+        """
+        transformers = [self.clip.vision_model.encoder.layers, self.clip.text_model.encoder.layers, self.decoder.layers]
+        for layer in (layer for layers in transformers for layer in layers):
+            for branch in (layer.self_attn.out_proj, layer.mlp.fc2):
+                nn.init.zeros_(branch.weight)
+        nn.init.ones_(self.decoder.film_mul.bias)
+        for module in self.decoder.transposed_convolution:
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                module.reset_parameters()
+        for reduce in self.decoder.reduces:
+            reduce.reset_parameters()
 
     @property
     def encoders(self) -> list[nn.Module]:

@@ -210,11 +210,10 @@ def _fill_convex_hull(mask: np.ndarray) -> np.ndarray:
     last = mask.shape[1] - 1 - mask[rows, ::-1].argmax(axis=1)
     points = np.unique(np.concatenate([np.stack([rows, first], 1), np.stack([rows, last], 1)]), axis=0)
     try:
-        row_normal, column_normal, offset = ConvexHull(
-            points
-        ).equations.T  # inside: normal . (row, column) + offset <= 0
+        equations = ConvexHull(points).equations  # inside: normal . (row, column) + offset <= 0
     except (QhullError, ValueError):  # a single row, column or point has no area
         return mask.copy()
+    row_normal, column_normal, offset = equations.T
     row, column = np.arange(rows[0], rows[-1] + 1)[:, None], np.arange(mask.shape[1])
     is_left, is_right = column_normal < -1e-9, column_normal > 1e-9
     bounds = [-(row * row_normal[k] + offset[k]) / column_normal[k] for k in (is_left, is_right)]  # (rows, facets)

@@ -88,7 +88,9 @@ def test_no_evaluation_is_wasted(guidance_scale: float, calls: dict[str, int]) -
     from synboost_monai.networks.semantic_diffusion_unet import PRESETS
 
     network = Counting(**PRESETS["tiny"]).eval()
-    SemanticDiffusionInferer(num_inference_steps=4, guidance_scale=guidance_scale)(label_maps(2), network, torch.arange(2))
+    SemanticDiffusionInferer(num_inference_steps=4, guidance_scale=guidance_scale)(
+        label_maps(2), network, torch.arange(2)
+    )
     assert network.calls == calls
 
 

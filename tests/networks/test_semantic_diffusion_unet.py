@@ -21,7 +21,11 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "semantic_diffusion.
 
 def waves(shape: tuple[int, ...], phase: float) -> Tensor:
     """Sines in place of random numbers, the same on every version of torch."""
-    return torch.sin(torch.arange(int(torch.tensor(shape).prod()), dtype=torch.float64) * 0.7 + phase).float().reshape(shape)
+    return (
+        torch.sin(torch.arange(int(torch.tensor(shape).prod()), dtype=torch.float64) * 0.7 + phase)
+        .float()
+        .reshape(shape)
+    )
 
 
 def label_onehot(size: int, batch: int = 2, num_classes: int = 5) -> Tensor:
@@ -174,7 +178,9 @@ def test_channels_last_and_bfloat16_keep_the_output(tiny: SemanticDiffusionUNet)
     torch.testing.assert_close(other(x, t, label), reference, rtol=0, atol=1e-5 * largest)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = other(x, t, label)
-    torch.testing.assert_close(half.float(), reference, rtol=0, atol=3e-2 * largest)
+    # bfloat16 has 8 bits, and 8 channels average few of its errors (64 channels: 2e-2)
+    torch.testing.assert_close(half.float(), reference, rtol=0, atol=6e-2 * largest)
+    assert (half.float() - reference).abs().mean() < 1e-2 * largest
 
 
 @pytest.mark.parametrize(
