@@ -151,7 +151,7 @@ def experiment(
         dry_run: only list the stages that would run.
         settings: any setting of the study, such as --seed 1 or --diffusion.train.max_epochs 5.
     """
-    from synboost_monai.experiments.study import run_study
+    from synboost_monai.experiments.run import run_study
 
     report_path = run_study(
         study,
@@ -275,12 +275,9 @@ def _read(flag: str, text: str, kind: str) -> Any:
     from synboost_monai.bundle_run import literal
 
     value = literal(text)
-    allowed = {"bool": bool, "int": int, "float": (int, float)}[kind.split(" ")[0]]
-    if (
-        isinstance(value, bool) != (allowed is bool)
-        and value is not None
-        or not isinstance(value, (allowed, type(None)))
-    ):
+    kinds: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float)}
+    is_right = isinstance(value, kinds[kind.split(" ")[0]]) and isinstance(value, bool) == (kind == "bool")
+    if not is_right and not (value is None and kind.endswith("None")):
         raise ValueError(f"--{flag} must be {kind.replace(' | None', '')}, got {text!r}")
     return value
 

@@ -88,7 +88,9 @@ def test_a_config_without_network_is_merged_onto_its_base(bundle):
     assert [f.name for f in config_files(bundle, "inference")] == ["inference.yaml"]
     assert [f.name for f in config_files(bundle, "evaluate")] == ["inference.yaml", "evaluate.yaml"]
     assert [f.name for f in config_files(bundle, "inference,evaluate")] == ["inference.yaml", "evaluate.yaml"]
-    with pytest.raises(FileNotFoundError, match=r"no config 'inferense'; did you mean inference\?; it has evaluate, inf"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no config 'inferense'; did you mean inference\?; it has evaluate, inf"
+    ):
         config_files(bundle, "inferense")
 
 
@@ -194,7 +196,16 @@ def test_the_friendliest_error_of_a_chain_is_taken():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("1e-3", 1e-3), ("True", True), ("false", False), ("null", None), ("[1, 2]", [1, 2]), ("P2", "P2"), ("a,b", "a,b")],
+    [
+        ("3", 3),
+        ("1e-3", 1e-3),
+        ("True", True),
+        ("false", False),
+        ("null", None),
+        ("[1, 2]", [1, 2]),
+        ("P2", "P2"),
+        ("a,b", "a,b"),
+    ],
 )
 def test_literal(text, value):
     assert literal(text) == value

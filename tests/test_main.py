@@ -45,7 +45,10 @@ def test_version(capsys):
         (["phantom", "out", "--num_patient", "3"], "unknown flag --num_patient; did you mean num_patients?"),
         (["run", "echo_cri", "train"], "no bundle 'echo_cri'; did you mean echo_cris?"),
         (["run", "echo_cris", "inferense"], "no config 'inferense'; did you mean inference?"),
-        (["run", "echo_cris", "inference", "--dataset_dirr", "x"], "unknown key --dataset_dirr; did you mean dataset_dir?"),
+        (
+            ["run", "echo_cris", "inference", "--dataset_dirr", "x"],
+            "unknown key --dataset_dirr; did you mean dataset_dir?",
+        ),
         (["experiment", "quickstrat"], "no study 'quickstrat'; did you mean quickstart?"),
         (["experiment", "camus_small"], "this study brings no data; give --dataset PATH"),
         (["report", "nowhere"], "nowhere is no run of a study"),
@@ -73,7 +76,16 @@ def test_values_arrive_in_their_types():
     assert checked_arguments(["prepare", "--strict", "a", "b"])[-1] == "--strict=True"
     assert checked_arguments(["prepare", "a", "b", "--strict", "false"])[-1] == "--strict=False"
     assert checked_arguments(["prepare", "a", "b", "--nostrict"])[-1] == "--strict=False"
-    words = ["run", "echo_cris", "inference", "--prompt", "left atrium, it's", "--train::trainer::max_epochs=2", "--prompt2", ""]
+    words = [
+        "run",
+        "echo_cris",
+        "inference",
+        "--prompt",
+        "left atrium, it's",
+        "--train::trainer::max_epochs=2",
+        "--prompt2",
+        "",
+    ]
     assert checked_arguments(words)[3:] == [
         '--prompt="left atrium, it\'s"',
         "--train::trainer::max_epochs='2'",
@@ -96,7 +108,9 @@ def test_help_of_a_verb_names_its_arguments_and_is_quick():
 
 
 def test_prepare_writes_a_datalist(tmp_path, capsys):
-    code, _, _ = _run("phantom", str(tmp_path / "p"), "--num_patients=3", "--image_height=64", "--num_frames=2", capsys=capsys)
+    code, _, _ = _run(
+        "phantom", str(tmp_path / "p"), "--num_patients=3", "--image_height=64", "--num_frames=2", capsys=capsys
+    )
     assert code == 0
     code, out, _ = _run("prepare", str(tmp_path / "p"), str(tmp_path / "real"), capsys=capsys)
     assert code == 0

@@ -27,15 +27,23 @@ class HybridLoss(nn.Module):
         vb_weight: weight of the bound; 0 leaves the variance untrained (fit for dpmpp_2m and ddim, which do not use it).
         min_snr_gamma: if given, weights the squared error with min(SNR, gamma) / SNR (Hang et al. 2023, eq. 6): less effort on
             the least noisy timesteps. None: published, all timesteps alike.
+        velocity_weighting: weights the squared error with 1 / a_t, which makes it the squared error of the velocity (Salimans
+            and Ho 2022, eq. 7): more effort on the noisiest timesteps. For networks with `velocity_timesteps`; a network
+            that gives the noise itself cannot follow at t near T. False: published.
     """
 
     def __init__(
-        self, schedule: NoiseSchedule | None = None, vb_weight: float = 1e-3, min_snr_gamma: float | None = None
+        self,
+        schedule: NoiseSchedule | None = None,
+        vb_weight: float = 1e-3,
+        min_snr_gamma: float | None = None,
+        velocity_weighting: bool = False,
     ) -> None:
         super().__init__()
         self.schedule = schedule or NoiseSchedule.cosine()
         self.vb_weight = vb_weight
         self.min_snr_gamma = min_snr_gamma
+        self.velocity_weighting = velocity_weighting
 
     def forward(self, model_output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Mean of the loss over the batch.
@@ -62,6 +70,8 @@ class HybridLoss(nn.Module):
         if self.min_snr_gamma is not None:
             snr = self.schedule.at((2 * self.schedule.half_log_snr).exp(), t, mse)
             mse = mse * snr.clamp(max=self.min_snr_gamma) / snr
+        if self.velocity_weighting:
+            mse = mse / self.schedule.at(self.schedule.alphas_cumprod, t, mse)
         if self.vb_weight == 0:
             return {"mse": mse, "vb": torch.zeros_like(mse), "loss": mse}
         vb = self._variational_bound(x_0, x_t, t, eps_hat.detach(), v)

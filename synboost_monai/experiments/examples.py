@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from synboost_monai.io import atomic_write_text
 
@@ -34,7 +35,7 @@ def write_examples(
     if not items:
         raise ValueError(f"{source}: no synthetic image with a label map to choose examples from")
 
-    chosen: list[dict] = []
+    chosen: list[dict[str, Any]] = []
     while items and len(chosen) < count:
         kinds, patients = [_kind(i) for i in chosen], [i.get("patient") for i in chosen]
         best = min(items, key=lambda item: (kinds.count(_kind(item)), patients.count(item.get("patient"))))
@@ -51,9 +52,9 @@ def write_examples(
     return target
 
 
-def _kind(item: dict) -> tuple:
+def _kind(item: dict[str, Any]) -> tuple[Any, Any]:
     return item.get("view"), item.get("phase")
 
 
 if __name__ == "__main__":
-    write_examples(*sys.argv[1:3])
+    write_examples(sys.argv[1], sys.argv[2])

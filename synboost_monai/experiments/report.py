@@ -306,7 +306,9 @@ def _shown(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """One evaluation for each model and strategy: the first prompt and seed."""
     first: dict[tuple[str, str], Evaluation] = {}
     models = list(dict.fromkeys(e.segmenter.model for e in evaluations))
-    for e in sorted(evaluations, key=lambda e: (models.index(e.segmenter.model), STRATEGIES.index(e.segmenter.strategy))):
+    for e in sorted(
+        evaluations, key=lambda e: (models.index(e.segmenter.model), STRATEGIES.index(e.segmenter.strategy))
+    ):
         first.setdefault((e.segmenter.model, e.segmenter.strategy), e)
     return list(first.values())
 
@@ -439,7 +441,9 @@ def _dice_plot(evaluations: Sequence[Evaluation]) -> bytes:
     return buffer.getvalue()
 
 
-def _cell(picture: NDArray[np.uint8], alt: str, caption: str, is_missing: bool = False, starts_line: bool = False) -> dict[str, Any]:
+def _cell(
+    picture: NDArray[np.uint8], alt: str, caption: str, is_missing: bool = False, starts_line: bool = False
+) -> dict[str, Any]:
     """One picture of a row."""
     from PIL import Image
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from synboost_monai.experiments.study import PARENT_VARIABLE
+from synboost_monai.experiments.run import PARENT_VARIABLE
 from synboost_monai.io import atomic_write_text
 
 SAVE_SECONDS = 10.0
@@ -126,7 +126,7 @@ def _is_alive(process_id: int) -> bool:
 
 def _fingerprint(words: Sequence[str], inputs: Sequence[str]) -> str:
     """Digest of the command and of each input's size and time of change."""
-    facts = [list(words)]
+    facts: list[list[Any]] = [list(words)]
     facts += [[p, Path(p).stat().st_size, Path(p).stat().st_mtime_ns] for p in sorted(inputs)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

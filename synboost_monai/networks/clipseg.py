@@ -43,21 +43,23 @@ class HybridPatchEmbedding(nn.Module):
 
 
 class _SkipHead(nn.Module):
-    """Finer maps of the image alone that help the decoder's upsampling (not in the paper)."""
+    """In the middle of the decoder's upsampling: a finer map of the image alone, and FiLM by the prompt (not in the paper)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, text_width: int) -> None:
         super().__init__()
         self.skip = nn.Conv2d(FEATURE_CHANNELS[4], channels, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.conv_norm = nn.BatchNorm2d(channels)
+        self.film = nn.Linear(text_width, 2 * channels)
 
-    def forward(self, x: Tensor, fine: Tensor) -> Tensor:
-        """(N, C, H/4, W/4) from the same, and the image's map at stride 4, (B, ..., H/4, W/4)."""
+    def forward(self, x: Tensor, fine: Tensor, text: Tensor) -> Tensor:
+        """(N, C, H/4, W/4) from the same, the image's map at stride 4, (B, ..., H/4, W/4), and text embeddings (N, P)."""
         skip = self.skip(fine)  # once for all prompts
         h = (x.unflatten(0, (len(fine), -1)) + skip.unsqueeze(1)).flatten(0, 1)
         h = F.relu(self.norm(h), inplace=True)
-        return F.relu(self.conv_norm(self.conv(h)), inplace=True)
+        scale, shift = self.film(text)[..., None, None].chunk(2, dim=1)
+        return F.relu(torch.addcmul(shift, self.conv_norm(self.conv(h)), 1 + scale), inplace=True)
 
 
 class CLIPSeg(nn.Module):
@@ -147,7 +149,7 @@ class CLIPSeg(nn.Module):
         if is_hybrid:
             self.clip.vision_model.embeddings.patch_embedding = HybridPatchEmbedding(vision_width)
             self._initialise_for_training_from_scratch()
-        self.skip_head = _SkipHead(reduced_width // 2) if has_skips else None
+        self.skip_head = _SkipHead(reduced_width // 2, projection_width) if has_skips else None
         self.register_buffer("default_input_ids", default_input_ids(), persistent=False)
         self.extract_layers = tuple(extract_layers)
         self.context_length = context_length
@@ -164,20 +166,19 @@ class CLIPSeg(nn.Module):
             self.clip.requires_grad_(False)
 
     def _initialise_for_training_from_scratch(self) -> None:
-        """Start as what needs no transformer: residual branches and FiLM do nothing at first, convolutions keep the scale.
+        """Start as what needs no transformer over the image, yet listens to the prompt.
 
-        transformers' initialisation expects CLIP's weights in the encoders; from it, a small network does not learn in minutes.
+        transformers' initialisation expects CLIP's weights in the encoders; from it, a small network does not learn in minutes. Residual
+        branches over the image do nothing at first; FiLM starts near 1 and differs by prompt; convolutions keep the scale.
         """
-        transformers = [self.clip.vision_model.encoder.layers, self.clip.text_model.encoder.layers, self.decoder.layers]
-        for layer in (layer for layers in transformers for layer in layers):
-            for branch in (layer.self_attn.out_proj, layer.mlp.fc2):
-                nn.init.zeros_(branch.weight)
-        nn.init.ones_(self.decoder.film_mul.bias)
-        for module in self.decoder.transposed_convolution:
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        decoder = self.decoder
+        for layer in (*self.clip.vision_model.encoder.layers, *decoder.layers):
+            nn.init.zeros_(layer.self_attn.out_proj.weight)
+            nn.init.zeros_(layer.mlp.fc2.weight)
+        for module in (*decoder.transposed_convolution, *decoder.reduces, decoder.film_mul, decoder.film_add):
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
                 module.reset_parameters()
-        for reduce in self.decoder.reduces:
-            reduce.reset_parameters()
+        nn.init.ones_(decoder.film_mul.bias)
 
     @property
     def encoders(self) -> list[nn.Module]:
@@ -249,7 +250,7 @@ class CLIPSeg(nn.Module):
             return decoder.transposed_convolution(x)
         assert fine is not None
         conv, relu, up, _, last = decoder.transposed_convolution
-        return last(self.skip_head(up(relu(conv(x))), fine))
+        return last(self.skip_head(up(relu(conv(x))), fine, text))
 
     def forward(self, image: Tensor, input_ids: Tensor | None = None) -> Tensor:
         """Logits (B, S, H, W) of one mask for each prompt.

@@ -86,6 +86,20 @@ def test_min_snr_weights_the_error() -> None:
     assert ratio[-1] == 1 and ratio[0] < 1e-3
 
 
+def test_velocity_weighting_is_the_error_of_the_velocity() -> None:
+    targets = {name: value[:-1] for name, value in make_targets().items()}  # not the last, where 1 / a_t is large
+    x_t, t = targets["x_t"], targets["timesteps"]
+    output = formula_network(x_t, t)
+    a_t = NoiseSchedule.cosine().alphas_cumprod[t].float().reshape(-1, 1, 1, 1)
+
+    def velocity(eps: Tensor) -> Tensor:
+        return (eps - (1 - a_t).sqrt() * x_t) / a_t.sqrt()  # v = sqrt(a) eps - sqrt(1 - a) x_0, x_0 from x_t and eps
+
+    expected = (velocity(targets["eps"]) - velocity(output[:, :3])).square().flatten(1).mean(1)
+    terms = HybridLoss(velocity_weighting=True).terms(output, targets)
+    torch.testing.assert_close(terms["mse"], expected, rtol=1e-4, atol=0)
+
+
 def test_divergence_by_hand_and_against_torch() -> None:
     assert normal_kl(*torch.tensor([1.0, 0.0, 0.0, 0.0])).item() == pytest.approx(0.5)
     mean_1, log_variance_1, mean_2, log_variance_2 = torch.tensor([0.3, -1.2, -0.4, 0.7])

@@ -1,15 +1,11 @@
-"""Settings of a study, its commands, its DAG, and a run that is interrupted."""
+"""Settings of a study, the commands of its stages, and its examples."""
 
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import yaml
 
-from synboost_monai.experiments.study import STUDIES_DIR, Segmenter, read_study, run_study
+from synboost_monai.experiments.study import STUDIES_DIR, Segmenter, read_study
 
 FULL = {"segmenters.strategies": ["real", "synthetic_then_real"], "segmenters.prompts": "P2,P7"}
 
@@ -86,8 +82,14 @@ def test_later_layers_of_overrides_win(study_path, tiny_bundles):
         ({"segmenters.models": []}, "must be a list with at least one entry"),
         ({"seed": "x"}, "seed must be a whole number, got 'x'"),
         ({"segmenters.train": 3}, "segmenters.train must be a mapping, got 3"),
-        ({"segmenters.train.max_epoch": 3}, "tiny.yaml: echo_cris/train.yaml: unknown key --max_epoch; did you mean max_epochs?"),
-        ({"segmenters.per_model.criss.train.max_epochs": 3}, "unknown setting segmenters.per_model.criss; did you mean cris?"),
+        (
+            {"segmenters.train.max_epoch": 3},
+            "tiny.yaml: echo_cris/train.yaml: unknown key --max_epoch; did you mean max_epochs?",
+        ),
+        (
+            {"segmenters.per_model.criss.train.max_epochs": 3},
+            "unknown setting segmenters.per_model.criss; did you mean cris?",
+        ),
         ({"segmenters.per_model.cris.tran.max_epochs": 3}, "unknown setting segmenters.per_model.cris.tran"),
         ({"diffusion.train.max_epochs": "x", "segmenters.strategies": "synthetic"}, "--max_epochs must be a number"),
         ({"data.prepare.strickt": True}, "unknown setting data.prepare.strickt; did you mean strict?"),
@@ -118,93 +120,6 @@ def test_shipped_studies_agree_with_the_shipped_bundles(name, tmp_path):
     study = read_study(name, dataset=str(tmp_path))
     assert {s.strategy for s in study.segmenters} == {"real", "synthetic", "synthetic_then_real"}
     assert {s.model for s in study.segmenters} == {"cris", "clipseg"}
-
-
-def test_dry_run_lists_the_stages_in_order_and_writes_nothing(study_path, tiny_bundles, tmp_path, capfd):
-    output = tmp_path / "run"
-    assert run_study(study_path, output=output, dry_run=True, settings=FULL) is None
-    lines = capfd.readouterr().out.splitlines()
-    study = read_study(study_path, settings=FULL)
-    assert lines[0] == f"{len(study.stage_names)} of {len(study.stage_names)} stages would run in {output}"
-    assert lines[1:] == study.stage_names
-    assert not output.exists()
-
-
-def test_a_folder_of_other_things_is_not_written_to(study_path, tiny_bundles, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("important")
-    with pytest.raises(ValueError, match="holds other things than a study's run"):
-        run_study(study_path, output=tmp_path / "mine")
-    with pytest.raises(ValueError, match="--cores must be at least 1"):
-        run_study(study_path, output=tmp_path / "run", cores=0)
-
-
-def test_a_study_runs_goes_on_after_a_failure_and_repeats_nothing(study_path, tiny_bundles, tmp_path, capfd):
-    output = tmp_path / "run"
-    with pytest.raises(SystemExit) as caught:
-        run_study(study_path, output=output, settings={"segmenters.train.max_epochs": 13})
-    assert caught.value.code == 2
-    err = capfd.readouterr().err
-    assert "synboost run: fake_stage.py: 13 epochs bring bad luck; take 12\n" in err
-    assert "stage train_cris_real_P1_seed0 failed with code 2" in err
-    assert "Traceback" not in err
-    assert not (output / "report.html").exists()
-
-    report_path = run_study(study_path, output=output)
-    assert report_path == output / "report.html" and report_path.is_file()
-    err = capfd.readouterr().err
-    assert "phantom data set" not in err and "[3/5] train cris" in err
-    timing = json.loads((output / "timing" / "train_cris_real_P1_seed0.json").read_text())
-    assert timing["seconds"] > 0 and "--max_epochs=2" in timing["command"]
-    settings = yaml.safe_load((output / "study.yaml").read_text())
-    assert settings["segmenters"]["train"] == {"max_epochs": 2}
-
-    written = {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file() and ".snakemake" not in p.parts}
-    assert run_study(study_path, output=output) == report_path
-    now = {p: p.stat().st_mtime_ns for p in written}
-    assert {p.name for p in written if now[p] != written[p]} <= {".lock"}
-
-
-def _stage(folder: Path, *words: str, inputs: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "synboost_monai.experiments.stage", "--name=s", "--title=S", "--total=1", "--dir=out"]
-    command += ["--inputs", *inputs, "--", "python", "-c", *words]
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_a_stage_goes_on_only_with_the_same_command_and_inputs(tmp_path):
-    fails = "import os, pathlib; os.makedirs('out', exist_ok=True); p = pathlib.Path('out/state'); "
-    fails += "p.write_text(p.read_text() + 'x' if p.exists() else 'x'); raise SystemExit(len(p.read_text()) < 3)"
-    (tmp_path / "input").write_text("1")
-    assert _stage(tmp_path, fails, inputs=("input",)).returncode == 1
-    assert _stage(tmp_path, fails, inputs=("input",)).returncode == 1
-    assert (tmp_path / "out" / "state").read_text() == "xx"  # the second attempt found the first one's state
-    (tmp_path / "input").write_text("12")
-    assert _stage(tmp_path, fails, inputs=("input",)).returncode == 1
-    assert (tmp_path / "out" / "state").read_text() == "x"  # other inputs: from the start
-    for _ in range(2):
-        done = _stage(tmp_path, fails, inputs=("input",))
-    assert done.returncode == 0 and "goes on after an interruption" in done.stderr
-    assert json.loads((tmp_path / "timing" / "s.json").read_text())["attempts"] == 3
-    assert _stage(tmp_path, fails, inputs=("input",)).returncode == 1
-    assert (tmp_path / "out" / "state").read_text() == "x"  # it was done: asked again, it starts anew
-
-
-def test_a_stage_ends_when_its_study_is_gone(tmp_path):
-    owner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    command = [sys.executable, "-m", "synboost_monai.experiments.stage", "--name=s", "--title=S", "--", "python", "-c"]
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "SYNBOOST_STUDY_PROCESS": str(owner.pid)}
-    stage = subprocess.Popen([*command, "import time; time.sleep(60)"], cwd=tmp_path, env=environment)
-    try:
-        with pytest.raises(subprocess.TimeoutExpired):
-            stage.wait(2)
-        owner.kill()
-        owner.wait()
-        assert stage.wait(20) == 137
-    finally:
-        for process in (owner, stage):
-            process.kill()
-    assert json.loads((tmp_path / ".stages" / "s.json").read_text())["status"] == "running"
 
 
 def test_examples_are_of_different_kinds(tmp_path):

@@ -12,6 +12,7 @@ from synboost_monai.networks.semantic_diffusion_unet import (
     PRESETS,
     SemanticDiffusionUNet,
     SPADEGroupNorm,
+    cosine_levels,
     create_semantic_diffusion_unet,
     timestep_embedding,
 )
@@ -146,8 +147,29 @@ def test_presets_start_at_zero_and_take_rectangles(preset: str) -> None:
     height, width = 2 * network.size_multiple, 3 * network.size_multiple
     output = network(torch.randn(1, 1, height, width), torch.tensor([5]), torch.zeros(1, 5, height, width))
     assert output.shape == (1, 2, height, width)
-    assert not output.any()  # the last layer is zero at the start, as published
+    last_layer = network.out[2]
+    assert not last_layer.weight.any() and not last_layer.bias.any()  # zero at the start, as published
+    assert not output[:, 1:].any()
     assert PRESETS["published"] == {}
+
+
+def test_cosine_levels_by_hand() -> None:
+    alpha, sigma = cosine_levels(torch.tensor([0, 499, 999]), 1000)
+    assert alpha.shape == (3, 1, 1, 1)
+    start = torch.tensor(0.008 / 1.008 * torch.pi / 2).cos().item()
+    assert alpha[1].item() == pytest.approx(torch.tensor(0.508 / 1.008 * torch.pi / 2).cos().item() / start)
+    assert alpha[2].item() == pytest.approx(0, abs=1e-7)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(3, 1, 1, 1))
+
+
+def test_velocity_layers_give_the_noise_that_follows(tiny: SemanticDiffusionUNet) -> None:
+    """eps = sigma x_t + alpha v, v being what the same layers give without the option; the variance is untouched."""
+    network = create_semantic_diffusion_unet("tiny", velocity_timesteps=1000).eval()
+    network.load_state_dict(tiny.state_dict())
+    x, t, label = waves((2, 1, 32, 32), 0), torch.tensor([3, 800]), label_onehot(32)
+    velocity, variance = tiny(x, t, label).chunk(2, 1)
+    alpha, sigma = cosine_levels(t, 1000)
+    torch.testing.assert_close(network(x, t, label), torch.cat([sigma * x + alpha * velocity, variance], 1))
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])
