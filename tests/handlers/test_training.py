@@ -306,3 +306,10 @@ def test_overlay_colours_the_mask_alone() -> None:
     picture = overlay(torch.full((1, 2, 2), 0.5), masks, opacity=1.0)
     assert torch.allclose(picture[:, 0, 0], torch.tensor([230, 75, 60]) / 255)
     assert (picture[:, 1, 1] == 0.5).all()
+
+
+def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
+    network = nn.Linear(2, 1)
+    for name in ("a.pt", "b.pt"):
+        WriteWeights(network, tmp_path / name).write(Engine(lambda engine, batch: None))
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
