@@ -195,7 +195,9 @@ class WriteWeights:
         if is_main_process():
             weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
             with atomic_path(self.path) as temporary, open(temporary, "wb") as file:
-                torch.save(weights, file)  # an open file: torch would write the temporary name into it, and its hash would vary
+                torch.save(
+                    weights, file
+                )  # an open file: torch would write the temporary name into it, and its hash would vary
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -163,7 +164,7 @@ def write_summary(
         "seed": seed,
         "checkpoint_path": None if checkpoint_path is None else str(checkpoint_path),
         "checkpoint_sha256": None if checkpoint_path is None else sha256_of(checkpoint_path),
-        "command": " ".join(sys.argv) if command is None else command,
+        "command": _this_command() if command is None else command,
         "synboost_version": __version__,
         **facts,
     }
@@ -178,6 +179,18 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _this_command() -> str:
+    """This process's command as one would type it, without the folder that it is installed in."""
+    program = Path(sys.argv[0])
+    name = (
+        f"python -m {program.parent.parent.name}.{program.parent.name}"
+        if program.name == "__main__.py"
+        else program.name
+    )
+    name = "synboost" if program.parent.name == "synboost_monai" else name
+    return shlex.join([*name.split(), *sys.argv[1:]])
 
 
 def _label_map(values: Any, what: str) -> torch.Tensor:

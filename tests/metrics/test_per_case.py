@@ -122,6 +122,20 @@ def test_summary_counts_empty_masks_apart_and_has_no_infinite_number(tmp_path):
     assert written["command"] == "synboost evaluate"
 
 
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("/opt/env/bin/synboost", "synboost run echo_cris --prompt 'left atrium'"),
+        ("/opt/synboost_monai/__main__.py", "synboost run echo_cris --prompt 'left atrium'"),
+        ("/opt/monai/bundle/__main__.py", "python -m monai.bundle run echo_cris --prompt 'left atrium'"),
+    ],
+)
+def test_summary_tells_the_command_without_folders(tmp_path, monkeypatch, program, command):
+    monkeypatch.setattr("sys.argv", [program, "run", "echo_cris", "--prompt", "left atrium"])
+    rows = [r | {"case": "a", "patient": "p"} for r in case_metrics(_square(5, 6, 10), _square(4, 4, 10), (0.25, 0.25))]
+    assert write_summary(tmp_path / "s.json", rows, dataset_dir="data", section="testing")["command"] == command
+
+
 def test_csv_comes_back_with_the_same_summary(tmp_path):
     truth = _square(4, 4, 10)
     rows = [r | {"case": "a", "patient": "p"} for r in case_metrics(_square(5, 6, 10), truth, (0.25, 0.25))]
