@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import ignite.distributed.utils
 import nibabel as nib
 import numpy as np
 import pytest
@@ -274,6 +275,8 @@ def test_multi_gpu_config_trains(trained: Path, datalist_dir: Path, tmp_path: Pa
     for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("MASTER_PORT", str(_free_port()))
+    for name in ("_model", "_need_to_sync"):  # ignite keeps the process group in mind, which later tests do not have
+        monkeypatch.setattr(ignite.distributed.utils, name, getattr(ignite.distributed.utils, name))
     overrides = {**TRAIN, "max_epochs": 1, "dataset_dir": str(datalist_dir), "output_dir": str(tmp_path)}
     run_bundle(BUNDLE, "train,multi_gpu_train", {**overrides, "backend": "gloo"})
     one, many = (torch.load(p / "model.pt", weights_only=True) for p in (trained, tmp_path))
