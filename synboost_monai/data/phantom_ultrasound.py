@@ -60,13 +60,15 @@ class Probe:
     @functools.cached_property
     def ranges(self) -> NDArray[np.float64]:
         """(R,) in mm."""
-        return (np.arange(int(np.ceil(self.depth_mm / self.range_step_mm)) + 2) + 0.5) * self.range_step_mm
+        return (
+            np.arange(int(np.ceil(self.depth_mm / self.range_step_mm)) + 2, dtype=np.float64) + 0.5
+        ) * self.range_step_mm
 
     @functools.cached_property
     def angles(self) -> NDArray[np.float64]:
         """(A,) in radians, 0 is straight down, positive to the right."""
         count = int(np.ceil(self.half_angle / self.angle_step)) + self.num_margin_beams
-        return np.arange(-count, count + 1) * self.angle_step
+        return np.arange(-count, count + 1, dtype=np.float64) * self.angle_step
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -411,7 +413,7 @@ def _uniform_scatterers(
 
 def _signs(generator: np.random.Generator, count: int) -> NDArray[np.float64]:
     """1 or -1, (N,)."""
-    return generator.integers(0, 2, count) * 2.0 - 1.0
+    return generator.integers(0, 2, count).astype(np.float64) * 2 - 1
 
 
 def _amplitude(decibels: NDArray[Any] | float) -> NDArray[np.float64]:
