@@ -27,7 +27,7 @@ from monai.utils import convert_to_numpy
 
 from synboost_monai import __version__
 from synboost_monai.data.datalist import list_label_maps, write_datalist
-from synboost_monai.io import atomic_path, atomic_write_text, image_stem, read_plane
+from synboost_monai.io import atomic_path, atomic_write_text, image_stem, read_plane, sha256_of
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.prompts.attributes import shape_of_mask
 from synboost_monai.records import EchoRecord
@@ -118,7 +118,11 @@ class SynthesisPlan:
             ValueError: if a source is no label map, or the folder was begun with other settings. Nothing is written then.
         """
         remaining = self.remaining()
-        self.settings["checkpoint_sha256"] = _sha256(self.checkpoint_path)
+        if not self.checkpoint_path.is_file():
+            raise FileNotFoundError(
+                f"{self.checkpoint_path}: no such checkpoint; train one first, or give checkpoint_path"
+            )
+        self.settings["checkpoint_sha256"] = sha256_of(self.checkpoint_path)
         self._check_settings()
         wanted = {item["case"] for item in remaining}
         for source in self.sources:
@@ -320,16 +324,6 @@ def _shapes(label_map: np.ndarray, spacing_mm: tuple[float, float]) -> dict[str,
     """Shape word of each structure that is there."""
     words = {s.name: shape_of_mask(label_map == s.class_index, spacing_mm) for s in STRUCTURES}
     return {name: word for name, word in words.items() if word}
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint; train one first, or give checkpoint_path")
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _relative(path: str | os.PathLike[str], root: Path) -> str:

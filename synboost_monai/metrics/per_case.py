@@ -11,7 +11,6 @@ What an empty mask means, so that no infinite or undefined number enters a mean:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -27,7 +26,7 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
 
 from synboost_monai import __version__
-from synboost_monai.io import atomic_write_text
+from synboost_monai.io import atomic_write_text, sha256_of
 from synboost_monai.labels import NUM_CLASSES, STRUCTURES
 
 METRICS = ("dice", "iou", "hd95_mm")
@@ -170,15 +169,6 @@ def write_summary(
     }
     atomic_write_text(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _this_command() -> str:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
+from synboost_monai.io import sha256_of
 from synboost_monai.metrics.per_case import (
     CSV_COLUMNS,
     case_metrics,
-    sha256_of,
     summarise,
     write_metrics_csv,
     write_summary,
