@@ -70,6 +70,11 @@ def test_training_writes_weights_log_and_tensorboard(trained: Path) -> None:
     assert len(events.Images("image, expert, prediction")) == 2
 
 
+def test_short_training_is_validated_in_the_end(bundle: str, datalist_dir: Path, tmp_path: Path) -> None:
+    train(bundle, datalist_dir, tmp_path, max_epochs=1, val_interval=4).run()
+    assert (tmp_path / "model.pt").is_file()
+
+
 @pytest.mark.parametrize("knobs", ["published", "small"])
 def test_killed_training_resumes_to_the_same_bits(bundle: str, datalist_dir: Path, tmp_path: Path, knobs: str) -> None:
     options: dict[str, Any] = {"max_epochs": 2}
