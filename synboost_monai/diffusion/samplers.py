@@ -29,6 +29,9 @@ from torch import Tensor
 
 from synboost_monai.diffusion.schedule import NoiseSchedule
 
+TIMESTEP_SPACINGS = ("log_snr", "linspace", "leading", "trailing")
+"""Names for the timesteps' spacing: evenly in log signal-to-noise ratio, or evenly in t (`even_timesteps`)."""
+
 SAMPLERS = ("dpmpp_2m", "sde_dpmpp_2m", "ddim", "ancestral")
 """Names for `create_sampler`: DPM-Solver++ 2M (default), its stochastic form, DDIM, published ancestral sampling."""
 
@@ -66,11 +69,26 @@ def log_snr_timesteps(schedule: NoiseSchedule, num_inference_steps: int) -> list
     return timesteps[::-1]
 
 
-def even_timesteps(schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
-    """Evenly spaced timesteps with both ends, T-1 and 0, as published ancestral sampling takes them."""
+def even_timesteps(schedule: NoiseSchedule, num_inference_steps: int, timestep_spacing: str = "linspace") -> list[int]:
+    """Evenly spaced timesteps.
+
+    Args:
+        schedule: noise schedule of training.
+        num_inference_steps: how many, 1 ... T.
+        timestep_spacing: words of diffusers: `linspace`: with both ends, T-1 and 0, as published ancestral sampling takes them;
+            `leading`: from 0 in whole strides, so that T-1 is missed, as published DDIM takes them; `trailing`: from T-1 in
+            strides, so that 0 is missed.
+    Returns:
+        Strictly decreasing.
+    """
     _check_num_steps(schedule, num_inference_steps)
-    stride = (schedule.num_train_timesteps - 1) / max(num_inference_steps - 1, 1)
-    return [round(index * stride) for index in range(num_inference_steps)][::-1]
+    total = schedule.num_train_timesteps
+    if timestep_spacing == "linspace":
+        stride = (total - 1) / max(num_inference_steps - 1, 1)
+        return [round(index * stride) for index in range(num_inference_steps)][::-1]
+    if timestep_spacing == "leading":
+        return [index * (total // num_inference_steps) for index in range(num_inference_steps)][::-1]
+    return [round(total - index * total / num_inference_steps) - 1 for index in range(num_inference_steps)]
 
 
 class AncestralScheduler(DDPMScheduler):
@@ -156,7 +174,11 @@ class DDIMScheduler:
 
 
 def create_sampler(
-    name: str, schedule: NoiseSchedule, num_inference_steps: int, eta: float = 0.0
+    name: str,
+    schedule: NoiseSchedule,
+    num_inference_steps: int,
+    eta: float = 0.0,
+    timestep_spacing: str | None = None,
 ) -> AncestralScheduler | DPMSolverScheduler | DDIMScheduler:
     """A sampler ready for one run of `sample` (it keeps the history of that run).
 
@@ -165,14 +187,23 @@ def create_sampler(
         schedule: noise schedule of training.
         num_inference_steps: evaluations of the network; T with `ancestral` is the published sampling.
         eta: of `ddim`.
+        timestep_spacing: one of `TIMESTEP_SPACINGS`; None: `log_snr`, and `linspace` for `ancestral`.
     Raises:
-        ValueError: if there is no such sampler, or too many steps are asked.
+        ValueError: if there is no such sampler or spacing, or too many steps are asked.
     """
     if name not in SAMPLERS:
         raise ValueError(f"samplers.py: no sampler is called {name!r}; there are {', '.join(SAMPLERS)}")
+    spacing = timestep_spacing or ("linspace" if name == "ancestral" else "log_snr")
+    if spacing not in TIMESTEP_SPACINGS:
+        raise ValueError(
+            f"samplers.py: timestep_spacing must be {', '.join(TIMESTEP_SPACINGS)} or null, got {spacing!r}"
+        )
+    if spacing == "log_snr":
+        timesteps = log_snr_timesteps(schedule, num_inference_steps)
+    else:
+        timesteps = even_timesteps(schedule, num_inference_steps, spacing)
     if name == "ancestral":
-        return AncestralScheduler(schedule, even_timesteps(schedule, num_inference_steps))
-    timesteps = log_snr_timesteps(schedule, num_inference_steps)
+        return AncestralScheduler(schedule, timesteps)
     if name == "ddim":
         return DDIMScheduler(schedule, timesteps, eta)
     return DPMSolverScheduler(schedule, timesteps, "sde-dpmsolver++" if name == "sde_dpmpp_2m" else "dpmsolver++")
@@ -187,6 +218,9 @@ def sample(
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Images from noise.
+
+    On a GPU the deterministic samplers never wait for the device within the loop; the others do at each step, when the noise drawn
+    on the CPU comes over.
 
     Each image draws its first noise and each step's noise, in this order, from its own generator. With one image and the
     sampler `ancestral` that is the published order of random numbers.
@@ -203,8 +237,9 @@ def sample(
     """
     per_image = list(generators)
     x = randn_tensor((len(per_image), *image_shape), generator=per_image, device=torch.device(device))
-    for index, t in enumerate(sampler.timesteps):  # on the CPU: no wait for the device in the step's arithmetic
-        model_output = predict(x, t.to(x.device).expand(x.shape[0]))
+    on_device = sampler.timesteps.to(x.device)  # all at once: nothing in the loop waits for the device
+    for index, t in enumerate(sampler.timesteps):  # on the CPU, as the formulas' numbers are
+        model_output = predict(x, on_device[index].expand(x.shape[0]))
         x = sampler.step(model_output.float(), t, x, generator=per_image).prev_sample
         if on_step is not None:
             on_step(index + 1, len(sampler.timesteps))

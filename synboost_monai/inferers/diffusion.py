@@ -5,16 +5,20 @@ B images, K classes, C image channels of the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
 from synboost_monai.diffusion import NoiseSchedule, create_sampler, guide, sample
-from synboost_monai.networks.semantic_diffusion_unet import SemanticDiffusionUNet
+from synboost_monai.inferers.compiled import CompiledDenoiser
+from synboost_monai.networks.semantic_diffusion_unet import SPADE_FORMS, AnyModulation, SemanticDiffusionUNet
+from synboost_monai.networks.spade import join_modulations
 
 __all__ = ["SemanticDiffusionInferer", "SemanticDiffusionTrainInferer"]
 
@@ -30,7 +34,13 @@ class SemanticDiffusionTrainInferer(Inferer):
         self.autocast_dtype = _dtype(autocast_dtype)
 
     def __call__(
-        self, inputs: Tensor, network: Callable[..., Tensor], timesteps: Tensor, label_onehot: Tensor, **_: Any
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor],
+        timesteps: Tensor,
+        label_onehot: Tensor,
+        class_labels: Tensor | None = None,
+        **_: Any,
     ) -> Tensor:
         """Network output as float32.
 
@@ -39,18 +49,33 @@ class SemanticDiffusionTrainInferer(Inferer):
             network: a `SemanticDiffusionUNet`, also wrapped for several GPUs.
             timesteps: (B,).
             label_onehot: (B, K, H, W).
+            class_labels: (B,), for a network with `num_class_embeds`.
         """
         with _autocast(inputs.device, self.autocast_dtype):
-            return network(inputs, timesteps, label_onehot).float()
+            return network(inputs, timesteps, label_onehot, class_labels).float()
+
+
+class _Part(NamedTuple):
+    """Images that go through the network together."""
+
+    label_onehot: Tensor
+    seeds: Sequence[int]
+    class_labels: Tensor | None
+    num_images: int
+    """How many of them were asked for; the others fill the part up."""
 
 
 class SemanticDiffusionInferer(Inferer):
     """Draws one image for each label map.
 
-    The label map's part of the network is computed once, and guidance shares one encoder pass between its two decoders. Each
-    image's random numbers come from its own CPU generator, so an image depends on its label map and its seed alone, not on
-    the batch it is in. What remains is rounding: sums are split differently for another batch size (float32: 1e-6 of an
-    evaluation). `images_at_once=1` removes it: the same image bit for bit, at about 1.4 times the cost on a CPU.
+    The label map's part of the network is computed once, and guidance shares one encoder pass between its two decoders, which
+    run as one batch; the part of the all-zero map is computed once as long as the network does not change.
+
+    **The same seed gives the same image.** Each image's random numbers come from its own CPU generator. Libraries choose
+    how they split sums by the batch's size and the number of threads, so the network always gets `images_at_once` images (the
+    last ones are filled up) and, on a CPU, `num_threads` threads, several groups beside each other. An image then depends on
+    its label map, its class, its seed and these two numbers alone: bit for bit the same for every batch size, on as many
+    processes or cores as there are.
 
     Args:
         sampler: `dpmpp_2m` (default), `sde_dpmpp_2m`, `ddim` or `ancestral` (published; with 1000 steps).
@@ -59,11 +84,16 @@ class SemanticDiffusionInferer(Inferer):
             with label dropping.
         num_train_timesteps: T of the cosine schedule.
         image_channels: C of the network: 1, or 3 for published weights (their mean is the image).
-        autocast_dtype: "bfloat16" to compute the network in it; the image itself stays float32.
+        autocast_dtype: "bfloat16" to compute a float32 network in it. A network whose weights are bfloat16 (`to_inference`) is
+            faster and needs none. The image itself stays float32 in both cases.
         eta: noise of `ddim`.
-        images_at_once: images that go through the network together; None: all of the batch.
+        images_at_once: images that go through the network together.
+        num_threads: of one group of images, on a CPU.
+        timestep_spacing: see `create_sampler`; None: the sampler's own.
+        spade: `maps` or `table`, see `SemanticDiffusionUNet.condition`.
+        compile_network: let torch.compile generate code for the network (with CUDA graphs on a GPU).
         progress_bar: show a bar over the steps.
-        on_step: called with (steps done, steps in all) after each step.
+        on_step: called with (steps done, steps in all) after each step, over all groups of images; maybe by several threads.
     """
 
     def __init__(
@@ -75,32 +105,52 @@ class SemanticDiffusionInferer(Inferer):
         image_channels: int = 1,
         autocast_dtype: str | None = None,
         eta: float = 0.0,
-        images_at_once: int | None = None,
+        images_at_once: int = 4,
+        num_threads: int = 1,
+        timestep_spacing: str | None = None,
+        spade: str = "maps",
+        compile_network: bool = False,
         progress_bar: bool = False,
         on_step: Callable[[int, int], None] | None = None,
     ) -> None:
+        for name, value in (("images_at_once", images_at_once), ("num_threads", num_threads)):
+            if value < 1:
+                raise ValueError(f"diffusion.py: {name} must be at least 1, got {value}")
+        if spade not in SPADE_FORMS:
+            raise ValueError(f"diffusion.py: spade must be {' or '.join(SPADE_FORMS)}, got {spade!r}")
         self.schedule = NoiseSchedule.cosine(num_train_timesteps)
-        create_sampler(
-            sampler, self.schedule, num_inference_steps, eta
-        )  # complain now, not after the network has loaded
-        self.sampler = sampler
+        self._sampler = lambda: create_sampler(sampler, self.schedule, num_inference_steps, eta, timestep_spacing)
+        self._sampler()  # complain now, not after the network has loaded
         self.num_inference_steps = num_inference_steps
         self.guidance_scale = guidance_scale
         self.image_channels = image_channels
         self.autocast_dtype = _dtype(autocast_dtype)
-        self.eta = eta
         self.images_at_once = images_at_once
+        self.num_threads = num_threads
+        self.spade = spade
+        self.compile_network = compile_network
         self.progress_bar = progress_bar
         self.on_step = on_step
+        self._lock = threading.Lock()
+        self._null: tuple[Any, list[AnyModulation]] | None = None
+        self._compiled: CompiledDenoiser | None = None
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, network: SemanticDiffusionUNet, seeds: Tensor | None = None, **_: Any) -> Tensor:
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: SemanticDiffusionUNet,
+        seeds: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
         """Synthetic images.
 
         Args:
             inputs: label maps, (B, K, H, W), one-hot, on the network's device.
             network: in eval mode.
             seeds: (B,), one an image; None: drawn from torch's global generator.
+            class_labels: (B,), for a network with `num_class_embeds`; None: unknown.
         Returns:
             (B, 1, H, W), float32, in [-1, 1].
         """
@@ -108,54 +158,116 @@ class SemanticDiffusionInferer(Inferer):
         batch = len(label_onehot)
         if seeds is None:
             seeds = torch.randint(0, 2**63 - 1, (batch,))
-        if len(seeds) != batch:
-            raise ValueError(f"diffusion.py: {batch} label maps but {len(seeds)} seeds; give one seed a label map")
-        parts = zip(label_onehot.split(self.images_at_once or batch), seeds.split(self.images_at_once or batch))
-        images = torch.cat([self._sample(network, *part) for part in parts])
-        return images.mean(dim=1, keepdim=True).clamp(-1, 1)
+        for name, numbers in (("seeds", seeds), ("class_labels", class_labels)):
+            if numbers is not None and len(numbers) != batch:
+                raise ValueError(f"diffusion.py: {batch} label maps but {len(numbers)} {name}; give one a label map")
+        parts = self._parts(label_onehot, seeds, class_labels)
+        step, close = self._progress(len(parts))
+        try:
+            images = self._run(network, parts, label_onehot.device, step)
+        finally:
+            close()
+        return torch.cat(images).mean(dim=1, keepdim=True).clamp(-1, 1)
 
-    def _sample(self, network: SemanticDiffusionUNet, label_onehot: Tensor, seeds: Tensor) -> Tensor:
+    def _parts(self, label_onehot: Tensor, seeds: Tensor, class_labels: Tensor | None) -> list[_Part]:
+        parts = []
+        for start in range(0, len(label_onehot), self.images_at_once):
+            indices = list(range(start, min(start + self.images_at_once, len(label_onehot))))
+            full = indices + indices[:1] * (self.images_at_once - len(indices))
+            labels = None if class_labels is None else class_labels[full].to(label_onehot.device)
+            parts.append(_Part(label_onehot[full], [int(seeds[i]) for i in full], labels, len(indices)))
+        return parts
+
+    def _run(
+        self, network: SemanticDiffusionUNet, parts: Sequence[_Part], device: torch.device, step: Callable[[], None]
+    ) -> list[Tensor]:
+        """The parts' images: one part after another on a GPU, some at the same time on a CPU."""
+        stop = threading.Event()
+
+        def on_step(*_: int) -> None:
+            if stop.is_set():
+                raise RuntimeError("diffusion.py: sampling was stopped")
+            step()
+
+        if device.type != "cpu":
+            return [self._sample(network, part, on_step) for part in parts]
+        available = torch.get_num_threads()
+        workers = 1 if self.compile_network else max(1, min(len(parts), available // self.num_threads))
+        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(self.num_threads,))
+        try:
+            return list(pool.map(lambda part: self._sample(network, part, on_step), parts))
+        finally:
+            stop.set()  # after an error or Ctrl-C the others end at their next step
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(available)
+
+    @torch.no_grad()  # of the thread that runs it
+    def _sample(self, network: SemanticDiffusionUNet, part: _Part, on_step: Callable[[int, int], None]) -> Tensor:
         """Images (B, C, H, W) of label maps that go through the network together."""
+        label_onehot = part.label_onehot
         with _autocast(label_onehot.device, self.autocast_dtype):
-            maps = network.condition(label_onehot)
-            null_maps = None
+            modulations = network.condition(label_onehot, self.spade)
             if self.guidance_scale != 1:
-                null_maps = network.condition(torch.zeros_like(label_onehot[:1]))  # alike for all images
+                null = self._null_modulations(network, label_onehot)
+                modulations = join_modulations([modulations, null], len(label_onehot))
+        denoise = self._denoiser(network, modulations)
 
         def predict(x: Tensor, timesteps: Tensor) -> Tensor:
             with _autocast(x.device, self.autocast_dtype):
-                # one embedding for all: a matrix product rounds by the batch's size
-                features = network.encode(x, timesteps[:1])
-                conditional = network.decode(features, maps).float()
-                if null_maps is None:
-                    return conditional
-                unconditional = network.decode(features, null_maps).float()
+                # one timestep for all
+                output = denoise(x, timesteps[:1], part.class_labels).float()
+            if self.guidance_scale == 1:
+                return output
+            conditional, unconditional = output.chunk(2)
             return guide(conditional, unconditional, self.guidance_scale, self.image_channels)
 
-        return sample(
+        images = sample(
             predict,
-            create_sampler(self.sampler, self.schedule, self.num_inference_steps, self.eta),
+            self._sampler(),
             (self.image_channels, *label_onehot.shape[2:]),
-            [torch.Generator().manual_seed(int(seed)) for seed in seeds],
+            [torch.Generator().manual_seed(seed) for seed in part.seeds],
             label_onehot.device,
-            self._on_step(),
+            on_step,
         )
+        return images[: part.num_images]
 
-    def _on_step(self) -> Callable[[int, int], None] | None:
-        if not self.progress_bar:
-            return self.on_step
-        from tqdm import tqdm
+    def _denoiser(
+        self, network: SemanticDiffusionUNet, modulations: Sequence[AnyModulation]
+    ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        """(x_t, t (1,), classes) -> network output for these label maps."""
+        if not self.compile_network:
+            return lambda x, t, class_labels: network.decode(network.encode(x, t, class_labels), modulations)
+        if self._compiled is None or self._compiled.network is not network:
+            self._compiled = CompiledDenoiser(network)
+        return self._compiled.with_modulations(modulations)
 
-        bar = tqdm(total=self.num_inference_steps, desc="sampling", leave=False)
+    def _null_modulations(self, network: SemanticDiffusionUNet, label_onehot: Tensor) -> list[AnyModulation]:
+        """Modulations of the all-zero label map, alike for all images, computed once while the weights stay as they are."""
+        weights = [(p.data_ptr(), p._version) for p in network.parameters()]
+        key = (weights, label_onehot.shape[2:], label_onehot.device)
+        with self._lock:
+            if self._null is None or self._null[0] != key:
+                self._null = key, network.condition(torch.zeros_like(label_onehot[:1]), self.spade)
+            return self._null[1]
 
-        def on_step(done: int, total: int) -> None:
-            bar.update()
-            if done == total:
-                bar.close()
-            if self.on_step is not None:
-                self.on_step(done, total)
+    def _progress(self, num_parts: int) -> tuple[Callable[[], None], Callable[[], None]]:
+        """What to call after each step, and in the end."""
+        total, done, lock, bar = self.num_inference_steps * num_parts, 0, threading.Lock(), None
+        if self.progress_bar:
+            from tqdm import tqdm
 
-        return on_step
+            bar = tqdm(total=total, desc="sampling", leave=False)
+
+        def step() -> None:
+            nonlocal done
+            with lock:
+                done += 1
+                if bar is not None:
+                    bar.update()
+                if self.on_step is not None:
+                    self.on_step(done, total)
+
+        return step, bar.close if bar is not None else lambda: None
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

@@ -24,31 +24,38 @@ _WRAPPERS = ("module.", "net.", "clipseg.")
 """Attributes that training code had wrapped the network in: DataParallel's, and the two of the echo paper."""
 _CRIS_OWN = "visual.attnpool.connect."
 """The part of CRIS's image encoder that CLIP does not have."""
+_CLASSES_OWN = "class_embedding.weight"
+"""What a SemanticDiffusionUNet with classes has beyond the published one: starts at zero, so the network is still the published one."""
 
 
-def load_published(network: nn.Module, path: str | Path) -> nn.Module:
-    """Load published weights strictly: every key used, none left, every shape equal.
+def load_published(network: nn.Module, path: str | Path | None) -> nn.Module:
+    """Load weights to start from strictly: every key used, none left, every shape equal. Published ones, or our own model.pt.
 
     - CLIPSeg: a folder of transformers (`CIDAS/clipseg-rd64-refined`), or its safetensors or bin file.
     - CRIS: a training checkpoint (`{"state_dict": {"module.backbone...": ...}}`), or CLIP's RN50 TorchScript archive, which fills the
       backbone but for `visual.attnpool.connect`, CRIS's own.
-    - SemanticDiffusionUNet: a flat state dict (`ema_0.9999_050000.pt`).
+    - SemanticDiffusionUNet: a flat state dict (`ema_0.9999_050000.pt`). A network with classes takes one without, too.
 
     Args:
         network: made by `create_segmenter` or `create_semantic_diffusion_unet`.
-        path: file or folder.
+        path: file or folder; None leaves the network as it is (a training from scratch).
     Returns:
         `network`, so that a bundle config can name this function as a network.
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file holds no weights, or those of another network; names the first key that does not fit.
     """
+    if path is None:
+        return network
     path = Path(path)
     state_dict = _read_state_dict(path)
     for prefix in _WRAPPERS:
         state_dict = _without_prefix(state_dict, prefix)
     # position_ids is an arange that old versions of transformers stored
     state_dict = {key: value for key, value in state_dict.items() if not key.endswith("embeddings.position_ids")}
+    own_classes = network.state_dict().get(_CLASSES_OWN)
+    if own_classes is not None and _CLASSES_OWN not in state_dict:
+        state_dict[_CLASSES_OWN] = own_classes
     backbone = getattr(network, "backbone", None)
     if backbone is not None and "visual.conv1.weight" in state_dict:  # CLIP alone
         state_dict = {key: value for key, value in state_dict.items() if key not in _CLIP_NUMBERS}

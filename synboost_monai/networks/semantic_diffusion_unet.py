@@ -19,11 +19,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from synboost_monai.networks.spade import (
+    Modulation,
+    Neighbourhoods,
+    SPADEGroupNorm,
+    TableModulation,
+    distinct_neighbourhoods,
+)
+
 CHANNEL_MULTIPLIERS = {512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4)}
 """Published layout: image size in px -> base channels are multiplied by these, finest level first."""
 
-Modulation = tuple[Tensor, Tensor]
-"""(1 + gamma, beta) of one SPADE norm, each (B, F, h, w)."""
+SPADE_FORMS = ("maps", "table")
+"""How `condition` gives scale and shift: full maps, or tables over distinct neighbourhoods of the label map."""
+
+TABLE_MIN_SIZE = 32
+"""px; on smaller grids nearly every pixel has a 5x5 neighbourhood of its own (echocardiograms: 18 % at 64 px, 2 % at 256 px), and
+with patches that many times as large: a table would save nothing. By size, not by content: an image must not depend on the others."""
+
+AnyModulation = Modulation | TableModulation
+"""Scale and shift of one SPADE norm, in either form."""
 
 
 class Features(NamedTuple):
@@ -56,30 +71,6 @@ def cosine_levels(timesteps: Tensor, num_train_timesteps: int) -> tuple[Tensor, 
 
     alpha = (angle((timesteps.double() + 1) / num_train_timesteps).cos() / angle(0.0).cos()).clamp(min=0)
     return tuple(level.float()[:, None, None, None] for level in (alpha, (1 - alpha**2).sqrt()))  # type: ignore[return-value]
-
-
-class SPADEGroupNorm(nn.Module):
-    """Group normalisation whose scale and shift come from the label map, pixel by pixel.
-
-    y = norm(x) (1 + gamma) + beta; gamma and beta are convolutions of the label map alone, so they are computed once a label
-    map (`modulation`) and used at every timestep (`forward`).
-    """
-
-    def __init__(self, num_channels: int, num_classes: int, hidden_channels: int, num_groups: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(num_groups, num_channels, eps=1e-5, affine=False)
-        self.mlp_shared = nn.Sequential(nn.Conv2d(num_classes, hidden_channels, 3, padding=1), nn.ReLU())
-        self.mlp_gamma = nn.Conv2d(hidden_channels, num_channels, 3, padding=1)
-        self.mlp_beta = nn.Conv2d(hidden_channels, num_channels, 3, padding=1)
-
-    def modulation(self, label_onehot: Tensor) -> Modulation:
-        """(1 + gamma, beta) of a label map that already has this norm's size."""
-        hidden = self.mlp_shared(label_onehot)
-        return 1 + self.mlp_gamma(hidden), self.mlp_beta(hidden)
-
-    def forward(self, x: Tensor, modulation: Modulation) -> Tensor:
-        scale, shift = modulation
-        return torch.addcmul(shift, self.norm(x).to(shift.dtype), scale)
 
 
 class ResBlock(nn.Module):
@@ -136,7 +127,9 @@ class SPADEResBlock(nn.Module):
         )
         self.skip_connection = _skip(in_channels, out_channels)
 
-    def forward(self, x: Tensor, embedding: Tensor, in_modulation: Modulation, out_modulation: Modulation) -> Tensor:
+    def forward(
+        self, x: Tensor, embedding: Tensor, in_modulation: AnyModulation, out_modulation: AnyModulation
+    ) -> Tensor:
         activation, conv = self.in_layers
         h = conv(self.resize(activation(self.in_norm(x, in_modulation))))
         scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)
@@ -194,6 +187,8 @@ class SemanticDiffusionUNet(nn.Module):
             v = alpha eps - sigma x_0 (Salimans and Ho 2022), and the network returns the noise that follows from it,
             eps = sigma x_t + alpha v. So nearly pure noise need not pass through the layers, and an error at high noise
             is not blown up in x_0: short trainings get the coarse structure right much sooner.
+        num_class_embeds: how many classes an image as a whole may have (its view and phase, say), class 0 being "unknown"; their
+            embedding is added to the timestep's, and starts at zero. None: no classes, as published.
         dropout: in the residual blocks.
         gradient_checkpointing: recompute blocks in the backward pass; less memory, about a third more time.
         channels_last: keep weights and features in channels-last memory order (faster on CPU and in half precision).
@@ -214,6 +209,7 @@ class SemanticDiffusionUNet(nn.Module):
         num_groups: int = 32,
         patch_size: int = 1,
         velocity_timesteps: int | None = None,
+        num_class_embeds: int | None = None,
         dropout: float = 0.0,
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
@@ -240,6 +236,9 @@ class SemanticDiffusionUNet(nn.Module):
             return SPADEGroupNorm(channels, num_classes, spade_channels, num_groups)
 
         self.time_embed = nn.Sequential(nn.Linear(base_channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.num_class_embeds = num_class_embeds
+        if num_class_embeds is not None:
+            self.class_embedding = _zeroed(nn.Embedding(num_class_embeds, embedding))
 
         # encoder: one list entry for each feature map that the decoder takes up again
         channels = widths[0]
@@ -289,12 +288,13 @@ class SemanticDiffusionUNet(nn.Module):
         if channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def encode(self, x: Tensor, timesteps: Tensor) -> Features:
+    def encode(self, x: Tensor, timesteps: Tensor, class_labels: Tensor | None = None) -> Features:
         """Features of a noisy image; they do not depend on the label map.
 
         Args:
             x: noisy images, (B, C, H, W).
             timesteps: (B,), or (1,) for all images alike; 0 ... T-1, may be fractional.
+            class_labels: (B,) int64, 0 ... num_class_embeds - 1; None: 0, unknown. Without effect if the network has no classes.
         Raises:
             ValueError: if H or W cannot be halved at every level, or x has other channels.
         """
@@ -309,6 +309,9 @@ class SemanticDiffusionUNet(nn.Module):
                 f"{self.size_multiple} px; change image_size"
             )
         embedding = self.time_embed(timestep_embedding(timesteps, self.base_channels).to(self._dtype()))
+        if self.num_class_embeds is not None:
+            known = class_labels if class_labels is not None else timesteps.new_zeros(len(x), dtype=torch.int64)
+            embedding = embedding + self.class_embedding(known)
         h = self._memory_format(F.pixel_unshuffle(x.to(self._dtype()), self.patch_size))
         skips = []
         for block in self.input_blocks:
@@ -317,82 +320,111 @@ class SemanticDiffusionUNet(nn.Module):
             skips.append(h)
         return Features(embedding, skips, x, timesteps)
 
-    def condition(self, label_onehot: Tensor) -> list[Modulation]:
-        """(1 + gamma, beta) of every SPADE norm, in the order in which `decode` uses them.
+    def condition(self, label_onehot: Tensor, spade: str = "maps") -> list[AnyModulation]:
+        """Scale and shift of every SPADE norm, in the order in which `decode` uses them.
 
         The label map goes through the network's own grid first: with patch_size 2 a class covers a fraction of a patch.
         An all-zero map is the "no condition" input of classifier-free guidance.
 
         Args:
             label_onehot: (B, K, H, W), at the image's size.
+            spade: `maps`: full maps, (B, F, h, w) each. `table`: on grids of `TABLE_MIN_SIZE` and more, a table over the
+                distinct 5x5 neighbourhoods; the same numbers for a fraction of memory and FLOP, but `decode` has to look them up. Needs one-hot label maps, and looks at their values (waits for the device).
         Returns:
             Two modulations a SPADE block.
         Raises:
-            ValueError: if the label map has other than K channels.
+            ValueError: if the label map has other than K channels, or is not one-hot where that is needed.
         """
         if label_onehot.ndim != 4 or label_onehot.shape[1] != self.num_classes:
             raise ValueError(
                 f"semantic_diffusion_unet.py: expected label maps (B, {self.num_classes}, H, W) one-hot, got "
                 f"{tuple(label_onehot.shape)}; set num_classes, or change the label maps"
             )
+        if spade not in SPADE_FORMS:
+            raise ValueError(f"semantic_diffusion_unet.py: spade must be {' or '.join(SPADE_FORMS)}, got {spade!r}")
         top = label_onehot.to(self._dtype())
         if self.patch_size > 1:
             top = F.avg_pool2d(top, self.patch_size)
-        at_size: dict[int, Tensor] = {0: self._memory_format(top)}  # times halved -> label map, nearest as published
+        levels: dict[int, tuple[Tensor, Neighbourhoods | None]] = {}  # by how often halved
 
-        def modulate(norm: SPADEGroupNorm, halvings: int) -> Modulation:
-            if halvings not in at_size:
-                size = [side // 2**halvings for side in top.shape[2:]]
-                at_size[halvings] = self._memory_format(F.interpolate(top, size=size, mode="nearest"))
+        def level(halvings: int) -> tuple[Tensor, Neighbourhoods | None]:
+            size = [side // 2**halvings for side in top.shape[2:]]
+            # nearest, as published
+            resized = top if halvings == 0 else F.interpolate(top, size=size, mode="nearest")
+            if spade == "table" and min(size) >= TABLE_MIN_SIZE * self.patch_size:
+                return resized, distinct_neighbourhoods(resized, self.patch_size**2)
+            return self._memory_format(resized), None
+
+        def modulate(norm: SPADEGroupNorm, halvings: int) -> AnyModulation:
+            if halvings not in levels:
+                levels[halvings] = level(halvings)
+            resized, neighbourhoods = levels[halvings]
+            if neighbourhoods is not None:
+                return norm.table_modulation(neighbourhoods)
             if self.gradient_checkpointing and self.training:
-                return checkpoint(norm.modulation, at_size[halvings], use_reentrant=False)
-            return norm.modulation(at_size[halvings])
+                return checkpoint(norm.modulation, resized, use_reentrant=False)
+            return norm.modulation(resized)
 
-        maps = []
+        modulations = []
         halvings = int(math.log2(self.size_multiple // self.patch_size))
         for block in self._spade_blocks():
-            maps.append(modulate(block.in_norm, halvings))
+            modulations.append(modulate(block.in_norm, halvings))
             halvings -= isinstance(block.resize, nn.Upsample)  # the second norm sees the doubled grid
-            maps.append(modulate(block.out_norm, halvings))
-        return maps
+            modulations.append(modulate(block.out_norm, halvings))
+        return modulations
 
-    def decode(self, features: Features, maps: Sequence[Modulation]) -> Tensor:
+    def decode(self, features: Features, modulations: Sequence[AnyModulation]) -> Tensor:
         """Noise and variance fraction from the features and the modulations.
 
         Args:
-            features: of `encode`; not changed, so that two conditions can share them.
-            maps: of `condition`; batch B, or 1 for all images alike.
+            features: of `encode`; not changed, so that several conditions can share them.
+            modulations: of `condition`; for B label maps, or 1 for all images alike; or of `join_modulations` for n B label maps:
+                then the features are used n times over.
         Returns:
-            (B, out_channels, H, W): predicted noise, then, with learned variance, v in about [-1, 1].
+            (B or n B, out_channels, H, W): predicted noise, then, with learned variance, v in about [-1, 1].
         """
-        remaining_maps, remaining_skips = iter(maps), list(features.skips)
+        repeats = max(1, modulations[0].num_maps // len(features.x))
+        remaining_modulations, remaining_skips = iter(modulations), list(features.skips)
+        embedding, timesteps = features.embedding, features.timesteps
+        if len(embedding) > 1:
+            embedding = _repeated(embedding, repeats)
+        if len(timesteps) > 1:
+            timesteps = _repeated(timesteps, repeats)
 
         def run(layer: nn.Module, h: Tensor) -> Tensor:
             if isinstance(layer, SPADEResBlock):
-                return self._run(layer, h, features.embedding, next(remaining_maps), next(remaining_maps))
+                return self._run(layer, h, embedding, next(remaining_modulations), next(remaining_modulations))
             return layer(h)
 
-        h = remaining_skips[-1]
+        h = _repeated(remaining_skips[-1], repeats)
         for layer in self.middle_block:
             h = run(layer, h)
         for block in self.output_blocks:
-            h = torch.cat([h, remaining_skips.pop()], dim=1)
+            h = torch.cat([h, _repeated(remaining_skips.pop(), repeats)], dim=1)
             for layer in block:  # type: ignore[attr-defined]
                 h = run(layer, h)
         output = F.pixel_shuffle(self.out(h), self.patch_size)
         if self.velocity_timesteps is None:
             return output
         velocity, variance = output.float().split([self.in_channels, self.out_channels - self.in_channels], dim=1)
-        alpha, sigma = cosine_levels(features.timesteps, self.velocity_timesteps)
-        return torch.cat([sigma * features.x + alpha * velocity, variance], dim=1)
+        alpha, sigma = cosine_levels(timesteps, self.velocity_timesteps)
+        x = _repeated(features.x, repeats)
+        return torch.cat([sigma * x + alpha * velocity, variance], dim=1)
 
-    def forward(self, x: Tensor, timesteps: Tensor | None = None, label_onehot: Tensor | None = None) -> Tensor:
-        """`decode(encode(x, timesteps), condition(label_onehot))`.
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor | None = None,
+        label_onehot: Tensor | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """`decode(encode(x, timesteps, class_labels), condition(label_onehot))`.
 
         Args:
             x: noisy images, (B, C, H, W).
             timesteps: (B,); None is timestep 0, so that tools which know only `network(image)` run.
             label_onehot: (B, K, H, W); None is the all-zero map: no condition.
+            class_labels: (B,); see `encode`.
         Returns:
             (B, out_channels, H, W).
         """
@@ -405,7 +437,7 @@ class SemanticDiffusionUNet(nn.Module):
                 f"semantic_diffusion_unet.py: image is {tuple(x.shape[2:])} px but label map is "
                 f"{tuple(label_onehot.shape[2:])}; bring both to one size"
             )
-        return self.decode(self.encode(x, timesteps), self.condition(label_onehot))
+        return self.decode(self.encode(x, timesteps, class_labels), self.condition(label_onehot))
 
     def _spade_blocks(self) -> Iterator[SPADEResBlock]:
         """SPADE blocks in the order in which `decode` runs them."""
@@ -431,6 +463,11 @@ def _zeroed(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+def _repeated(x: Tensor, repeats: int) -> Tensor:
+    """The batch several times over."""
+    return x if repeats == 1 else x.repeat(repeats, *[1] * (x.ndim - 1))
 
 
 def _skip(in_channels: int, out_channels: int) -> nn.Module:

@@ -1,5 +1,7 @@
 """Diffusion inferers: seeds and batches, guidance, evaluations counted, bfloat16, one real training step in MONAI's trainer."""
 
+from typing import Any
+
 import pytest
 import torch
 from monai.engines import SupervisedTrainer
@@ -8,6 +10,7 @@ from torch.nn import functional as F
 
 from synboost_monai.diffusion import DiffusionPrepareBatch, HybridLoss
 from synboost_monai.inferers import SemanticDiffusionInferer, SemanticDiffusionTrainInferer
+from synboost_monai.inferers.compiled import CompiledDenoiser
 from synboost_monai.networks.semantic_diffusion_unet import SemanticDiffusionUNet, create_semantic_diffusion_unet
 
 SIZE = 16
@@ -29,25 +32,89 @@ def label_maps(batch: int) -> Tensor:
     return F.one_hot(maps, 5).permute(0, 3, 1, 2).float()
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "ancestral"])
-def test_image_does_not_depend_on_batch_size_or_order(sampler: str) -> None:
-    network, label_onehot, seeds = make_network(), label_maps(4), torch.tensor([5, 6, 7, 2**40])
-    inferer = SemanticDiffusionInferer(sampler, num_inference_steps=5)
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "sde_dpmpp_2m", "ddim", "ancestral"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"spade": "table", "guidance_scale": 1.5}, {"images_at_once": 3, "autocast_dtype": "bfloat16"}],
+)
+def test_image_depends_on_its_label_map_and_seed_alone(sampler: str, options: dict[str, Any]) -> None:
+    """Bit for bit: for any batch size, order and number of threads."""
+    network, label_onehot, seeds = make_network(), label_maps(7), torch.tensor([5, 6, 7, 2**40, 9, 10, 11])
+    inferer = SemanticDiffusionInferer(sampler, num_inference_steps=3, **options)
     images = inferer(label_onehot, network, seeds)
-    assert images.shape == (4, 1, SIZE, SIZE) and images.dtype == torch.float32
-    assert images.abs().max() <= 1
-    alone = torch.cat([inferer(label_onehot[i : i + 1], network, seeds[i : i + 1]) for i in range(4)])
-    # float32 sums are split differently for one image and for four; a grey level is 8e-3
-    torch.testing.assert_close(alone, images, rtol=0, atol=1e-4)
-    torch.testing.assert_close(inferer(label_onehot.flip(0), network, seeds.flip(0)).flip(0), images, rtol=0, atol=1e-4)
-    assert (images[0] - images[1]).abs().max() > 0.1
+    assert images.shape == (7, 1, SIZE, SIZE) and images.dtype == torch.float32
+    assert images.abs().max() <= 1 and (images[0] - images[1]).abs().max() > 0.1
+    for batch_size in (1, 2, 7):
+        for threads in (1, 2):
+            order = torch.arange(7).flip(0).split(batch_size)
+            before = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            again = torch.cat([inferer(label_onehot[part], network, seeds[part]) for part in order]).flip(0)
+            assert torch.get_num_threads() == threads  # the caller's setting is left as it was
+            torch.set_num_threads(before)
+            assert torch.equal(again, images), (batch_size, threads)
 
 
-def test_one_image_at_once_is_bitwise_independent_of_the_batch() -> None:
-    network, label_onehot, seeds = make_network(), label_maps(3), torch.tensor([5, 6, 7])
-    inferer = SemanticDiffusionInferer(num_inference_steps=4, images_at_once=1, autocast_dtype="bfloat16")
-    images = inferer(label_onehot, network, seeds)
-    assert torch.equal(inferer(label_onehot[1:], network, seeds[1:]), images[1:])
+def test_classes_make_a_difference_where_the_network_knows_them() -> None:
+    label_onehot, seeds = label_maps(2), torch.tensor([5, 6])
+    inferer = SemanticDiffusionInferer(num_inference_steps=2)
+    network = make_network(num_class_embeds=5)
+    of_class = {number: inferer(label_onehot, network, seeds, torch.full((2,), number)) for number in (0, 3)}
+    assert not torch.equal(of_class[0], of_class[3])
+    assert torch.equal(inferer(label_onehot, network, seeds), of_class[0])  # not told: unknown
+    mixed = inferer(label_onehot, network, seeds, torch.tensor([3, 0]))
+    assert torch.equal(mixed, torch.stack([of_class[3][0], of_class[0][1]]))
+    plain = make_network()
+    assert torch.equal(inferer(label_onehot, plain, seeds, torch.tensor([3, 0])), inferer(label_onehot, plain, seeds))
+
+
+def test_generated_code_gives_the_same_images() -> None:
+    """torch.compile's tracing, one graph without breaks, with buffers reused by other label maps; no code is generated here."""
+    network, seeds = make_network(num_class_embeds=5), torch.tensor([5, 6, 7])
+    for spade in ("maps", "table"):
+        inferer = SemanticDiffusionInferer(num_inference_steps=2, images_at_once=2, guidance_scale=1.5, spade=spade)
+        compiled = SemanticDiffusionInferer(
+            num_inference_steps=2, images_at_once=2, guidance_scale=1.5, spade=spade, compile_network=True
+        )
+        compiled._compiled = CompiledDenoiser(network, backend="aot_eager")
+        torch.testing.assert_close(
+            compiled(label_maps(3), network, seeds), inferer(label_maps(3), network, seeds), rtol=0, atol=1e-5
+        )
+
+
+def test_null_maps_are_computed_once_while_the_weights_stay() -> None:
+    network, label_onehot, seeds = make_network(), label_maps(4), torch.arange(4)
+    inferer = SemanticDiffusionInferer(num_inference_steps=2, guidance_scale=2.0, images_at_once=1)
+    calls = []
+    plain_condition = network.condition
+    network.condition = lambda *args: calls.append(args[0].any().item()) or plain_condition(*args)  # type: ignore
+    before = inferer(label_onehot, network, seeds)
+    assert calls.count(False) == 1 and calls.count(True) == 4
+    inferer(label_onehot, network, seeds)
+    assert calls.count(False) == 1
+    with torch.no_grad():
+        network.middle_block[0].in_norm.mlp_gamma.weight.mul_(3)
+    after = inferer(label_onehot, network, seeds)
+    assert calls.count(False) == 2
+    fresh = SemanticDiffusionInferer(num_inference_steps=2, guidance_scale=2.0, images_at_once=1)
+    assert torch.equal(after, fresh(label_onehot, network, seeds)) and not torch.equal(after, before)
+
+
+def test_error_in_one_group_ends_the_others() -> None:
+    network, label_onehot = make_network(), label_maps(6)
+
+    def fail(done: int, total: int) -> None:
+        raise OSError("full")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        inferer = SemanticDiffusionInferer(num_inference_steps=50, images_at_once=1, on_step=fail)
+        with pytest.raises(OSError, match="full"):
+            inferer(label_onehot, network, torch.arange(6))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_missing_seeds_come_from_the_global_generator() -> None:
@@ -82,7 +149,7 @@ class Counting(SemanticDiffusionUNet):
 
 @pytest.mark.parametrize(
     ("guidance_scale", "calls"),
-    [(1.0, {"encode": 4, "condition": 1, "decode": 4}), (1.5, {"encode": 4, "condition": 2, "decode": 8})],
+    [(1.0, {"encode": 4, "condition": 1, "decode": 4}), (1.5, {"encode": 4, "condition": 2, "decode": 4})],
 )
 def test_no_evaluation_is_wasted(guidance_scale: float, calls: dict[str, int]) -> None:
     from synboost_monai.networks.semantic_diffusion_unet import PRESETS

@@ -1,0 +1,214 @@
+"""Spatially adaptive normalisation (SPADE): scale and shift of a norm come from the label map, pixel by pixel.
+
+Park et al. 2019 (arXiv 1903.07291), with group normalisation as in the Semantic Diffusion Model. Scale and shift are two 3x3
+convolutions of the label map alone, so they are computed once a label map and used at every timestep. They come in two forms:
+
+- `Modulation`: full maps, one value a pixel and channel.
+- `TableModulation`: what stands at a pixel is fixed by the 5x5 pixels of the label map around it, and a label map holds few
+  different such neighbourhoods: one row of a table each, and for each pixel the row's number.
+
+B batch, K classes, F feature channels, h and w the grid of one level, U distinct neighbourhoods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = [
+    "Modulation",
+    "Neighbourhoods",
+    "SPADEGroupNorm",
+    "TableModulation",
+    "distinct_neighbourhoods",
+    "join_modulations",
+]
+
+WINDOW = 5
+"""px; side of the neighbourhood that two 3x3 convolutions see."""
+ROWS_AT_ONCE = 256
+"""Rows of a table that are computed together, always as many, so that a row's rounding does not depend on the others."""
+SPLIT = 1 << 62
+"""Codes of neighbourhoods stay below this, so that they fit 64-bit integers."""
+
+
+class Modulation(NamedTuple):
+    """Scale and shift of one SPADE norm as full maps."""
+
+    scale: Tensor
+    """1 + gamma, (B, F, h, w); B may be 1 for all images alike."""
+    shift: Tensor
+    """beta, shape of `scale`."""
+
+    def at_pixels(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift, each (B, F, h, w)."""
+        return self.scale, self.shift
+
+    @property
+    def num_maps(self) -> int:
+        """How many label maps they belong to, B."""
+        return len(self.scale)
+
+
+class TableModulation(NamedTuple):
+    """Scale and shift of one SPADE norm as a table over distinct neighbourhoods."""
+
+    scale: Tensor
+    """1 + gamma, (U, F)."""
+    shift: Tensor
+    """beta, (U, F)."""
+    index: Tensor
+    """Row of each pixel, (B, h, w) int64; norms of one level share it."""
+
+    def at_pixels(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift, each (B, F, h, w), channels last in memory."""
+        return tuple(F.embedding(self.index, table).permute(0, 3, 1, 2) for table in (self.scale, self.shift))  # type: ignore[return-value]
+
+    @property
+    def num_maps(self) -> int:
+        """How many label maps they belong to, B."""
+        return len(self.index)
+
+
+class Neighbourhoods(NamedTuple):
+    """The distinct 5x5 neighbourhoods in some label maps of one level."""
+
+    windows: Tensor
+    """Label map values, (U, K, 5, 5), zero outside the image."""
+    is_inside: Tensor
+    """(U, 1, 3, 3), 1 where the inner pixels lie in the image: the second convolution pads with zeros, not with the first one's
+    value there."""
+    index: Tensor
+    """Neighbourhood of each pixel, (B, h, w) int64."""
+
+
+class SPADEGroupNorm(nn.Module):
+    """Group normalisation whose scale and shift come from the label map.
+
+    y = norm(x) (1 + gamma) + beta, where gamma and beta are convolutions of relu(convolution of the label map).
+
+    Args:
+        num_channels: F.
+        num_classes: K.
+        hidden_channels: width between the two convolutions.
+        num_groups: of the normalisation.
+    """
+
+    def __init__(self, num_channels: int, num_classes: int, hidden_channels: int, num_groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(num_groups, num_channels, eps=1e-5, affine=False)
+        self.mlp_shared = nn.Sequential(nn.Conv2d(num_classes, hidden_channels, 3, padding=1), nn.ReLU())
+        self.mlp_gamma = nn.Conv2d(hidden_channels, num_channels, 3, padding=1)
+        self.mlp_beta = nn.Conv2d(hidden_channels, num_channels, 3, padding=1)
+
+    def modulation(self, label_onehot: Tensor) -> Modulation:
+        """Full maps from a label map (B, K, h, w) that already has this norm's size."""
+        hidden = self.mlp_shared(label_onehot)
+        return Modulation(1 + self.mlp_gamma(hidden), self.mlp_beta(hidden))
+
+    def table_modulation(self, neighbourhoods: Neighbourhoods) -> TableModulation:
+        """The same numbers as `modulation`, computed once a distinct neighbourhood."""
+        shared, activation = self.mlp_shared
+        scales, shifts = [], []
+        windows, is_inside, index = neighbourhoods
+        for start in range(0, len(windows), ROWS_AT_ONCE):
+            window, inside = (
+                F.pad(rows[start : start + ROWS_AT_ONCE], (0,) * 7 + (max(0, start + ROWS_AT_ONCE - len(windows)),))
+                for rows in (windows, is_inside)
+            )
+            hidden = activation(F.conv2d(window.to(shared.weight.dtype), shared.weight, shared.bias)) * inside
+            scales.append(1 + F.conv2d(hidden, self.mlp_gamma.weight, self.mlp_gamma.bias).flatten(1))
+            shifts.append(F.conv2d(hidden, self.mlp_beta.weight, self.mlp_beta.bias).flatten(1))
+        return TableModulation(torch.cat(scales)[: len(windows)], torch.cat(shifts)[: len(windows)], index)
+
+    def forward(self, x: Tensor, modulation: Modulation | TableModulation) -> Tensor:
+        scale, shift = modulation.at_pixels()
+        return torch.addcmul(shift, self.norm(x).to(shift.dtype), scale)
+
+
+def distinct_neighbourhoods(label_onehot: Tensor, denominator: int = 1) -> Neighbourhoods:
+    """The distinct 5x5 neighbourhoods of label maps, and where they stand.
+
+    Args:
+        label_onehot: (B, K, h, w), one-hot or all zero at each pixel, or averages of so many of these.
+        denominator: how many pixels each value is the mean of: values are multiples of 1 / denominator.
+    Returns:
+        In the order of their codes, which depends on the label maps' values alone.
+    Raises:
+        ValueError: if values are not multiples of 1 / denominator in 0 ... 1.
+    """
+    batch, classes, height, width = label_onehot.shape
+    counts = label_onehot.float() * denominator
+    if not bool(((counts == counts.round()) & (counts >= 0) & (counts <= denominator)).all()):
+        raise ValueError(
+            "spade.py: neighbourhoods are told apart in one-hot label maps alone, and these hold values between 0 and 1; "
+            "use full maps instead"
+        )
+    margin = WINDOW // 2
+    cells = _compact(_join(list(counts.long().unbind(1)), denominator + 1)[0])
+    padded = F.pad(cells + 1, (margin,) * 4)  # 0: outside the image
+    span = int(padded.max()) + 1
+    rows, span = _join([padded[:, :, shift : shift + width] for shift in range(WINDOW)], span)  # (B, h + 4, w)
+    rows = _compact(rows)
+    codes, _ = _join([rows[:, shift : shift + height] for shift in range(WINDOW)], int(rows.max()) + 1)  # (B, h, w)
+    distinct, index = torch.unique(codes, return_inverse=True)
+
+    positions = torch.arange(codes.numel(), device=codes.device)
+    first = positions.new_full((len(distinct),), codes.numel())
+    first = first.scatter_reduce(0, index.flatten(), positions, "amin")  # one place for each neighbourhood
+    image, y, x = first // (height * width), first // width % height, first % width
+    around = torch.arange(WINDOW, device=codes.device)
+    rows_at, columns_at = y[:, None, None] + around[:, None], x[:, None, None] + around  # in the padded image
+    inside = F.pad(label_onehot.new_ones(1, height, width), (margin,) * 4)
+    values = F.pad(label_onehot, (margin,) * 4)
+    windows = values[image[:, None, None], :, rows_at, columns_at].permute(0, 3, 1, 2)  # (U, K, 5, 5)
+    is_inside = inside[:, rows_at, columns_at].transpose(0, 1)[:, :, 1:-1, 1:-1]  # (U, 1, 3, 3)
+    return Neighbourhoods(windows.contiguous(), is_inside.contiguous(), index)
+
+
+def join_modulations(
+    conditions: Sequence[Sequence[Modulation | TableModulation]], batch: int
+) -> list[Modulation | TableModulation]:
+    """Several conditions for one batch of features, one behind the other along the batch.
+
+    Args:
+        conditions: what `condition` gave, each for `batch` label maps, or for one that holds for all.
+        batch: B.
+    Returns:
+        Modulations for (number of conditions) x B images. Full maps are copied; of tables, the rows alone.
+    """
+    return [_joined(list(modulations), batch) for modulations in zip(*conditions)]
+
+
+def _joined(modulations: list[Modulation | TableModulation], batch: int) -> Modulation | TableModulation:
+    if all(isinstance(modulation, TableModulation) for modulation in modulations):
+        indices, offset = [], 0
+        for modulation in modulations:
+            index = modulation.index + offset  # type: ignore[union-attr]
+            indices.append(index.expand(batch, *index.shape[1:]))
+            offset += len(modulation.scale)
+        scales, shifts = ([m[place] for m in modulations] for place in (0, 1))
+        return TableModulation(torch.cat(scales), torch.cat(shifts), torch.cat(indices))
+    pairs = [modulation.at_pixels() for modulation in modulations]
+    scales, shifts = ([pair[place].expand(batch, *pair[place].shape[1:]) for pair in pairs] for place in (0, 1))
+    return Modulation(torch.cat(scales), torch.cat(shifts))
+
+
+def _join(parts: Sequence[Tensor], span: int) -> tuple[Tensor, int]:
+    """One integer for several that are each below `span`; and what it is below. Equal where all parts are equal."""
+    code, reach = parts[0], span
+    for part in parts[1:]:
+        if reach >= SPLIT // span:
+            code = _compact(code)
+            reach = int(code.max()) + 1
+        code, reach = code * span + part, reach * span
+    return code, reach
+
+
+def _compact(codes: Tensor) -> Tensor:
+    """Numbers 0, 1, 2 ... in the order of the codes."""
+    return torch.unique(codes, return_inverse=True)[1]
