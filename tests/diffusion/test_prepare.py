@@ -71,6 +71,40 @@ def test_stratified_timesteps_take_one_of_each_part() -> None:
     assert any((t.diff() < 0).any() for t in batches), "not in the order of the images"
 
 
-def test_impossible_probability_is_refused() -> None:
-    with pytest.raises(ValueError, match="label_drop_probability"):
-        DiffusionPrepareBatch(label_drop_probability=20)
+def test_images_are_mirrored_with_their_label_maps() -> None:
+    torch.manual_seed(0)
+    image = torch.rand(64, 1, 4, 4)
+    label = (image > 0.5).expand(-1, 5, -1, -1).to(torch.uint8)
+    batch = {"image": image, "label_onehot": label}
+    _, targets, _, arguments = DiffusionPrepareBatch(flip_probability=0.5)(batch)
+    x_0 = targets["x_0"]
+    is_kept = (x_0 == image).flatten(1).all(1)
+    is_mirrored = (x_0 == image.flip(-1)).flatten(1).all(1)
+    assert (is_kept ^ is_mirrored).all() and 16 < int(is_mirrored.sum()) < 48  # 4 standard deviations
+    assert torch.equal(arguments["label_onehot"], (x_0 > 0.5).expand(-1, 5, -1, -1).float())
+    assert torch.equal(targets["x_t"], NoiseSchedule.cosine().q_sample(x_0, targets["timesteps"], targets["eps"]))
+
+
+def test_without_mirroring_no_number_is_drawn_for_it() -> None:
+    draws = []
+    for options in ({}, {"flip_probability": 0.0}, {"flip_probability": 1.0}):
+        torch.manual_seed(0)
+        DiffusionPrepareBatch(**options)(make_batch())
+        draws.append(torch.rand(1).item())
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_classes_are_passed_on_and_outlive_a_dropped_label_map() -> None:
+    classes = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
+    prepare = DiffusionPrepareBatch(label_drop_probability=1.0)
+    arguments = prepare({**make_batch(), "class_label": MetaTensor(classes)})[3]
+    assert type(arguments["class_labels"]) is torch.Tensor and arguments["class_labels"].dtype == torch.int64
+    assert torch.equal(arguments["class_labels"], classes)
+    assert not arguments["label_onehot"].any()
+    assert "class_labels" not in prepare(make_batch())[3]
+
+
+@pytest.mark.parametrize("name", ["label_drop_probability", "flip_probability"])
+def test_impossible_probability_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is a probability, 0 ... 1, got 20"):
+        DiffusionPrepareBatch(**{name: 20})

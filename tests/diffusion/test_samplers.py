@@ -3,12 +3,14 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler as DiffusersDDIM
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from synboost_monai.diffusion import NoiseSchedule, create_sampler, guide, sample
 from synboost_monai.diffusion.samplers import (
@@ -161,6 +163,58 @@ def test_as_many_timesteps_as_asked(num_steps: int) -> None:
 
 def test_published_respacing_has_both_ends() -> None:
     assert even_timesteps(SCHEDULE, 5) == [999, 749, 500, 250, 0]
+
+
+def test_spacings_by_name() -> None:
+    assert (
+        even_timesteps(SCHEDULE, 25, "leading")[:2] == [960, 920] and even_timesteps(SCHEDULE, 25, "leading")[-1] == 0
+    )
+    assert (
+        even_timesteps(SCHEDULE, 25, "trailing")[:2] == [999, 959]
+        and even_timesteps(SCHEDULE, 25, "trailing")[-1] == 39
+    )
+    for spacing, diffusers_name in (("leading", "leading"), ("trailing", "trailing"), ("linspace", "linspace")):
+        reference = DiffusersDDIM(num_train_timesteps=1000, timestep_spacing=diffusers_name)
+        reference.set_timesteps(20)
+        sampler = create_sampler("ddim", SCHEDULE, 20, timestep_spacing=spacing)
+        assert sampler.timesteps.tolist() == reference.timesteps.tolist()
+    default, log_snr = (create_sampler("dpmpp_2m", SCHEDULE, 25, timestep_spacing=name) for name in (None, "log_snr"))
+    assert default.timesteps.tolist() == log_snr.timesteps.tolist()
+    with pytest.raises(
+        ValueError, match="timestep_spacing must be log_snr, linspace, leading, trailing or null, got 'karras'"
+    ):
+        create_sampler("ddim", SCHEDULE, 20, timestep_spacing="karras")
+
+
+class CopiesBetweenDevices(TorchDispatchMode):
+    """Counts what goes from one device to another, where a host may have to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [a for a in (*args, result) if isinstance(a, Tensor) and a.ndim]  # plain numbers ride along
+        self.number += len({tensor.device.type for tensor in tensors}) > 1
+        return result
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "ddim"])
+def test_nothing_in_the_loop_waits_for_the_device(name: str) -> None:
+    """On the device "meta", where numbers do not exist, any look at one is an error; copies are counted."""
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        assert x.device.type == t.device.type == "meta"
+        return torch.cat([x, x], 1)
+
+    copies = []
+    for num_steps in (5, 25):
+        with CopiesBetweenDevices() as counter:
+            image = sample(predict, create_sampler(name, SCHEDULE, num_steps), (1, 8, 8), seeded(0, 1), "meta")
+        assert image.shape == (2, 1, 8, 8)
+        copies.append(counter.number)
+    assert copies[0] == copies[1] > 0  # the first noise and the timesteps, however many steps
 
 
 def test_steps_are_counted() -> None:

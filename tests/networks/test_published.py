@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synboost_monai.networks import create_segmenter, load_published, load_weights, parameter_groups
+from synboost_monai.networks import (
+    create_segmenter,
+    create_semantic_diffusion_unet,
+    load_published,
+    load_weights,
+    parameter_groups,
+)
 
 
 def tiny(architecture: str, seed: int = 0, **overrides) -> nn.Module:
@@ -105,6 +111,20 @@ def test_semantic_diffusion_state_dict(tmp_path: Path) -> None:
     torch.save(source.state_dict(), tmp_path / "ema_0.9999_050000.pt")
     load_published(network, tmp_path / "ema_0.9999_050000.pt")
     assert is_equal(network, source.state_dict())
+
+
+def test_published_weights_start_a_network_with_classes(tmp_path: Path) -> None:
+    published = create_semantic_diffusion_unet("tiny")
+    torch.save(published.state_dict(), tmp_path / "ema_0.9999_050000.pt")
+    network = load_published(
+        create_semantic_diffusion_unet("tiny", num_class_embeds=5), tmp_path / "ema_0.9999_050000.pt"
+    )
+    assert not network.class_embedding.weight.any()
+    for key, value in published.state_dict().items():
+        assert torch.equal(network.state_dict()[key], value)
+    with pytest.raises(ValueError, match="class_embedding.weight"):  # but an image is not asked of it unnoticed
+        load_weights(create_semantic_diffusion_unet("tiny", num_class_embeds=5), tmp_path / "ema_0.9999_050000.pt")
+    assert load_published(network, None) is network
 
 
 @pytest.mark.parametrize("wraps", [True, False])

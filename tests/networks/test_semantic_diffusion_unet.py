@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from synboost_monai.networks import to_inference
 from synboost_monai.networks.semantic_diffusion_unet import (
     PRESETS,
     SemanticDiffusionUNet,
@@ -237,3 +238,37 @@ def test_wrong_inputs_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(torch.zeros(image_shape), torch.zeros(1), torch.zeros(label_shape))
+
+
+def test_class_is_added_to_the_timestep() -> None:
+    torch.manual_seed(0)
+    network = create_semantic_diffusion_unet("tiny", num_class_embeds=3).eval()
+    x, t, y = torch.randn(2, 1, 32, 32), torch.tensor([5, 900]), torch.zeros(2, 5, 32, 32)
+    for parameter in network.parameters():
+        if not parameter.any() and parameter is not network.class_embedding.weight:
+            torch.nn.init.normal_(parameter, std=0.05)
+    with torch.no_grad():
+        before = network(x, t, y)
+        # a new embedding is zero: the network starts as the one without classes
+        assert torch.equal(network(x, t, y, torch.tensor([1, 2])), before)
+        network.class_embedding.weight[2] = 1.0
+        after = network(x, t, y, torch.tensor([1, 2]))
+        assert torch.equal(network(x, t, y), before)  # not told: class 0
+    assert torch.equal(after[0], before[0]) and not torch.allclose(after[1], before[1])
+    plain = create_semantic_diffusion_unet("tiny").eval()
+    assert torch.equal(plain(x, t, y, torch.tensor([1, 2])), plain(x, t, y))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_network_ready_for_inference(dtype: str) -> None:
+    network = to_inference(create_semantic_diffusion_unet("tiny").train(), "cpu", dtype)
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+    assert {p.dtype for p in network.parameters()} == {getattr(torch, dtype)}
+    assert network.middle_block[0].in_layers[1].weight.is_contiguous(memory_format=torch.channels_last)
+    assert (
+        network.encode(torch.zeros(1, 1, 32, 32), torch.zeros(1))
+        .skips[0]
+        .is_contiguous(memory_format=torch.channels_last)
+    )
+    with pytest.raises(ValueError, match="dtype must be float32, bfloat16, float16, got 'half'"):
+        to_inference(network, "cpu", "half")
