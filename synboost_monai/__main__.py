@@ -77,6 +77,52 @@ def prepare(
     )
 
 
+def label_maps(
+    dataset: str,
+    output_dir: str,
+    *,
+    num_maps: int = 200,
+    seed: int = 0,
+    method: str = "shape_model",
+    section: str = "training",
+    view: str | None = None,
+    phase: str | None = None,
+    variance_scale: float = 1.0,
+    explained_variance: float = 0.995,
+) -> None:
+    """Draw new label maps from those of a data set, without annotation; every one passes checks of anatomy.
+
+    Their folder is a data set for `synboost synthesise --dataset_dir`; it also has a summary and a contact sheet.
+
+    Args:
+        dataset: folder with datalist.json (or of label maps) to learn from.
+        output_dir: folder to make; a run that was interrupted goes on.
+        num_maps: how many; a larger set begins with a smaller one of the same seed.
+        seed: the same seed gives the same label maps.
+        method: shape_model (statistical shape model), or interpolate (between two label maps of the data set).
+        section: section of the datalist to learn from; several joined by +.
+        view: learn from apical_two_chamber or apical_four_chamber alone; both by default.
+        phase: learn from end_diastole or end_systole alone; both by default.
+        variance_scale: factor of the shapes' variance; below 1 is closer to the mean.
+        explained_variance: share of the shapes' variance that the model keeps; more is finer detail.
+    """
+    from synboost_monai.data.label_map_sampling import sample_label_maps
+
+    path = sample_label_maps(
+        dataset,
+        output_dir,
+        num_maps=num_maps,
+        seed=seed,
+        method=method,
+        section=section,
+        view=view,
+        phase=phase,
+        variance_scale=variance_scale,
+        explained_variance=explained_variance,
+    )
+    print(f"label maps: {path}")
+
+
 def run(bundle: str, config: str, **overrides: Any) -> None:
     """Run a config of a bundle with MONAI, after checking that every override is a key of the config.
 
@@ -184,7 +230,8 @@ def version() -> None:
 
 
 VERBS: dict[str, Callable[..., None]] = {
-    f.__name__: f for f in (phantom, prepare, run, train, synthesise, segment, evaluate, experiment, report, version)
+    f.__name__.replace("_", "-"): f
+    for f in (phantom, prepare, label_maps, run, train, synthesise, segment, evaluate, experiment, report, version)
 }
 """Verb -> function."""
 
@@ -222,7 +269,7 @@ def checked_arguments(argv: Sequence[str]) -> list[str]:
     Raises:
         ValueError: in one line, with the nearest word that exists.
     """
-    name, words = argv[0], list(argv[1:])
+    name, words = argv[0].replace("_", "-"), list(argv[1:])
     if name not in VERBS:
         raise ValueError(f"no such verb{_nearest(name, list(VERBS))}; verbs: {', '.join(VERBS)}")
     if {"-h", "--help"} & set(words):

@@ -24,7 +24,12 @@ import yaml
 
 BUNDLES_DIR_VARIABLE = "SYNBOOST_BUNDLES"
 """Environment variable: a folder of bundles, looked at before the shipped ones."""
-BASE_OF_CONFIG = {"multi_gpu_train": "train", "multi_gpu_evaluate": "evaluate", "evaluate": "inference"}
+BASE_OF_CONFIG = {
+    "multi_gpu_train": "train",
+    "train_small": "train",
+    "multi_gpu_evaluate": "evaluate",
+    "evaluate": "inference",
+}
 """Config that another one is merged onto when it does not define a network itself."""
 RUN_ARGUMENTS = ("run_id", "init_id", "final_id", "tracking")
 """Arguments of `monai.bundle run` which are not keys of a config."""

@@ -44,6 +44,9 @@ SECTOR_INDEX_OF_CLASS = {BACKGROUND_INDEX: SECTOR_TISSUE_INDEX, 1: 1, 2: 3, 3: 4
 NUM_SECTOR_CLASSES = 5
 """Classes of a sector label map: outside, left ventricular cavity, tissue, myocardium, left atrium."""
 
+NUM_VIEW_PHASE_CLASSES = 5
+"""Classes of what a diffusion model can be told of an image: 0 unknown, 1 + 2 view index + phase index (`ViewPhaseClassd`)."""
+
 
 def structure_by_name(name: str) -> Structure:
     """The structure called `name` (`left_ventricular_cavity`, `myocardium`, `left_atrium`).

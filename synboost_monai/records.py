@@ -20,12 +20,13 @@ SHAPES = ("circle", "triangle", "oval", "square", "rectangle")
 class EchoRecord:
     """One labelled (or unlabelled) echocardiogram; an attribute that is not known is None.
 
-    `shape` maps a structure's name to one of `SHAPES`. `ejection_fraction` is in percent. `sequence` is the file of
-    the half heart cycle (end-diastole to end-systole or back) that the image was taken from, `sequence_label` that of
-    its label maps.
+    `image` is None for a label map without image, as `synboost label-maps` makes them. `shape` maps a structure's name
+    to one of `SHAPES`. `ejection_fraction` is in percent. `sequence` is the file of the half heart cycle (end-diastole
+    to end-systole or back) that the image was taken from, `sequence_label` that of its label maps. `sector` is the file
+    of the ultrasound sector's mask (0 and 1) on the grid of image and label map.
     """
 
-    image: Path
+    image: Path | None
     label: Path | None
     patient: str
     view: str | None = None
@@ -38,3 +39,4 @@ class EchoRecord:
     is_synthetic: bool = False
     sequence: Path | None = None
     sequence_label: Path | None = None
+    sector: Path | None = None

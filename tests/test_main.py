@@ -51,6 +51,9 @@ def test_version(capsys):
         ),
         (["experiment", "quickstrat"], "no study 'quickstrat'; did you mean quickstart?"),
         (["experiment", "camus_small"], "this study brings no data; give --dataset PATH"),
+        (["label-maps", "nowhere", "out"], "nowhere: no such file or folder"),
+        (["label_maps", "a", "b", "--num_map", "3"], "unknown flag --num_map; did you mean num_maps?"),
+        (["label-map", "a", "b"], "no such verb; did you mean label-maps?"),
         (["report", "nowhere"], "nowhere is no run of a study"),
     ],
 )
@@ -91,6 +94,14 @@ def test_values_arrive_in_their_types():
         "--train::trainer::max_epochs='2'",
         "--prompt2=''",
     ]
+
+
+def test_a_verb_of_two_words_is_taken_with_hyphen_or_underscore(capsys):
+    words = ["a", "b", "--num-maps", "3", "--phase", "end_systole"]
+    read = checked_arguments(["label-maps", *words])
+    assert read == checked_arguments(["label_maps", *words])
+    assert read == ["label-maps", "--dataset='a'", "--output_dir='b'", "--num_maps=3", "--phase='end_systole'"]
+    assert "\n  label-maps" in _run(capsys=capsys)[1]
 
 
 def test_traceback_is_kept_on_request(monkeypatch):

@@ -4,7 +4,8 @@
      "training": [item, ...], "validation": [...], "testing": [...]}
 
 An item has `image` and `label` (paths relative to the file) and, where they are known, patient, view, phase, sex, age,
-image_quality, ejection_fraction, shape (structure's name -> word), sequence, sequence_label and is_synthetic.
+image_quality, ejection_fraction, shape (structure's name -> word), sequence, sequence_label, sector (mask of the
+ultrasound sector on the label map's grid) and is_synthetic. An item may lack the image or the label, not both.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from synboost_monai.records import IMAGE_QUALITIES, PHASES, SHAPES, VIEWS, EchoR
 DATALIST_NAME = "datalist.json"
 """Name of the file in a data set's folder."""
 
-_PATH_KEYS = ("image", "label", "sequence", "sequence_label")
+_PATH_KEYS = ("image", "label", "sequence", "sequence_label", "sector")
 _VALUE_KEYS = ("patient", "view", "phase", "sex", "age", "image_quality", "ejection_fraction")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "view": tuple(VIEWS.values()),
@@ -74,7 +76,12 @@ def write_datalist(
 
 
 def read_datalist(
-    dataset_dir: str | os.PathLike[str], section: str | Sequence[str], *, limit: int | None = None
+    dataset_dir: str | os.PathLike[str],
+    section: str | Sequence[str],
+    *,
+    limit: int | None = None,
+    view: str | None = None,
+    phase: str | None = None,
 ) -> list[dict[str, Any]]:
     """The items of one section (or several) of a datalist, with absolute paths; the files must exist.
 
@@ -82,10 +89,12 @@ def read_datalist(
         dataset_dir: folder that holds datalist.json, or the JSON file itself.
         section: training, validation or testing; several as a list or joined by `+` (`training+validation`).
         limit: at most so many items, spread evenly over the list.
+        view: only items of this view (apical_two_chamber, apical_four_chamber); None: all.
+        phase: only items of this phase (end_diastole, end_systole); None: all.
     Raises:
         FileNotFoundError: if there is no datalist, or a file that it names is missing.
-        ValueError: if it is no valid datalist, lacks the section, the section is empty, or a patient is in two
-            sections.
+        ValueError: if it is no valid datalist, lacks the section, the section is empty, no item is of that view and
+            phase, or a patient is in two sections.
     """
     path = _datalist_path(Path(dataset_dir))
     content = _load(path)
@@ -93,6 +102,7 @@ def read_datalist(
     items = []
     for one in sections:
         items += _items_of_section(path, content, one)
+    items = _of_view_and_phase(items, view, phase, f"{path}: section {_joined(section)}")
     base_dir = path.parent.resolve()
     return [_with_absolute_paths(item, base_dir, path) for item in _spread(items, limit)]
 
@@ -127,18 +137,27 @@ def list_images(
 
 
 def list_label_maps(
-    dataset_dir: str | os.PathLike[str], section: str | Sequence[str] = "training", *, limit: int | None = None
+    dataset_dir: str | os.PathLike[str],
+    section: str | Sequence[str] = "training",
+    *,
+    limit: int | None = None,
+    view: str | None = None,
+    phase: str | None = None,
 ) -> list[dict[str, Any]]:
     """Label maps to synthesise from: items that have a `label`, of a datalist, a folder or one file.
 
     In a folder the files called `..._gt` are the label maps and the file without `_gt`, where there is one, is the
     image; if none is called so, every image file counts as a label map.
 
-    Args, Raises: as `list_images`.
+    Args:
+        dataset_dir, section, limit: as `list_images`.
+        view, phase: as `read_datalist`; in a folder they are known from names like CAMUS's (patient0001_4CH_ED).
+    Raises:
+        FileNotFoundError, ValueError: as `list_images` and `read_datalist`.
     """
     path = Path(dataset_dir)
     if _is_datalist(path):
-        items = [item for item in read_datalist(path, section) if "label" in item]
+        items = [item for item in read_datalist(path, section, view=view, phase=phase) if "label" in item]
         if not items:
             raise ValueError(
                 f"{path}: no item of section {_joined(section)} has a label map; give a section with labels"
@@ -151,7 +170,8 @@ def list_label_maps(
             f"{path}: no label maps ({', '.join(IMAGE_SUFFIXES)}) and no {DATALIST_NAME}; give a folder of label maps "
             "or of a data set"
         )
-    return _spread([_item_of_label(file) for file in label_paths], limit)
+    items = _of_view_and_phase([_item_of_label(file) for file in label_paths], view, phase, str(path))
+    return _spread(items, limit)
 
 
 # ---- items
@@ -335,6 +355,26 @@ def _image_files(path: Path) -> list[Path]:
 def _is_label_map(path: Path) -> bool:
     """Whether a file is a label map by CAMUS's way of naming."""
     return image_stem(path).endswith("_gt")
+
+
+def _of_view_and_phase(
+    items: list[dict[str, Any]], view: str | None, phase: str | None, where: str
+) -> list[dict[str, Any]]:
+    """The items of a view and a phase.
+
+    Raises:
+        ValueError: if a word is unknown, or no item is left.
+    """
+    wanted = {key: word for key, word in (("view", view), ("phase", phase)) if word is not None}
+    for key, word in wanted.items():
+        if word not in _CHOICES[key]:
+            raise ValueError(f"{key} must be {' or '.join(_CHOICES[key])}, got {word!r}")
+    kept = [item for item in items if all(item.get(key) == word for key, word in wanted.items())]
+    if wanted and not kept:
+        there = Counter(" ".join(str(item.get(key, f"without {key}")) for key in wanted) for item in items)
+        counts = ", ".join(f"{words} ({count})" for words, count in sorted(there.items()))
+        raise ValueError(f"{where}: no item is {' '.join(wanted.values())}; there are {counts or 'none'}")
+    return kept
 
 
 def _spread(items: list[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:

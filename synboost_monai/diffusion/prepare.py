@@ -14,17 +14,20 @@ from synboost_monai.diffusion.schedule import NoiseSchedule
 class DiffusionPrepareBatch:
     """A `prepare_batch` for MONAI's trainers and evaluators: draws timesteps and noise, noises the images.
 
-    All random numbers come from torch's global CPU generator, so the same seed gives the same training on every device.
+    All random numbers come from torch's global CPU generator, so the same seed gives the same training on every device. In a
+    distributed training each process must have seeded it otherwise (`handlers.EpochSeed` does): each draws for its own images.
 
     Args:
         schedule: noise schedule; None: cosine, T = 1000.
-        label_drop_probability: probability of replacing a label map by the all-zero one, for classifier-free guidance.
-            0: published for echocardiograms.
+        label_drop_probability: probability of replacing a label map by the all-zero one, for classifier-free guidance. The
+            class of view and phase is kept: guidance pulls towards the label map alone. 0: published for echocardiograms.
         image_key: key of the images, (B, 1 or C, H, W), in [-1, 1].
         label_key: key of the label maps, (B, K, H, W), one-hot.
         image_channels: repeat one-channel images to this many; None: as they come.
         stratified_timesteps: draw one timestep from each of B equal parts of 0 ... T-1. Each is still uniform over all, but
             the loss varies less from batch to batch. False: published, independent.
+        flip_probability: probability of mirroring an image together with its label map, left and right. 0.5: published.
+        class_key: key of the classes of view and phase, (B,); they are passed on where the batch has them.
     """
 
     def __init__(
@@ -35,17 +38,23 @@ class DiffusionPrepareBatch:
         label_key: str = "label_onehot",
         image_channels: int | None = None,
         stratified_timesteps: bool = False,
+        flip_probability: float = 0.0,
+        class_key: str = "class_label",
     ) -> None:
-        if not 0 <= label_drop_probability <= 1:
-            raise ValueError(
-                f"prepare.py: label_drop_probability is a probability, 0 ... 1, got {label_drop_probability}"
-            )
+        for name, value in (
+            ("label_drop_probability", label_drop_probability),
+            ("flip_probability", flip_probability),
+        ):
+            if not 0 <= value <= 1:
+                raise ValueError(f"prepare.py: {name} is a probability, 0 ... 1, got {value}")
         self.schedule = schedule or NoiseSchedule.cosine()
         self.label_drop_probability = label_drop_probability
         self.image_key = image_key
         self.label_key = label_key
         self.image_channels = image_channels
         self.stratified_timesteps = stratified_timesteps
+        self.flip_probability = flip_probability
+        self.class_key = class_key
 
     def __call__(
         self,
@@ -57,13 +66,13 @@ class DiffusionPrepareBatch:
         """One training task.
 
         Args:
-            batchdata: holds `image_key` and `label_key`.
+            batchdata: holds `image_key` and `label_key`, and `class_key` if the network is to be told.
             device: where the task goes.
             non_blocking: as in `Tensor.to`.
             kwargs: more arguments of `Tensor.to`.
         Returns:
             x_t; targets (`x_0`, `x_t`, `eps`, `timesteps`) for `HybridLoss`; no positional arguments; keyword arguments of the
-            inferer: `timesteps`, `label_onehot`.
+            inferer: `timesteps`, `label_onehot`, and `class_labels` (B,) int64 if the batch has classes.
         """
         x_0 = self._plain(batchdata[self.image_key])
         label_onehot = self._plain(batchdata[self.label_key])
@@ -75,6 +84,10 @@ class DiffusionPrepareBatch:
         if self.label_drop_probability:
             keep = torch.rand(batch, 1, 1, 1) >= self.label_drop_probability
             label_onehot = label_onehot * keep.to(label_onehot.device)
+        if self.flip_probability:
+            is_flipped = (torch.rand(batch, 1, 1, 1) < self.flip_probability).to(x_0.device)
+            x_0 = torch.where(is_flipped, x_0.flip(-1), x_0)
+            label_onehot = torch.where(is_flipped.to(label_onehot.device), label_onehot.flip(-1), label_onehot)
 
         def to(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=non_blocking, **kwargs)
@@ -82,7 +95,11 @@ class DiffusionPrepareBatch:
         x_0, eps, t = to(x_0), to(eps), t.to(device)
         x_t = self.schedule.q_sample(x_0, t, eps)
         targets = {"x_0": x_0, "x_t": x_t, "eps": eps, "timesteps": t}
-        return x_t, targets, (), {"timesteps": t, "label_onehot": to(label_onehot)}
+        arguments = {"timesteps": t, "label_onehot": to(label_onehot)}
+        if self.class_key in batchdata:
+            class_labels = torch.as_tensor(batchdata[self.class_key]).as_subclass(torch.Tensor)
+            arguments["class_labels"] = class_labels.to(device, torch.int64, non_blocking=non_blocking)
+        return x_t, targets, (), arguments
 
     def _draw_timesteps(self, batch: int) -> Tensor:
         steps = self.schedule.num_train_timesteps

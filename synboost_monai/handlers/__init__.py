@@ -16,7 +16,10 @@ from synboost_monai.handlers.training import (
     SegmentationPictures,
     WriteWeights,
     is_main_process,
+    num_epochs,
+    num_processes,
     overlay,
+    start_distributed,
 )
 
 __all__ = [
@@ -36,5 +39,8 @@ __all__ = [
     "WriteLabelMaps",
     "WriteWeights",
     "is_main_process",
+    "num_epochs",
+    "num_processes",
     "overlay",
+    "start_distributed",
 ]

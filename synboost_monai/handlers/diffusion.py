@@ -43,7 +43,8 @@ class FixedNoise:
 class DiffusionPictures(PictureGrid):
     """Rows: sector label map, synthetic image, real image of that label map; columns: the first images of the batch.
 
-    The noise of a column is always the same, so that epochs can be compared.
+    The noise of a column is always the same, so that epochs can be compared. Classes of view and phase, where the batch has
+    them (`class_label`), go to the inferer.
 
     Args:
         inferer: draws the images, such as `SemanticDiffusionInferer` with few steps.
@@ -64,7 +65,11 @@ class DiffusionPictures(PictureGrid):
     def picture(self, engine: Engine) -> Tensor | None:
         batch = {key: value[: self.num_images] for key, value in engine.state.batch.items()}
         onehot = batch["label_onehot"].float().to(engine.state.device)
-        synthetic = self.inferer(onehot, engine.network, seeds=torch.arange(len(onehot)))  # type: ignore[attr-defined]
+        told: dict[str, Tensor] = {}
+        if "class_label" in batch:
+            told["class_labels"] = torch.as_tensor(batch["class_label"]).to(engine.state.device)
+        network = engine.network  # type: ignore[attr-defined]
+        synthetic = self.inferer(onehot, network, seeds=torch.arange(len(onehot)), **told)
         columns = []
         for label_map, fake, real in zip(batch["sector_label_map"], synthetic, batch["image"]):
             colours = torch.from_numpy(colour_sector_label_map(np.asarray(label_map[0]))).permute(2, 0, 1) / 255

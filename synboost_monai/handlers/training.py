@@ -10,7 +10,7 @@ import math
 import os
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,10 +44,58 @@ def is_main_process() -> bool:
     return not is_distributed or torch.distributed.get_rank() == 0
 
 
+def num_processes() -> int:
+    """Processes of a distributed training; 1 without one."""
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_distributed else 1
+
+
+def start_distributed(backend: str, device: str | torch.device) -> None:
+    """Join the process group that torchrun describes; from then on ranks above 0 show warnings alone.
+
+    Args:
+        backend: nccl on GPUs, gloo on CPUs.
+        device: of this process; a GPU becomes the current one, which NCCL and ignite's metrics go by.
+    Raises:
+        ValueError: if torchrun has not started this process.
+    """
+    if "RANK" not in os.environ:
+        raise ValueError(
+            "training.py: a multi_gpu config runs under torchrun, which this process does not; start it with "
+            "`torchrun --nproc_per_node=N -m ...`, or leave the multi_gpu config out"
+        )
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group(backend=backend)
+    if not is_main_process():
+        for handler in logging.getLogger().handlers:
+            handler.setLevel(logging.WARNING)
+
+
+def num_epochs(data_loader: Sized, max_epochs: int | None = None, max_iterations: int | None = None) -> int:
+    """Epochs of a training: `max_epochs` if given, else as many whole ones as make `max_iterations`.
+
+    Args:
+        data_loader: of the training; its length is the iterations of an epoch.
+        max_epochs: see above.
+        max_iterations: see above.
+    Raises:
+        ValueError: if neither is given or the one that counts is below 1.
+    """
+    number = max_iterations if max_epochs is None else max_epochs
+    if number is None or number < 1:
+        raise ValueError(
+            f"training.py: set max_epochs or max_iterations to at least 1, got {max_epochs} and {max_iterations}"
+        )
+    return number if max_epochs is not None else math.ceil(number / max(len(data_loader), 1))
+
+
 class EpochSeed:
     """Seeds everything random at the start of each epoch with a function of (seed, epoch, rank).
 
-    So an epoch depends on nothing before it but the weights, and a resumed training gives the same numbers.
+    So an epoch depends on nothing before it but the weights, and a resumed training gives the same numbers. In a distributed
+    training each rank draws other noise, while the order of the data is that of the `DistributedSampler`, alike on all of them.
 
     Args:
         seed: of the run.
@@ -62,7 +110,8 @@ class EpochSeed:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if is_distributed else 0
         entropy = [self.seed % 2**63, int(engine.state.epoch), rank]
         for_torch, for_numpy, for_transforms = (int(s) for s in np.random.SeedSequence(entropy).generate_state(3))
         torch.manual_seed(for_torch)
@@ -78,12 +127,13 @@ class Resume:
 
     At the end of each epoch the states are saved to `path`, whole or not at all; when `path` exists at the start they are restored
     and the next epoch follows. When the training ends, `path` is deleted, so calling a finished run again trains anew and
-    overwrites. Name it last among the trainer's handlers: it must save after the validation.
+    overwrites. Name it last among the trainer's handlers: it must save after the validation. In a distributed training rank 0
+    saves and all of them restore, so `path` must be on a disk that they share.
 
     Args:
         path: checkpoint of the running training.
         objects: what has a state: network, optimiser, schedule, average, early stopping, best weights.
-        settings: what the numbers depend on; a checkpoint with other settings is refused.
+        settings: what the numbers depend on; a checkpoint with other settings, or of another number of processes, is refused.
         interval: epochs between two saves.
         is_enabled: False neither saves nor restores.
     """
@@ -112,17 +162,17 @@ class Resume:
         """Restore the states, if there are any.
 
         Raises:
-            ValueError: if the checkpoint is of a training with other settings.
+            ValueError: if the checkpoint is of a training with other settings, or only some of the processes see it.
         """
         if is_main_process():
             _remove_leftovers(self.path)
-        if not self.path.is_file():
+        if not self._is_there():
             return
         checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
-        old = checkpoint["settings"]
-        changed = sorted(key for key in {*old, *self.settings} if old.get(key) != self.settings.get(key))
+        old, new = checkpoint["settings"], self._all_settings()
+        changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
         if changed or set(checkpoint["objects"]) != set(self.objects):
-            what = ", ".join(f"{key} {old.get(key)} -> {self.settings.get(key)}" for key in changed) or "other objects"
+            what = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in changed) or "other objects"
             raise ValueError(
                 f"{self.path}: an unfinished training with other settings is there ({what}); "
                 "delete this file to train anew, or choose another output_dir"
@@ -142,7 +192,7 @@ class Resume:
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "is_stopped": bool(engine.should_terminate),
-            "settings": self.settings,
+            "settings": self._all_settings(),
             "objects": {name: thing.state_dict() for name, thing in self.objects.items()},
         }
         with atomic_path(self.path) as temporary:
@@ -152,6 +202,24 @@ class Resume:
         """The training is complete: nothing is left to resume."""
         if is_main_process():
             self.path.unlink(missing_ok=True)
+
+    def _all_settings(self) -> dict[str, str]:
+        return {**self.settings, "num_processes": str(num_processes())}
+
+    def _is_there(self) -> bool:
+        """Whether there is a checkpoint; all processes must agree, or they would wait for one another for ever."""
+        is_there = self.path.is_file()
+        if num_processes() == 1:
+            return is_there
+        answers: list[Any] = [None] * num_processes()
+        torch.distributed.all_gather_object(answers, is_there)
+        if len(set(answers)) > 1:
+            ranks = ", ".join(str(rank) for rank, answer in enumerate(answers) if not answer)
+            raise ValueError(
+                f"{self.path}: the processes of rank {ranks} do not see this file, the others do; "
+                "put output_dir on a disk that all machines share"
+            )
+        return is_there
 
 
 class WriteWeights:
@@ -211,14 +279,15 @@ class LearningRateSchedule:
 
     Args:
         schedule: "plateau": times `factor` whenever `metric` of the validator has not fallen for `patience` validations (published);
-            "cosine": `warm_up_steps` of linear rise, then a cosine to 0 at the trainer's last step; "constant".
+            "cosine": `warm_up_steps` of linear rise, then a cosine to 0 at the trainer's last step; "linear": straight to 0 at
+            the trainer's last step (published for the diffusion model); "constant".
         optimizer: whose rates change, each group in proportion.
         validator: needed for "plateau".
     Raises:
         ValueError: if there is no such schedule, or "plateau" has no validator.
     """
 
-    SCHEDULES = ("plateau", "cosine", "constant")
+    SCHEDULES = ("plateau", "cosine", "linear", "constant")
 
     def __init__(
         self,
@@ -249,20 +318,22 @@ class LearningRateSchedule:
             assert self.validator is not None
             self.scheduler = ReduceLROnPlateau(self.optimizer, factor=self.factor, patience=self.patience)
             self.validator.add_event_handler(Events.COMPLETED, self._step_plateau)
-        elif self.schedule == "cosine":
+        elif self.schedule != "constant":
             num_steps = int(engine.state.max_epochs) * int(engine.state.epoch_length)
 
             def factor_at(step: int) -> float:
+                if self.schedule == "linear":  # published: the rate lags a step behind
+                    return max(0.0, 1 - max(step - 1, 0) / num_steps)
                 warm_up = min(1.0, (step + 1) / max(self.warm_up_steps, 1))
                 return warm_up * 0.5 * (1 + math.cos(math.pi * min(step / num_steps, 1.0)))
 
             self.scheduler = LambdaLR(self.optimizer, factor_at)
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self._step_cosine)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
 
     def _step_plateau(self, engine: Engine) -> None:
         self.scheduler.step(engine.state.metrics[self.metric])  # type: ignore[union-attr, arg-type]
 
-    def _step_cosine(self, engine: Engine) -> None:
+    def _step(self, engine: Engine) -> None:
         self.scheduler.step()  # type: ignore[union-attr]
 
     def _note_rate(self, engine: Engine) -> None:

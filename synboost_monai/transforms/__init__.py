@@ -29,6 +29,7 @@ from synboost_monai.transforms.dictionary import (
     RandPromptTokensd,
     RandUltrasoundd,
     RestoreLabelMapd,
+    ViewPhaseClassd,
     display_order,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
     "RandUltrasound",
     "RandUltrasoundd",
     "RestoreLabelMapd",
+    "ViewPhaseClassd",
     "check_label_map",
     "checked_items",
     "display_order",

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable, RandomizableTransform, Transform
 
 from synboost_monai.labels import STRUCTURES
-from synboost_monai.records import EchoRecord
+from synboost_monai.records import PHASES, VIEWS, EchoRecord
 from synboost_monai.transforms.array import (
     LetterboxGeometry,
     RandUltrasound,
@@ -105,6 +105,34 @@ class Letterboxd(MapTransform):
                 item[key] = letterbox_label_map(_plain(item[key]), geometry)
         item["geometry"] = torch.tensor(geometry)
         return item
+
+
+class ViewPhaseClassd(Transform):
+    """Adds the class of an item's `view` and `phase`, for a diffusion model that is told them.
+
+    0 where either is not known, else 1 + 2 view index + phase index: 1 apical two-chamber at end-diastole, 2 at end-systole,
+    3 apical four-chamber at end-diastole, 4 at end-systole (`labels.NUM_VIEW_PHASE_CLASSES` in all).
+
+    Args:
+        output_key: where the class goes, an int.
+    Raises:
+        ValueError: if the item has a view or phase that is none of ours.
+    """
+
+    def __init__(self, output_key: str = "class_label") -> None:
+        self.output_key = output_key
+
+    def __call__(self, data: Item) -> dict[Hashable, Any]:
+        indices = []
+        for key, words in (("view", tuple(VIEWS.values())), ("phase", tuple(PHASES.values()))):
+            word = data.get(key)
+            if word is not None and word not in words:
+                raise ValueError(
+                    f"dictionary.py: {key} must be {' or '.join(words)}, got {word!r}; correct the datalist, or leave it out"
+                )
+            indices.append(None if word is None else words.index(word))
+        view, phase = indices
+        return {**data, self.output_key: 0 if view is None or phase is None else 1 + len(PHASES) * view + phase}
 
 
 class MasksOfLabelMapd(MapTransform):

@@ -84,6 +84,8 @@ class LabelMapPerturbation:
     """Outer rings of control points without displacement."""
     max_displacement: float = 30 / 256
     """Control points move uniformly in +- this on each axis, fraction of the image's side: 30 px at 256 px."""
+    strength: float = 1.0
+    """Scales whatever is drawn (of the scale its distance from 1), so a seed gives one deformation, weak or strong; 0 changes nothing."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_translation", tuple(self.max_translation))
@@ -96,6 +98,12 @@ class LabelMapPerturbation:
             )
         if not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise ValueError(f"LabelMapPerturbation: scale_range is {self.scale_range}; expected 0 < lowest <= highest")
+        if not (self.strength >= 0 and self.strength * (1 - self.scale_range[0]) < 1 - 1e-9):
+            strongest = f" and below {1 / (1 - self.scale_range[0]):g}" if self.scale_range[0] < 1 else ""
+            raise ValueError(
+                f"LabelMapPerturbation: strength (perturbation_strength) is {self.strength}; expected at least 0{strongest}, where the "
+                "heart would shrink to nothing"
+            )
 
     def draw(self, seed: int) -> DrawnPerturbation:
         """The perturbation that belongs to `seed` (a non-negative integer): the same on every machine."""
@@ -110,8 +118,13 @@ class LabelMapPerturbation:
         rings = self.locked_borders
         is_free = np.zeros(self.num_control_points, dtype=bool)
         is_free[rings : self.num_control_points[0] - rings, rings : self.num_control_points[1] - rings] = True
+        strength = self.strength
         return DrawnPerturbation(
-            float(rotation_deg), (right, down), float(scale), float(shear_deg), np.where(is_free, control_points, 0.0)
+            rotation_deg=float(strength * rotation_deg),
+            translation=(strength * right, strength * down),
+            scale=float(1 + strength * (scale - 1)),
+            shear_deg=float(strength * shear_deg),
+            control_points=np.where(is_free, strength * control_points, 0.0),
         )
 
     def __call__(self, label_map: np.ndarray, seed: int) -> np.ndarray:

@@ -5,6 +5,7 @@ Items hold channel-first tensors in display order; `label` is a segmentation lab
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -27,13 +28,17 @@ MIN_LABEL_FRACTION_IN_SECTOR = 0.5
 
 
 class SectorMaskd(Transform):
-    """Add the mask of the ultrasound sector: from the image where there is one, else the default geometry.
+    """Add the mask of the ultrasound sector: the item's own, else from its image, else the default geometry.
 
     Args:
         image_key: (1, H, W), on its native grid and before its intensities are changed; need not be there.
         label_key: label map (1, H, W), whose shape the default geometry takes, with the item's `spacing_mm`.
-        sector_key: where the mask goes, (1, H, W) uint8, with the meta data of its source.
+        sector_key: where the mask goes, (1, H, W) uint8, with the meta data of its source. An item that has it already, as
+            loaded from a file (1, H, W), keeps it: non-zero is inside.
         threshold: brightest image value that still counts as dark.
+    Raises:
+        ValueError: in a call, if an item's own sector was not loaded, is empty, or has another shape than the label map; or if
+            the default geometry does not fit the label map.
     """
 
     def __init__(
@@ -46,7 +51,10 @@ class SectorMaskd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        if self.image_key in item:
+        if self.sector_key in item:
+            source = item[self.sector_key]
+            sector = self._own_sector(source, item)
+        elif self.image_key in item:
             source = item[self.image_key]
             sector = sector_mask(_plane(source), self.threshold)
         else:
@@ -61,6 +69,21 @@ class SectorMaskd(Transform):
                 )
         item[self.sector_key] = convert_to_dst_type(sector[None].astype(np.uint8), source, dtype=torch.uint8)[0]
         return item
+
+    def _own_sector(self, source: Any, item: Mapping[Hashable, Any]) -> np.ndarray:
+        """The sector that the item brings, (H, W) bool."""
+        if isinstance(source, (str, os.PathLike)):
+            raise ValueError(f"SectorMaskd: {source} is not loaded; name the key {self.sector_key!r} in LoadEchod")
+        sector = _plane(source) > 0
+        if not sector.any():
+            raise ValueError(f"SectorMaskd: {_file_name(source, 'the sector')} is empty; expected 1 inside the sector")
+        label = item.get(self.label_key)
+        if label is not None and tuple(label.shape[1:]) != sector.shape:
+            raise ValueError(
+                f"SectorMaskd: {_file_name(source, 'the sector')} is {sector.shape} but label map is "
+                f"{tuple(label.shape[1:])}; the sector must be on the label map's grid"
+            )
+        return sector
 
 
 class SectorLabelMapd(Transform):
@@ -152,5 +175,5 @@ def _plane(image: Any) -> np.ndarray:
     return convert_to_numpy(image)[0]
 
 
-def _file_name(image: Any) -> str:
-    return str(getattr(image, "meta", {}).get("filename_or_obj", "the label map"))
+def _file_name(image: Any, otherwise: str = "the label map") -> str:
+    return str(getattr(image, "meta", {}).get("filename_or_obj", otherwise))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +21,7 @@ from monai.bundle import ConfigWorkflow, verify_net_in_out
 from monai.utils import set_determinism
 
 from synboost_monai.bundle_run import bundle_dir, run_bundle
-from synboost_monai.labels import STRUCTURES
+from synboost_monai.labels import NUM_VIEW_PHASE_CLASSES, STRUCTURES
 
 BUNDLE = bundle_dir("echo_semantic_diffusion")
 CONFIGS = BUNDLE / "configs"
@@ -31,6 +35,7 @@ TRAIN = {
     "picture_steps": 2,
     "picture_interval": 1,
 }
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
 SYNTHESISE = {**MODEL, "num_inference_steps": 2, "num_variations": 1, "batch_size": 8}
 
 
@@ -159,13 +164,12 @@ def test_synthesis_writes_a_data_set(synthesise: Callable[..., Path], datalist_d
 
 
 def test_images_do_not_depend_on_batch_size_or_on_the_others(synthesise: Callable[..., Path]):
-    many, few = synthesise("many", batch_size=8), synthesise("few", batch_size=3, sections="validation")
+    many, few = synthesise("many", batch_size=8), synthesise("few", batch_size=3, num_workers=2, sections="validation")
     names = sorted(p.name for p in (few / "images").iterdir())
     assert len(names) == 4
     for name in names:
-        np.testing.assert_array_equal(pixels(many / "labels" / name), pixels(few / "labels" / name))
-        difference = pixels(many / "images" / name).astype(int) - pixels(few / "images" / name)
-        assert np.abs(difference).max() <= 1  # one grey level: another batch size may round the last bit otherwise
+        for folder in ("images", "labels"):
+            assert (many / folder / name).read_bytes() == (few / folder / name).read_bytes()
 
 
 def test_interrupted_synthesis_goes_on_to_the_same_images(synthesise: Callable[..., Path]):
@@ -177,6 +181,144 @@ def test_interrupted_synthesis_goes_on_to_the_same_images(synthesise: Callable[.
     synthesise()
     after = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     assert before == after
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def same_but_for_the_folder(one: dict[str, bytes], other: dict[str, bytes]) -> bool:
+    return one.keys() == other.keys() and all(one[name] == other[name] for name in one)
+
+
+@pytest.mark.slow
+def test_killed_synthesis_goes_on_with_other_numbers_of_processes(
+    synthesise: Callable[..., Path], datalist_dir: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """SIGKILL after the third image; then one of two processes, then three: all bytes as in one undisturbed run."""
+    changes = {"num_variations": 2, "num_inference_steps": 4, "batch_size": 1, "images_at_once": 2}
+    whole = synthesise("whole", **{**changes, "batch_size": 8})
+    flags = {**SYNTHESISE, **changes, "dataset_dir": datalist_dir, "checkpoint_path": trained / "model.pt"}
+    flags["output_dir"] = tmp_path / "killed"
+    command = [sys.executable, "-m", "synboost_monai", "synthesise", *(f"--{k}={v}" for k, v in flags.items())]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    images = tmp_path / "killed" / "images"
+    deadline = time.monotonic() + 120
+    while len(list(images.glob("*.nii.gz"))) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    num_killed = len(list(images.glob("*.nii.gz")))
+    assert 3 <= num_killed < 40 and not (tmp_path / "killed" / "datalist.json").exists()
+    for rank, world_size in ((1, 2), (0, 3), (1, 3), (2, 3)):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(world_size))
+        synthesise("killed", **changes)
+    assert same_but_for_the_folder(files_of(whole), files_of(tmp_path / "killed"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [["monai.bundle", "run"], ["synboost_monai", "synthesise"]])
+def test_torchrun_shares_out_the_images(
+    synthesise: Callable[..., Path], datalist_dir: Path, trained: Path, tmp_path: Path, program: list[str]
+):
+    whole = synthesise("whole")
+    flags = {**SYNTHESISE, "dataset_dir": datalist_dir, "checkpoint_path": trained / "model.pt"}
+    flags["output_dir"] = tmp_path / "shared"
+    if program[0] == "monai.bundle":
+        flags["config_file"] = CONFIGS / "inference.yaml"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, "-m", *program, *(f"--{k}={v}" for k, v in flags.items())]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stderr.count("synthesise: 100%") <= 1  # one bar
+    assert same_but_for_the_folder(files_of(whole), files_of(tmp_path / "shared"))
+
+
+def test_all_formats_and_repeats(synthesise: Callable[..., Path]):
+    out = synthesise(formats=["png", "dicom"], num_repeats=2, sections="validation", view="apical_two_chamber")
+    names = sorted(p.name.split(".")[0] for p in (out / "images").glob("*.nii.gz"))
+    assert names == [f"patient0005_2CH_{phase}_v0_r{r}" for phase in ("ED", "ES") for r in (0, 1)]
+    for folder in ("images", "labels"):
+        for suffix in (".png", ".dcm"):
+            assert sorted(p.name.removesuffix(suffix) for p in (out / folder).glob(f"*{suffix}")) == names
+    one, other = (out / "images" / f"{name}.nii.gz" for name in names[:2])
+    assert (pixels(one) != pixels(other)).any()
+    np.testing.assert_array_equal(pixels(out / "labels" / one.name), pixels(out / "labels" / other.name))
+
+
+def test_squashed_images_fill_the_square_and_say_their_spacing(synthesise: Callable[..., Path]):
+    out = synthesise(keep_aspect=False, sections="validation", limit=1)
+    image = nib.load(next((out / "images").iterdir()))
+    np.testing.assert_allclose(image.header.get_zooms(), (2.0 * 40 / 32, 1.5 * 48 / 32))  # 48 x 40 px of 1.5 x 2 mm
+    assert np.asarray(image.dataobj)[:, [1, -1]].any(axis=0).all()  # no padding above and below
+
+
+def test_perturbation_strength_zero_keeps_the_label_maps(synthesise: Callable[..., Path]):
+    out = synthesise(perturbation_strength=0, num_variations=2, sections="validation", limit=1)
+    first, second = sorted((out / "labels").glob("*.nii.gz"))
+    np.testing.assert_array_equal(pixels(first), pixels(second))
+    records = json.loads((out / "provenance.json").read_text())["images"]
+    assert [r["perturbation"]["scale"] for r in records] == [1.0, 1.0]
+
+
+def test_half_precision_weights_change_the_last_grey_levels_only(synthesise: Callable[..., Path]):
+    full = synthesise("full", sections="validation", limit=1)
+    half = synthesise("half", sections="validation", limit=1, dtype="bfloat16")
+    name = next((full / "images").iterdir()).name
+    difference = pixels(full / "images" / name).astype(int) - pixels(half / "images" / name)
+    assert 0 < np.abs(difference).mean() < 8
+    with pytest.raises(ValueError, match="was begun with dtype float32, this run has bfloat16"):
+        synthesise("full", sections="validation", limit=1, dtype="bfloat16")
+
+
+def test_model_that_is_told_view_and_phase_draws_by_them(synthesise: Callable[..., Path], tmp_path: Path):
+    from synboost_monai.networks import create_semantic_diffusion_unet
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = create_semantic_diffusion_unet("tiny", image_size=32, num_class_embeds=NUM_VIEW_PHASE_CLASSES)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+    told = {"num_class_embeds": NUM_VIEW_PHASE_CLASSES, "checkpoint_path": str(tmp_path / "told.pt"), "limit": 1}
+    torch.save(network.state_dict(), tmp_path / "told.pt")
+    one = synthesise("one", **told)
+    network.class_embedding.weight.data[1] += 1  # apical two-chamber at end-diastole, which both sections begin with
+    torch.save(network.state_dict(), tmp_path / "told.pt")
+    other = synthesise("other", **told)
+    names = sorted(p.name for p in (one / "images").iterdir())
+    assert [name[:15] for name in names] == ["patient0001_2CH", "patient0005_2CH"]
+    for name in names:
+        assert (pixels(one / "images" / name) != pixels(other / "images" / name)).any()
+    with pytest.raises(ValueError, match="told.pt does not fit SemanticDiffusionUNet: 1 of .* keys are unexpected"):
+        synthesise("refused", **{**told, "num_class_embeds": None})
+    assert not (tmp_path / "refused").exists()
+
+
+def test_an_item_s_own_sector_is_used(synthesise: Callable[..., Path], camus_dir: Path, tmp_path: Path):
+    source = camus_dir / "database_nifti" / "patient0001"
+    shutil.copy(source / "patient0001_4CH_ED_gt.nii.gz", tmp_path)
+    label = nib.load(tmp_path / "patient0001_4CH_ED_gt.nii.gz")
+    sector = np.ones(label.shape, np.uint8)
+    sector[:20] = 0  # stored (x, y): the left half is outside
+    nib.save(nib.Nifti1Image(sector, label.affine), tmp_path / "sector.nii.gz")
+    item = {"label": "patient0001_4CH_ED_gt.nii.gz", "sector": "sector.nii.gz"}
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": [item]}))
+    out = synthesise(dataset_dir=str(tmp_path), sections="training")
+    grey = pixels(next((out / "images").iterdir()))
+    assert not grey[:15].any() and grey[17:30, 4:28].any()
+
+
+def test_progress_and_messages_of_one_process_among_several(
+    synthesise: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        synthesise()
+        has_bar = "synthesise:" in capfd.readouterr().err
+        assert has_bar == (rank == 0)
 
 
 def test_another_seed_gives_other_images(synthesise: Callable[..., Path]):
@@ -253,13 +395,15 @@ def test_network_takes_and_gives_what_the_metadata_says(tmp_path: Path):
 
 def test_configs_agree_on_the_network():
     train, inference = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("train", "inference"))
-    assert train["network_def"] == inference["network_def"]
-    for key in ("preset", "image_size"):
+    # how a gradient is computed is no part of the network
+    in_training = {key: value for key, value in train["network_def"].items() if key != "gradient_checkpointing"}
+    assert in_training == inference["network_def"]
+    for key in ("preset", "image_size", "keep_aspect", "sector_threshold", "num_class_embeds"):
         assert train[key] == inference[key]
     shared = ["LoadEchod", "CheckLabelMapd", "SectorMaskd", "Letterboxd", "SectorLabelMapd"]
     for config in (train, inference):
         names = [t["_target_"].split(".")[-1] for t in config["preprocessing"]["transforms"]]
-        assert [name for name in names if name in shared] == shared
+        assert list(dict.fromkeys(name for name in names if name in shared)) == shared
 
 
 def test_metadata_is_complete():

@@ -98,6 +98,42 @@ def test_several_sections_and_a_limit(datalist_dir: Path) -> None:
     assert [item["patient"] for item in part] == ["patient0001", "patient0002", "patient0003", "patient0004"]
 
 
+def test_items_of_one_view_and_phase(datalist_dir: Path, camus_dir: Path) -> None:
+    items = read_datalist(datalist_dir, "training", view="apical_four_chamber", phase="end_systole")
+    assert [Path(item["label"]).name for item in items] == [f"patient000{n}_4CH_ES_gt.nii.gz" for n in (1, 2, 3, 4)]
+    two_of_them = read_datalist(datalist_dir, "training", view="apical_four_chamber", phase="end_systole", limit=2)
+    assert [item["patient"] for item in two_of_them] == ["patient0001", "patient0003"]
+    assert len(list_label_maps(datalist_dir, "training", phase="end_diastole")) == 8
+    of_folder = list_label_maps(camus_dir / "database_nifti", view="apical_two_chamber")
+    assert {item["view"] for item in of_folder} == {"apical_two_chamber"} and of_folder
+
+
+def test_an_unknown_view_or_one_without_items_is_refused(datalist_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="view must be apical_two_chamber or apical_four_chamber, got '4CH'"):
+        read_datalist(datalist_dir, "training", view="4CH")
+    with pytest.raises(ValueError, match="phase must be end_diastole or end_systole, got 'diastole'"):
+        list_label_maps(datalist_dir, "training", phase="diastole")
+    path = write_json(tmp_path, training=[{"image": "a.png", "phase": "end_diastole"}, {"image": "b.png"}])
+    message = r"section training: no item is end_systole; there are end_diastole \(1\), without phase \(1\)"
+    with pytest.raises(ValueError, match=message):
+        read_datalist(path, "training", phase="end_systole")
+
+
+def test_a_label_map_without_image_has_its_sector(tmp_path: Path) -> None:
+    for name in ("a_gt.nii.gz", "a_sector.nii.gz"):
+        (tmp_path / name).touch()
+    record = EchoRecord(None, tmp_path / "a_gt.nii.gz", "a", is_synthetic=True, sector=tmp_path / "a_sector.nii.gz")
+    path = write_datalist(tmp_path, {"training": [record]}, name="x", description="y")
+    assert json.loads(path.read_text())["training"] == [
+        {"label": "a_gt.nii.gz", "sector": "a_sector.nii.gz", "patient": "a", "is_synthetic": True}
+    ]
+    (item,) = list_label_maps(tmp_path, "training")
+    assert item["sector"] == str((tmp_path / "a_sector.nii.gz").resolve()) and "image" not in item
+    (tmp_path / "a_sector.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="sector .*a_sector.nii.gz does not exist"):
+        list_label_maps(tmp_path, "training")
+
+
 def test_crossing_patients_are_not_written(tmp_path: Path) -> None:
     record = EchoRecord(tmp_path / "a.png", None, "patient0001")
     with pytest.raises(ValueError, match="patient patient0001 is in two splits, training and testing"):

@@ -29,7 +29,9 @@ from synboost_monai.handlers import (
     Progress,
     Resume,
     WriteWeights,
+    num_epochs,
     overlay,
+    start_distributed,
 )
 
 
@@ -107,7 +109,7 @@ def train(
     return {**network.state_dict(), **{f"average.{k}": v for k, v in parts["average"].network.state_dict().items()}}
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "plateau", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "plateau", "linear", "constant"])
 def test_killed_and_resumed_gives_the_same_bits(tmp_path: Path, schedule: str) -> None:
     whole_losses: list[float] = []
     whole = train(tmp_path / "a.ckpt", schedule=schedule, losses=whole_losses)
@@ -139,6 +141,46 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
         train(tmp_path / "a.ckpt", kill_at=3, settings={"learning_rate": 0.01})
     with pytest.raises(ValueError, match=r"learning_rate 0.01 -> 0.02.*delete this file"):
         train(tmp_path / "a.ckpt", settings={"learning_rate": 0.02})
+
+
+def test_resuming_with_other_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path / "a.ckpt", kill_at=3)
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    checkpoint["settings"]["num_processes"] = "8"
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="num_processes 8 -> 1"):
+        train(tmp_path / "a.ckpt")
+
+
+def test_checkpoint_that_some_processes_do_not_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else those that see it would go on in the middle, and all would wait for one another for ever."""
+
+    def gather(answers: list[Any], own: Any) -> None:
+        answers[:] = [True, own]
+
+    monkeypatch.setattr("synboost_monai.handlers.training.num_processes", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    resume = Resume(tmp_path / "a.ckpt", {})
+    with pytest.raises(ValueError, match="rank 1 do not see this file.*disk that all machines share"):
+        resume.restore(Engine(lambda engine, batch: None))
+
+
+def test_distributed_training_needs_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match="runs under torchrun, which this process does not"):
+        start_distributed("gloo", "cpu")
+
+
+def test_ranks_are_seeded_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for rank in (0, 1):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        engine = Engine(lambda engine, batch: draws.append((torch.rand(1).item(), np.random.rand())))
+        EpochSeed(1).attach(engine)
+        engine.run([0], max_epochs=1)
+    assert len({number for pair in draws for number in pair}) == 4
 
 
 def test_early_stop_counts_on_after_resuming(tmp_path: Path) -> None:
@@ -224,6 +266,36 @@ def test_cosine_schedule_by_hand() -> None:
     assert rates == pytest.approx(expected)
 
 
+def test_linear_schedule_by_hand() -> None:
+    """Published: after step n the rate becomes lr (1 - n / N), so a step's rate is that of the step before it."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    rates: list[float] = []
+
+    def step(engine: Engine, batch: Any) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+
+    engine = Engine(step)
+    engine.state.max_epochs, engine.state.epoch_length = 2, 2
+    LearningRateSchedule("linear", optimizer, warm_up_steps=50).attach(engine)
+    engine.run(range(2), max_epochs=2)
+    assert rates == pytest.approx([1.0, 1.0, 0.75, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "max_iterations", "expected"),
+    [(3, None, 3), (3, 50, 3), (None, 50, 13), (None, 48, 12), (None, 1, 1)],
+)
+def test_epochs_by_iterations(max_epochs: int | None, max_iterations: int | None, expected: int) -> None:
+    assert num_epochs(range(4), max_epochs, max_iterations) == expected
+
+
+@pytest.mark.parametrize(("max_epochs", "max_iterations"), [(None, None), (0, 5), (None, 0)])
+def test_no_epochs_are_refused(max_epochs: int | None, max_iterations: int | None) -> None:
+    with pytest.raises(ValueError, match="set max_epochs or max_iterations to at least 1"):
+        num_epochs(range(4), max_epochs, max_iterations)
+
+
 def test_plateau_schedule_reduces_tenfold() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     trainer, validator = Engine(lambda e, b: None), Engine(lambda e, b: None)
@@ -235,7 +307,7 @@ def test_plateau_schedule_reduces_tenfold() -> None:
 
 
 def test_unknown_schedule_names_the_knob() -> None:
-    with pytest.raises(ValueError, match="plateau, cosine, constant, got 'step'; set lr_schedule"):
+    with pytest.raises(ValueError, match="plateau, cosine, linear, constant, got 'step'; set lr_schedule"):
         LearningRateSchedule("step", torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0))
 
 

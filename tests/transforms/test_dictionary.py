@@ -23,6 +23,7 @@ from synboost_monai.transforms import (
     RandPromptTokensd,
     RandUltrasoundd,
     RestoreLabelMapd,
+    ViewPhaseClassd,
     display_order,
 )
 
@@ -121,3 +122,38 @@ def test_bad_label_map_is_named(datalist_dir: Path, tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(bad, np.eye(4)), item["label"])
     with pytest.raises(ValueError, match=r"bad_gt.nii.gz.*got \[4\]"):
         CheckLabelMapd()(LoadEchod(["image", "label"])(item))
+
+
+@pytest.mark.parametrize(
+    ("view", "phase", "expected"),
+    [
+        ("apical_two_chamber", "end_diastole", 1),
+        ("apical_two_chamber", "end_systole", 2),
+        ("apical_four_chamber", "end_diastole", 3),
+        ("apical_four_chamber", "end_systole", 4),
+        ("apical_four_chamber", None, 0),
+        (None, "end_systole", 0),
+    ],
+)
+def test_class_of_view_and_phase(view: str | None, phase: str | None, expected: int) -> None:
+    item = {key: word for key, word in (("view", view), ("phase", phase)) if word is not None}
+    assert ViewPhaseClassd()(item) == {**item, "class_label": expected}
+    assert ViewPhaseClassd("told")({"view": view, "phase": phase})["told"] == expected
+
+
+def test_classes_of_a_batch_are_integers() -> None:
+    items = [{"view": "apical_two_chamber", "phase": "end_systole"}, {}]
+    batch = next(iter(DataLoader(Dataset(items, Compose([ViewPhaseClassd(), Keep()])), batch_size=2)))
+    assert batch["class_label"].dtype == torch.int64 and batch["class_label"].tolist() == [2, 0]
+
+
+class Keep:
+    """Only the class, since a batch must have the same keys in each item."""
+
+    def __call__(self, item: dict[str, int]) -> dict[str, int]:
+        return {"class_label": item["class_label"]}
+
+
+def test_unknown_view_is_refused() -> None:
+    with pytest.raises(ValueError, match="view must be apical_two_chamber or apical_four_chamber, got 'parasternal'"):
+        ViewPhaseClassd()({"view": "parasternal", "phase": "end_systole"})

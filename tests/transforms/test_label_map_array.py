@@ -131,6 +131,33 @@ def test_seed_fixes_the_perturbation(heart):
     assert (once != other).any() and (once != heart).any()
 
 
+def test_strength_zero_changes_nothing(heart):
+    for seed in range(5):
+        np.testing.assert_array_equal(LabelMapPerturbation(strength=0)(heart, seed), heart)
+
+
+def test_strength_scales_one_deformation():
+    whole, half = LabelMapPerturbation().draw(3), LabelMapPerturbation(strength=0.5).draw(3)
+    assert half.rotation_deg == whole.rotation_deg / 2 and half.shear_deg == whole.shear_deg / 2
+    assert half.translation == (whole.translation[0] / 2, whole.translation[1] / 2)
+    assert half.scale - 1 == pytest.approx((whole.scale - 1) / 2)
+    np.testing.assert_array_equal(half.control_points, whole.control_points / 2)
+
+
+def test_strength_one_is_what_is_drawn():
+    generator = np.random.default_rng(11)  # the order of the draws is part of every published seed
+    drawn_numbers = [generator.uniform(-5, 5), generator.uniform(0, 0), generator.uniform(-0.05, 0.05)]
+    drawn_numbers += [generator.uniform(0.8, 1.05), generator.uniform(-5, 5)]
+    draw = LabelMapPerturbation().draw(11)
+    assert [draw.rotation_deg, *draw.translation, draw.scale, draw.shear_deg] == drawn_numbers
+
+
+@pytest.mark.parametrize("strength", [-0.1, 5.0, float("nan")])
+def test_senseless_strength_is_refused(strength):
+    with pytest.raises(ValueError, match=r"strength \(perturbation_strength\) is .* at least 0 and below 5"):
+        LabelMapPerturbation(strength=strength)
+
+
 def test_only_known_classes_come_out(heart):
     for seed in range(20):
         perturbed = LabelMapPerturbation()(heart, seed)

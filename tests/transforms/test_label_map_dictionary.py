@@ -32,6 +32,23 @@ def test_sector_comes_from_the_image(item):
     assert not sector[0, :, 41:].any() and sector[0, 30, 36] == 1
 
 
+def test_an_item_s_own_sector_comes_before_its_image(item):
+    own = torch.zeros(1, 60, 73)
+    own[0, 10:50, 20:60] = 255.0
+    sector = SectorMaskd()({**item, "sector": MetaTensor(own)})["sector"]
+    assert sector.dtype == torch.uint8 and torch.equal(torch.as_tensor(sector), (own > 0).to(torch.uint8))
+
+
+def test_an_own_sector_that_cannot_be_is_refused(item):
+    named = {"filename_or_obj": "case_sector.nii.gz"}
+    with pytest.raises(ValueError, match=r"case_sector.nii.gz is \(60, 70\) but label map is \(60, 73\)"):
+        SectorMaskd()({**item, "sector": MetaTensor(torch.ones(1, 60, 70), meta=named)})
+    with pytest.raises(ValueError, match="case_sector.nii.gz is empty"):
+        SectorMaskd()({**item, "sector": MetaTensor(torch.zeros(1, 60, 73), meta=named)})
+    with pytest.raises(ValueError, match="case_sector.nii.gz is not loaded; name the key 'sector'"):
+        SectorMaskd()({**item, "sector": "case_sector.nii.gz"})
+
+
 def test_without_an_image_the_default_sector_is_taken(item):
     del item["image"]
     sector = SectorMaskd()({**item, "spacing_mm": torch.tensor([0.5, 0.5])})["sector"]

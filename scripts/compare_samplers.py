@@ -1,0 +1,192 @@
+#!/usr/bin/env python
+"""Samplers and step counts of one trained semantic diffusion model, judged against its own published sampling.
+
+    python scripts/compare_samplers.py --dataset_dir REAL --checkpoint_path DIFFUSION/model.pt --segmenter_checkpoint CRIS/model.pt \\
+        --output_dir OUT --preset small --image_size 128 --segmenter_preset small --segmenter_image_size 160
+
+Each row of the table is `synboost synthesise` from the label maps as they are, the same noise seeds in every row, and
+`synboost evaluate echo_semantic_diffusion`. Rows are NAME:STEPS[:SPACING[:GUIDANCE]]; the first is what the others are compared
+with, image by image. What is done is not done again: call it once more to add rows, or after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from synboost_monai.io import atomic_write_text
+from synboost_monai.metrics.synthesis import bootstrap_means, interval
+
+ROWS = (
+    "ancestral:1000",
+    "ddim:25:leading",
+    "ddim:50:leading",
+    "dpmpp_2m:25:trailing",
+    "dpmpp_2m:10",
+    "dpmpp_2m:15",
+    "dpmpp_2m:25",
+    "dpmpp_2m:50",
+)
+"""Published sampling; DDIM as published; DPM-Solver++ on an even grid that misses t = 0, as diffusers has it; our default grid."""
+
+
+def main() -> None:
+    options = parse()
+    rows = []
+    for row in options.rows:
+        folder = options.output_dir / row.replace(":", "_")
+        synthesise(row, folder, options)
+        if not (folder / "quality/quality.json").is_file():
+            evaluate(folder, options)
+        rows.append(numbers_of(row, folder, options))
+    text = table(rows)
+    atomic_write_text(options.output_dir / "samplers.md", text)
+    atomic_write_text(
+        options.output_dir / "samplers.json", json.dumps({"command": sys.argv, "rows": rows}, indent=1) + "\n"
+    )
+    print(text, end="")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("dataset_dir", "checkpoint_path", "segmenter_checkpoint"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--output_dir", required=True, type=Path)
+    parser.add_argument("--preset", default="published")
+    parser.add_argument("--image_size", type=int, default=256)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--sections", default="validation", help="sections with label maps, joined by +")
+    parser.add_argument("--limit", type=int, help="label maps a section")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--images_at_once", type=int, default=8)
+    parser.add_argument("--segmenter_bundle", default="echo_cris")
+    parser.add_argument("--segmenter_preset", default="published")
+    parser.add_argument("--segmenter_image_size", type=int, default=416)
+    parser.add_argument("--prompt_level", default="P1")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=lambda text: text.split(","), default=list(ROWS))
+    return parser.parse_args()
+
+
+def synthesise(row: str, folder: Path, options: argparse.Namespace) -> None:
+    name, steps, spacing, guidance = [*row.split(":"), "", ""][:4]
+    call(
+        "synthesise",
+        sampler=name,
+        num_inference_steps=steps,
+        timestep_spacing=spacing or "null",
+        guidance_scale=guidance or "1.0",
+        output_dir=folder,
+        num_variations=1,
+        perturbation_strength=0.0,
+        sections=str(options.sections.split("+")),
+        limit=options.limit or "null",
+        **{
+            key: getattr(options, key)
+            for key in (
+                "dataset_dir",
+                "checkpoint_path",
+                "preset",
+                "image_size",
+                "dtype",
+                "batch_size",
+                "images_at_once",
+                "seed",
+            )
+        },
+    )
+
+
+def evaluate(folder: Path, options: argparse.Namespace) -> None:
+    call(
+        "evaluate",
+        "echo_semantic_diffusion",
+        dataset_dir=folder,
+        real_dir=options.dataset_dir,
+        real_section=str(options.sections.split("+")),
+        output_dir=folder / "quality",
+        seed=options.seed,
+        limit="null",
+        **{
+            key: getattr(options, key)
+            for key in (
+                "segmenter_bundle",
+                "segmenter_checkpoint",
+                "segmenter_preset",
+                "segmenter_image_size",
+                "prompt_level",
+            )
+        },
+    )
+
+
+def call(verb: str, *words: str, **flags: object) -> None:
+    command = [sys.executable, "-m", "synboost_monai", verb, *words]
+    command += [f"--{name}={value}" for name, value in flags.items()]
+    print("$ synboost", *command[3:], file=sys.stderr, flush=True)
+    subprocess.run(command, check=True)
+
+
+def numbers_of(row: str, folder: Path, options: argparse.Namespace) -> dict[str, object]:
+    """What the table tells of a row; Dice in %, paired differences by image with intervals over patients."""
+    quality = json.loads((folder / "quality/quality.json").read_text(encoding="utf-8"))
+    dice, patients = dice_of(folder)
+    reference, _ = dice_of(options.output_dir / options.rows[0].replace(":", "_"))
+    difference = (dice - reference)[dice.index]
+    draws = bootstrap_means(difference.to_numpy(), list(patients[dice.index]), num_bootstrap=2000, seed=options.seed)
+    low, high = interval(draws)
+    speckle = quality["speckle"]["myocardium"]["snr"]
+    return {
+        "row": row,
+        "num_images": len(dice),
+        "mean_dice": dice.mean(),
+        "real_mean_dice": 100 * quality["faithfulness"]["real_mean_dice"],
+        "difference": difference.mean(),
+        "difference_low": low,
+        "difference_high": high,
+        "spectrum_db": quality["spectrum_distance_db"],
+        "spectrum_floor_db": quality["spectrum_distance_floor_db"],
+        "high_frequency_db": quality["spectrum_high_frequency_db"],
+        "fid": quality["fid"]["value"],
+        "fid_floor": quality["fid"]["floor"],
+        "mmd": quality["mmd"]["value"],
+        "myocardium_snr": speckle["synthetic"],
+        "myocardium_snr_real": speckle["real"],
+    }
+
+
+def dice_of(folder: Path) -> tuple[pd.Series, pd.Series]:
+    """Mean Dice in % of each synthetic image, and its patient."""
+    cases = pd.read_csv(folder / "quality/metrics.csv", dtype={"patient": str})
+    cases = cases[cases["is_synthetic"]]
+    grouped = cases.groupby("case")
+    return 100 * grouped["dice"].mean(), grouped["patient"].first()
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    first = rows[0]
+    lines = [
+        f"{first['num_images']} label maps; real images: Dice {first['real_mean_dice']:.2f} %, spectrum distance "
+        f"{first['spectrum_floor_db']:.2f} dB, FID {first['fid_floor']:.1f} (real against other real), "
+        f"myocardium SNR {first['myocardium_snr_real']:.2f}",
+        "",
+        f"| sampler:steps:spacing | Dice % | minus {first['row']} [95 %] | spectrum dB | high frequencies dB | FID | MMD "
+        "| myocardium SNR |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['row']} | {row['mean_dice']:.2f} | {row['difference']:+.2f} [{row['difference_low']:+.2f}, "
+            f"{row['difference_high']:+.2f}] | {row['spectrum_db']:.2f} | {row['high_frequency_db']:+.2f} | {row['fid']:.1f} | "
+            f"{row['mmd']:.4f} | {row['myocardium_snr']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

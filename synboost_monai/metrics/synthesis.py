@@ -1,0 +1,256 @@
+"""Distances between a set of synthetic and a set of real images, with what makes them comparable.
+
+Each number depends on how many images it is taken from, so it comes with a floor: the same number for real images that are as many.
+Features are rows, (n, F), of any network. Everything is computed in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.metrics import MultiScaleSSIMMetric
+from numpy.typing import NDArray
+from torch import Tensor
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Exponents of the scales, finest first (Wang et al. 2003)."""
+_MS_SSIM_KERNEL = 11  # pixels: of the same paper
+_MAX_ROWS = 1000  # of a kernel matrix that is held whole
+_BLOCK = 256  # rows of a distance matrix that are held at a time
+
+
+def frechet_distance(features: NDArray[Any], reference: NDArray[Any]) -> float:
+    """Fréchet distance of two Gaussians fitted to feature vectors: FID when the features are Inception's.
+
+    |mu_x - mu_y|^2 + tr(S_x) + tr(S_y) - 2 tr((S_x S_y)^(1/2))  (Heusel et al. 2017, eq. 6). With X, Y the centred features over
+    sqrt(n - 1), the last trace is the sum of the singular values of X Y^T, an (n_x, n_y) matrix. So no root is taken of a product of
+    covariances, which is singular when there are fewer images than features (MONAI's `FIDMetric` then adds to the diagonal).
+
+    Args:
+        features, reference: (n, F), at least two rows each.
+    Returns:
+        0 for equal sets; grows as n falls: compare only values of equal n.
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    x, y = _features(features, "features"), _features(reference, "reference")
+    _check_same_width(x, y)
+    mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
+    x, y = (x - mean_x) / np.sqrt(len(x) - 1), (y - mean_y) / np.sqrt(len(y) - 1)
+    cross = float(np.linalg.svd(_factor(x) @ _factor(y).T, compute_uv=False).sum())
+    distance = float(np.sum((mean_x - mean_y) ** 2) + np.sum(x**2) + np.sum(y**2)) - 2 * cross
+    return max(distance, 0.0)  # rounding
+
+
+def median_distance(features: NDArray[Any]) -> float:
+    """Median Euclidean distance between different rows: the usual bandwidth of a Gaussian kernel (Gretton et al. 2012).
+
+    Of more than a thousand rows, a thousand that are spread evenly.
+
+    Raises:
+        ValueError: if all rows are equal.
+    """
+    x = _features(features, "features")
+    x = x[:: -(-len(x) // _MAX_ROWS)]
+    upper = np.triu_indices(len(x), k=1)
+    median = float(np.sqrt(np.median(_squared_distances(x, x)[upper])))
+    if not median > 0:
+        raise ValueError("synthesis.py: all feature vectors are equal; is the network's image encoder trained?")
+    return median
+
+
+def mmd_squared(features: NDArray[Any], reference: NDArray[Any], bandwidth: float) -> float:
+    """Squared maximum mean discrepancy with the kernel exp(-|x - y|^2 / (2 bandwidth^2)), unbiased.
+
+    Gretton et al. 2012, lemma 6, eq. 3; at most 2, and chance may make it negative. MONAI's `MMDMetric`
+    is the same sum with a linear kernel, which sees the means alone.
+
+    Args:
+        features, reference: (n, F), at least two rows each.
+        bandwidth: in the features' unit; fixed from real data (`median_distance`), so that values can be compared.
+    """
+    x, y = _features(features, "features"), _features(reference, "reference")
+    _check_same_width(x, y)
+    if not bandwidth > 0:
+        raise ValueError(f"synthesis.py: bandwidth is {bandwidth}; expected a distance above 0")
+
+    def total(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+        """Sum of the kernel over all pairs."""
+        blocks = (a[i : i + _BLOCK] for i in range(0, len(a), _BLOCK))
+        return float(sum(np.exp(-_squared_distances(block, b) / (2 * bandwidth**2)).sum() for block in blocks))
+
+    within = [(total(a, a) - len(a)) / (len(a) * (len(a) - 1)) for a in (x, y)]
+    return within[0] + within[1] - 2 * total(x, y) / (len(x) * len(y))
+
+
+def mmd_chance_level(
+    features: NDArray[Any],
+    reference: NDArray[Any],
+    bandwidth: float,
+    seed: int,
+    level: float = 0.95,
+    num_permutations: int = 200,
+) -> float:
+    """Quantile of `mmd_squared` when it is by chance who belongs to which set (permutation test, Gretton et al. 2012, section 5).
+
+    Args:
+        features, reference, bandwidth: as in `mmd_squared`; of more than a thousand rows of the reference, a thousand.
+        seed: of the permutations.
+        level: of the quantile.
+    """
+    x, y = _features(features, "features"), _features(reference, "reference")
+    _check_same_width(x, y)
+    y = y[:: -(-len(y) // _MAX_ROWS)]
+    pool, n, m = np.concatenate([x, y]), len(x), len(y)
+    kernel = np.exp(-_squared_distances(pool, pool) / (2 * bandwidth**2))
+    np.fill_diagonal(kernel, 0)
+    generator = np.random.default_rng(seed)
+    is_first = np.zeros((n + m, num_permutations))
+    for column in is_first.T:
+        column[generator.permutation(n + m)[:n]] = 1
+    toward_first = kernel @ is_first
+    first, cross = (is_first * toward_first).sum(axis=0), ((1 - is_first) * toward_first).sum(axis=0)
+    second = kernel.sum() - first - 2 * cross
+    values = first / (n * (n - 1)) + second / (m * (m - 1)) - 2 * cross / (n * m)
+    return float(np.quantile(values, level))
+
+
+def nearest(features: NDArray[Any], reference: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Root mean square difference of each row to the nearest row of the reference, and that row's index.
+
+    Args:
+        features: (n, F).
+        reference: (m, F).
+    Returns:
+        distances (n,) and indices (n,).
+    """
+    x, y = np.asarray(features, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    _check_same_width(x, y)
+    indices = np.concatenate(
+        [_squared_distances(x[i : i + _BLOCK], y).argmin(axis=1) for i in range(0, len(x), _BLOCK)]
+    )
+    return np.sqrt(np.mean((x - y[indices]) ** 2, axis=1)), indices
+
+
+def memorisation(synthetic: NDArray[Any], real: NDArray[Any]) -> dict[str, float]:
+    """Whether synthetic images lie nearer to the training images than unseen real images do.
+
+    Args:
+        synthetic: distance of each synthetic image to its nearest training image (`nearest`).
+        real: the same of real images that were not trained on.
+    Returns:
+        median_synthetic, median_real, ratio (below 1: nearer), share_nearer: the share of synthetic images nearer than the first
+        percentile of the real ones, 0.01 if nothing is memorised.
+    """
+    medians = float(np.median(synthetic)), float(np.median(real))
+    return {
+        "median_synthetic": medians[0],
+        "median_real": medians[1],
+        "ratio": medians[0] / medians[1] if medians[1] > 0 else float("inf"),
+        "share_nearer": float(np.mean(np.asarray(synthetic) < np.percentile(real, 1))),
+    }
+
+
+def ms_ssim(images: Tensor, others: Tensor) -> Tensor:
+    """Multi-scale structural similarity of pairs, with as many of the five scales as the images are large enough for.
+
+    176 px and more have five scales, 128 px four, 64 px three; the exponents that are left are scaled to sum 1. Below 11 px the one
+    kernel would not fit.
+
+    Args:
+        images, others: (B, 1, H, W), in [0, 1].
+    Returns:
+        (B,), 1 for equal images.
+    """
+    side = min(images.shape[-2:])
+    # the coarsest scale must hold the kernel, and MONAI's metric has a rule of its own: (scales - 1)^2
+    shrink = {k: max(2 ** (k - 1), (k - 1) ** 2) for k in range(1, len(MS_SSIM_WEIGHTS) + 1)}
+    fits = [k for k, factor in shrink.items() if side // factor >= _MS_SSIM_KERNEL]
+    if not fits:
+        raise ValueError(f"synthesis.py: images are {side} px; MS-SSIM needs at least {_MS_SSIM_KERNEL}")
+    weights = np.array(MS_SSIM_WEIGHTS[: max(fits)])
+    metric = MultiScaleSSIMMetric(
+        spatial_dims=2, data_range=1.0, kernel_size=_MS_SSIM_KERNEL, weights=tuple(weights / weights.sum())
+    )
+    values = metric(images.float(), others.float())
+    assert isinstance(values, Tensor)
+    return values.flatten()
+
+
+def bootstrap_means(
+    values: Sequence[float], clusters: Sequence[Hashable], num_bootstrap: int, seed: int
+) -> NDArray[np.float64]:
+    """Means of samples that are drawn with replacement by cluster: the images of a patient are not independent.
+
+    Args:
+        values: of the images.
+        clusters: patient of each.
+        num_bootstrap: how many samples.
+        seed: of the drawing.
+    Returns:
+        (num_bootstrap,).
+    """
+    if num_bootstrap < 1:
+        raise ValueError(f"synthesis.py: num_bootstrap is {num_bootstrap}; expected at least 1, such as 2000")
+    names = list(dict.fromkeys(clusters))
+    place = {name: i for i, name in enumerate(names)}
+    of_cluster = np.array([place[name] for name in clusters])
+    totals = np.bincount(of_cluster, weights=np.asarray(values, dtype=np.float64))
+    counts = np.bincount(of_cluster)
+    drawn = np.random.default_rng(seed).integers(len(names), size=(num_bootstrap, len(names)))
+    return totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+
+
+def interval(draws: NDArray[Any], level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap draws."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def draw_by_cluster(clusters: Sequence[Hashable], count: int, seed: int) -> list[int]:
+    """Indices of `count` images, cluster by cluster in a random order, so that a patient's images stay together.
+
+    Args:
+        clusters: patient of each image.
+        count: how many; all if there are fewer.
+    Returns:
+        increasing indices.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for index, name in enumerate(clusters):
+        members.setdefault(name, []).append(index)
+    groups = list(members.values())
+    order = np.random.default_rng(seed).permutation(len(groups))
+    return sorted([index for g in order for index in groups[g]][:count])
+
+
+# ---- helpers
+
+
+def _features(values: NDArray[Any], what: str) -> NDArray[np.float64]:
+    """(n, F) float64, checked."""
+    array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
+    if array.ndim != 2 or len(array) < 2:
+        raise ValueError(f"synthesis.py: {what} must be (n, F) of at least 2 images, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"synthesis.py: {what} hold NaN or infinity; compute them in float32 (autocast_dtype null)")
+    return array
+
+
+def _check_same_width(x: NDArray[Any], y: NDArray[Any]) -> None:
+    if x.shape[1:] != y.shape[1:]:
+        raise ValueError(f"synthesis.py: feature vectors differ in length: {x.shape} and {y.shape}")
+
+
+def _factor(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """R of x = QR: the same singular values of products, with F rows instead of n."""
+    return np.asarray(np.linalg.qr(x, mode="r")) if len(x) > x.shape[1] else x
+
+
+def _squared_distances(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, m) squared Euclidean distances."""
+    squares = np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1)[None] - 2 * (x @ y.T)
+    return np.maximum(squares, 0)
