@@ -84,7 +84,7 @@ def synthesise(row: str, folder: Path, options: argparse.Namespace) -> None:
         output_dir=folder,
         num_variations=1,
         perturbation_strength=0.0,
-        sections=str(options.sections.split("+")),
+        sections=options.sections,
         limit=options.limit or "null",
         **{
             key: getattr(options, key)
@@ -108,10 +108,10 @@ def evaluate(folder: Path, options: argparse.Namespace) -> None:
         "echo_semantic_diffusion",
         dataset_dir=folder,
         real_dir=options.dataset_dir,
-        real_section=str(options.sections.split("+")),
+        real_section=options.sections,
         output_dir=folder / "quality",
         seed=options.seed,
-        limit="null",
+        limit=len(list((folder / "images").glob("*.nii.gz"))),  # of the real reference as well: equal numbers
         **{
             key: getattr(options, key)
             for key in (

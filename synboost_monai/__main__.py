@@ -156,6 +156,18 @@ def synthesise(bundle: str = "echo_semantic_diffusion", **overrides: Any) -> Non
     run(bundle, "inference", **overrides)
 
 
+def merge(output_dir: str, *dataset_dirs: str) -> None:
+    """Join finished synthetic data sets into one, such as those of a model for each view and phase; no image is copied.
+
+    Args:
+        output_dir: folder for the joint datalist.json, provenance.json and contact sheet.
+        dataset_dirs: folders that `synthesise` made.
+    """
+    from synboost_monai.data import merge_synthetic
+
+    print(f"data set: {merge_synthetic(output_dir, *dataset_dirs)}")
+
+
 def segment(bundle: str, **overrides: Any) -> None:
     """Segment a folder of images or a datalist: short for `run BUNDLE inference`.
 
@@ -167,11 +179,13 @@ def segment(bundle: str, **overrides: Any) -> None:
 
 
 def evaluate(bundle: str, **overrides: Any) -> None:
-    """Segment the testing section of a datalist and measure it: short for `run BUNDLE evaluate`.
+    """Measure a segmenter on a datalist, or the quality of synthetic images: short for `run BUNDLE evaluate`.
 
     Args:
-        bundle: echo_clipseg or echo_cris.
-        overrides: --dataset_dir, --output_dir, --checkpoint_path, --section and every other key of its config.
+        bundle: echo_clipseg or echo_cris: segments the testing section and measures it. echo_semantic_diffusion: judges a
+            synthetic data set beside a real one.
+        overrides: --dataset_dir, --output_dir, --checkpoint_path (of a segmenter; --real_dir and --segmenter_checkpoint for
+            synthetic images) and every other key of its config.
     """
     run(bundle, "evaluate", **overrides)
 
@@ -231,7 +245,20 @@ def version() -> None:
 
 VERBS: dict[str, Callable[..., None]] = {
     f.__name__.replace("_", "-"): f
-    for f in (phantom, prepare, label_maps, run, train, synthesise, segment, evaluate, experiment, report, version)
+    for f in (
+        phantom,
+        prepare,
+        label_maps,
+        run,
+        train,
+        synthesise,
+        merge,
+        segment,
+        evaluate,
+        experiment,
+        report,
+        version,
+    )
 }
 """Verb -> function."""
 
@@ -276,7 +303,8 @@ def checked_arguments(argv: Sequence[str]) -> list[str]:
         return [name, "--", "--help"]
     parameters = inspect.signature(VERBS[name]).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    kinds = {p: str(v.annotation) for p, v in parameters.items() if v.kind is not v.VAR_KEYWORD}
+    takes_more = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    kinds = {p: str(v.annotation) for p, v in parameters.items() if v.kind not in (v.VAR_KEYWORD, v.VAR_POSITIONAL)}
     values: dict[str, str] = {}
     positional: list[str] = []
     while words:
@@ -305,14 +333,15 @@ def checked_arguments(argv: Sequence[str]) -> list[str]:
         values[flag] = value
     places = [k for k in kinds if parameters[k].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     open_names = [k for k in places if k not in values]
-    if len(positional) > len(open_names):
+    if len(positional) > len(open_names) and not takes_more:
         takes = " ".join(k.upper() for k in places) or "none"
         raise ValueError(f"unexpected word {positional[len(open_names)]!r}; the words it takes: {takes}")
     values = dict(zip(open_names, positional)) | values
     missing = [k for k in kinds if k not in values and parameters[k].default is inspect.Parameter.empty]
     if missing:
         raise ValueError(f"{', '.join(k.upper() for k in missing)} is missing; see `synboost {name} --help`")
-    return [name, *(f"--{k}={_read(k, v, kinds.get(k, 'text'))!r}" for k, v in values.items())]
+    flags = [f"--{k}={_read(k, v, kinds.get(k, 'text'))!r}" for k, v in values.items()]
+    return [name, *flags, *(repr(word) for word in positional[len(open_names) :])]
 
 
 def _read(flag: str, text: str, kind: str) -> Any:

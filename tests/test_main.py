@@ -54,6 +54,9 @@ def test_version(capsys):
         (["label-maps", "nowhere", "out"], "nowhere: no such file or folder"),
         (["label_maps", "a", "b", "--num_map", "3"], "unknown flag --num_map; did you mean num_maps?"),
         (["label-map", "a", "b"], "no such verb; did you mean label-maps?"),
+        (["merge", "out"], "no folder to merge was given"),
+        (["merge", "out", "nowhere", "0012"], "nowhere"),
+        (["merge"], "OUTPUT_DIR is missing"),
         (["report", "nowhere"], "nowhere is no run of a study"),
     ],
 )
@@ -76,6 +79,7 @@ def test_values_arrive_in_their_types():
         "--seed=-3",
         "--training_fraction=0.5",
     ]
+    assert checked_arguments(["merge", "out", "0012", "a,b"]) == ["merge", "--output_dir='out'", "'0012'", "'a,b'"]
     assert checked_arguments(["prepare", "--strict", "a", "b"])[-1] == "--strict=True"
     assert checked_arguments(["prepare", "a", "b", "--strict", "false"])[-1] == "--strict=False"
     assert checked_arguments(["prepare", "a", "b", "--nostrict"])[-1] == "--strict=False"

@@ -4,13 +4,17 @@ A label map becomes `NUM_LANDMARKS` points, spread by arc length between points 
 of the mitral valve (where cavity, myocardium and the outside meet), the apex of the cavity and of the epicardium, the corners
 of the myocardium's basal ends, the ends of the left atrium at the ventricle and its roof. Pose and shape are kept apart:
 
-    points = origin + R(angle) exp(log_size) (mean + sum_c x_c B_c + sum_k b_k P_k)
+    points = origin + R(angle) exp(log_size) decode(mean + sum_c x_c B_c + sum_k b_k P_k)
 
 The origin is the tip of the ultrasound sector, so a pose tells where the heart lies in the sector. Ventricles are aligned by
 similarity (generalised Procrustes analysis; the atrium follows). The covariates x are the view, the phase and the size; what
 they leave is decomposed into modes P_k, b_k ~ N(0, lambda_k), up to `explained_variance`. One decomposition for all classes:
 end-diastole and end-systole then have their own means and share the modes, which a few hundred label maps determine better
 than four times a quarter of them.
+
+A ventricle's landmarks enter as they are. The left atrium, whose size and direction vary by far more, is written by its axis
+(middle of its ends, logarithm of length, direction), the logarithm of its width and its outline in units of both, weighted to
+distances on the outline: with plain points a small atrium would get the dents and spikes of a large one's variation.
 
 Many images end within the left atrium, mostly of large hearts. Their ventricles count all the same: the ventricle's
 distribution comes from all cases and the atrium's, given the ventricle, from those that show it whole; both together are the
@@ -214,15 +218,18 @@ class ShapeModel:
 
     classes: tuple[tuple[str | None, str | None], ...]
     """(view, phase) of each class, sorted."""
+    atrium_scale: NDArray[np.float64]
+    """(2,): mean length and width of the atrium, which weigh its numbers."""
     mean: NDArray[np.float64]
-    """(2 N,): all x, then all y, of aligned landmarks; the ventricle's root mean square radius is about 1."""
+    """(D,): all x, then all y, of the ventricle's aligned landmarks (root mean square radius about 1), then the atrium's numbers
+    (`encode_atrium`)."""
     class_offsets: NDArray[np.float64]
-    """(classes, 2 N)."""
+    """(classes, D)."""
     size_slope: NDArray[np.float64]
-    """(2 N,): change with log_size."""
+    """(D,): change with log_size."""
     mean_log_size: float
     modes: NDArray[np.float64]
-    """(K, 2 N), orthonormal."""
+    """(K, D), orthonormal."""
     eigenvalues: NDArray[np.float64]
     """(K,), decreasing."""
     pose_mean: NDArray[np.float64]
@@ -273,7 +280,10 @@ class ShapeModel:
 
         mean_log_size, mean_log_depth = float(log_size.mean()), float(log_depth.mean())
         size = log_size - mean_log_size
-        ventricle, atrium = (_flat(shapes[:, part]) for part in (VENTRICLE, ATRIUM))
+        ventricle = np.concatenate([shapes[:, VENTRICLE, 0], shapes[:, VENTRICLE, 1]], axis=1)
+        length, width, _ = _atrium_axes(shapes[whole][:, ATRIUM])
+        atrium_scale = np.array([length.mean(), width.mean()])
+        atrium = encode_atrium(shapes[:, ATRIUM], atrium_scale)
         of_ventricle = _regress(ventricle, class_index, len(classes), size)
         modes, eigenvalues = _components(of_ventricle.rest)
         scores = of_ventricle.rest @ modes.T
@@ -286,15 +296,10 @@ class ShapeModel:
                 [np.sqrt(eigenvalues)[:, None] * modes, np.sqrt(eigenvalues)[:, None] * on_scores],
                 [np.zeros((len(own_modes), modes.shape[1])), np.sqrt(own_eigenvalues)[:, None] * own_modes],
             ]
-        )  # (K, 2 N): covariance = factors^T factors
-        order = _joint_order()
-        _, singular, modes = np.linalg.svd(factors[:, order], full_matrices=False)
+        )  # (K, D): covariance = factors^T factors
+        _, singular, modes = np.linalg.svd(factors, full_matrices=False)
         kept = singular[singular**2 > _NO_VARIANCE] ** 2
         num_modes = int((np.cumsum(kept) < explained_variance * kept.sum()).sum()) + 1 if len(kept) else 0
-        mean, slope = (
-            np.concatenate([getattr(of_ventricle, part), getattr(of_atrium, part)])[order] for part in ("mean", "slope")
-        )
-        offsets = np.concatenate([of_ventricle.offsets, of_atrium.offsets], axis=1)[:, order]
 
         numbers = np.array([[pose.log_size, pose.angle, pose.x_mm, pose.y_mm] for pose in poses])
         of_pose = _regress(numbers, class_index, len(classes), log_depth - mean_log_depth)
@@ -306,9 +311,10 @@ class ShapeModel:
         }
         return cls(
             classes=classes,
-            mean=mean,
-            class_offsets=offsets,
-            size_slope=slope,
+            atrium_scale=atrium_scale,
+            mean=np.concatenate([of_ventricle.mean, of_atrium.mean]),
+            class_offsets=np.concatenate([of_ventricle.offsets, of_atrium.offsets], axis=1),
+            size_slope=np.concatenate([of_ventricle.slope, of_atrium.slope]),
             mean_log_size=mean_log_size,
             modes=modes[:num_modes],
             eigenvalues=singular[:num_modes] ** 2,
@@ -355,8 +361,15 @@ class ShapeModel:
         """
         size = 0.0 if log_size is None else log_size - self.mean_log_size
         scaled = coefficients * np.sqrt(self.eigenvalues[: len(coefficients)])
-        flat = self.mean + self.class_offsets[class_index] + self.size_slope * size + scaled @ self.modes[: len(scaled)]
-        return np.stack(np.split(flat, 2), 1)
+        numbers = (
+            self.mean + self.class_offsets[class_index] + self.size_slope * size + scaled @ self.modes[: len(scaled)]
+        )
+        return self._decode(numbers)
+
+    def _decode(self, numbers: NDArray[np.float64]) -> Points:
+        """(D,) -> aligned landmarks."""
+        ventricle = np.stack(np.split(numbers[: 2 * VENTRICLE.stop], 2), 1)
+        return np.concatenate([ventricle, decode_atrium(numbers[2 * VENTRICLE.stop :], self.atrium_scale)])
 
     def distance_mm(self, points: Points, pose: Pose, kind: tuple[str | None, str | None]) -> float:
         """Mean distance of a heart's landmarks (mm) from the nearest heart that the modes can form.
@@ -369,9 +382,10 @@ class ShapeModel:
         shape = pose.unplace(points)
         offset = self.class_offsets[self.classes.index(kind)] if kind in self.classes else 0.0
         expected = self.mean + offset + self.size_slope * (pose.log_size - self.mean_log_size)
-        rest = shape.T.ravel() - expected
-        rest = rest - (rest @ self.modes.T) @ self.modes
-        return float(np.exp(pose.log_size) * np.hypot(*np.split(rest, 2)).mean())
+        atrium = encode_atrium(shape[None, ATRIUM], self.atrium_scale)[0]
+        rest = np.concatenate([shape[VENTRICLE].T.ravel(), atrium]) - expected
+        nearest = self._decode(expected + (rest @ self.modes.T) @ self.modes)
+        return float(np.exp(pose.log_size) * np.linalg.norm(shape - nearest, axis=1).mean())
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the model as one .npz without pickles, whole or not at all."""
@@ -410,7 +424,7 @@ class ShapeModel:
             with np.load(path, allow_pickle=False) as content:
                 arrays = {name: content[name] for name in content.files}
             facts = json.loads(str(arrays["facts"]))
-            is_ours = facts["format"] == _FORMAT and arrays["mean"].shape == (2 * NUM_LANDMARKS,)
+            is_ours = facts["format"] == _FORMAT and arrays["mean"].shape == (_NUM_NUMBERS,)
         except Exception as error:  # numpy raises many kinds for a file that is no archive
             raise ValueError(f"{path}: not a shape model ({error}); make it again with synboost label-maps") from error
         if not is_ours:
@@ -438,8 +452,13 @@ class ShapeModel:
 
 _NO_VARIANCE = 1e-12
 """Variance of a mode that is only rounding; the ventricle's radius is 1."""
+_MIN_AXIS = 1e-3
+"""An atrium is at least so long and wide, in units of the ventricle's radius (0.03 mm): its logarithm is taken."""
 _FORMAT = 1
+_NUM_NUMBERS = 2 * NUM_LANDMARKS + 5
+"""D: coordinates of all landmarks, and the atrium's axis (four numbers) and width."""
 _ARRAYS = (
+    "atrium_scale",
     "mean",
     "class_offsets",
     "size_slope",
@@ -475,17 +494,57 @@ def align(points: Points, num_rounds: int = 5) -> tuple[Points, list[Pose]]:
     return _plane(upright / turn), [Pose(*(float(number) for number in row)) for row in numbers]
 
 
+def encode_atrium(points: Points, scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The atrium's numbers: middle of its ends (x, y), log length, direction, log width, outline along and across.
+
+    Each is weighted by how far it moves the outline: a step of 1 moves the landmarks by 1 in all (root of the sum of squares).
+
+    Args:
+        points: (n, M, 2), aligned.
+        scale: (2,), a typical length and width.
+    Returns:
+        (n, 5 + 2 M).
+    """
+    length, width, direction = _atrium_axes(points)
+    middle = points[:, [0, -1]].mean(axis=1)
+    local = _complex(points - middle[:, None]) * np.exp(-1j * direction)[:, None]
+    along, across = local.real / length[:, None], local.imag / width[:, None]
+    weights = np.sqrt(points.shape[1]) * np.array([1, 1, scale[0], scale[0], scale[1]])
+    axes = np.stack([middle[:, 0], middle[:, 1], np.log(length), direction, np.log(width)], 1) * weights
+    return np.concatenate([axes, scale[0] * along, scale[1] * across], axis=1)
+
+
+def decode_atrium(numbers: NDArray[np.float64], scale: NDArray[np.float64]) -> Points:
+    """Inverse of `encode_atrium`, for one atrium: (5 + 2 M,) -> (M, 2)."""
+    num_points = (len(numbers) - 5) // 2
+    weights = np.sqrt(num_points) * np.array([1, 1, scale[0], scale[0], scale[1]])
+    x, y, log_length, direction, log_width = numbers[:5] / weights
+    along, across = np.split(numbers[5:], 2)
+    local = np.exp(log_length) * along / scale[0] + 1j * np.exp(log_width) * across / scale[1]
+    return _plane(np.exp(1j * direction) * local + x + 1j * y)
+
+
+def _atrium_axes(points: Points) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Length (middle of the ends to the roof), root mean square distance from that axis, and direction in radians, each (n,)."""
+    plane = _complex(points)
+    middle = plane[:, [0, -1]].mean(axis=1)
+    axis = plane[:, HALF_ATRIUM] - middle
+    across = ((plane - middle[:, None]) * np.exp(-1j * np.angle(axis))[:, None]).imag
+    width = np.sqrt((across**2).mean(axis=1))
+    return np.maximum(np.abs(axis), _MIN_AXIS), np.maximum(width, _MIN_AXIS), np.angle(axis)
+
+
 def pose_in(points: Points, mean: NDArray[np.float64]) -> Pose:
     """The pose of a heart by a model's mean.
 
     Args:
         points: (NUM_LANDMARKS, 2), mm.
-        mean: (2 N,), of `ShapeModel`.
+        mean: of `ShapeModel`.
     """
     plane = _complex(points[VENTRICLE])
     middle = plane.mean()
     size = np.sqrt((np.abs(plane - middle) ** 2).mean())
-    reference = (mean[:NUM_LANDMARKS] + 1j * mean[NUM_LANDMARKS:])[VENTRICLE]
+    reference = mean[: VENTRICLE.stop] + 1j * mean[VENTRICLE.stop : 2 * VENTRICLE.stop]
     angle = np.angle((plane - middle) @ reference.conj())
     return Pose(float(np.log(size)), float(angle), float(middle.real), float(middle.imag))
 
@@ -580,18 +639,6 @@ def _slopes(values: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray
     if count:
         slopes[:count] = np.linalg.lstsq(scores[:, :count], values, rcond=None)[0]
     return slopes
-
-
-def _flat(points: Points) -> NDArray[np.float64]:
-    """(n, M, 2) -> (n, 2 M): all x, then all y."""
-    return np.concatenate([points[..., 0], points[..., 1]], axis=1)
-
-
-def _joint_order() -> NDArray[np.int64]:
-    """Places of all x, then all y, in the numbers of the ventricle (x, y) followed by those of the atrium (x, y)."""
-    split, total = VENTRICLE.stop, NUM_LANDMARKS
-    x = [*range(split), *range(2 * split, split + total)]
-    return np.array(x + [*range(split, 2 * split), *range(split + total, 2 * total)])
 
 
 def _truncated_normal(generator: np.random.Generator, size: int) -> NDArray[np.float64]:

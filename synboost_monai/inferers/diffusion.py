@@ -28,9 +28,15 @@ class SemanticDiffusionTrainInferer(Inferer):
 
     Args:
         autocast_dtype: "bfloat16" to compute in it while weights and output stay float32; None for float32.
+    Raises:
+        ValueError: for any other.
     """
 
     def __init__(self, autocast_dtype: str | None = None) -> None:
+        if autocast_dtype == "float16":
+            raise ValueError(
+                "diffusion.py: autocast_dtype float16 would lose small gradients in training, as no loss is scaled here; use bfloat16"
+            )
         self.autocast_dtype = _dtype(autocast_dtype)
 
     def __call__(
@@ -190,7 +196,10 @@ class SemanticDiffusionInferer(Inferer):
             step()
 
         if device.type != "cpu":
-            return [self._sample(network, part, on_step) for part in parts]
+            with torch.get_device_module(device).device(
+                device
+            ):  # of several GPUs, generated code goes by the current one
+                return [self._sample(network, part, on_step) for part in parts]
         available = torch.get_num_threads()
         workers = 1 if self.compile_network else max(1, min(len(parts), available // self.num_threads))
         pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(self.num_threads,))

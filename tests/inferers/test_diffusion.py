@@ -117,6 +117,11 @@ def test_error_in_one_group_ends_the_others() -> None:
         torch.set_num_threads(before)
 
 
+def test_training_in_float16_is_refused() -> None:
+    with pytest.raises(ValueError, match="use bfloat16"):
+        SemanticDiffusionTrainInferer("float16")
+
+
 def test_missing_seeds_come_from_the_global_generator() -> None:
     network, inferer = make_network(), SemanticDiffusionInferer(num_inference_steps=2)
     images = []
