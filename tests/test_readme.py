@@ -75,7 +75,7 @@ def test_bundle_command_exists(bundle_dir: Path | None, command: str) -> None:
 
 
 def test_every_verb_is_in_the_table() -> None:
-    in_table = set(re.findall(r"^\| `(\w+)` \|", README, flags=re.MULTILINE)) & set(VERBS)
+    in_table = set(re.findall(r"^\| `([\w-]+)` \|", README, flags=re.MULTILINE)) & set(VERBS)
     assert in_table == set(VERBS) - {"version"}
 
 

@@ -512,7 +512,7 @@ def _divide(
             continue
         labelled[patient] = [record for record in found if record.label is not None]
         problems += [
-            f"{record.image.name}: has no label map (..._gt); left out" for record in found if record.label is None
+            f"{_image_of(record).name}: has no label map (..._gt); left out" for record in found if record.label is None
         ]
     usable = {patient for patient, found in labelled.items() if found}
     if not usable:
@@ -544,6 +544,12 @@ def _divide_unsplit(patients: list[str], seed: int, notes: list[str]) -> dict[st
     return {"training": training, "validation": validation, "testing": testing}
 
 
+def _image_of(record: EchoRecord) -> Path:
+    """CAMUS's records always have their image; those of sampled label maps have none."""
+    assert record.image is not None
+    return record.image
+
+
 def _check_no_patient_twice(
     splits: dict[str, list[EchoRecord]], digests: dict[Path, str], root: Path, notes: list[str]
 ) -> None:
@@ -555,10 +561,10 @@ def _check_no_patient_twice(
     shared: dict[tuple[str, str, str, str], list[str]] = {}
     for section, part in splits.items():
         for record in part:
-            other_section, other = first.setdefault(digests[record.image], (section, record))
+            other_section, other = first.setdefault(digests[_image_of(record)], (section, record))
             if other.patient != record.patient and other_section != section:
                 key = (other.patient, other_section, record.patient, section)
-                shared.setdefault(key, []).append(image_stem(record.image).split("_", 1)[1].replace("_", " "))
+                shared.setdefault(key, []).append(image_stem(_image_of(record)).split("_", 1)[1].replace("_", " "))
     num_images = Counter(record.patient for part in splits.values() for record in part)
     for (one, one_section, two, two_section), images in shared.items():
         if len(images) == min(num_images[one], num_images[two]):

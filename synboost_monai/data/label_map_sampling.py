@@ -29,17 +29,15 @@ from scipy import ndimage, stats
 
 from synboost_monai import __version__
 from synboost_monai.data.datalist import DATALIST_NAME, list_label_maps, write_datalist
+from synboost_monai.data.heart_landmarks import NUM_LANDMARKS, LandmarkError, find_landmarks
 from synboost_monai.data.shape_model import (
     EXPLAINED_VARIANCE,
     MIN_CASES,
-    NUM_LANDMARKS,
     Frame,
     HeartCase,
-    LandmarkError,
     ShapeModel,
     align,
     draw_in_frame,
-    find_landmarks,
     generalisation_mm,
     interpolate,
     pose_in,

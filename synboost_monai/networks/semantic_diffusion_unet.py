@@ -328,8 +328,9 @@ class SemanticDiffusionUNet(nn.Module):
 
         Args:
             label_onehot: (B, K, H, W), at the image's size.
-            spade: `maps`: full maps, (B, F, h, w) each. `table`: on grids of `TABLE_MIN_SIZE` and more, a table over the
-                distinct 5x5 neighbourhoods; the same numbers for a fraction of memory and FLOP, but `decode` has to look them up. Needs one-hot label maps, and looks at their values (waits for the device).
+            spade: `maps`: full maps, (B, F, h, w) each. `table`: on grids of `TABLE_MIN_SIZE` and more, a table over the distinct
+                5x5 neighbourhoods: the same numbers for a fraction of memory and FLOP, but `decode` has to look them up. Needs
+                one-hot label maps, and looks at their values (waits for the device).
         Returns:
             Two modulations a SPADE block.
         Raises:

@@ -185,14 +185,17 @@ def join_modulations(
 
 
 def _joined(modulations: list[Modulation | TableModulation], batch: int) -> Modulation | TableModulation:
-    if all(isinstance(modulation, TableModulation) for modulation in modulations):
+    tables = [modulation for modulation in modulations if isinstance(modulation, TableModulation)]
+    if len(tables) == len(modulations):
         indices, offset = [], 0
-        for modulation in modulations:
-            index = modulation.index + offset  # type: ignore[union-attr]
-            indices.append(index.expand(batch, *index.shape[1:]))
-            offset += len(modulation.scale)
-        scales, shifts = ([m[place] for m in modulations] for place in (0, 1))
-        return TableModulation(torch.cat(scales), torch.cat(shifts), torch.cat(indices))
+        for table in tables:
+            indices.append((table.index + offset).expand(batch, *table.index.shape[1:]))
+            offset += len(table.scale)
+        return TableModulation(
+            torch.cat([table.scale for table in tables]),
+            torch.cat([table.shift for table in tables]),
+            torch.cat(indices),
+        )
     pairs = [modulation.at_pixels() for modulation in modulations]
     scales, shifts = ([pair[place].expand(batch, *pair[place].shape[1:]) for pair in pairs] for place in (0, 1))
     return Modulation(torch.cat(scales), torch.cat(shifts))

@@ -7,25 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synboost_monai.data.phantom_anatomy import draw_label_map, draw_patient
-from synboost_monai.data.shape_model import (
+from synboost_monai.data.heart_landmarks import (
     ATRIUM,
     ENDOCARDIUM,
     EPICARDIUM,
     HALF_ATRIUM,
     HALF_ENDOCARDIUM,
     NUM_LANDMARKS,
+    LandmarkError,
+    draw_landmarks,
+    find_landmarks,
+)
+from synboost_monai.data.phantom_anatomy import draw_label_map, draw_patient
+from synboost_monai.data.shape_model import (
     Frame,
     HeartCase,
-    LandmarkError,
     Pose,
     ShapeModel,
     align,
     decode_atrium,
     draw_in_frame,
-    draw_landmarks,
     encode_atrium,
-    find_landmarks,
     generalisation_mm,
     interpolate,
     pose_in,
