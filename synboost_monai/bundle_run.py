@@ -325,6 +325,11 @@ def _convert(key: str, value: Any, current: Any, where: str) -> Any:
         return str(value)
     if isinstance(value, str) and not value.startswith(_DYNAMIC) and not isinstance(current, str):
         value = literal(value)
+        if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+            try:
+                value = yaml.safe_load(value)  # [a, b] as the config has it: words without quotes
+            except yaml.YAMLError as error:
+                raise ValueError(f"{where}: --{key} must be a list like [a, b], got {value!r}") from error
     if isinstance(value, str) and value.startswith(_DYNAMIC):
         return value
     if isinstance(current, bool):

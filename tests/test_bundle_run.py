@@ -147,6 +147,14 @@ def test_a_bad_override_is_refused_before_anything_is_written(bundle, key, value
     assert sorted(bundle.rglob("*")) == before
 
 
+def test_lists_are_read_as_a_config_writes_them(bundle):
+    files = config_files(bundle, "evaluate")
+    for text in ("[training, validation]", "['training', 'validation']", '["training","validation"]'):
+        assert check_overrides(files, {"sections": text}) == {"sections": ["training", "validation"]}
+    with pytest.raises(ValueError, match=r"--sections must be a list like \[a, b\], got '\[a: b: c\]'"):
+        check_overrides(files, {"sections": "[a: b: c]"})
+
+
 def test_run_bundle_runs_the_config_with_overrides(bundle, tmp_path):
     run_bundle(bundle, "inference", {"output_dir": str(tmp_path / "out"), "max_epochs": "4", "prompt": "left, atrium"})
     assert json.loads((tmp_path / "out" / "got.json").read_text()) == ["data", 4, "left, atrium"]

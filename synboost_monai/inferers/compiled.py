@@ -32,7 +32,7 @@ class CompiledDenoiser:
         self.network = network
         self._buffers: list[AnyModulation] = []
         is_cuda = next(network.parameters()).is_cuda
-        options = {"backend": backend} if backend else {"mode": "max-autotune"} if is_cuda else {}
+        options = {"backend": backend} if backend else {"mode": "reduce-overhead"} if is_cuda else {}
         self._evaluate = torch.compile(self._plain, fullgraph=True, dynamic=False, **options)  # type: ignore[call-overload]
 
     def with_modulations(
