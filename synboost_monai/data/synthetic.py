@@ -181,6 +181,13 @@ class SynthesisPlan:
             raise FileNotFoundError(
                 f"{self.checkpoint_path}: no such checkpoint; train one first, or give checkpoint_path"
             )
+        size: int = self.settings["image_size"]
+        multiple: int = getattr(getattr(evaluator, "network", None), "size_multiple", 1)
+        if size % multiple:
+            raise ValueError(
+                f"synthetic.py: image_size is {size} px but this network halves its grid to multiples of {multiple} px; give the "
+                "image_size of its training"
+            )
         self.settings["checkpoint_sha256"] = sha256_of(self.checkpoint_path)
         self._check_settings()
         self._check_sources()

@@ -100,7 +100,8 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content = _read_tensors(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        is_told = not isinstance(error, KeyError) and str(error).strip()  # pickle's KeyError is a byte
+        reason = str(error).strip().splitlines()[0] if is_told else "it holds something else"
         raise ValueError(
             f"weights: cannot read {path} as a checkpoint of tensors (PyTorch, TorchScript or safetensors): {reason}"
         ) from error

@@ -351,6 +351,12 @@ def test_checkpoint_of_another_architecture_writes_nothing(synthesise: Callable[
     assert not (tmp_path / "synthetic").exists()
 
 
+def test_size_that_the_network_cannot_halve_writes_nothing(synthesise: Callable[..., Path], tmp_path: Path):
+    with pytest.raises(ValueError, match="image_size is 30 px but this network halves its grid to multiples of 4 px"):
+        synthesise(image_size=30)
+    assert not (tmp_path / "synthetic").exists()
+
+
 def test_empty_folder_writes_nothing(synthesise: Callable[..., Path], tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no label maps"):

@@ -171,6 +171,9 @@ def test_file_that_is_no_checkpoint_gives_one_line(tmp_path: Path, name: str) ->
     with pytest.raises(ValueError, match=f"cannot read .*{name} as a checkpoint") as error:
         load_weights(tiny("clipseg"), tmp_path / name)
     assert "\n" not in str(error.value)
+    (tmp_path / name).write_text("hello")
+    with pytest.raises(ValueError, match=r"safetensors\): \D{5}"):  # words, not the number of a byte
+        load_weights(tiny("clipseg"), tmp_path / name)
 
 
 def test_truncated_checkpoint_gives_one_line(tmp_path: Path) -> None:
