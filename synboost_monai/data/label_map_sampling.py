@@ -224,7 +224,7 @@ def read_training_maps(items: Sequence[Mapping[str, Any]]) -> TrainingMaps:
             f"{len(cases)} of {len(items)} label maps can be used ({reasons or 'none was left out'}); a shape model needs at "
             f"least {MIN_CASES}: give a section with more, or no --view and --phase"
         )
-    ranges = anatomy_ranges(measures)
+    ranges = anatomy_ranges(measures, tail=0.0, margin=0.0)  # no size that was not seen
     num_passing = sum(inside and not out_of_range(m, ranges) for inside, m in zip(is_inside, measures))
     mean = ShapeModel.fit(cases).mean
     canonical = [

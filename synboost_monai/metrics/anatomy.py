@@ -194,6 +194,7 @@ def anatomy_ranges(
         is_angle = name == "axis_tilt_deg"
         low, high = np.quantile(values if is_angle else np.log(values), [tail, 1 - tail])
         wider = margin * (high - low) + margin * 2 / math.sqrt(values.size) * (30.0 if is_angle else 1.0)
+        wider += 1e-9  # the extremes themselves are inside, whatever the logarithm's rounding
         ends = np.array([low - wider, high + wider])
         low, high = ends if is_angle else np.exp(ends)
         ranges[name] = (float(low), float(high))

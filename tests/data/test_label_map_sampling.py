@@ -121,6 +121,9 @@ def test_provenance_and_summary_tell_how(sampled_dir: Path):
     assert summary["num_maps"] == 8 and summary["problems"] == {} and 0 < summary["acceptance"] <= 1
     assert summary["training"]["num_usable"] == 2 * NUM_PATIENTS and summary["training"]["skipped"] == {}
     assert summary["training"]["share_passing_the_checks"] == 1.0
+    for measure in summary["measures"].values():  # nothing beyond what was seen
+        seen, sampled = measure["training"], measure["sampled"]
+        assert seen["min"] <= sampled["min"] + 1e-6 and sampled["max"] <= seen["max"] + 1e-6
     areas = summary["measures"]["cavity_area_mm2"]
     assert areas["training"]["min"] > 500 and 0 <= areas["ks_distance"] <= 1
     quality = summary["shape_model"]
@@ -278,7 +281,7 @@ def test_a_file_that_is_no_label_map_is_named(tmp_path: Path):
 
 def test_a_hopeless_run_says_why(hearts_dir: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(label_map_sampling, "MAX_DRAWS", 4)
-    monkeypatch.setattr(label_map_sampling, "anatomy_ranges", lambda measures: {"cavity_length_mm": (1.0, 2.0)})
+    monkeypatch.setattr(label_map_sampling, "anatomy_ranges", lambda *_, **__: {"cavity_length_mm": (1.0, 2.0)})
     message = (
         r"label map 0: none of 4 draws passed the checks of anatomy \(range: cavity_length_mm \(4\).*variance_scale"
     )
