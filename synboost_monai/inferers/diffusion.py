@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -196,9 +196,8 @@ class SemanticDiffusionInferer(Inferer):
             step()
 
         if device.type != "cpu":
-            with torch.get_device_module(device).device(
-                device
-            ):  # of several GPUs, generated code goes by the current one
+            # of several GPUs, generated code goes by the current one
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
                 return [self._sample(network, part, on_step) for part in parts]
         available = torch.get_num_threads()
         workers = 1 if self.compile_network else max(1, min(len(parts), available // self.num_threads))
