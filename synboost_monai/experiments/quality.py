@@ -38,10 +38,10 @@ from synboost_monai.experiments.quality_images import (
     patient_of,
 )
 from synboost_monai.experiments.quality_page import write_page
-from synboost_monai.experiments.report import _versions
+from synboost_monai.experiments.report import package_versions
 from synboost_monai.io import atomic_write_text, image_stem, sha256_of
 from synboost_monai.labels import STRUCTURES
-from synboost_monai.metrics.per_case import _this_command, write_metrics_csv
+from synboost_monai.metrics.per_case import this_command, write_metrics_csv
 from synboost_monai.metrics.speckle import SPECKLE_STATISTICS, high_frequency_db, spectral_distance_db
 from synboost_monai.metrics.synthesis import (
     bootstrap_means,
@@ -452,8 +452,8 @@ def evaluate_synthesis(
         "synthesis": provenance.get("settings", {}),
         "synthesis_checkpoint_sha256": provenance.get("settings", {}).get("checkpoint_sha256"),
         "seed": seed,
-        "command": _this_command(),
-        "versions": _versions(),
+        "command": this_command(),
+        "versions": package_versions(),
     }
     quality = _finite(quality)
     write_metrics_csv(output_dir / "metrics.csv", synthetic.rows + real.rows)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synboost_monai.experiments.quality_images import TISSUES, Echo, JudgingSegmenter, RealReader, SyntheticReader
-from synboost_monai.experiments.report import STRATEGY_COLOURS, _cell, _css, _picture_source, overlay
+from synboost_monai.experiments.report import STRATEGY_COLOURS, css_colour, overlay, picture_cell, picture_source
 from synboost_monai.experiments.report import TEMPLATE as REPORT_TEMPLATE
 from synboost_monai.io import atomic_write_text
 from synboost_monai.labels import STRUCTURES
@@ -68,7 +68,7 @@ def write_page(
         words=WORDS,
         speckle=_speckle_rows(quality["speckle"]),
         structures=[
-            {"title": s.prompt_words, "colour": _css(s.colour), **quality["faithfulness"]["structures"][s.name]}
+            {"title": s.prompt_words, "colour": css_colour(s.colour), **quality["faithfulness"]["structures"][s.name]}
             for s in STRUCTURES
             if s.name in quality["faithfulness"]["structures"]
         ],
@@ -76,10 +76,10 @@ def write_page(
         worst_rows=_worst_rows(sets, readers[0], segmenter),
         closest_rows=_closest_rows(sets, found, readers),
         plots={
-            "dice": _picture_source(_dice_plot(sets)),
-            "spectra": _picture_source(_spectra_plot(quality)),
-            "speckle": _picture_source(_speckle_plot(sets)),
-            "nearest": _picture_source(_nearest_plot(found)),
+            "dice": picture_source(_dice_plot(sets)),
+            "spectra": picture_source(_spectra_plot(quality)),
+            "speckle": picture_source(_speckle_plot(sets)),
+            "nearest": picture_source(_nearest_plot(found)),
         },
         limits={"near": NEAR, "far": FAR, "dice_near": DICE_NEAR, "dice_far": DICE_FAR},
         rayleigh_snr=RAYLEIGH_SNR,
@@ -243,7 +243,7 @@ def _worst_rows(sets: Comparison, reader: SyntheticReader, segmenter: JudgingSeg
         label_maps, _ = segmenter([echo])
         cells = _pair(echo, "synthetic")
         text = f"what the segmenter finds, Dice {dice[case]:.3f}"
-        cells.append(_cell(overlay(echo.image, label_maps[0], echo.spacing_mm), f"{case}: {text}", text))
+        cells.append(picture_cell(overlay(echo.image, label_maps[0], echo.spacing_mm), f"{case}: {text}", text))
         rows.append({"cells": cells})
     return rows
 
@@ -271,12 +271,12 @@ def _pair(echo: Echo, kind: str) -> list[dict[str, Any]]:
     with_map = overlay(echo.image, echo.label_map, echo.spacing_mm)
     return [
         _picture(echo, f"{kind} {case}"),
-        _cell(with_map, f"{kind} {case} with its label map", "with its label map"),
+        picture_cell(with_map, f"{kind} {case} with its label map", "with its label map"),
     ]
 
 
 def _picture(echo: Echo, caption: str) -> dict[str, Any]:
-    return _cell(overlay(echo.image, None, echo.spacing_mm), caption, caption)
+    return picture_cell(overlay(echo.image, None, echo.spacing_mm), caption, caption)
 
 
 # ---- plots

@@ -93,7 +93,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     record = {
         "study": study.name,
         "settings": dict(study.settings),
-        "versions": _versions(),
+        "versions": package_versions(),
         "results": [{"segmenter": vars(e.segmenter), **e.summary} for e in evaluations],
         "stages": stages,
     }
@@ -102,10 +102,10 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     page = _render(
         study=study,
         table=_table(evaluations),
-        structures=[{"title": s.prompt_words, "colour": _css(s.colour)} for s in STRUCTURES],
+        structures=[{"title": s.prompt_words, "colour": css_colour(s.colour)} for s in STRUCTURES],
         facts=_facts(evaluations, _data_name(study)),
         command=f"synboost experiment {run_dir.resolve().name}/study.yaml --output ANOTHER_FOLDER",
-        plot=_picture_source(_dice_plot(evaluations)),
+        plot=picture_source(_dice_plot(evaluations)),
         synthetic_examples=_synthetic_examples(run_dir, study),
         real_examples=_real_examples(run_dir, evaluations),
         stages=stages,
@@ -113,7 +113,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         data_summary=_text_of(run_dir / "real" / SUMMARY_NAME),
         synthetic_summary=_synthetic_summary(run_dir),
         settings=yaml.safe_dump(dict(study.settings), sort_keys=False, allow_unicode=True),
-        versions=_versions(),
+        versions=package_versions(),
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} processor cores",
     )
     atomic_write_text(run_dir / "report.html", page)
@@ -289,14 +289,16 @@ def _synthetic_examples(run_dir: Path, study: Study) -> list[dict[str, Any]]:
         case = image_stem(item["image"])
         what = _describe(item)
         cells = [
-            _cell(colour_label_map(label.pixels, image.spacing_mm), f"Label map, {what}", "label map"),
-            _cell(overlay(image.pixels, None, image.spacing_mm), f"Synthetic image, {what}", "synthetic image"),
+            picture_cell(colour_label_map(label.pixels, image.spacing_mm), f"Label map, {what}", "label map"),
+            picture_cell(overlay(image.pixels, None, image.spacing_mm), f"Synthetic image, {what}", "synthetic image"),
         ]
         for e in evaluations:
             label_map = e.label_map(case)
             text = f"Masks of {e.segmenter.model} on the synthetic image, {what}"
             caption = f"{e.segmenter.model}{_dice_of(e, case)}"
-            cells.append(_cell(overlay(image.pixels, label_map, image.spacing_mm), text, caption, label_map is None))
+            cells.append(
+                picture_cell(overlay(image.pixels, label_map, image.spacing_mm), text, caption, label_map is None)
+            )
         prompts = _prompts(item, evaluations[0].segmenter.prompt, is_synthetic=True)
         rows.append({"title": what, "cells": cells, "prompts": prompts})
     return rows
@@ -331,10 +333,12 @@ def _real_examples(run_dir: Path, evaluations: Sequence[Evaluation]) -> list[dic
         item = items[case]
         image = read_plane(path.parent / item["image"])
         what = f"{item.get('patient', case)}, {_describe(item)}"
-        cells = [_cell(overlay(image.pixels, None, image.spacing_mm), f"Image, {what}", "image")]
+        cells = [picture_cell(overlay(image.pixels, None, image.spacing_mm), f"Image, {what}", "image")]
         if "label" in item:
             truth = read_plane(path.parent / item["label"]).pixels
-            cells.append(_cell(overlay(image.pixels, truth, image.spacing_mm), f"Expert's label map, {what}", "expert"))
+            cells.append(
+                picture_cell(overlay(image.pixels, truth, image.spacing_mm), f"Expert's label map, {what}", "expert")
+            )
         for e in shown:
             label_map = e.label_map(case)
             text = f"Masks of {_title(e.segmenter)}, {what}"
@@ -343,7 +347,7 @@ def _real_examples(run_dir: Path, evaluations: Sequence[Evaluation]) -> list[dic
             starts_line = e.segmenter.model != shown[0].segmenter.model and e is next(
                 f for f in shown if f.segmenter.model == e.segmenter.model
             )
-            cells.append(_cell(picture, text, caption, label_map is None, starts_line))
+            cells.append(picture_cell(picture, text, caption, label_map is None, starts_line))
         prompts = _prompts(item, shown[0].segmenter.prompt, is_synthetic=False)
         rows.append({"title": what, "cells": cells, "prompts": prompts})
     return rows
@@ -354,7 +358,7 @@ def _prompts(item: Mapping[str, Any], level: str, *, is_synthetic: bool) -> list
     out = []
     for structure in STRUCTURES:
         prompt = prompt_text(structure, level, item, is_synthetic=is_synthetic)
-        out.append({"text": prompt.text or "(empty prompt)", "colour": _css(structure.colour)})
+        out.append({"text": prompt.text or "(empty prompt)", "colour": css_colour(structure.colour)})
     return out
 
 
@@ -383,7 +387,7 @@ def _text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -441,7 +445,7 @@ def _dice_plot(evaluations: Sequence[Evaluation]) -> bytes:
     return buffer.getvalue()
 
 
-def _cell(
+def picture_cell(
     picture: NDArray[np.uint8], alt: str, caption: str, is_missing: bool = False, starts_line: bool = False
 ) -> dict[str, Any]:
     """One picture of a row."""
@@ -451,17 +455,18 @@ def _cell(
     Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
     note = " (label map not kept)" if is_missing else ""
     height, width = picture.shape[:2]
-    source = _picture_source(buffer.getvalue())
+    source = picture_source(buffer.getvalue())
     size = {"width": width, "height": height}
     return {"source": source, "alt": alt, "caption": caption + note, "starts_line": starts_line, **size}
 
 
-def _picture_source(png: bytes) -> str:
+def picture_source(png: bytes) -> str:
     """A PNG as the source of an HTML image."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _css(colour: Sequence[int]) -> str:
+def css_colour(colour: Sequence[int]) -> str:
+    """A colour, 0..255 each, as CSS writes it."""
     return f"rgb({', '.join(str(c) for c in colour)})"
 
 

@@ -163,7 +163,7 @@ def write_summary(
         "seed": seed,
         "checkpoint_path": None if checkpoint_path is None else str(checkpoint_path),
         "checkpoint_sha256": None if checkpoint_path is None else sha256_of(checkpoint_path),
-        "command": _this_command() if command is None else command,
+        "command": this_command() if command is None else command,
         "synboost_version": __version__,
         **facts,
     }
@@ -171,7 +171,7 @@ def write_summary(
     return summary
 
 
-def _this_command() -> str:
+def this_command() -> str:
     """This process's command as one would type it, without the folder that it is installed in."""
     program = Path(sys.argv[0])
     name = (
