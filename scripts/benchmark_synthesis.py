@@ -215,9 +215,8 @@ def measure(ways: list[Way], repeats: int, device: torch.device) -> None:
     """FLOP in a first pass, which also warms up; then seconds, one way after another, over and over."""
     outputs: dict[str, Tensor] = {}
     for way in ways:
-        count_flop(way)
         before = reset_peak(device)
-        outputs[way.name] = way.evaluate(way.prepare()).float()
+        outputs[way.name] = count_flop(way).float()
         way.peak_bytes = peak(device) - before
         reference = outputs[way.compare_to]
         way.error = float((outputs[way.name] - reference).abs().max() / reference.abs().max())
@@ -231,13 +230,14 @@ def measure(ways: list[Way], repeats: int, device: torch.device) -> None:
         print(f"  measured: {repeat + 1} of {repeats}", file=sys.stderr)
 
 
-def count_flop(way: Way) -> None:
-    """Once through it."""
+def count_flop(way: Way) -> Tensor:
+    """Once through it; gives the network's output."""
     with FlopCounterMode(display=False) as counter:
         prepared = way.prepare()
         way.prepare_flop = counter.get_total_flops()
-        way.evaluate(prepared)
+        output = way.evaluate(prepared)
     way.evaluation_flop = counter.get_total_flops() - way.prepare_flop
+    return output
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
