@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from synboost_monai.handlers.training import is_main_process
 from synboost_monai.metrics.per_case import case_metrics, write_metrics_csv, write_summary
 from synboost_monai.transforms.array import OUTPUT_FORMATS, load_echo, write_label_map
-from synboost_monai.transforms.dictionary import display_order
+from synboost_monai.transforms.postprocessing import display_order
 
 
 class WriteLabelMaps:

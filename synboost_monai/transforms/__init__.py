@@ -6,32 +6,32 @@ from synboost_monai.transforms.array import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     LetterboxGeometry,
-    RandUltrasound,
     check_label_map,
     checked_items,
     letterbox_geometry,
     letterbox_image,
     letterbox_label_map,
     load_echo,
-    logits_to_label_map,
-    restore_logits,
     write_label_map,
 )
+from synboost_monai.transforms.augmentation import RandUltrasound, RandUltrasoundd
 from synboost_monai.transforms.dictionary import (
     CheckLabelMapd,
     DropAttributesd,
     Letterboxd,
     LoadEchod,
-    LogitsToMasksd,
     MasksOfLabelMapd,
     NormaliseEchod,
-    PromptTokensd,
-    RandPromptTokensd,
-    RandUltrasoundd,
-    RestoreLabelMapd,
     ViewPhaseClassd,
-    display_order,
 )
+from synboost_monai.transforms.postprocessing import (
+    LogitsToMasksd,
+    RestoreLabelMapd,
+    display_order,
+    logits_to_label_map,
+    restore_logits,
+)
+from synboost_monai.transforms.prompt_tokens import PromptTokensd, RandPromptTokensd
 
 __all__ = [
     "CLIP_MEAN",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
-from monai.transforms import Randomizable, Transform
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,7 +29,6 @@ from synboost_monai.io import (
     read_plane,
 )
 from synboost_monai.labels import BACKGROUND_INDEX, NUM_CLASSES, STRUCTURES
-from synboost_monai.prompts import NUM_PHRASINGS, PromptTokenizer, prompt_text
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Per colour channel, intensities in [0, 1]: what CLIPSeg's published input is normalised with."""
@@ -213,22 +210,15 @@ def letterbox_geometry(
 
 def letterbox_image(image: Tensor, geometry: LetterboxGeometry) -> Tensor:
     """Image (1, H, W) -> (1, N, N) uint8, 0..255, black around: bilinear, smoothed where it shrinks."""
-    inner = _resize(scale_to_bytes(image), geometry.inner_height, geometry.inner_width)
+    inner = resize(scale_to_bytes(image), geometry.inner_height, geometry.inner_width)
     return _pad(inner, geometry).round().clamp(0, 255).to(torch.uint8)
 
 
 def letterbox_label_map(label_map: Tensor, geometry: LetterboxGeometry) -> Tensor:
     """Label map (1, H, W) -> (1, N, N) uint8: each class is resized by itself, then the largest share wins."""
     onehot = torch.stack([(label_map[0] == k).float() for k in range(NUM_CLASSES)])  # (K, H, W)
-    inner = _resize(onehot, geometry.inner_height, geometry.inner_width).argmax(dim=0, keepdim=True)
+    inner = resize(onehot, geometry.inner_height, geometry.inner_width).argmax(dim=0, keepdim=True)
     return _pad(inner, geometry, BACKGROUND_INDEX).to(torch.uint8)
-
-
-def restore_logits(logits: Tensor, geometry: LetterboxGeometry) -> Tensor:
-    """Logits (S, N, N) -> native grid (S, H, W): padding off, then bilinear."""
-    g = geometry
-    inner = logits[:, g.top : g.top + g.inner_height, g.left : g.left + g.inner_width]
-    return _resize(inner.float(), g.native_height, g.native_width)
 
 
 def scale_to_bytes(image: Tensor) -> Tensor:
@@ -246,29 +236,6 @@ def scale_to_bytes(image: Tensor) -> Tensor:
     return (image - low) * (255 / (high - low)) if high > low else torch.zeros_like(image)
 
 
-def logits_to_label_map(logits: Tensor, class_indices: Sequence[int] | None = None, threshold: float = 0.5) -> Tensor:
-    """One label map from the logits of several structures: the arbitration rule.
-
-    A pixel belongs to the structure with the highest logit if that structure's probability is above the threshold, else to the
-    background. So no two structures overlap, and with one structure it is the plain threshold.
-
-    Args:
-        logits: (S, H, W) or (B, S, H, W).
-        class_indices: class of each channel; None: `labels.STRUCTURES` in their order.
-        threshold: probability, in (0, 1).
-    Returns:
-        (H, W) or (B, H, W), uint8.
-    """
-    indices = [s.class_index for s in STRUCTURES] if class_indices is None else list(class_indices)
-    if len(indices) != logits.shape[-3]:
-        raise ValueError(f"array.py: {len(indices)} class indices for logits of {logits.shape[-3]} structures")
-    if not 0 < threshold < 1:
-        raise ValueError(f"array.py: threshold is a probability between 0 and 1, got {threshold}")
-    highest, winner = logits.max(dim=-3)
-    classes = torch.tensor(indices, dtype=torch.uint8, device=logits.device)[winner]
-    return torch.where(highest > float(np.log(threshold / (1 - threshold))), classes, BACKGROUND_INDEX).to(torch.uint8)
-
-
 def masks_of_label_map(label_map: Tensor) -> Tensor:
     """Label map (1, H, W) -> one mask a structure, (S, H, W) float32."""
     indices = torch.tensor([s.class_index for s in STRUCTURES], dtype=label_map.dtype, device=label_map.device)
@@ -281,133 +248,15 @@ def normalise_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) 
     return (grey - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
-# --- augmentation ----------------------------------------------------------------------------------------------------
-
-
-class RandUltrasound(Randomizable, Transform):
-    """Another patient, probe position and machine setting: one affine warp, then gamma, gain and noise. No flip: left is left.
-
-    Args:
-        rotation_degrees, log_scale, log_aspect, shift: the warp's limits; shift is a fraction of the square's side.
-        log_gamma: limit of the logarithm of the exponent of the intensities in [0, 1].
-        gain: limits of the factor of the intensities.
-        noise: largest standard deviation of the noise, of intensities in [0, 1]; black pixels stay black.
-    """
-
-    def __init__(
-        self,
-        rotation_degrees: float = 15.0,
-        log_scale: float = 0.2,
-        log_aspect: float = 0.08,
-        shift: float = 0.06,
-        log_gamma: float = 0.4,
-        gain: tuple[float, float] = (0.8, 1.2),
-        noise: float = 0.04,
-    ) -> None:
-        self.rotation_degrees = rotation_degrees
-        self.log_scale = log_scale
-        self.log_aspect = log_aspect
-        self.shift = shift
-        self.log_gamma = log_gamma
-        self.gain = gain
-        self.noise = noise
-
-    def __call__(self, image: Tensor, label_map: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw once and change image and label map alike.
-
-        Args:
-            image: (1, N, N), uint8.
-            label_map: (1, N, N), uint8.
-        Returns:
-            image (1, N, N), float32 in [0, 1]; label map (1, N, N), uint8.
-        """
-        theta = self._draw_affine()
-        gamma = float(np.exp(self.R.uniform(-self.log_gamma, self.log_gamma)))
-        gain, noise_std = self.R.uniform(*self.gain), self.R.uniform(0, self.noise)
-        generator = torch.Generator().manual_seed(int(self.R.randint(2**31)))
-
-        channels = torch.cat([image.float() / 255, masks_of_label_map(label_map)])[None]  # (1, 1 + S, N, N)
-        grid = F.affine_grid(theta[None], list(channels.shape), align_corners=False)
-        warped = F.grid_sample(channels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-        grey = warped[:1].clamp_(1e-6, 1).pow_(gamma).mul_(gain)
-        noise = torch.randn(grey.shape, generator=generator).mul_(noise_std)
-        grey = torch.where(warped[:1] > 0.01, grey + noise, grey).clamp_(0, 1)
-        share, winner = warped[1:].max(dim=0, keepdim=True)
-        classes = torch.tensor([s.class_index for s in STRUCTURES], dtype=torch.uint8)[winner]
-        background = (1 - warped[1:].sum(dim=0, keepdim=True)).clamp_min_(0)
-        return grey, torch.where(share > background, classes, torch.tensor(BACKGROUND_INDEX, dtype=torch.uint8))
-
-    def _draw_affine(self) -> Tensor:
-        """(2, 3): where in the input each output pixel comes from, in grid_sample's coordinates."""
-        angle = np.deg2rad(self.R.uniform(-self.rotation_degrees, self.rotation_degrees))
-        scale = np.exp(self.R.uniform(-self.log_scale, self.log_scale))
-        aspect = np.exp(self.R.uniform(-self.log_aspect, self.log_aspect))
-        shift = self.R.uniform(-self.shift, self.shift, size=2) * 2  # the square is 2 wide
-        rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        linear = rotation @ np.diag([aspect, 1 / aspect]) / scale
-        return torch.tensor(np.column_stack([linear, shift]), dtype=torch.float32)
-
-
-# --- prompts ---------------------------------------------------------------------------------------------------------
-
-
-def prompt_tokens(
-    attributes: Mapping[str, Any], level: str, phrasings: Sequence[int], context_length: int = 77, padding_id: int = 0
-) -> Tensor:
-    """Token ids of the prompts of one image, one for each structure.
-
-    Attributes that the item lacks lower the level; each way this happens is logged once.
-
-    Args:
-        attributes: a datalist item.
-        level: P0 ... P7.
-        phrasings: index of the phrasing of each structure.
-        context_length, padding_id: as in `PromptTokenizer`.
-    Returns:
-        (S, context_length), int64.
-    """
-    texts = []
-    for structure, phrasing in zip(STRUCTURES, phrasings):
-        prompt = prompt_text(
-            structure, level, attributes, phrasing=phrasing, is_synthetic=bool(attributes.get("is_synthetic", False))
-        )
-        if prompt.missing:
-            _say_once(
-                f"prompts: {level} was asked for, {prompt.level} is used where items lack {', '.join(prompt.missing)}"
-            )
-        texts.append(prompt.text)
-    return _tokenizer(context_length, padding_id)(texts)
-
-
-def draw_phrasings(random_state: np.random.RandomState) -> list[int]:
-    """A phrasing for each structure, by chance."""
-    return [int(i) for i in random_state.randint(NUM_PHRASINGS, size=len(STRUCTURES))]
-
-
-_PROMPT_STEMS = {1: ("ventricular cavity", "left ventric", "endocard"), 2: ("myocard",), 3: ("atri",)}
-"""Beginnings of the words by which a free prompt names a structure, by class index."""
-
-
-def class_index_of_prompt(prompt: str) -> int:
-    """Class that a free prompt's mask is written with: of the one structure that it names, 1 if it names none or several."""
-    named = [index for index, stems in _PROMPT_STEMS.items() if any(stem in prompt.lower() for stem in stems)]
-    return named[0] if len(named) == 1 else 1
-
-
-@cache
-def _tokenizer(context_length: int, padding_id: int) -> PromptTokenizer:
-    return PromptTokenizer(context_length, padding_id)
-
-
-@cache
-def _say_once(message: str) -> None:
-    logger.info(message)
-
-
 # --- helpers ---------------------------------------------------------------------------------------------------------
 
 
-def _resize(image: Tensor, height: int, width: int) -> Tensor:
+def plain(tensor: Tensor) -> Tensor:
+    """Without meta data: MetaTensors cost time in each operation."""
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
     """(C, H, W) float -> (C, height, width): bilinear, pixel centres kept, smoothed where it shrinks."""
     return F.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False, antialias=True)[0]
 

@@ -6,29 +6,21 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Randomizable, RandomizableTransform, Transform
+from monai.transforms import MapTransform, Transform
 
-from synboost_monai.labels import STRUCTURES
 from synboost_monai.records import PHASES, VIEWS, EchoRecord
 from synboost_monai.transforms.array import (
-    LetterboxGeometry,
-    RandUltrasound,
     check_label_map,
-    class_index_of_prompt,
-    draw_phrasings,
     letterbox_geometry,
     letterbox_image,
     letterbox_label_map,
     load_echo,
-    logits_to_label_map,
     masks_of_label_map,
     normalise_image,
-    prompt_tokens,
-    restore_logits,
+    plain,
 )
 
 Item = Mapping[Hashable, Any]
@@ -98,11 +90,11 @@ class Letterboxd(MapTransform):
         reference = item[first if first is not None else self.label_keys[0]]
         geometry = letterbox_geometry(reference.shape, item["spacing_mm"].tolist(), self.size, self.keep_aspect)
         for key in self.key_iterator(item):
-            boxed = letterbox_image(_plain(item[key]), geometry)
+            boxed = letterbox_image(plain(item[key]), geometry)
             item[key] = MetaTensor(boxed, meta=item[key].meta) if self.keep_meta else boxed
         for key in self.label_keys:
             if isinstance(item.get(key), torch.Tensor):
-                item[key] = letterbox_label_map(_plain(item[key]), geometry)
+                item[key] = letterbox_label_map(plain(item[key]), geometry)
         item["geometry"] = torch.tensor(geometry)
         return item
 
@@ -158,67 +150,9 @@ class NormaliseEchod(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             image = item[key]
-            normalised = normalise_image(_plain(image), self.mean, self.std)
+            normalised = normalise_image(plain(image), self.mean, self.std)
             item[key] = MetaTensor(normalised, meta=image.meta) if isinstance(image, MetaTensor) else normalised
         return item
-
-
-class RandUltrasoundd(RandomizableTransform):
-    """`RandUltrasound` on image and label map; `is_enabled: false` changes nothing (the published experiments had none)."""
-
-    def __init__(
-        self, image_key: str = "image", label_key: str = "label", is_enabled: bool = True, **limits: Any
-    ) -> None:
-        super().__init__(prob=1.0)
-        self.image_key, self.label_key = image_key, label_key
-        self.is_enabled = is_enabled
-        self.augment = RandUltrasound(**limits)
-
-    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandUltrasoundd:
-        super().set_random_state(seed, state)
-        self.augment.set_random_state(seed, state)
-        return self
-
-    def __call__(self, data: Item) -> dict[Hashable, Any]:
-        item = dict(data)
-        if self.is_enabled:
-            item[self.image_key], item[self.label_key] = self.augment(item[self.image_key], item[self.label_key])
-        return item
-
-
-class PromptTokensd(Transform):
-    """Adds `input_ids` (S, L): the prompts of the item's structures, always in the same phrasing.
-
-    Args:
-        level: P0 ... P7; what the item does not know lowers it (see `prompt_tokens`).
-        phrasing: 0 "of the heart", 1 "in the cardiac ultrasound".
-        context_length, padding_id: as in `PromptTokenizer`.
-    """
-
-    def __init__(self, level: str, phrasing: int = 0, context_length: int = 77, padding_id: int = 0) -> None:
-        self.level, self.phrasing = level, phrasing
-        self.context_length, self.padding_id = context_length, padding_id
-
-    def __call__(self, data: Item) -> dict[Hashable, Any]:
-        phrasings = [self.phrasing] * len(STRUCTURES)
-        return {
-            **data,
-            "input_ids": prompt_tokens(data, self.level, phrasings, self.context_length, self.padding_id),  # type: ignore[arg-type]
-        }
-
-
-class RandPromptTokensd(Randomizable, Transform):
-    """Adds `input_ids` (S, L) with a phrasing drawn for each structure; arguments as in `PromptTokensd`."""
-
-    def __init__(self, level: str, context_length: int = 77, padding_id: int = 0) -> None:
-        self.level, self.context_length, self.padding_id = level, context_length, padding_id
-
-    def __call__(self, data: Item) -> dict[Hashable, Any]:
-        phrasings = draw_phrasings(self.R)
-        return {
-            **data,
-            "input_ids": prompt_tokens(data, self.level, phrasings, self.context_length, self.padding_id),  # type: ignore[arg-type]
-        }
 
 
 class DropAttributesd(Transform):
@@ -228,68 +162,3 @@ class DropAttributesd(Transform):
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         return {key: value for key, value in data.items() if key not in self.ATTRIBUTES}
-
-
-class RestoreLabelMapd(MapTransform):
-    """Logits (S, N, N) -> label map on the image's native grid, in the stored order of its file.
-
-    The result is (1, W, H, 1) uint8 with the image's affine: a volume of one plane, the one shape that MONAI Label writes back
-    with the affine kept. `WriteLabelMaps` and `display_order` know it.
-
-    Args:
-        keys: logits.
-        prompt: the free prompt that the network was given; empty: the three structures, arbitrated into one label map (see
-            `logits_to_label_map`); otherwise the mask is written with the class that the prompt names (`class_index_of_prompt`).
-        threshold: probability above which a pixel belongs to a structure.
-        image_key: the image whose meta data the label map gets.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection = "pred",
-        prompt: str = "",
-        threshold: float = 0.5,
-        image_key: str = "image",
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.class_indices = [class_index_of_prompt(prompt)] if prompt else [s.class_index for s in STRUCTURES]
-        self.threshold = threshold
-        self.image_key = image_key
-
-    def __call__(self, data: Item) -> dict[Hashable, Any]:
-        item = dict(data)
-        geometry = LetterboxGeometry(*(int(n) for n in item["geometry"]))
-        meta = dict(item[self.image_key].meta)
-        for key in self.key_iterator(item):
-            logits = restore_logits(_plain(item[key]), geometry)
-            label_map = logits_to_label_map(logits, self.class_indices, self.threshold)
-            item[key] = MetaTensor(label_map.T[None, :, :, None].contiguous(), meta=meta)
-        return item
-
-
-class LogitsToMasksd(MapTransform):
-    """Logits (S, N, N) -> masks (S, N, N) by the same arbitration as the label map; written under `output_key`.
-
-    The logits stay, for the validation loss.
-    """
-
-    def __init__(self, keys: KeysCollection = "pred", output_key: str = "pred_masks", threshold: float = 0.5) -> None:
-        super().__init__(keys)
-        self.output_key, self.threshold = output_key, threshold
-
-    def __call__(self, data: Item) -> dict[Hashable, Any]:
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[self.output_key] = masks_of_label_map(logits_to_label_map(item[key], threshold=self.threshold)[None])
-        return item
-
-
-def display_order(label_map: torch.Tensor) -> torch.Tensor:
-    """Label map of `RestoreLabelMapd` (1, W, H, 1) -> (H, W), as on the screen."""
-    return _plain(label_map)[0, :, :, 0].T.contiguous()
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Without meta data: MetaTensors cost time in each operation."""
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor

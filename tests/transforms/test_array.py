@@ -12,22 +12,18 @@ from numpy.typing import NDArray
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.transforms.array import (
     LetterboxGeometry,
-    RandUltrasound,
     check_label_map,
     checked_items,
-    class_index_of_prompt,
     letterbox_geometry,
     letterbox_image,
     letterbox_label_map,
     load_echo,
-    logits_to_label_map,
     masks_of_label_map,
     normalise_image,
-    prompt_tokens,
-    restore_logits,
     scale_to_bytes,
     write_label_map,
 )
+from synboost_monai.transforms.postprocessing import logits_to_label_map, restore_logits
 
 SHAPE = (118, 150)
 """Native (H, W): not square, not even multiples of anything."""
@@ -194,15 +190,6 @@ def test_constant_image_is_no_division_by_zero() -> None:
     assert torch.isfinite(scale_to_bytes(torch.full((1, 4, 4), 700.0))).all()
 
 
-def test_arbitration_takes_the_highest_structure_above_the_threshold() -> None:
-    logits = torch.tensor([[[3.0, -1.0, 0.2]], [[2.0, -2.0, 0.1]], [[-5.0, -0.1, 0.3]]])  # (3, 1, 3)
-    assert logits_to_label_map(logits).tolist() == [[1, 0, 3]]
-    assert logits_to_label_map(logits, threshold=0.45).tolist() == [[1, 3, 3]]
-    assert logits_to_label_map(logits[:1], [2]).tolist() == [[2, 0, 2]]
-    with pytest.raises(ValueError, match="threshold is a probability"):
-        logits_to_label_map(logits, threshold=1.0)
-
-
 def test_label_map_with_a_fifth_class_is_refused() -> None:
     label_map = torch.zeros(1, 4, 4)
     label_map[0, 0, 0] = 4
@@ -219,71 +206,6 @@ def test_normalise_by_hand() -> None:
     image = torch.tensor([[[0, 255]]], dtype=torch.uint8)
     channels = normalise_image(image, (0.5, 0.4, 0.2), (0.5, 0.2, 0.1))
     assert torch.allclose(channels, torch.tensor([[[-1.0, 1.0]], [[-2.0, 3.0]], [[-2.0, 8.0]]]))
-
-
-def test_augmentation_moves_image_and_label_map_together() -> None:
-    geometry = letterbox_geometry(SHAPE, (1.0, 1.0), 96)
-    label_map = letterbox_label_map(torch.from_numpy(known_label_map())[None], geometry)
-    image = label_map * 80
-    augment = RandUltrasound(log_gamma=0.0, gain=(1.0, 1.0), noise=0.0)
-    augment.set_random_state(3)
-    for _ in range(5):
-        warped_image, warped_label_map = augment(image, label_map)
-        read_off = (warped_image * 255 / 80).round()
-        is_same = read_off == warped_label_map
-        assert is_same.float().mean() > 0.93  # all but the rims between classes
-        assert not torch.equal(warped_label_map, label_map)
-
-
-def test_augmentation_follows_its_seed_alone() -> None:
-    label_map = torch.zeros(1, 32, 32, dtype=torch.uint8)
-    image = torch.full((1, 32, 32), 90, dtype=torch.uint8)
-    augment = RandUltrasound()
-    pictures = []
-    for global_seed in (0, 1):
-        torch.manual_seed(global_seed)
-        augment.set_random_state(7)
-        pictures.append(augment(image, label_map)[0])
-    assert torch.equal(*pictures)
-    assert not torch.equal(pictures[1], augment(image, label_map)[0])
-    assert pictures[0].min() >= 0 and pictures[0].max() <= 1
-
-
-def test_augmentation_never_flips() -> None:
-    label_map = torch.zeros(1, 64, 64, dtype=torch.uint8)
-    label_map[:, 16:48, 8:20] = 1
-    label_map[:, 16:48, 44:56] = 3
-    augment = RandUltrasound()
-    augment.set_random_state(0)
-    for _ in range(20):
-        warped = augment(label_map, label_map)[1][0]
-        assert (warped == 1).nonzero()[:, 1].float().mean() < (warped == 3).nonzero()[:, 1].float().mean()
-
-
-def test_tokens_fall_with_missing_attributes_and_follow_synthetic_templates() -> None:
-    real = {"view": "apical_four_chamber", "phase": "end_diastole"}
-    assert torch.equal(prompt_tokens(real, "P6", [0, 0, 0]), prompt_tokens(real, "P3", [0, 0, 0]))
-    assert not torch.equal(prompt_tokens(real, "P3", [0, 0, 0]), prompt_tokens(real, "P3", [1, 0, 0]))
-    whole = real | {"sex": "male", "age": 40, "shape": {s.name: "oval" for s in STRUCTURES}, "image_quality": "good"}
-    assert not torch.equal(
-        prompt_tokens(whole | {"is_synthetic": True}, "P6", [0, 0, 0]), prompt_tokens(whole, "P6", [0, 0, 0])
-    )
-    assert prompt_tokens(real, "P1", [0, 1, 0]).shape == (3, 77)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "class_index"),
-    [
-        ("left atrium", 3),
-        ("Myocardium of the heart.", 2),
-        ("Left ventricular cavity", 1),
-        ("the left ventricle", 1),
-        ("heart", 1),
-        ("myocardium and left atrium", 1),
-    ],
-)
-def test_free_prompt_names_a_class(prompt: str, class_index: int) -> None:
-    assert class_index_of_prompt(prompt) == class_index
 
 
 def test_cases_of_the_same_name_stay_apart(tmp_path: Path) -> None:
