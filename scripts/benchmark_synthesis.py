@@ -19,13 +19,13 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import device_name, peak, reset_peak, timed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -240,44 +240,6 @@ def count_flop(way: Way) -> Tensor:
     return output
 
 
-def timed(function: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    synchronise(device)
-    start = time.perf_counter()
-    value = function()
-    synchronise(device)
-    return time.perf_counter() - start, value
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def reset_peak(device: torch.device) -> int:
-    """Bytes in use now, from which on the peak counts."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return 0
-    return resident("VmRSS")
-
-
-def peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident("VmHWM")
-
-
-def resident(name: str) -> int:
-    """A line of Linux's /proc/self/status in bytes; 0 on other systems."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
-
 def table(ways: list[Way]) -> str:
     """TFLOP and seconds of one evaluation and of one image; both ratios are to 1,000 evaluations the published way."""
     rows = [
@@ -356,14 +318,6 @@ def throughput(
     numbers = {"images_at_once": images_at_once, "spade": spade, "compiled": options.compile, "images_per_second": rate}
     numbers |= {"seconds": seconds, "peak_gb": peak(device) / 1e9, "floor_images_per_second": floor}
     return numbers
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    import platform
-
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "scripts/benchmark_synthesis.py"
 def benchmark() -> ModuleType:
     spec = importlib.util.spec_from_file_location("benchmark_synthesis", SCRIPT)
     assert spec is not None and spec.loader is not None
+    sys.path.insert(0, str(SCRIPT.parent))  # as when the script is started
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look it up
     spec.loader.exec_module(module)

@@ -1,17 +1,23 @@
-"""Prompted segmentation as a MONAI Inferer: the prompt lives here, since MONAI Label hands over images alone."""
+"""Prompted segmentation as a MONAI Inferer: the prompt lives here, since MONAI Label hands over images alone.
+
+B: batch, S: prompts of an image, L: tokens of a prompt, T: frames of a clip, N: side of the network's square.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from synboost_monai.networks.text import PromptTable
 from synboost_monai.prompts import PromptTokenizer
 
-__all__ = ["PromptedSegmentationInferer"]
+__all__ = ["PreparePromptedBatch", "PromptedSegmentationInferer"]
 
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """Names of the types of mixed precision, as configs write them."""
@@ -21,12 +27,16 @@ class PromptedSegmentationInferer(Inferer):
     """Runs a segmenter on images and prompts.
 
     Which prompts: the free `prompt` if there is one; else the batch's `input_ids`; else none, which asks for the three structures.
+    A prompt that was seen before is not encoded again while the text encoder's weights stay as they are; in a training only where the
+    text encoder is frozen.
 
     Args:
         prompt: words that say what to segment; "" for the structures of the project.
-        autocast_dtype: "bfloat16" computes in mixed precision, on CPUs too; None in float32. Logits are float32 always.
+        autocast_dtype: "bfloat16" computes in mixed precision, on CPUs too; None in the type of the weights. Logits are float32 always.
         channels_last: memory layout of the images; convolutions in mixed precision are faster with it.
         context_length, padding_id: as in `PromptTokenizer`.
+        images_at_once: so many images, or frames of a clip, go through the network together; None: the whole batch.
+        cache_text: False encodes prompts anew each time.
     """
 
     def __init__(
@@ -36,36 +46,111 @@ class PromptedSegmentationInferer(Inferer):
         channels_last: bool = False,
         context_length: int = 77,
         padding_id: int = 0,
+        images_at_once: int | None = None,
+        cache_text: bool = True,
     ) -> None:
         super().__init__()
         if autocast_dtype is not None and autocast_dtype not in AUTOCAST_DTYPES:
             raise ValueError(
                 f"segmentation.py: autocast_dtype must be one of {', '.join(AUTOCAST_DTYPES)} or null, got {autocast_dtype!r}"
             )
+        if images_at_once is not None and images_at_once < 1:
+            raise ValueError(f"segmentation.py: images_at_once must be at least 1 or null, got {images_at_once}")
         self.autocast_dtype = AUTOCAST_DTYPES[autocast_dtype] if autocast_dtype else None
         self.channels_last = channels_last
+        self.images_at_once = images_at_once
+        self.cache_text = cache_text
         self.prompt_ids = PromptTokenizer(context_length, padding_id)([prompt]) if prompt else None  # (1, L)
+        self._tables: dict[int, PromptTable] = {}
 
     def __call__(
-        self, inputs: Tensor, network: nn.Module, input_ids: Tensor | None = None, *args: Any, **kwargs: Any
+        self,
+        inputs: Tensor | Sequence[Tensor],
+        network: nn.Module,
+        input_ids: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Tensor:
         """Logits of a batch.
 
         Args:
-            inputs: images, (B, 3, N, N), normalised.
-            network: a segmenter, `forward(image, input_ids)`.
-            input_ids: prompts of each image, (B, S, L); None as described above.
+            inputs: images (B, 3, N, N), normalised; or clips (B, T, 3, N, N); or the features of images, as `encode_image` of the
+                segmenters gives them.
+            network: a segmenter, also wrapped in DistributedDataParallel.
+            input_ids: prompts of each image or clip, (B, S, L), best left on the CPU; None as described above.
         Returns:
-            (B, S, N, N), float32.
+            (B, S, N, N), of clips (B, T, S, N, N); float32.
         """
-        images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        features: list[Tensor] = [_plain(t) for t in inputs] if not isinstance(inputs, Tensor) else [_plain(inputs)]
+        clip_shape = features[0].shape[:2] if isinstance(inputs, Tensor) and inputs.ndim == 5 else None
+        batch_size = len(features[0])
         if self.prompt_ids is not None:
-            input_ids = self.prompt_ids.expand(len(images), 1, -1)
+            input_ids = self.prompt_ids.expand(batch_size, 1, -1)
         if input_ids is not None:
-            input_ids = input_ids.to(images.device)
+            input_ids = _plain(input_ids)
+        if clip_shape is not None:
+            features = [features[0].flatten(0, 1)]
+            input_ids = None if input_ids is None else input_ids.repeat_interleave(clip_shape[1], dim=0)
+        at_once = self.images_at_once or len(features[0])
+        logits = []
+        for start in range(0, len(features[0]), at_once):
+            part = [f[start : start + at_once] for f in features]
+            ids = None if input_ids is None else input_ids[start : start + at_once]
+            logits.append(self._logits(part[0] if isinstance(inputs, Tensor) else tuple(part), network, ids))
+        joined = torch.cat(logits) if len(logits) > 1 else logits[0]
+        return joined if clip_shape is None else joined.unflatten(0, clip_shape)
+
+    def _logits(self, inputs: Tensor | tuple[Tensor, ...], network: nn.Module, input_ids: Tensor | None) -> Tensor:
+        """Logits of images or features (B, ...)."""
+        segmenter = network.module if isinstance(network, DistributedDataParallel) else network
+        first = inputs if isinstance(inputs, Tensor) else inputs[0]
+        parameter = next(segmenter.parameters(), None)
+        if self.autocast_dtype is None and parameter is not None and first.dtype != parameter.dtype:
+            inputs = (
+                inputs.to(parameter.dtype)
+                if isinstance(inputs, Tensor)
+                else tuple(f.to(parameter.dtype) for f in inputs)
+            )
+        if self.channels_last and isinstance(inputs, Tensor):
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         is_mixed = self.autocast_dtype is not None
-        with torch.autocast(images.device.type, dtype=self.autocast_dtype, enabled=is_mixed):
-            logits = network(images, input_ids)
+        with torch.autocast(first.device.type, dtype=self.autocast_dtype, enabled=is_mixed):
+            text = self._known_text(segmenter, first, input_ids)
+            logits = network(inputs, input_ids) if text is None else network(inputs, None, text)
         return logits.float()
+
+    def _known_text(self, segmenter: nn.Module, first: Tensor, input_ids: Tensor | None) -> tuple[Tensor, ...] | None:
+        """Text features of the prompts, each encoded once; None where the network has to encode them itself."""
+        if not self.cache_text or not hasattr(segmenter, "join_prompts"):
+            return None
+        if input_ids is None:
+            input_ids = segmenter.default_input_ids.cpu().expand(len(first), -1, -1)
+        if id(segmenter) not in self._tables:
+            self._tables[id(segmenter)] = PromptTable()
+        return self._tables[id(segmenter)](segmenter, input_ids.flatten(0, 1))
+
+
+class PreparePromptedBatch:
+    """MONAI's `prepare_batch` for segmenters: (images or features, masks or None, (), {"input_ids": prompts}).
+
+    Images and masks go to the device; prompts stay on the CPU, where repeated ones are found without a wait.
+    """
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Any, Tensor | None, tuple[()], dict[str, Tensor]]:
+        def moved(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return tuple(moved(part) for part in value)
+            return value.to(device=device, non_blocking=non_blocking, **kwargs) if isinstance(value, Tensor) else None
+
+        known = {key: batchdata[key] for key in ("input_ids",) if isinstance(batchdata.get(key), Tensor)}
+        return moved(batchdata["image"]), moved(batchdata.get("label")), (), known
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor

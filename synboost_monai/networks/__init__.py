@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from .clipseg import CLIPSeg
     from .cris import CRIS
+    from .lora import add_lora, merged_state_dict
     from .published import load_published, load_weights
     from .semantic_diffusion_unet import SemanticDiffusionUNet, create_semantic_diffusion_unet
 
@@ -23,18 +24,22 @@ _MODULE_OF = {
     "EfficientNetLite0": "efficientnet_lite",
     "SemanticDiffusionUNet": "semantic_diffusion_unet",
     "create_semantic_diffusion_unet": "semantic_diffusion_unet",
+    "add_lora": "lora",
     "load_published": "published",
     "load_weights": "published",
+    "merged_state_dict": "lora",
 }
 
 __all__ = [
     "CLIPSeg",
     "CRIS",
     "SemanticDiffusionUNet",
+    "add_lora",
     "create_segmenter",
     "create_semantic_diffusion_unet",
     "load_published",
     "load_weights",
+    "merged_state_dict",
     "parameter_groups",
     "to_inference",
 ]
@@ -161,35 +166,44 @@ def create_segmenter(
 
 
 def parameter_groups(
-    network: nn.Module, learning_rate: float, encoder_learning_rate_scale: float = 0.5, weight_decay: float = 1e-2
+    network: nn.Module,
+    learning_rate: float,
+    encoder_learning_rate_scale: float = 0.5,
+    weight_decay: float = 1e-2,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: encoders learn slower, and norms, biases and embeddings do not decay.
+    """Parameter groups for AdamW: encoders learn slower, the more so the nearer to the input; norms, biases, embeddings do not decay.
 
     Args:
-        network: a segmenter, with its pretrained parts in `encoders`.
+        network: a segmenter, with its pretrained parts in `encoders` and their layers in `encoder_stages`.
         learning_rate: of everything but the encoders.
-        encoder_learning_rate_scale: learning rate of the encoders, as a fraction of `learning_rate`.
+        encoder_learning_rate_scale: learning rate of the encoders' last layers, as a fraction of `learning_rate`.
         weight_decay: of weights with two or more dimensions.
+        layer_decay: each layer of an encoder learns at this fraction of the one after it (layer-wise learning rates, Clark et al. 2020,
+            Bao et al. 2022); 1: all alike.
     Returns:
-        up to four groups, without frozen parameters and without empty groups.
+        groups without frozen parameters and without empty groups, the decoder's first.
+    Raises:
+        ValueError: if `layer_decay` is not in (0, 1].
     """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"networks: layer_decay must be above 0 and at most 1, got {layer_decay}")
     from torch import nn
 
     encoders: Iterable[nn.Module] = getattr(network, "encoders", ())
-    of_encoders = {id(parameter) for encoder in encoders for parameter in encoder.parameters()}
+    scales = {id(p): encoder_learning_rate_scale for encoder in encoders for p in encoder.parameters()}
+    for stages in getattr(network, "encoder_stages", ()):
+        for distance, stage in enumerate(reversed(stages)):
+            scales |= {id(p): encoder_learning_rate_scale * layer_decay**distance for p in stage.parameters()}
     tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and id(parameter) not in tables and not name.endswith("_embedding")
-            groups.setdefault((id(parameter) in of_encoders, decays), []).append(parameter)
+            groups.setdefault((scales.get(id(parameter), 1.0), decays), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": learning_rate * (encoder_learning_rate_scale if is_encoder else 1.0),
-            "weight_decay": weight_decay if decays else 0.0,
-        }
-        for (is_encoder, decays), parameters in groups.items()
+        {"params": parameters, "lr": learning_rate * scale, "weight_decay": weight_decay if decays else 0.0}
+        for (scale, decays), parameters in sorted(groups.items(), key=lambda entry: (-entry[0][0], not entry[0][1]))
     ]
 
 

@@ -19,7 +19,17 @@ from torch import Tensor, nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from .efficientnet_lite import FEATURE_CHANNELS, EfficientNetLite0
-from .text import CONTEXT_LENGTH, VOCABULARY_SIZE, check_inputs, default_input_ids, distinct_prompts, trim_to_end
+from .text import (
+    CONTEXT_LENGTH,
+    VOCABULARY_SIZE,
+    Memo,
+    check_image,
+    check_input_ids,
+    check_length,
+    default_input_ids,
+    distinct_prompts,
+    trim_to_end,
+)
 
 
 class HybridPatchEmbedding(nn.Module):
@@ -144,6 +154,7 @@ class CLIPSeg(nn.Module):
             use_complex_transposed_convolution=True,
         )
         network = CLIPSegForImageSegmentation(config)
+        self.config = config  # of transformers, for those who want its class
         self.clip = network.clip
         self.decoder = network.decoder
         if is_hybrid:
@@ -154,6 +165,7 @@ class CLIPSeg(nn.Module):
         self.extract_layers = tuple(extract_layers)
         self.context_length = context_length
         self.freeze_encoders = freeze_encoders
+        self._positions = Memo(8)
         # no output depends on these: an optimiser or torchrun must not wait for their gradients
         vision_model = self.clip.vision_model
         unused = [*vision_model.encoder.layers[max(extract_layers) + 1 :], vision_model.post_layernorm]
@@ -198,8 +210,31 @@ class CLIPSeg(nn.Module):
             self.clip.eval()
         return self
 
-    def encode_image(self, image: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Activations (B, T, D) of the extracted layers, first to last, and the map at stride 4 where there is one."""
+    @property
+    def encoder_stages(self) -> list[list[nn.Module]]:
+        """Each encoder's parts from input to output, for learning rates by layer."""
+        vision, text = self.clip.vision_model, self.clip.text_model
+        used = vision.encoder.layers[: max(self.extract_layers) + 1]
+        return [[vision.embeddings, *used], [text.embeddings, *text.encoder.layers, text.final_layer_norm]]
+
+    def text_encoder_parameters(self) -> list[Tensor]:
+        """Whatever text features depend on."""
+        return [*self.clip.text_model.parameters(), *self.clip.text_projection.parameters()]
+
+    def _position_codes(self, num_rows: int, num_columns: int) -> Tensor:
+        """(1 + num_rows * num_columns, D); resized once for each size, unless they are being trained."""
+        stored = self.clip.vision_model.embeddings.position_embedding.weight
+        if self._positions.is_usable([stored]):
+            return self._positions.get(
+                [(num_rows, num_columns)], lambda _: [_resize_positions(stored, num_rows, num_columns)]
+            )[0]
+        return _resize_positions(stored, num_rows, num_columns)
+
+    def encode_image(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Features of images (B, 3, H, W): activations (B, T, D) of the extracted layers, first to last, and, with skips, the map at
+        stride 4.
+        """
+        check_image(image)
         model = self.clip.vision_model
         embeddings, features = model.embeddings, {}
         patches = embeddings.patch_embedding(image)
@@ -208,31 +243,55 @@ class CLIPSeg(nn.Module):
         grid = patches.shape[-2:]
         class_token = embeddings.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         x = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1)  # (B, T, D)
-        x = x + _resize_positions(embeddings.position_embedding.weight, grid[0], grid[1]).to(x.dtype)
+        x = x + self._position_codes(grid[0], grid[1]).to(x.dtype)
         x = model.pre_layrnorm(x)
         activations = []
         for index, layer in enumerate(model.encoder.layers[: max(self.extract_layers) + 1]):
             x = _encoder_layer(layer, x)
             if index in self.extract_layers:
                 activations.append(x)
-        return activations, features.get(4)
+        return (*activations, features[4]) if self.skip_head is not None else tuple(activations)
 
-    def encode_text(self, input_ids: Tensor) -> Tensor:
+    def encode_prompts(self, input_ids: Tensor) -> tuple[Tensor]:
         """Text embeddings (N, P) of token ids (N, L), from the first end token: the token with the highest id."""
         model = self.clip.text_model
-        ids, inverse = distinct_prompts(trim_to_end(input_ids))
         embeddings = model.embeddings
+        ids, inverse = distinct_prompts(trim_to_end(input_ids))
+        check_length(ids, self.context_length)
+        end = ids.argmax(dim=-1)
+        ids = ids.to(embeddings.token_embedding.weight.device)
         x = embeddings.token_embedding(ids) + embeddings.position_embedding.weight[: ids.shape[1]]
         for layer in model.encoder.layers:
             x = _encoder_layer(layer, x, is_causal=True)
-        end = x[torch.arange(len(x), device=x.device), ids.argmax(dim=-1)]
-        embedding = self.clip.text_projection(model.final_layer_norm(end))
-        return embedding if inverse is None else embedding[inverse]
+        x = x[torch.arange(len(x), device=x.device), end.to(x.device)]
+        embedding = self.clip.text_projection(model.final_layer_norm(x))
+        return (embedding if inverse is None else embedding[inverse.to(x.device)],)
 
-    def decode(self, activations: Sequence[Tensor], text: Tensor, grid: tuple[int, int], fine: Tensor | None) -> Tensor:
-        """Logits (N, 1, ...) of activations (B, T, D) by prompts' embeddings (N, P); `fine`: the map at stride 4."""
+    def split_prompts(self, text: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+        """Text features of each prompt by itself."""
+        return [(embedding,) for embedding in text[0]]
+
+    def join_prompts(self, texts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor]:
+        """Text features of N prompts, of those of each."""
+        return (torch.stack([embedding for (embedding,) in texts]),)
+
+    def decode(self, features: Sequence[Tensor], text: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
+        """Logits (B, S, H, W).
+
+        Args:
+            features: of `encode_image`, B images.
+            text: of `encode_prompts`, B * S prompts, those of an image one after another.
+            size: (H, W) of the images; None: they were squares.
+        """
+        (embedding,) = text
+        activations, fine = (features[:-1], features[-1]) if self.skip_head is not None else (features, None)
+        batch_size, num_tokens = activations[0].shape[:2]
+        num_prompts = len(embedding) // batch_size
+        patch_size = self.clip.vision_model.embeddings.patch_size
+        if size is None:
+            side = round((num_tokens - 1) ** 0.5) * patch_size
+            size = (side, side)
         decoder = self.decoder
-        num_prompts = len(text) // len(activations[0])
         x: Tensor | None = None
         layers = zip(reversed(activations), decoder.layers, decoder.reduces)
         for index, (activation, layer, reduce) in enumerate(layers):
@@ -240,39 +299,51 @@ class CLIPSeg(nn.Module):
             h = reduced.unsqueeze(1) if x is None else x.unflatten(0, (-1, num_prompts)) + reduced.unsqueeze(1)
             if index == decoder.conditional_layer:
                 scale, shift = (
-                    film(text)[:, None].unflatten(0, (-1, num_prompts)) for film in (decoder.film_mul, decoder.film_add)
+                    film(embedding)[:, None].unflatten(0, (-1, num_prompts))
+                    for film in (decoder.film_mul, decoder.film_add)
                 )
                 h = scale * h + shift  # (B, S, T, R)
             x = _decoder_layer(layer, h.expand(-1, num_prompts, -1, -1).flatten(0, 1))
         assert x is not None
+        grid = (size[0] // patch_size, size[1] // patch_size)
         x = x[:, 1:].transpose(1, 2).unflatten(-1, grid)  # (N, R, h, w), without the class token
         if self.skip_head is None:
-            return decoder.transposed_convolution(x)
-        assert fine is not None
-        conv, relu, up, _, last = decoder.transposed_convolution
-        return last(self.skip_head(up(relu(conv(x))), fine, text))
+            logits = decoder.transposed_convolution(x)
+        else:
+            assert fine is not None
+            conv, relu, up, _, last = decoder.transposed_convolution
+            logits = last(self.skip_head(up(relu(conv(x))), fine, embedding))
+        if logits.shape[-2:] != size:
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return logits.reshape(batch_size, num_prompts, *size)
 
-    def forward(self, image: Tensor, input_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        image: Tensor | Sequence[Tensor],
+        input_ids: Tensor | None = None,
+        text: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """Logits (B, S, H, W) of one mask for each prompt.
 
         Args:
-            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation; H and W multiples of 32.
+            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation; H and W multiples of 32. Or the features that
+                `encode_image` gave for square images.
             input_ids: (B, S, L) int64 tokens, padded behind the end token with any id; None: the three structures' P1 prompts.
+                Best left on the CPU: there, repeated prompts and padding are found without a wait.
+            text: what `encode_prompts` gave for these prompts, in place of `input_ids`.
         Raises:
             ValueError: if H or W is not a multiple of 32, or the shapes do not fit.
         """
-        batch_size, _, height, width = image.shape
-        if input_ids is None:
-            input_ids = self.default_input_ids.expand(batch_size, -1, -1)
-        check_inputs(image, input_ids, self.context_length)
-        num_prompts = input_ids.shape[1]
-        activations, fine = self.encode_image(image)
-        text = self.encode_text(input_ids.flatten(0, 1))
-        patch_size = self.clip.vision_model.embeddings.patch_size
-        logits = self.decode(activations, text, (height // patch_size, width // patch_size), fine)
-        if logits.shape[-2:] != (height, width):
-            logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
-        return logits.reshape(batch_size, num_prompts, height, width)
+        size = None
+        if isinstance(image, Tensor):
+            size = (image.shape[-2], image.shape[-1])
+            image = self.encode_image(image)
+        if text is None:
+            if input_ids is None:
+                input_ids = self.default_input_ids.expand(len(image[0]), -1, -1)
+            check_input_ids(input_ids, len(image[0]))
+            text = self.encode_prompts(input_ids.flatten(0, 1))
+        return self.decode(image, text, size)
 
 
 def _resize_positions(stored: Tensor, num_rows: int, num_columns: int) -> Tensor:

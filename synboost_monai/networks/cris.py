@@ -20,7 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .efficientnet_lite import FEATURE_CHANNELS, EfficientNetLite0
-from .text import CONTEXT_LENGTH, VOCABULARY_SIZE, check_inputs, default_input_ids, distinct_prompts, trim_padding
+from .text import (
+    CONTEXT_LENGTH,
+    VOCABULARY_SIZE,
+    Memo,
+    check_image,
+    check_input_ids,
+    check_length,
+    default_input_ids,
+    distinct_prompts,
+    trim_padding,
+)
 
 
 def _conv_layer(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
@@ -93,14 +103,23 @@ class _AttentionPool(nn.Module):
         self.v_proj = nn.Linear(channels, channels)
         self.c_proj = nn.Linear(channels, out_channels)
         self.connect = nn.Sequential(nn.Conv2d(channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+        self._positions = Memo(8)
+
+    def _position_codes(self, height: int, width: int) -> Tensor:
+        """(1, C, height, width); resized once for each size, unless they are being trained."""
+
+        def resized() -> Tensor:
+            stored = self.positional_embedding[1:].T  # [0]: CLIP's mean token
+            stored = stored.reshape(1, -1, self.grid_size, self.grid_size)
+            return F.interpolate(stored, size=(height, width), mode="bicubic", align_corners=False)
+
+        if self._positions.is_usable([self.positional_embedding]):
+            return self._positions.get([(height, width)], lambda _: [resized()])[0]
+        return resized()
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        position = self.positional_embedding[1:].T.reshape(
-            1, -1, self.grid_size, self.grid_size
-        )  # [0]: CLIP's mean token
-        position = F.interpolate(position, size=(height, width), mode="bicubic", align_corners=False)
-        tokens = (x + position.to(x.dtype)).flatten(2).transpose(1, 2)  # (B, hw, C)
+        tokens = (x + self._position_codes(height, width).to(x.dtype)).flatten(2).transpose(1, 2)  # (B, hw, C)
         q, k, v = (
             layer(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for layer in (self.q_proj, self.k_proj, self.v_proj)
@@ -138,10 +157,17 @@ class ClipResNet(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
         self.attnpool = _AttentionPool(grid_size, in_channels, max(in_channels // 64, 1), out_channels)
         self.channels = (width * 8, width * 16, out_channels)
+        self.strides = (8, 16, 32)
         self.skip_channels: tuple[int, int] | None = None
 
+    @property
+    def stages(self) -> list[nn.Module]:
+        """Parts from input to output."""
+        stem = nn.ModuleList([self.conv1, self.bn1, self.conv2, self.bn2, self.conv3, self.bn3])
+        return [stem, self.layer1, self.layer2, self.layer3, self.layer4, self.attnpool]
+
     def forward(self, image: Tensor) -> tuple[list[Tensor], None]:
-        """Maps at strides 8, 16, 32 with `channels` channels, and no skips."""
+        """Maps at strides 8, 16, 32 with `channels` channels, and none that is finer."""
         h = image
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             h = F.relu(norm(conv(h)), inplace=True)
@@ -152,16 +178,20 @@ class ClipResNet(nn.Module):
 
 
 class EfficientNetPyramid(EfficientNetLite0):
-    """EfficientNet-lite0 giving maps at strides 4, 8 and 16 (with stride 32 brought up and joined), and skips at 4 and 2."""
+    """EfficientNet-lite0 giving maps at strides 4, 8 and 16 (with stride 32 brought up and joined), and at 2.
+
+    The first and the last serve as skips.
+    """
 
     channels = (FEATURE_CHANNELS[4], FEATURE_CHANNELS[8], FEATURE_CHANNELS[16] + FEATURE_CHANNELS[32])
+    strides = (4, 8, 16)
     skip_channels = (FEATURE_CHANNELS[4], FEATURE_CHANNELS[2])
 
-    def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Maps at strides 4, 8, 16 with `channels` channels; maps at strides 4, 2 with `skip_channels`."""
+    def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Maps at strides 4, 8, 16 with `channels` channels; the map at stride 2."""
         features = self.forward_features(image)
         deep = torch.cat([features[16], _double_size(features[32])], dim=1)
-        return [features[4], features[8], deep], [features[4], features[2]]
+        return [features[4], features[8], deep], features[2]
 
 
 # ------------------------------------------------------------------------------------------------------------ text encoder
@@ -242,11 +272,16 @@ class ClipBackbone(nn.Module):
         The state is the word at the end token, which has the highest id.
         """
         distinct, inverse = distinct_prompts(input_ids)
-        x = self.token_embedding(distinct) + self.positional_embedding[: distinct.shape[1]]
+        device = self.token_embedding.weight.device
+        ids, last = distinct.to(device), distinct.argmax(dim=-1).to(device)
+        x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
         words = self.ln_final(self.transformer(x))
-        end = words[torch.arange(len(words), device=words.device), distinct.argmax(dim=-1)]
+        end = words[torch.arange(len(words), device=device), last]
         state = end @ self.text_projection.to(end.dtype)
-        return (words, state) if inverse is None else (words[inverse], state[inverse])
+        if inverse is None:
+            return words, state
+        inverse = inverse.to(device)
+        return words[inverse], state[inverse]
 
 
 # -------------------------------------------------------------------------------------------------------- neck and decoder
@@ -539,28 +574,93 @@ class CRIS(nn.Module):
             self.backbone.eval()
         return self
 
-    def forward(self, image: Tensor, input_ids: Tensor | None = None) -> Tensor:
+    @property
+    def encoder_stages(self) -> list[list[nn.Module]]:
+        """Each encoder's parts from input to output, for learning rates by layer."""
+        backbone = self.backbone
+        return [backbone.visual.stages, [backbone.token_embedding, *backbone.transformer.resblocks, backbone.ln_final]]
+
+    def text_encoder_parameters(self) -> list[Tensor]:
+        """Whatever text features depend on."""
+        backbone = self.backbone
+        modules = (backbone.transformer, backbone.token_embedding, backbone.ln_final)
+        own = [backbone.positional_embedding, backbone.text_projection]
+        return [*own, *(parameter for module in modules for parameter in module.parameters())]
+
+    def encode_image(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Features of images (B, 3, H, W): three maps, fine to coarse; with skips, the map at stride 2 as well."""
+        check_image(image)
+        maps, finest = self.backbone.visual(image)
+        return tuple(maps) if self.proj.skips is None else (*maps, finest)
+
+    def encode_prompts(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """Words (N, L', D), sentence states (N, E) and, if padding is masked, where it is (N, L') of token ids (N, L); L' <= L."""
+        if self.mask_padding:
+            input_ids = trim_padding(input_ids)
+        check_length(input_ids, len(self.backbone.positional_embedding))
+        words, state = self.backbone.encode_text(input_ids)
+        return (words, state, (input_ids == 0).to(words.device)) if self.mask_padding else (words, state)
+
+    def split_prompts(self, text: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+        """Text features of each prompt by itself, without the padding at its end."""
+        if not self.mask_padding:
+            return list(zip(*text))
+        lengths = [int((~padding).nonzero().max()) + 1 if not padding.all() else 1 for padding in text[2].cpu()]
+        return [(w[:n].clone(), s, p[:n].clone()) for w, s, p, n in zip(*text, lengths)]
+
+    def join_prompts(self, texts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Text features of N prompts, of those of each."""
+        words, states, *padding = zip(*texts)
+        joined = (nn.utils.rnn.pad_sequence(words, batch_first=True), torch.stack(states))
+        if not padding:
+            return joined
+        return (*joined, nn.utils.rnn.pad_sequence(padding[0], batch_first=True, padding_value=True))
+
+    def decode(self, features: Sequence[Tensor], text: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
+        """Logits (B, S, H, W).
+
+        Args:
+            features: of `encode_image`, B images.
+            text: of `encode_prompts`, B * S prompts, those of an image one after another.
+            size: (H, W) of the images; None: from the stride of the finest map.
+        """
+        maps = features[:3]
+        skips = (maps[0], features[3]) if self.proj.skips is not None else None
+        if size is None:
+            stride = self.backbone.visual.strides[0]
+            size = (maps[0].shape[-2] * stride, maps[0].shape[-1] * stride)
+        words, state, *padding = text
+        fused = self.neck(maps, state)  # (N, D, h, w)
+        fused = self.decoder(fused, words, padding[0] if padding else None)
+        logits = self.proj(fused, state, skips)  # (N, 1, 4h, 4w)
+        is_bicubic = self.upsampling == "bicubic"
+        logits = F.interpolate(logits, size=size, mode=self.upsampling, align_corners=is_bicubic)
+        return logits.reshape(len(maps[0]), -1, *size)
+
+    def forward(
+        self,
+        image: Tensor | Sequence[Tensor],
+        input_ids: Tensor | None = None,
+        text: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """Logits (B, S, H, W) of one mask for each prompt.
 
         Args:
-            image: (B, 3, H, W), normalised as the image encoder was trained; H and W multiples of 32.
-            input_ids: (B, S, L) int64 tokens, padded with 0; None: the three structures' P1 prompts.
+            image: (B, 3, H, W), normalised as the image encoder was trained; H and W multiples of 32. Or the features that
+                `encode_image` gave for them.
+            input_ids: (B, S, L) int64 tokens, padded with 0; None: the three structures' P1 prompts. Best left on the CPU: there,
+                repeated prompts and padding are found without a wait.
+            text: what `encode_prompts` gave for these prompts, in place of `input_ids`.
         Raises:
             ValueError: if H or W is not a multiple of 32, or the shapes do not fit.
         """
-        batch_size, _, height, width = image.shape
-        if input_ids is None:
-            input_ids = self.default_input_ids.expand(batch_size, -1, -1)
-        check_inputs(image, input_ids, len(self.backbone.positional_embedding))
-        num_prompts = input_ids.shape[1]
-        flat_ids = input_ids.flatten(0, 1)  # (N, L)
-        if self.mask_padding:
-            flat_ids = trim_padding(flat_ids)
-        maps, skips = self.backbone.visual(image)
-        words, state = self.backbone.encode_text(flat_ids)
-        fused = self.neck(maps, state)  # (N, D, h, w)
-        fused = self.decoder(fused, words, flat_ids == 0 if self.mask_padding else None)
-        logits = self.proj(fused, state, skips)  # (N, 1, 4h, 4w)
-        is_bicubic = self.upsampling == "bicubic"
-        logits = F.interpolate(logits, size=(height, width), mode=self.upsampling, align_corners=is_bicubic)
-        return logits.reshape(batch_size, num_prompts, height, width)
+        size = None
+        if isinstance(image, Tensor):
+            size = (image.shape[-2], image.shape[-1])
+            image = self.encode_image(image)
+        if text is None:
+            if input_ids is None:
+                input_ids = self.default_input_ids.expand(len(image[0]), -1, -1)
+            check_input_ids(input_ids, len(image[0]))
+            text = self.encode_prompts(input_ids.flatten(0, 1))
+        return self.decode(image, text, size)

@@ -7,6 +7,7 @@ as they are. B: batch, H and W: height and width of the image.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -99,6 +100,13 @@ class EfficientNetLite0(nn.Module):
             self._conv_head = SamePadConv2d(320, 1280, 1, bias=False)
             self._bn1 = nn.BatchNorm2d(1280, **_BATCH_NORM)
             self._fc = nn.Linear(1280, 1000)
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """Parts from input to output: the stem and the seven stages of blocks."""
+        ends = list(itertools.accumulate(repeats for repeats, *_ in _STAGES))
+        groups = [nn.ModuleList(self._blocks[end - repeats : end]) for end, (repeats, *_) in zip(ends, _STAGES)]
+        return [nn.ModuleList([self._conv_stem, self._bn0]), *groups]
 
     def forward_features(self, image: Tensor) -> dict[int, Tensor]:
         """Feature maps by stride: 2, 4, 8, 16, 32; channels as in `FEATURE_CHANNELS`.

@@ -1,9 +1,12 @@
 """What both segmenters do with token ids: the default prompts, and each distinct prompt encoded once.
 
-B: batch, S: prompts of one image, L: tokens of a prompt.
+B: batch, S: prompts of one image, N = B * S, L: tokens of a prompt.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,7 +32,8 @@ def default_input_ids() -> Tensor:
 def distinct_prompts(input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
     """The distinct rows of (N, L) token ids and, for each of the N rows, which one it is.
 
-    Only where it costs nothing: on an accelerator it would make the host wait, so all rows come back with `None`.
+    Only where it costs nothing: of ids on an accelerator the host would have to wait for the answer, so all rows come back with
+    `None`. Give networks on an accelerator their ids on the CPU.
     """
     if input_ids.device.type != "cpu" or len(input_ids) == 1:
         return input_ids, None
@@ -37,10 +41,7 @@ def distinct_prompts(input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def trim_padding(input_ids: Tensor) -> Tensor:
-    """(N, L) token ids without the columns at the end that are 0 (padding) in every row.
-
-    Only where it costs nothing: on an accelerator it would make the host wait, so the ids come back as they are.
-    """
+    """(N, L) token ids without the columns at the end that are 0 (padding) in every row. Only on the CPU, as `distinct_prompts`."""
     if input_ids.device.type != "cpu":
         return input_ids
     used = (input_ids != 0).any(dim=0).nonzero()
@@ -50,23 +51,116 @@ def trim_padding(input_ids: Tensor) -> Tensor:
 def trim_to_end(input_ids: Tensor) -> Tensor:
     """(N, L) token ids without the columns behind the last first end token (the highest id), whatever the padding.
 
-    Exact for what is read at the end token of a causal transformer. Only on the CPU, as `trim_padding`.
+    Exact for what is read at the end token of a causal transformer. Only on the CPU, as `distinct_prompts`.
     """
     if input_ids.device.type != "cpu":
         return input_ids
     return input_ids[:, : int(input_ids.argmax(dim=-1).max()) + 1]
 
 
-def check_inputs(image: Tensor, input_ids: Tensor, context_length: int) -> None:
-    """Shapes that would otherwise fail deep inside, or not at all."""
+def check_image(image: Tensor) -> None:
+    """Sizes that would otherwise fail deep inside."""
+    if image.ndim != 4 or image.shape[1] != 3:
+        raise ValueError(f"segmenter: expected images (B, 3, H, W), got {tuple(image.shape)}")
     height, width = image.shape[-2:]
-    if height % 32 or width % 32:
+    if height % 32 or width % 32 or not height or not width:
         raise ValueError(f"segmenter: image is {height} x {width}; height and width must be multiples of 32")
-    if input_ids.ndim != 3 or len(input_ids) != len(image):
+
+
+def check_input_ids(input_ids: Tensor, num_images: int) -> None:
+    """Shapes that would otherwise fail deep inside, or not at all."""
+    if input_ids.ndim != 3 or len(input_ids) != num_images:
         raise ValueError(
-            f"segmenter: input_ids must be (B, S, L) with B = {len(image)} images, got {tuple(input_ids.shape)}"
+            f"segmenter: input_ids must be (B, S, L) with B = {num_images} images, got {tuple(input_ids.shape)}"
         )
-    if input_ids.shape[2] > context_length:
+
+
+def check_length(input_ids: Tensor, context_length: int) -> None:
+    """Refuse (N, L) token ids that are longer than the text encoder was made for; nothing is cut off in silence."""
+    if input_ids.shape[1] > context_length:
         raise ValueError(
-            f"segmenter: a prompt has {input_ids.shape[2]} tokens but the network takes {context_length}; shorten it or its padding"
+            f"segmenter: a prompt has {input_ids.shape[1]} tokens with start and end, but the network takes {context_length}; "
+            "shorten the prompt, or lower prompt_level"
+        )
+
+
+class PromptedNetwork(Protocol):
+    """What `PromptTable` needs of a segmenter."""
+
+    def text_encoder_parameters(self) -> list[Tensor]:
+        """Whatever text features depend on."""
+
+    def encode_prompts(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """Text features of (N, L) token ids."""
+
+    def split_prompts(self, text: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+        """Text features of each of the N prompts by itself."""
+
+    def join_prompts(self, texts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Text features of N prompts, of those of each."""
+
+
+class Memo:
+    """Remembers what was computed from parameters for as long as these do not change; never where a gradient is wanted.
+
+    torch counts the changes of a tensor in place (optimisers, `load_state_dict`, averages); a move to another type or device changes
+    its address. What is remembered carries no gradient and can be used in training as well as in inference mode.
+
+    Args:
+        max_entries: beyond so many, everything is forgotten.
+    """
+
+    def __init__(self, max_entries: int = 2048) -> None:
+        self.max_entries = max_entries
+        self._state: tuple[Any, ...] = ()
+        self._known: dict[Hashable, Any] = {}
+
+    def is_usable(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether results may be remembered now. Forgets them if the parameters have changed."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+            return False
+        if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+            return False
+        if any(p.is_inference() for p in parameters):  # these do not count their changes
+            return False
+        state = tuple((p.data_ptr(), p._version, p.dtype) for p in parameters)
+        if state != self._state:
+            self._state, self._known = state, {}
+        return True
+
+    def get(self, keys: Sequence[Hashable], compute: Callable[[list[int]], Iterable[Any]]) -> list[Any]:
+        """The result for each key; `compute` is called once, with the places of the first of each key that is not known."""
+        missing = {key: place for place, key in reversed(list(enumerate(keys))) if key not in self._known}
+        known = self._known
+        if missing:
+            if len(known) + len(missing) > self.max_entries:
+                known = {key: known[key] for key in keys if key in known}
+            places = sorted(missing.values())
+            with torch.inference_mode(False), torch.no_grad():
+                results = list(compute(places))
+            known.update(zip((keys[place] for place in places), results))
+            self._known = known
+        return [known[key] for key in keys]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Memo:
+        """A copy of a network has parameters of its own: nothing is known of them."""
+        return Memo(self.max_entries)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"max_entries": self.max_entries, "_state": (), "_known": {}}
+
+
+class PromptTable:
+    """Text features of the prompts seen so far: prompts are a finite set, and a frozen text encoder says the same of each every time."""
+
+    def __init__(self, max_entries: int = 2048) -> None:
+        self._memo = Memo(max_entries)
+
+    def __call__(self, network: PromptedNetwork, input_ids: Tensor) -> tuple[Tensor, ...] | None:
+        """Text features of (N, L) token ids for `network`; None while its text encoder learns, or where ids are on an accelerator."""
+        if input_ids.device.type != "cpu" or not self._memo.is_usable(network.text_encoder_parameters()):
+            return None
+        rows = [tuple(row) for row in input_ids.tolist()]
+        return network.join_prompts(
+            self._memo.get(rows, lambda places: network.split_prompts(network.encode_prompts(input_ids[places])))
         )

@@ -171,7 +171,14 @@ def test_prompts_of_another_batch_are_an_error(network: nn.Module, image: Tensor
 
 def test_prompt_longer_than_the_context_is_an_error(network: nn.Module, image: Tensor) -> None:
     with pytest.raises(ValueError, match="has 78 tokens but the network takes 77"):
-        network(image, padded_ids(78).expand(2, -1, -1))
+        network(image, torch.full((2, 3, 78), 320))
+
+
+def test_padding_beyond_the_context_is_no_error() -> None:
+    """A checkpoint of the first release knows 17 tokens; prompts come padded to 77."""
+    network = create_segmenter("cris", "tiny", context_length=17).eval()
+    logits = network(torch.zeros(1, 3, 64, 64), padded_ids(77))
+    torch.testing.assert_close(logits, network(torch.zeros(1, 3, 64, 64), padded_ids(17)))
 
 
 @pytest.mark.parametrize(

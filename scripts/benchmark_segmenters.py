@@ -1,0 +1,266 @@
+#!/usr/bin/env python
+"""What it costs to segment an image by its prompts, and to learn from it: the published way against ours, interleaved, as ratios.
+
+    python scripts/benchmark_segmenters.py                           both networks at the published size; a quarter of an hour on two cores
+    python scripts/benchmark_segmenters.py --architecture clipseg    one of them
+    python scripts/benchmark_segmenters.py --device cuda
+
+Prints tables and, with --json, writes the numbers. The published way gives the network an image once for each of its three structures:
+CLIPSeg as transformers' CLIPSegForImageSegmentation, CRIS as our own network with the text at its full length. Ours encodes the image
+once, leaves out what no output depends on, and encodes each prompt once. Random weights (they cost the same), a random image, the P6
+prompts of a phantom patient. A training step is forward, loss, backward and AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import device_name, peak, reset_peak, timed
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from synboost_monai.inferers import PromptedSegmentationInferer
+from synboost_monai.io import atomic_write_text
+from synboost_monai.losses import PromptDiceCELoss
+from synboost_monai.networks import create_segmenter, to_inference
+from synboost_monai.prompts import PromptTokenizer, structure_prompts
+
+IMAGE_SIZE = {"clipseg": 352, "cris": 416}
+ATTRIBUTES = {
+    "view": "apical_four_chamber",
+    "phase": "end_diastole",
+    "sex": "female",
+    "age": 56,
+    "image_quality": "medium",
+}
+"""Of the patient who is segmented."""
+
+
+@dataclass
+class Way:
+    """One way to do something, and what was measured of it."""
+
+    name: str
+    compare_to: str
+    call: Callable[[], Tensor]
+    """Does it; gives logits (1, S, N, N), or the loss of a training step."""
+    check: bool = True
+    """Whether its output is to equal that of `compare_to`."""
+    flop: int = 0
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+    output: Tensor | None = None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    record: dict[str, Any] = {"command": ["scripts/benchmark_segmenters.py", *(arguments or sys.argv[1:])]}
+    record |= {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    record |= {"seed": options.seed, "preset": options.preset, "repeats": options.repeats, "ways": []}
+    print(", ".join(f"{key} {record[key]}" for key in ("device", "threads", "torch", "seed", "preset", "repeats")))
+    for architecture in options.architecture:
+        size = options.image_size or IMAGE_SIZE[architecture]
+        print(f"\n{architecture}, {size} px, one image, prompts of its three structures, random weights")
+        for ways in groups(architecture, size, options, device):
+            measure(ways, options.repeats, device)
+            print(table(ways))
+            record["ways"] += [{"architecture": architecture, "image_size": size, **result(way, ways)} for way in ways]
+    if options.json:
+        atomic_write_text(options.json, json.dumps(record, indent=1) + "\n")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", nargs="+", default=["clipseg", "cris"], choices=["clipseg", "cris"])
+    parser.add_argument("--preset", default="published", choices=["published", "tiny"])
+    parser.add_argument("--image_size", type=int, help="px; default: the published, 352 and 416")
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved measurements of each way; medians count")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="on a CPU; default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the numbers there")
+    return parser.parse_args(arguments)
+
+
+def groups(architecture: str, size: int, options: argparse.Namespace, device: torch.device) -> Iterable[list[Way]]:
+    """Ways to compare with one another: inference, then training; made one group after the other, to spare memory."""
+    torch.manual_seed(options.seed)
+    sizes = {"dropout": 0.0} if architecture == "cris" else {}  # so that losses can be compared
+    network = create_segmenter(architecture, options.preset, **sizes).to(device).eval()
+    image = torch.randn(1, 3, size, size).to(device)
+    mask = (torch.randn(1, 3, size, size) > 0).float().to(device)
+    texts = [prompt.text for prompt in structure_prompts("P6", ATTRIBUTES)]
+    input_ids = PromptTokenizer()(texts)[None]  # (1, 3, 77)
+    pairs = published_pairs(architecture, network, options.preset)
+    yield inference_ways(network, pairs, image, input_ids)
+    yield training_ways(architecture, network, pairs, image, mask, input_ids)
+
+
+def published_pairs(architecture: str, network: nn.Module, preset: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The network as published, of the same weights: (images (N, 3, H, W), ids (N, L)) -> logits (N, 1, H, W)."""
+    if architecture == "cris":
+
+        def cris(images: Tensor, input_ids: Tensor) -> Tensor:
+            ids = input_ids.to(images.device)
+            words, state = network.backbone.encode_text(ids)  # at full length, each prompt by itself
+            return network(images, None, (words, state, ids == 0))
+
+        return cris
+    from transformers import CLIPSegForImageSegmentation
+
+    theirs = CLIPSegForImageSegmentation(network.config).to(next(network.parameters()).device).eval()
+    theirs.load_state_dict(network.state_dict())
+
+    def clipseg(images: Tensor, input_ids: Tensor) -> Tensor:
+        theirs.train(network.training)
+        logits = theirs(pixel_values=images, input_ids=input_ids.to(images.device)).logits
+        return logits.reshape(len(images), 1, *images.shape[2:])
+
+    clipseg.parameters = list(theirs.decoder.parameters())  # type: ignore[attr-defined]
+    return clipseg
+
+
+def inference_ways(
+    network: nn.Module, pairs: Callable[[Tensor, Tensor], Tensor], image: Tensor, input_ids: Tensor
+) -> list[Way]:
+    images, ids = image.expand(3, -1, -1, -1).contiguous(), input_ids[0]
+    half = to_inference(copy.deepcopy(network), image.device, "bfloat16")
+    plain = PromptedSegmentationInferer(cache_text=False)
+    cached, cached_half = PromptedSegmentationInferer(), PromptedSegmentationInferer()
+
+    def without_gradient(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        return torch.inference_mode()(function)
+
+    def alone(number: int) -> Tensor:
+        return pairs(image, ids[number : number + 1])
+
+    return [
+        Way("pairs, one batch", "pairs, one batch", without_gradient(lambda: pairs(images, ids).transpose(0, 1))),
+        Way(
+            "pairs, one by one",
+            "pairs, one batch",
+            without_gradient(lambda: torch.cat([alone(i) for i in range(3)], dim=1)),
+        ),
+        Way("image once", "pairs, one batch", without_gradient(lambda: plain(image, network, input_ids))),
+        Way("image and text once", "pairs, one batch", without_gradient(lambda: cached(image, network, input_ids))),
+        Way("the same, bfloat16", "pairs, one batch", without_gradient(lambda: cached_half(image, half, input_ids))),
+    ]
+
+
+def training_ways(
+    architecture: str,
+    network: nn.Module,
+    pairs: Callable[[Tensor, Tensor], Tensor],
+    image: Tensor,
+    mask: Tensor,
+    input_ids: Tensor,
+) -> list[Way]:
+    images, ids, masks = image.expand(3, -1, -1, -1).contiguous(), input_ids[0], mask.transpose(0, 1)
+    loss_function = PromptDiceCELoss()
+    network.train()
+    with torch.no_grad():
+        network.eval()
+        features, text = network.encode_image(image), network.encode_prompts(ids)
+        network.train()
+    features_half = tuple(f.to(torch.bfloat16) for f in features)
+    of_encoders = {id(p) for encoder in network.encoders for p in encoder.parameters()}
+    learning = [p for p in network.parameters() if p.requires_grad]
+    decoder = [p for p in learning if id(p) not in of_encoders]
+
+    def step(parameters: list[nn.Parameter], forward: Callable[[], Tensor], target: Tensor) -> Callable[[], Tensor]:
+        optimizer = torch.optim.AdamW(parameters, lr=0.0)  # as much work as any, and the weights stay comparable
+
+        def run() -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            loss = loss_function(forward(), target)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return run
+
+    def mixed(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        return torch.autocast(image.device.type, dtype=torch.bfloat16)(function)
+
+    def by_pairs() -> Tensor:
+        return network(images, ids[:, None])
+
+    frozen = "pairs, frozen encoders" if architecture == "clipseg" else "pairs, all learn"
+    ways = []
+    if architecture == "clipseg":  # transformers' encoders run without gradients, whatever was set
+        ways = [Way(frozen, frozen, step(pairs.parameters, lambda: pairs(images, ids), masks))]  # type: ignore[attr-defined]
+    published = by_pairs if architecture == "clipseg" else lambda: pairs(images, ids)
+    ways.append(Way("pairs, all learn", "pairs, all learn", step(learning, published, masks)))
+    ways.append(
+        Way("image once, all learn", "pairs, all learn", step(learning, lambda: network(image, input_ids), mask))
+    )
+    # features of an encoder in evaluation mode: CRIS's batch norms make them others than those of the way that trains it
+    same = architecture == "clipseg"
+    cached = lambda: network(features, None, text)  # noqa: E731
+    half = mixed(lambda: network(features_half, None, text))
+    ways.append(Way("cached features", frozen, step(decoder, cached, mask), check=same))
+    ways.append(Way("cached features, bfloat16", frozen, step(decoder, half, mask), check=same))
+    return ways
+
+
+def measure(ways: list[Way], repeats: int, device: torch.device) -> None:
+    """FLOP and memory in a first pass, which also warms up; then seconds, one way after another, over and over."""
+    for way in ways:
+        before = reset_peak(device)
+        with FlopCounterMode(display=False) as counter:
+            way.output = way.call().float()
+        way.flop, way.peak_bytes = counter.get_total_flops(), peak(device) - before
+    for way in ways:
+        way.call()  # what is cached, is; the allocator has seen it
+    for repeat in range(repeats):
+        for way in ways:
+            way.seconds.append(timed(way.call, device)[0])
+        print(f"  measured: {repeat + 1} of {repeats}", file=sys.stderr)
+
+
+def result(way: Way, ways: list[Way]) -> dict[str, Any]:
+    """Numbers of a way; ratios are the median over the rounds, each to the reference of the same round."""
+    reference = next(other for other in ways if other.name == way.compare_to)
+    ratios = [theirs / ours for theirs, ours in zip(reference.seconds, way.seconds)]
+    assert way.output is not None and reference.output is not None
+    error = float((way.output - reference.output).abs().max() / reference.output.abs().max())
+    return {
+        "name": way.name,
+        "compared_to": way.compare_to,
+        "flop": way.flop,
+        "flop_ratio": reference.flop / way.flop,
+        "seconds": statistics.median(way.seconds),
+        "seconds_all": way.seconds,
+        "speed_ratio": statistics.median(ratios),
+        "peak_gb": way.peak_bytes / 1e9,
+        "error": error if way.check else None,
+    }
+
+
+def table(ways: list[Way]) -> str:
+    """A line a way; error: largest difference of the output over its largest value."""
+    rows = [f"{'way':<28}{'GFLOP':>9}{'less':>8}{'seconds':>10}{'faster':>9}{'peak GB':>9}{'error':>10}"]
+    for way in ways:
+        numbers = result(way, ways)
+        error = "" if numbers["error"] is None else f"{numbers['error']:.1e}"
+        rows.append(
+            f"{way.name:<28}{way.flop / 1e9:>9.1f}{numbers['flop_ratio']:>8.2f}{numbers['seconds']:>10.3f}"
+            f"{numbers['speed_ratio']:>9.2f}{numbers['peak_gb']:>9.2f}{error:>10}"
+        )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
