@@ -7,7 +7,8 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from synboost_monai.inferers import PromptedSegmentationInferer
+from synboost_monai.inferers import PreparePromptedBatch, PromptedSegmentationInferer
+from synboost_monai.networks import create_segmenter, to_inference
 from synboost_monai.prompts import PromptTokenizer
 
 
@@ -55,3 +56,62 @@ def test_mixed_precision_inside_float32_outside() -> None:
     assert network.image.is_contiguous(memory_format=torch.channels_last)
     with pytest.raises(ValueError, match="autocast_dtype must be one of"):
         PromptedSegmentationInferer(autocast_dtype="half")
+
+
+@pytest.fixture(params=["clipseg", "cris"])
+def segmenter(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    return create_segmenter(request.param, "tiny").eval().requires_grad_(False)
+
+
+def test_remembered_text_gives_the_same_logits(segmenter: nn.Module) -> None:
+    images, ids = torch.randn(2, 3, 32, 32), PromptTokenizer()(["Myocardium of the heart.", "left atrium"])
+    ids = torch.stack([ids, ids.flip(0)])
+    inferer, plain = PromptedSegmentationInferer(), PromptedSegmentationInferer(cache_text=False)
+    expected = plain(images, segmenter, ids)
+    for _ in range(2):
+        torch.testing.assert_close(inferer(images, segmenter, ids), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(inferer(images, segmenter), plain(images, segmenter), rtol=0, atol=1e-5)
+
+
+def test_clip_is_its_frames(segmenter: nn.Module) -> None:
+    clips, ids = torch.randn(2, 5, 3, 32, 32), PromptTokenizer()(["Myocardium of the heart.", "left atrium"])
+    ids = torch.stack([ids, ids.flip(0)])
+    logits = PromptedSegmentationInferer(images_at_once=3)(clips, segmenter, ids)
+    assert logits.shape == (2, 5, 2, 32, 32)
+    for clip, clip_ids, clip_logits in zip(clips, ids, logits):
+        expected = segmenter(clip, clip_ids.expand(5, -1, -1))
+        torch.testing.assert_close(clip_logits, expected, rtol=0, atol=1e-5)
+
+
+def test_features_stand_for_their_image(segmenter: nn.Module) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    features = list(segmenter.encode_image(images))
+    inferer = PromptedSegmentationInferer()
+    torch.testing.assert_close(inferer(features, segmenter), inferer(images, segmenter), rtol=0, atol=1e-5)
+    half = [feature.to(torch.bfloat16) for feature in features]  # as they are kept on disk
+    torch.testing.assert_close(inferer(half, segmenter), inferer(images, segmenter), rtol=0.1, atol=0.1)
+
+
+def test_weights_in_bfloat16_take_float32_images(segmenter: nn.Module) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    expected = PromptedSegmentationInferer()(images, segmenter)
+    half = to_inference(segmenter, "cpu", "bfloat16")
+    logits = PromptedSegmentationInferer()(images, half)
+    assert logits.dtype == torch.float32
+    assert float((logits - expected).abs().max()) < 0.05 * float(expected.abs().max())
+
+
+def test_nothing_at_once_is_refused() -> None:
+    with pytest.raises(ValueError, match="images_at_once must be at least 1"):
+        PromptedSegmentationInferer(images_at_once=0)
+
+
+def test_batch_is_prepared_with_prompts_on_the_cpu() -> None:
+    prepare, ids = PreparePromptedBatch(), torch.zeros(2, 3, 77, dtype=torch.int64)
+    images, masks = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    inputs, target, arguments, keywords = prepare({"image": images, "label": masks, "input_ids": ids}, "meta")
+    assert inputs.device.type == target.device.type == "meta"
+    assert arguments == () and keywords["input_ids"] is ids
+    inputs, target, _, keywords = prepare({"image": [images, masks]}, "cpu")
+    assert isinstance(inputs, tuple) and torch.equal(inputs[1], masks) and target is None and keywords == {}
