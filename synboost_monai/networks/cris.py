@@ -53,6 +53,57 @@ def _double_size(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
+_MIN_CHANNELS_TO_FACTOR = 64
+"""Narrower maps have too little to save by `_convolve_double_size`."""
+
+
+def _convolve_double_size(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """`conv(_double_size(x))` of a 3x3 convolution without bias, with a quarter of its products.
+
+    Bilinear doubling and mixing channels are both linear and touch different axes, so either may come first: each of the nine taps
+    mixes the channels of the small map, (N, C, h, w); then one matrix a direction doubles, shifts and adds the three taps of that
+    direction. Equal but for rounding, borders included.
+    """
+    if x.shape[1] < _MIN_CHANNELS_TO_FACTOR:
+        return conv(_double_size(x))
+    out_channels, height, width = conv.out_channels, x.shape[2], x.shape[3]
+    kernel = conv.weight.permute(0, 3, 2, 1).reshape(-1, x.shape[1], 1, 1)  # (C' * 3 columns * 3 rows, C, 1, 1)
+    taps = F.conv2d(x.contiguous(), kernel).reshape(-1, 3 * height, width)  # (N C' 3, 3h, w)
+    rows = _taps_of_doubled(height).to(taps) @ taps  # (N C' 3, 2h, w)
+    rows = rows.reshape(-1, 3, 2 * height, width).transpose(1, 2).reshape(-1, 3 * width)  # (N C' 2h, 3w)
+    out = rows @ _taps_of_doubled(width).T.to(rows)
+    return out.reshape(len(x), out_channels, 2 * height, 2 * width)
+
+
+def _taps_of_doubled(length: int) -> Tensor:
+    """(2 length, 3 length): sums, over the taps t = 0, 1, 2, of the bilinearly doubled tap t read at place r + t - 1, 0 outside."""
+    places = torch.arange(2 * length)
+    source = ((places + 0.5) / 2 - 0.5).clamp(0, length - 1)
+    low = source.floor().long()
+    high, share = (low + 1).clamp(max=length - 1), source - low
+    doubled = torch.zeros(2 * length, length)
+    doubled[places, low] += 1 - share
+    doubled[places, high] += share
+    padded = F.pad(doubled, (0, 0, 1, 1))
+    return torch.cat([padded[tap : tap + 2 * length] for tap in range(3)], dim=1)
+
+
+def _attend(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> Tensor:
+    """`nn.MultiheadAttention` (N, T, D) without its swap of batch and length, which makes every product copy its input."""
+    width, heads = module.embed_dim, module.num_heads
+    weight, bias = module.in_proj_weight, module.in_proj_bias
+    if query is key:
+        q, k = F.linear(query, weight[: 2 * width], bias[: 2 * width]).chunk(2, dim=-1)
+    else:
+        q = F.linear(query, weight[:width], bias[:width])
+        k = F.linear(key, weight[width : 2 * width], bias[width : 2 * width])
+    v = F.linear(value, weight[2 * width :], bias[2 * width :])
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    mask = None if padding is None else ~padding[:, None, None, :]  # True takes part
+    h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=module.dropout if module.training else 0.0)
+    return module.out_proj(h.transpose(1, 2).flatten(2))
+
+
 # ---------------------------------------------------------------------------------------------------------- image encoders
 
 
@@ -383,10 +434,10 @@ class _DecoderLayer(nn.Module):
     def forward(self, x: Tensor, x_position: Tensor, words: Tensor, keys: Tensor, padding: Tensor | None) -> Tensor:
         h = self.norm1(x)
         q = h + x_position
-        h = self.self_attn(q, q, h, need_weights=False)[0]
+        h = _attend(self.self_attn, q, q, h, None)
         x = x + self.dropout(self.self_attn_norm(h))
         q = self.norm2(x) + x_position
-        h = self.multihead_attn(q, keys, words, key_padding_mask=padding, need_weights=False)[0]
+        h = _attend(self.multihead_attn, q, keys, words, padding)
         x = x + self.dropout(self.cross_attn_norm(h))
         return x + self.dropout(self.ffn(self.norm3(x)))
 
@@ -418,7 +469,7 @@ class TextImageDecoder(nn.Module):
         _, width, height, columns = x.shape
         position = _sine_codes_2d(width, height, columns).to(x)
         keys = words + _sine_codes(width, words.shape[1]).to(words)
-        tokens = x.flatten(2).transpose(1, 2)  # (N, hw, D)
+        tokens = x.flatten(2).transpose(1, 2).contiguous()  # (N, hw, D)
         for layer in self.layers:
             tokens = layer(tokens, position, words, keys, padding)
         return self.norm(tokens).transpose(1, 2).unflatten(-1, (height, columns))
@@ -457,7 +508,7 @@ class Projector(nn.Module):
         """Logits (N, 1, 4h, 4w) of the map (N, D, h, w), states (N, E) and skips (B, ..., 2h, 2w), (B, ..., 4h, 4w)."""
         for index, stage in enumerate((self.vis[1], self.vis[3])):
             conv, norm, relu = stage
-            x = conv(_double_size(x))
+            x = _convolve_double_size(conv, x)
             if self.skips is not None:
                 assert skips is not None
                 # a convolution of joined maps is the sum of two: that of the skip is the same for all prompts

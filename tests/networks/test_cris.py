@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from synboost_monai.networks import create_segmenter
+from synboost_monai.networks.cris import _attend, _convolve_double_size
 from synboost_monai.networks.text import default_input_ids
 
 
@@ -193,3 +194,28 @@ def test_padding_beyond_the_context_is_no_error() -> None:
 def test_arguments_that_do_not_fit_are_an_error(overrides: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_segmenter("cris", "tiny", **overrides)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (13, 8)])
+def test_doubling_before_and_after_the_channels_are_mixed_is_the_same(height: int, width: int) -> None:
+    """Values, gradients and borders, in float64."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 6, 3, padding=1, bias=False).double()
+    x = torch.randn(2, 64, height, width, dtype=torch.float64, requires_grad=True)
+    expected = conv(nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))
+    out = _convolve_double_size(conv, x)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    weights = torch.randn_like(out)
+    wanted = torch.autograd.grad((expected * weights).sum(), [x, conv.weight])
+    for gradient, of_direct in zip(torch.autograd.grad((out * weights).sum(), [x, conv.weight]), wanted):
+        torch.testing.assert_close(gradient, of_direct, rtol=1e-12, atol=1e-12)
+
+
+def test_attention_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    module = nn.MultiheadAttention(16, 4, batch_first=True).double().eval()
+    pixels, words = torch.randn(2, 9, 16, dtype=torch.float64), torch.randn(2, 5, 16, dtype=torch.float64)
+    padding = torch.tensor([[False] * 5, [False, False, True, True, True]])
+    for query, key, value, mask in ((pixels, pixels, pixels + 1, None), (pixels, words, words + 1, padding)):
+        expected = module(query, key, value, key_padding_mask=mask, need_weights=False)[0]
+        torch.testing.assert_close(_attend(module, query, key, value, mask), expected, rtol=1e-12, atol=1e-12)
