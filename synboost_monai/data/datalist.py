@@ -34,6 +34,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "sex": ("male", "female"),
     "image_quality": IMAGE_QUALITIES,
 }
+_OPTIONAL_IN_EXTRA = ("validation", "testing")
+"""Sections that a data set which is joined to another may lack."""
+_WHY_APART = {
+    "patient": "no model may learn from patients that judge it: make the synthetic data from this data set's sections (or, if these "
+    "are different people, rename those of one data set)",
+    "image": "take it out of one of them",
+}
 _CAMUS_NAME = re.compile(rf"(?P<patient>.+?)_(?P<view>{'|'.join(VIEWS)})_(?P<phase>{'|'.join(PHASES)})(?:_|$)")
 
 
@@ -82,33 +89,50 @@ def read_datalist(
     limit: int | None = None,
     view: str | None = None,
     phase: str | None = None,
+    extra_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
 ) -> list[dict[str, Any]]:
     """The items of one section (or several) of a datalist, with absolute paths; the files must exist.
+
+    Joint training on real and synthetic data: `dataset_dir` is the real data set and `extra_dir` the synthetic one, whose items of
+    the same section follow. Models are best chosen on real data alone: give `extra_dir` for training, not for validation.
+    If it has no validation or testing, nothing is added to those; a training section it must have.
 
     Args:
         dataset_dir: folder that holds datalist.json, or the JSON file itself.
         section: training, validation or testing; several as a list or joined by `+` (`training+validation`).
-        limit: at most so many items, spread evenly over the list.
+        limit: at most so many items of each data set, spread evenly over its list.
         view: only items of this view (apical_two_chamber, apical_four_chamber); None: all.
         phase: only items of this phase (end_diastole, end_systole); None: all.
+        extra_dir: another data set, or several, whose items of the same section are added; None or an empty list: none.
     Raises:
         FileNotFoundError: if there is no datalist, or a file that it names is missing.
-        ValueError: if it is no valid datalist, lacks the section, the section is empty, no item is of that view and
-            phase, or a patient is in two sections.
+        ValueError: if a datalist is not valid, lacks the section, the section is empty, no item is of that view and
+            phase, or a patient is in two sections; with `extra_dir` also if a data set is given twice, or if a patient (of a
+            synthetic image: the one whose label map it was made from) or an image is in one section here, in another there.
     """
-    path = _datalist_path(Path(dataset_dir))
-    content = _load(path)
+    paths = [_datalist_path(Path(folder)) for folder in (dataset_dir, *_folders(extra_dir))]
+    contents = [_load(path) for path in paths]
+    if len(paths) > 1:
+        _check_joint(paths, contents)
     sections = section.split("+") if isinstance(section, str) else list(section)
     items = []
-    for one in sections:
-        items += _items_of_section(path, content, one)
-    items = _of_view_and_phase(items, view, phase, f"{path}: section {_joined(section)}")
-    base_dir = path.parent.resolve()
-    return [_with_absolute_paths(item, base_dir, path) for item in _spread(items, limit)]
+    for number, (path, content) in enumerate(zip(paths, contents)):
+        there = [one for one in sections if number == 0 or one not in _OPTIONAL_IN_EXTRA or content.get(one)]
+        if not there:
+            continue
+        of_path = [item for one in there for item in _items_of_section(path, content, one)]
+        of_path = _of_view_and_phase(of_path, view, phase, f"{path}: section {_joined(there)}")
+        base_dir = path.parent.resolve()
+        items += [_with_absolute_paths(item, base_dir, path) for item in _spread(of_path, limit)]
+    return items
 
 
 def list_images(
-    dataset_dir: str | os.PathLike[str], section: str | Sequence[str] = "testing", *, limit: int | None = None
+    dataset_dir: str | os.PathLike[str],
+    section: str | Sequence[str] = "testing",
+    *,
+    limit: int | None = None,
+    sequences: bool = False,
 ) -> list[dict[str, Any]]:
     """Images to segment: of a datalist, of a folder (with those within it), or one file.
 
@@ -119,6 +143,7 @@ def list_images(
         dataset_dir: folder of images, folder that holds datalist.json, the JSON file, or one image file.
         section: of the datalist; without a datalist it has no meaning.
         limit: at most so many, spread evenly.
+        sequences: files called `..._sequence` in a folder count too (`LoadEchod(sequences=True)` reads both kinds).
     Raises:
         FileNotFoundError: if there is no such file or folder.
         ValueError: if there are no images, or the datalist is at fault.
@@ -126,7 +151,7 @@ def list_images(
     path = Path(dataset_dir)
     if _is_datalist(path):
         return read_datalist(path, section, limit=limit)
-    files = _image_files(path)
+    files = _image_files(path, sequences)
     items = [_item_of_file(file) for file in files if path.is_file() or not _is_label_map(file)]
     if not items:
         raise ValueError(
@@ -293,17 +318,50 @@ def _load(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: expected an object with the sections {', '.join(SECTIONS)}, got a {type(content).__name__}"
         )
-    sections = {key: value for key, value in content.items() if isinstance(value, list)}
-    items = {
-        section: [item for item in value if isinstance(item, dict)]
-        for section, value in sections.items()
-        if any(isinstance(item, dict) for item in value)
-    }
-    patients = {s: [str(i["patient"]) for i in part if i.get("patient") is not None] for s, part in items.items()}
-    check_disjoint(patients, where=str(path))
-    images = {section: [str(item["image"]) for item in part if "image" in item] for section, part in items.items()}
-    check_disjoint(images, where=str(path), what="image")
+    check_disjoint(_names_of_sections(content, "patient"), where=str(path))
+    check_disjoint(_names_of_sections(content, "image"), where=str(path), what="image")
     return content
+
+
+def _names_of_sections(content: Mapping[str, Any], key: str) -> dict[str, list[str]]:
+    """Section -> what its items have under a key, where they have it."""
+    return {
+        section: [str(item[key]) for item in value if isinstance(item, dict) and item.get(key) is not None]
+        for section, value in content.items()
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value)
+    }
+
+
+def _folders(
+    extra_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
+) -> list[str | os.PathLike[str]]:
+    """One folder, several or none, as a list."""
+    if extra_dir is None or extra_dir == "":
+        return []
+    return [extra_dir] if isinstance(extra_dir, (str, os.PathLike)) else list(extra_dir)
+
+
+def _check_joint(paths: Sequence[Path], contents: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError if data sets cannot be joined: one given twice, or what stands in another section of another one.
+
+    A synthetic image shows the heart of the patient whose label map it was made from, so to train on it is to train on that patient.
+    """
+    real_paths = [path.resolve() for path in paths]
+    for path, real_path in zip(paths, real_paths):
+        if real_paths.count(real_path) > 1:
+            raise ValueError(f"{path}: is given twice, as dataset_dir and extra_dir; give each data set once")
+    seen: dict[str, dict[str, tuple[str, Path]]] = {"patient": {}, "image": {}}
+    for path, content in zip(paths, contents):
+        for what, places in seen.items():
+            for section, names in _names_of_sections(content, what).items():
+                for name in names:
+                    key = os.path.normpath(path.parent.resolve() / name) if what == "image" else name
+                    other_section, other_path = places.setdefault(key, (section, path))
+                    if other_section != section:
+                        raise ValueError(
+                            f"{path}: {what} {name} is in section {section}, but in section {other_section} of {other_path}; "
+                            f"{_WHY_APART[what]}"
+                        )
 
 
 def _items_of_section(path: Path, content: Mapping[str, Any], section: str) -> list[dict[str, Any]]:
@@ -325,8 +383,8 @@ def _items_of_section(path: Path, content: Mapping[str, Any], section: str) -> l
     return items
 
 
-def _image_files(path: Path) -> list[Path]:
-    """The image files of a folder and those within it, sorted; sequences and hidden files are passed over.
+def _image_files(path: Path, sequences: bool = False) -> list[Path]:
+    """The image files of a folder and those within it, sorted; hidden files and, unless asked for, sequences are passed over.
 
     Raises:
         FileNotFoundError: if there is no such path.
@@ -347,7 +405,7 @@ def _image_files(path: Path) -> list[Path]:
         folder_names[:] = sorted(name for name in folder_names if not name.startswith("."))
         for name in sorted(names):
             is_sequence = image_stem(name).removesuffix("_gt").endswith("_sequence")
-            if image_suffix(name) and not name.startswith(".") and not is_sequence:
+            if image_suffix(name) and not name.startswith(".") and (sequences or not is_sequence):
                 files.append(Path(folder) / name)
     return files
 

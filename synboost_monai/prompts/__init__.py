@@ -1,15 +1,27 @@
 """Prompts: attributes of an echocardiogram -> text (P0..P7) -> token ids."""
 
 from synboost_monai.prompts.attributes import ask_shape, shape_of_mask
-from synboost_monai.prompts.templates import LEVELS, NUM_PHRASINGS, Prompt, prompt_text, structure_prompts
+from synboost_monai.prompts.templates import (
+    ATTRIBUTES,
+    LEVELS,
+    NUM_PHRASINGS,
+    RANDOM_LEVEL,
+    Prompt,
+    prompt_levels,
+    prompt_text,
+    structure_prompts,
+)
 from synboost_monai.prompts.tokenizer import PromptTokenizer
 
 __all__ = [
+    "ATTRIBUTES",
     "LEVELS",
     "NUM_PHRASINGS",
+    "RANDOM_LEVEL",
     "Prompt",
     "PromptTokenizer",
     "ask_shape",
+    "prompt_levels",
     "prompt_text",
     "shape_of_mask",
     "structure_prompts",

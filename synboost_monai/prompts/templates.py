@@ -13,12 +13,16 @@ Each level adds one attribute to the one before it:
     P7     shape                Myocardium of oval shape in ...                 there is none: P7 gives P6
 
 Two phrasings: 0 names "of the heart", 1 "in the cardiac ultrasound". Training draws one, evaluation uses 0.
+
+Two things go beyond the paper's prompts, both off unless asked for: single attributes can be left out of the sentence, and a word
+at its end tells real from synthetic, `Myocardium of the heart in a real image.`, which the paper names as future work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from numbers import Real
 from typing import Any
 
@@ -43,8 +47,14 @@ QUALITY_WORDS = {quality: quality for quality in IMAGE_QUALITIES}
 """`image_quality` of a datalist item -> word in a prompt."""
 SHAPE_WORDS = {shape: shape for shape in SHAPES}
 """`shape` of a structure -> word in a prompt."""
+DOMAIN_WORDS = {False: "real", True: "synthetic"}
+"""`is_synthetic` of a datalist item -> word in a prompt."""
+ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality", "shape")
+"""What a prompt can say besides the structure, in the order in which the levels of real data add it."""
+RANDOM_LEVEL = "random"
+"""Stands for all levels that name the structure, P1 ... P7."""
 
-_REAL_ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality", "shape")
+_REAL_ATTRIBUTES = ATTRIBUTES
 _SYNTHETIC_ATTRIBUTES = ("view", "phase", "sex", "age", "shape")
 
 
@@ -67,11 +77,15 @@ def prompt_text(
     *,
     phrasing: int = 0,
     is_synthetic: bool = False,
+    left_out: Collection[str] = (),
+    domain_word: bool = False,
 ) -> Prompt:
     """The prompt that asks for one structure of one echocardiogram.
 
     Where attributes are missing, the prompt falls to the highest level whose attributes are all known: an item without
     `sex` gives P3 for P4 and above, even if its age is known. `Prompt.level` and `Prompt.missing` say so.
+
+    What is left out on purpose lowers no level: the sentence says the others, "of a forty-year-old patient" without the sex.
 
     Args:
         structure: what to segment.
@@ -80,12 +94,17 @@ def prompt_text(
             word}; other keys are ignored; a key that is absent, None or empty is missing.
         phrasing: 0 "of the heart", 1 "in the cardiac ultrasound".
         is_synthetic: use the templates of synthetic data (shape at P6, no image quality).
+        left_out: `ATTRIBUTES` that the sentence does not say, known or not.
+        domain_word: end with "in a real image" or "in a synthetic image"; P0, which names no structure, becomes
+            "A real image." or "A synthetic image."
     Raises:
-        ValueError: if level or phrasing does not exist, or an attribute has a value that no prompt can say.
+        ValueError: if level, phrasing or an attribute to leave out does not exist, or an attribute has a value that no prompt
+            can say.
     """
-    if level not in LEVELS:
+    _check_level(level)
+    if unknown := sorted(set(left_out) - set(ATTRIBUTES)):
         raise ValueError(
-            f"templates.py: prompt level must be one of {', '.join(LEVELS)}, got {level!r}; set prompt_level"
+            f"templates.py: left_out must name attributes ({', '.join(ATTRIBUTES)}), got {', '.join(unknown)}"
         )
     if phrasing not in range(NUM_PHRASINGS):
         raise ValueError(f"templates.py: phrasing must be 0 ({PHRASINGS[0]}) or 1 ({PHRASINGS[1]}), got {phrasing!r}")
@@ -95,9 +114,12 @@ def prompt_text(
     words = {name: word for name in wanted if (word := _attribute_word(name, attributes, structure)) is not None}
     missing = tuple(name for name in wanted if name not in words)
     said = wanted[: wanted.index(missing[0])] if missing else wanted  # all before the first gap
+    domain = DOMAIN_WORDS[is_synthetic] if domain_word else None
     if level == "P0":
-        return Prompt("", "P0")
-    text = _sentence(structure, {name: words[name] for name in said}, PHRASINGS[phrasing])
+        return Prompt(f"A {domain} image." if domain else "", "P0")
+    text = _sentence(
+        structure, {name: words[name] for name in said if name not in left_out}, PHRASINGS[phrasing], domain
+    )
     return Prompt(text, LEVELS[1 + len(said)], missing)
 
 
@@ -108,9 +130,36 @@ def structure_prompts(
     structures: Sequence[Structure] = STRUCTURES,
     phrasing: int = 0,
     is_synthetic: bool = False,
+    domain_word: bool = False,
 ) -> tuple[Prompt, ...]:
     """One prompt for each structure, in their order: the S prompts of one image. Arguments as in `prompt_text`."""
-    return tuple(prompt_text(s, level, attributes, phrasing=phrasing, is_synthetic=is_synthetic) for s in structures)
+    return tuple(
+        prompt_text(s, level, attributes, phrasing=phrasing, is_synthetic=is_synthetic, domain_word=domain_word)
+        for s in structures
+    )
+
+
+def prompt_levels(level: str | Sequence[str]) -> tuple[str, ...]:
+    """The levels that a config's word stands for, each once, in the order given.
+
+    Args:
+        level: "P0" ... "P7"; "random" for P1 ... P7; or several levels as a list.
+    Raises:
+        ValueError: if a level does not exist, or the list is empty.
+    """
+    if isinstance(level, str):
+        if level == RANDOM_LEVEL:
+            return LEVELS[1:]
+        _check_level(level)
+        return (level,)
+    if not isinstance(level, Sequence) or len(level) == 0:
+        raise ValueError(
+            f"templates.py: prompt level must be one of {', '.join(LEVELS)}, {RANDOM_LEVEL} or a list of levels, "
+            f"got {level!r}; set prompt_level"
+        )
+    for one in level:
+        _check_level(one)
+    return tuple(dict.fromkeys(level))
 
 
 def age_in_words(age: int) -> str:
@@ -119,15 +168,27 @@ def age_in_words(age: int) -> str:
     Raises:
         ValueError: if age is not a whole number from 0 to 150.
     """
-    from num2words import num2words  # here: the package must import quickly
-
     if isinstance(age, bool) or not isinstance(age, Real) or not float(age).is_integer() or not 0 <= age <= 150:
         raise ValueError(f"templates.py: age must be a whole number of years from 0 to 150, got {age!r}")
-    return num2words(int(age), lang="en").replace(" ", "-")
+    return _number_in_words(int(age))
 
 
-def _sentence(structure: Structure, words: Mapping[str, str], place: str) -> str:
-    """The sentence with every attribute in `words`; each attribute implies those before it, shape stands by itself."""
+@cache
+def _number_in_words(number: int) -> str:
+    from num2words import num2words  # here: the package must import quickly
+
+    return num2words(number, lang="en").replace(" ", "-")
+
+
+def _check_level(level: Any) -> None:
+    if level not in LEVELS:
+        raise ValueError(
+            f"templates.py: prompt level must be one of {', '.join(LEVELS)}, got {level!r}; set prompt_level"
+        )
+
+
+def _sentence(structure: Structure, words: Mapping[str, str], place: str, domain: str | None) -> str:
+    """The sentence with every attribute in `words`, each of which stands by itself, and the domain if there is one."""
     text = structure.prompt_words
     if "shape" in words:
         text += f" of {words['shape']} shape"
@@ -137,11 +198,13 @@ def _sentence(structure: Structure, words: Mapping[str, str], place: str) -> str
     if "phase" in words:
         text += f" at end of the {words['phase']} cycle"
     if "age" in words:
-        text += f" of a {words['age']}-year-old {words['sex']}"
+        text += f" of a {words['age']}-year-old {words.get('sex', 'patient')}"
     elif "sex" in words:
         text += f" of a {words['sex']}"
     if "image_quality" in words:
         text += f" with {words['image_quality']} image quality"
+    if domain is not None:
+        text += f" in a {domain} image"
     return text + "."
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,9 +78,9 @@ class PromptTokenizer:
         return token_ids
 
 
-@cache
+@lru_cache(maxsize=65536)
 def _token_ids(text: str) -> tuple[int, ...]:
-    """Token ids with start and end; cached, since a data set has few different prompts."""
+    """Token ids with start and end; remembered, since a data set has few different prompts."""
     return tuple(_clip_tokenizer()(text, truncation=False, verbose=False)["input_ids"])
 
 

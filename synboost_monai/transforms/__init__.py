@@ -25,19 +25,21 @@ from synboost_monai.transforms.dictionary import (
     ViewPhaseClassd,
 )
 from synboost_monai.transforms.postprocessing import (
+    AssessDoubtd,
     LogitsToMasksd,
     RestoreLabelMapd,
     display_order,
     logits_to_label_map,
     restore_logits,
 )
-from synboost_monai.transforms.prompt_tokens import PromptTokensd, RandPromptTokensd
+from synboost_monai.transforms.prompt_tokens import PromptTokensd, RandPromptTokensd, TileMasksd
 
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "AssessDoubtd",
     "CheckLabelMapd",
     "DropAttributesd",
     "LetterboxGeometry",
@@ -51,6 +53,7 @@ __all__ = [
     "RandUltrasound",
     "RandUltrasoundd",
     "RestoreLabelMapd",
+    "TileMasksd",
     "ViewPhaseClassd",
     "check_label_map",
     "checked_items",

@@ -1,26 +1,42 @@
-"""Prompts of a datalist's item as token ids: always the same words for evaluation, drawn by chance for training."""
+"""Prompts of a datalist's item as token ids: always the same words for evaluation, drawn by chance for training.
+
+S: structures, one prompt each. E: groups of S prompts for one image, in several phrasings or levels; prompt e * S + s is that of
+group e for structure s. L: context length. N: side of the square.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
-from monai.transforms import Randomizable, Transform
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Randomizable, Transform
 from torch import Tensor
 
 from synboost_monai.labels import STRUCTURES
-from synboost_monai.prompts import NUM_PHRASINGS, PromptTokenizer, prompt_text
+from synboost_monai.prompts import ATTRIBUTES, LEVELS, NUM_PHRASINGS, PromptTokenizer, prompt_levels, prompt_text
 
 Item = Mapping[Hashable, Any]
+
+PAPER_ENSEMBLE = "paper"
+"""`ensemble` of `PromptTokensd`: the paper's prompts of every level up to the one asked for, in both phrasings."""
 
 logger = logging.getLogger(__name__)
 
 
 def prompt_tokens(
-    attributes: Mapping[str, Any], level: str, phrasings: Sequence[int], context_length: int = 77, padding_id: int = 0
+    attributes: Mapping[str, Any],
+    level: str,
+    phrasings: Sequence[int],
+    context_length: int = 77,
+    padding_id: int = 0,
+    *,
+    left_out: Sequence[Collection[str]] | None = None,
+    domain_word: bool = False,
 ) -> Tensor:
     """Token ids of the prompts of one image, one for each structure.
 
@@ -31,19 +47,12 @@ def prompt_tokens(
         level: P0 ... P7.
         phrasings: index of the phrasing of each structure.
         context_length, padding_id: as in `PromptTokenizer`.
+        left_out: for each structure the attributes that its sentence does not say; None: says all.
+        domain_word: the sentence ends by telling whether the image `is_synthetic`.
     Returns:
         (S, context_length), int64.
     """
-    texts = []
-    for structure, phrasing in zip(STRUCTURES, phrasings):
-        prompt = prompt_text(
-            structure, level, attributes, phrasing=phrasing, is_synthetic=bool(attributes.get("is_synthetic", False))
-        )
-        if prompt.missing:
-            _say_once(
-                f"prompts: {level} was asked for, {prompt.level} is used where items lack {', '.join(prompt.missing)}"
-            )
-        texts.append(prompt.text)
+    texts = _prompt_texts(attributes, level, phrasings, left_out, domain_word)
     return _tokenizer(context_length, padding_id)(texts)
 
 
@@ -67,41 +76,187 @@ def _tokenizer(context_length: int, padding_id: int) -> PromptTokenizer:
     return PromptTokenizer(context_length, padding_id)
 
 
+def _prompt_texts(
+    attributes: Mapping[str, Any],
+    level: str,
+    phrasings: Sequence[int],
+    left_out: Sequence[Collection[str]] | None,
+    domain_word: bool,
+    is_quiet: bool = False,
+) -> tuple[str, ...]:
+    """The prompts of one image; arguments as in `prompt_tokens`; `is_quiet`: no word about attributes that the item lacks."""
+    texts = []
+    for i, (structure, phrasing) in enumerate(zip(STRUCTURES, phrasings)):
+        prompt = prompt_text(
+            structure,
+            level,
+            attributes,
+            phrasing=phrasing,
+            is_synthetic=bool(attributes.get("is_synthetic", False)),
+            left_out=left_out[i] if left_out is not None else (),
+            domain_word=domain_word,
+        )
+        if prompt.missing and not is_quiet:
+            _say_once(
+                f"prompts: {level} was asked for, {prompt.level} is used where items lack {', '.join(prompt.missing)}"
+            )
+        texts.append(prompt.text)
+    return tuple(texts)
+
+
 @cache
 def _say_once(message: str) -> None:
     logger.info(message)
 
 
 class PromptTokensd(Transform):
-    """Adds `input_ids` (S, L): the prompts of the item's structures, always in the same phrasing.
+    """Adds `input_ids` (E * S, L): the prompts of the item's structures, always in the same words.
+
+    With an ensemble every item has E = levels x phrasings groups, so that items fit into one batch; an item whose attributes allow
+    fewer different groups has them again, from the first on. The order is that of the levels, in each the phrasings 0 and 1.
 
     Args:
-        level: P0 ... P7; what the item does not know lowers it (see `prompt_tokens`).
-        phrasing: 0 "of the heart", 1 "in the cardiac ultrasound".
+        level: P0 ... P7; what the item does not know lowers it (see `prompt_tokens`). Of "random" or a list of levels, from which
+            training draws, the highest.
+        phrasing: 0 "of the heart", 1 "in the cardiac ultrasound"; of no ensemble.
         context_length, padding_id: as in `PromptTokenizer`.
+        domain_word: the sentence ends by telling whether the item `is_synthetic`; for networks that were trained so.
+        ensemble: None, one group (E = 1); "paper", all levels from P1 to `level` in both phrasings; or a list of levels.
+    Raises:
+        ValueError: if a level, phrasing or ensemble does not exist.
     """
 
-    def __init__(self, level: str, phrasing: int = 0, context_length: int = 77, padding_id: int = 0) -> None:
-        self.level, self.phrasing = level, phrasing
+    def __init__(
+        self,
+        level: str | Sequence[str],
+        phrasing: int = 0,
+        context_length: int = 77,
+        padding_id: int = 0,
+        domain_word: bool = False,
+        ensemble: str | Sequence[str] | None = None,
+    ) -> None:
+        self.level = max(prompt_levels(level), key=LEVELS.index)
+        self.phrasing = phrasing
         self.context_length, self.padding_id = context_length, padding_id
+        self.domain_word = domain_word
+        self.ensemble = _ensemble_levels(ensemble, self.level)
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
-        phrasings = [self.phrasing] * len(STRUCTURES)
-        return {
-            **data,
-            "input_ids": prompt_tokens(data, self.level, phrasings, self.context_length, self.padding_id),  # type: ignore[arg-type]
-        }
+        attributes: Mapping[str, Any] = data  # type: ignore[assignment]
+        if not self.ensemble:
+            texts = _prompt_texts(attributes, self.level, [self.phrasing] * len(STRUCTURES), None, self.domain_word)
+        else:
+            different = dict.fromkeys(
+                _prompt_texts(attributes, level, [phrasing] * len(STRUCTURES), None, self.domain_word, is_quiet=True)
+                for level in self.ensemble
+                for phrasing in range(NUM_PHRASINGS)
+            )
+            groups = list(different)
+            num_groups = len(self.ensemble) * NUM_PHRASINGS
+            texts = tuple(text for i in range(num_groups) for text in groups[i % len(groups)])
+        return {**data, "input_ids": _tokenizer(self.context_length, self.padding_id)(texts)}
 
 
 class RandPromptTokensd(Randomizable, Transform):
-    """Adds `input_ids` (S, L) with a phrasing drawn for each structure; arguments as in `PromptTokensd`."""
+    """Adds `input_ids` (E * S, L): groups of prompts of the item's structures, each drawn by itself.
 
-    def __init__(self, level: str, context_length: int = 77, padding_id: int = 0) -> None:
-        self.level, self.context_length, self.padding_id = level, context_length, padding_id
+    A group has one level; each of its prompts has its own phrasing and its own attributes left out.
+
+    Args:
+        level: P0 ... P7; "random", any of P1 ... P7; or a list of levels to draw from. What the item does not know lowers it (see
+            `prompt_tokens`).
+        context_length, padding_id: as in `PromptTokenizer`.
+        num_groups: E; the masks are repeated as often by `TileMasksd`.
+        attribute_dropout: probability with which an attribute of the level is left out of a sentence, each by itself.
+        domain_word: the sentence ends by telling whether the item `is_synthetic`: joint training on real and synthetic data.
+    Raises:
+        ValueError: if a level does not exist, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        level: str | Sequence[str],
+        context_length: int = 77,
+        padding_id: int = 0,
+        num_groups: int = 1,
+        attribute_dropout: float = 0.0,
+        domain_word: bool = False,
+    ) -> None:
+        if isinstance(num_groups, bool) or not isinstance(num_groups, int) or num_groups < 1:
+            raise ValueError(f"prompt_tokens.py: num_groups must be a whole number of at least 1, got {num_groups!r}")
+        if isinstance(attribute_dropout, bool) or not 0 <= attribute_dropout <= 1:
+            raise ValueError(
+                f"prompt_tokens.py: attribute_dropout must be a probability, 0 ... 1, got {attribute_dropout!r}"
+            )
+        self.levels = prompt_levels(level)
+        self.is_random = isinstance(level, str) and len(self.levels) > 1
+        self.context_length, self.padding_id = context_length, padding_id
+        self.num_groups, self.attribute_dropout = num_groups, attribute_dropout
+        self.domain_word = domain_word
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
+        texts = tuple(text for _ in range(self.num_groups) for text in self._draw_group(data))  # type: ignore[arg-type]
+        return {**data, "input_ids": _tokenizer(self.context_length, self.padding_id)(texts)}
+
+    def _draw_group(self, attributes: Mapping[str, Any]) -> tuple[str, ...]:
+        """S prompts; nothing is drawn for what is switched off."""
+        level = self.levels[self.R.randint(len(self.levels))] if len(self.levels) > 1 else self.levels[0]
         phrasings = draw_phrasings(self.R)
-        return {
-            **data,
-            "input_ids": prompt_tokens(data, self.level, phrasings, self.context_length, self.padding_id),  # type: ignore[arg-type]
-        }
+        left_out = None
+        if self.attribute_dropout > 0:
+            is_left_out = self.R.uniform(size=(len(STRUCTURES), len(ATTRIBUTES))) < self.attribute_dropout
+            left_out = [[name for name, is_out in zip(ATTRIBUTES, row) if is_out] for row in is_left_out]
+        return _prompt_texts(attributes, level, phrasings, left_out, self.domain_word, is_quiet=self.is_random)
+
+
+class TileMasksd(MapTransform):
+    """Repeats masks (S, N, N) for each group of prompts, (E * S, N, N), in the order of the prompts.
+
+    Args:
+        keys: of the masks.
+        by: key of the prompts' token ids, (E * S, L), or of anything else that has a row for each prompt.
+        allow_missing_keys: as in MONAI.
+    Raises:
+        ValueError: in the call, if there are not a whole number of groups.
+    """
+
+    def __init__(self, keys: KeysCollection = "label", by: str = "input_ids", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.by = by
+
+    def __call__(self, data: Item) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            masks: Tensor = item[key]
+            num_prompts, num_masks = len(item[self.by]), len(masks)
+            if num_prompts % num_masks:
+                raise ValueError(
+                    f"prompt_tokens.py: {self.by} has {num_prompts} prompts, no whole number of groups for the {num_masks} masks "
+                    f"of {key}; make both of the same structures"
+                )
+            if num_prompts > num_masks:
+                item[key] = torch.tile(masks, (num_prompts // num_masks, 1, 1))
+        return item
+
+
+def _ensemble_levels(ensemble: str | Sequence[str] | None, level: str) -> tuple[str, ...]:
+    """The levels of an ensemble; none: empty.
+
+    Raises:
+        ValueError: if there is no such ensemble, or the level has none.
+    """
+    if ensemble is None:
+        return ()
+    if ensemble == PAPER_ENSEMBLE:
+        levels = LEVELS[1 : LEVELS.index(level) + 1]
+        if not levels:
+            raise ValueError(
+                f"prompt_tokens.py: the ensemble {PAPER_ENSEMBLE!r} takes P1 up to the prompt level, got prompt level {level}; "
+                "raise prompt_level or set ensemble to null"
+            )
+        return levels
+    if isinstance(ensemble, str):
+        raise ValueError(
+            f"prompt_tokens.py: ensemble must be null, {PAPER_ENSEMBLE!r} or a list of levels, got {ensemble!r}"
+        )
+    return prompt_levels(ensemble)

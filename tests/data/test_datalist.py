@@ -309,3 +309,114 @@ def test_names_of_the_data_package_load_lazily() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = synboost_monai.data.nothing
+
+
+# ---- joint training on several data sets
+
+
+@pytest.fixture
+def real_and_synthetic(tmp_path: Path) -> tuple[Path, Path]:
+    """A real data set of two patients for training, one for validation, one for testing; a synthetic one of the first two."""
+    for name in ("real", "synthetic"):
+        (tmp_path / name).mkdir()
+    write_json(
+        tmp_path / "real",
+        training=[
+            {"image": "a.png", "patient": "p1", "view": "apical_two_chamber", "is_synthetic": False},
+            {"image": "b.png", "patient": "p2", "view": "apical_four_chamber", "is_synthetic": False},
+        ],
+        validation=[{"image": "c.png", "patient": "p3"}],
+        testing=[{"image": "d.png", "patient": "p4"}],
+    )
+    write_json(
+        tmp_path / "synthetic",
+        training=[
+            {"image": f"{p}_v{v}.png", "patient": p, "view": "apical_two_chamber", "is_synthetic": True}
+            for p in ("p1", "p2")
+            for v in range(3)
+        ],
+    )
+    return tmp_path / "real", tmp_path / "synthetic"
+
+
+def test_items_of_another_data_set_join_those_of_the_same_section(real_and_synthetic: tuple[Path, Path]) -> None:
+    real, synthetic = real_and_synthetic
+    items = read_datalist(real, "training", extra_dir=synthetic)
+    assert items == read_datalist(real, "training") + read_datalist(synthetic, "training")
+    assert [item["is_synthetic"] for item in items] == [False] * 2 + [True] * 6
+    assert items[2]["image"] == str(synthetic.resolve() / "p1_v0.png")
+    assert items == read_datalist(real, "training", extra_dir=[str(synthetic / "datalist.json")])
+    for none in (None, [], ""):
+        assert read_datalist(real, "training", extra_dir=none) == items[:2]
+
+
+def test_view_and_limit_are_those_of_each_joined_data_set(real_and_synthetic: tuple[Path, Path]) -> None:
+    real, synthetic = real_and_synthetic
+    items = read_datalist(real, "training", view="apical_two_chamber", limit=2, extra_dir=synthetic)
+    assert [Path(item["image"]).name for item in items] == ["a.png", "p1_v0.png", "p2_v0.png"]
+    with pytest.raises(ValueError, match="synthetic/datalist.json: section training: no item is apical_four_chamber"):
+        read_datalist(real, "training", view="apical_four_chamber", extra_dir=synthetic)
+
+
+def test_a_joined_data_set_needs_training_but_neither_validation_nor_testing(
+    real_and_synthetic: tuple[Path, Path], tmp_path: Path
+) -> None:
+    real, synthetic = real_and_synthetic
+    assert read_datalist(real, "validation", extra_dir=synthetic) == read_datalist(real, "validation")
+    assert len(read_datalist(real, "training+testing", extra_dir=synthetic)) == 2 + 1 + 6
+    (tmp_path / "other").mkdir()
+    write_json(tmp_path / "other", testing=[{"image": "z.png", "patient": "p9"}])
+    with pytest.raises(
+        ValueError, match=r"other/datalist.json: no section is called 'training'; there are testing \(1\)"
+    ):
+        read_datalist(real, "training", extra_dir=[synthetic, tmp_path / "other"])
+    assert len(read_datalist(real, "testing", extra_dir=[synthetic, tmp_path / "other"])) == 2
+    with pytest.raises(ValueError, match="synthetic/datalist.json: no section is called 'validation'"):
+        read_datalist(synthetic, "validation", extra_dir=real)  # the first must have what is asked for
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder or datalist"):
+        read_datalist(real, "training", extra_dir=tmp_path / "nowhere")
+
+
+def test_a_synthetic_image_of_a_patient_of_another_section_is_refused(
+    real_and_synthetic: tuple[Path, Path], tmp_path: Path
+) -> None:
+    real, synthetic = real_and_synthetic
+    (tmp_path / "leaking").mkdir()
+    write_json(tmp_path / "leaking", training=[{"image": "x.png", "patient": "p4", "is_synthetic": True}])
+    message = (
+        "leaking/datalist.json: patient p4 is in section training, but in section testing of .*real/datalist.json; "
+        "no model may learn from patients that judge it"
+    )
+    for section in ("training", "validation", "testing"):
+        with pytest.raises(ValueError, match=message) as error:
+            read_datalist(real, section, extra_dir=[synthetic, tmp_path / "leaking"])
+        assert "\n" not in str(error.value)
+    assert len(read_datalist(tmp_path / "leaking", "training")) == 1  # alone it is fine
+
+
+def test_a_data_set_given_twice_or_a_shared_image_is_refused(
+    real_and_synthetic: tuple[Path, Path], tmp_path: Path
+) -> None:
+    real, synthetic = real_and_synthetic
+    with pytest.raises(ValueError, match="is given twice, as dataset_dir and extra_dir"):
+        read_datalist(real, "training", extra_dir=[synthetic, real / "datalist.json"])
+    (tmp_path / "other").mkdir()
+    content = {"training": [{"image": "../real/d.png"}]}
+    (tmp_path / "other" / "datalist.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="image ../real/d.png is in section training, but in section testing of"):
+        read_datalist(real, "training", extra_dir=tmp_path / "other")
+
+
+# ---- sequences of a folder
+
+
+def test_sequences_of_a_folder_are_listed_when_asked_for(tmp_path: Path) -> None:
+    names = ("p1_4CH_ED.nii.gz", "p1_4CH_half_sequence.nii.gz", "p1_4CH_half_sequence_gt.nii.gz", "p1_4CH_ED_gt.nii.gz")
+    for name in (*names, "q_sequence.mhd", ".hidden_sequence.nii"):
+        (tmp_path / name).touch()
+    assert [Path(item["image"]).name for item in list_images(tmp_path)] == ["p1_4CH_ED.nii.gz"]
+    found = [Path(item["image"]).name for item in list_images(tmp_path, sequences=True)]
+    assert found == ["p1_4CH_ED.nii.gz", "p1_4CH_half_sequence.nii.gz", "q_sequence.mhd"]
+    one_file = tmp_path / "q_sequence.mhd"
+    assert list_images(one_file, sequences=True) == list_images(one_file) == [{"image": str(one_file)}]
+    assert [Path(i["label"]).name for i in list_label_maps(tmp_path)] == ["p1_4CH_ED_gt.nii.gz"]

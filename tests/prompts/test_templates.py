@@ -3,7 +3,7 @@
 import pytest
 
 from synboost_monai.labels import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, MYOCARDIUM
-from synboost_monai.prompts import LEVELS, Prompt, prompt_text, structure_prompts
+from synboost_monai.prompts import ATTRIBUTES, LEVELS, Prompt, prompt_levels, prompt_text, structure_prompts
 from synboost_monai.prompts.templates import age_in_words
 
 ITEM = {
@@ -128,3 +128,62 @@ def test_unknown_level_and_phrasing_are_refused() -> None:
         prompt_text(MYOCARDIUM, "P8", ITEM)
     with pytest.raises(ValueError, match="phrasing must be 0 .* or 1 .*, got 2"):
         prompt_text(MYOCARDIUM, "P1", ITEM, phrasing=2)
+
+
+# ---- beyond the paper: attributes left out, the word for real and synthetic
+
+
+@pytest.mark.parametrize(
+    ("left_out", "text"),
+    [
+        ((), HEART["P7"]),
+        (("sex",), HEART["P7"].replace("forty-year-old female", "forty-year-old patient")),
+        (("age",), HEART["P7"].replace("forty-year-old ", "")),
+        (("sex", "age"), HEART["P7"].replace(" of a forty-year-old female", "")),
+        (("view",), HEART["P7"].replace(" in two-chamber view", "")),
+        (("phase",), HEART["P7"].replace(" at end of the diastole cycle", "")),
+        (("image_quality", "shape"), HEART["P5"]),
+        (ATTRIBUTES, HEART["P1"]),
+    ],
+)
+def test_attributes_left_out_lower_no_level_and_leave_a_sentence(left_out: tuple[str, ...], text: str) -> None:
+    assert prompt_text(LEFT_VENTRICULAR_CAVITY, "P7", ITEM, left_out=left_out) == Prompt(text, "P7")
+
+
+def test_what_is_left_out_and_what_is_missing_go_together() -> None:
+    item = {key: value for key, value in ITEM.items() if key != "age"}
+    prompt = prompt_text(LEFT_VENTRICULAR_CAVITY, "P6", item, left_out=("view",))
+    text = "Left ventricular cavity of the heart at end of the diastole cycle of a female."
+    assert prompt == Prompt(text, "P4", ("age",))
+
+
+def test_unknown_attribute_to_leave_out_is_refused() -> None:
+    with pytest.raises(ValueError, match="left_out must name attributes .view, .*, got quality"):
+        prompt_text(MYOCARDIUM, "P1", ITEM, left_out=("quality",))
+
+
+@pytest.mark.parametrize("level", LEVELS[1:])
+@pytest.mark.parametrize(("is_synthetic", "word"), [(False, "real"), (True, "synthetic")])
+def test_the_domain_word_ends_the_sentence(level: str, is_synthetic: bool, word: str) -> None:
+    plain = prompt_text(LEFT_VENTRICULAR_CAVITY, level, ITEM, is_synthetic=is_synthetic)
+    with_word = prompt_text(LEFT_VENTRICULAR_CAVITY, level, ITEM, is_synthetic=is_synthetic, domain_word=True)
+    assert with_word.text == f"{plain.text[:-1]} in a {word} image." and with_word.level == plain.level
+
+
+def test_the_domain_word_alone_is_all_of_p0() -> None:
+    texts = [prompt_text(MYOCARDIUM, "P0", {}, is_synthetic=y, domain_word=True).text for y in (False, True)]
+    assert texts == ["A real image.", "A synthetic image."]
+    prompts = structure_prompts("P1", {}, domain_word=True)
+    assert prompts[1].text == "Myocardium of the heart in a real image."
+
+
+def test_levels_of_a_config() -> None:
+    assert prompt_levels("P3") == ("P3",)
+    assert prompt_levels("random") == LEVELS[1:]
+    assert prompt_levels(["P6", "P1", "P6"]) == ("P6", "P1")
+    for level in ("P8", "P1,P2", ["P1", "P9"], ["random"]):
+        with pytest.raises(ValueError, match="prompt level must be one of P0, .*; set prompt_level"):
+            prompt_levels(level)
+    for level in ([], 3, None):
+        with pytest.raises(ValueError, match="random or a list of levels, got .*; set prompt_level"):
+            prompt_levels(level)  # type: ignore[arg-type]

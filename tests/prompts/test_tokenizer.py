@@ -79,6 +79,20 @@ def test_longest_prompt_fits(all_prompts: list[str]) -> None:
     assert max(len(PromptTokenizer().encode(text)) for text in all_prompts) <= 43
 
 
+def test_longest_prompt_with_the_domain_word_fits_easily() -> None:
+    item = {
+        "view": "apical_four_chamber",
+        "phase": "end_systole",
+        "sex": "female",
+        "image_quality": "medium",
+        "age": 101,
+    }
+    item["shape"] = {s.name: "rectangle" for s in STRUCTURES}
+    cases = product(STRUCTURES, (0, 1), (False, True))
+    texts = [prompt_text(s, "P7", item, phrasing=p, is_synthetic=y, domain_word=True).text for s, p, y in cases]
+    assert max(len(PromptTokenizer().encode(text)) for text in texts) <= 52
+
+
 def test_padding_and_context_length_are_choices() -> None:
     input_ids = PromptTokenizer(context_length=17, padding_id=END_ID)(["a photo of a cat"])
     assert input_ids.tolist() == [[START_ID, 320, 1125, 539, 320, 2368] + [END_ID] * 11]
