@@ -236,6 +236,32 @@ def report(run_dir: str) -> None:
     print(f"report: {write_report(run_dir)}")
 
 
+def weights(
+    action: str,
+    source: str | None = None,
+    output: str | None = None,
+    *,
+    architecture: str | None = None,
+    preset: str = "published",
+    partial: bool = False,
+    sha256: str | None = None,
+) -> None:
+    """List public weights, get them (checked by their hash), or convert them to a bundle's model.pt.
+
+    Args:
+        action: list; get NAME FOLDER (the only use of the network in this software); convert FILE MODEL.PT.
+        source: get: a name of the list. convert: a checkpoint, an archive, or a folder of transformers.
+        output: get: where to put the file. convert: the model.pt to write, such as bundles/echo_clipseg/models/model.pt.
+        architecture: convert: clipseg, cris or semantic_diffusion; told from the keys by default.
+        preset: convert: the size that the checkpoint was made with.
+        partial: convert: also take CLIP alone for CRIS; the rest is then random, good to start a training from.
+        sha256: get: the hash to expect, for weights of which the list has none.
+    """
+    from synboost_monai.weights import run_action
+
+    print(run_action(action, source, output, architecture=architecture, preset=preset, partial=partial, sha256=sha256))
+
+
 def version() -> None:
     """Print the version of the package."""
     from synboost_monai import __version__
@@ -257,6 +283,7 @@ VERBS: dict[str, Callable[..., None]] = {
         evaluate,
         experiment,
         report,
+        weights,
         version,
     )
 }

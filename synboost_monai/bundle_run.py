@@ -27,8 +27,10 @@ BUNDLES_DIR_VARIABLE = "SYNBOOST_BUNDLES"
 BASE_OF_CONFIG = {
     "multi_gpu_train": "train",
     "train_small": "train",
+    "train_published": "train",
     "multi_gpu_evaluate": "evaluate",
     "evaluate": "inference",
+    "calibrate": "inference",
 }
 """Config that another one is merged onto when it does not define a network itself."""
 RUN_ARGUMENTS = ("run_id", "init_id", "final_id", "tracking")

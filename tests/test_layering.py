@@ -15,7 +15,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__init__", "labels", "records", "io"}),
     frozenset({"prompts", "transforms", "networks", "diffusion", "metrics", "losses"}),
     frozenset({"inferers", "handlers", "data"}),
-    frozenset({"bundle_run"}),
+    frozenset({"bundle_run", "weights"}),
     frozenset({"experiments", "auto3dseg", "dicom"}),
     frozenset({"__main__"}),
 )

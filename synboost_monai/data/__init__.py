@@ -11,12 +11,14 @@ from typing import Any
 _MODULE_OF = {
     "CamusDataset": "camus",
     "CamusSummary": "camus",
+    "cache_features": "feature_cache",
     "merge_synthetic": "synthetic_merge",
     "read_camus": "camus",
     "list_images": "datalist",
     "list_label_maps": "datalist",
     "read_datalist": "datalist",
     "sample_label_maps": "label_map_sampling",
+    "training_dataset": "training_data",
     "write_datalist": "datalist",
     "write_phantom": "phantom",
 }

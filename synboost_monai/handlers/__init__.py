@@ -1,7 +1,7 @@
 """Ignite handlers: what happens around the steps of a training or an evaluation."""
 
 from synboost_monai.handlers.ema import ExponentialMovingAverage
-from synboost_monai.handlers.evaluation import CaseMetrics, WriteLabelMaps
+from synboost_monai.handlers.evaluation import CaseMetrics, WriteCalibration, WriteLabelMaps
 from synboost_monai.handlers.training import (
     EarlyStop,
     EpochSeed,
@@ -15,6 +15,7 @@ from synboost_monai.handlers.training import (
     Resume,
     SegmentationPictures,
     WriteWeights,
+    distribute,
     is_main_process,
     num_epochs,
     num_processes,
@@ -36,8 +37,10 @@ __all__ = [
     "Progress",
     "Resume",
     "SegmentationPictures",
+    "WriteCalibration",
     "WriteLabelMaps",
     "WriteWeights",
+    "distribute",
     "is_main_process",
     "num_epochs",
     "num_processes",

@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from synboost_monai.io import atomic_path
 from synboost_monai.labels import STRUCTURES
+from synboost_monai.networks.lora import merged_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,15 @@ def start_distributed(backend: str, device: str | torch.device) -> None:
     if not is_main_process():
         for handler in logging.getLogger().handlers:
             handler.setLevel(logging.WARNING)
+
+
+def distribute(network: nn.Module) -> nn.parallel.DistributedDataParallel:
+    """The network as one of a distributed training's; batch norms that learn share their statistics on GPUs (gloo cannot)."""
+    parameter = next(network.parameters())
+    if parameter.device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    # a prompt that the text encoder has not seen, frozen parts: not every parameter takes part in every step
+    return nn.parallel.DistributedDataParallel(network, find_unused_parameters=True)
 
 
 def num_epochs(data_loader: Sized, max_epochs: int | None = None, max_iterations: int | None = None) -> int:
@@ -181,6 +191,8 @@ class Resume:
             self.objects[name].load_state_dict(state)
         engine.state.epoch, engine.state.iteration = checkpoint["epoch"], checkpoint["iteration"]
         logger.info(f"{self.path}: training continues after epoch {checkpoint['epoch']}")
+        if getattr(engine, "scaler", None) is not None and "scaler" in checkpoint:
+            engine.scaler.load_state_dict(checkpoint["scaler"])  # type: ignore[attr-defined]
         if checkpoint["is_stopped"]:  # killed between the early stop and its end
             engine.terminate()
 
@@ -195,6 +207,8 @@ class Resume:
             "settings": self._all_settings(),
             "objects": {name: thing.state_dict() for name, thing in self.objects.items()},
         }
+        if getattr(engine, "scaler", None) is not None:  # of the loss, in float16
+            checkpoint["scaler"] = engine.scaler.state_dict()  # type: ignore[attr-defined]
         with atomic_path(self.path) as temporary:
             torch.save(checkpoint, temporary)
 
@@ -223,7 +237,7 @@ class Resume:
 
 
 class WriteWeights:
-    """Writes a network's weights: tensors alone, one flat state dict, whole or not at all.
+    """Writes a network's weights: tensors alone, one flat state dict, low-rank adapters merged, whole or not at all.
 
     Args:
         network: what to write (for an average, the averaged copy).
@@ -261,7 +275,7 @@ class WriteWeights:
     def write(self, engine: Engine) -> None:
         """Write the weights as they are now."""
         if is_main_process():
-            weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+            weights = {n: value.detach().cpu().contiguous() for n, value in merged_state_dict(self.network).items()}
             with atomic_path(self.path) as temporary, open(temporary, "wb") as file:
                 torch.save(
                     weights, file
@@ -349,7 +363,7 @@ class LearningRateSchedule:
 
 
 class GradientClip:
-    """Scales the gradient down to a largest norm before each step; 0 leaves it as it is."""
+    """Scales the gradient down to a largest norm before each step; 0 leaves it as it is. A loss scaled for float16 is unscaled first."""
 
     def __init__(self, network: nn.Module, max_norm: float) -> None:
         self.network = network
@@ -360,6 +374,9 @@ class GradientClip:
             engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
+        scaler = getattr(engine, "scaler", None)
+        if scaler is not None:
+            scaler.unscale_(engine.optimizer)  # type: ignore[attr-defined]
         nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
 
 

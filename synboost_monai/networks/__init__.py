@@ -176,7 +176,7 @@ def parameter_groups(
 
     Args:
         network: a segmenter, with its pretrained parts in `encoders` and their layers in `encoder_stages`.
-        learning_rate: of everything but the encoders.
+        learning_rate: of everything but the encoders; of their low-rank adapters too.
         encoder_learning_rate_scale: learning rate of the encoders' last layers, as a fraction of `learning_rate`.
         weight_decay: of weights with two or more dimensions.
         layer_decay: each layer of an encoder learns at this fraction of the one after it (layer-wise learning rates, Clark et al. 2020,
@@ -200,7 +200,8 @@ def parameter_groups(
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and id(parameter) not in tables and not name.endswith("_embedding")
-            groups.setdefault((scales.get(id(parameter), 1.0), decays), []).append(parameter)
+            scale = 1.0 if ".lora_" in name else scales.get(id(parameter), 1.0)  # adapters start from nothing
+            groups.setdefault((scale, decays), []).append(parameter)
     return [
         {"params": parameters, "lr": learning_rate * scale, "weight_decay": weight_decay if decays else 0.0}
         for (scale, decays), parameters in sorted(groups.items(), key=lambda entry: (-entry[0][0], not entry[0][1]))

@@ -176,6 +176,7 @@ class CLIPSeg(nn.Module):
             self.clip.text_model.embeddings.token_embedding.requires_grad_(False)
         if freeze_encoders:
             self.clip.requires_grad_(False)
+        self.train()  # frozen encoders stay in evaluation mode
 
     def _initialise_for_training_from_scratch(self) -> None:
         """Start as what needs no transformer over the image, yet listens to the prompt.

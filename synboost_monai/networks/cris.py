@@ -607,6 +607,7 @@ class CRIS(nn.Module):
             self.backbone.token_embedding.requires_grad_(False)
         if freeze_encoders:
             self.backbone.requires_grad_(False)
+        self.train()  # frozen encoders stay in evaluation mode
 
     @property
     def encoders(self) -> list[nn.Module]:

@@ -10,7 +10,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,44 @@ _CRIS_OWN = "visual.attnpool.connect."
 """The part of CRIS's image encoder that CLIP does not have."""
 _CLASSES_OWN = "class_embedding.weight"
 """What a SemanticDiffusionUNet with classes has beyond the published one: starts at zero, so the network is still the published one."""
+_POSITIONS = "backbone.positional_embedding"
+"""CRIS's position codes of tokens: as many rows as its longest prompt has tokens (17 in the first release, 77 in the echo paper)."""
+
+
+class WeightsKind(NamedTuple):
+    """What a checkpoint is of, by the names in it."""
+
+    title: str
+    """In words, for messages."""
+    class_name: str
+    """Our network of these weights; "" if they are only a part of one."""
+    architecture: str
+    """`clipseg`, `cris` or `semantic_diffusion`: what they are, or what they start."""
+    bundle: str
+    """The bundle that they belong to."""
+    prefixes: tuple[str, ...]
+    """Each begins some key, and no other kind has them all."""
+
+
+CLIP_ALONE = WeightsKind(
+    "CLIP RN50 alone (no segmenter)", "", "cris", "echo_cris", ("visual.layer1.", "transformer.resblocks.")
+)
+"""CLIP's own archive: image and text encoder of a CRIS, without neck, decoder and projector."""
+KINDS: tuple[WeightsKind, ...] = (
+    WeightsKind(
+        "CLIPSeg", "CLIPSeg", "clipseg", "echo_clipseg", ("clip.vision_model.", "clip.text_model.", "decoder.")
+    ),
+    WeightsKind("CRIS", "CRIS", "cris", "echo_cris", ("backbone.", "neck.", "decoder.", "proj.")),
+    WeightsKind(
+        "the semantic diffusion UNet",
+        "SemanticDiffusionUNet",
+        "semantic_diffusion",
+        "echo_semantic_diffusion",
+        ("input_blocks.", "middle_block.", "output_blocks."),
+    ),
+    CLIP_ALONE,
+)
+"""What we can tell apart."""
 
 
 def load_published(network: nn.Module, path: str | Path | None) -> nn.Module:
@@ -45,35 +83,50 @@ def load_published(network: nn.Module, path: str | Path | None) -> nn.Module:
         FileNotFoundError: if there is no such file.
         ValueError: if the file holds no weights, or those of another network; names the first key that does not fit.
     """
-    if path is None:
-        return network
+    return network if path is None else load_published_state(network, read_published(path), path)
+
+
+def load_published_state(network: nn.Module, state_dict: Mapping[str, Tensor], path: str | Path) -> nn.Module:
+    """`load_published` of what `read_published` has read; `path` is only named in errors."""
     path = Path(path)
-    state_dict = _read_state_dict(path)
-    for prefix in _WRAPPERS:
-        state_dict = _without_prefix(state_dict, prefix)
-    # position_ids is an arange that old versions of transformers stored
-    state_dict = {key: value for key, value in state_dict.items() if not key.endswith("embeddings.position_ids")}
     own_classes = network.state_dict().get(_CLASSES_OWN)
     if own_classes is not None and _CLASSES_OWN not in state_dict:
-        state_dict[_CLASSES_OWN] = own_classes
+        state_dict = {**state_dict, _CLASSES_OWN: own_classes}
     backbone = getattr(network, "backbone", None)
-    if backbone is not None and "visual.conv1.weight" in state_dict:  # CLIP alone
+    if backbone is not None and kind_of_weights(state_dict) is CLIP_ALONE:
         state_dict = {key: value for key, value in state_dict.items() if key not in _CLIP_NUMBERS}
         kept = {key: value for key, value in backbone.state_dict().items() if key.startswith(_CRIS_OWN)}
         _load_strictly(backbone, {**kept, **state_dict}, path)
         return network
-    position = state_dict.get("backbone.positional_embedding")
-    if backbone is not None and isinstance(position, Tensor) and position.ndim == 2:
-        stored = backbone.positional_embedding
-        if position.shape[0] != stored.shape[0] and position.shape[1] == stored.shape[1]:
-            # the longest prompt is the checkpoint's choice, not the architecture's
-            backbone.positional_embedding = nn.Parameter(stored.new_empty(position.shape), stored.requires_grad)
     _load_strictly(network, state_dict, path)
     return network
 
 
+def read_published(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a published checkpoint or of our own model.pt, by our networks' key names: whatever wrapped them is off.
+
+    Args:
+        path: file or folder, as `load_published` takes them.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file holds no weights.
+    """
+    state_dict = _read_state_dict(Path(path))
+    for prefix in _WRAPPERS:
+        state_dict = _without_prefix(state_dict, prefix)
+    # position_ids is an arange that old versions of transformers stored
+    return {key: value for key, value in state_dict.items() if not key.endswith("embeddings.position_ids")}
+
+
+def kind_of_weights(state_dict: Mapping[str, Tensor]) -> WeightsKind | None:
+    """What network the names of a state dict belong to; None if to none that we know."""
+    return next((kind for kind in KINDS if all(any(k.startswith(p) for k in state_dict) for p in kind.prefixes)), None)
+
+
 def load_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
     """Load our own model.pt strictly: a state dict, or {"model": state dict}.
+
+    A CRIS takes the longest prompt of its checkpoint, as with `load_published`.
 
     Args:
         network: takes the weights.
@@ -150,8 +203,23 @@ def _without_prefix(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Ten
 
 
 def _load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], path: Path) -> None:
-    """Load, or say what does not fit before anything is changed."""
+    """Load, or say what does not fit before anything is changed.
+
+    The longest prompt of a CRIS is the checkpoint's choice, not the architecture's: its table of positions gets that many rows.
+    """
+    kind, class_name = kind_of_weights(state_dict), type(network).__name__
+    if kind is not None and kind.class_name != class_name and class_name in {k.class_name for k in KINDS}:
+        use = f"they belong to the bundle {kind.bundle}"
+        if kind is CLIP_ALONE:
+            use = "they only start the training of a CRIS (bundle echo_cris, init_checkpoint)"
+        raise ValueError(
+            f"weights: {path} does not fit {class_name}: these are the weights of {kind.title}, not of {class_name}; {use}; "
+            "choose the architecture and preset that the checkpoint was made with"
+        )
     own = network.state_dict()
+    positions = _other_positions(own, state_dict)
+    if positions is not None:
+        own[_POSITIONS] = positions
     missing = [key for key in own if key not in state_dict]
     unexpected = [key for key in state_dict if key not in own]
     misshapen = [key for key in own if key in state_dict and state_dict[key].shape != own[key].shape]
@@ -169,4 +237,15 @@ def _load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], path: P
             f"weights: {path} does not fit {type(network).__name__}: {'; '.join(problems)}; "
             "choose the architecture and preset that the checkpoint was made with"
         )
+    if positions is not None:
+        backbone, stored = network.get_submodule("backbone"), network.get_parameter(_POSITIONS)
+        backbone.positional_embedding = nn.Parameter(stored.new_empty(positions.shape), stored.requires_grad)
     network.load_state_dict(state_dict)
+
+
+def _other_positions(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> Tensor | None:
+    """The checkpoint's table of token positions, if it has another number of rows than the network's and is as wide."""
+    ours, theirs = own.get(_POSITIONS), state_dict.get(_POSITIONS)
+    if ours is None or theirs is None or theirs.ndim != 2:
+        return None
+    return theirs if theirs.shape[1] == ours.shape[1] and theirs.shape[0] != ours.shape[0] else None

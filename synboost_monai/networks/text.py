@@ -80,7 +80,7 @@ def check_length(input_ids: Tensor, context_length: int) -> None:
     if input_ids.shape[1] > context_length:
         raise ValueError(
             f"segmenter: a prompt has {input_ids.shape[1]} tokens with start and end, but the network takes {context_length}; "
-            "shorten the prompt, or lower prompt_level"
+            "shorten the prompt or its padding, or lower prompt_level"
         )
 
 

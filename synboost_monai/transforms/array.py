@@ -1,7 +1,8 @@
 """Ultrasound images: from a file to the network's square and back to the file's own grid.
 
 Display order: rows run from the probe downwards, columns from left to right, as on the screen. Files store (x, y); reading
-transposes, writing transposes back. S: structures, one mask each. H, W: native rows and columns. N: side of the square.
+transposes, writing transposes back. S: structures, one mask each. H, W: native rows and columns. N: side of the square. T: frames
+of a sequence (1 for a single image).
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from torch import Tensor
 from synboost_monai.io import (
     METAIMAGE_SUFFIXES,
     NIFTI_SUFFIXES,
-    Plane,
     atomic_path,
+    has_colour_axis,
     image_stem,
     image_suffix,
-    read_plane,
+    read_frames,
 )
 from synboost_monai.labels import BACKGROUND_INDEX, NUM_CLASSES, STRUCTURES
 
@@ -36,6 +37,8 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 """Per colour channel, intensities in [0, 1]: what CRIS's published input is normalised with."""
 OUTPUT_FORMATS = ("same", "nifti")
 """How label maps are written: in the image's own format, or always as NIfTI."""
+MIN_IMAGE_SIDE = 16
+"""Pixels: an image with fewer rows or columns is no echocardiogram, and a network would be shown its interpolation."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,31 +46,52 @@ logger = logging.getLogger(__name__)
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def load_echo(path: str | os.PathLike[str]) -> tuple[MetaTensor, tuple[float, float]]:
-    """Read one image or label map in display order.
+def load_echo(path: str | os.PathLike[str], sequences: bool = False) -> tuple[MetaTensor, tuple[float, float]]:
+    """Read one image or label map, or a sequence, in display order.
 
     Its meta data is what MONAI's readers give (`filename_or_obj`, `affine` of the stored array, `spatial_shape`), so MONAI Label
-    can write a label map back; `spatial_shape` is always the volume of one plane, (W, H, 1).
+    can write a label map back; `spatial_shape` is always a volume of T planes, (W, H, T).
 
     Args:
-        path: NIfTI or MetaImage of one plane, or PNG (colours become grey; its spacing is taken as 1 mm).
+        path: NIfTI, MetaImage or PNG of any number type; colours become grey (see `io.read_frames`); the spacing of a PNG is
+            taken as 1 mm.
+        sequences: take a file of several planes over time; without it, such a file is an error.
     Returns:
-        pixels (1, H, W), float32, the file's own values; spacing_mm (row, column).
+        pixels (T, H, W), the file's own values, float32 (a sequence of bytes stays uint8, which is a quarter of the memory);
+        spacing_mm (row, column).
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not an image of one plane.
+        ValueError: if it is not an image of one plane (or of a sequence), or has pixels that are NaN or infinite.
     """
     path = Path(path)
-    plane = _read_png(path) if image_suffix(path) == ".png" else read_plane(path)
-    height, width = plane.pixels.shape
-    affine = _affine(path, plane.spacing_mm)
+    frames = read_frames(path, sequences)
+    num_frames, height, width = frames.pixels.shape
+    affine = _affine(path, frames.spacing_mm)
     meta = {
         "filename_or_obj": str(path),
         "original_affine": affine.copy(),
-        "spatial_shape": np.array([width, height, 1]),
+        "spatial_shape": np.array([width, height, num_frames]),
     }
-    pixels = torch.from_numpy(np.ascontiguousarray(plane.pixels, dtype=np.float32))[None]
-    return MetaTensor(pixels, affine=torch.from_numpy(affine), meta=meta), plane.spacing_mm
+    dtype = np.uint8 if sequences and frames.pixels.dtype == np.uint8 else np.float32
+    pixels = torch.from_numpy(np.require(frames.pixels, dtype, ["C", "W"]))  # copied only where it must be
+    return MetaTensor(pixels, affine=torch.from_numpy(affine), meta=meta), frames.spacing_mm
+
+
+def check_image_size(image: Tensor, path: str) -> None:
+    """Refuse an image that is too small to show a heart.
+
+    Args:
+        image: (T, H, W).
+        path: its file, for the message.
+    Raises:
+        ValueError: if it has fewer than `MIN_IMAGE_SIDE` rows or columns.
+    """
+    height, width = image.shape[-2:]
+    if min(height, width) < MIN_IMAGE_SIDE:
+        raise ValueError(
+            f"{path}: expected an image of at least {MIN_IMAGE_SIDE} x {MIN_IMAGE_SIDE} pixels, got {height} rows and {width} "
+            "columns; is this a thumbnail or a broken export? take it out of the folder or datalist"
+        )
 
 
 def write_label_map(
@@ -78,8 +102,11 @@ def write_label_map(
 ) -> Path:
     """Write a label map that overlays its image exactly: same stored order, shape, spacing, origin and orientation; uint8.
 
+    That of a sequence has the sequence's stored shape, (x, y, t) or (x, y, 1, t), and its time spacing; that of a colour image is
+    grey.
+
     Args:
-        label_map: (H, W) in display order.
+        label_map: (H, W), or (T, H, W) of a sequence, in display order.
         image_path: the image that it belongs to; its header is copied.
         target: where to write, without a suffix; the format decides it: .nii.gz for NIfTI, .mha for MetaImage (header and
             pixels in one file, so that it appears whole or not at all), .png for PNG.
@@ -90,6 +117,8 @@ def write_label_map(
         ValueError: if the format is unknown or the sizes differ.
     """
     image_path, pixels = Path(image_path), np.ascontiguousarray(np.asarray(label_map), dtype=np.uint8)
+    if pixels.ndim == 3 and len(pixels) == 1:
+        pixels = pixels[0]
     if output_format not in OUTPUT_FORMATS:
         raise ValueError(f"array.py: output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {output_format!r}")
     suffix = image_suffix(image_path)
@@ -101,6 +130,8 @@ def write_label_map(
         return _write_metaimage_like(pixels, image_path, Path(f"{target}.mha"))
     from PIL import Image
 
+    if pixels.ndim != 2:
+        raise ValueError(f"{image_path}: a PNG holds one plane, but the label map to write has {len(pixels)} frames")
     path = Path(f"{target}.png")
     with atomic_path(path) as temporary:
         Image.fromarray(pixels).save(temporary)
@@ -111,8 +142,8 @@ def check_label_map(label_map: Tensor, image_shape: Sequence[int] | None, path: 
     """Refuse a label map that is not one of this project, or not one of this image.
 
     Args:
-        label_map: (1, H, W).
-        image_shape: shape of the image, (1, H, W); None leaves the size unchecked.
+        label_map: (1, H, W), or (T, H, W) of a sequence.
+        image_shape: shape of the image, (1, H, W) or (T, H, W); None leaves the size unchecked.
         path: the label map's file, for the message.
     Raises:
         ValueError: if a class is not 0..3, a value is a fraction, or the shapes differ.
@@ -120,6 +151,11 @@ def check_label_map(label_map: Tensor, image_shape: Sequence[int] | None, path: 
     if image_shape is not None and tuple(label_map.shape[-2:]) != tuple(image_shape[-2:]):
         raise ValueError(
             f"{path}: image is {tuple(image_shape[-2:])} but label map is {tuple(label_map.shape[-2:])} (rows, columns); "
+            "fetch this pair again or correct the datalist"
+        )
+    if image_shape is not None and len(image_shape) == label_map.ndim == 3 and image_shape[0] != label_map.shape[0]:
+        raise ValueError(
+            f"{path}: the image has {image_shape[0]} frames but the label map has {label_map.shape[0]}; "
             "fetch this pair again or correct the datalist"
         )
     classes = torch.unique(label_map.as_tensor() if isinstance(label_map, MetaTensor) else label_map).tolist()
@@ -133,7 +169,11 @@ def check_label_map(label_map: Tensor, image_shape: Sequence[int] | None, path: 
 
 
 def checked_items(
-    items: Sequence[Mapping[str, Any]], *, needs_label: bool = False, check_labels: bool = True
+    items: Sequence[Mapping[str, Any]],
+    *,
+    needs_label: bool = False,
+    check_labels: bool = True,
+    sequences: bool = False,
 ) -> list[dict[str, Any]]:
     """Open every file of a datalist's items before work begins, so that a bad one stops the run while nothing is written.
 
@@ -141,6 +181,7 @@ def checked_items(
         items: of `data.list_images` or `data.read_datalist`.
         needs_label: each item must have a label map (evaluation).
         check_labels: look at the label maps that are there.
+        sequences: a file may hold several planes over time, and so may its label map.
     Returns:
         the items, each with `case`: its file's name without suffix, or with its folders where names repeat.
     Raises:
@@ -151,11 +192,12 @@ def checked_items(
     root = os.path.commonpath([os.path.dirname(p) for p in paths]) if paths else ""
     checked = []
     for item, path, stem in zip(items, paths, stems):
-        image, _ = load_echo(path)
+        image, _ = load_echo(path, sequences)
+        check_image_size(image, path)
         if needs_label and not item.get("label"):
             raise ValueError(f"{path}: has no label map in the datalist; evaluation needs one for each image")
         if check_labels and item.get("label"):
-            check_label_map(load_echo(item["label"])[0], image.shape, str(item["label"]))
+            check_label_map(load_echo(item["label"], sequences)[0], image.shape, str(item["label"]))
         is_unique = stems.count(stem) == 1
         relative = os.path.relpath(os.path.dirname(path), root).replace(os.sep, "_")
         checked.append({**item, "case": stem if is_unique else f"{relative}_{stem}"})
@@ -209,9 +251,17 @@ def letterbox_geometry(
 
 
 def letterbox_image(image: Tensor, geometry: LetterboxGeometry) -> Tensor:
-    """Image (1, H, W) -> (1, N, N) uint8, 0..255, black around: bilinear, smoothed where it shrinks."""
-    inner = resize(scale_to_bytes(image), geometry.inner_height, geometry.inner_width)
-    return _pad(inner, geometry).round().clamp(0, 255).to(torch.uint8)
+    """Image (T, H, W) -> (T, N, N) uint8, 0..255, black around: bilinear, smoothed where it shrinks.
+
+    The frames of a sequence share one scale of brightness; they are resized one at a time, so that no second copy of a long
+    sequence is made.
+    """
+    low, factor = _byte_scale(image)
+    boxed = torch.empty((len(image), geometry.size, geometry.size), dtype=torch.uint8)
+    for i, frame in enumerate(image.split(1)):
+        inner = resize((frame.float() - low) * factor, geometry.inner_height, geometry.inner_width)
+        boxed[i] = _pad(inner, geometry)[0].round().clamp(0, 255).to(torch.uint8)
+    return boxed
 
 
 def letterbox_label_map(label_map: Tensor, geometry: LetterboxGeometry) -> Tensor:
@@ -222,18 +272,33 @@ def letterbox_label_map(label_map: Tensor, geometry: LetterboxGeometry) -> Tenso
 
 
 def scale_to_bytes(image: Tensor) -> Tensor:
-    """Grey values -> 0..255, float32.
+    """Grey values -> 0..255, float32, by the range of the whole image or sequence.
 
-    Values within 0..255 that are not all within 0..1 stay as they are (8-bit images, whatever type stores them), values within
-    0..1 are multiplied by 255, others are stretched between their smallest and largest (a constant image becomes black).
+    | values | become | such as |
+    |---|---|---|
+    | all within 0..1 | times 255 | float in [0, 1], masks |
+    | all within 0..255 | as they are | 8 bits, whatever type stores them |
+    | others | smallest -> 0, largest -> 255, straight between | int16 with negative values, uint16 of 12 bits, float in [-1, 1] |
+    | one value outside 0..255 | 0 | a blank image |
+
+    So the last kind depends on each image's own darkest and brightest pixel, and one outlier darkens the rest: where a fixed
+    window is known, save images in 8 bits.
+
+    Args:
+        image: any shape and number type.
     """
-    image = image.float()
-    low, high = image.min(), image.max()
+    low, factor = _byte_scale(image)
+    return (image.float() - low) * factor
+
+
+def _byte_scale(image: Tensor) -> tuple[float, float]:
+    """(low, factor) of `scale_to_bytes`: (value - low) * factor lies within 0..255."""
+    low, high = float(image.min()), float(image.max())
     if low >= 0 and high <= 1:
-        return image * 255
+        return 0.0, 255.0
     if low >= 0 and high <= 255:
-        return image
-    return (image - low) * (255 / (high - low)) if high > low else torch.zeros_like(image)
+        return 0.0, 1.0
+    return low, 255 / (high - low) if high > low else 0.0
 
 
 def masks_of_label_map(label_map: Tensor) -> Tensor:
@@ -243,9 +308,9 @@ def masks_of_label_map(label_map: Tensor) -> Tensor:
 
 
 def normalise_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Image (1, N, N), uint8 0..255 or float [0, 1] -> the network's three channels, (3, N, N) float32."""
+    """Image (..., 1, N, N), uint8 0..255 or float [0, 1] -> the network's three channels, (..., 3, N, N) float32."""
     grey = image.float() / 255 if image.dtype == torch.uint8 else image
-    return (grey - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    return (grey - torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None])
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
@@ -267,28 +332,6 @@ def _pad(image: Tensor, geometry: LetterboxGeometry, value: float = 0) -> Tensor
     return F.pad(image, (g.left, right, g.top, bottom), value=value)
 
 
-def _read_png(path: Path) -> Plane:
-    """A PNG as one grey plane of 1 mm."""
-    from PIL import Image
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            is_deep = (
-                image.mode.startswith("I") or image.mode == "F"
-            )  # 16 and 32 bits a pixel: conversion to "L" would clip
-            pixels = np.asarray(image if is_deep else image.convert("L"))
-    except Exception as error:  # PIL raises many kinds for a file that is no PNG
-        raise ValueError(
-            f"{path}: not a readable PNG image ({str(error).splitlines()[0] if str(error) else type(error).__name__}); fetch it again"
-        ) from error
-    if pixels.ndim != 2 or pixels.size == 0:
-        raise ValueError(f"{path}: expected one grey image (H, W), got an array of shape {pixels.shape}")
-    return Plane(pixels, (1.0, 1.0))
-
-
 def _affine(path: Path, spacing_mm: Sequence[float] | None = None) -> NDArray[np.float64]:
     """Voxel (x, y, z) of the stored array -> millimetres (right, anterior, superior), 4 x 4, as nibabel and MONAI use it."""
     suffix = image_suffix(path)
@@ -303,30 +346,51 @@ def _affine(path: Path, spacing_mm: Sequence[float] | None = None) -> NDArray[np
 
 
 def _metaimage_affine(path: Path) -> NDArray[np.float64]:
-    """Affine of a MetaImage header; ITK's axes are left, posterior, superior."""
-    import itk
-
-    image = itk.imread(str(path))
-    dimension = image.GetImageDimension()
+    """Affine of a MetaImage header; ITK's axes are left, posterior, superior. Of (x, y, t), the third column is the time's."""
+    _, spacing, origin, direction = _metaimage_geometry(path)
+    dimension = min(len(spacing), 3)  # (x, y, 1, t): an affine has no column for the time
     affine = np.eye(4)
-    direction = itk.array_from_matrix(image.GetDirection())
-    affine[:dimension, :dimension] = direction @ np.diag(list(image.GetSpacing()))
-    affine[:dimension, 3] = list(image.GetOrigin())
+    affine[:dimension, :dimension] = direction[:dimension, :dimension] @ np.diag(spacing[:dimension])
+    affine[:dimension, 3] = origin[:dimension]
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
+def _metaimage_geometry(path: Path) -> tuple[tuple[int, ...], list[float], list[float], NDArray[np.float64]]:
+    """Sizes (x, y, ...), spacing, origin and direction (a column an axis) of a MetaImage, from its header alone."""
+    import itk
+
+    reader = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if reader is None:
+        raise ValueError(f"{path}: not a readable MetaImage; fetch it again")
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    axes = range(reader.GetNumberOfDimensions())
+    direction = np.array([reader.GetDirection(i) for i in axes]).T
+    return (
+        tuple(int(reader.GetDimensions(i)) for i in axes),
+        [float(reader.GetSpacing(i)) for i in axes],
+        [float(reader.GetOrigin(i)) for i in axes],
+        direction,
+    )
+
+
 def _write_nifti_like(pixels: NDArray[np.uint8], image_path: Path, path: Path) -> Path:
-    """A label map with its image's NIfTI header: shape of the stored array, affine, codes and units stay."""
+    """A label map with its image's NIfTI header: shape of the stored array, affine, codes, units and time spacing stay."""
     import nibabel as nib
 
     image = nib.load(image_path)
     header = image.header.copy()
+    shape = image.shape
+    if has_colour_axis(shape, int(header["intent_code"])):
+        shape = shape[:-1]
+        header.set_data_shape(shape)  # keeps the spacing of the axes that stay
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
+    header.set_intent("none")
     header["cal_min"], header["cal_max"] = 0, 0
-    _check_size(pixels, image.shape[:2][::-1], image_path)
+    _check_size(pixels, shape[::-1], image_path)
     with atomic_path(path) as temporary:
-        nib.save(type(image)(pixels.T.reshape(image.shape), None, header), temporary)
+        nib.save(type(image)(pixels.T.reshape(shape), None, header), temporary)
     return path
 
 
@@ -342,20 +406,20 @@ def _write_metaimage_like(pixels: NDArray[np.uint8], image_path: Path, path: Pat
     """A label map with its MetaImage's size, spacing, origin and direction."""
     import itk
 
-    image = itk.imread(str(image_path))
-    shape = itk.array_view_from_image(image).shape  # (H, W) or (1, H, W)
-    _check_size(pixels, shape[-2:], image_path)
-    label_map = itk.image_from_array(pixels.reshape(shape))
-    label_map.SetSpacing(image.GetSpacing())
-    label_map.SetOrigin(image.GetOrigin())
-    label_map.SetDirection(image.GetDirection())
+    sizes, spacing, origin, direction = _metaimage_geometry(image_path)
+    _check_size(pixels, sizes[::-1], image_path)
+    label_map = itk.image_from_array(pixels.reshape(sizes[::-1]))
+    label_map.SetSpacing(spacing)
+    label_map.SetOrigin(origin)
+    label_map.SetDirection(itk.matrix_from_array(direction))
     with atomic_path(path) as temporary:
         itk.imwrite(label_map, str(temporary), compression=True)
     return path
 
 
 def _check_size(pixels: NDArray[np.uint8], shape: Sequence[int], image_path: Path) -> None:
-    if pixels.shape != tuple(shape):
+    """Refuse a label map (H, W) or (T, H, W) that is not of an image stored as `shape`, (..., H, W)."""
+    if pixels.shape[-2:] != tuple(shape[-2:]) or pixels.size != np.prod(shape):
         raise ValueError(
-            f"{image_path}: image is {tuple(shape)} but the label map to write is {pixels.shape} (rows, columns)"
+            f"{image_path}: image is {tuple(shape)} but the label map to write is {pixels.shape} (..., rows, columns)"
         )

@@ -13,6 +13,7 @@ from monai.transforms import MapTransform, Transform
 
 from synboost_monai.records import PHASES, VIEWS, EchoRecord
 from synboost_monai.transforms.array import (
+    check_image_size,
     check_label_map,
     letterbox_geometry,
     letterbox_image,
@@ -27,14 +28,28 @@ Item = Mapping[Hashable, Any]
 
 
 class LoadEchod(MapTransform):
-    """Path -> MetaTensor (1, H, W), float32, in display order (see `load_echo`); `spacing_mm` of the first key comes along."""
+    """Path -> MetaTensor (T, H, W) in display order (see `load_echo`); `spacing_mm` of the first key comes along.
+
+    Args:
+        keys: images and label maps; the first must have at least `array.MIN_IMAGE_SIDE` pixels a side.
+        sequences: take files of several planes over time; the item gets `is_sequence`, true for one plane too, so that everything
+            after it sees T first. Without it T is 1 (the channel), and a file of several planes is an error.
+    """
+
+    def __init__(self, keys: KeysCollection, sequences: bool = False, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.sequences = sequences
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
         for i, key in enumerate(self.key_iterator(item)):
-            item[key], spacing_mm = load_echo(item[key])
+            path = str(item[key])
+            item[key], spacing_mm = load_echo(path, self.sequences)
             if i == 0:
+                check_image_size(item[key], path)
                 item["spacing_mm"] = torch.tensor(spacing_mm, dtype=torch.float64)
+        if self.sequences:
+            item["is_sequence"] = True
         return item
 
 
@@ -60,7 +75,7 @@ class Letterboxd(MapTransform):
     """Fits image and label map into the network's square (see `letterbox_geometry`); `geometry` says how to go back.
 
     Args:
-        keys: images, become uint8 0..255.
+        keys: images (1, H, W) or sequences (T, H, W), become uint8 0..255.
         size: side of the square.
         label_keys: label maps, keep their classes; those that are missing, or only paths, are left alone.
         keep_aspect: False squashes, as published.
@@ -138,7 +153,10 @@ class MasksOfLabelMapd(MapTransform):
 
 
 class NormaliseEchod(MapTransform):
-    """Image (1, N, N), uint8 0..255 or float [0, 1] -> (3, N, N) float32, normalised a channel."""
+    """Image (1, N, N), uint8 0..255 or float [0, 1] -> (3, N, N) float32, normalised a channel.
+
+    Of an item that `LoadEchod(sequences=True)` read: (T, N, N) -> (T, 3, N, N).
+    """
 
     def __init__(
         self, keys: KeysCollection, mean: Sequence[float], std: Sequence[float], allow_missing_keys: bool = False
@@ -149,8 +167,8 @@ class NormaliseEchod(MapTransform):
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
-            image = item[key]
-            normalised = normalise_image(plain(image), self.mean, self.std)
+            image, pixels = item[key], plain(item[key])
+            normalised = normalise_image(pixels[:, None] if item.get("is_sequence") else pixels, self.mean, self.std)
             item[key] = MetaTensor(normalised, meta=image.meta) if isinstance(image, MetaTensor) else normalised
         return item
 

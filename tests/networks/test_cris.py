@@ -171,7 +171,7 @@ def test_prompts_of_another_batch_are_an_error(network: nn.Module, image: Tensor
 
 
 def test_prompt_longer_than_the_context_is_an_error(network: nn.Module, image: Tensor) -> None:
-    with pytest.raises(ValueError, match="has 78 tokens but the network takes 77"):
+    with pytest.raises(ValueError, match="has 78 tokens with start and end, but the network takes 77"):
         network(image, torch.full((2, 3, 78), 320))
 
 

@@ -16,6 +16,7 @@ from synboost_monai.networks import (
     load_weights,
     parameter_groups,
 )
+from synboost_monai.networks.published import kind_of_weights
 
 
 def tiny(architecture: str, seed: int = 0, **overrides) -> nn.Module:
@@ -78,8 +79,8 @@ def test_longest_prompt_is_the_checkpoints_choice(tmp_path: Path) -> None:
     torch.save({"state_dict": source.state_dict()}, tmp_path / "best_model.pth")
     load_published(network, tmp_path / "best_model.pth")
     assert is_equal(network, source.state_dict())
-    with pytest.raises(ValueError, match="has 77 tokens but the network takes 17"):
-        network(torch.zeros(1, 3, 32, 32), torch.ones(1, 1, 77, dtype=torch.int64))
+    with pytest.raises(ValueError, match="has 77 tokens .*but the network takes 17"):
+        network.eval()(torch.zeros(1, 3, 32, 32), torch.ones(1, 1, 77, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
@@ -141,12 +142,72 @@ def test_checkpoint_of_another_architecture_changes_nothing(tmp_path: Path, load
     network = tiny("cris")
     before = {key: value.clone() for key, value in network.state_dict().items()}
     message = (
-        r"model.pt does not fit CRIS: \d+ of \d+ keys are missing \(first 'backbone.positional_embedding'\); "
-        r"\d+ of \d+ keys are unexpected \(first 'clip\..*'\)"
+        r"model.pt does not fit CRIS: these are the weights of CLIPSeg, not of CRIS; they belong to the bundle echo_clipseg; "
+        "choose the architecture and preset"
     )
     with pytest.raises(ValueError, match=message):
         load(network, tmp_path / "model.pt")
     assert is_equal(network, before)
+
+
+NETWORKS = {
+    "CLIPSeg": lambda: tiny("clipseg"),
+    "CRIS": lambda: tiny("cris"),
+    "SemanticDiffusionUNet": lambda: create_semantic_diffusion_unet("tiny", num_class_embeds=5),
+}
+
+
+@pytest.mark.parametrize("load", [load_published, load_weights])
+@pytest.mark.parametrize("wrong", NETWORKS)
+@pytest.mark.parametrize("right", NETWORKS)
+def test_checkpoint_of_the_other_model_is_said_plainly(tmp_path: Path, load, wrong: str, right: str) -> None:
+    weights = NETWORKS[right]()
+    torch.save(weights.state_dict(), tmp_path / "model.pt")
+    network = NETWORKS[wrong]()
+    if wrong == right:
+        assert is_equal(load(network, tmp_path / "model.pt"), weights.state_dict())
+        return
+    title = {"SemanticDiffusionUNet": "the semantic diffusion UNet"}.get(right, right)
+    bundle = {"CLIPSeg": "echo_clipseg", "CRIS": "echo_cris"}.get(right, "echo_semantic_diffusion")
+    message = f"these are the weights of {title}, not of {wrong}; they belong to the bundle {bundle};"
+    with pytest.raises(ValueError, match=message) as error:
+        load(network, tmp_path / "model.pt")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+@pytest.mark.parametrize("architecture", ["clipseg", "cris"])
+def test_kind_of_weights_is_known_by_its_names(architecture: str, preset: str) -> None:
+    with torch.device("meta"):
+        network = create_segmenter(architecture, preset)
+    kind = kind_of_weights(network.state_dict())
+    assert kind is not None and kind.architecture == architecture and kind.class_name == type(network).__name__
+
+
+def test_clip_alone_is_no_segmenter(tmp_path: Path) -> None:
+    torch.jit.trace(Holder(tiny("cris").backbone), torch.zeros(1)).save(str(tmp_path / "RN50.pt"))
+    with pytest.raises(ValueError, match="these are the weights of CLIP RN50 alone.*, not of CLIPSeg; they only start"):
+        load_published(tiny("clipseg"), tmp_path / "RN50.pt")
+    with pytest.raises(ValueError, match="not of CRIS; they only start the training of a CRIS .*init_checkpoint"):
+        load_weights(tiny("cris"), tmp_path / "RN50.pt")  # a model to run needs all of itself
+
+
+def test_checkpoint_that_does_not_fit_leaves_the_longest_prompt_alone(tmp_path: Path) -> None:
+    state_dict = tiny("cris", context_length=17).state_dict()
+    del state_dict["proj.txt.bias"]
+    torch.save(state_dict, tmp_path / "model.pt")
+    network = tiny("cris")
+    for load in (load_published, load_weights):
+        with pytest.raises(ValueError, match=r"1 of \d+ keys are missing \(first 'proj.txt.bias'\)"):
+            load(network, tmp_path / "model.pt")
+    assert network.backbone.positional_embedding.shape == (77, 16)
+
+
+def test_longest_prompt_of_our_own_weights_is_theirs_too(tmp_path: Path) -> None:
+    source, network = tiny("cris", context_length=17), tiny("cris", 1, freeze_encoders=True)
+    torch.save(source.state_dict(), tmp_path / "model.pt")
+    assert is_equal(load_weights(network, tmp_path / "model.pt"), source.state_dict())
+    assert not network.backbone.positional_embedding.requires_grad
 
 
 def test_checkpoint_of_another_size_names_the_shapes(tmp_path: Path) -> None:

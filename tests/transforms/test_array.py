@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.transforms.array import (
+    MIN_IMAGE_SIDE,
     LetterboxGeometry,
+    check_image_size,
     check_label_map,
     checked_items,
     letterbox_geometry,
@@ -130,6 +132,138 @@ def test_meta_data_serves_monai_label(tmp_path: Path) -> None:
     assert np.allclose(image.affine, np.diag([-0.154, -0.308, 1, 1]))
 
 
+# ---- sequences
+
+
+NUM_FRAMES = 4
+
+
+def known_sequence() -> NDArray[np.uint8]:
+    """Label maps (T, H, W) that differ from frame to frame."""
+    return np.stack([np.roll(known_label_map(), 3 * t, axis=1) for t in range(NUM_FRAMES)])
+
+
+def write_sequence(path: Path, pixels: NDArray[np.uint8], form: str) -> Path:
+    """Write (T, H, W) in one of the forms that occur; a frame lasts 25 ms."""
+    import itk
+    import nibabel as nib
+
+    if form.startswith("metaimage"):
+        array = pixels[:, None] if form == "metaimage x y 1 t" else pixels
+        image = itk.image_from_array(np.ascontiguousarray(array))
+        image.SetSpacing([0.308, 0.154, *([1.0] if array.ndim == 4 else []), 25.0])
+        image.SetOrigin([5.0, -3.0, 2.0, 0.0][: array.ndim])
+        itk.imwrite(image, str(path.with_suffix(".mha")))
+        return path.with_suffix(".mha")
+    stored = pixels.T if form == "x y t" else pixels.T[:, :, None]
+    if form == "colour":
+        stored = np.repeat(stored[..., None], 3, axis=-1)
+    image = nib.Nifti1Image(stored, np.diag([-0.308, -0.154, 1, 1]))
+    image.header.set_zooms((0.308, 0.154, 25.0) if form == "x y t" else (0.308, 0.154, 1.0, 25.0, 1.0)[: stored.ndim])
+    image.header.set_xyzt_units("mm", "msec")
+    nib.save(image, path.with_suffix(".nii.gz"))
+    return path.with_suffix(".nii.gz")
+
+
+SEQUENCE_FORMS = ("x y t", "x y 1 t", "colour", "metaimage", "metaimage x y 1 t")
+
+
+@pytest.mark.parametrize("form", SEQUENCE_FORMS)
+def test_label_maps_come_back_onto_their_sequence(tmp_path: Path, form: str) -> None:
+    import itk
+    import nibabel as nib
+
+    label_maps = known_sequence()
+    image_path = write_sequence(tmp_path / "case", label_maps * 60, form)
+    image, spacing_mm = load_echo(image_path, sequences=True)
+    assert image.shape == (NUM_FRAMES, *SHAPE) and image.dtype == torch.uint8
+    assert np.array_equal(image.numpy(), label_maps * 60)
+    assert spacing_mm == pytest.approx((0.154, 0.308))
+    assert image.meta["spatial_shape"].tolist() == [SHAPE[1], SHAPE[0], NUM_FRAMES]
+
+    written = write_label_map(label_maps, image_path, tmp_path / "out")
+    again, spacing_again = load_echo(written, sequences=True)
+    assert np.array_equal(again.numpy(), label_maps) and spacing_again == spacing_mm
+    assert torch.allclose(again.affine, image.affine)
+    if form.startswith("metaimage"):
+        for what in ("GetSpacing", "GetOrigin"):
+            here, there = itk.imread(str(image_path)), itk.imread(str(written))
+            assert list(getattr(here, what)()) == list(getattr(there, what)())
+        return
+    here, there = nib.load(image_path), nib.load(written)
+    assert there.shape == (here.shape[:-1] if form == "colour" else here.shape)
+    assert there.header.get_zooms() == here.header.get_zooms()[: len(there.shape)]
+    assert there.header.get_zooms()[-1] == 25.0
+    assert there.header.get_xyzt_units() == ("mm", "msec")
+
+
+def test_label_maps_of_a_metaimage_sequence_as_nifti(tmp_path: Path) -> None:
+    import nibabel as nib
+
+    image_path = write_sequence(tmp_path / "case", known_sequence() * 60, "metaimage")
+    written = nib.load(write_label_map(known_sequence(), image_path, tmp_path / "out", "nifti"))
+    assert written.shape == (SHAPE[1], SHAPE[0], NUM_FRAMES)
+    assert written.header.get_zooms() == pytest.approx((0.308, 0.154, 25.0))
+    assert np.array_equal(np.asarray(written.dataobj).T, known_sequence())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_single_plane_is_a_sequence_of_one(tmp_path: Path, kind: str) -> None:
+    image_path = write_image(tmp_path / "case", known_label_map() * 60, kind)
+    image, spacing_mm = load_echo(image_path, sequences=True)
+    alone, spacing_alone = load_echo(image_path)
+    assert image.shape == (1, *SHAPE) and torch.equal(image.as_tensor().float(), alone.as_tensor())
+    assert spacing_mm == spacing_alone and torch.equal(image.affine, alone.affine)
+    written = write_label_map(known_label_map()[None], image_path, tmp_path / "three_axes")
+    expected = write_label_map(known_label_map(), image_path, tmp_path / "two_axes")
+    assert torch.equal(load_echo(written)[0].as_tensor(), load_echo(expected)[0].as_tensor())
+
+
+@pytest.mark.parametrize("form", SEQUENCE_FORMS)
+def test_label_map_of_another_number_of_frames_is_not_written(tmp_path: Path, form: str) -> None:
+    image_path = write_sequence(tmp_path / "case", known_sequence(), form)
+    for wrong in (known_sequence()[:-1], known_label_map()):
+        with pytest.raises(ValueError, match="image is .* but the label map to write is"):
+            write_label_map(wrong, image_path, tmp_path / "out" / "case")
+    assert not list(tmp_path.glob("out/*"))
+    png = write_image(tmp_path / "case", known_label_map(), "png")
+    with pytest.raises(ValueError, match="a PNG holds one plane, but the label map to write has 4 frames"):
+        write_label_map(known_sequence(), png, tmp_path / "out" / "case")
+
+
+def test_frames_of_a_sequence_share_one_scale() -> None:
+    sequence = torch.stack([torch.full((40, 80), 1000.0), torch.full((40, 80), 3000.0), torch.zeros(40, 80)])
+    geometry = letterbox_geometry((40, 80), (1.0, 1.0), 32)
+    boxed = letterbox_image(sequence.to(torch.int16), geometry)
+    assert boxed.shape == (3, 32, 32) and boxed.dtype == torch.uint8
+    assert [boxed[t, 16, 16].item() for t in range(3)] == [85, 255, 0]
+    assert (boxed[:, :8] == 0).all()
+
+
+def test_sequence_is_boxed_as_its_frames_are() -> None:
+    sequence = torch.randint(0, 256, (3, 50, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    geometry = letterbox_geometry((50, 40), (0.3, 0.2), 32)
+    frames = [letterbox_image(frame[None].float(), geometry) for frame in sequence]
+    assert torch.equal(letterbox_image(sequence, geometry), torch.cat(frames))
+
+
+def test_items_with_sequences(tmp_path: Path) -> None:
+    clip = write_sequence(tmp_path / "clip", known_sequence() * 60, "x y t")
+    (tmp_path / "labels").mkdir()
+    label = write_label_map(known_sequence(), clip, tmp_path / "labels" / "clip_gt")
+    still = write_image(tmp_path / "still", known_label_map(), "png")
+    items = [{"image": str(clip), "label": str(label)}, {"image": str(still)}]
+    assert [item["case"] for item in checked_items(items, sequences=True)] == ["clip", "still"]
+    with pytest.raises(ValueError, match=r"clip.nii.gz: expected one plane, got 4 .*set sequences: true"):
+        checked_items(items)
+    short = write_sequence(tmp_path / "labels" / "short", known_sequence()[:3], "x y t")
+    with pytest.raises(ValueError, match="short.nii.gz: the image has 4 frames but the label map has 3"):
+        checked_items([{"image": str(clip), "label": str(short)}], sequences=True)
+
+
+# ---- bad files
+
+
 def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
     image_path = write_image(tmp_path / "case", known_label_map(), "nifti")
     with pytest.raises(ValueError, match="image is .* but the label map"):
@@ -180,6 +314,10 @@ def test_letterbox_keeps_brightness_and_pads_with_black() -> None:
         ([0.0, 0.2, 1.0], [0, 51, 255]),
         ([-10, 0, 40], [0, 51, 255]),
         ([0, 100, 500], [0, 51, 255]),
+        ([0, 819, 4095], [0, 51, 255]),  # 12 bits
+        ([-1024, -409, 2051], [0, 51, 255]),  # int16
+        ([-1.0, -0.6, 1.0], [0, 51, 255]),
+        ([0, 1, 1], [0, 255, 255]),
     ],
 )
 def test_any_range_of_values_becomes_bytes(values: list[float], expected: list[float]) -> None:
@@ -188,6 +326,34 @@ def test_any_range_of_values_becomes_bytes(values: list[float], expected: list[f
 
 def test_constant_image_is_no_division_by_zero() -> None:
     assert torch.isfinite(scale_to_bytes(torch.full((1, 4, 4), 700.0))).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.float64])
+def test_bytes_stay_whatever_type_stores_them(dtype: torch.dtype) -> None:
+    values = torch.tensor([0, 7, 200], dtype=dtype)
+    assert scale_to_bytes(values).tolist() == [0, 7, 200]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 15, 200), (1, 200, 15)])
+def test_too_small_image_is_refused(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    with pytest.raises(
+        ValueError, match=rf"a.png: expected an image of at least 16 x 16 pixels, got {shape[1]} rows and"
+    ):
+        check_image_size(torch.zeros(shape), "a.png")
+    path = write_image(tmp_path / "a", np.zeros(shape[1:], np.uint8), "png")
+    with pytest.raises(ValueError, match="a.png: expected an image of at least"):
+        checked_items([{"image": str(path)}])
+    check_image_size(torch.zeros(1, MIN_IMAGE_SIDE, MIN_IMAGE_SIDE), "a.png")
+
+
+def test_image_with_nan_is_refused_before_the_work_begins(tmp_path: Path) -> None:
+    import nibabel as nib
+
+    pixels = np.zeros((40, 30), np.float32)
+    pixels[2, 3] = np.nan
+    nib.save(nib.Nifti1Image(pixels, np.eye(4)), tmp_path / "bad.nii.gz")
+    with pytest.raises(ValueError, match="bad.nii.gz: .* 1 of 1200 pixels that are NaN or infinite"):
+        checked_items([{"image": str(tmp_path / "bad.nii.gz")}])
 
 
 def test_label_map_with_a_fifth_class_is_refused() -> None:

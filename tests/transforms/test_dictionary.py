@@ -124,6 +124,68 @@ def test_bad_label_map_is_named(datalist_dir: Path, tmp_path: Path) -> None:
         CheckLabelMapd()(LoadEchod(["image", "label"])(item))
 
 
+def write_clip(path: Path, num_frames: int) -> tuple[str, np.ndarray]:
+    """A sequence of 48 x 40 pixels of 1.5 x 2 mm, stored (x, y, t) as CAMUS's half sequences are."""
+    import nibabel as nib
+
+    pixels = np.random.default_rng(0).integers(0, 256, (num_frames, 48, 40), dtype=np.uint8)
+    nib.save(nib.Nifti1Image(pixels.T, np.diag([-2.0, -1.5, 1, 1])), path)
+    return str(path), pixels
+
+
+@pytest.mark.parametrize("num_frames", [1, 5])
+def test_sequence_goes_through_the_pipeline_of_inference(tmp_path: Path, num_frames: int) -> None:
+    import nibabel as nib
+
+    path, pixels = write_clip(tmp_path / "clip.nii.gz", num_frames)
+    mean, std = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
+    steps = [Letterboxd("image", 32, keep_meta=True), NormaliseEchod("image", mean, std)]
+    item = Compose([LoadEchod("image", sequences=True), *steps])({"image": path})
+    assert item["is_sequence"] is True
+    assert item["image"].shape == (num_frames, 3, 32, 32) and item["image"].dtype == torch.float32
+    assert item["image"].meta["filename_or_obj"] == path
+    assert item["spacing_mm"].tolist() == [1.5, 2.0]
+    batch = next(iter(DataLoader(Dataset([item]), batch_size=1)))
+    assert batch["image"].shape == (1, num_frames, 3, 32, 32)
+
+    for t in range(num_frames):  # each frame as if it were a file of its own
+        frame_path = str(tmp_path / "frame.nii.gz")
+        nib.save(nib.Nifti1Image(pixels[t].T, np.diag([-2.0, -1.5, 1, 1])), frame_path)
+        alone = Compose([LoadEchod("image"), *steps])({"image": frame_path})
+        assert "is_sequence" not in alone and alone["image"].shape == (3, 32, 32)
+        assert torch.equal(alone["image"].as_tensor(), item["image"][t].as_tensor())
+        assert torch.equal(alone["geometry"], item["geometry"])
+
+
+def test_sequence_without_being_asked_for_is_refused(tmp_path: Path) -> None:
+    path, _ = write_clip(tmp_path / "clip.nii.gz", 5)
+    with pytest.raises(ValueError, match="clip.nii.gz: expected one plane, got 5 of 48 rows .*set sequences: true"):
+        LoadEchod("image")({"image": path})
+
+
+def test_too_small_image_is_named(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(np.zeros((1, 1), np.uint8)).save(tmp_path / "dot.png")
+    for sequences in (False, True):
+        with pytest.raises(ValueError, match="dot.png: expected an image of at least 16 x 16 pixels, got 1 rows and 1"):
+            LoadEchod("image", sequences)({"image": str(tmp_path / "dot.png")})
+
+
+@pytest.mark.parametrize(("keep_aspect", "rows_with_image"), [(True, 16), (False, 32)])
+def test_anisotropic_pixels_are_padded_or_squashed(tmp_path: Path, keep_aspect: bool, rows_with_image: int) -> None:
+    import nibabel as nib
+
+    # 100 rows of 0.2 mm and 100 columns of 0.4 mm: twice as wide as high, though as many pixels
+    nib.save(nib.Nifti1Image(np.full((100, 100), 200, np.uint8), np.diag([0.4, 0.2, 1, 1])), tmp_path / "a.nii")
+    item = Compose([LoadEchod("image"), Letterboxd("image", 32, keep_aspect=keep_aspect)])(
+        {"image": tmp_path / "a.nii"}
+    )
+    is_image = (item["image"][0] == 200).all(dim=1)
+    assert int(is_image.sum()) == rows_with_image
+    assert not item["image"][0, ~is_image].any()
+
+
 @pytest.mark.parametrize(
     ("view", "phase", "expected"),
     [

@@ -1,0 +1,223 @@
+"""Low-rank adaptation (LoRA, Hu et al. 2021, arXiv 2106.09685) of a segmenter's attention, by Hugging Face PEFT.
+
+A linear layer y = W x + b of both encoders becomes y = W x + b + (alpha / rank) B A x with A (rank, in) random and B (out, rank) zero
+at first. A and B learn, W and everything else in the encoders do not; decoder, neck and projector learn as ever. For use without PEFT
+the products are added to the weights: `merged_state_dict`.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ADAPTER_NAME = "default"
+"""PEFT's name of the one adapter of each layer."""
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+"""What makes a module an attention; transformers' and CLIP's pool alike."""
+_OUTPUTS = ("out_proj", "c_proj")
+"""Names of its last layer."""
+
+
+class SplitAttention(nn.Module):
+    """Self-attention of an `nn.MultiheadAttention`, with the four linear layers that adapters need.
+
+    `nn.MultiheadAttention` keeps three of them in one parameter and calls none. PEFT's own wrapper adds the adapters to the parameters
+    before each pass and takes them away again, which leaves rounding behind in frozen weights; here they stay untouched.
+
+    Args:
+        attention: batch first, without dropout, of equal widths; its numbers are taken over, not copied.
+    """
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        if not attention.batch_first or attention.dropout or attention.in_proj_weight is None:
+            raise ValueError("lora.py: an nn.MultiheadAttention must be batch first, without dropout and of one width")
+        self.num_heads = attention.num_heads
+        weights, biases = attention.in_proj_weight.detach().chunk(3), attention.in_proj_bias.detach().chunk(3)
+        self.q_proj, self.k_proj, self.v_proj = (_linear(weight, bias) for weight, bias in zip(weights, biases))
+        self.out_proj = _linear(attention.out_proj.weight.detach(), attention.out_proj.bias.detach())
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, None]:
+        """As `nn.MultiheadAttention`: (N, L, D) from the same three times, and no weights.
+
+        Args:
+            attn_mask: true where a token must not look, as there; the causal mask if `is_causal`, as there.
+        """
+        assert query is key is value and not need_weights, "self-attention without its weights"
+        q, k, v = (
+            layer(query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if is_causal:
+            h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:  # scaled_dot_product_attention means the contrary by true
+            allowed = ~attn_mask if attn_mask is not None and attn_mask.dtype == torch.bool else attn_mask
+            h = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return self.out_proj(h.transpose(1, 2).flatten(2)), None
+
+
+def add_lora(network: nn.Module, rank: int = 0, alpha: float | None = None, dropout: float = 0.0) -> nn.Module:
+    """Add adapters to the attention of both encoders, in place; the output stays what it was.
+
+    CLIPSeg: query, key, value and output projections of all text layers and of the vision layers that are used. CRIS: those of all
+    text layers and of the attention pool (an EfficientNet has no attention: then the image encoder stays as it is). Everything else
+    in the encoders is frozen, also the statistics of their batch norms: they stay in evaluation mode. Load weights before: the names
+    in the state dict change (`merged_state_dict` has the old ones).
+
+    Args:
+        network: a segmenter, with its pretrained parts in `encoders`.
+        rank: of A and B; 4 ... 16 are usual; 0: no adapters, the network is left as it is.
+        alpha: the adapters' output is scaled by alpha / rank; None: twice the rank, a scale of 2.
+        dropout: probability that a number of an adapter's input is left out in training.
+    Returns:
+        `network`, so that a bundle config can name this function as a network. `freeze_encoders` is then False: gradients must pass.
+    Raises:
+        ValueError: if PEFT is not installed, the network has no encoders, no attention in them, or adapters already, or a number is
+            out of range.
+    """
+    if not isinstance(rank, int) or rank < 0 or not 0 <= dropout < 1 or (alpha is not None and not alpha > 0):
+        raise ValueError(
+            f"lora.py: expected rank 0, 1, 2, ..., alpha above 0 and dropout in [0, 1), got {rank}, {alpha} and {dropout}; "
+            "set lora_rank, lora_alpha and lora_dropout"
+        )
+    if rank == 0:
+        return network
+    encoders = list(getattr(network, "encoders", ()))
+    if not encoders:
+        raise ValueError(
+            f"lora.py: {type(network).__name__} names no encoders, so there is nothing to adapt; set lora_rank to 0"
+        )
+    if has_lora(network):
+        raise ValueError(f"lora.py: {type(network).__name__} has adapters already; add them once")
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError(
+            f"lora_rank is {rank} but the package peft is not installed; run: pip install 'synboost-monai[lora]' "
+            "(or set lora_rank to 0)"
+        ) from error
+    if not _attentions(network, encoders):
+        raise ValueError(
+            f"lora.py: the encoders of {type(network).__name__} have no attention to adapt; set lora_rank to 0"
+        )
+    for encoder in encoders:
+        _split_attentions(encoder)
+        encoder.requires_grad_(False)
+    attentions = nn.ModuleList(_attentions(network, encoders))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=[*_PROJECTIONS, *_OUTPUTS],
+    )
+    # the attentions alone: what PEFT knows of transformers' models must not matter
+    inject_adapter_in_model(config, attentions, ADAPTER_NAME)
+    network.freeze_encoders = False  # type: ignore[assignment]
+    network.train = MethodType(_train, network)  # type: ignore[method-assign]
+    return network.train(network.training)
+
+
+def has_lora(network: nn.Module) -> bool:
+    """Whether `add_lora` has added adapters."""
+    return any(_is_adapted(module) for module in network.modules())
+
+
+def merged_state_dict(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict that the network would have without adapters, their products added to the weights.
+
+    Names and shapes are those before `add_lora`, so `load_weights` reads it strictly; W + (alpha / rank) B A gives the output of the
+    adapted network to 1e-5. The network is left as it is.
+
+    Args:
+        network: with or without adapters (then this is its own state dict).
+    """
+    modules = dict(network.named_modules())
+    adapted = {name: module for name, module in modules.items() if _is_adapted(module)}
+    split = [name for name, module in modules.items() if isinstance(module, SplitAttention)]
+    merged: dict[str, Tensor] = {}
+    for key, value in network.state_dict().items():
+        owner, _, rest = key.partition(".base_layer.")
+        if rest:
+            module: Any = adapted[owner]
+            if rest == "weight":
+                value = value + module.get_delta_weight(ADAPTER_NAME).detach().to(value.dtype)
+            merged[f"{owner}.{rest}"] = value
+        elif not any(key.startswith(f"{name}.lora_") for name in _owners(key)):
+            merged[key] = value
+    for name in split:
+        for kind in ("weight", "bias"):
+            parts = [merged.pop(f"{name}.{projection}.{kind}") for projection in _PROJECTIONS]
+            merged[f"{name}.in_proj_{kind}"] = torch.cat(parts)
+    return merged
+
+
+def _owners(key: str) -> list[str]:
+    """Names of the modules that a key of a state dict lies in."""
+    parts = key.split(".")
+    return [".".join(parts[:number]) for number in range(1, len(parts))]
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    """Whether a module is a layer of PEFT with our adapter (asked without importing PEFT)."""
+    return hasattr(module, "get_delta_weight") and ADAPTER_NAME in getattr(module, "lora_A", ())
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A layer made of these numbers."""
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
+    return layer
+
+
+def _split_attentions(module: nn.Module) -> None:
+    """Put a `SplitAttention` in the place of every `nn.MultiheadAttention` within a module."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.MultiheadAttention):
+            setattr(module, name, SplitAttention(child))
+        else:
+            _split_attentions(child)
+
+
+def _attentions(network: nn.Module, encoders: list[nn.Module]) -> list[nn.Module]:
+    """The encoders' attentions, also those that are yet to be split."""
+    unused = _unused_layers(network)
+    modules = (module for encoder in encoders for module in encoder.modules() if id(module) not in unused)
+    return [
+        module
+        for module in modules
+        if isinstance(module, nn.MultiheadAttention)
+        or all(isinstance(getattr(module, projection, None), nn.Linear) for projection in _PROJECTIONS)
+    ]
+
+
+def _unused_layers(network: nn.Module) -> set[int]:
+    """Ids of modules of CLIPSeg's vision layers behind the last one that its decoder takes: no output depends on them."""
+    extract_layers = getattr(network, "extract_layers", None)
+    if extract_layers is None:
+        return set()
+    layers = network.clip.vision_model.encoder.layers[max(extract_layers) + 1 :]  # type: ignore[union-attr]
+    return {id(module) for layer in layers for module in layer.modules()}  # type: ignore[union-attr]
+
+
+def _train(network: nn.Module, mode: bool = True) -> nn.Module:
+    """The network's `train`; its encoders stay in evaluation mode, but for the dropout of their adapters."""
+    type(network).train(network, mode)
+    for encoder in network.encoders:  # type: ignore[union-attr]
+        encoder.eval()
+        for module in encoder.modules():
+            if _is_adapted(module):
+                module.lora_dropout.train(mode)  # type: ignore[union-attr, operator]
+    return network

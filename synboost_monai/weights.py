@@ -1,0 +1,431 @@
+"""Public weights: which exist, how to get them (the only network access of the project), and converting them to a bundle's model.pt.
+
+`synboost weights list | get NAME OUT | convert SOURCE OUT`. Nothing is fetched without a SHA-256 to check it by: where none is known
+here, the reader of the source page passes it, or fetches by hand.
+"""
+
+from __future__ import annotations
+
+import difflib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from synboost_monai import __version__
+from synboost_monai.io import atomic_path, sha256_of
+
+ACTIONS = ("list", "get", "convert")
+"""What `synboost weights` does."""
+ARCHITECTURES = ("clipseg", "cris", "semantic_diffusion")
+"""Networks that weights can be converted to."""
+TIMEOUT_S = 60.0
+"""Seconds without an answer after which a download counts as broken."""
+_BLOCK_BYTES = 1 << 20
+"""Bytes that are read at a time."""
+
+
+@dataclass(frozen=True)
+class PublicWeights:
+    """One checkpoint that somebody published."""
+
+    name: str
+    """What `get` calls it."""
+    title: str
+    architecture: str
+    """Of `ARCHITECTURES`: what it is, or what it starts."""
+    fits: str
+    """Bundle and preset that it fits, and how it is used there."""
+    file_name: str
+    licence: str
+    page: str
+    """Where a reader finds it."""
+    by_hand: str
+    """What to do where `get` cannot."""
+    size: str
+    """In words."""
+    num_bytes: int | None = None
+    """Exact size, where it is known."""
+    sha256: str | None = None
+    """Of the file, as its publisher states it; None: not known here."""
+    url: str | None = None
+    """Of the file itself; None: it has no address that a program can fetch from."""
+
+    @property
+    def how(self) -> str:
+        """How to get it: a command, or the way by hand."""
+        if self.url is not None and self.sha256 is not None:
+            return f"synboost weights get {self.name} OUT"
+        if self.url is not None:
+            return f"synboost weights get {self.name} OUT --sha256 HEX, or by hand: {self.by_hand}"
+        return f"by hand: {self.by_hand}"
+
+
+_CLIPSEG_PAGE = "https://huggingface.co/CIDAS/clipseg-rd64-refined"
+_CLIPSEG_REVISION = "583b388deb98a04feb3e1f816dcdb8f3062ee205"
+"""Commit of the page's repository: the file behind an address with it cannot change."""
+_CLIP_RN50_SHA256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
+"""Part of the address in clip/clip.py of github.com/openai/CLIP, which checks the file by it."""
+
+WEIGHTS: tuple[PublicWeights, ...] = (
+    PublicWeights(
+        name="clipseg-rd64-refined",
+        title="CLIPSeg as published, trained on PhraseCut (150.7 million parameters)",
+        architecture="clipseg",
+        fits="echo_clipseg, preset published: init_checkpoint of train, or converted",
+        file_name="pytorch_model.bin",
+        licence="Apache-2.0",
+        page=_CLIPSEG_PAGE,
+        by_hand=(
+            f"open {_CLIPSEG_PAGE}/blob/{_CLIPSEG_REVISION}/pytorch_model.bin, which shows the file's SHA256 and a download link "
+            "(model.safetensors of the main branch, or the whole folder, load as well)"
+        ),
+        size="603 MB",
+        url=f"{_CLIPSEG_PAGE}/resolve/{_CLIPSEG_REVISION}/pytorch_model.bin",
+    ),
+    PublicWeights(
+        name="clip-rn50",
+        title="CLIP RN50 of OpenAI, a TorchScript archive: image and text encoder alone",
+        architecture="cris",
+        fits="echo_cris, preset published: init_checkpoint of train (neck, decoder and projector start at random)",
+        file_name="RN50.pt",
+        licence="MIT",
+        page="https://github.com/openai/CLIP",
+        by_hand="the address is in clip/clip.py of the page",
+        size="256 MB",
+        num_bytes=255_827_503,
+        sha256=_CLIP_RN50_SHA256,
+        url=f"https://openaipublic.azureedge.net/clip/models/{_CLIP_RN50_SHA256}/RN50.pt",
+    ),
+    PublicWeights(
+        name="cris",
+        title="CRIS with RN50, trained on RefCOCO by a user of the published code (its authors released no checkpoint)",
+        architecture="cris",
+        fits="echo_cris, preset published: init_checkpoint of train, or converted; prompts of at most 17 tokens",
+        file_name="cris_best.pt",
+        licence="not stated (the code is MIT)",
+        page="https://github.com/DerrickWang005/CRIS.pytorch/issues/3",
+        by_hand=(
+            "take the checkpoint from the folder that a comment of 25 October 2022 on the page links to: the one that the echo paper "
+            "started from; nobody states its hash, so open it with this program alone, which runs no code of a checkpoint"
+        ),
+        size="about 0.6 GB of weights",
+    ),
+    PublicWeights(
+        name="sdm-camus",
+        title="Semantic diffusion models of Echo from Noise, one for each view and phase of CAMUS (652 million parameters each)",
+        architecture="semantic_diffusion",
+        fits="echo_semantic_diffusion, preset published: checkpoint_path once converted, or init_checkpoint of train",
+        file_name="ema_0.9999_050000.pt",
+        licence="see the page (the code, github.com/david-stojanovski/echo_from_noise, is MIT)",
+        page="https://zenodo.org/record/7921055",
+        by_hand="download the pretrained models from the page, unpack them if they are packed, and take an ema_*.pt",
+        size="about 2.6 GB each",
+    ),
+    PublicWeights(
+        name="synthetic-boost",
+        title="CLIPSeg and CRIS of the Synthetic Boost paper, fine-tuned on CAMUS and on synthetic images",
+        architecture="clipseg, cris",
+        fits="echo_cris or echo_clipseg, preset published; CRIS with mask_padding false and prompts padded with 49407",
+        file_name="best.ckpt",
+        licence="CC BY 4.0 (models, by the page's README)",
+        page="https://github.com/naamiinepal/synthetic-boost",
+        by_hand="the page links no checkpoint; ask its authors, or train: synboost train echo_cris",
+        size="about 0.6 GB each",
+    ),
+)
+"""Every set of weights that we know of and can load. Sizes, licences and hashes are those of the pages."""
+
+
+def run_action(
+    action: str,
+    source: str | None = None,
+    output: str | None = None,
+    *,
+    architecture: str | None = None,
+    preset: str = "published",
+    partial: bool = False,
+    sha256: str | None = None,
+) -> str:
+    """What `synboost weights` does; the text to print.
+
+    Args:
+        action: `list`, `get` (source: name; output: file or folder) or `convert` (source: checkpoint; output: model.pt).
+        architecture, preset, partial: see `convert_weights`.
+        sha256: see `get_weights`.
+    Raises:
+        ValueError, FileNotFoundError: in one line, whatever a user can cause.
+    """
+    if action not in ACTIONS:
+        raise ValueError(f"expected {', '.join(ACTIONS)}, got {action!r}")
+    if action == "list":
+        if source is not None:
+            raise ValueError(f"list takes no further word, got {source!r}")
+        return weights_table()
+    if source is None or output is None:
+        words = "NAME OUT" if action == "get" else "SOURCE OUT"
+        raise ValueError(f"{action} needs two words, {words}; see `synboost weights --help`")
+    if action == "get":
+        return f"weights: {get_weights(source, output, sha256)}"
+    return convert_weights(source, output, architecture, preset, partial)
+
+
+def weights_table() -> str:
+    """What exists, a paragraph each."""
+    paragraphs = []
+    for entry in WEIGHTS:
+        lines = [f"{entry.name}: {entry.title}"]
+        facts = {
+            "network": entry.architecture,
+            "fits": entry.fits,
+            "size": entry.size if entry.num_bytes is None else f"{entry.size} ({entry.num_bytes:,} bytes)",
+            "licence": entry.licence,
+            "page": entry.page,
+            "sha256": entry.sha256 or "not known here",
+            "get": entry.how,
+        }
+        lines += [f"  {key:<9}{value}" for key, value in facts.items()]
+        paragraphs.append("\n".join(lines))
+    return "\n\n".join(paragraphs)
+
+
+def find_weights(name: str) -> PublicWeights:
+    """The entry called `name`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    known = {entry.name: entry for entry in WEIGHTS}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"no weights are called {name!r}{hint}; there are {', '.join(known)}")
+    return known[name]
+
+
+# --- get -------------------------------------------------------------------------------------------------------------
+
+
+def get_weights(name: str, output: str | os.PathLike[str], sha256: str | None = None) -> Path:
+    """Fetch published weights, checked by size and SHA-256; the one function of the project that opens a connection.
+
+    An interrupted download goes on where it was, if the server allows that. Proxies come from the environment, as urllib reads it.
+
+    Args:
+        name: of an entry of `WEIGHTS`.
+        output: a file to write, or a folder for a file of the publisher's name.
+        sha256: 64 hexadecimal digits, as the source page states them, for an entry whose hash is not known here.
+    Returns:
+        the file; one that is already there with the right hash is left as it is.
+    Raises:
+        ValueError: if there is no such entry, it has no address or no hash, there is no connection, or what came is wrong.
+    """
+    entry = find_weights(name)
+    expected = _expected_sha256(entry, sha256)
+    if entry.url is None or expected is None:
+        missing = "no address that a program can fetch from" if entry.url is None else "no known SHA-256 to check it by"
+        raise ValueError(f"{name} has {missing}; {entry.how} (licence: {entry.licence}; page: {entry.page})")
+    path = Path(output)
+    if path.is_dir() or str(output).endswith(("/", os.sep)):
+        path = path / entry.file_name
+    if path.exists():
+        if path.is_file() and sha256_of(path) == expected:
+            return path
+        raise ValueError(f"{path} is there already and is not {name}; name another file, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{entry.title}\nlicence: {entry.licence}\npage: {entry.page}\nsize: {entry.size}", flush=True)
+    partial = path.with_name(f".{path.name}.partial")
+    _download(entry, partial, path)
+    found = sha256_of(partial)
+    if found != expected:
+        partial.unlink()
+        raise ValueError(
+            f"{name} has SHA-256 {found}, expected {expected}; the file was damaged on its way or replaced, and is removed: "
+            f"try again, or see {entry.page}"
+        )
+    os.replace(partial, path)
+    return path
+
+
+def _expected_sha256(entry: PublicWeights, given: str | None) -> str | None:
+    """The hash to check a file by: the table's, or the one that the user read on the page."""
+    if given is None:
+        return entry.sha256
+    digits = given.strip().lower().removeprefix("sha256:")
+    if len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
+        raise ValueError(f"--sha256 must be 64 hexadecimal digits, got {given!r}; copy it from {entry.page}")
+    if entry.sha256 is not None and digits != entry.sha256:
+        raise ValueError(f"the SHA-256 of {entry.name} is {entry.sha256}, not {digits}; leave --sha256 out")
+    return digits
+
+
+def _download(entry: PublicWeights, partial: Path, path: Path) -> None:
+    """Bytes of an entry's address into `partial`, from where it ends; a wrong size stops it."""
+    from tqdm import tqdm
+
+    assert entry.url is not None
+    start = partial.stat().st_size if partial.exists() else 0
+    if entry.num_bytes is not None and start >= entry.num_bytes:
+        if start == entry.num_bytes:
+            return  # only the check was interrupted
+        partial.unlink()
+        start = 0
+    try:
+        with _open(entry.url, start) as response:
+            goes_on = response.status == http.client.PARTIAL_CONTENT
+            start = start if goes_on else 0
+            length = response.headers.get("Content-Length", "")
+            total = start + int(length) if length.isdigit() else entry.num_bytes
+            if entry.num_bytes is not None and total not in (None, entry.num_bytes):
+                raise ValueError(
+                    f"{entry.url} has {total:,} bytes, expected {entry.num_bytes:,}: it is another file; see {entry.page}"
+                )
+            bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=entry.name, dynamic_ncols=True)
+            with bar, open(partial, "ab" if goes_on else "wb") as file:
+                while block := response.read(_BLOCK_BYTES):
+                    file.write(block)
+                    bar.update(len(block))
+                num_found = file.tell()
+            if total is not None and num_found < total:
+                raise http.client.IncompleteRead(b"", total - num_found)
+    except urllib.error.HTTPError as error:
+        raise ValueError(
+            f"{entry.url} answers {error.code} ({error.reason}); by hand: {entry.by_hand}, and save it as {path}"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        if partial.exists() and partial.stat().st_size == 0:
+            partial.unlink()
+        reason = getattr(error, "reason", error) or type(error).__name__
+        kept = (
+            f"; {partial.stat().st_size:,} bytes are kept, the same command goes on from there"
+            if partial.exists()
+            else ""
+        )
+        raise ValueError(
+            f"cannot fetch {entry.name} from {urlsplit(entry.url).hostname} ({reason}){kept}; check the connection and the "
+            f"proxy (HTTPS_PROXY), or fetch {entry.url} on another machine and save it as {path}"
+        ) from error
+
+
+def _open(url: str, start: int) -> Any:
+    """An open answer for `url` from byte `start` on, or from 0 where the server cannot go on there."""
+    headers = {"User-Agent": f"synboost-monai/{__version__}"}
+    opener = (
+        urllib.request.build_opener()
+    )  # reads the proxies of the environment now; urlopen remembers those of its first call
+    if start:
+        try:
+            request = urllib.request.Request(url, headers={**headers, "Range": f"bytes={start}-"})
+            response = opener.open(request, timeout=TIMEOUT_S)
+            if response.status != http.client.PARTIAL_CONTENT or _range_start(response) == start:
+                return response
+            response.close()
+        except urllib.error.HTTPError as error:
+            if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise
+    return opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+
+
+def _range_start(response: Any) -> int | None:
+    """First byte of a partial answer, by `Content-Range: bytes START-END/TOTAL`."""
+    first = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    return int(first) if first.isdigit() else None
+
+
+# --- convert ---------------------------------------------------------------------------------------------------------
+
+
+def convert_weights(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    architecture: str | None = None,
+    preset: str = "published",
+    partial: bool = False,
+) -> str:
+    """Write a published checkpoint as a bundle's model.pt: tensors only, our names, one flat state dict.
+
+    Args:
+        source: file or folder, in any form that `networks.load_published` takes.
+        output: the file, such as models/model.pt; or a folder, for a model.pt in it.
+        architecture: one of `ARCHITECTURES`; None: by the names in the checkpoint.
+        preset: that the checkpoint was made with.
+        partial: take CLIP RN50 alone too: neck, decoder and projector of the CRIS are then random, so that it only serves to start
+            a training.
+    Returns:
+        what was written, for the reader: architecture, parameters, SHA-256, licence.
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if it does not fit, is CLIP alone without `partial`, or `output` is there already.
+    """
+    from synboost_monai.networks import published
+
+    if architecture is not None and architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture must be {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    path = Path(output)
+    if path.is_dir() or str(output).endswith(("/", os.sep)):
+        path = path / "model.pt"
+    if path.exists():
+        raise ValueError(f"{path} is there already; name another file, or remove it")
+    state_dict = published.read_published(Path(source))
+    kind = published.kind_of_weights(state_dict)
+    if architecture is None and kind is None:
+        raise ValueError(f"{source} is none of the networks known here; say which with --architecture")
+    architecture = architecture or (kind.architecture if kind is not None else "")
+    is_clip_alone = kind is published.CLIP_ALONE and architecture == "cris"
+    if is_clip_alone and not partial:
+        raise ValueError(
+            f"{source} is CLIP RN50 alone: of a CRIS it has the encoders, and neck, decoder and projector would be random, which "
+            "segments nothing; give it to `synboost train echo_cris --init_checkpoint` as it is, or pass --partial true for a model.pt "
+            "that only starts a training"
+        )
+    network = _create(architecture, preset)
+    published.load_published_state(network, state_dict, Path(source))
+    write_model(network, path)
+    num_parameters = sum(p.numel() for p in network.parameters())
+    lines = [
+        f"weights: {path}",
+        f"  network    {type(network).__name__} ({architecture}, preset {preset}), {num_parameters:,} parameters",
+        f"  sha256     {sha256_of(path)}",
+        f"  licence    {_licence_of(source)}",
+    ]
+    if is_clip_alone:
+        lines.append("  partial    neck, decoder and projector are random: use it as init_checkpoint only")
+    return "\n".join(lines)
+
+
+def write_model(network: Any, path: str | os.PathLike[str]) -> None:
+    """Write a network's weights as `handlers.WriteWeights` does: a flat state dict of tensors, whole or not at all."""
+    import torch
+
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        torch.save(weights, file)  # an open file: torch would write the temporary name into it, and its hash would vary
+
+
+def _create(architecture: str, preset: str) -> Any:
+    """The network that weights are to be of; whatever of it stays random is the same every time."""
+    import torch
+
+    from synboost_monai.networks import create_segmenter, create_semantic_diffusion_unet
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if architecture == "semantic_diffusion":
+            return create_semantic_diffusion_unet(preset)
+        return create_segmenter(architecture, preset)
+
+
+def _licence_of(source: str | os.PathLike[str]) -> str:
+    """The licence of a file that is one of the table's, by its hash."""
+    known = {entry.sha256: entry for entry in WEIGHTS if entry.sha256 is not None}
+    path = Path(source)
+    entry = known.get(sha256_of(path)) if path.is_file() else None
+    return (
+        f"{entry.licence} ({entry.name})"
+        if entry
+        else "not known here; that of the page it came from holds (synboost weights list)"
+    )

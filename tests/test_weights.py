@@ -1,0 +1,419 @@
+"""Public weights: what is known of them, fetching from a server on this machine, converting each published form."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from synboost_monai import weights
+from synboost_monai.networks import create_segmenter, create_semantic_diffusion_unet, load_weights
+from synboost_monai.weights import PublicWeights, convert_weights, get_weights, run_action, weights_table
+
+CONTENT = bytes(range(256)) * 4096
+"""One MiB of a made-up checkpoint."""
+
+
+class FileServer(http.server.ThreadingHTTPServer):
+    """Serves `CONTENT` at /model.bin of a port of this machine; remembers what it was asked, and can misbehave."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.requests: list[tuple[str, str | None]] = []
+        self.takes_ranges = True
+        self.breaks_after: int | None = None
+        self.content = CONTENT
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/model.bin"
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    server: FileServer
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.server.requests.append((self.path, asked))
+        content, start = self.server.content, 0
+        if not self.path.endswith("/model.bin"):
+            self.send_error(404)
+            return
+        if asked and self.server.takes_ranges:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(content):
+                self.send_error(416)
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        end = len(content) if self.server.breaks_after is None else start + self.server.breaks_after
+        self.wfile.write(content[start:end])
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A running server, with the table of weights saying that `made-up` is there."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with FileServer() as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        tell(monkeypatch, url=running.url)
+        yield running
+        running.shutdown()
+
+
+def tell(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+    """Make the table hold one entry, `made-up`."""
+    facts: dict[str, object] = {
+        "name": "made-up",
+        "title": "Weights made up for a test",
+        "architecture": "clipseg",
+        "fits": "nothing",
+        "file_name": "model.bin",
+        "licence": "A-Licence-1.0",
+        "page": "https://weights.invalid/page",
+        "by_hand": "take model.bin from the page",
+        "size": "1 MB",
+        "num_bytes": len(CONTENT),
+        "sha256": hashlib.sha256(CONTENT).hexdigest(),
+        "url": None,
+    }
+    monkeypatch.setattr(weights, "WEIGHTS", (PublicWeights(**{**facts, **changes}),))  # type: ignore[arg-type]
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---- the table
+
+
+def test_table_is_sound() -> None:
+    assert len({entry.name for entry in weights.WEIGHTS}) == len(weights.WEIGHTS) >= 4
+    for entry in weights.WEIGHTS:
+        assert set(entry.architecture.split(", ")) <= set(weights.ARCHITECTURES), entry.name
+        assert entry.page.startswith("https://") and (entry.url is None or entry.url.startswith("https://"))
+        assert entry.sha256 is None or (len(entry.sha256) == 64 and int(entry.sha256, 16))
+        assert entry.sha256 is None or entry.url is not None
+    clip = weights.find_weights("clip-rn50")
+    assert clip.url is not None and f"/{clip.sha256}/" in clip.url  # the publisher puts the hash into the address
+
+
+def test_list_tells_how_to_get_each() -> None:
+    text = weights_table()
+    for entry in weights.WEIGHTS:
+        assert f"{entry.name}: " in text and entry.licence in text and entry.page in text
+    assert "get      synboost weights get clip-rn50 OUT\n" in text
+    assert "sha256   not known here" in text and "get      by hand: " in text
+    assert run_action("list") == text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("fetch",), "expected list, get, convert, got 'fetch'"),
+        (("list", "cris"), "list takes no further word"),
+        (("get", "cris"), "get needs two words, NAME OUT"),
+        (("convert",), "convert needs two words, SOURCE OUT"),
+        (("get", "clip-rn5", "x"), "no weights are called 'clip-rn5'; did you mean clip-rn50"),
+    ],
+)
+def test_words_that_say_nothing(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_action(*words)
+
+
+# ---- get
+
+
+def test_get_writes_the_checked_file_and_says_the_licence(
+    server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = get_weights("made-up", tmp_path / "new" / "mine.bin")
+    assert path == tmp_path / "new" / "mine.bin" and path.read_bytes() == CONTENT
+    assert left(tmp_path / "new") == ["mine.bin"]
+    assert "licence: A-Licence-1.0" in capsys.readouterr().out
+    assert run_action("get", "made-up", str(path)) == f"weights: {path}"  # there already
+    assert len(server.requests) == 1
+
+
+def test_get_into_a_folder_takes_the_publishers_name(server: FileServer, tmp_path: Path) -> None:
+    assert get_weights("made-up", tmp_path).name == "model.bin"
+    assert get_weights("made-up", f"{tmp_path}/other/") == tmp_path / "other" / "model.bin"
+
+
+@pytest.mark.parametrize("takes_ranges", [True, False])
+def test_broken_download_goes_on(server: FileServer, tmp_path: Path, takes_ranges: bool) -> None:
+    server.takes_ranges, server.breaks_after = takes_ranges, 300_000
+    with pytest.raises(ValueError, match=r"cannot fetch made-up from 127.0.0.1 .*300,000 bytes are kept"):
+        get_weights("made-up", tmp_path / "model.bin")
+    assert left(tmp_path) == [".model.bin.partial"]
+    server.breaks_after = None
+    assert get_weights("made-up", tmp_path / "model.bin").read_bytes() == CONTENT
+    assert left(tmp_path) == ["model.bin"]
+    assert [asked for _, asked in server.requests] == [None, "bytes=300000-"]
+
+
+def test_rest_that_is_all_there_is_only_checked(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / ".model.bin.partial").write_bytes(CONTENT)
+    assert get_weights("made-up", tmp_path / "model.bin").read_bytes() == CONTENT
+    assert server.requests == []
+
+
+def test_rest_longer_than_the_file_starts_anew(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell(monkeypatch, url=server.url, num_bytes=None)  # so that the server has to say it
+    (tmp_path / ".model.bin.partial").write_bytes(CONTENT * 2)
+    assert get_weights("made-up", tmp_path / "model.bin").read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == [f"bytes={2 * len(CONTENT)}-", None]
+
+
+def test_wrong_hash_removes_the_file(server: FileServer, tmp_path: Path) -> None:
+    server.content = bytes(len(CONTENT))
+    with pytest.raises(
+        ValueError, match=r"made-up has SHA-256 [0-9a-f]{64}, expected [0-9a-f]{64}; .* is removed"
+    ) as error:
+        get_weights("made-up", tmp_path / "model.bin")
+    assert "\n" not in str(error.value)
+    assert left(tmp_path) == []
+
+
+def test_file_of_another_size_is_not_begun(server: FileServer, tmp_path: Path) -> None:
+    server.content = CONTENT[:-1]
+    with pytest.raises(ValueError, match="has 1,048,575 bytes, expected 1,048,576: it is another file"):
+        get_weights("made-up", tmp_path / "model.bin")
+    assert left(tmp_path) == []
+
+
+def test_other_file_in_the_way_stays(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_text("mine")
+    with pytest.raises(ValueError, match="is there already and is not made-up"):
+        get_weights("made-up", tmp_path / "model.bin")
+    assert (tmp_path / "model.bin").read_text() == "mine" and server.requests == []
+
+
+def test_address_that_is_gone_tells_the_way_by_hand(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell(monkeypatch, url=f"{server.url}.moved")
+    with pytest.raises(
+        ValueError, match=r"answers 404 .*by hand: take model.bin from the page, and save it as .*x.bin"
+    ):
+        get_weights("made-up", tmp_path / "x.bin")
+    assert left(tmp_path) == []
+
+
+def test_no_network_is_one_line(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(
+        ValueError, match="cannot fetch made-up from 127.0.0.1 .*check the connection and the proxy"
+    ) as error:
+        get_weights("made-up", tmp_path / "model.bin")
+    assert "\n" not in str(error.value)
+    assert left(tmp_path) == []
+
+
+def test_proxy_of_the_environment_is_used(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+    tell(monkeypatch, url="http://weights.invalid/model.bin")
+    assert get_weights("made-up", tmp_path / "model.bin").read_bytes() == CONTENT
+    assert server.requests == [("http://weights.invalid/model.bin", None)]
+
+
+def test_weights_without_a_hash_need_the_one_of_the_page(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell(monkeypatch, url=server.url, sha256=None)
+    with pytest.raises(
+        ValueError, match=r"no known SHA-256 to check it by; .*--sha256 HEX, or by hand: take model.bin"
+    ):
+        get_weights("made-up", tmp_path / "model.bin")
+    with pytest.raises(ValueError, match="--sha256 must be 64 hexadecimal digits, got 'abc'"):
+        get_weights("made-up", tmp_path / "model.bin", "abc")
+    assert server.requests == []
+    with pytest.raises(ValueError, match="is removed"):
+        get_weights("made-up", tmp_path / "model.bin", "0" * 64)
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    assert run_action("get", "made-up", str(tmp_path / "model.bin"), sha256=digest.upper()).endswith("model.bin")
+
+
+def test_hash_that_contradicts_the_table_is_refused(server: FileServer, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leave --sha256 out"):
+        get_weights("made-up", tmp_path / "model.bin", "0" * 64)
+    assert server.requests == []
+
+
+def test_weights_without_an_address_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"cris has no address .*; by hand: take the checkpoint .*licence: not stated"
+    ) as error:
+        get_weights("cris", tmp_path)
+    assert "\n" not in str(error.value) and left(tmp_path) == []
+
+
+# ---- convert
+
+
+def tiny(architecture: str, seed: int = 0, **overrides: object) -> nn.Module:
+    torch.manual_seed(seed)
+    return create_segmenter(architecture, "tiny", **overrides)
+
+
+def is_equal(network: nn.Module, state_dict: dict[str, Tensor]) -> bool:
+    own = network.state_dict()
+    return own.keys() == state_dict.keys() and all(torch.equal(own[key], state_dict[key]) for key in own)
+
+
+def write_clip_archive(network: nn.Module, path: Path) -> None:
+    """CLIP's TorchScript archive: both encoders of a CRIS in half precision, without what CRIS adds, with CLIP's three settings."""
+
+    class Clip(nn.Module):
+        def __init__(self, backbone: nn.Module) -> None:
+            super().__init__()
+            for name in ("visual", "transformer", "token_embedding", "ln_final"):
+                setattr(self, name, getattr(backbone, name))
+            for name in ("positional_embedding", "text_projection", "logit_scale"):
+                setattr(self, name, getattr(backbone, name))
+            self.visual.attnpool.connect = nn.Identity()
+            for name, value in {"input_resolution": 64, "context_length": 77, "vocab_size": 49408}.items():
+                self.register_buffer(name, torch.tensor(value))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.logit_scale
+
+    torch.jit.trace(Clip(network.backbone).half(), torch.zeros(1)).save(str(path))
+
+
+@pytest.mark.parametrize("form", ["transformers folder", "safetensors", "bin"])
+def test_clipseg_of_each_form(tmp_path: Path, form: str) -> None:
+    from safetensors.torch import save_file
+
+    source = tiny("clipseg")
+    old_buffer = {"clip.text_model.embeddings.position_ids": torch.arange(77)[None]}
+    state_dict = {**{key: value.clone() for key, value in source.state_dict().items()}, **old_buffer}
+    folder = tmp_path / "clipseg-rd64-refined"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    if form == "bin":
+        torch.save(state_dict, folder / "pytorch_model.bin")
+    else:
+        save_file(state_dict, folder / "model.safetensors")
+    path = folder if form == "transformers folder" else next(folder.glob("*model.*"))
+
+    text = convert_weights(path, tmp_path / "models" / "model.pt", "clipseg", "tiny")
+    content = (tmp_path / "models" / "model.pt").read_bytes()
+    num_parameters = sum(p.numel() for p in source.parameters())
+    assert f"CLIPSeg (clipseg, preset tiny), {num_parameters:,} parameters" in text
+    assert hashlib.sha256(content).hexdigest() in text and "licence    not known here" in text
+    written = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert all(isinstance(value, Tensor) for value in written.values())
+    assert is_equal(source, written)
+    assert is_equal(load_weights(tiny("clipseg", 1), tmp_path / "models" / "model.pt"), source.state_dict())
+
+
+def test_same_checkpoint_gives_the_same_file(tmp_path: Path) -> None:
+    torch.save(tiny("clipseg").state_dict(), tmp_path / "a.bin")
+    for name in ("one", "two"):
+        convert_weights(tmp_path / "a.bin", tmp_path / f"{name}.pt", preset="tiny")
+    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
+
+
+def test_cris_with_its_own_longest_prompt_loads_in_the_bundle(tmp_path: Path) -> None:
+    """The first release has 17 positions, the bundle's network 77: the checkpoint's choice goes all the way."""
+    from monai.bundle import ConfigParser
+
+    source = tiny("cris", context_length=17)
+    state_dict = {f"module.{key}": value for key, value in source.state_dict().items()}
+    torch.save({"epoch": 50, "best_iou": np.float64(0.7), "state_dict": state_dict}, tmp_path / "cris_best.pt")
+    assert "CRIS (cris, preset tiny)" in convert_weights(tmp_path / "cris_best.pt", f"{tmp_path}/models/", None, "tiny")
+
+    parser = ConfigParser()
+    parser.read_config(
+        str(Path(__file__).resolve().parents[1] / "bundles" / "echo_cris" / "configs" / "inference.yaml")
+    )
+    parser.update({"preset": "tiny", "device": "cpu", "checkpoint_path": str(tmp_path / "models" / "model.pt")})
+    network = parser.get_parsed_content("network")
+    assert is_equal(network, source.state_dict())
+    assert network.backbone.positional_embedding.shape == (17, 16)
+    ids = torch.tensor([[[49406, 1823, 49407] + [0] * 14]])
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(network.eval()(image, ids), source.eval()(image, ids), atol=1e-5)
+
+
+def test_clip_alone_is_refused_unless_partial(tmp_path: Path) -> None:
+    source = tiny("cris")
+    expected = {f"backbone.{key}": value.half().float() for key, value in source.backbone.state_dict().items()}
+    write_clip_archive(source, tmp_path / "RN50.pt")
+    with pytest.raises(ValueError, match="RN50.pt is CLIP RN50 alone: .*--init_checkpoint.* --partial true") as error:
+        convert_weights(tmp_path / "RN50.pt", tmp_path / "model.pt", "cris", "tiny")
+    assert "\n" not in str(error.value) and not (tmp_path / "model.pt").exists()
+    text = convert_weights(tmp_path / "RN50.pt", tmp_path / "model.pt", "cris", "tiny", partial=True)
+    assert "neck, decoder and projector are random" in text
+    written = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert written.keys() == tiny("cris").state_dict().keys()
+    for key, value in expected.items():
+        if ".connect." not in key:
+            assert torch.equal(written[key].float(), value), key
+
+
+def test_semantic_diffusion_of_a_flat_state_dict(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = create_semantic_diffusion_unet("tiny")
+    torch.save(source.state_dict(), tmp_path / "ema_0.9999_050000.pt")
+    text = run_action(
+        "convert",
+        str(tmp_path / "ema_0.9999_050000.pt"),
+        str(tmp_path / "model.pt"),
+        architecture="semantic_diffusion",
+        preset="tiny",
+    )
+    assert "SemanticDiffusionUNet (semantic_diffusion, preset tiny)" in text
+    assert is_equal(load_weights(create_semantic_diffusion_unet("tiny"), tmp_path / "model.pt"), source.state_dict())
+
+
+def test_licence_of_a_file_of_the_table_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(tiny("clipseg").state_dict(), tmp_path / "a.bin")
+    tell(monkeypatch, sha256=hashlib.sha256((tmp_path / "a.bin").read_bytes()).hexdigest())
+    assert "licence    A-Licence-1.0 (made-up)" in convert_weights(
+        tmp_path / "a.bin", tmp_path / "model.pt", None, "tiny"
+    )
+
+
+def test_nothing_is_written_for_what_does_not_fit(tmp_path: Path) -> None:
+    torch.save(tiny("clipseg").state_dict(), tmp_path / "a.bin")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "b.bin")
+    out = tmp_path / "model.pt"
+    with pytest.raises(ValueError, match="these are the weights of CLIPSeg, not of CRIS.*bundle echo_clipseg"):
+        convert_weights(tmp_path / "a.bin", out, "cris", "tiny")
+    with pytest.raises(ValueError, match="keys have another shape|keys are missing"):
+        convert_weights(tmp_path / "b.bin", out, "clipseg", "tiny")
+    with pytest.raises(ValueError, match="is none of the networks known here; say which with --architecture"):
+        convert_weights(tmp_path / "b.bin", out)
+    with pytest.raises(ValueError, match="architecture must be clipseg, cris, semantic_diffusion, got 'unet'"):
+        convert_weights(tmp_path / "a.bin", out, "unet")
+    with pytest.raises(ValueError, match="preset must be one of"):
+        convert_weights(tmp_path / "a.bin", out, "clipseg", "large")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        convert_weights(tmp_path / "nowhere.bin", out)
+    assert not out.exists()
+    out.write_text("a training's result")
+    with pytest.raises(ValueError, match="model.pt is there already"):
+        convert_weights(tmp_path / "a.bin", tmp_path, None, "tiny")
+    assert out.read_text() == "a training's result"
