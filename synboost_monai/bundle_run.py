@@ -114,7 +114,12 @@ def check_overrides(files: Sequence[str | os.PathLike[str]], overrides: Mapping[
             keys = [k for k in config if not k.startswith("_")]
             hint = nearest(key, _keys(config, key)) or f"; it has {', '.join(keys)}"
             raise ValueError(f"{bundle}/{where}: unknown key --{key}{hint}")
-        checked[key] = _convert(key, value, current, f"{bundle}/{where}")
+        # a recipe puts text where the config that it is read after may have null
+        is_optional = any(_look_up(_merged([file]), key) == (True, None) for file in files[:-1])
+        if is_optional and value in (None, "null", "None"):
+            checked[key] = None
+        else:
+            checked[key] = _convert(key, value, current, f"{bundle}/{where}")
     return checked
 
 
@@ -132,6 +137,7 @@ def run_bundle(
     """
     files = config_files(bundle, config)
     checked = check_overrides(files, overrides or {})
+    checked = {key: "$None" if value is None else value for key, value in checked.items()}  # MONAI passes over None
     configs_dir = files[0].parent
     arguments: dict[str, Any] = {
         "config_file": [str(f) for f in files],
@@ -319,19 +325,26 @@ def nearest(word: str, words: Sequence[str]) -> str:
     return f"; did you mean {match[0]}?" if match else ""
 
 
+def _list(key: str, text: str, where: str) -> Any:
+    """[a, b] as a config has it: words without quotes."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: --{key} must be a list like [a, b], got {text!r}") from error
+
+
 def _convert(key: str, value: Any, current: Any, where: str) -> Any:
     """A value in the type of what stands in the config."""
     if isinstance(current, str) and not current.startswith(_DYNAMIC):
-        if value is None or isinstance(value, (list, dict, tuple)):
+        if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+            return _list(key, value, where)
+        if value is None or isinstance(value, (dict, tuple)):
             raise ValueError(f"{where}: --{key} must be text like {current!r}, got {value!r}")
-        return str(value)
+        return value if isinstance(value, list) else str(value)
     if isinstance(value, str) and not value.startswith(_DYNAMIC) and not isinstance(current, str):
         value = literal(value)
         if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-            try:
-                value = yaml.safe_load(value)  # [a, b] as the config has it: words without quotes
-            except yaml.YAMLError as error:
-                raise ValueError(f"{where}: --{key} must be a list like [a, b], got {value!r}") from error
+            value = _list(key, value, where)
     if isinstance(value, str) and value.startswith(_DYNAMIC):
         return value
     if isinstance(current, bool):

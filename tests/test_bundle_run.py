@@ -226,3 +226,9 @@ def test_log_records_are_whole_again_after_a_run(bundle, tmp_path, caplog):
     except IndexError:
         logging.getLogger("synboost").exception("seen")
     assert "seen" in caplog.text
+
+
+def test_recipe_s_text_can_be_set_back_to_null() -> None:
+    files = config_files("echo_cris", "train_small")
+    assert check_overrides(files, {"image_encoder_weights": "null"}) == {"image_encoder_weights": None}
+    assert check_overrides(files, {"prompt_level": "[P1, P2]"}) == {"prompt_level": ["P1", "P2"]}

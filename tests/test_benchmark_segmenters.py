@@ -1,0 +1,47 @@
+"""scripts/benchmark_segmenters.py: what is compared is equal, and what it counts adds up; how fast it is, is not for a test."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts/benchmark_segmenters.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_segmenters", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    sys.path.insert(0, str(SCRIPT.parent))  # as when the script is started
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_table_and_json(benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    benchmark.main(["--preset", "tiny", "--image_size", "64", "--repeats", "2", "--json", str(tmp_path / "b.json")])
+    torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "b.json").read_text())
+    ways = {(way["architecture"], way["name"]): way for way in record["ways"]}
+    assert all(name in printed for _, name in ways)
+    for (architecture, name), way in ways.items():
+        reference = ways[architecture, way["compared_to"]]
+        assert way["flop_ratio"] == pytest.approx(reference["flop"] / way["flop"])
+        assert len(way["seconds_all"]) == 2 and way["speed_ratio"] > 0
+        if way["error"] is not None:
+            assert way["error"] < (4e-2 if "bfloat16" in name else 1e-5), (architecture, name)
+    for architecture in ("clipseg", "cris"):
+        pairs, shared = ways[architecture, "pairs, one batch"], ways[architecture, "image and text once"]
+        assert ways[architecture, "pairs, one by one"]["flop"] == pairs["flop"]
+        assert shared["flop"] < 0.6 * pairs["flop"]
+        learning, cached = ways[architecture, "pairs, all learn"], ways[architecture, "cached features"]
+        assert cached["flop"] < ways[architecture, "image once, all learn"]["flop"] < learning["flop"]
+    # the published CLIPSeg computes no gradient of its encoders
+    assert ways["clipseg", "pairs, frozen encoders"]["flop"] < ways["clipseg", "pairs, all learn"]["flop"]
