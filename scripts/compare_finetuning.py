@@ -58,7 +58,7 @@ def measured(name: str, settings: dict[str, Any], options: argparse.Namespace, o
     seconds_path = folder / "seconds.json"
     if not seconds_path.is_file():
         words = ["run", options.bundle, "train_small", *shared, "--output_dir", str(folder)]
-        words += ["--val_prompt_level", options.prompt_level, "--init_checkpoint", options.init_checkpoint]
+        words += ["--init_checkpoint", options.init_checkpoint]
         words += ["--max_epochs", str(options.max_epochs), "--val_interval", str(options.max_epochs), *others]
         if "feature_cache_dir" in settings:
             settings = {**settings, "feature_cache_dir": str(folder / "features")}

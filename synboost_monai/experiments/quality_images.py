@@ -40,7 +40,15 @@ from synboost_monai.labels import (
 from synboost_monai.metrics.per_case import case_metrics
 from synboost_monai.metrics.speckle import radial_power_spectrum, speckle_statistics
 from synboost_monai.networks.efficientnet_lite import EfficientNetLite0
-from synboost_monai.transforms import CheckLabelMapd, Letterboxd, LoadEchod, check_label_map, display_order, load_echo
+from synboost_monai.transforms import (
+    CheckLabelMapd,
+    Letterboxd,
+    LoadEchod,
+    RestoreLabelMapd,
+    check_label_map,
+    display_order,
+    load_echo,
+)
 from synboost_monai.transforms.label_map_array import sector_mask
 from synboost_monai.transforms.label_map_dictionary import SectorMaskd
 
@@ -98,6 +106,9 @@ class JudgingSegmenter:
         parser = ConfigParser()
         parser.read_config([str(file) for file in files])
         parser.update(check_overrides(files, overrides))
+        # judged by what the network says of one prompt, not by what is made of it afterwards
+        parser.update({"prompt_ensemble": None, "keep_largest": False, "fill_holes": False})
+        parser.update({"inferer::images_at_once": None})  # features are those of a whole batch
         try:
             self.network: nn.Module = parser.get_parsed_content("network").eval()
         except RuntimeError as error:  # MONAI's wrapping of what a component raises
@@ -109,7 +120,8 @@ class JudgingSegmenter:
         self.inferer = parser.get_parsed_content("inferer")
         loaded = parser.get_parsed_content("preprocessing").transforms
         self.preprocessing = Compose([step for step in loaded if not isinstance(step, LoadEchod)])
-        self.postprocessing = parser.get_parsed_content("postprocessing")
+        finishing = parser.get_parsed_content("postprocessing").transforms
+        self.postprocessing = Compose([step for step in finishing if isinstance(step, RestoreLabelMapd)])
         self.device = next(self.network.parameters()).device
         self.checkpoint_path = Path(checkpoint_path)
         self.facts = {"bundle": Path(bundle).name, **{k: parser[k] for k in ("preset", "image_size", "prompt_level")}}
@@ -132,12 +144,10 @@ class JudgingSegmenter:
             images = images.contiguous(memory_format=torch.channels_last)
         dtype = self.inferer.autocast_dtype
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None), self._captured() as maps:
-            if hasattr(self.network, "encode_image"):
-                activations, _ = self.network.encode_image(images)
-                if self._feature_module is None:
-                    maps.append(activations[-1][:, 1:].transpose(1, 2)[..., None])  # without the class token
-            else:
-                self.network.image_encoder(images)
+            encoded = self.network.encode_image(images)
+            if self._feature_module is None:
+                last = encoded[len(self.network.extract_layers) - 1]
+                maps.append(last[:, 1:].transpose(1, 2)[..., None])  # without the class token
         return maps[-1].float().mean(dim=(2, 3)).cpu().numpy()
 
     @torch.inference_mode()

@@ -1,4 +1,8 @@
-"""From logits in the network's square to one label map on the image's own grid."""
+"""From logits in the network's square to one label map on the image's own grid, and what there is to say about its doubt.
+
+S: structures, one logit each. E: groups of S prompts that mean the same (a prompt ensemble); logit e * S + s is that of group e for
+structure s. N: side of the square. H, W: native rows and columns. T: frames of a clip.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,41 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, Transform
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
+from synboost_monai.io import image_suffix
 from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES
+from synboost_monai.metrics.doubt import FREE_PROMPT, DoubtAssessor, segmentation_evidence
 from synboost_monai.transforms.array import LetterboxGeometry, masks_of_label_map, plain, resize
 from synboost_monai.transforms.prompt_tokens import class_index_of_prompt
 
 Item = Mapping[Hashable, Any]
 
+SPREAD_KEY, EVIDENCE_KEY, DOUBT_KEY = "spread", "evidence", "doubt"
+"""Where `RestoreLabelMapd` and `AssessDoubtd` put what they find beside the label map."""
+LARGE_PIECE = 0.2
+"""A piece of at least this share of the largest one is no stray: the structure is torn, which the anatomy checks tell a person."""
+
+_FOUR = ndimage.generate_binary_structure(2, 1)
+_EIGHT = ndimage.generate_binary_structure(2, 2)
+
 
 def restore_logits(logits: Tensor, geometry: LetterboxGeometry) -> Tensor:
     """Logits (S, N, N) -> native grid (S, H, W): padding off, then bilinear."""
     g = geometry
-    inner = logits[:, g.top : g.top + g.inner_height, g.left : g.left + g.inner_width]
-    return resize(inner.float(), g.native_height, g.native_width)
+    return resize(_without_padding(logits, g).float(), g.native_height, g.native_width)
+
+
+def mean_logits(logits: Tensor) -> Tensor:
+    """Logits (E, ...) -> the logit of their mean probability (...): log mean p - log mean (1 - p), exact where p is close to 0 or 1."""
+    logits = logits.float()
+    return F.logsigmoid(logits).logsumexp(dim=0) - F.logsigmoid(-logits).logsumexp(dim=0)
 
 
 def logits_to_label_map(logits: Tensor, class_indices: Sequence[int] | None = None, threshold: float = 0.5) -> Tensor:
@@ -41,19 +63,72 @@ def logits_to_label_map(logits: Tensor, class_indices: Sequence[int] | None = No
     """
     indices = [s.class_index for s in STRUCTURES] if class_indices is None else list(class_indices)
     if len(indices) != logits.shape[-3]:
-        raise ValueError(f"array.py: {len(indices)} class indices for logits of {logits.shape[-3]} structures")
+        raise ValueError(f"postprocessing.py: {len(indices)} class indices for logits of {logits.shape[-3]} structures")
     if not 0 < threshold < 1:
-        raise ValueError(f"array.py: threshold is a probability between 0 and 1, got {threshold}")
+        raise ValueError(f"postprocessing.py: threshold is a probability between 0 and 1, got {threshold}")
     highest, winner = logits.max(dim=-3)
     classes = torch.tensor(indices, dtype=torch.uint8, device=logits.device)[winner]
     return torch.where(highest > float(np.log(threshold / (1 - threshold))), classes, BACKGROUND_INDEX).to(torch.uint8)
 
 
+def remove_strays(label_map: NDArray[np.uint8], class_indices: Sequence[int]) -> NDArray[np.uint8]:
+    """A label map in which each structure keeps its largest connected piece, and any that is not much smaller (`LARGE_PIECE`).
+
+    Pixels are connected to their eight neighbours. What is removed becomes background.
+
+    Args:
+        label_map: (H, W).
+        class_indices: the structures.
+    """
+    kept = label_map.copy()
+    for index in class_indices:
+        pieces, count = ndimage.label(label_map == index, _EIGHT)
+        if count > 1:
+            sizes = np.bincount(pieces.ravel())
+            sizes[0] = sizes[1:].max()  # background stays
+            kept[(sizes < LARGE_PIECE * sizes[0])[pieces]] = BACKGROUND_INDEX
+    return kept
+
+
+def fill_enclosed(
+    label_map: NDArray[np.uint8], logits: NDArray[np.float32], class_indices: Sequence[int]
+) -> NDArray[np.uint8]:
+    """A label map in which no background is enclosed by structures: neither a hole in one, nor a gap between several.
+
+    A pixel of an enclosed pocket goes to the structure with the highest logit among those that touch the pocket.
+
+    Args:
+        label_map: (H, W).
+        logits: (S, H, W).
+        class_indices: class of each channel.
+    """
+    is_labelled = label_map != BACKGROUND_INDEX
+    enclosed = ndimage.binary_fill_holes(is_labelled) & ~is_labelled
+    if not enclosed.any():
+        return label_map
+    pockets, count = ndimage.label(enclosed, _FOUR)
+    at = np.nonzero(enclosed)
+    pocket = pockets[at]
+    touches = np.zeros((len(class_indices), count + 1), dtype=bool)
+    for i, index in enumerate(class_indices):
+        beside = ndimage.binary_dilation(label_map == index, _EIGHT)
+        touches[i, pocket[beside[at]]] = True
+    winner = np.where(touches[:, pocket], logits[:, at[0], at[1]], -np.inf).argmax(axis=0)
+    filled = label_map.copy()
+    filled[at] = np.asarray(class_indices, dtype=np.uint8)[winner]
+    return filled
+
+
 class RestoreLabelMapd(MapTransform):
-    """Logits (S, N, N) -> label map on the image's native grid, in the stored order of its file.
+    """Logits (E * S, N, N) -> label map on the image's native grid, in the stored order of its file.
 
     The result is (1, W, H, 1) uint8 with the image's affine: a volume of one plane, the one shape that MONAI Label writes back
-    with the affine kept. `WriteLabelMaps` and `display_order` know it.
+    with the affine kept. Of a clip, logits (T, E * S, N, N), it is (1, W, H, T). `WriteLabelMaps` and `display_order` know it.
+
+    Several groups of prompts (E > 1) become one logit a structure, that of their mean probability. Then `spread` is added, a
+    MetaTensor of the label map's shape, float32 in [0, 0.5]: in each pixel the standard deviation of the probability over the groups,
+    the largest of the structures'. With one group there is no `spread`. `evidence` is added always: for each frame what
+    `segmentation_evidence` finds, for `AssessDoubtd`.
 
     Args:
         keys: logits.
@@ -61,6 +136,8 @@ class RestoreLabelMapd(MapTransform):
             `logits_to_label_map`); otherwise the mask is written with the class that the prompt names (`class_index_of_prompt`).
         threshold: probability above which a pixel belongs to a structure.
         image_key: the image whose meta data the label map gets.
+        keep_largest: take stray pieces off (`remove_strays`). False, as published, and fill_holes False: the plain arbitration.
+        fill_holes: afterwards fill holes and enclosed gaps (`fill_enclosed`).
     """
 
     def __init__(
@@ -69,22 +146,98 @@ class RestoreLabelMapd(MapTransform):
         prompt: str = "",
         threshold: float = 0.5,
         image_key: str = "image",
+        keep_largest: bool = False,
+        fill_holes: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.class_indices = [class_index_of_prompt(prompt)] if prompt else [s.class_index for s in STRUCTURES]
+        self.names = [FREE_PROMPT] if prompt else [s.name for s in STRUCTURES]
         self.threshold = threshold
         self.image_key = image_key
+        self.keep_largest, self.fill_holes = keep_largest, fill_holes
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
         geometry = LetterboxGeometry(*(int(n) for n in item["geometry"]))
         meta = dict(item[self.image_key].meta)
         for key in self.key_iterator(item):
-            logits = restore_logits(plain(item[key]), geometry)
-            label_map = logits_to_label_map(logits, self.class_indices, self.threshold)
-            item[key] = MetaTensor(label_map.T[None, :, :, None].contiguous(), meta=meta)
+            logits = plain(item[key])
+            frames = logits if logits.ndim == 4 else logits[None]
+            num_groups, rest = divmod(frames.shape[1], len(self.class_indices))
+            if rest or not num_groups:
+                raise ValueError(
+                    f"postprocessing.py: {len(self.class_indices)} class indices for logits of {frames.shape[1]} structures"
+                )
+            label_maps, spreads, evidence = zip(*(self._restore(frame, geometry) for frame in frames))
+            item[key] = _stored(torch.stack(label_maps), meta)
+            item[EVIDENCE_KEY] = list(evidence)
+            if num_groups > 1:
+                item[SPREAD_KEY] = _stored(torch.stack(spreads), meta)
         return item
+
+    def _restore(self, logits: Tensor, geometry: LetterboxGeometry) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """Label map (H, W), spread (H, W) and evidence of one frame's logits (E * S, N, N)."""
+        inner = _without_padding(logits, geometry).float().unflatten(0, (-1, len(self.class_indices)))  # (E, S, h, w)
+        probability = inner.sigmoid()
+        size = geometry.native_height, geometry.native_width
+        spread = None
+        if len(inner) > 1:
+            native = resize(mean_logits(inner), *size)
+            largest = probability.std(dim=0, correction=0).amax(dim=0, keepdim=True)
+            spread = resize(largest, *size)[0].clamp(0, 0.5)
+        else:
+            native = restore_logits(logits, geometry)
+        label_map = logits_to_label_map(native, self.class_indices, self.threshold)
+        removed = filled = [0.0] * len(self.class_indices)
+        if self.keep_largest or self.fill_holes:
+            label_map, removed, filled = self._clean(label_map, native)
+        rows, columns = (
+            _centres(geometry.native_height, inner.shape[2]),
+            _centres(geometry.native_width, inner.shape[3]),
+        )
+        small = label_map.cpu().numpy()[np.ix_(rows, columns)]
+        found = segmentation_evidence(probability.cpu().numpy(), small, self.class_indices, self.names, removed, filled)
+        return label_map, spread, found
+
+    def _clean(self, label_map: Tensor, logits: Tensor) -> tuple[Tensor, list[float], list[float]]:
+        """Strays off, holes filled; and the shares of each structure that this took off and added."""
+        before = label_map.cpu().numpy()
+        rows, columns = np.flatnonzero(before.any(axis=1)), np.flatnonzero(before.any(axis=0))
+        if not rows.size:
+            return label_map, [0.0] * len(self.class_indices), [0.0] * len(self.class_indices)
+        part = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))  # the labelled part: less to look at
+        kept = remove_strays(before[part], self.class_indices) if self.keep_largest else before[part]
+        filled = kept
+        if self.fill_holes:
+            filled = fill_enclosed(kept, logits[:, part[0], part[1]].cpu().numpy(), self.class_indices)
+        sizes = [[int(np.count_nonzero(m == i)) for i in self.class_indices] for m in (before[part], kept, filled)]
+        removed = [(b - k) / max(b, 1) for b, k in zip(sizes[0], sizes[1])]
+        added = [(f - k) / max(f, 1) for k, f in zip(sizes[1], sizes[2])]
+        whole = before.copy()
+        whole[part] = filled
+        return torch.from_numpy(whole).to(label_map.device), removed, added
+
+
+class AssessDoubtd(Transform):
+    """Adds `doubt`, what a `DoubtAssessor` says of a label map of `RestoreLabelMapd`.
+
+    Args:
+        assessor: it judges.
+        key: the label map.
+        image_key: its image: the name of a file without a pixel spacing (PNG) ends the judging in mm.
+    """
+
+    def __init__(self, assessor: DoubtAssessor, key: str = "pred", image_key: str = "image") -> None:
+        self.assessor, self.key, self.image_key = assessor, key, image_key
+
+    def __call__(self, data: Item) -> dict[Hashable, Any]:
+        label_map = plain(data[self.key])[0].cpu().permute(2, 1, 0).numpy()  # (T, H, W)
+        spacing = [float(s) for s in data["spacing_mm"]]
+        image = data[self.image_key]
+        path = str(image.meta.get("filename_or_obj", "")) if isinstance(image, MetaTensor) else ""
+        known = None if image_suffix(path) == ".png" else spacing
+        return {**data, DOUBT_KEY: self.assessor(label_map, data[EVIDENCE_KEY], known, spacing)}
 
 
 class LogitsToMasksd(MapTransform):
@@ -104,6 +257,26 @@ class LogitsToMasksd(MapTransform):
         return item
 
 
-def display_order(label_map: torch.Tensor) -> torch.Tensor:
-    """Label map of `RestoreLabelMapd` (1, W, H, 1) -> (H, W), as on the screen."""
-    return plain(label_map)[0, :, :, 0].T.contiguous()
+def display_order(label_map: Tensor) -> Tensor:
+    """Label map or spread of `RestoreLabelMapd`, (1, W, H, 1) -> (H, W), as on the screen; of a clip, (1, W, H, T) -> (T, H, W)."""
+    frames = plain(label_map)[0].permute(2, 1, 0).contiguous()
+    return frames[0] if len(frames) == 1 else frames
+
+
+# ---- helpers
+
+
+def _without_padding(logits: Tensor, geometry: LetterboxGeometry) -> Tensor:
+    """(..., N, N) -> (..., h, w), the part that the image takes."""
+    g = geometry
+    return logits[..., g.top : g.top + g.inner_height, g.left : g.left + g.inner_width]
+
+
+def _stored(frames: Tensor, meta: Mapping[str, Any]) -> MetaTensor:
+    """(T, H, W) -> (1, W, H, T), with meta data."""
+    return MetaTensor(frames.permute(2, 1, 0)[None].contiguous(), meta=dict(meta))
+
+
+def _centres(native: int, inner: int) -> NDArray[np.int64]:
+    """Native index at the centre of each of `inner` pixels over the same length."""
+    return ((np.arange(inner) + 0.5) * native / inner).astype(np.int64)

@@ -18,7 +18,9 @@ import torch
 import yaml
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
+from monai.inferers import Inferer
 
+from synboost_monai.bundle_run import check_overrides, config_files, user_error
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.transforms import load_echo
 
@@ -155,7 +157,96 @@ def test_evaluation_measures_on_the_native_grid(bundle: str, trained: Path, data
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["section"] == "testing" and summary["seed"] == 5 and len(summary["checkpoint_sha256"]) == 64
     assert summary["overall"]["dice_mean"] == pytest.approx(table["dice"].mean(), abs=1e-5)
-    assert len(list((tmp_path / "label_maps").glob("*.nii.gz"))) == 4
+    assert (
+        sorted(p.suffix for p in (tmp_path / "label_maps").iterdir()) == [".gz"] * 4 + [".json"] * 4
+    )  # one prompt: no spread
+    assert set(table["verdict"]) <= {"accept", "review"} and table["predicted_dice"].between(0, 1).all()
+    assert summary["doubt"]["calibrated"] is False and summary["doubt"]["num_worst"] == 1
+    assert (summary["prompt_ensemble"], summary["keep_largest"], summary["fill_holes"]) == (None, False, False)
+
+
+class BrightnessInferer(Inferer):
+    """Finds what conftest.py paints: bright muscle, a dark cavity above and a dark atrium below; groups differ a little."""
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Any, input_ids: Any = None, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        grey = torch.nn.functional.avg_pool2d(torch.as_tensor(inputs)[:, :1], 3, 1, 1)  # (B, 1, N, N), normalised
+        is_below = torch.arange(grey.shape[-1])[:, None] > 0.7 * grey.shape[-1]
+        dark = -4 * (grey + 0.9)
+        group = torch.cat([dark.where(~is_below, -9.0), 4 * grey, dark.where(is_below, -9.0)], dim=1)
+        return torch.cat([group + 0.1 * i for i in range(input_ids.shape[1] // 3)], dim=1)
+
+
+def test_a_calibration_serves_the_weights_it_was_fitted_to(
+    bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path
+) -> None:
+    import pandas as pd
+
+    weights = str(trained / "model.pt")
+    common = {"dataset_dir": str(datalist_dir), "checkpoint_path": weights, "seed": 5, "inferer": BrightnessInferer()}
+    made = tmp_path / "calibration"
+    workflow(bundle, ["inference", "calibrate"], "infer", output_dir=str(made), section="training", **common).run()
+    assert [p.name for p in made.iterdir()] == ["calibration.json"]
+    calibration = json.loads((made / "calibration.json").read_text())
+    assert (calibration["num_images"], calibration["num_patients"], calibration["section"]) == (16, 4, "training")
+    assert calibration["num_groups"] == 2 and calibration["seed"] == 5
+    assert calibration["settings"]["prompt_ensemble"] == ["P6"] and calibration["settings"]["threshold"] == 0.5
+
+    use = {**common, "calibration_path": str(made / "calibration.json")}
+    workflow(bundle, ["inference"], "infer", output_dir=str(tmp_path / "out"), **use).run()
+    records = [json.loads(p.read_text()) for p in (tmp_path / "out").glob("*.json")]
+    assert len(records) == 4 and all(r["calibrated"] for r in records)
+    assert {r["model_sha256"] for r in records} == {calibration["checkpoint_sha256"]}
+
+    knobs = {"prompt_ensemble": ["P6"], "keep_largest": True, "fill_holes": True}
+    workflow(bundle, ["inference", "evaluate"], "infer", output_dir=str(tmp_path / "scores"), **use, **knobs).run()
+    assert json.loads((tmp_path / "scores" / "summary.json").read_text())["doubt"]["calibrated"] is True
+    table = pd.read_csv(tmp_path / "scores" / "metrics.csv")
+    said = {r["case"]: r["structures"] for r in records}
+    for row in table.itertuples():
+        assert row.predicted_dice == pytest.approx(said[row.case][row.structure]["predicted_dice"], abs=1e-5)
+
+    other = torch.load(weights, weights_only=True)
+    torch.save(
+        {name: value * 1.01 if value.is_floating_point() else value for name, value in other.items()}, tmp_path / "b.pt"
+    )
+    for change, match in (
+        ({"checkpoint_path": str(tmp_path / "b.pt")}, "fitted for the weights with SHA-256"),
+        ({"prompt_ensemble": None}, r"fitted with prompt_ensemble \['P6'\], but this run has None"),
+    ):
+        with pytest.raises(RuntimeError) as caught:
+            run = workflow(bundle, ["inference"], "infer", output_dir=str(tmp_path / "none"), **{**use, **change})
+            run.run()
+        assert re.search(match, str(user_error(caught.value))) and not (tmp_path / "none").exists()
+
+
+def test_calibrate_is_read_after_inference(bundle: str) -> None:
+    assert [f.stem for f in config_files(bundle, "calibrate")] == ["inference", "calibrate"]
+    files = config_files(bundle, "inference,evaluate,calibrate")
+    assert check_overrides(files, {"review_share": "0.2", "prompt_ensemble": "paper"}) == {
+        "review_share": 0.2,
+        "prompt_ensemble": "paper",
+    }
+
+
+def test_clips_are_segmented_frame_by_frame(bundle: str, trained: Path, tmp_path: Path) -> None:
+    import nibabel as nib
+
+    (tmp_path / "images").mkdir()
+    frames = np.random.default_rng(0).rayleigh(40, (5, 50, 36)).clip(0, 255).astype(np.uint8)
+    nib.save(nib.Nifti1Image(frames.T, np.diag([-0.2, -0.4, 1, 1])), tmp_path / "images" / "clip.nii.gz")
+    nib.save(nib.Nifti1Image(frames[2].T, np.diag([-0.2, -0.4, 1, 1])), tmp_path / "images" / "still.nii.gz")
+    options = {"checkpoint_path": str(trained / "model.pt"), "threshold": 0.05, "sequences": True, "batch_size": 2}
+    folders = {"dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "out")}
+    workflow(bundle, ["inference"], "infer", **folders, **options).run()
+    clip, still = load_echo(tmp_path / "out" / "clip.nii.gz", True)[0], load_echo(tmp_path / "out" / "still.nii.gz")[0]
+    assert clip.shape == (5, 50, 36) and (clip[2] == still[0]).float().mean() > 0.999
+    spread = load_echo(tmp_path / "out" / "clip_spread.nii.gz", True)[0]
+    assert spread.shape == (5, 50, 36) and 0 < spread.max() <= 0.5
+    record = json.loads((tmp_path / "out" / "clip.json").read_text())
+    assert record["num_frames"] == 5 and [f["frame_index"] for f in record["frames"]] == [0, 1, 2, 3, 4]
+    assert "frames" not in json.loads((tmp_path / "out" / "still.json").read_text())
 
 
 def three_formats(folder: Path) -> dict[str, np.ndarray]:
@@ -187,13 +278,25 @@ def test_inference_on_a_folder_of_all_formats(bundle: str, trained: Path, tmp_pa
         prompt=prompt,
         threshold=0.05,
     ).run()
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.nii.gz", "b.mha", "c.png"]
+    stems = (
+        ["a", "b", "c"] if prompt else ["a", "a_spread", "b", "b_spread", "c", "c_spread"]
+    )  # a free prompt is one prompt
+    names = {f"{stem}{'.nii.gz' if stem[0] == 'a' else '.mha' if stem[0] == 'b' else '.png'}" for stem in stems}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names | {"a.json", "b.json", "c.json"}
     for image_name, written in (("a.nii.gz", "a.nii.gz"), ("b.mhd", "b.mha"), ("c.png", "c.png")):
         image, spacing_mm = load_echo(tmp_path / "images" / image_name)
         label_map, spacing_again = load_echo(tmp_path / "out" / written)
         assert label_map.shape == image.shape and spacing_again == spacing_mm
         assert torch.equal(label_map.affine, image.affine)
         assert set(label_map.unique().tolist()) <= ({0, 3} if prompt else {0, 1, 2, 3})
+        record = json.loads((tmp_path / "out" / f"{image_name[0]}.json").read_text())
+        assert (record["image"], record["label_map"]) == (image_name, written)
+        assert set(record["structures"]) == ({"prompt"} if prompt else {s.name for s in STRUCTURES})
+        assert str(tmp_path) not in json.dumps(record)
+        if not prompt:
+            spread, spacing_again = load_echo(tmp_path / "out" / record["spread"])
+            assert spread.shape == image.shape and spacing_again == spacing_mm and spread.max() > 0
+            assert torch.equal(spread.affine, image.affine)
 
 
 def test_batch_size_does_not_change_label_maps(bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path) -> None:
@@ -210,7 +313,7 @@ def test_batch_size_does_not_change_label_maps(bundle: str, trained: Path, datal
             batch_size=batch_size,
             threshold=0.05,
         ).run()
-        found.append({p.name: load_echo(p)[0] for p in out.iterdir()})
+        found.append({p.name: load_echo(p)[0] for p in out.glob("*.nii.gz") if "spread" not in p.name})
     assert found[0].keys() == found[1].keys() and len(found[0]) == 4
     assert all((found[0][name] == found[1][name]).float().mean() > 0.999 for name in found[0])
 
@@ -218,7 +321,7 @@ def test_batch_size_does_not_change_label_maps(bundle: str, trained: Path, datal
 def test_properties_are_what_monai_requires(bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path) -> None:
     common = {"dataset_dir": str(datalist_dir), "output_dir": str(tmp_path)}
     assert train(bundle, datalist_dir, tmp_path).check_properties() == []
-    for configs in (["inference"], ["inference", "evaluate"]):
+    for configs in (["inference"], ["inference", "evaluate"], ["inference", "calibrate"]):
         run = workflow(bundle, configs, "infer", checkpoint_path=str(trained / "model.pt"), **common)
         assert run.check_properties() == []
     assert not list(tmp_path.iterdir())  # making all the parts writes nothing
@@ -245,6 +348,7 @@ def test_monai_label_calls(bundle: str, trained: Path, datalist_dir: Path, tmp_p
     data["pred"] = logits[0]
     data = parser.get_parsed_content("postprocessing")(data)
     assert data["pred"].shape == (1, 40, 48, 1) and data["result_dtype"] == "uint8"
+    assert data["doubt"]["verdict"] in ("accept", "review")
     assert data["image"].meta["spatial_shape"].tolist() == [40, 48, 1]
 
 
@@ -317,10 +421,10 @@ def test_configs_agree_with_each_other(bundle: str) -> None:
 
 
 def test_bundles_differ_only_where_the_networks_do() -> None:
-    for name in ("train", "inference"):
+    for name in ("train", "inference", "evaluate", "calibrate"):
         cris, clipseg = read_yaml("echo_cris", name), read_yaml("echo_clipseg", name)
-        assert list(cris) == list(clipseg)
-        differing = {key for key in cris if cris[key] != clipseg[key]}
+        assert [key for key in cris if key != "mask_padding"] == list(clipseg)
+        differing = {key for key in clipseg if cris[key] != clipseg[key]}
         assert differing <= {
             "image_size", "batch_size", "learning_rate", "encoder_learning_rate_scale", "image_mean", "image_std", "network_def", "train",
         }  # fmt: skip

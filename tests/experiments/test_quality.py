@@ -425,7 +425,8 @@ def test_judge_segments_as_the_bundle_does(
     options = {"preset": "tiny", "image_size": 64, "device": "cpu"}
     paths = {"dataset_dir": str(folder), "output_dir": str(tmp_path / "maps"), "section": "training"}
     weights = {"checkpoint_path": str(checkpoints[architecture]), "prompt_level": "P2"}
-    run_bundle(bundle, "inference", {**options, **weights, **paths, "batch_size": 5})
+    plain = {"prompt_ensemble": None, "keep_largest": False, "fill_holes": False}
+    run_bundle(bundle, "inference", {**options, **weights, **paths, **plain, "batch_size": 5})
     judge = JudgingSegmenter(bundle, **options, **weights)
     provenance = json.loads((folder / "provenance.json").read_text())
     reader = SyntheticReader(folder, provenance, datalist_dir, SIZE)

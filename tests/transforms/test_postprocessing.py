@@ -1,11 +1,51 @@
-"""From logits to one label map on the native grid."""
+"""From logits to one label map on the native grid, cleaned, with its spread and what is known of its doubt."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
-from synboost_monai.transforms.postprocessing import logits_to_label_map
+from synboost_monai.metrics.doubt import DoubtAssessor
+from synboost_monai.transforms import AssessDoubtd, RestoreLabelMapd, display_order, letterbox_geometry
+from synboost_monai.transforms.postprocessing import (
+    fill_enclosed,
+    logits_to_label_map,
+    mean_logits,
+    remove_strays,
+    restore_logits,
+)
+
+SPACING_MM = (1.5, 2.0)
+GEOMETRY = letterbox_geometry((48, 40), SPACING_MM, 32)
+
+
+def item_of(logits: torch.Tensor, name: str = "image.nii.gz") -> dict[str, Any]:
+    """What the postprocessing gets of an image of 48 x 40 pixels."""
+    image = MetaTensor(torch.zeros(1, 32, 32), affine=torch.diag(torch.tensor([-2.0, -1.5, 1, 1])))
+    image.meta["filename_or_obj"] = name
+    return {
+        "pred": logits,
+        "image": image,
+        "geometry": torch.tensor(GEOMETRY),
+        "spacing_mm": torch.tensor(SPACING_MM, dtype=torch.float64),
+    }
+
+
+def random_logits(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, 32, 32, generator=torch.Generator().manual_seed(0)) * 2
+
+
+def heart_logits() -> torch.Tensor:
+    """(3, 32, 32): a heart with its base at row 18, an open cavity, and the atrium below it."""
+    y, x = torch.meshgrid(torch.arange(32) - 18.0, torch.arange(32) - 15.5, indexing="ij")
+    is_heart, is_cavity = (y / 15) ** 2 + (x / 9) ** 2 < 1, (y / 11) ** 2 + (x / 5) ** 2 < 1
+    is_atrium = (y > 0) & (y < 8) & (x.abs() < 5)
+    masks = torch.stack([is_cavity & (y <= 0), is_heart & ~is_cavity & (y <= 0), is_atrium])
+    return masks * 16.0 - 8
 
 
 def test_arbitration_takes_the_highest_structure_above_the_threshold() -> None:
@@ -15,3 +55,144 @@ def test_arbitration_takes_the_highest_structure_above_the_threshold() -> None:
     assert logits_to_label_map(logits[:1], [2]).tolist() == [[2, 0, 2]]
     with pytest.raises(ValueError, match="threshold is a probability"):
         logits_to_label_map(logits, threshold=1.0)
+
+
+def test_one_group_of_prompts_is_plain_arbitration_bit_for_bit() -> None:
+    logits = random_logits(3)
+    found = RestoreLabelMapd()(item_of(logits))
+    expected = logits_to_label_map(restore_logits(logits, GEOMETRY))
+    assert torch.equal(found["pred"].as_tensor(), expected.T[None, :, :, None])
+    assert found["pred"].dtype == torch.uint8 and found["pred"].shape == (1, 40, 48, 1)
+    assert torch.equal(found["pred"].affine, found["image"].affine)
+    assert "spread" not in found and found["evidence"][0]["structures"]["myocardium"]["mean_spread"] is None
+
+
+def test_the_mean_of_groups_is_of_probabilities_and_never_infinite() -> None:
+    logits = torch.logit(torch.tensor([[0.2, 0.9], [0.6, 0.9]]))
+    assert torch.allclose(mean_logits(logits).sigmoid(), torch.tensor([0.4, 0.9]))
+    assert torch.allclose(mean_logits(torch.tensor([[300.0], [200.0]])), torch.tensor([200.7]), atol=0.01)
+    assert torch.allclose(mean_logits(torch.tensor([[-90.0], [-90.0]])), torch.tensor([-90.0]))
+
+
+def test_groups_become_one_label_map_and_their_spread() -> None:
+    probability = torch.full((2, 3, 32, 32), 0.01)
+    probability[0, 1], probability[1, 1] = 0.4, 0.9  # mean 0.65, deviation 0.25
+    probability[0, 2], probability[1, 2] = 0.5, 0.6  # mean 0.55, deviation 0.05
+    found = RestoreLabelMapd()(item_of(torch.logit(probability).flatten(0, 1)))
+    assert found["pred"].unique().tolist() == [2]
+    assert found["spread"].shape == (1, 40, 48, 1) and found["spread"].dtype == torch.float32
+    assert torch.allclose(found["spread"].as_tensor(), torch.tensor(0.25), atol=1e-6)
+    assert torch.equal(found["spread"].affine, found["image"].affine)
+    said = found["evidence"][0]
+    assert said["num_groups"] == 2
+    assert said["structures"]["myocardium"]["expected_dice"] == pytest.approx(2 * 0.65 / 1.65, rel=1e-6)
+    assert said["structures"]["myocardium"]["mean_spread"] == pytest.approx(0.25, rel=1e-6)
+
+
+def test_the_same_group_twice_changes_nothing_and_has_no_spread() -> None:
+    logits = random_logits(3)
+    once, twice = RestoreLabelMapd()(item_of(logits)), RestoreLabelMapd()(item_of(logits.repeat(2, 1, 1)))
+    assert torch.equal(once["pred"].as_tensor(), twice["pred"].as_tensor())
+    assert twice["spread"].max() == 0
+
+
+def test_a_clip_is_its_frames() -> None:
+    logits = random_logits(4, 6)
+    steps = {"keep_largest": True, "fill_holes": True}
+    clip = RestoreLabelMapd(**steps)(item_of(logits))
+    assert clip["pred"].shape == clip["spread"].shape == (1, 40, 48, 4) and len(clip["evidence"]) == 4
+    assert display_order(clip["pred"]).shape == (4, 48, 40)
+    for t in range(4):
+        frame = RestoreLabelMapd(**steps)(item_of(logits[t]))
+        assert torch.equal(clip["pred"][..., t : t + 1].as_tensor(), frame["pred"].as_tensor())
+        assert torch.equal(display_order(clip["spread"])[t], display_order(frame["spread"]))
+        assert clip["evidence"][t] == frame["evidence"][0]
+
+
+def test_a_free_prompt_is_one_structure() -> None:
+    found = RestoreLabelMapd(prompt="left atrium", keep_largest=True, fill_holes=True)(item_of(random_logits(1)))
+    assert found["pred"].unique().tolist() == [0, 3]
+    assert list(found["evidence"][0]["structures"]) == ["prompt"]
+    clip = RestoreLabelMapd(prompt="left atrium")(item_of(random_logits(2, 1)))
+    assert clip["pred"].shape == (1, 40, 48, 2)
+
+
+@pytest.mark.parametrize("num_logits", [1, 4])
+def test_logits_of_no_whole_groups_are_refused(num_logits: int) -> None:
+    with pytest.raises(ValueError, match=f"3 class indices for logits of {num_logits} structures"):
+        RestoreLabelMapd()(item_of(random_logits(num_logits)))
+
+
+def test_stray_pieces_go_and_large_ones_stay() -> None:
+    label_map = np.zeros((20, 20), np.uint8)
+    label_map[2:8, 2:8] = 1  # 36 pixels
+    label_map[8, 8] = 1  # touches it by a corner
+    label_map[15:17, 2:4] = 1  # 4 pixels: a stray
+    label_map[2:8, 12:18] = 2
+    label_map[12:17, 12:18] = 2  # 30 pixels: the structure is torn
+    kept = remove_strays(label_map, [1, 2, 3])
+    assert (kept == 1).sum() == 37 and (kept[15:17] == 1).sum() == 0
+    assert np.array_equal(kept == 2, label_map == 2)
+    assert (label_map == 1).sum() == 41  # the input stays
+
+
+def test_enclosed_background_goes_to_the_likeliest_structure_beside_it() -> None:
+    label_map = np.zeros((12, 12), np.uint8)
+    label_map[1:6, 1:11], label_map[6:11, 1:11] = 1, 2
+    label_map[3, 3] = 0  # a hole in 1
+    label_map[5:7, 5] = 0  # a gap between 1 and 2
+    label_map[0, 8] = 0  # the outside
+    logits = np.zeros((3, 12, 12), np.float32)
+    logits[2] = 9  # the likeliest, but not beside any
+    logits[0, 5, 5], logits[1, 5, 5] = -1, -2
+    logits[0, 6, 5], logits[1, 6, 5] = -2, -1
+    logits[1, 3, 3] = 5  # likelier than 1, but not beside this hole
+    filled = fill_enclosed(label_map, logits, [1, 2, 3])
+    assert (filled[3, 3], filled[5, 5], filled[6, 5]) == (1, 1, 2)
+    assert np.array_equal(filled[label_map > 0], label_map[label_map > 0]) and (filled == 0).sum() == 44
+    assert fill_enclosed(filled, logits, [1, 2, 3]) is filled
+
+
+def test_cleaning_is_told() -> None:
+    logits = heart_logits()
+    logits[0, 12, 16], logits[0, 12, 17] = -8, -8  # a hole in the cavity
+    logits[2, 1:3, 20:22] = 8  # a stray of the left atrium
+    plain = RestoreLabelMapd()(item_of(logits))
+    clean = RestoreLabelMapd(keep_largest=True, fill_holes=True)(item_of(logits))
+    before, after = display_order(plain["pred"]), display_order(clean["pred"])
+    assert (before[:5] == 3).any() and not (after[:5] == 3).any()
+    said = clean["evidence"][0]["structures"]
+    removed = ((before == 3).sum() - (after == 3).sum()) / (before == 3).sum()
+    assert said["left_atrium"]["removed_share"] == pytest.approx(float(removed))
+    added = ((after == 1).sum() - (before == 1).sum()) / (after == 1).sum()
+    assert said["left_ventricular_cavity"]["filled_share"] == pytest.approx(float(added)) and added > 0
+    assert all(s["removed_share"] == s["filled_share"] == 0 for s in plain["evidence"][0]["structures"].values())
+
+
+def test_nothing_found_is_nothing_to_clean() -> None:
+    found = RestoreLabelMapd(keep_largest=True, fill_holes=True)(item_of(torch.full((6, 32, 32), -9.0)))
+    assert found["pred"].max() == 0
+    assert found["evidence"][0]["structures"]["myocardium"] == {
+        "class_index": 2,
+        "is_empty": True,
+        "expected_dice": 0.0,
+        "mean_spread": 0.0,
+        "removed_share": 0.0,
+        "filled_share": 0.0,
+    }
+
+
+@pytest.mark.parametrize(("name", "has_spacing"), [("image.nii.gz", True), ("IMAGE.PNG", False)])
+def test_a_picture_without_spacing_is_not_judged_in_mm(name: str, has_spacing: bool) -> None:
+    found = RestoreLabelMapd()(item_of(heart_logits(), name))
+    doubt = AssessDoubtd(DoubtAssessor(None))(found)["doubt"]
+    area = doubt["structures"]["left_atrium"]["area_mm2"]
+    measures = doubt["anatomy"]["measures"]
+    assert {"axis_tilt_deg", "opening_fraction", "atrium_to_cavity_area"} <= set(measures)
+    if has_spacing:
+        assert area == (found["pred"] == 3).sum() * 3.0 and measures["atrium_area_mm2"] == area
+        assert doubt["anatomy"]["notes"] == []
+    else:
+        assert area is None and not [m for m in measures if m.endswith(("mm", "mm2"))]
+        assert "no pixel spacing" in doubt["anatomy"]["notes"][0]
+        assert not [r for r in doubt["reasons"] if "mm" in r["message"]]
