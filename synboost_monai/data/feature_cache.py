@@ -101,7 +101,7 @@ def cache_features(
     network = getattr(network, "module", network)
     if num_copies < 1 or batch_size < 1 or not len(data):
         raise ValueError(
-            "feature_cache_dir: expected items, num_augmented_copies and batch_size of at least 1, got "
+            "feature_cache_dir: expected items, num_feature_copies and batch_size of at least 1, got "
             f"{len(data)}, {num_copies} and {batch_size}"
         )
     encoder = FeatureEncoder(network, feature_dtype, autocast_dtype)
@@ -204,7 +204,7 @@ def _make_room(folder: Path, index: Index) -> None:
     if new_bytes > free_bytes:
         raise ValueError(
             f"{folder}: image features need {_size(new_bytes)} more ({len(index.rows)} rows of {_size(index.row_bytes)}), but only "
-            f"{_size(free_bytes)} are free; set num_augmented_copies lower, or feature_cache_dir to another disk"
+            f"{_size(free_bytes)} are free; set num_feature_copies lower, or feature_cache_dir to another disk"
         )
     for leftover in folder.glob(f".*-*.{INDEX_NAME}"):  # of a process that was killed while it wrote
         leftover.unlink()

@@ -210,7 +210,7 @@ class RowWriter:
                 if error.errno in _NO_SPACE:
                     raise ValueError(
                         f"{file.name}: the disk is full ({error.strerror}); free some space and call again (complete rows are kept), "
-                        "or set num_augmented_copies lower or feature_cache_dir to another disk"
+                        "or set num_feature_copies lower or feature_cache_dir to another disk"
                     ) from error
                 raise
 

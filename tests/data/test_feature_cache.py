@@ -492,7 +492,7 @@ def test_too_little_space_is_an_error_before_anything_is_written(
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda path: usage._replace(free=10_000))
     with pytest.raises(
         ValueError,
-        match=r"need 18\.5 kB more \(12 rows of 1\.54 kB\), but only 10 kB are free; set num_augmented_copies",
+        match=r"need 18\.5 kB more \(12 rows of 1\.54 kB\), but only 10 kB are free; set num_feature_copies",
     ):
         cache()
     assert os.listdir(tmp_path / "cache") == ["lock"]
@@ -520,7 +520,7 @@ def test_full_disk_is_an_error_that_keeps_complete_rows(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_copies": 0}, "num_augmented_copies and batch_size of at least 1, got 4, 0 and 8"),
+        ({"num_copies": 0}, "num_feature_copies and batch_size of at least 1, got 4, 0 and 8"),
         ({"batch_size": 0}, "got 4, 3 and 0"),
         ({"data": []}, "expected items"),
         ({"feature_dtype": "int8"}, "feature_dtype must be one of bfloat16, float16, float32, got 'int8'"),

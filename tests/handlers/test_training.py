@@ -385,3 +385,32 @@ def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
     for name in ("a.pt", "b.pt"):
         WriteWeights(network, tmp_path / name).write(Engine(lambda engine, batch: None))
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+
+
+def test_scaled_loss_is_unscaled_before_clipping() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    engine = Engine(lambda engine, batch: None)
+    engine.optimizer = torch.optim.SGD(network.parameters(), lr=1.0)  # type: ignore[attr-defined]
+    engine.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # type: ignore[attr-defined]
+    engine.scaler.scale(network(torch.tensor([[3.0]])).sum()).backward()  # type: ignore[attr-defined]
+    GradientClip(network, 2.0)(engine)
+    assert network.weight.grad.item() == pytest.approx(2.0)  # 3, not 3 * 1024, was clipped
+
+
+def test_state_of_the_loss_scale_is_resumed(tmp_path: Path) -> None:
+    engines = []
+    for _ in range(2):
+        engine = Engine(lambda engine, batch: None)
+        engine.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)  # type: ignore[attr-defined]
+        engines.append(engine)
+    network = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    scaler = engines[0].scaler  # type: ignore[attr-defined]
+    scaler.scale(network(torch.full((1, 1), torch.inf)).sum()).backward()  # overflows: the scale is halved
+    scaler.step(optimizer)
+    scaler.update()
+    resume = Resume(tmp_path / "resume.ckpt", {"network": network})
+    engines[0].state.epoch, engines[0].state.iteration = 1, 1
+    resume.save(engines[0])
+    resume.restore(engines[1])
+    assert engines[1].scaler.get_scale() == scaler.get_scale() == 32.0  # type: ignore[attr-defined]
