@@ -225,14 +225,13 @@ def training_ways(
 
 
 def measure(ways: list[Way], repeats: int, device: torch.device) -> None:
-    """FLOP and memory in a first pass, which also warms up; then seconds, one way after another, over and over."""
+    """Once to warm up: what is cached, is. Then FLOP and memory, then seconds, one way after another, over and over."""
     for way in ways:
+        way.call()
         before = reset_peak(device)
         with FlopCounterMode(display=False) as counter:
             way.output = way.call().float()
         way.flop, way.peak_bytes = counter.get_total_flops(), peak(device) - before
-    for way in ways:
-        way.call()  # what is cached, is; the allocator has seen it
     for repeat in range(repeats):
         for way in ways:
             way.seconds.append(timed(way.call, device)[0])
