@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from .efficientnet_lite import FEATURE_CHANNELS, EfficientNetLite0
+from .prompted import PromptedSegmenter
 from .text import (
     CONTEXT_LENGTH,
     VOCABULARY_SIZE,
     Memo,
     check_image,
-    check_input_ids,
     check_length,
     default_input_ids,
     distinct_prompts,
@@ -72,7 +72,7 @@ class _SkipHead(nn.Module):
         return F.relu(torch.addcmul(shift, self.conv_norm(self.conv(h)), 1 + scale), inplace=True)
 
 
-class CLIPSeg(nn.Module):
+class CLIPSeg(PromptedSegmenter):
     """CLIPSeg; by default the published `CIDAS/clipseg-rd64-refined`: 150.7 million parameters, trained at 352 px.
 
     Args:
@@ -204,13 +204,6 @@ class CLIPSeg(nn.Module):
         embedding = self.clip.vision_model.embeddings.patch_embedding
         return embedding.encoder if isinstance(embedding, HybridPatchEmbedding) else embedding
 
-    def train(self, mode: bool = True) -> CLIPSeg:
-        """As `nn.Module.train`; frozen encoders stay in evaluation mode."""
-        super().train(mode)
-        if self.freeze_encoders:
-            self.clip.eval()
-        return self
-
     @property
     def encoder_stages(self) -> list[list[nn.Module]]:
         """Each encoder's parts from input to output, for learning rates by layer."""
@@ -317,34 +310,6 @@ class CLIPSeg(nn.Module):
         if logits.shape[-2:] != size:
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         return logits.reshape(batch_size, num_prompts, *size)
-
-    def forward(
-        self,
-        image: Tensor | Sequence[Tensor],
-        input_ids: Tensor | None = None,
-        text: Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        """Logits (B, S, H, W) of one mask for each prompt.
-
-        Args:
-            image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation; H and W multiples of 32. Or the features that
-                `encode_image` gave for square images.
-            input_ids: (B, S, L) int64 tokens, padded behind the end token with any id; None: the three structures' P1 prompts.
-                Best left on the CPU: there, repeated prompts and padding are found without a wait.
-            text: what `encode_prompts` gave for these prompts, in place of `input_ids`.
-        Raises:
-            ValueError: if H or W is not a multiple of 32, or the shapes do not fit.
-        """
-        size = None
-        if isinstance(image, Tensor):
-            size = (image.shape[-2], image.shape[-1])
-            image = self.encode_image(image)
-        if text is None:
-            if input_ids is None:
-                input_ids = self.default_input_ids.expand(len(image[0]), -1, -1)
-            check_input_ids(input_ids, len(image[0]))
-            text = self.encode_prompts(input_ids.flatten(0, 1))
-        return self.decode(image, text, size)
 
 
 def _resize_positions(stored: Tensor, num_rows: int, num_columns: int) -> Tensor:

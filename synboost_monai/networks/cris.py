@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .efficientnet_lite import FEATURE_CHANNELS, EfficientNetLite0
+from .prompted import PromptedSegmenter
 from .text import (
     CONTEXT_LENGTH,
     VOCABULARY_SIZE,
     Memo,
     check_image,
-    check_input_ids,
     check_length,
     default_input_ids,
     distinct_prompts,
@@ -526,7 +526,7 @@ class Projector(nn.Module):
         return logits + text[:, -1].reshape(num, 1, 1, 1)
 
 
-class CRIS(nn.Module):
+class CRIS(PromptedSegmenter):
     """CRIS; by default the published network: 146,849,122 parameters, for 416 px.
 
     Args:
@@ -619,13 +619,6 @@ class CRIS(nn.Module):
         """The image encoder alone."""
         return self.backbone.visual
 
-    def train(self, mode: bool = True) -> CRIS:
-        """As `nn.Module.train`; frozen encoders stay in evaluation mode."""
-        super().train(mode)
-        if self.freeze_encoders:
-            self.backbone.eval()
-        return self
-
     @property
     def encoder_stages(self) -> list[list[nn.Module]]:
         """Each encoder's parts from input to output, for learning rates by layer."""
@@ -688,31 +681,3 @@ class CRIS(nn.Module):
         is_bicubic = self.upsampling == "bicubic"
         logits = F.interpolate(logits, size=size, mode=self.upsampling, align_corners=is_bicubic)
         return logits.reshape(len(maps[0]), -1, *size)
-
-    def forward(
-        self,
-        image: Tensor | Sequence[Tensor],
-        input_ids: Tensor | None = None,
-        text: Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        """Logits (B, S, H, W) of one mask for each prompt.
-
-        Args:
-            image: (B, 3, H, W), normalised as the image encoder was trained; H and W multiples of 32. Or the features that
-                `encode_image` gave for them.
-            input_ids: (B, S, L) int64 tokens, padded with 0; None: the three structures' P1 prompts. Best left on the CPU: there,
-                repeated prompts and padding are found without a wait.
-            text: what `encode_prompts` gave for these prompts, in place of `input_ids`.
-        Raises:
-            ValueError: if H or W is not a multiple of 32, or the shapes do not fit.
-        """
-        size = None
-        if isinstance(image, Tensor):
-            size = (image.shape[-2], image.shape[-1])
-            image = self.encode_image(image)
-        if text is None:
-            if input_ids is None:
-                input_ids = self.default_input_ids.expand(len(image[0]), -1, -1)
-            check_input_ids(input_ids, len(image[0]))
-            text = self.encode_prompts(input_ids.flatten(0, 1))
-        return self.decode(image, text, size)
