@@ -77,6 +77,30 @@ def prepare(
     )
 
 
+def subset(
+    dataset: str,
+    output_dir: str,
+    *,
+    patients: float | None = None,
+    fold: int | None = None,
+    num_folds: int = 5,
+    seed: int = 0,
+) -> None:
+    """Make a part of a data set, fewer patients or a fold of a cross-validation, as a data set of its own; no image is copied.
+
+    Args:
+        dataset: folder with datalist.json.
+        output_dir: folder for datalist.json and summary.txt.
+        patients: how many for training and validation together, or a share of them below 1; all by default.
+        fold: which fold is for validation, from 0; the others are for training. By default the data set's own validation.
+        num_folds: into how many folds the patients are divided.
+        seed: of every drawing of patients.
+    """
+    from synboost_monai.data import write_subset
+
+    print(write_subset(dataset, output_dir, patients=patients, fold=fold, num_folds=num_folds, seed=seed))
+
+
 def label_maps(
     dataset: str,
     output_dir: str,
@@ -274,6 +298,7 @@ VERBS: dict[str, Callable[..., None]] = {
     for f in (
         phantom,
         prepare,
+        subset,
         label_maps,
         run,
         train,

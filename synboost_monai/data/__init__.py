@@ -21,6 +21,7 @@ _MODULE_OF = {
     "training_dataset": "training_data",
     "write_datalist": "datalist",
     "write_phantom": "phantom",
+    "write_subset": "subset",
 }
 """Public name -> module of this folder that defines it."""
 

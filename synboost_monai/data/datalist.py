@@ -26,7 +26,8 @@ from synboost_monai.records import IMAGE_QUALITIES, PHASES, SHAPES, VIEWS, EchoR
 DATALIST_NAME = "datalist.json"
 """Name of the file in a data set's folder."""
 
-_PATH_KEYS = ("image", "label", "sequence", "sequence_label", "sector")
+PATH_KEYS = ("image", "label", "sequence", "sequence_label", "sector")
+"""Keys of an item that are paths."""
 _VALUE_KEYS = ("patient", "view", "phase", "sex", "age", "image_quality", "ejection_fraction")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "view": tuple(VIEWS.values()),
@@ -110,8 +111,8 @@ def read_datalist(
             phase, or a patient is in two sections; with `extra_dir` also if a data set is given twice, or if a patient (of a
             synthetic image: the one whose label map it was made from) or an image is in one section here, in another there.
     """
-    paths = [_datalist_path(Path(folder)) for folder in (dataset_dir, *_folders(extra_dir))]
-    contents = [_load(path) for path in paths]
+    paths = [find_datalist(Path(folder)) for folder in (dataset_dir, *_folders(extra_dir))]
+    contents = [load_datalist(path) for path in paths]
     if len(paths) > 1:
         _check_joint(paths, contents)
     sections = section.split("+") if isinstance(section, str) else list(section)
@@ -205,7 +206,7 @@ def list_label_maps(
 def _item_of(record: EchoRecord, base_dir: str) -> dict[str, Any]:
     """A record as an item; what is not known is left out."""
     item: dict[str, Any] = {}
-    for key in _PATH_KEYS:
+    for key in PATH_KEYS:
         file = getattr(record, key)
         if file is not None:
             # the folder is resolved, the file is not: a data set may be made of links into a store
@@ -222,7 +223,7 @@ def _check_item(item: Any, where: str) -> None:
     """Raise ValueError unless an item has an image or label and its attributes have values that prompts know."""
     if not isinstance(item, dict) or not ("image" in item or "label" in item):
         raise ValueError(f"{where}: expected an object with the key image (and label), got {str(item)[:60]}")
-    for key in _PATH_KEYS:
+    for key in PATH_KEYS:
         if key in item and (not isinstance(item[key], str) or not item[key]):
             raise ValueError(f"{where}: {key} must be a path, got {item[key]!r}")
     for key, choices in _CHOICES.items():
@@ -268,7 +269,7 @@ def _with_absolute_paths(item: dict[str, Any], base_dir: Path, datalist: Path) -
     Raises:
         FileNotFoundError: if a file is missing.
     """
-    found = {key: os.path.normpath(base_dir / item[key]) for key in _PATH_KEYS if key in item}
+    found = {key: os.path.normpath(base_dir / item[key]) for key in PATH_KEYS if key in item}
     for key, path in found.items():
         if not os.path.isfile(path):
             raise FileNotFoundError(
@@ -286,7 +287,7 @@ def _is_datalist(path: Path) -> bool:
     return path.suffix.lower() == ".json" or (path / DATALIST_NAME).is_file()
 
 
-def _datalist_path(path: Path) -> Path:
+def find_datalist(path: Path) -> Path:
     """The JSON file of a data set.
 
     Raises:
@@ -304,7 +305,7 @@ def _datalist_path(path: Path) -> Path:
     return path
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_datalist(path: Path) -> dict[str, Any]:
     """A datalist's content, with no patient in two sections.
 
     Raises:
