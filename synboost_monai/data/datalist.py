@@ -91,6 +91,7 @@ def read_datalist(
     view: str | None = None,
     phase: str | None = None,
     extra_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    balance: bool = False,
 ) -> list[dict[str, Any]]:
     """The items of one section (or several) of a datalist, with absolute paths; the files must exist.
 
@@ -105,6 +106,8 @@ def read_datalist(
         view: only items of this view (apical_two_chamber, apical_four_chamber); None: all.
         phase: only items of this phase (end_diastole, end_systole); None: all.
         extra_dir: another data set, or several, whose items of the same section are added; None or an empty list: none.
+        balance: repeat the items of the smaller data sets a whole number of times, so that each has about as many: few real images
+            then count as much as many synthetic ones.
     Raises:
         FileNotFoundError: if there is no datalist, or a file that it names is missing.
         ValueError: if a datalist is not valid, lacks the section, the section is empty, no item is of that view and
@@ -116,7 +119,7 @@ def read_datalist(
     if len(paths) > 1:
         _check_joint(paths, contents)
     sections = section.split("+") if isinstance(section, str) else list(section)
-    items = []
+    groups = []
     for number, (path, content) in enumerate(zip(paths, contents)):
         there = [one for one in sections if number == 0 or one not in _OPTIONAL_IN_EXTRA or content.get(one)]
         if not there:
@@ -124,8 +127,9 @@ def read_datalist(
         of_path = [item for one in there for item in _items_of_section(path, content, one)]
         of_path = _of_view_and_phase(of_path, view, phase, f"{path}: section {_joined(there)}")
         base_dir = path.parent.resolve()
-        items += [_with_absolute_paths(item, base_dir, path) for item in _spread(of_path, limit)]
-    return items
+        groups.append([_with_absolute_paths(item, base_dir, path) for item in _spread(of_path, limit)])
+    largest = max(map(len, groups))
+    return [item for group in groups for item in group * (max(1, round(largest / len(group))) if balance else 1)]
 
 
 def list_images(

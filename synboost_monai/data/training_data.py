@@ -77,7 +77,8 @@ def training_dataset(
     """
     if not feature_cache_dir:
         transform = Compose([*_parts(image_transform), *_parts(prompt_transform)])
-        return CacheDataset(data, transform, cache_rate=cache_rate, copy_cache=False)
+        has_repeats = len({str(item["image"]) for item in data}) < len(data)  # kept in memory once
+        return CacheDataset(data, transform, cache_rate=cache_rate, copy_cache=False, hash_as_key=has_repeats)
     if network is None:
         raise ValueError(
             "feature_cache_dir is set, but no network whose features are to be kept; give `network`, or set feature_cache_dir to null"

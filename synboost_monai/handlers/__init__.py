@@ -2,6 +2,7 @@
 
 from synboost_monai.handlers.ema import ExponentialMovingAverage
 from synboost_monai.handlers.evaluation import CaseMetrics, WriteCalibration, WriteLabelMaps
+from synboost_monai.handlers.history import WriteHistory
 from synboost_monai.handlers.training import (
     EarlyStop,
     EpochSeed,
@@ -38,6 +39,7 @@ __all__ = [
     "Resume",
     "SegmentationPictures",
     "WriteCalibration",
+    "WriteHistory",
     "WriteLabelMaps",
     "WriteWeights",
     "distribute",
