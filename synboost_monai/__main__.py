@@ -220,6 +220,8 @@ def experiment(
     dataset: str | None = None,
     output: str | None = None,
     cores: int | None = None,
+    profile: str | None = None,
+    jobs: int | None = None,
     dry_run: bool = False,
     **settings: Any,
 ) -> None:
@@ -232,7 +234,9 @@ def experiment(
         dataset: a CAMUS folder, instead of the study's data.
         output: folder of the run; runs/STUDY by default.
         cores: processor cores to use; all by default.
-        dry_run: only list the stages that would run.
+        profile: where the stages run: slurm, or the folder of a Snakemake profile of yours; this machine by default.
+        jobs: with a profile: how many stages are submitted at a time.
+        dry_run: only count and list the stages that would run.
         settings: any setting of the study, such as --seed 1 or --diffusion.train.max_epochs 5.
     """
     from synboost_monai.experiments.run import run_study
@@ -242,6 +246,8 @@ def experiment(
         dataset=dataset,
         output=output,
         cores=cores,
+        profile=profile,
+        jobs=jobs,
         dry_run=dry_run,
         settings=settings,
     )
@@ -334,6 +340,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(f"synboost {argv[0]}: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # `synboost ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
     except KeyboardInterrupt:
         print(f"synboost {argv[0]}: interrupted; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from synboost_monai import __version__
 from synboost_monai.data.datalist import DATALIST_NAME
+from synboost_monai.experiments.grid import STRATEGIES, Segmenter
 from synboost_monai.experiments.prepare import SUMMARY_NAME
-from synboost_monai.experiments.study import STRATEGIES, Segmenter, Study
+from synboost_monai.experiments.settings import read_run
+from synboost_monai.experiments.study import Study
 from synboost_monai.io import IMAGE_SUFFIXES, atomic_write_text, image_stem, read_plane
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.prompts.templates import prompt_text
@@ -33,9 +35,19 @@ PICTURE_SIZE = 288
 """Longer side of a picture, pixels."""
 OVERALL = "overall"
 """Name of the mean over all structures and cases in results.csv."""
-STRATEGY_TITLES = {"real": "real", "synthetic": "synthetic", "synthetic_then_real": "synthetic, then real"}
+STRATEGY_TITLES = {
+    "real": "real",
+    "synthetic": "synthetic",
+    "synthetic_then_real": "synthetic, then real",
+    "real_and_synthetic": "real and synthetic",
+}
 """Strategy -> words of the tables."""
-STRATEGY_COLOURS = {"real": "#4c72b0", "synthetic": "#dd8452", "synthetic_then_real": "#55a868"}
+STRATEGY_COLOURS = {
+    "real": "#4c72b0",
+    "synthetic": "#dd8452",
+    "synthetic_then_real": "#55a868",
+    "real_and_synthetic": "#8172b3",
+}
 """Strategy -> colour of the plot."""
 SHORT = {long: short for short, long in {**VIEWS, **PHASES}.items()}
 """View or phase -> short form."""
@@ -79,7 +91,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
         ValueError: if no segmenter is evaluated yet.
     """
     run_dir = Path(run_dir)
-    study = _study_of(run_dir)
+    study = read_run(run_dir)
     evaluations = [Evaluation(s, run_dir / s.output_dir / "evaluation") for s in study.segmenters]
     evaluations = [e for e in evaluations if (e.evaluation_dir / "summary.json").is_file()]
     if not evaluations:
@@ -193,17 +205,6 @@ def colour_label_map(
 
 
 # ---- what the page tells
-
-
-def _study_of(run_dir: Path) -> Study:
-    """The study whose run a folder holds."""
-    path = run_dir / "study.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"report.py: {run_dir} is no run of a study: it has no study.yaml; give a folder such as runs/NAME"
-        )
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return Study(content.pop("name"), content)
 
 
 def _table(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:

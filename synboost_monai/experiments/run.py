@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -17,13 +18,16 @@ from typing import Any
 
 import yaml
 
-from synboost_monai.experiments.study import Study, read_study
+from synboost_monai.experiments.settings import read_study
+from synboost_monai.experiments.study import KINDS, Study, count_by_kind
 from synboost_monai.io import atomic_write_text
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 """The DAG of stages."""
+PROFILES_DIR = Path(__file__).with_name("profiles")
+"""Shipped Snakemake profiles, one folder each."""
 PARENT_VARIABLE = "SYNBOOST_STUDY_PROCESS"
-"""Environment variable: the process of the study; its stages end when it is gone."""
+"""Environment variable: machine and process of the study, `HOST:PID`; stages on that machine end when it is gone."""
 
 
 def run_study(
@@ -32,6 +36,8 @@ def run_study(
     dataset: str | None = None,
     output: str | os.PathLike[str] | None = None,
     cores: int | None = None,
+    jobs: int | None = None,
+    profile: str | None = None,
     dry_run: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> Path | None:
@@ -41,6 +47,8 @@ def run_study(
         study, dataset, settings: see `read_study`.
         output: folder of the run; runs/NAME by default.
         cores: processor cores; all by default.
+        jobs: with a profile: stages that are submitted at a time.
+        profile: a Snakemake profile that says where stages run: slurm, or the folder of your own.
         dry_run: only list the stages that would run; nothing is written.
     Returns:
         path of report.html; None after a dry run.
@@ -58,11 +66,10 @@ def run_study(
     run_dir = Path(output or f"runs/{checked.name}").resolve()
     if run_dir.is_dir() and any(run_dir.iterdir()) and not (run_dir / "study.yaml").is_file():
         raise ValueError(f"{run_dir} holds other things than a study's run; give an empty or new folder with --output")
+    where = _where(profile, jobs, cores)
     text = yaml.safe_dump({"name": checked.name, **checked.settings}, sort_keys=False, allow_unicode=True)
-    has_affinity = hasattr(os, "sched_getaffinity")  # containers may lend fewer cores than the machine has
-    num_cores = cores or (len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1)
     if dry_run:
-        print(_planned(checked, text, run_dir, num_cores))
+        print(_planned(checked, text, run_dir))
         return None
 
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -70,25 +77,65 @@ def run_study(
         study_path = run_dir / "study.yaml"
         if not study_path.is_file() or study_path.read_text(encoding="utf-8") != text:
             atomic_write_text(study_path, text)
-        for stage, product in checked.products.items():
-            if not (run_dir / product).is_file():  # somebody took it away: the stage is not done any more
-                (run_dir / "timing" / f"{stage}.json").unlink(missing_ok=True)
-        code = _snakemake(study_path, run_dir, num_cores, "--quiet", "all").returncode
+        _forget_what_is_gone(checked, run_dir)
+        code = _snakemake(study_path, run_dir, *where, "--quiet", "all").returncode
     if code:
         raise SystemExit(_failure(run_dir, str(study), code))
     return run_dir / "report.html"
 
 
-def _snakemake(
-    study_path: Path, run_dir: Path, cores: int, *more: str, is_quiet: bool = False
-) -> subprocess.CompletedProcess[str]:
+def _where(profile: str | None, jobs: int | None, cores: int | None) -> list[str]:
+    """Snakemake's arguments that say where stages run, and how many at a time.
+
+    Raises:
+        ValueError, FileNotFoundError: if that makes no sense.
+    """
+    for name, value in (("cores", cores), ("jobs", jobs)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if profile is None:
+        if jobs is not None:
+            raise ValueError(
+                "--jobs is for a --profile, such as slurm; on this machine --cores says how much runs at a time"
+            )
+        has_affinity = hasattr(os, "sched_getaffinity")  # containers may lend fewer cores than the machine has
+        return ["--cores", str(cores or (len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1))]
+    folder = PROFILES_DIR / profile if (PROFILES_DIR / profile).is_dir() else Path(profile).expanduser()
+    if not folder.is_dir():
+        names = ", ".join(sorted(p.name for p in PROFILES_DIR.iterdir()))
+        raise FileNotFoundError(
+            f"run.py: there is no Snakemake profile {profile!r}; give {names}, or the folder of your own"
+        )
+    chosen = ["--profile", str(folder.resolve())]
+    return [*chosen, *(["--jobs", str(jobs)] if jobs else []), *(["--cores", str(cores)] if cores else [])]
+
+
+def _forget_what_is_gone(study: Study, run_dir: Path) -> None:
+    """A stage whose product somebody took away is not done any more; nor is one that used a product which somebody changed since."""
+    changed: set[str] = set()
+    for stage in study.stages.values():
+        timing = run_dir / stage.timing
+        if changed.intersection(stage.needs):
+            timing.unlink(missing_ok=True)
+        if stage.product is None or not timing.is_file():
+            continue
+        product = run_dir / stage.product
+        if not product.is_file():
+            timing.unlink()
+        elif product.stat().st_mtime > timing.stat().st_mtime:
+            os.utime(timing)
+            changed.add(stage.name)
+
+
+def _snakemake(study_path: Path, run_dir: Path, *more: str, is_quiet: bool = False) -> subprocess.CompletedProcess[str]:
     """Run the DAG; with `is_quiet` the output is kept instead of shown."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--configfile", str(study_path)]
-    command += ["--directory", str(run_dir), "--cores", str(cores), "--nolock", "--rerun-incomplete"]
+    command += ["--directory", str(run_dir), "--nolock", "--rerun-incomplete"]
     command += ["--scheduler", "greedy", "--rerun-triggers", "mtime", "params", "input", *more]
     package_parent = str(Path(__file__).resolve().parents[2])
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), PARENT_VARIABLE: str(os.getpid())}
+    owner = f"{platform.node()}:{os.getpid()}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), PARENT_VARIABLE: owner}
     try:
         return subprocess.run(command, env=environment, check=False, capture_output=is_quiet, text=True)
     except KeyboardInterrupt:
@@ -96,8 +143,8 @@ def _snakemake(
         raise
 
 
-def _planned(study: Study, text: str, run_dir: Path, cores: int) -> str:
-    """The stages that would run; nothing is written to the run's folder.
+def _planned(study: Study, text: str, run_dir: Path) -> str:
+    """The stages that would run, counted by kind and listed in order; nothing is written to the run's folder.
 
     Raises:
         RuntimeError: if Snakemake fails, with what it said.
@@ -106,13 +153,16 @@ def _planned(study: Study, text: str, run_dir: Path, cores: int) -> str:
         study_path = Path(empty_dir, "study.yaml")
         study_path.write_text(text, encoding="utf-8")
         directory = run_dir if run_dir.is_dir() else Path(empty_dir)
-        done = _snakemake(study_path, directory, cores, "--dry-run", is_quiet=True)
+        done = _snakemake(study_path, directory, "--cores", "1", "--dry-run", is_quiet=True)
     output = done.stdout + done.stderr
     if done.returncode:
         raise RuntimeError(f"Snakemake's dry run failed with code {done.returncode}:\n{output}")
-    named = set(re.findall(r"timing/(\w+)\.json", "\n".join(re.findall(r"^ *output: (.*)$", output, re.MULTILINE))))
-    planned = [name for name in study.stage_names if name in named]
-    return "\n".join([f"{len(planned)} of {len(study.stage_names)} stages would run in {run_dir}", *planned])
+    named = set(re.findall(r"^ *output: timing/(\S+)\.json$", output, re.MULTILINE))
+    planned = [stage for name, stage in study.stages.items() if name in named]
+    width = max(map(len, KINDS))
+    counts = [f"  {kind:<{width}} {count:6d}  {KINDS[kind]}" for kind, count in count_by_kind(planned).items()]
+    head = f"{len(planned)} of {len(study.stages)} stages would run in {run_dir}"
+    return "\n".join([head, *counts, *([""] if planned else []), *(stage.name for stage in planned)])
 
 
 def _failure(run_dir: Path, study: str, code: int) -> int:

@@ -1,4 +1,4 @@
-"""One stage of a study as a supervised process: `python -m synboost_monai.experiments.stage ... -- WORDS OF synboost`.
+"""One stage of a study as a supervised process: `python -m synboost_monai.experiments.stage NAME`, in the run's folder.
 
 The stage's command runs in a process of its own. It is ended when the study's process is gone (kill -9 of the study leaves
 nothing at work behind), its seconds are kept over interruptions, and its folder is emptied first unless the same stage,
@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import json
 import os
+import platform
 import shlex
 import shutil
 import signal
@@ -22,15 +23,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from synboost_monai.bundle_run import nearest
 from synboost_monai.experiments.run import PARENT_VARIABLE
+from synboost_monai.experiments.settings import read_run
 from synboost_monai.io import atomic_write_text
 
+_PROGRAMS = {"python": (), "torchrun": ("-m", "torch.distributed.run")}
+"""First word of a full command -> arguments of this Python that stand for it."""
 SAVE_SECONDS = 10.0
 """How often the time spent is saved while the stage runs."""
 
 
 def run_stage(
-    name: str, title: str, output_dir: str | None, inputs: Sequence[str], total: int, words: Sequence[str]
+    name: str,
+    title: str,
+    output_dir: str | None,
+    inputs: Sequence[str],
+    total: int,
+    words: Sequence[str],
+    threads: int | None = None,
 ) -> int:
     """Run one stage in the working directory, which is the run's folder.
 
@@ -40,7 +51,8 @@ def run_stage(
         output_dir: its folder, emptied unless this is the continuation of the same stage; None if it has none of its own.
         inputs: files it depends on.
         total: stages of the whole study.
-        words: the command, as after `synboost`; or a full command if the first word is `python`.
+        words: the command, as after `synboost`; or a full command if the first word is `python` or `torchrun`.
+        threads: cores that it may use; None leaves that to the libraries.
     Returns:
         exit code of the command.
     """
@@ -55,7 +67,7 @@ def run_stage(
     state |= {
         "name": name,
         "title": title,
-        "command": shlex.join(["synboost", *words]) if words[0] != "python" else shlex.join(words),
+        "command": shlex.join(words if words[0] in _PROGRAMS else ["synboost", *words]),
         "fingerprint": fingerprint,
         "status": "running",
         "attempts": state["attempts"] + 1,
@@ -64,7 +76,7 @@ def run_stage(
     again = " (goes on after an interruption)" if goes_on else ""
     print(f"\n[{min(num_done + 1, total)}/{total}] {title}{again}", file=sys.stderr, flush=True)
 
-    code = _supervise(words, state, state_path)
+    code = _supervise(words, state, state_path, threads)
     state |= {"status": "failed" if code else "done", "returncode": code}
     atomic_write_text(state_path, json.dumps(state, indent=2) + "\n")
     if code:
@@ -75,17 +87,25 @@ def run_stage(
     return 0
 
 
-def _supervise(words: Sequence[str], state: dict[str, Any], state_path: Path) -> int:
+def _supervise(words: Sequence[str], state: dict[str, Any], state_path: Path, threads: int | None) -> int:
     """Run the command; save the time spent every so often; end it when the study's process is gone."""
-    study_process = os.environ.get(PARENT_VARIABLE, "")
+    host, _, study_process = os.environ.get(PARENT_VARIABLE, "").rpartition(":")
+    if host not in ("", platform.node()):  # on another machine of a cluster: its scheduler ends what is to end
+        study_process = ""
     before, start, saved = state["seconds"], time.monotonic(), 0.0
-    command = [sys.executable, *words[1:]] if words[0] == "python" else [sys.executable, "-m", "synboost_monai", *words]
+    is_program = words[0] in _PROGRAMS
+    command = (
+        [sys.executable, *_PROGRAMS[words[0]], *words[1:]]
+        if is_program
+        else [sys.executable, "-m", "synboost_monai", *words]
+    )
+    environment = dict(os.environ) if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     log_path = Path("logs", f"{state['name']}.txt")  # what bundles print: every metric of every epoch
     log_path.parent.mkdir(exist_ok=True)
-    with open(log_path if words[0] == "run" else os.devnull, "a", encoding="utf-8") as log:
-        stdout = log if words[0] == "run" else sys.stderr
-        on_linux = sys.platform == "linux"
-        process = subprocess.Popen(command, stdout=stdout, preexec_fn=_die_with_parent if on_linux else None)
+    with open(log_path if "run" in words else os.devnull, "a", encoding="utf-8") as log:
+        stdout = log if "run" in words else sys.stderr
+        before_start = _die_with_parent if sys.platform == "linux" else None
+        process = subprocess.Popen(command, stdout=stdout, env=environment, preexec_fn=before_start)
     while True:
         spent = time.monotonic() - start
         state["seconds"] = round(before + spent, 2)
@@ -134,17 +154,19 @@ def _fingerprint(words: Sequence[str], inputs: Sequence[str]) -> str:
 def main() -> None:
     """Read the stage from the command line, run it, and end with its exit code."""
     parser = argparse.ArgumentParser(prog="python -m synboost_monai.experiments.stage", description=__doc__)
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--title", required=True)
-    parser.add_argument("--dir")
-    parser.add_argument("--inputs", nargs="*", default=[])
-    parser.add_argument("--total", type=int, default=0)
-    parser.add_argument("words", nargs=argparse.REMAINDER)
+    parser.add_argument("name", help="a stage of the study whose run this folder is")
+    parser.add_argument("--threads", type=int, help="cores that it may use")
     arguments = parser.parse_args()
-    words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
-    raise SystemExit(
-        run_stage(arguments.name, arguments.title, arguments.dir, arguments.inputs, arguments.total, words)
-    )
+    study = read_run(Path("."))
+    if arguments.name not in study.stages:
+        raise SystemExit(
+            f"stage.py: {study.name} has no stage {arguments.name!r}{nearest(arguments.name, study.stage_names)}"
+        )
+    stage = study.stages[arguments.name]
+    inputs = [study.stages[name].timing for name in stage.needs]
+    total = len(study.stages)
+    code = run_stage(stage.name, stage.title, stage.output_dir, inputs, total, stage.command, arguments.threads)
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -11,19 +11,23 @@ import numpy as np
 import pytest
 import yaml
 
-from synboost_monai.experiments.study import read_study
+from synboost_monai.experiments.settings import read_study
 from synboost_monai.metrics.per_case import case_metrics, write_metrics_csv, write_summary
 
 TRAIN = """\
 bundle_root: .
 dataset_dir: data
 output_dir: models
+synthetic_dir: null
 init_checkpoint: null
 device: cpu
 seed: 0
 preset: published
 image_size: 352
 prompt_level: P6
+domain_word: false
+balance_synthetic: false
+freeze_encoders: false
 max_epochs: 100
 learning_rate: 0.002
 augment: true
@@ -49,6 +53,7 @@ seed: 0
 preset: published
 image_size: 352
 prompt_level: P6
+domain_word: false
 num_variations: 5
 network_def:
   _target_: torch.nn.Conv2d
@@ -100,7 +105,7 @@ def tiny_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         configs = root / name / "configs"
         configs.mkdir(parents=True)
         (configs / "train.yaml").write_text(TRAIN)
-        for config in ("evaluate", "inference"):
+        for config in ("evaluate", "inference", "sensitivity"):
             (configs / f"{config}.yaml").write_text(EVALUATE)
         (configs / "metadata.json").write_text(json.dumps({"version": "0.1.0"}))
         (root / name / "fake_stage.py").write_text(FAKE_STAGE)

@@ -1,6 +1,7 @@
 """A study's DAG, and runs that fail, go on, or lose their owner."""
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from synboost_monai.experiments.run import run_study
-from synboost_monai.experiments.study import read_study
+from synboost_monai.experiments.settings import read_study
 
 FULL = {"segmenters.strategies": ["real", "synthetic_then_real"], "segmenters.prompts": "P2,P7"}
 
@@ -20,7 +21,8 @@ def test_dry_run_lists_the_stages_in_order_and_writes_nothing(study_path, tiny_b
     lines = capfd.readouterr().out.splitlines()
     study = read_study(study_path, settings=FULL)
     assert lines[0] == f"{len(study.stage_names)} of {len(study.stage_names)} stages would run in {output}"
-    assert lines[1:] == study.stage_names
+    assert lines[lines.index("") + 1 :] == study.stage_names
+    assert "  train                 6  train a segmenter" in lines and "  phantom               1" in lines[1]
     assert not output.exists()
 
 
@@ -64,18 +66,12 @@ def test_a_study_runs_goes_on_after_a_failure_and_repeats_nothing(study_path, ti
     assert "train cris" in err and "evaluate cris" in err and "prepare the data" not in err
 
 
-def _stage(folder: Path, *words: str, inputs: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        "-m",
-        "synboost_monai.experiments.stage",
-        "--name=s",
-        "--title=S",
-        "--total=1",
-        "--dir=out",
-    ]
-    command += ["--inputs", *inputs, "--", "python", "-c", *words]
+def _stage(folder: Path, code: str, *inputs: str) -> subprocess.CompletedProcess:
+    """One stage whose command is a line of Python, in a process of its own."""
+    run = "import sys; from synboost_monai.experiments.stage import run_stage; "
+    run += f"sys.exit(run_stage('s', 'S', 'out', {list(inputs)!r}, 1, ['python', '-c', {code!r}]))"
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""}
+    command = [sys.executable, "-c", run]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -83,25 +79,27 @@ def test_a_stage_goes_on_only_with_the_same_command_and_inputs(tmp_path):
     fails = "import os, pathlib; os.makedirs('out', exist_ok=True); p = pathlib.Path('out/state'); "
     fails += "p.write_text(p.read_text() + 'x' if p.exists() else 'x'); raise SystemExit(len(p.read_text()) < 3)"
     (tmp_path / "input").write_text("1")
-    assert _stage(tmp_path, fails, inputs=("input",)).returncode == 1
-    assert _stage(tmp_path, fails, inputs=("input",)).returncode == 1
+    assert _stage(tmp_path, fails, "input").returncode == 1
+    assert _stage(tmp_path, fails, "input").returncode == 1
     assert (tmp_path / "out" / "state").read_text() == "xx"  # the second attempt found the first one's state
     (tmp_path / "input").write_text("12")
-    assert _stage(tmp_path, fails, inputs=("input",)).returncode == 1
+    assert _stage(tmp_path, fails, "input").returncode == 1
     assert (tmp_path / "out" / "state").read_text() == "x"  # other inputs: from the start
     for _ in range(2):
-        done = _stage(tmp_path, fails, inputs=("input",))
+        done = _stage(tmp_path, fails, "input")
     assert done.returncode == 0 and "goes on after an interruption" in done.stderr
     assert json.loads((tmp_path / "timing" / "s.json").read_text())["attempts"] == 3
-    assert _stage(tmp_path, fails, inputs=("input",)).returncode == 1
+    assert _stage(tmp_path, fails, "input").returncode == 1
     assert (tmp_path / "out" / "state").read_text() == "x"  # it was done: asked again, it starts anew
 
 
 def test_a_stage_ends_when_its_study_is_gone(tmp_path):
     owner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    command = [sys.executable, "-m", "synboost_monai.experiments.stage", "--name=s", "--title=S", "--", "python", "-c"]
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "SYNBOOST_STUDY_PROCESS": str(owner.pid)}
-    stage = subprocess.Popen([*command, "import time; time.sleep(60)"], cwd=tmp_path, env=environment)
+    run = "from synboost_monai.experiments.stage import run_stage; "
+    run += "run_stage('s', 'S', None, [], 1, ['python', '-c', 'import time; time.sleep(60)'])"
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment["SYNBOOST_STUDY_PROCESS"] = f"{platform.node()}:{owner.pid}"
+    stage = subprocess.Popen([sys.executable, "-c", run], cwd=tmp_path, env=environment)
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             stage.wait(2)
@@ -112,3 +110,50 @@ def test_a_stage_ends_when_its_study_is_gone(tmp_path):
         for process in (owner, stage):
             process.kill()
     assert json.loads((tmp_path / ".stages" / "s.json").read_text())["status"] == "running"
+
+
+def test_a_stage_on_another_machine_of_a_cluster_does_not_look_for_the_study(tmp_path):
+    run = "import sys; from synboost_monai.experiments.stage import run_stage; "
+    run += "sys.exit(run_stage('s', 'S', None, [], 1, ['python', '-c', 'import time; time.sleep(2)'], threads=3))"
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "SYNBOOST_STUDY_PROCESS": "another-machine:999999999"}
+    done = subprocess.run([sys.executable, "-c", run], cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0 and (tmp_path / "timing" / "s.json").is_file()
+
+
+def test_a_stage_is_told_its_threads(tmp_path):
+    from synboost_monai.experiments.stage import run_stage
+
+    code = "import os, pathlib; pathlib.Path(os.environ['SEEN']).write_text(os.environ['OMP_NUM_THREADS'])"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setenv("SEEN", str(tmp_path / "threads.txt"))
+        assert run_stage("s", "S", None, [], 1, ["python", "-c", code], threads=3) == 0
+    assert (tmp_path / "threads.txt").read_text() == "3"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"jobs": 0}, "--jobs must be at least 1, got 0"),
+        ({"jobs": 4}, "--jobs is for a --profile, such as slurm"),
+        ({"profile": "slrum"}, "no Snakemake profile 'slrum'; give slurm, or the folder of your own"),
+    ],
+)
+def test_where_stages_run_must_make_sense(study_path, tiny_bundles, tmp_path, options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run_study(study_path, output=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_change_by_hand_is_new_to_what_follows(study_path, tiny_bundles, tmp_path, capfd):
+    output = tmp_path / "run"
+    run_study(study_path, output=output)
+    capfd.readouterr()
+    model = output / "segmenters/cris/real/P1/seed0/model.pt"
+    model.write_text("better")
+    run_study(study_path, output=output)
+    err = capfd.readouterr().err
+    assert "train cris" not in err and "evaluate cris" in err and "write the report" in err
+    assert model.read_text() == "better"
+    run_study(study_path, output=output)
+    assert "evaluate cris" not in capfd.readouterr().err

@@ -1,0 +1,144 @@
+"""The grid of a study: parts of the data, and segmenters that are trained on them.
+
+models x strategies x prompts x encoders frozen or not x parts of the real patients x folds x seeds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+STRATEGIES = ("real", "synthetic", "synthetic_then_real", "real_and_synthetic")
+"""What a segmenter is trained on; the third takes the weights of `synthetic` and goes on with real data, the last sees both together,
+with a word in the prompt that tells which."""
+PROMPT_LEVELS = tuple(f"P{i}" for i in range(8))
+"""Prompt levels of the paper."""
+ALL = "all"
+"""Every patient for training and validation."""
+
+
+@dataclass(frozen=True)
+class DataPart:
+    """The real patients that a diffusion model and its segmenters may learn from: everything is the default.
+
+    Fewer patients are drawn by the segmenter's seed, so that the spread over seeds holds the luck of the draw; the folds are those of
+    the study's seed.
+    """
+
+    patients: int | float | str = ALL
+    """How many, for training and validation together; a share below 1; or `ALL`."""
+    fold: int | None = None
+    """Which fold is for validation; None: the data set's own validation patients."""
+    seed: int | None = None
+    """That draws the patients; None where nothing is drawn."""
+
+    @property
+    def name(self) -> str:
+        """Unique name in file names: `patients20_seed1`, `fold0`; empty for the whole data set."""
+        is_count = isinstance(self.patients, int)
+        share = "" if isinstance(self.patients, str) else f"{100 * self.patients:g}pct".replace(".", "p")
+        words = [] if self.patients == ALL else [f"patients{self.patients if is_count else share}"]
+        words += [] if self.fold is None else [f"fold{self.fold}"]
+        words += [] if self.seed is None else [f"seed{self.seed}"]
+        return "_".join(words)
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        words = []
+        if self.patients != ALL:
+            is_count = isinstance(self.patients, int)
+            words.append(f"{self.patients} patients" if is_count else f"{float(self.patients):.0%} of the patients")
+        words += [] if self.fold is None else [f"fold {self.fold}"]
+        words += [] if self.seed is None else [f"drawn by seed {self.seed}"]
+        return ", ".join(words)
+
+    @property
+    def size(self) -> float:
+        """For ordering: the number or share of patients; everything is infinite."""
+        return float("inf") if isinstance(self.patients, str) else float(self.patients)
+
+    def folder(self, name: str) -> str:
+        """Folder `real`, `diffusion` or `synthetic` of this part, inside the run."""
+        return f"parts/{self.name}/{name}" if self.name else name
+
+    def stage(self, kind: str) -> str:
+        """Name of one of its stages."""
+        return f"{kind}_{self.name}" if self.name else kind
+
+
+WHOLE = DataPart()
+"""The whole data set."""
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """One segmenter of a study."""
+
+    model: str
+    strategy: str
+    prompt: str
+    seed: int
+    frozen: bool = False
+    """Whether the encoders are not trained."""
+    patients: int | float | str = ALL
+    fold: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique name in file names and tables; axes at their default are not named."""
+        return "_".join([self.model, self.strategy, self.prompt, *self._words(), f"seed{self.seed}"])
+
+    @property
+    def output_dir(self) -> str:
+        """Folder inside the run."""
+        return "/".join(["segmenters", self.model, self.strategy, self.prompt, *self._words(), f"seed{self.seed}"])
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        part = replace(self.part, seed=None).title
+        words = [self.model, self.strategy.replace("_", " "), self.prompt, *(["encoders frozen"] * self.frozen)]
+        return ", ".join([*words, *([part] * bool(part)), f"seed {self.seed}"])
+
+    @property
+    def part(self) -> DataPart:
+        """The patients it may learn from."""
+        return DataPart(self.patients, self.fold, None if self.patients == ALL else self.seed)
+
+    @property
+    def initial(self) -> Segmenter | None:
+        """The segmenter whose weights this one starts from, if any; P7, which synthetic data do not have, starts from P6."""
+        if self.strategy != "synthetic_then_real":
+            return None
+        return replace(self, strategy="synthetic", prompt="P6" if self.prompt == "P7" else self.prompt)
+
+    @property
+    def needs_synthesis(self) -> bool:
+        """Whether synthetic images are needed."""
+        return self.strategy != "real"
+
+    def _words(self) -> list[str]:
+        part = replace(self.part, seed=None).name
+        return ["frozen"] * self.frozen + [part] * bool(part)
+
+
+def segmenters_of(axes: Mapping[str, Any]) -> Iterator[Segmenter]:
+    """Every segmenter of a grid, each before those that start from it.
+
+    P7 of `synthetic` is left out: shape and image quality are not told together for synthetic data.
+
+    Args:
+        axes: models, strategies, prompts, frozen, patients, folds, seeds; each a list.
+    """
+    seen: set[Segmenter] = set()
+    names = ("models", "strategies", "prompts", "frozen", "patients", "folds", "seeds")
+    for model, strategy, prompt, frozen, patients, fold, seed in product(*(axes[name] for name in names)):
+        segmenter = Segmenter(model, strategy, prompt, int(seed), frozen, patients, fold)
+        wanted = [] if strategy == "synthetic" and prompt == "P7" else [segmenter]
+        for one in [*filter(None, [segmenter.initial]), *wanted]:
+            if one not in seen:
+                seen.add(one)
+                yield one
