@@ -31,6 +31,7 @@ BASE_OF_CONFIG = {
     "multi_gpu_evaluate": "evaluate",
     "evaluate": "inference",
     "calibrate": "inference",
+    "sensitivity": "inference",
 }
 """Config that another one is merged onto when it does not define a network itself."""
 RUN_ARGUMENTS = ("run_id", "init_id", "final_id", "tracking")

@@ -78,7 +78,8 @@ def run_study(
         if not study_path.is_file() or study_path.read_text(encoding="utf-8") != text:
             atomic_write_text(study_path, text)
         _forget_what_is_gone(checked, run_dir)
-        code = _snakemake(study_path, run_dir, *where, "--quiet", "all").returncode
+        quiet = "all" if profile is None else "rules"  # what a cluster says of a job is in Snakemake's own output alone
+        code = _snakemake(study_path, run_dir, *where, "--quiet", quiet).returncode
     if code:
         raise SystemExit(_failure(run_dir, str(study), code))
     return run_dir / "report.html"

@@ -3,6 +3,7 @@
 from synboost_monai.handlers.ema import ExponentialMovingAverage
 from synboost_monai.handlers.evaluation import CaseMetrics, WriteCalibration, WriteLabelMaps
 from synboost_monai.handlers.history import WriteHistory
+from synboost_monai.handlers.sensitivity import ManyPromptsInferer, PromptSensitivity, SensitivityPromptsd
 from synboost_monai.handlers.training import (
     EarlyStop,
     EpochSeed,
@@ -34,10 +35,13 @@ __all__ = [
     "LazySummaryWriter",
     "LearningRateSchedule",
     "LogToFile",
+    "ManyPromptsInferer",
     "PictureGrid",
     "Progress",
+    "PromptSensitivity",
     "Resume",
     "SegmentationPictures",
+    "SensitivityPromptsd",
     "WriteCalibration",
     "WriteHistory",
     "WriteLabelMaps",
