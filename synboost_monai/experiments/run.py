@@ -78,8 +78,8 @@ def run_study(
         if not study_path.is_file() or study_path.read_text(encoding="utf-8") != text:
             atomic_write_text(study_path, text)
         _forget_what_is_gone(checked, run_dir)
-        quiet = "all" if profile is None else "rules"  # what a cluster says of a job is in Snakemake's own output alone
-        code = _snakemake(study_path, run_dir, *where, "--quiet", quiet).returncode
+        quiet = ["--quiet", "all"] if profile is None else []  # why a cluster refused a job, Snakemake alone tells
+        code = _snakemake(study_path, run_dir, *where, *quiet).returncode
     if code:
         raise SystemExit(_failure(run_dir, str(study), code))
     return run_dir / "report.html"

@@ -1,0 +1,165 @@
+"""How well two measurements of the same quantity agree: bias, limits of agreement, error, correlation, intraclass correlation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+MIN_PAIRS = 3
+"""Fewer pairs have no deviation, correlation or interval worth the name."""
+STATISTICS = (
+    "num_pairs",
+    "bias",
+    "bias_low",
+    "bias_high",
+    "std_difference",
+    "lower_limit",
+    "lower_limit_low",
+    "lower_limit_high",
+    "upper_limit",
+    "upper_limit_low",
+    "upper_limit_high",
+    "mae",
+    "pearson_r",
+    "icc",
+    "icc_low",
+    "icc_high",
+)
+"""Keys of `agreement`."""
+
+
+def agreement(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) -> dict[str, Any]:
+    """Agreement of pairs of measurements, such as predicted and expert.
+
+    - bias: mean of first - second; its interval is Student's.
+    - lower_limit, upper_limit: bias -+ 1.96 std_difference, between which 95 % of the differences are expected (Bland and Altman,
+      Lancet 1986;1:307-310). Their intervals are Student's with the variance (1 / n + 1.96^2 / (2 (n - 1))) std_difference^2 (Bland
+      and Altman, Stat Methods Med Res 1999;8:135-160).
+    - mae: mean absolute difference. pearson_r: correlation. icc: `intraclass_correlation`.
+
+    Args:
+        first, second: (n,), finite.
+        confidence: of the intervals (`_low`, `_high`).
+    Returns:
+        `STATISTICS`. What is undefined is None: everything but num_pairs, bias and mae below `MIN_PAIRS` pairs (these two for no
+        pair at all), and a correlation where one side does not vary.
+    Raises:
+        ValueError: if the lengths differ, a value is not finite or the confidence is not between 0 and 1.
+    """
+    a, b = _checked_pairs(first, second)
+    _check_confidence(confidence)
+    found: dict[str, Any] = dict.fromkeys(STATISTICS)
+    n = found["num_pairs"] = len(a)
+    if n == 0:
+        return found
+    difference = a - b
+    bias = found["bias"] = float(difference.mean())
+    found["mae"] = float(np.abs(difference).mean())
+    if n < MIN_PAIRS:
+        return found
+    std = found["std_difference"] = float(difference.std(ddof=1))
+    z = float(stats.norm.ppf(0.975))  # 1.96
+    quantile = float(stats.t.ppf(0.5 + confidence / 2, n - 1))
+    limit_half_width = quantile * std * math.sqrt(1 / n + z**2 / (2 * (n - 1)))
+    for name, value, half_width in (
+        ("bias", bias, quantile * std / math.sqrt(n)),
+        ("lower_limit", bias - z * std, limit_half_width),
+        ("upper_limit", bias + z * std, limit_half_width),
+    ):
+        found |= {name: value, f"{name}_low": value - half_width, f"{name}_high": value + half_width}
+    found["pearson_r"] = _pearson_r(a, b)
+    found |= intraclass_correlation(np.stack([a, b], axis=1), confidence=confidence)
+    return found
+
+
+def intraclass_correlation(ratings: ArrayLike, *, confidence: float = 0.95) -> dict[str, float | None]:
+    """ICC(2,1): two-way random effects, absolute agreement, a single rater (Shrout and Fleiss, Psychol Bull 1979;86:420-428).
+
+    With the mean squares of subjects (B), raters (J) and residual (E), n subjects and k raters:
+
+        ICC(2,1) = (B - E) / (B + (k - 1) E + k (J - E) / n)
+
+    and the interval of the same paper, from the F distribution.
+
+    Args:
+        ratings: (n, k), a row a subject, a column a rater; finite.
+        confidence: of the interval.
+    Returns:
+        icc, icc_low, icc_high; None with fewer than `MIN_PAIRS` subjects or 2 raters, or if no rater's ratings vary.
+    Raises:
+        ValueError: if `ratings` is not (n, k), a value is not finite or the confidence is not between 0 and 1.
+    """
+    x = np.asarray(ratings, dtype=np.float64)
+    if x.ndim != 2 or not np.isfinite(x).all():
+        raise ValueError(f"agreement.py: ratings must be finite numbers (subjects, raters), got shape {x.shape}")
+    _check_confidence(confidence)
+    n, k = x.shape
+    nothing: dict[str, float | None] = {"icc": None, "icc_low": None, "icc_high": None}
+    if n < MIN_PAIRS or k < 2 or not np.ptp(x, axis=0).any():
+        return nothing
+    x = x - x.mean()
+    subjects, raters = x.mean(axis=1), x.mean(axis=0)
+    between = k * float(subjects @ subjects) / (n - 1)
+    of_raters = n * float(raters @ raters) / (k - 1)
+    residual = float(((x - subjects[:, None] - raters) ** 2).sum()) / ((n - 1) * (k - 1))
+    denominator = between + (k - 1) * residual + k * (of_raters - residual) / n
+    if not denominator > 0:
+        return nothing
+    icc = (between - residual) / denominator
+    low, high = _icc_interval(icc, between, of_raters, residual, n, k, confidence)
+    return {"icc": icc, "icc_low": low, "icc_high": high}
+
+
+def _icc_interval(
+    icc: float, between: float, of_raters: float, residual: float, n: int, k: int, confidence: float
+) -> tuple[float, float]:
+    """Interval of ICC(2,1) from its mean squares."""
+    if between + of_raters + residual == between:  # the raters say the same
+        return icc, icc
+    if residual <= 1e-12 * of_raters:  # they differ by a constant: the limit of what follows
+        degrees = float(k - 1)
+    else:
+        ratio = of_raters / residual
+        spread = n * (1 + (k - 1) * icc) - k * icc
+        degrees = (k - 1) * (n - 1) * (k * icc * ratio + spread) ** 2
+        degrees /= (n - 1) * k**2 * icc**2 * ratio**2 + spread**2
+    upper_tail = 0.5 + confidence / 2
+    f_low = float(stats.f.ppf(upper_tail, n - 1, degrees))
+    f_high = float(stats.f.ppf(upper_tail, degrees, n - 1))
+    rest = k * of_raters + (k * n - k - n) * residual
+    low = n * (between - f_low * residual) / (f_low * rest + n * between)
+    high = n * (f_high * between - residual) / (rest + n * f_high * between)
+    return low, high
+
+
+def _pearson_r(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
+    """Correlation; None if one side does not vary."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    r = float(stats.pearsonr(a, b).statistic)
+    return r if math.isfinite(r) else None
+
+
+def _checked_pairs(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both sides as float64, (n,)."""
+    sides = [np.asarray(side, dtype=np.float64) for side in (first, second)]
+    shapes: Sequence[tuple[int, ...]] = [side.shape for side in sides]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 1:
+        raise ValueError(
+            f"agreement.py: expected two lists of equally many numbers, got shapes {shapes[0]} and {shapes[1]}"
+        )
+    if not all(np.isfinite(side).all() for side in sides):
+        raise ValueError("agreement.py: expected finite numbers; leave out pairs of which one is missing")
+    return sides[0], sides[1]
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"agreement.py: confidence must be between 0 and 1, got {confidence}")
