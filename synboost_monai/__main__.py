@@ -266,6 +266,76 @@ def report(run_dir: str) -> None:
     print(f"report: {write_report(run_dir)}")
 
 
+def compare(
+    *runs: str,
+    output: str | None = None,
+    names: str | None = None,
+    metrics: str | None = None,
+    alternative: str = "greater",
+    num_resamples: int = 10000,
+    seed: int = 0,
+) -> None:
+    """Compare evaluations of the same images, each later one with the first: paired tests, by image and by patient.
+
+    Args:
+        runs: metrics.csv of each, or the folder of an evaluation; two or more.
+        output: folder for comparison.json and each table as CSV and LaTeX.
+        names: of the runs, with commas; by default the parts in which their paths differ.
+        metrics: dice, iou, hd_mm, hd95_mm, asd_mm, with commas; by default those that every file has.
+        alternative: whether the first is better (greater), worse (less) or just different (two-sided).
+        num_resamples: of the bootstrap by patients.
+        seed: of the bootstrap.
+    """
+    from synboost_monai.experiments.compare import compare as compare_runs
+    from synboost_monai.experiments.tables import to_text
+
+    if len(runs) < 2:
+        raise ValueError(f"give at least two evaluations to compare, got {len(runs)}")
+    tables = compare_runs(
+        *runs,
+        names=names.split(",") if names else None,
+        metrics=metrics.split(",") if metrics else None,
+        alternative=alternative,
+        output_dir=output,
+        seed=seed,
+        num_resamples=num_resamples,
+    )
+    print("\n\n".join(to_text(table) for table in tables))
+
+
+def clinical(evaluation_dir: str, *, dataset_dir: str | None = None, section: str | None = None) -> None:
+    """Measure volumes and ejection fraction in an evaluation's label maps, and how they agree with the experts'.
+
+    Writes clinical.csv, clinical.json, the tables (CSV and LaTeX) and Bland-Altman plots into the evaluation's folder.
+
+    Args:
+        evaluation_dir: folder that `synboost evaluate` wrote.
+        dataset_dir: the data set that was evaluated; by default that of its summary.json.
+        section: of the data set; by default that of its summary.json.
+    """
+    from synboost_monai.experiments.clinical import clinical_measures
+    from synboost_monai.experiments.tables import to_text, write_table
+
+    result = clinical_measures(evaluation_dir, dataset_dir, section=section)
+    for table in result.tables:
+        write_table(table, evaluation_dir)
+        print(to_text(table) + "\n")
+    print(f"every patient: {result.csv_path}")
+
+
+def published(path: str | None = None, *, run: str | None = None, output: str | None = None) -> None:
+    """Rebuild the paper's tables from its numbers for each mask, with patient-level statistics, and put your runs beside them.
+
+    Args:
+        path: the paper's per_image_metrics.csv.gz; without it the printed means alone are shown.
+        run: folder of a study's run, a metrics.csv in one, or MODEL/STRATEGY/PROMPT=metrics.csv; several with commas.
+        output: folder for each table as CSV and LaTeX.
+    """
+    from synboost_monai.experiments.published import published_results
+
+    print(published_results(path, [r for r in (run or "").split(",") if r], output))
+
+
 def weights(
     action: str,
     source: str | None = None,
@@ -314,6 +384,9 @@ VERBS: dict[str, Callable[..., None]] = {
         evaluate,
         experiment,
         report,
+        compare,
+        clinical,
+        published,
         weights,
         version,
     )

@@ -129,6 +129,7 @@ class CaseMetrics:
             and phase.
         output_dir: where the two files go.
         dataset_dir, section, seed, checkpoint_path, facts: noted in summary.json.
+        paper_grid: also measure on the paper's 512 x 512 grid (columns dice_512, iou_512, hausdorff_512; see `case_metrics`).
     """
 
     def __init__(
@@ -140,15 +141,18 @@ class CaseMetrics:
         section: str,
         seed: int | None = None,
         checkpoint_path: str | None = None,
+        paper_grid: bool = False,
         **facts: Any,
     ) -> None:
         self.items = {item["case"]: item for item in items}
         self.output_dir = Path(output_dir)
+        self.paper_grid = paper_grid
         self.notes: dict[str, Any] = {
             "dataset_dir": dataset_dir,
             "section": section,
             "seed": seed,
             "checkpoint_path": checkpoint_path,
+            "paper_grid": paper_grid,
             **facts,
         }
         self.rows: list[dict[str, Any]] = []
@@ -163,7 +167,7 @@ class CaseMetrics:
             known = self.items[item["case"]]
             truth, spacing_mm = load_echo(known["label"])
             attributes = {key: known.get(key) for key in ("case", "patient", "view", "phase")}
-            for row in case_metrics(display_order(output["pred"].cpu()), truth[0], spacing_mm):
+            for row in case_metrics(display_order(output["pred"].cpu()), truth[0], spacing_mm, self.paper_grid):
                 said = _said(output.get(DOUBT_KEY), row["structure"])
                 self.rows.append({**attributes, **row, **said})
 

@@ -2,11 +2,13 @@
 
 What an empty mask means, so that no infinite or undefined number enters a mean:
 
-| prediction | truth | dice, iou | hd95_mm |
+| prediction | truth | dice, iou | hd_mm, hd95_mm, asd_mm |
 |---|---|---|---|
 | empty | empty | 1 | 0 |
 | empty | not empty | 0 | none: left out of the mean, counted as an empty prediction |
 | not empty | empty | 0 | none: left out of the mean, counted as an empty truth |
+
+The same holds on the paper's grid (`PAPER_METRICS`), by what is left of the masks there.
 """
 
 from __future__ import annotations
@@ -23,31 +25,43 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
+from monai.metrics import compute_dice, compute_iou
+from monai.metrics.utils import get_edge_surface_distance
 
 from synboost_monai import __version__
 from synboost_monai.io import atomic_write_text, sha256_of
 from synboost_monai.labels import NUM_CLASSES, STRUCTURES
 
-METRICS = ("dice", "iou", "hd95_mm")
-"""Measured numbers: Dice and intersection over union in [0, 1], 95 % Hausdorff distance in millimetres."""
+METRICS = ("dice", "iou", "hd_mm", "hd95_mm", "asd_mm")
+"""Measured numbers: Dice and intersection over union in [0, 1]; Hausdorff distance, 95 % Hausdorff distance and average symmetric
+surface distance in millimetres."""
+PAPER_METRICS = ("dice_512", "iou_512", "hausdorff_512")
+"""The same on the paper's grid: in [0, 1], and the Hausdorff distance in pixels of that grid (the published column is 100 times it)."""
+PAPER_GRID = (512, 512)
+"""(H, W) of the PNG files into which the paper's images and masks were squashed, their aspect lost."""
 CSV_COLUMNS = ("case", "patient", "view", "phase", "structure", *METRICS, "is_empty_prediction", "is_empty_truth")
-"""Columns of metrics.csv, one row for a structure of an image."""
+"""Columns of metrics.csv, one row for a structure of an image; others may follow."""
 
 
-def case_metrics(pred: Any, truth: Any, spacing_mm: Sequence[float]) -> list[dict[str, Any]]:
-    """Dice, IoU and 95 % Hausdorff distance of each structure of one image.
+def case_metrics(pred: Any, truth: Any, spacing_mm: Sequence[float], paper_grid: bool = False) -> list[dict[str, Any]]:
+    """Overlap and border distances of each structure of one image.
 
-    The Hausdorff distance is symmetric: the larger of the two directed 95 % quantiles, each over the distances from the
-    border pixels of one mask to the border of the other (MONAI's definition; MedPy takes one quantile over both lists).
+    Distances are between border pixels, as MONAI takes them. With D the distances from each border pixel of one mask to the border of
+    the other, once from either mask: hd_mm is the largest of both; hd95_mm the larger of the two 95 % quantiles (MedPy takes one
+    quantile over both); asd_mm the mean over all, which MONAI calls symmetric.
+
+    The paper's grid: both label maps squashed to 512 x 512 by the nearest pixel. The published predictions were thresholded at the
+    network's size, 352 or 416 px, and then brought to 512, each structure by itself; ours are label maps of the native grid, where
+    structures exclude each other. So their borders had steps of up to 1.5 px more, and their masks could overlap.
 
     Args:
         pred: label map, (H, W) integers, classes 0..3; array or tensor.
         truth: label map of the expert, shape of `pred`.
         spacing_mm: (row, column) millimetres.
+        paper_grid: also measure on the paper's grid.
     Returns:
-        one dictionary for each of `STRUCTURES`: structure, dice, iou, hd95_mm (None where the module's table says so),
-        is_empty_prediction, is_empty_truth.
+        one dictionary for each of `STRUCTURES`: structure, `METRICS` (distances None where the module's table says so),
+        is_empty_prediction, is_empty_truth; then `PAPER_METRICS` if asked for.
     Raises:
         ValueError: if the shapes differ, a class is unknown or the spacing is not two positive numbers.
     """
@@ -61,36 +75,66 @@ def case_metrics(pred: Any, truth: Any, spacing_mm: Sequence[float]) -> list[dic
     if len(spacing) != 2 or not all(math.isfinite(s) and s > 0 for s in spacing):
         raise ValueError(f"per_case.py: spacing_mm must be two positive millimetres (row, column), got {spacing}")
 
-    indices = torch.tensor([s.class_index for s in STRUCTURES])[:, None, None]
-    pred_masks = (pred_map[None] == indices)[None].float()  # (1, S, H, W)
-    truth_masks = (truth_map[None] == indices)[None].float()
-    dice = compute_dice(pred_masks, truth_masks, include_background=True, ignore_empty=False)[0].tolist()
-    iou = compute_iou(pred_masks, truth_masks, include_background=True, ignore_empty=False)[0].tolist()
+    rows = _measure(pred_map, truth_map, spacing)
+    if paper_grid:
+        squashed = _measure(_squash(pred_map), _squash(truth_map), [1.0, 1.0])
+        for row, other in zip(rows, squashed):
+            row |= zip(PAPER_METRICS, (other[key] for key in ("dice", "iou", "hd_mm")))
+    return rows
 
+
+def _measure(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) -> list[dict[str, Any]]:
+    """Rows of `case_metrics` on the grid of the label maps."""
+    box = _joint_box(pred, truth)  # all that is outside is background of both: no count and no border changes
+    indices = torch.tensor([s.class_index for s in STRUCTURES])[:, None, None]
+    pred_masks, truth_masks = ((label_map[box][None] == indices)[None] for label_map in (pred, truth))  # (1, S, h, w)
+    options: dict[str, Any] = {"include_background": True, "ignore_empty": False}
+    dice = compute_dice(pred_masks.float(), truth_masks.float(), **options)[0].tolist()
+    iou = compute_iou(pred_masks.float(), truth_masks.float(), **options)[0].tolist()
     rows = []
     for i, structure in enumerate(STRUCTURES):
-        is_empty_prediction = not bool(pred_masks[0, i].any())
-        is_empty_truth = not bool(truth_masks[0, i].any())
-        if is_empty_prediction and is_empty_truth:
-            hd95_mm: float | None = 0.0
-        elif is_empty_prediction or is_empty_truth:
-            hd95_mm = None
+        masks = pred_masks[0, i], truth_masks[0, i]
+        is_empty_prediction, is_empty_truth = (not bool(mask.any()) for mask in masks)
+        row = {"structure": structure.name, "dice": dice[i], "iou": iou[i]}
+        if is_empty_prediction or is_empty_truth:
+            is_absent = is_empty_prediction and is_empty_truth
+            row |= dict.fromkeys(("hd_mm", "hd95_mm", "asd_mm"), 0.0 if is_absent else None)
         else:
-            pair = pred_masks[:, i : i + 1], truth_masks[:, i : i + 1]
-            hd95_mm = compute_hausdorff_distance(
-                *pair, include_background=True, percentile=95, directed=False, spacing=spacing
-            ).item()
-        rows.append(
-            {
-                "structure": structure.name,
-                "dice": dice[i],
-                "iou": iou[i],
-                "hd95_mm": hd95_mm,
-                "is_empty_prediction": is_empty_prediction,
-                "is_empty_truth": is_empty_truth,
-            }
-        )
+            row |= _border_distances(*masks, spacing)
+        rows.append(row | {"is_empty_prediction": is_empty_prediction, "is_empty_truth": is_empty_truth})
     return rows
+
+
+def _border_distances(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) -> dict[str, float]:
+    """hd_mm, hd95_mm and asd_mm of two masks, neither of them empty.
+
+    What `compute_hausdorff_distance` and `compute_average_surface_distance` give, from one look for the borders instead of three.
+    """
+    _, distances, _ = get_edge_surface_distance(pred, truth, spacing=list(spacing), symmetric=True)
+    return {
+        "hd_mm": max(d.max().item() for d in distances),
+        "hd95_mm": max(torch.quantile(d, 0.95).item() for d in distances),
+        "asd_mm": torch.cat(distances).mean().item(),
+    }
+
+
+def _joint_box(pred: torch.Tensor, truth: torch.Tensor) -> tuple[slice, slice]:
+    """Rows and columns of the smallest box around all structures of both label maps; one pixel if there are none."""
+    is_any = (pred > 0) | (truth > 0)
+    if not is_any.any():
+        return slice(0, 1), slice(0, 1)
+    spans = [torch.nonzero(is_any.any(dim=1 - axis)).flatten() for axis in (0, 1)]
+    first, second = (slice(int(span[0]), int(span[-1]) + 1) for span in spans)
+    return first, second
+
+
+def _squash(label_map: torch.Tensor) -> torch.Tensor:
+    """A label map on `PAPER_GRID`; each pixel takes the class at its centre."""
+    row, column = (
+        torch.floor((torch.arange(new, dtype=torch.float64) + 0.5) * old / new).long()
+        for new, old in zip(PAPER_GRID, label_map.shape)
+    )
+    return label_map[row[:, None], column[None]]
 
 
 def metrics_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -115,11 +159,63 @@ def write_metrics_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, 
     return Path(path)
 
 
+def read_metrics(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read metrics.csv of this or an older version.
+
+    Args:
+        path: the file, or the folder of an evaluation that holds it.
+    Returns:
+        `CSV_COLUMNS`, then what else the file has. Names are text; metrics are numbers, NaN where undefined and where the file is too
+        old to have the column; a missing patient, view or phase is None.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it has no rows, lacks case, structure or dice, or a metric holds what it cannot be.
+    """
+    path = Path(path)
+    path = path / "metrics.csv" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected metrics.csv, which `synboost evaluate` writes")
+    names = ("case", "patient", "view", "phase", "structure")
+    try:
+        # a patient may be called NA or 0012
+        frame = pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""])
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a readable CSV ({str(error).strip()}); expected a metrics.csv") from error
+    missing = [c for c in ("case", "structure", "dice") if c not in frame]
+    if missing:
+        columns = ", ".join(map(str, frame.columns[:8]))
+        raise ValueError(f"{path}: column {', '.join(missing)} is missing, got {columns}; expected a metrics.csv")
+    if frame.empty or frame[["case", "structure"]].isna().any(axis=None):
+        raise ValueError(f"{path}: expected a row with case and structure for each result; evaluate again")
+    for metric in (*METRICS, *PAPER_METRICS):
+        if metric in frame:
+            frame[metric] = _checked_metric(frame[metric], metric, path)
+        elif metric in METRICS:
+            frame[metric] = math.nan
+    for name in (*names, "is_empty_prediction", "is_empty_truth"):
+        values = frame[name].astype(object) if name in frame else pd.Series(None, index=frame.index, dtype=object)
+        frame[name] = values.where(values.notna(), None)
+    return frame[[*CSV_COLUMNS, *(c for c in frame.columns if c not in CSV_COLUMNS)]]
+
+
+def _checked_metric(values: pd.Series, metric: str, path: Path) -> pd.Series:
+    """A column of metrics.csv as numbers."""
+    is_share = metric.startswith(("dice", "iou"))
+    numbers = pd.to_numeric(values, errors="coerce").astype(float)
+    upper = 1.0 if is_share else math.inf
+    is_wrong = (numbers.isna() & values.notna()) | (numbers < 0) | (numbers > upper) | (numbers == math.inf)
+    if is_wrong.any():
+        line = int(np.flatnonzero(is_wrong)[0])
+        expected = "a number from 0 to 1 (percent are divided by 100)" if is_share else "a distance, or nothing"
+        raise ValueError(f"{path}, line {line + 2}: {metric} is {values.iloc[line]}; expected {expected}")
+    return numbers
+
+
 def summarise(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> dict[str, Any]:
     """Mean and standard deviation of each metric, by structure and over all structures and cases.
 
-    The deviation is over rows, with ddof = 1 (0 for a single row). `hd95_mm` is over the rows that have one, with their
-    number beside it.
+    The deviation is over rows, with ddof = 1 (0 for a single row). Each metric is over the rows that have it, num_METRIC of them;
+    the paper's grid is left out where it was not measured.
     """
     frame = rows if isinstance(rows, pd.DataFrame) else metrics_frame(rows)
     by_structure = {s.name: frame[frame["structure"] == s.name] for s in STRUCTURES}
@@ -190,9 +286,8 @@ def _label_map(values: Any, what: str) -> torch.Tensor:
         raise ValueError(f"per_case.py: {what} must be (H, W), got shape {array.shape}")
     if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
         raise ValueError(f"per_case.py: {what} must hold class indices, got fractions")
-    classes = np.unique(array)
-    unknown = [int(c) for c in classes if not 0 <= c < NUM_CLASSES]
-    if unknown:
+    if array.size and not (array.min() >= 0 and array.max() < NUM_CLASSES):
+        unknown = [int(c) for c in np.unique(array) if not 0 <= c < NUM_CLASSES]
         raise ValueError(f"per_case.py: {what} must hold classes 0..{NUM_CLASSES - 1}, got {unknown}")
     return torch.from_numpy(array.astype(np.int64))
 
@@ -200,12 +295,13 @@ def _label_map(values: Any, what: str) -> torch.Tensor:
 def _statistics(frame: pd.DataFrame) -> dict[str, Any]:
     """Means, deviations and counts of one group of rows."""
     out: dict[str, Any] = {}
-    for metric in METRICS:
-        values = pd.to_numeric(frame[metric]).dropna().to_numpy(dtype=float)
+    for metric in (*METRICS, *(m for m in PAPER_METRICS if m in frame)):
+        column = frame[metric] if metric in frame else pd.Series(dtype=float)
+        values = pd.to_numeric(column).dropna().to_numpy(dtype=float)
         out[f"{metric}_mean"] = float(values.mean()) if len(values) else None
         out[f"{metric}_std"] = float(values.std(ddof=1)) if len(values) > 1 else (0.0 if len(values) else None)
+        out[f"num_{metric}"] = len(values)
     out["num_rows"] = len(frame)
-    out["num_hd95_mm"] = int(pd.to_numeric(frame["hd95_mm"]).notna().sum())
     for column in ("is_empty_prediction", "is_empty_truth"):
         out[column.replace("is_empty", "num_empty")] = int(frame[column].astype(bool).sum())
     return out

@@ -18,6 +18,7 @@ from PIL import Image
 from synboost_monai.handlers import CaseMetrics, WriteCalibration, WriteLabelMaps
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.doubt import DoubtAssessor
+from synboost_monai.metrics.per_case import PAPER_METRICS
 
 SIZE = (24, 20)
 """(H, W)."""
@@ -121,6 +122,19 @@ def test_metrics_get_predicted_dice_and_verdict(tmp_path: Path, is_judged: bool)
         assert summary["doubt"]["mae"] == pytest.approx(0.15) and "is_calibrated" not in table
     else:
         assert not {"verdict", "predicted_dice", "is_calibrated"} & set(table) and "doubt" not in summary
+
+
+@pytest.mark.parametrize("paper_grid", [True, False])
+def test_the_paper_grid_is_measured_when_asked_for(tmp_path: Path, paper_grid: bool) -> None:
+    options = {"dataset_dir": "d", "section": "testing", **({"paper_grid": True} if paper_grid else {})}
+    measure = CaseMetrics(items_of(tmp_path, 1), tmp_path / "out", **options)
+    measure._measure(engine_of(tmp_path / "x.nii.gz", "c0"))
+    measure._write(engine_of(tmp_path / "x.nii.gz", "c0"))
+    table = pd.read_csv(tmp_path / "out" / "metrics.csv")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["paper_grid"] is paper_grid
+    assert set(PAPER_METRICS) <= set(table) if paper_grid else not set(PAPER_METRICS) & set(table)
+    assert ("hausdorff_512_mean" in summary["overall"]) is paper_grid
 
 
 def test_a_calibration_is_fitted_to_what_was_measured(tmp_path: Path) -> None:
