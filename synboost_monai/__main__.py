@@ -336,6 +336,38 @@ def published(path: str | None = None, *, run: str | None = None, output: str | 
     print(published_results(path, [r for r in (run or "").split(",") if r], output))
 
 
+def auto3dseg(
+    input_path: str,
+    *,
+    output: str | None = None,
+    algos: str | None = None,
+    num_fold: int | None = None,
+    ensemble: str = "both",
+    n_best: int | None = None,
+    **training: Any,
+) -> None:
+    """Train both segmenters on every fold with MONAI's Auto3DSeg, ensemble them, and measure all on the testing section.
+
+    Trained folds are not trained again; an interrupted one goes on where it was.
+
+    Args:
+        input_path: AutoRunner's input.yaml: modality, datalist, dataroot.
+        output: folder of the run; runs/auto3dseg by default.
+        algos: echoclipseg, echocris, or both with a comma; both by default.
+        num_fold: folds of whole patients; those of the datalist, or 5, by default.
+        ensemble: best_n, best_by_fold, both or none.
+        n_best: networks in best_n; as many as folds by default.
+        training: --num_epochs, --num_images_per_batch, --image_size, --preset and every other key of the bundles' configs/train.yaml.
+    """
+    from synboost_monai.auto3dseg.run import run_auto3dseg
+
+    folder = run_auto3dseg(
+        input_path, output=output, algos=algos, num_fold=num_fold, ensemble=ensemble, n_best=n_best, **training
+    )
+    print((folder / "auto3dseg.txt").read_text(encoding="utf-8"), end="")
+    print(f"results: {folder}")
+
+
 def weights(
     action: str,
     source: str | None = None,
@@ -387,6 +419,7 @@ VERBS: dict[str, Callable[..., None]] = {
         compare,
         clinical,
         published,
+        auto3dseg,
         weights,
         version,
     )

@@ -22,12 +22,13 @@ def lines(section: str, key: str) -> list[str]:
 
 def test_every_data_file_of_the_package_is_shipped() -> None:
     patterns = [p.strip() for p in SETUP["options.package_data"]["*"].split(",")]
-    studies = SETUP["options.package_data"]["synboost_monai.experiments"]
+    areas = ("synboost_monai.experiments", "synboost_monai.auto3dseg")
+    others = [p.strip() for area in areas for p in SETUP["options.package_data"][area].split(",")]
     for path in (ROOT / "synboost_monai").rglob("*"):
         if path.is_dir() or path.suffix in (".py", ".pyc"):
             continue
         in_package = (path.parent / "__init__.py").is_file()
-        shipped = any(path.match(p) for p in patterns) if in_package else path.match(studies)
+        shipped = any(path.match(p) for p in patterns) if in_package else any(path.match(p) for p in others)
         assert shipped, f"{path.relative_to(ROOT)} matches no pattern of [options.package_data]"
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synboost_monai.experiments.run import run_study
+from synboost_monai.experiments.run import PROFILES_DIR, run_study
 from synboost_monai.experiments.settings import read_study
+from synboost_monai.experiments.study import KINDS
 
 FULL = {"segmenters.strategies": ["real", "synthetic_then_real"], "segmenters.prompts": "P2,P7"}
 
@@ -157,3 +158,11 @@ def test_a_change_by_hand_is_new_to_what_follows(study_path, tiny_bundles, tmp_p
     assert model.read_text() == "better"
     run_study(study_path, output=output)
     assert "evaluate cris" not in capfd.readouterr().err
+
+
+def test_the_slurm_profile_knows_the_kinds_of_stages():
+    profile = yaml.safe_load((PROFILES_DIR / "slurm" / "config.yaml").read_text())
+    assert profile["executor"] == "slurm" and "gpu" in profile["default-resources"]["gres"]
+    assert set(profile["set-resources"]) <= set(KINDS)
+    trains = {"train_diffusion", "synthesise", "train", "evaluate"}
+    assert not trains & set(profile["set-resources"])  # these have the GPU

@@ -9,6 +9,7 @@ from synboost_monai.transforms.label_map_array import LabelMapPerturbation, defa
 from synboost_monai.transforms.label_map_dictionary import (
     DarkOutsideSectord,
     PerturbLabelMapd,
+    RandAffineSectord,
     SectorLabelMapd,
     SectorMaskd,
 )
@@ -89,3 +90,42 @@ def test_dark_outside_the_sector():
         {"pred": image, "sector_label_map": torch.tensor([[[0, 2], [3, 0]]])}
     )
     assert out["pred"].tolist() == [[[-1, 1], [1, -1]]] * 2
+
+
+def disk_pair() -> dict[str, torch.Tensor]:
+    """An image (1, 64, 64) whose grey says its class, and the one-hot of that: outside, tissue, and a disk off the middle."""
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    label_map = torch.where((rows > 4) & (rows < 60) & (columns > 6) & (columns < 58), 2, 0)
+    label_map[((rows - 24) ** 2 + (columns - 36) ** 2) < 144] = 1
+    onehot = torch.stack([label_map == k for k in range(5)]).to(torch.uint8)
+    grey = torch.tensor([-1.0, 0.5, -0.25, 0.0, 0.0])
+    return {"image": grey[label_map][None], "label_onehot": onehot}
+
+
+def test_random_affine_moves_image_and_label_map_together() -> None:
+    warp = RandAffineSectord(probability=1.0)
+    warp.set_random_state(seed=3)
+    item = disk_pair()
+    before = item["label_onehot"].clone()
+    for _ in range(5):
+        out = warp(item)
+        onehot = out["label_onehot"]
+        assert torch.equal(onehot.sum(dim=0), torch.ones(64, 64, dtype=onehot.dtype))
+        assert not torch.equal(onehot, before)
+        assert (out["image"][0][onehot[0] == 1] == -1).all()
+        inner = torch.nn.functional.max_pool2d(1.0 - onehot[1][None].float(), 3, 1, 1)[0] == 0  # away from its border
+        assert inner.sum() > 200 and torch.allclose(out["image"][0][inner], torch.tensor(0.5), atol=1e-5)
+    assert torch.equal(item["label_onehot"], before)  # the cached item is not changed
+
+
+def test_random_affine_can_be_seeded_and_switched_off() -> None:
+    images = []
+    for _ in range(2):
+        warp = RandAffineSectord()
+        warp.set_random_state(seed=5)
+        images.append(warp(disk_pair())["image"])
+    assert torch.equal(*images)
+    same = RandAffineSectord(probability=0.0)(disk_pair())
+    assert torch.equal(same["image"], disk_pair()["image"])
+    with pytest.raises(ValueError, match="probability must be 0 ... 1, got 2"):
+        RandAffineSectord(probability=2)

@@ -1,0 +1,177 @@
+"""Inference of one trained fold, as Auto3DSeg's ensembles want it: class probabilities on the image's native grid.
+
+S: structures. E: groups of prompts. N: side of the network's square. H, W: native rows and columns. K: classes, 0 is background.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from monai.data import MetaTensor
+from torch import Tensor
+
+from synboost_monai.auto3dseg.folds import find_item
+from synboost_monai.auto3dseg.settings import HYPER_PARAMETERS_NAME, read_hyper_parameters
+from synboost_monai.auto3dseg.train import FACTS_NAME
+from synboost_monai.bundle_run import config_files as files_of_config
+from synboost_monai.data import list_images
+from synboost_monai.labels import STRUCTURES
+from synboost_monai.transforms.array import LetterboxGeometry
+from synboost_monai.transforms.postprocessing import mean_logits, restore_logits
+
+MAX_NETWORKS = 12
+"""Trained folds that stay in memory: Auto3DSeg asks for an `InferClass` anew for each image and network (5 folds of both algorithms
+are 10 networks)."""
+OVERRIDES = (
+    "prompt_level",
+    "prompt_ensemble",
+    "domain_word",
+    "threshold",
+    "device",
+    "dtype",
+    "autocast_dtype",
+    "channels_last",
+)
+"""Keys of the bundle's inference config that prediction parameters may override; MONAI hands over others, which are passed over."""
+
+
+class InferClass:
+    """A trained fold: image file -> probabilities. The name is the one that `BundleAlgo.get_inferer` asks for.
+
+    Args:
+        config_file: of the fold, configs/hyper_parameters.yaml in its folder; one file or several.
+        override: of `OVERRIDES`; `rank` chooses the GPU; anything else is passed over.
+    Raises:
+        FileNotFoundError: if the fold is not trained.
+    """
+
+    def __init__(self, config_file: str | Sequence[str], **override: Any) -> None:
+        files = [config_file] if isinstance(config_file, (str, os.PathLike)) else list(config_file)
+        named = next((Path(f) for f in files if Path(f).name == HYPER_PARAMETERS_NAME), Path(files[0]))
+        self.root = named.resolve().parents[1]
+        self.settings = read_hyper_parameters(files)
+        weights = self.root / "model" / "model.pt"
+        facts = self.root / "model" / FACTS_NAME
+        if not weights.is_file() or not facts.is_file():
+            raise FileNotFoundError(
+                f"{weights}: this fold is not trained; call synboost auto3dseg (or AutoRunner) again"
+            )
+        chosen = {key: override[key] for key in OVERRIDES if key in override}
+        if "device" not in chosen and torch.cuda.is_available():
+            chosen["device"] = f"cuda:{int(override.get('rank', 0)) % torch.cuda.device_count()}"
+        values = {"prompt_ensemble": None, **yaml.safe_load(facts.read_text(encoding="utf-8")), **chosen}
+        self.threshold = float(values.get("threshold", 0.5))
+        words = json.dumps(values, sort_keys=True)
+        self.trained = _trained(str(self.settings["bundle"]), str(weights), weights.stat().st_mtime_ns, words)
+
+    @torch.no_grad()
+    def infer(self, image_file: str | Mapping[str, Any]) -> MetaTensor:
+        """Class probabilities of one image.
+
+        The prompts say what is known of the image: what stands in the run's datalist under its path, else what its name tells.
+
+        Args:
+            image_file: path of an image, or an item of a datalist with its path under `image`.
+        Returns:
+            (K, W, H) float64 on the CPU, with the file's affine: the order in which its file and MONAI's readers store it.
+            Over K they add up to 1, and their argmax is the label map of the bundle (see `class_probabilities`).
+        """
+        item = self._item(image_file)
+        data = self.trained.preprocessing(item)
+        inputs = data["image"][None].to(self.trained.device)
+        logits = self.trained.inferer(inputs, self.trained.network, data["input_ids"][None])[0]
+        geometry = LetterboxGeometry(*(int(n) for n in data["geometry"]))
+        stored = class_probabilities(logits.cpu(), geometry, self.threshold).transpose(1, 2).contiguous()
+        # as MONAI's readers leave it: without this word SaveImage takes the last of two axes for the channel
+        meta = {**data["image"].meta, "original_channel_dim": float("nan")}
+        meta["spatial_shape"] = np.array(stored.shape[1:])
+        meta["filename_or_obj"] = name_below(item["image"], str(self.settings["data_file_base_dir"]))
+        return MetaTensor(stored, meta=meta)
+
+    def _item(self, image_file: str | Mapping[str, Any]) -> dict[str, Any]:
+        """The image's item, its attributes as our datalists have them.
+
+        Those that MONAI hands over are not used: `datafold_read` puts the data's folder before every text.
+        """
+        path = str(image_file["image"] if isinstance(image_file, Mapping) else image_file)
+        where = str(self.settings["data_list_file_path"]), str(self.settings["data_file_base_dir"])
+        known = find_item(*where, path) or list_images(path)[0]
+        return {key: value for key, value in known.items() if key != "label"} | {"image": os.path.abspath(path)}
+
+
+class Trained(NamedTuple):
+    """What a trained fold needs to segment."""
+
+    preprocessing: Any
+    network: torch.nn.Module
+    inferer: Any
+    device: torch.device
+
+
+@lru_cache(maxsize=MAX_NETWORKS)
+def _trained(bundle: str, weights: str, time_ns: int, overrides: str) -> Trained:
+    """The bundle's own network, preprocessing and inferer, with a fold's weights.
+
+    Args:
+        bundle: its name.
+        weights: path of model.pt.
+        time_ns: when that was written; other weights are another entry of the cache.
+        overrides: of the inference config, as JSON.
+    """
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    files = files_of_config(bundle, "inference")
+    parser.read_config([str(file) for file in files])
+    values = {**json.loads(overrides), "bundle_root": str(files[0].parents[1]), "checkpoint_path": weights}
+    for key, value in values.items():
+        parser[key] = value
+    preprocessing, network, inferer = (parser.get_parsed_content(k) for k in ("preprocessing", "network", "inferer"))
+    return Trained(preprocessing, network.eval(), inferer, torch.device(parser.get_parsed_content("device")))
+
+
+def class_probabilities(logits: Tensor, geometry: LetterboxGeometry, threshold: float = 0.5) -> Tensor:
+    """Probabilities of background and structures that agree with the arbitration rule of `logits_to_label_map`.
+
+    The network answers a question for each prompt by itself, "is this pixel structure s?", with probability p_s = sigmoid(l_s).
+    Given that at most one answer is yes, what is left is background:
+
+        P(0) ~ prod_j (1 - p_j),   P(s) ~ p_s prod_{j != s} (1 - p_j),   so   P = softmax(0, l_1, ..., l_S)
+
+    With a threshold t other than 1/2 the background's logit is log(t / (1 - t)). The largest probability is then the structure with
+    the highest logit where that is above the threshold, else the background: the same label map, pixel by pixel.
+
+    Args:
+        logits: (E * S, N, N); several groups of prompts are averaged in probability (`mean_logits`).
+        geometry: where the image lies in the square.
+        threshold: probability above which a pixel belongs to a structure.
+    Returns:
+        (K, H, W) float64: in float32 rounding would make equal what the logits tell apart.
+    """
+    groups = logits.float().unflatten(0, (-1, len(STRUCTURES)))  # (E, S, N, N)
+    joined = mean_logits(groups) if len(groups) > 1 else groups[0]
+    native = restore_logits(joined, geometry).double()  # (S, H, W)
+    # as the rule has it: the threshold's logit, rounded to the logits' type
+    level = torch.tensor(threshold / (1 - threshold), dtype=torch.float64).log().float().double()
+    classes = torch.cat([level.expand(1, *native.shape[1:]), native])
+    ordered = torch.zeros_like(classes)
+    ordered[[0, *(s.class_index for s in STRUCTURES)]] = classes
+    return ordered.softmax(dim=0)
+
+
+def name_below(image: str, folder: str) -> str:
+    """The path by which a prediction is named: the image's, or, where that is not below the folder, one of the same name that is.
+
+    MONAI's `SaveImage` writes to its output folder plus the path from `dataroot` to the image: from a datalist that says
+    `../data/image.nii.gz` it would write outside of it.
+    """
+    relative = Path(os.path.relpath(os.path.abspath(image), os.path.abspath(folder)))
+    return str(Path(folder, *(part for part in relative.parts if part != "..")))

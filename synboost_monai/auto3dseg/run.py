@@ -1,0 +1,333 @@
+"""Auto3DSeg from an input.yaml to measured ensembles: MONAI's `AutoRunner` with the project's templates, data and metrics."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from synboost_monai.auto3dseg import TEMPLATES_DIR
+from synboost_monai.auto3dseg.evaluate import (
+    comparison,
+    known_evaluation,
+    write_comparison,
+    write_evaluation,
+)
+from synboost_monai.auto3dseg.settings import HYPER_PARAMETERS
+from synboost_monai.auto3dseg.source import check_training, chosen_algorithms, folded_datalist, read_source
+from synboost_monai.bundle_run import literal, quiet_warnings, user_error
+from synboost_monai.data.datalist import DATALIST_NAME
+from synboost_monai.io import atomic_write_text, image_stem, sha256_of
+from synboost_monai.metrics.per_case import this_command
+from synboost_monai.transforms.array import checked_items, load_echo, plain
+
+ENSEMBLES = {"best_n": "AlgoEnsembleBestN", "best_by_fold": "AlgoEnsembleBestByFold"}
+"""Folder of an ensemble -> MONAI's class: the networks with the best validation scores; the best network of each fold."""
+SETTINGS_NAME = "settings.json"
+"""File in the run's folder: what its trained networks depend on."""
+LOG_NAME = "auto_runner.txt"
+"""File in the run's folder: what MONAI's own parts log."""
+DEFAULT_SEED = 0
+"""Of the folds and the trainings."""
+
+
+def run_auto3dseg(
+    input_path: str | os.PathLike[str],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    algos: str | Sequence[str] | None = None,
+    num_fold: int | None = None,
+    ensemble: str = "both",
+    n_best: int | None = None,
+    **training: Any,
+) -> Path:
+    """Analyse, train every algorithm on every fold, ensemble, predict the testing section and measure it; or what is left of that.
+
+    Args:
+        input_path: AutoRunner's input.yaml: modality, datalist, dataroot; also num_fold, algos, hyper-parameters for all algorithms,
+            and under an algorithm's name those for it alone.
+        output: folder of the run, AutoRunner's work_dir; runs/auto3dseg by default.
+        algos: names of algorithms, a list or text with commas; all by default.
+        num_fold: folds to train (see `with_folds`).
+        ensemble: best_n, best_by_fold, both, or none.
+        n_best: networks in best_n; by default as many as there are folds, so that the ensembles differ in which they take, not in
+            how many.
+        training: hyper-parameters, or keys of the bundles' training, for all algorithms; text is read as a Python or YAML literal.
+    Returns:
+        the folder: auto3dseg.txt, .csv and .tex (the table), ensemble/{best_n,best_by_fold}/ and ALGORITHM_FOLD/evaluation/ (label
+        maps, metrics.csv, summary.json), and what AutoRunner writes.
+    Raises:
+        ValueError, FileNotFoundError: for what a user can cause.
+    """
+    source = read_source(input_path)
+    algorithms = chosen_algorithms(algos if algos is not None else source.get("algos"))
+    methods = _methods(ensemble)
+    training = {key: literal(value) if isinstance(value, str) else value for key, value in training.items()}
+    check_training(source, algorithms, training)
+    seed = int(training.get("seed", source.get("seed") or DEFAULT_SEED))
+    content, num_fold, root = folded_datalist(source, num_fold, seed)
+    num_networks = num_fold * len(algorithms)
+    if n_best is not None and not 1 <= n_best <= num_networks:
+        raise ValueError(
+            f"n_best must be 1 to the {num_networks} networks ({len(algorithms)} algorithms), got {n_best}"
+        )
+    out = Path(output or source.get("work_dir") or "runs/auto3dseg").resolve()
+    own = [key for key in source if key in HYPER_PARAMETERS or key in algorithms]
+    settings = {
+        "algorithms": algorithms,
+        "num_fold": num_fold,
+        "hyper_parameters": {key: source[key] for key in own} | training,
+        "data": content,
+    }
+    with _only_one(out):
+        _check_resumed(out, settings)
+        datalist = out / DATALIST_NAME
+        atomic_write_text(datalist, json.dumps(content, indent=1) + "\n")
+        atomic_write_text(out / SETTINGS_NAME, json.dumps(settings, indent=1, default=str) + "\n")
+        config = {**source, "datalist": str(datalist), "dataroot": root, "num_fold": num_fold}
+        config = {key: value for key, value in config.items() if key not in ("work_dir", "algos")}
+        with _quiet_auto_runner(out / LOG_NAME):
+            run = _Run(out, config, algorithms, num_fold, n_best or num_fold, seed, training, source["datalist"])
+            run.train()
+            run.evaluate(methods)
+    return out
+
+
+class _Run:
+    """One run in its folder."""
+
+    def __init__(
+        self,
+        out: Path,
+        config: dict[str, Any],
+        algorithms: list[str],
+        num_fold: int,
+        n_best: int,
+        seed: int,
+        training: dict[str, Any],
+        dataset: str,
+    ) -> None:
+        self.out, self.config, self.algorithms = out, config, algorithms
+        self.num_fold, self.n_best, self.seed = num_fold, n_best, seed
+        self.training, self.dataset = training, dataset
+
+    def train(self) -> None:
+        """Analyse the data, generate the algorithms and train what is not trained."""
+        self._run_auto_runner(ensemble=False)
+        lost = {f"{name}_{fold}" for name in self.algorithms for fold in range(self.num_fold)} - {
+            str(entry["name"]) for entry in self._history()
+        }
+        if lost:
+            raise RuntimeError(f"auto3dseg: {', '.join(sorted(lost))} did not come out of AutoRunner's training")
+
+    def evaluate(self, methods: Sequence[str]) -> None:
+        """Predict with each network and ensemble, measure, and write the table."""
+        history = self._history()
+        items = checked_items([{**item} for item in self._testing()])
+        weights = {e["name"]: sha256_of(Path(e["algo"].output_path, "model", "model.pt")) for e in history}
+        scores = {e["name"]: float(e["score"]) for e in history}
+        rows: list[dict[str, Any]] = []
+        for entry in history:
+            summary = self._evaluate_network(entry, items, weights) if items else None
+            rows.append(
+                {
+                    "name": entry["name"],
+                    "members": [],
+                    "validation_dice": scores[entry["name"]],
+                    "summary": summary,
+                }
+            )
+        for method in methods:
+            members = self._members(method)
+            summary = self._evaluate_ensemble(method, members, items, weights) if items else None
+            rows.append({"name": method, "members": members, "summary": summary})
+        cases = f"{len(items)} test images" if items else "no test images"
+        note = f"Data: {self.dataset}, {cases}; {self.num_fold} folds; seed {self.seed}; command: {this_command()}"
+        write_comparison(comparison(rows, note), self.out)
+
+    def _evaluate_network(
+        self, entry: Mapping[str, Any], items: Sequence[Mapping[str, Any]], weights: Mapping[str, str]
+    ) -> dict[str, Any] | None:
+        """Predict and measure one network, unless that is done."""
+        folder, name = Path(entry["algo"].output_path, "evaluation"), entry["name"]
+        if (known := known_evaluation(folder, {"checkpoint_sha256": weights[name]})) is not None:
+            return known
+        from tqdm import tqdm
+
+        bar = tqdm(items, desc=f"{name}: predict", unit="image", file=sys.stderr)
+        predictions = (
+            (item, entry["algo"].predict([item["image"]])[0].argmax(dim=0).as_tensor().T.numpy()) for item in bar
+        )
+        return write_evaluation(
+            folder,
+            predictions,
+            facts={"validation_dice": float(entry["score"])},
+            dataset_dir=self.dataset,
+            checkpoint_path=Path(entry["algo"].output_path, "model", "model.pt"),
+            seed=self.seed,
+        )
+
+    def _evaluate_ensemble(
+        self, method: str, members: list[str], items: Sequence[Mapping[str, Any]], weights: Mapping[str, str]
+    ) -> dict[str, Any] | None:
+        """Let AutoRunner predict with an ensemble, and measure it, unless that is done."""
+        folder, facts = self.out / "ensemble" / method, {"members": {name: weights[name] for name in members}}
+        if (known := known_evaluation(folder, facts)) is not None:
+            return known
+        predicted = self.out / "ensemble_output" / method
+        self._run_auto_runner(ensemble=True, method=method, output_dir=str(predicted))
+        predictions = ((item, self._saved(predicted, item)) for item in items)
+        return write_evaluation(
+            folder,
+            predictions,
+            facts={**facts, "ensemble": ENSEMBLES[method]},
+            dataset_dir=self.dataset,
+            seed=self.seed,
+        )
+
+    def _saved(self, folder: Path, item: Mapping[str, Any]) -> Any:
+        """A label map (H, W) that AutoRunner saved."""
+        relative = os.path.relpath(os.path.dirname(item["image"]), self.config["dataroot"])
+        path = folder / relative / f"{image_stem(item['image'])}_ensemble.nii.gz"
+        return plain(load_echo(path)[0])[0].byte().numpy()
+
+    def _run_auto_runner(self, *, ensemble: bool, method: str | None = None, output_dir: str | None = None) -> None:
+        """One call of MONAI's AutoRunner; what its cache has is not done again."""
+        quiet_warnings()
+        import torch
+        from monai.apps.auto3dseg import AutoRunner
+
+        saving = {} if output_dir is None else {"output_dir": output_dir, "data_root_dir": self.config["dataroot"]}
+        runner = AutoRunner(
+            work_dir=str(self.out),
+            input=dict(self.config),
+            algos=self.algorithms,
+            ensemble=ensemble,
+            allow_skip=False,  # what is not fit for an algorithm is an error here, not a shorter run
+            templates_path_or_url=str(TEMPLATES_DIR),
+            **saving,
+        )
+        runner.set_analyze_params({"device": "cpu", "worker": 0})
+        runner.set_training_params(self.training)
+        if method is not None:
+            runner.set_ensemble_method(ENSEMBLES[method], **({"n_best": self.n_best} if method == "best_n" else {}))
+            if torch.cuda.device_count() > 1:  # AutoRunner would start torchrun, which the folder's spaces break
+                runner.set_device_info(cuda_visible_devices=[0])
+        try:
+            with warnings.catch_warnings():
+                # DataAnalyzer turns volumes the right way up, which a plane cannot be
+                warnings.filterwarnings(
+                    "ignore", message=r"\s*(axcodes|Orientation|monai.transforms.spatial.*Orientationd)"
+                )
+                runner.run()
+        except (RuntimeError, ValueError) as error:
+            known = user_error(error)
+            if known is None or known is error:
+                raise
+            raise known from error
+
+    def _history(self) -> list[dict[str, Any]]:
+        """Trained networks of this run: name, algo, score."""
+        from monai.apps.auto3dseg import import_bundle_algo_history
+        from monai.utils.enums import AlgoKeys
+
+        entries = import_bundle_algo_history(str(self.out), only_trained=True)
+        return [{"name": e[AlgoKeys.ID], "algo": e[AlgoKeys.ALGO], "score": e[AlgoKeys.SCORE]} for e in entries]
+
+    def _members(self, method: str) -> list[str]:
+        """Names of the networks that an ensemble of MONAI takes."""
+        from monai.apps.auto3dseg import (
+            AlgoEnsembleBestByFold,
+            AlgoEnsembleBestN,
+            AlgoEnsembleBuilder,
+            import_bundle_algo_history,
+        )
+        from monai.utils.enums import AlgoKeys
+
+        history = import_bundle_algo_history(str(self.out), only_trained=True)
+        builder = AlgoEnsembleBuilder(history, str(self.out / "input.yaml"))
+        chosen = AlgoEnsembleBestN(self.n_best) if method == "best_n" else AlgoEnsembleBestByFold(self.num_fold)
+        builder.set_ensemble_method(chosen)
+        return sorted(str(entry[AlgoKeys.ID]) for entry in builder.get_ensemble().get_algo_ensemble())
+
+    def _testing(self) -> list[dict[str, Any]]:
+        """Items of the testing section."""
+        return json.loads((self.out / DATALIST_NAME).read_text(encoding="utf-8"))["testing"]
+
+
+def _methods(ensemble: str) -> list[str]:
+    """Ensembles that a word stands for."""
+    words = {**{name: [name] for name in ENSEMBLES}, "both": list(ENSEMBLES), "none": []}
+    if ensemble not in words:
+        raise ValueError(f"ensemble must be one of {', '.join(words)}, got {ensemble!r}")
+    return words[ensemble]
+
+
+def _check_resumed(out: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds a run with other settings, or other things than a run.
+
+    Raises:
+        ValueError: that says what differs.
+    """
+    path = out / SETTINGS_NAME
+    if not path.is_file():
+        if any(entry.name != ".lock" for entry in out.iterdir()):
+            raise ValueError(
+                f"{out} holds other things than a run of auto3dseg; give an empty or new folder with --output"
+            )
+        return
+    old, new = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(settings, default=str))
+    if changed := sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
+        what = ", ".join(key if key == "data" else f"{key} {old.get(key)} -> {new.get(key)}" for key in changed)
+        raise ValueError(f"{out}: holds a run with other settings ({what}); give another folder with --output")
+
+
+@contextmanager
+def _quiet_auto_runner(path: Path) -> Iterator[None]:
+    """Send what MONAI's Auto3DSeg logs to a file instead of the screen; warnings are shown as well."""
+    importlib.import_module("monai.apps.auto3dseg")  # its modules make their loggers
+
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("monai.apps.auto3dseg")]
+    shown = [handler for name in names for handler in logging.getLogger(name).handlers]
+    levels = [handler.level for handler in shown]
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    try:
+        for handler in shown:
+            handler.setLevel(logging.WARNING)
+        for name in names:
+            logging.getLogger(name).addHandler(file)
+        yield
+    finally:
+        for name in names:
+            logging.getLogger(name).removeHandler(file)
+        for handler, level in zip(shown, levels):
+            handler.setLevel(level)
+        file.close()
+
+
+@contextmanager
+def _only_one(out: Path) -> Iterator[None]:
+    """Hold the run's folder for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        ValueError: if another process holds it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no such locks on this system
+            pass
+        except BlockingIOError:
+            raise ValueError(f"{out}: another process is at work here; wait for it, or give another --output") from None
+        yield
