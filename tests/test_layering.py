@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "synboost_monai"
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"__init__", "labels", "records", "io"}),
+    frozenset({"__init__", "labels", "records", "io", "processes"}),
     frozenset({"prompts", "transforms", "networks", "diffusion", "metrics", "losses"}),
     frozenset({"inferers", "handlers", "data"}),
     frozenset({"bundle_run", "weights"}),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +24,7 @@ from synboost_monai.auto3dseg.settings import (
 from synboost_monai.auto3dseg.train import PROGRESS_NAME
 from synboost_monai.io import atomic_write_text
 from synboost_monai.labels import BACKGROUND_INDEX, NUM_CLASSES, STRUCTURES
+from synboost_monai.processes import ends_with_parent
 
 MODALITIES = ("ultrasound", "us", "echo", "echocardiography")
 """Words of AutoRunner's `modality` that these algorithms are for."""
@@ -143,8 +142,9 @@ def run_logged(
 ) -> subprocess.CompletedProcess:
     """Run a command to its end; what it prints is added to a file, what it says on stderr is shown."""
     with open(log_path, "a", encoding="utf-8") as log:
-        before = _die_with_parent if sys.platform == "linux" else None
-        return subprocess.run(list(command), stdout=log, env=dict(environment), check=False, preexec_fn=before)
+        return subprocess.run(
+            list(command), stdout=log, env=dict(environment), check=False, preexec_fn=ends_with_parent()
+        )
 
 
 def refusal(statistics: Mapping[str, Any], source: Mapping[str, Any]) -> str | None:
@@ -234,9 +234,3 @@ def _by_case_path(path: str) -> str:
     """`DataAnalyzer`'s second file."""
     root, suffix = os.path.splitext(path)
     return f"{root}_by_case{suffix}"
-
-
-def _die_with_parent() -> None:
-    """In the child: ask Linux to kill it when its parent ends, so that a killed run leaves nothing at work behind."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

@@ -26,6 +26,7 @@ from synboost_monai.bundle_run import literal, quiet_warnings, user_error
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.io import atomic_write_text, image_stem, sha256_of
 from synboost_monai.metrics.per_case import this_command
+from synboost_monai.processes import hold_folder
 from synboost_monai.transforms.array import checked_items, load_echo, plain
 
 ENSEMBLES = {"best_n": "AlgoEnsembleBestN", "best_by_fold": "AlgoEnsembleBestByFold"}
@@ -86,7 +87,7 @@ def run_auto3dseg(
         "hyper_parameters": {key: source[key] for key in own} | training,
         "data": content,
     }
-    with _only_one(out):
+    with hold_folder(out):
         _check_resumed(out, settings)
         datalist = out / DATALIST_NAME
         atomic_write_text(datalist, json.dumps(content, indent=1) + "\n")
@@ -311,23 +312,3 @@ def _quiet_auto_runner(path: Path) -> Iterator[None]:
         for handler, level in zip(shown, levels):
             handler.setLevel(level)
         file.close()
-
-
-@contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Hold the run's folder for this process; the lock goes with the process, however it ends.
-
-    Raises:
-        ValueError: if another process holds it.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "a+", encoding="utf-8") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no such locks on this system
-            pass
-        except BlockingIOError:
-            raise ValueError(f"{out}: another process is at work here; wait for it, or give another --output") from None
-        yield

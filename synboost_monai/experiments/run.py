@@ -11,8 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import yaml
 from synboost_monai.experiments.settings import read_study
 from synboost_monai.experiments.study import KINDS, Study, count_by_kind
 from synboost_monai.io import atomic_write_text
+from synboost_monai.processes import hold_folder
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 """The DAG of stages."""
@@ -72,8 +72,7 @@ def run_study(
         print(_planned(checked, text, run_dir))
         return None
 
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with _only_one(run_dir):
+    with hold_folder(run_dir):
         study_path = run_dir / "study.yaml"
         if not study_path.is_file() or study_path.read_text(encoding="utf-8") != text:
             atomic_write_text(study_path, text)
@@ -185,31 +184,3 @@ def _failure(run_dir: Path, study: str, code: int) -> int:
         file=sys.stderr,
     )
     return 2 if stage_code == 2 else 1
-
-
-@contextmanager
-def _only_one(run_dir: Path) -> Iterator[None]:
-    """Hold the run's folder for this process; the lock goes with the process, however it ends.
-
-    While another process is at work in the folder this one waits, and then finds its stages done.
-    """
-    with open(run_dir / ".lock", "a+") as file:
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip()
-            print(
-                f"{run_dir}: process {owner} is at work here; waiting until it ends (Ctrl-C to leave)", file=sys.stderr
-            )
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield

@@ -8,14 +8,12 @@ with the same command and inputs, was interrupted in it: then the stage goes on 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import hashlib
 import json
 import os
 import platform
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -27,6 +25,7 @@ from synboost_monai.bundle_run import nearest
 from synboost_monai.experiments.run import PARENT_VARIABLE
 from synboost_monai.experiments.settings import read_run
 from synboost_monai.io import atomic_write_text
+from synboost_monai.processes import ends_with_parent
 
 _PROGRAMS = {"python": (), "torchrun": ("-m", "torch.distributed.run")}
 """First word of a full command -> arguments of this Python that stand for it."""
@@ -104,8 +103,7 @@ def _supervise(words: Sequence[str], state: dict[str, Any], state_path: Path, th
     log_path.parent.mkdir(exist_ok=True)
     with open(log_path if "run" in words else os.devnull, "a", encoding="utf-8") as log:
         stdout = log if "run" in words else sys.stderr
-        before_start = _die_with_parent if sys.platform == "linux" else None
-        process = subprocess.Popen(command, stdout=stdout, env=environment, preexec_fn=before_start)
+        process = subprocess.Popen(command, stdout=stdout, env=environment, preexec_fn=ends_with_parent())
     while True:
         spent = time.monotonic() - start
         state["seconds"] = round(before + spent, 2)
@@ -125,12 +123,6 @@ def _supervise(words: Sequence[str], state: dict[str, Any], state_path: Path, th
             process.kill()
             process.wait()
             raise SystemExit(137)
-
-
-def _die_with_parent() -> None:
-    """In the child: ask Linux to kill it when the supervising process ends."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _is_alive(process_id: int) -> bool:

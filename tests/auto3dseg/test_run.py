@@ -169,15 +169,6 @@ def test_other_settings_need_another_folder(copied_run: Path, datalist_dir: Path
         call_again(copied_run, datalist_dir, tiny)
 
 
-def test_two_processes_do_not_share_a_folder(copied_run: Path, datalist_dir: Path, tiny: dict[str, Any]) -> None:
-    import fcntl
-
-    with open(copied_run / ".lock") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another process is at work here"):
-            call_again(copied_run, datalist_dir, tiny)
-
-
 def test_ensembles_can_be_changed_afterwards(copied_run: Path, datalist_dir: Path, tiny: dict[str, Any]) -> None:
     call_again(copied_run, datalist_dir, tiny, ensemble="best_n", n_best=3)
     frame = pd.read_csv(copied_run / "auto3dseg.csv").set_index("name")

@@ -1,0 +1,51 @@
+"""What runs of several processes need of the system: one process at a time in a folder, and no child that outlives its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def hold_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a run's folder for this process; the lock goes with the process, however it ends. The folder is made if need be.
+
+    While another process is at work in the folder this one waits, and then finds its work done.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder, ".lock"), "a+", encoding="utf-8") as file:
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this system
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip()
+            print(
+                f"{folder}: process {owner} is at work here; waiting until it ends (Ctrl-C to leave)", file=sys.stderr
+            )
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def ends_with_parent() -> Callable[[], None] | None:
+    """`preexec_fn` of a child that ends when its parent does, even by `kill -9`; None where the system has no such thing."""
+    return _ask_linux if sys.platform == "linux" else None
+
+
+def _ask_linux() -> None:
+    """In the child: ask Linux to kill it when its parent ends."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
