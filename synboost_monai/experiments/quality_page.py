@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synboost_monai.experiments.quality_images import TISSUES, Echo, JudgingSegmenter, RealReader, SyntheticReader
-from synboost_monai.experiments.report import STRATEGY_COLOURS, css_colour, overlay, picture_cell, picture_source
-from synboost_monai.experiments.report import TEMPLATE as REPORT_TEMPLATE
+from synboost_monai.experiments.report import (
+    STRATEGY_COLOURS,
+    css_colour,
+    overlay,
+    picture_cell,
+    picture_source,
+    style_sheet,
+)
 from synboost_monai.io import atomic_write_text
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.speckle import RAYLEIGH_SNR, SPECKLE_STATISTICS
@@ -61,7 +66,7 @@ def write_page(
     """
     data = quality["data"]
     page = _render(
-        style=_style_of_report(),
+        style=style_sheet(),
         title=Path(data["dataset_dir"]).resolve().name,
         quality=quality,
         verdicts=verdicts(quality),
@@ -394,13 +399,6 @@ def _nearest_plot(found: Mapping[str, Neighbours]) -> bytes:
 
 
 # ---- the page
-
-
-def _style_of_report() -> str:
-    """The style sheet of a study's report: one look for all pages."""
-    match = re.search(r"<style>(.*?)</style>", REPORT_TEMPLATE.read_text(encoding="utf-8"), re.DOTALL)
-    assert match is not None, "report.html.j2 has a style sheet"
-    return match[1]
 
 
 def _fixed(value: float | None, digits: int = 3) -> str:

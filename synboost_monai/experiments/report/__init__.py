@@ -1,0 +1,125 @@
+"""A study's run -> report.html (one file, works from disk without network), tables/, results.csv, results.json.
+
+evaluations.py   what is read from the run, and how it is grouped
+overview.py scores.py boxes.py differences.py convergence.py scarcity.py agreement.py wrong_words.py examples.py failures.py repeat.py
+                 a section or a few each: tables, plots and words, only where the study has the data
+blocks.py        what sections are made of; plots.py, pictures.py, words.py: how things look and are called
+page.py          sections -> HTML (page.html.j2, style.css.j2)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from synboost_monai.experiments.report import (
+    agreement,
+    boxes,
+    convergence,
+    examples,
+    failures,
+    overview,
+    repeat,
+    scarcity,
+    scores,
+    wrong_words,
+)
+from synboost_monai.experiments.report import differences as comparisons
+from synboost_monai.experiments.report.blocks import Section, write_tables
+from synboost_monai.experiments.report.evaluations import Evaluation, Run
+from synboost_monai.experiments.report.page import render, style_sheet
+from synboost_monai.experiments.report.pictures import colour_label_map, overlay, picture_cell, picture_source
+from synboost_monai.experiments.report.repeat import package_versions
+from synboost_monai.experiments.report.words import PHANTOM_WARNING, STRATEGY_COLOURS, css_colour
+from synboost_monai.io import atomic_write_text
+from synboost_monai.metrics.statistics import OVERALL
+
+__all__ = [
+    "STRATEGY_COLOURS",
+    "colour_label_map",
+    "css_colour",
+    "overlay",
+    "package_versions",
+    "picture_cell",
+    "picture_source",
+    "results_frame",
+    "style_sheet",
+    "write_report",
+]
+
+
+def write_report(run_dir: str | os.PathLike[str]) -> Path:
+    """Write report.html, results.csv, results.json and tables/ of a study's run, finished or not.
+
+    Args:
+        run_dir: folder of the run.
+    Returns:
+        path of report.html.
+    Raises:
+        FileNotFoundError: if the folder is no run of a study.
+        ValueError: if no segmenter is evaluated yet.
+    """
+    run = Run.read(run_dir)
+    results = results_frame(run.evaluations)
+    text = results.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+    atomic_write_text(run.run_dir / "results.csv", text)
+    record = {
+        "study": run.study.name,
+        "settings": dict(run.study.settings),
+        "versions": package_versions(),
+        "results": [{"segmenter": vars(e.segmenter), **e.summary} for e in run.evaluations],
+        "stages": run.stages,
+    }
+    atomic_write_text(run.run_dir / "results.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+    sections = sections_of(run)
+    write_tables(sections, run.run_dir / "tables")
+    page = render(
+        sections,
+        title=run.study.name,
+        description=str(run.study.settings["description"]),
+        warning=PHANTOM_WARNING if run.study.has_phantom else "",
+        versions=package_versions(),
+    )
+    atomic_write_text(run.run_dir / "report.html", page)
+    return run.run_dir / "report.html"
+
+
+def sections_of(run: Run) -> list[Section]:
+    """The page's sections in order; those that the study has no data for are left out."""
+    differences = comparisons.compare_strategies(run)
+    sections = [
+        overview.summary_section(run, differences),
+        overview.study_section(run),
+        scores.section(run),
+        boxes.section(run),
+        comparisons.section(run, differences),
+        convergence.section(run),
+        scarcity.section(run, differences),
+        agreement.section(run),
+        wrong_words.section(run),
+        examples.synthetic_section(run),
+        examples.real_section(run),
+        examples.ranked_section(run),
+        failures.section(run),
+        repeat.times_section(run),
+        repeat.repeat_section(run),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def results_frame(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """One row for each segmenter and structure, and for all structures together (`overall`)."""
+    rows = []
+    for evaluation in evaluations:
+        summary = evaluation.summary
+        for structure, numbers in {**summary["structures"], OVERALL: summary["overall"]}.items():
+            row: dict[str, Any] = {**vars(evaluation.segmenter), "structure": structure, **numbers}
+            row |= {key: summary.get(key) for key in ("num_cases", "num_patients", "section", "checkpoint_sha256")}
+            rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,66 @@
+"""Words and colours of the report: one name and one colour a thing, on every page and plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from synboost_monai.records import PHASES, VIEWS
+
+MODEL_TITLES = {"cris": "CRIS", "clipseg": "CLIPSeg"}
+"""Model -> its name; others are called as they are."""
+STRATEGY_TITLES = {
+    "real": "real",
+    "synthetic": "synthetic",
+    "synthetic_then_real": "synthetic, then real",
+    "real_and_synthetic": "real and synthetic",
+}
+"""Strategy -> words of the tables."""
+STRATEGY_COLOURS = {
+    "real": "#0072b2",
+    "synthetic": "#e69f00",
+    "synthetic_then_real": "#009e73",
+    "real_and_synthetic": "#cc79a7",
+}
+"""Strategy -> colour of the plots; told apart by colour-blind readers too (Okabe and Ito 2008)."""
+STRATEGY_MARKERS = {"real": "o", "synthetic": "s", "synthetic_then_real": "^", "real_and_synthetic": "D"}
+"""Strategy -> marker of the plots."""
+SHORT = {long: short for short, long in {**VIEWS, **PHASES}.items()}
+"""View or phase -> short form."""
+PHANTOM_WARNING = (
+    "This study was run on a phantom: generated images that stand for real ones. Its numbers show that every part works; "
+    "they say nothing about hearts, nor about what synthetic images are worth."
+)
+"""Stands above everything when a study made its own data."""
+
+
+def model_title(model: str) -> str:
+    """`cris` -> CRIS."""
+    return MODEL_TITLES.get(model, model)
+
+
+def join(words: Sequence[str], last: str = "and") -> str:
+    """`a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else ""
+
+
+def count(number: int, word: str) -> str:
+    """`1 image`, `2 images`, `2,345 images`."""
+    plural = f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
+    return f"{number:,} {word if number == 1 else plural}"
+
+
+def duration(seconds: float) -> str:
+    """`7 s`, `2.5 min`, `3.1 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """With its sign, and a true minus."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
+
+
+def css_colour(colour: Sequence[int]) -> str:
+    """A colour, 0..255 each, as CSS writes it."""
+    return f"rgb({', '.join(str(c) for c in colour)})"
