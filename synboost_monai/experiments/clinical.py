@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from synboost_monai.data.datalist import DATALIST_NAME, read_datalist
 from synboost_monai.experiments.tables import Table
 from synboost_monai.io import IMAGE_SUFFIXES, atomic_path, atomic_write_text, read_frames
 from synboost_monai.metrics.agreement import MIN_PAIRS, STATISTICS, agreement
-from synboost_monai.metrics.clinical import MEASURES, METHODS, measure_patient
+from synboost_monai.metrics.clinical import MEASURES, METHODS, ClinicalMeasure, measure_patient
 from synboost_monai.metrics.per_case import this_command
 from synboost_monai.records import IMAGE_QUALITIES
 
@@ -120,6 +121,7 @@ def clinical_measures(
     dataset_dir: str | os.PathLike[str] | None = None,
     *,
     section: str | None = None,
+    plots: bool = True,
 ) -> ClinicalResult:
     """Volumes, ejection fraction and lengths from an evaluation's label maps and from the experts', and how they agree.
 
@@ -130,6 +132,7 @@ def clinical_measures(
         evaluation_dir: folder that `synboost evaluate` wrote, with its label_maps.
         dataset_dir: the data set that was evaluated; by default that of summary.json.
         section: of the data set; by default that of summary.json.
+        plots: whether Bland-Altman plots are written.
     Raises:
         FileNotFoundError: if the folder is no evaluation, or the data set is not there.
         ValueError: if nothing of the section was evaluated with patient, view and phase known, or a patient has two images of
@@ -170,7 +173,7 @@ def clinical_measures(
     atomic_write_text(csv_path, frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     atomic_write_text(json_path, json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     result = ClinicalResult(frame, summary, csv_path, json_path)
-    for method in methods:
+    for method in methods if plots else ():
         if (png := result.plot("ejection_fraction", method)) is not None:
             result.plot_paths.append(evaluation_dir / f"bland_altman_{method}.png")
             with atomic_path(result.plot_paths[-1]) as temporary:
@@ -312,9 +315,9 @@ def _patients(
 def _rows(patient: str, items: Items, evaluation_dir: Path, methods: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of clinical.csv of a patient."""
     predicted = measure_patient({key: _predicted(evaluation_dir, item["case"]) for key, item in items.items()})
-    expert = measure_patient(
-        {key: _read(item["label"]) if "label" in item else "no label map" for key, item in items.items()}
-    )
+    files = {key: item.get("label") for key, item in items.items()}
+    times = tuple(0 if path is None else os.stat(path).st_mtime_ns for path in files.values())
+    expert = _measured_experts(tuple(files.items()), times)
     known = {float(i["ejection_fraction"]) for i in items.values() if i.get("ejection_fraction") is not None}
     for of_model, of_expert in zip(predicted, expert):
         if of_model.method not in methods:
@@ -335,6 +338,19 @@ def _rows(patient: str, items: Items, evaluation_dir: Path, methods: Sequence[st
             "reason": _joined(reasons),
             "warning": _joined([("predicted", of_model.warning), ("expert", of_expert.warning)]),
         }
+
+
+@lru_cache(maxsize=1024)
+def _measured_experts(
+    files: tuple[tuple[tuple[str, str], str | None], ...], times_ns: tuple[int, ...]
+) -> list[ClinicalMeasure]:
+    """Measures of a patient's label maps by the expert: those of every evaluation of the same images.
+
+    Args:
+        files: ((view, phase), path) of each; no path: there is no label map.
+        times_ns: when they were written; others are measured anew.
+    """
+    return measure_patient({key: "no label map" if path is None else _read(path) for key, path in files})
 
 
 def _joined(texts: Sequence[tuple[str, str]]) -> str | None:

@@ -189,13 +189,11 @@ def _check(study: Study, where: str) -> None:
             raise ValueError(
                 f"{where}: unknown setting data.prepare.{key}{nearest(key, _PREPARE_KEYS)}; it takes {', '.join(_PREPARE_KEYS)}"
             )
-    sizes = [str(size) for size in part["patients"]]
-    with_strategy = [f"{size}/{strategy}" for size in sizes for strategy in STRATEGIES]
     for group, names, stages in (
         ("segmenters.per_model", models, _STAGE_KEYS),
         ("segmenters.per_strategy", STRATEGIES, _STAGE_KEYS),
-        ("segmenters.per_patients", [*sizes, *with_strategy], _STAGE_KEYS),
-        ("diffusion.per_patients", sizes, ("both", "train", "synthesise")),
+        ("segmenters.per_patients", None, _STAGE_KEYS),
+        ("diffusion.per_patients", None, ("both", "train", "synthesise")),
     ):
         outer, _, inner = group.partition(".")
         _check_layers(settings[outer][inner], group, names, stages, where)
@@ -230,16 +228,29 @@ def _check_axes(part: Mapping[str, Any], models: Sequence[str], num_folds: Any, 
 
 
 def _check_layers(
-    layers: Mapping[str, Any], group: str, names: Sequence[str], stages: Sequence[str], where: str
+    layers: Mapping[str, Any], group: str, names: Sequence[str] | None, stages: Sequence[str], where: str
 ) -> None:
-    """Overrides of one model, strategy or number of patients."""
+    """Overrides of one model, strategy, or (no names) number of patients, which may lie outside of a grid that was cut."""
     for name, layer in layers.items():
-        if name not in names:
+        if names is None and not _is_size(str(name), with_strategy=group.startswith("segmenters")):
+            more = f", or that and a strategy such as 20/{STRATEGIES[0]}" if group.startswith("segmenters") else ""
+            raise ValueError(f"{where}: {group} takes a number of patients, a share, or {ALL}{more}; got {name}")
+        if names is not None and name not in names:
             hint = nearest(str(name), list(names))
             raise ValueError(f"{where}: unknown setting {group}.{name}{hint}; there are {', '.join(names)}")
         for stage in layer or {}:
             if stage not in stages:
                 raise ValueError(f"{where}: unknown setting {group}.{name}.{stage}; it takes {', '.join(stages)}")
+
+
+def _is_size(text: str, with_strategy: bool) -> bool:
+    """Whether text is a key of `per_patients`: `all`, `20`, `0.5`, or with a strategy, `20/synthetic`."""
+    size, slash, strategy = text.partition("/")
+    try:
+        is_size = size == ALL or float(size) > 0
+    except ValueError:
+        is_size = False
+    return is_size and (not slash or with_strategy and strategy in STRATEGIES)
 
 
 _OF_ONE_SEGMENTER = ("dataset_dir", "synthetic_dir", "output_dir", "checkpoint_path", "init_checkpoint", "seed")

@@ -112,7 +112,9 @@ class Study:
             return []
         groups: dict[tuple[str, str], list[Segmenter]] = {}
         for segmenter in self.segmenters:
-            if segmenter.strategy != "synthetic" and segmenter.prompt != "P0":  # no word of an empty prompt can be wrong
+            if (
+                segmenter.strategy != "synthetic" and segmenter.prompt != "P0"
+            ):  # no word of an empty prompt can be wrong
                 groups.setdefault((segmenter.model, segmenter.strategy), []).append(segmenter)
         return [max(group, key=lambda s: (not s.frozen, s.part.size, s.prompt)) for group in groups.values()]
 

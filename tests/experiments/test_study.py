@@ -172,8 +172,8 @@ def test_several_processes_are_started_by_torchrun(study_path, tiny_bundles):
         ({"threads": 0}, "threads must be a whole number of at least 1, got 0"),
         ({"segmenters.recipe": "train_tiny"}, "has no config 'train_tiny'"),
         (
-            {"segmenters.per_patients.20.train.max_epochs": 1},
-            "unknown setting segmenters.per_patients.20; there are all, all/real",
+            {"segmenters.per_patients.20/rael.train.max_epochs": 1},
+            "takes a number of patients, a share, or all, or that and a strategy such as 20/real; got 20/rael",
         ),
         ({"segmenters.per_patients.all.trian.max_epochs": 1}, "unknown setting segmenters.per_patients.all.trian"),
         ({"segmenter.models": "cris"}, "unknown setting segmenter; did you mean segmenters?"),

@@ -66,7 +66,14 @@ def section(run: Run) -> Section | None:
     results: list[tuple[Evaluation, ClinicalResult]] = []
     for e in kept:
         try:
-            results.append((e, clinical_measures(e.evaluation_dir, run.run_dir / "real", section=e.summary["section"])))
+            results.append(
+                (
+                    e,
+                    clinical_measures(
+                        e.evaluation_dir, run.run_dir / "real", section=e.summary["section"], plots=False
+                    ),
+                )
+            )
         except (ValueError, FileNotFoundError) as error:
             blocks.append(Text(f"{run.name_of(e)}: clinical measures cannot be computed: {error}"))
     records = [(e, record) for e, result in results for record in result.summary["agreement"]]
