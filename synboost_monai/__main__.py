@@ -256,7 +256,7 @@ def experiment(
 
 
 def report(run_dir: str) -> None:
-    """Write report.html, tables/ (CSV and LaTeX), results.csv and results.json of a study's run again, finished or not.
+    """Write report.html, tables/ (CSV and LaTeX), results.csv, results.json and cases.csv.gz of a study's run again, finished or not.
 
     Args:
         run_dir: folder of the run, such as runs/quickstart.

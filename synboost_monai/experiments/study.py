@@ -11,7 +11,7 @@ beside this file) only orders them, and `run.py` starts it.
       segmenters/MODEL/STRATEGY/PROMPT/seedN/model.pt     segmenters, each with history.csv and evaluation/metrics.csv
       examples/                                           a few synthetic images, segmented, for the report
       timing/STAGE.json  logs/STAGE.txt                   seconds and command of each finished stage; what it printed
-      report.html results.csv results.json tables/
+      report.html results.csv results.json tables/        and cases.csv.gz: every segmenter, image and structure
 """
 
 from __future__ import annotations

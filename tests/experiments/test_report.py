@@ -355,3 +355,17 @@ def test_overlay_has_square_pixels_and_the_structures_colours():
     assert tuple(picture[5, 5]) == (0, 0, 0)
     flat = colour_label_map(np.full((4, 4), LEFT_ATRIUM.class_index), (1, 1), size=8)
     assert np.all(flat == LEFT_ATRIUM.colour)
+
+
+def test_every_case_of_every_segmenter_is_in_one_file(run_dir):
+    write_report(run_dir)
+    cases = pd.read_csv(run_dir / "cases.csv.gz")
+    evaluated = sorted(run_dir.glob("segmenters/**/evaluation/metrics.csv"))
+    assert len(cases) == sum(len(pd.read_csv(path)) for path in evaluated) > 0
+    assert cases.groupby(["model", "strategy", "prompt", "seed"]).ngroups == len(evaluated)
+    one = pd.read_csv(run_dir / "segmenters/cris/synthetic/P2/seed0/evaluation/metrics.csv")
+    part = cases[(cases["model"] == "cris") & (cases["strategy"] == "synthetic")]
+    assert part["dice"].tolist() == pytest.approx(one["dice"].tolist(), rel=1e-5)
+    before = (run_dir / "cases.csv.gz").read_bytes()
+    write_report(run_dir)
+    assert (run_dir / "cases.csv.gz").read_bytes() == before

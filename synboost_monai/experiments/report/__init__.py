@@ -1,4 +1,4 @@
-"""A study's run -> report.html (one file, works from disk without network), tables/, results.csv, results.json.
+"""A study's run -> report.html (one file, works from disk without network), tables/, results.csv, results.json, cases.csv.gz.
 
 evaluations.py   what is read from the run, and how it is grouped
 overview.py scores.py boxes.py differences.py convergence.py scarcity.py agreement.py wrong_words.py examples.py failures.py repeat.py
@@ -9,6 +9,7 @@ page.py          sections -> HTML (page.html.j2, style.css.j2)
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ from synboost_monai.experiments.report.page import render, style_sheet
 from synboost_monai.experiments.report.pictures import colour_label_map, overlay, picture_cell, picture_source
 from synboost_monai.experiments.report.repeat import package_versions
 from synboost_monai.experiments.report.words import PHANTOM_WARNING, STRATEGY_COLOURS, css_colour
-from synboost_monai.io import atomic_write_text
+from synboost_monai.io import atomic_path, atomic_write_text
 from synboost_monai.metrics.statistics import OVERALL
 
 __all__ = [
@@ -53,8 +54,12 @@ __all__ = [
 ]
 
 
+CASES_NAME = "cases.csv.gz"
+"""File in the run's folder: one row for each segmenter, image and structure."""
+
+
 def write_report(run_dir: str | os.PathLike[str]) -> Path:
-    """Write report.html, results.csv, results.json and tables/ of a study's run, finished or not.
+    """Write report.html, results.csv, results.json, cases.csv.gz and tables/ of a study's run, finished or not.
 
     Args:
         run_dir: folder of the run.
@@ -68,6 +73,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     results = results_frame(run.evaluations)
     text = results.to_csv(index=False, float_format="%.6f", lineterminator="\n")
     atomic_write_text(run.run_dir / "results.csv", text)
+    _write_cases(run.evaluations, run.run_dir / CASES_NAME)
     record = {
         "study": run.study.name,
         "settings": dict(run.study.settings),
@@ -88,6 +94,21 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     )
     atomic_write_text(run.run_dir / "report.html", page)
     return run.run_dir / "report.html"
+
+
+def _write_cases(evaluations: Sequence[Evaluation], path: Path) -> None:
+    """Every row of every metrics.csv with the axes of its segmenter, as one compressed file; the same rows give the same bytes."""
+    axes = list(vars(evaluations[0].segmenter))
+    measured = dict.fromkeys(column for e in evaluations for column in e.frame.columns)
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "wb") as raw,
+        gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as file,
+    ):
+        for number, e in enumerate(evaluations):
+            frame = e.frame.assign(**vars(e.segmenter)).reindex(columns=[*axes, *measured])
+            text = frame.to_csv(index=False, header=number == 0, float_format="%.6g", lineterminator="\n")
+            file.write(text.encode())
 
 
 def sections_of(run: Run) -> list[Section]:
