@@ -28,6 +28,8 @@ DATALIST_NAME = "datalist.json"
 
 PATH_KEYS = ("image", "label", "sequence", "sequence_label", "sector")
 """Keys of an item that are paths."""
+SUMMARY_NAME = "summary.txt"
+"""File beside datalist.json: counts, how the splits were made, what is missing, what was left out."""
 _VALUE_KEYS = ("patient", "view", "phase", "sex", "age", "image_quality", "ejection_fraction")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "view": tuple(VIEWS.values()),
@@ -307,6 +309,17 @@ def find_datalist(path: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such folder or datalist; give the folder that holds {DATALIST_NAME}")
     return path
+
+
+def rebased_item(
+    item: Mapping[str, Any], old_dir: str | os.PathLike[str], new_dir: str | os.PathLike[str]
+) -> dict[str, Any]:
+    """An item whose paths are relative to another folder; its files stay where they are."""
+    target = os.path.realpath(new_dir)
+    moved = {
+        key: os.path.relpath(os.path.realpath(Path(old_dir, item[key])), target) for key in PATH_KEYS if item.get(key)
+    }
+    return {**item, **{key: Path(path).as_posix() for key, path in moved.items()}}
 
 
 def load_datalist(path: Path) -> dict[str, Any]:

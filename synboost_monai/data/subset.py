@@ -11,12 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synboost_monai.data.datalist import DATALIST_NAME, PATH_KEYS, find_datalist, load_datalist
+from synboost_monai.data.datalist import DATALIST_NAME, SUMMARY_NAME, find_datalist, load_datalist, rebased_item
 from synboost_monai.data.splits import rank_patients, take_subset
 from synboost_monai.io import atomic_write_text
-
-SUMMARY_NAME = "summary.txt"
-"""File beside datalist.json: what was taken."""
 
 
 def write_subset(
@@ -56,14 +53,8 @@ def write_subset(
     items = [item for name in sections for item in content.get(name, [])]
     target = Path(output_dir, DATALIST_NAME)
     parts = {name: [item for item in items if str(item["patient"]) in members] for name, members in chosen.items()}
-    rebased = {
-        key: [_rebased(item, source.parent, target.parent) for item in parts.get(key, value)]
-        for key, value in content.items()
-        if isinstance(value, list)
-    }
-    rebased |= {
-        name: rebased.get(name, [_rebased(i, source.parent, target.parent) for i in parts[name]]) for name in parts
-    }
+    lists = {key: value for key, value in content.items() if isinstance(value, list)} | parts
+    rebased = {key: [rebased_item(item, source.parent, target.parent) for item in part] for key, part in lists.items()}
     text = _sentence(chosen, sections, rebased, fold, num_folds, seed)
     head = {key: value for key, value in content.items() if not isinstance(value, list)}
     head["description"] = f"{head.get('description', '')}; {text}".lstrip("; ")
@@ -116,15 +107,6 @@ def _divide(patients: Sequence[str], fold: int, num_folds: int, seed: int, sourc
         raise ValueError(f"fold must be 0 to {num_folds - 1} of {num_folds} folds, got {fold}")
     held_out = set(rank_patients(patients, seed, "fold")[fold::num_folds])
     return {"training": [p for p in patients if p not in held_out], "validation": sorted(held_out)}
-
-
-def _rebased(item: Mapping[str, Any], old_dir: Path, new_dir: Path) -> dict[str, Any]:
-    """An item whose paths are relative to another folder."""
-    out = dict(item)
-    for key in PATH_KEYS:
-        if out.get(key):
-            out[key] = Path(os.path.relpath(os.path.realpath(old_dir / out[key]), os.path.realpath(new_dir))).as_posix()
-    return out
 
 
 def _sentence(

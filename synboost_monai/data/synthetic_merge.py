@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from synboost_monai.data.datalist import DATALIST_NAME
+from synboost_monai.data.datalist import DATALIST_NAME, rebased_item
 from synboost_monai.data.splits import SECTIONS, check_disjoint
 from synboost_monai.data.synthetic import NUM_CONTACT_SHEET_IMAGES, datalist_head
 from synboost_monai.data.synthetic_writers import write_contact_sheet, write_json
-
-_PATH_KEYS = ("image", "label")
 
 
 def merge_synthetic(output_dir: str | os.PathLike[str], *dirs: str | os.PathLike[str]) -> Path:
@@ -41,7 +39,7 @@ def merge_synthetic(output_dir: str | os.PathLike[str], *dirs: str | os.PathLike
     )
     sections = {
         name: [
-            _moved(item, folder, target)
+            rebased_item(item, folder, target)
             for folder, datalist in zip(folders, datalists)
             for item in datalist.get(name, [])
         ]
@@ -98,12 +96,7 @@ def _provenance(folders: list[Path], target: Path) -> Iterator[dict[str, Any]]:
     """Records of all images, one folder's at a time in memory."""
     for number, folder in enumerate(folders):
         for record in _load(folder / "provenance.json")["images"]:
-            yield {**_moved(record, folder, target), "part": number}
-
-
-def _moved(item: Mapping[str, Any], folder: Path, target: Path) -> dict[str, Any]:
-    """An item with its paths relative to another folder."""
-    return {**item, **{key: _relative(folder / item[key], target) for key in _PATH_KEYS if key in item}}
+            yield {**rebased_item(record, folder, target), "part": number}
 
 
 def _relative(path: Path, target: Path) -> str:

@@ -8,9 +8,6 @@ from typing import Any
 
 from synboost_monai.io import atomic_write_text
 
-SUMMARY_NAME = "summary.txt"
-"""File beside datalist.json: counts, how the splits were made, what is missing, what was left out."""
-
 
 def prepare_dataset(dataset: str | os.PathLike[str], output_dir: str | os.PathLike[str], **options: Any) -> str:
     """Read a CAMUS or phantom folder and write datalist.json and summary.txt.
@@ -25,7 +22,7 @@ def prepare_dataset(dataset: str | os.PathLike[str], output_dir: str | os.PathLi
         ValueError, FileNotFoundError: as `read_camus`; nothing is written then.
     """
     from synboost_monai.data.camus import read_camus
-    from synboost_monai.data.datalist import write_datalist
+    from synboost_monai.data.datalist import SUMMARY_NAME, write_datalist
 
     found = read_camus(dataset, **options)
     datalist_path = Path(output_dir, "datalist.json")

@@ -9,9 +9,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from synboost_monai.data.datalist import DATALIST_NAME
+from synboost_monai.data.datalist import DATALIST_NAME, SUMMARY_NAME
 from synboost_monai.experiments.grid import ALL
-from synboost_monai.experiments.prepare import SUMMARY_NAME
 from synboost_monai.experiments.report.blocks import Block, Fold, Listing, ReportTable, Section, Text, best_rows
 from synboost_monai.experiments.report.differences import AGAINST_REAL, AGAINST_REAL_JOINED, Differences
 from synboost_monai.experiments.report.evaluations import Run, in_words
