@@ -134,7 +134,8 @@ def _icc_interval(
     f_low = float(stats.f.ppf(upper_tail, n - 1, degrees))
     f_high = float(stats.f.ppf(upper_tail, degrees, n - 1))
     rest = k * of_raters + (k * n - k - n) * residual
-    low = n * (between - f_low * residual) / (f_low * rest + n * between)
+    part = between / f_low  # 0 where few degrees of freedom make F infinite
+    low = n * (part - residual) / (rest + n * part)
     high = n * (f_high * between - residual) / (rest + n * f_high * between)
     return low, high
 

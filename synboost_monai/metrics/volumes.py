@@ -43,7 +43,7 @@ the axis (Lang et al. 2015)."""
 AREA_LENGTH_FACTOR = 0.85
 """8 / (3 pi), as rounded in the area-length formula (Lang et al. 2015)."""
 MIN_AXIS_PIXELS = 8
-"""A shorter long axis is no ventricle's: volumes of so few pixels mean nothing."""
+"""A shorter long axis is no ventricle's and no atrium's: volumes of so few pixels mean nothing."""
 MAX_ANNULUS_SHARE = 0.5
 """Of the cavity's outline; where more is open, its base is not known. Experts' label maps have 0.1 to 0.2."""
 CAMUS_REACH_PIXELS = 8
@@ -136,7 +136,10 @@ def measure_atrium(label_map: NDArray[Any], spacing_mm: Sequence[float] | None) 
     crossings = _crossings(z, w)
     if not crossings.size or crossings.max() <= 0:
         raise CannotMeasureError("the left atrium does not lie beyond the mitral annulus")
-    return Atrium(area, float(crossings.max()))
+    length = float(crossings.max())
+    if length < MIN_AXIS_PIXELS * float(chambers.spacing.max()):  # its volume, area squared over length, would grow without bound
+        raise CannotMeasureError("the left atrium lies beside the mitral annulus, or is a few pixels only")
+    return Atrium(area, length)
 
 
 def disk_volume_ml(first: Ventricle, second: Ventricle | None = None) -> float:

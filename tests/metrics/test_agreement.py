@@ -71,6 +71,20 @@ def test_limits_of_agreement_and_their_intervals_by_hand():
     assert found["pearson_r"] == pytest.approx(stats.pearsonr(a, b).statistic)
 
 
+def test_interval_is_finite_where_f_is_not():
+    """Predictions that go down where the experts go up leave the F distribution a hundredth of a degree of freedom."""
+    ratings = np.array([[-6.65721, 41.3481], [18.2011, 18.2596], [-13.6932, 52.3498]])
+    found = intraclass_correlation(ratings)
+    x = ratings - ratings.mean()
+    n, k = x.shape
+    subjects, raters = x.mean(axis=1), x.mean(axis=0)
+    of_raters = n * float(raters @ raters) / (k - 1)
+    residual = float(((x - subjects[:, None] - raters) ** 2).sum()) / ((n - 1) * (k - 1))
+    limit = -n * residual / (k * of_raters + (k * n - k - n) * residual)
+    assert found["icc_low"] == pytest.approx(limit, rel=1e-6)
+    assert found["icc_low"] < found["icc"] < 0
+
+
 def test_what_is_undefined_is_none_and_never_nan():
     assert agreement([], []) == dict.fromkeys(STATISTICS) | {"num_pairs": 0}
     two = agreement([1.0, 2.0], [1.5, 1.0])

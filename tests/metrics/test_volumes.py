@@ -229,6 +229,15 @@ def test_atrium_of_an_empty_mask_has_no_size():
         measure_atrium(np.where(label_map == 3, 0, label_map), (0.5, 0.5))
 
 
+def test_a_sliver_beside_the_annulus_is_no_atrium():
+    """Area squared over a length of nothing would be a volume of anything."""
+    label_map = make_view(42, 22, (0.5, 0.5), cut=0.4)
+    rows = np.flatnonzero((label_map == 3).any(axis=1))
+    sliver = np.where((label_map == 3) & (np.arange(len(label_map))[:, None] > rows[0] + 3), 0, label_map)
+    with pytest.raises(CannotMeasureError, match="a few pixels only"):
+        measure_atrium(sliver, (0.5, 0.5))
+
+
 def test_a_few_pixels_are_no_ventricle():
     label_map = np.zeros((20, 20), np.uint8)
     label_map[4:9, 5:8], label_map[5:8, 6], label_map[8:12, 4:9] = 2, 1, 3
