@@ -1,0 +1,160 @@
+"""Opening a file of a stranger's folder: regular files alone, no links, no waiting, and every failure as a reason."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import math
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from synboost_monai.dicom.reasons import NotUsableError
+
+BLOCK = 1 << 20
+"""Bytes that are hashed at a time."""
+
+_KINDS = (
+    (stat.S_ISFIFO, "named pipe"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "character device"),
+    (stat.S_ISBLK, "block device"),
+)
+_ERRORS = {
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EIO: "the disk or network reports an input/output error",
+    errno.ENAMETOOLONG: "its path is too long",
+    errno.ESTALE: "the network drive has lost it",
+    errno.EMFILE: "too many files are open",
+    errno.ENFILE: "too many files are open",
+}
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A regular file that is open for reading."""
+
+    descriptor: int
+    size: int
+    """Bytes, when it was opened."""
+    mtime_ns: int
+    """Time of its last change, nanoseconds."""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset` on; fewer at the end of the file alone."""
+        blocks = []
+        while count > 0:
+            try:
+                block = os.pread(self.descriptor, min(count, 1 << 24), offset)
+            except OSError as error:
+                raise os_problem(error) from error
+            if not block:
+                break
+            blocks.append(block)
+            offset += len(block)
+            count -= len(block)
+        return b"".join(blocks)
+
+
+@contextlib.contextmanager
+def open_regular(path: str | os.PathLike[str]) -> Iterator[OpenFile]:
+    """Open a regular file; a link is not followed, a pipe or device is not touched and cannot make us wait.
+
+    Raises:
+        NotUsableError: symlink, special_file, unreadable or vanished.
+    """
+    path = os.fspath(path)
+    try:
+        check_kind(os.lstat(path).st_mode, path)
+        flags = [getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")]
+        descriptor = os.open(path, os.O_RDONLY | sum(flags))
+    except (OSError, ValueError) as error:
+        raise os_problem(error) from error
+    try:
+        status = os.fstat(descriptor)
+        check_kind(status.st_mode, path)  # it may have been replaced in between
+        yield OpenFile(descriptor, status.st_size, status.st_mtime_ns)
+    finally:
+        os.close(descriptor)
+
+
+def check_kind(mode: int, path: str) -> None:
+    """Refuse what is not a regular file.
+
+    Args:
+        mode: `st_mode` of the file itself, not of what it may link to.
+        path: of a link, to tell what it points at (the target is looked up, not opened).
+    Raises:
+        NotUsableError: symlink, special_file, or unreadable for a folder.
+    """
+    if stat.S_ISREG(mode):
+        return
+    if stat.S_ISLNK(mode):
+        raise NotUsableError("symlink", target=_target(path))
+    if stat.S_ISDIR(mode):
+        raise NotUsableError("unreadable", error="it is a folder")
+    kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "special file of the system")
+    raise NotUsableError("special_file", kind=kind)
+
+
+def os_problem(error: OSError | ValueError) -> NotUsableError:
+    """The reason for an error of the operating system; its text, which may hold the path, is not repeated."""
+    number = getattr(error, "errno", None)
+    if isinstance(error, NotUsableError):
+        return error
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return NotUsableError("vanished")
+    if number == errno.ELOOP:
+        return NotUsableError("symlink", target="something else")
+    if number in (errno.ENXIO, errno.ENODEV):
+        return NotUsableError("special_file", kind="device")
+    if number is None:
+        return NotUsableError("unreadable", error="its path is not valid")
+    return NotUsableError("unreadable", error=_ERRORS.get(number) or os.strerror(number).lower())
+
+
+def file_digest(
+    path: str | os.PathLike[str],
+    size: int | None = None,
+    mtime_ns: int | None = None,
+    offset: int = 0,
+    max_seconds: float = math.inf,
+) -> str:
+    """SHA-256 of a file (from `offset` on) as hexadecimal digits.
+
+    Args:
+        path: of a regular file.
+        size: bytes that it had when it was listed, if its change should be noticed.
+        mtime_ns: time of its last change then.
+        offset: first byte that counts.
+        max_seconds: that it may take: a file with holes can say that it has terabytes.
+    Raises:
+        NotUsableError: as `open_regular`; timeout; changed if it is not what was listed, or changes while it is read.
+    """
+    digest = hashlib.sha256()
+    deadline = time.monotonic() + max_seconds
+    with open_regular(path) as file:
+        listed = (file.size if size is None else size, file.mtime_ns if mtime_ns is None else mtime_ns)
+        position = offset
+        while block := file.read(position, BLOCK):
+            digest.update(block)
+            position += len(block)
+            if time.monotonic() > deadline:
+                raise NotUsableError("timeout", seconds=f"{max_seconds:g}")
+        status = os.fstat(file.descriptor)
+        if (status.st_size, status.st_mtime_ns) != listed or position != max(offset, file.size):
+            raise NotUsableError("changed")
+    return digest.hexdigest()
+
+
+def _target(path: str) -> str:
+    """What a link points at, in words."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return "nothing that can be reached"
+    return "a folder" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "a special file"

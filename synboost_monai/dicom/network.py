@@ -1,0 +1,68 @@
+"""What receiving and sending DICOM objects over the network share: status codes, AE titles, and a pynetdicom that is silent.
+
+Services: DICOM PS3.4 B (Storage) and A (Verification); status codes: PS3.4 table B.2-1, PS3.7 annex C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import re
+from collections.abc import Iterator
+from enum import IntEnum
+
+from synboost_monai.dicom.quiet import quiet
+
+_TITLE = re.compile(r"[ !-\[\]-~]{1,16}")
+
+
+class Status(IntEnum):
+    """Answers to a C-STORE."""
+
+    SUCCESS = 0x0000
+    OUT_OF_RESOURCES = 0xA700
+    MISMATCH = 0xA900
+    """The data set is not what the request says."""
+    CANNOT_UNDERSTAND = 0xC000
+
+
+def check_title(title: str) -> None:
+    """Make sure that a text can be an AE title.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not _TITLE.fullmatch(title) or not title.strip():
+        raise ValueError(f"{title!r} is no AE title: 1 to 16 printable characters without a backslash")
+
+
+def check_installed() -> None:
+    """Make sure that pynetdicom is there.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    if importlib.util.find_spec("pynetdicom") is None:
+        raise ValueError('a DICOM node needs pynetdicom: pip install "synboost-monai[listen]"')
+
+
+@contextlib.contextmanager
+def quiet_network() -> Iterator[None]:
+    """pynetdicom and pydicom without log and warnings, which show headers; objects go through files, in pieces."""
+    from pynetdicom import _config
+
+    wanted = {"LOG_HANDLER_LEVEL": "none", "STORE_RECV_CHUNKED_DATASET": True, "STORE_SEND_CHUNKED_DATASET": True}
+    before = {name: getattr(_config, name) for name in wanted}
+    logger = logging.getLogger("pynetdicom")
+    level = logger.level
+    for name, value in wanted.items():
+        setattr(_config, name, value)
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with quiet():
+            yield
+    finally:
+        for name, value in before.items():
+            setattr(_config, name, value)
+        logger.setLevel(level)

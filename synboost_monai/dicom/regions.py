@@ -1,0 +1,221 @@
+"""The part of an ultrasound image to look at, and how large its pixels are (Sequence of Ultrasound Regions, DICOM PS3.3 C.8.5.5).
+
+Only Physical Delta in centimetres, of the one region of two-dimensional tissue, makes a calibration; Pixel Spacing and the depth of
+the scan field are never used. Anything in doubt gives no calibration, with the reason: the image is segmented, not measured.
+
+| regions | looked at | calibration |
+|---|---|---|
+| one of 2-D tissue, within the image | that region | by its delta, if plausible |
+| several of 2-D tissue (two planes, dual display) | the largest | none: which of them is meant is not known |
+| of 2-D colour flow alone | the largest | none: colours hide the tissue, and the box of colour is often a part of the sector |
+| one that reaches out of the image by more than the off-by-one of some devices | the whole image | none: made for another size |
+| spectra, M-mode or their traces alone | nothing: refused | |
+| none, or graphics and ECG alone | the whole image | none |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from synboost_monai.dicom.reasons import NotUsableError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+TWO_DIMENSIONAL, M_MODE, SPECTRAL = 1, 2, 3
+"""Region Spatial Format."""
+TISSUE, COLOUR_FLOW = 1, 2
+"""Region Data Type."""
+CENTIMETRES = 3
+"""Physical Units X/Y Direction."""
+MIN_SIDE = 16
+"""Pixels of a side of a region, as of an image; less shows no heart."""
+MAX_OVERHANG = 1
+"""Pixels by which a region may reach beyond the image: some devices write the number of columns where the last column is meant."""
+PIXEL_MM = (0.02, 3.0)
+"""Millimetres of a pixel, smallest and largest that are believed; echocardiograms have 0.1 to 1."""
+DEPTH_MM = (20.0, 400.0)
+"""Millimetres from the probe to the lower end of the region; neonates are scanned at 40, large adults at 240."""
+MAX_ASPECT = 4.0
+"""Width to height of a pixel, or the reverse."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """The part of an image that is segmented, in pixels of the whole image."""
+
+    first_row: int
+    first_column: int
+    rows: int
+    columns: int
+    spacing_mm: tuple[float, float] | None
+    """(row, column); None without a calibration."""
+    problem: NotUsableError | None
+    """Why there is no calibration."""
+
+
+@dataclass(frozen=True)
+class _Box:
+    """First and last column and row of a region."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def area(self) -> int:
+        return max(self.right - self.left + 1, 0) * max(self.bottom - self.top + 1, 0)
+
+
+def choose_region(dataset: Dataset) -> Region:
+    """The region to segment, and its calibration or why there is none.
+
+    Args:
+        dataset: header of an ultrasound image, with Rows and Columns.
+    Raises:
+        NotUsableError: not_two_dimensional for spectra or M-mode alone.
+    """
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    regions = dataset.get("SequenceOfUltrasoundRegions")
+    items = [] if isinstance(regions, (bytes, str)) or not regions else list(regions)
+    two_dimensional = [item for item in items if _whole(item, "RegionSpatialFormat") == TWO_DIMENSIONAL]
+    if items and not two_dimensional:
+        _refuse_spectra(items)
+    tissue = _distinct([item for item in two_dimensional if _whole(item, "RegionDataType") == TISSUE])
+    try:
+        if not items:
+            raise NotUsableError("no_regions")
+        if not tissue:
+            raise NotUsableError("no_tissue_region")
+        if len(tissue) > 1:
+            raise NotUsableError("several_tissue_regions", count=len(tissue))
+        box = _box_within(tissue[0], rows, columns)
+        spacing_mm = _spacing_mm(tissue[0], box)
+    except NotUsableError as problem:
+        box = _largest(tissue or two_dimensional, rows, columns)
+        return _region(box, None, problem)
+    return _region(box, spacing_mm, None)
+
+
+def _region(box: _Box, spacing_mm: tuple[float, float] | None, problem: NotUsableError | None) -> Region:
+    return Region(box.top, box.left, box.bottom - box.top + 1, box.right - box.left + 1, spacing_mm, problem)
+
+
+def _refuse_spectra(items: Sequence[Dataset]) -> None:
+    """An image that has regions of spectra or M-mode, and none in two dimensions, shows no heart to segment."""
+    formats = {_whole(item, "RegionSpatialFormat") for item in items}
+    names = [name for number, name in ((M_MODE, "M-mode"), (SPECTRAL, "spectral Doppler")) if number in formats]
+    if names:
+        raise NotUsableError("not_two_dimensional", what=" and ".join(names))
+
+
+def _distinct(items: Sequence[Dataset]) -> list[Dataset]:
+    """Regions without those that have no extent, and without repetitions: some devices list a region twice."""
+    kept: dict[Any, Dataset] = {}
+    for number, item in enumerate(items):
+        try:
+            box = _box(item)
+        except NotUsableError:
+            kept[number] = item  # malformed: it is judged if it is the only one
+            continue
+        if box.right > box.left or box.bottom > box.top or len(items) == 1:
+            scale = tuple(str(item.get(name)) for name in ("PhysicalDeltaX", "PhysicalDeltaY"))
+            kept.setdefault((box, scale), item)
+    return list(kept.values())
+
+
+def _largest(items: Sequence[Dataset], rows: int, columns: int) -> _Box:
+    """The largest region that lies within the image; the whole image if none does."""
+    boxes = []
+    for item in items:
+        try:
+            boxes.append(_box_within(item, rows, columns))
+        except NotUsableError:
+            continue
+    return max(boxes, key=lambda box: box.area, default=_Box(0, 0, columns - 1, rows - 1))
+
+
+def _box(item: Dataset) -> _Box:
+    """The location of a region as the header says (PS3.3 C.8.5.5.1.14: both corners belong to it)."""
+    values = []
+    for name in ("MinX0", "MinY0", "MaxX1", "MaxY1"):
+        value = _whole(item, f"RegionLocation{name}")
+        if value is None or value < 0:
+            raise NotUsableError("region_malformed", keyword=f"RegionLocation{name}")
+        values.append(value)
+    return _Box(*values)
+
+
+def _box_within(item: Dataset, rows: int, columns: int) -> _Box:
+    """The location of a region, clamped to the image where it is off by one.
+
+    Raises:
+        NotUsableError: region_malformed, region_outside or region_too_small.
+    """
+    box = _box(item)
+    for low, high, name in ((box.left, box.right, "MaxX1"), (box.top, box.bottom, "MaxY1")):
+        if high < low:
+            raise NotUsableError("region_malformed", keyword=f"RegionLocation{name}")
+    if box.right > columns - 1 + MAX_OVERHANG or box.bottom > rows - 1 + MAX_OVERHANG:
+        raise NotUsableError("region_outside", column=box.right, row=box.bottom, columns=columns, rows=rows)
+    box = _Box(box.left, box.top, min(box.right, columns - 1), min(box.bottom, rows - 1))
+    height, width = box.bottom - box.top + 1, box.right - box.left + 1
+    if min(height, width) < MIN_SIDE:
+        raise NotUsableError("region_too_small", rows=max(height, 0), columns=max(width, 0))
+    return box
+
+
+def _spacing_mm(item: Dataset, box: _Box) -> tuple[float, float]:
+    """(row, column) millimetres of a pixel of a region.
+
+    Raises:
+        NotUsableError: units_not_cm, delta_not_positive, delta_implausible, pixels_not_square, depth_implausible or
+            region_malformed.
+    """
+    units = [_whole(item, f"PhysicalUnits{axis}Direction") for axis in "XY"]
+    for axis, unit in zip("XY", units):
+        if unit is None:
+            raise NotUsableError("region_malformed", keyword=f"PhysicalUnits{axis}Direction")
+    if units != [CENTIMETRES, CENTIMETRES]:
+        raise NotUsableError("units_not_cm", x=units[0], y=units[1])
+    deltas = []
+    for axis in "XY":
+        delta = _number(item, f"PhysicalDelta{axis}")
+        if delta is None:
+            raise NotUsableError("region_malformed", keyword=f"PhysicalDelta{axis}")
+        deltas.append(delta)
+    if min(deltas) <= 0:
+        raise NotUsableError("delta_not_positive", x=f"{deltas[0]:.4g}", y=f"{deltas[1]:.4g}")
+    column_mm, row_mm = (10 * delta for delta in deltas)  # cm to mm; x runs along the columns
+    facts = {"x": f"{column_mm:.4g}", "y": f"{row_mm:.4g}"}
+    if not all(PIXEL_MM[0] <= side <= PIXEL_MM[1] for side in (column_mm, row_mm)):
+        raise NotUsableError("delta_implausible", **facts)
+    if max(column_mm / row_mm, row_mm / column_mm) > MAX_ASPECT:
+        raise NotUsableError("pixels_not_square", **facts)
+    depth = (box.bottom - box.top + 1) * row_mm
+    if not DEPTH_MM[0] <= depth <= DEPTH_MM[1]:
+        lowest, highest = (f"{limit:g}" for limit in DEPTH_MM)
+        raise NotUsableError("depth_implausible", depth=f"{depth:.4g}", lowest=lowest, highest=highest)
+    return row_mm, column_mm
+
+
+def _number(item: Dataset, keyword: str) -> float | None:
+    """A finite number, or None."""
+    value = item.get(keyword)
+    if isinstance(value, (bytes, str)) or value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _whole(item: Dataset, keyword: str) -> int | None:
+    """A whole number, or None."""
+    number = _number(item, keyword)
+    return int(number) if number is not None and number == int(number) else None

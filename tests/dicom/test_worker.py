@@ -1,0 +1,207 @@
+"""Reading in processes that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.read import open_ultrasound
+from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.worker import ReaderPool
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def pool() -> Iterator[ReaderPool]:
+    with ReaderPool(1, Limits(seconds_per_file=30, memory_mb=512)) as made:
+        yield made
+
+
+def process_of(stream) -> subprocess.Popen:
+    return stream._worker._process
+
+
+def is_gone(process_id: int, seconds: float = 10) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (OSError, IndexError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("window", [1, 4, 100])
+def test_windows_are_those_of_the_clip(make_ultrasound, helpers: SimpleNamespace, pool: ReaderPool, window: int):
+    frames = helpers.moving_frames(10, 60, 80)
+    path = make_ultrasound(frames, regions=[helpers.tissue_region(10, 4, 69, 53)])
+    windows = list(pool.stream(path, window))
+    assert [len(part) for part in windows] == [min(window, 10 - i) for i in range(0, 10, window)]
+    np.testing.assert_array_equal(np.concatenate(windows), frames[:, 4:54, 10:70])
+    np.testing.assert_array_equal(np.concatenate(list(pool.stream(path, 2, [9, 0, 5]))), frames[[9, 0, 5], 4:54, 10:70])
+
+
+def test_facts_come_through_unchanged(make_ultrasound, helpers: SimpleNamespace, pool: ReaderPool):
+    for regions in (None, []):
+        path = make_ultrasound(helpers.moving_frames(3), regions=regions, RWaveTimeVector=[5.0])
+        with open_ultrasound(path) as clip:
+            here, there = clip.facts, pool.facts(path)
+        assert str(there) == str(here) and there.frame_times_ms == here.frame_times_ms
+        assert there.region.spacing_mm == here.region.spacing_mm
+    with pool.open(path) as stream:
+        process_id = process_of(stream).pid
+        list(stream)
+    pool.facts(path)
+    with pool.open(path) as stream:
+        assert process_of(stream).pid == process_id
+
+
+def test_bad_files_cost_themselves_alone(make_ultrasound, helpers: SimpleNamespace, pool: ReaderPool, tmp_path: Path):
+    frames = helpers.moving_frames(4)
+    good = make_ultrasound(frames, "jpeg", name="good.dcm")
+    parts = [helpers.jpeg(frame) for frame in frames]
+    bad = make_ultrasound(frames, "jpeg", name="bad.dcm", fragments=[*parts[:2], parts[2][:300], parts[3]])
+    with pool.open(good) as stream:
+        worker = process_of(stream).pid
+        list(stream)
+    with pytest.raises(NotUsableError, match="frame 3"):
+        list(pool.stream(bad, 2))
+    with pytest.raises(NotUsableError, match="it is not|was there"):
+        list(pool.stream(tmp_path / "nothing.dcm"))
+    with pool.open(good) as stream:
+        assert process_of(stream).pid == worker  # an ordinary refusal needs no new process
+        assert sum(map(len, stream)) == 4
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGKILL, "killed"), (signal.SIGABRT, "abort"), (signal.SIGSEGV, "segmentation")]
+)
+def test_worker_that_dies_costs_one_file(
+    make_ultrasound, helpers: SimpleNamespace, pool: ReaderPool, number: int, words: str
+):
+    path = make_ultrasound(np.repeat(helpers.moving_frames(1, 512, 512), 60, axis=0))
+    with pool.open(path, window=1) as stream:
+        next(iter(stream))
+        process_of(stream).send_signal(number)
+        with pytest.raises(NotUsableError, match=words) as caught:
+            list(stream)
+        assert caught.value.reason.code == "decoder_died"
+    assert sum(map(len, pool.stream(path))) == 60
+
+
+def test_worker_that_died_while_idle_is_replaced(make_ultrasound, helpers: SimpleNamespace, pool: ReaderPool):
+    path = make_ultrasound(helpers.moving_frames(2))
+    with pool.open(path) as stream:
+        list(stream)
+        process = process_of(stream)
+    process.kill()
+    process.wait()
+    assert sum(map(len, pool.stream(path))) == 2
+
+
+def test_time_limit(make_ultrasound, helpers: SimpleNamespace):
+    path = make_ultrasound(np.repeat(helpers.moving_frames(1, 512, 512), 60, axis=0))
+    with ReaderPool(1, Limits(seconds_per_file=0.5)) as pool:
+        with pool.open(path, window=1) as stream:
+            windows = iter(stream)
+            next(windows)
+            time.sleep(0.7)  # the consumer's own time does not count
+            next(windows)
+            process_of(stream).send_signal(signal.SIGSTOP)  # hangs
+            start = time.monotonic()
+            with pytest.raises(NotUsableError, match="longer than the limit of 0.5 s") as caught:
+                list(windows)
+            assert caught.value.reason.code == "timeout" and time.monotonic() - start < 5
+            assert is_gone(process_of(stream).pid)
+        assert sum(map(len, pool.stream(path))) == 60
+
+
+def test_memory_limit(make_ultrasound, helpers: SimpleNamespace):
+    large = np.zeros((1, 6000, 6000), np.uint16)
+    large[0, 0, 0] = 65535
+    small = make_ultrasound(helpers.moving_frames(2), name="small.dcm")
+    path = make_ultrasound(large, name="large.dcm")
+    with ReaderPool(1, Limits(memory_mb=60)) as pool:
+        with pytest.raises(NotUsableError, match="more than the limit of 60 MB") as caught:
+            list(pool.stream(path))
+        assert caught.value.reason.code == "out_of_memory"
+        assert sum(map(len, pool.stream(small))) == 2
+
+
+def test_stream_that_is_left_early_frees_its_place(make_ultrasound, helpers: SimpleNamespace, pool: ReaderPool):
+    path = make_ultrasound(np.repeat(helpers.moving_frames(1, 512, 512), 60, axis=0))
+    for _ in range(3):
+        for _frames in pool.stream(path, 2):
+            break
+    assert sum(map(len, pool.stream(path))) == 60
+
+
+def test_workers_end_with_the_pool_and_with_the_parent(make_ultrasound, helpers: SimpleNamespace):
+    path = make_ultrasound(helpers.moving_frames(2))
+    with ReaderPool(1) as pool, pool.open(path) as stream:
+        process_id = process_of(stream).pid
+    assert is_gone(process_id)
+    with pytest.raises(ValueError, match="the pool is closed"):
+        pool.open(path)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from synboost_monai.dicom.worker import ReaderPool\n"
+        f"pool = ReaderPool(1); stream = pool.open({str(path)!r})\n"
+        "print(stream._worker._process.pid, flush=True); sys.stdin.read()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    process_id = int(parent.stdout.readline())
+    assert not is_gone(process_id, 0.1)
+    parent.kill()
+    parent.wait()
+    assert is_gone(process_id)
+    parent.stdout.close()
+    assert parent.stdin is not None
+    parent.stdin.close()
+
+
+def test_several_workers_read_at_once(make_ultrasound, helpers: SimpleNamespace):
+    paths = [make_ultrasound(helpers.moving_frames(3, seed=i), name=f"{i}.dcm") for i in range(2)]
+    with ReaderPool(2) as pool, pool.open(paths[0]) as first, pool.open(paths[1]) as second:
+        assert process_of(first).pid != process_of(second).pid
+        for a, b in zip(first, second):
+            assert a.shape == b.shape and not np.array_equal(a, b)
+
+
+def test_what_cannot_be_asked_for(make_ultrasound, helpers: SimpleNamespace, pool: ReaderPool):
+    path = make_ultrasound(helpers.moving_frames(2))
+    with pytest.raises(ValueError, match="frames must be 0 to 1"):
+        pool.open(path, frames=[2])
+    with pytest.raises(ValueError, match="window must be at least 1"):
+        pool.open(path, window=0)
+    with pytest.raises(ValueError, match="num_workers"):
+        ReaderPool(0)
+    assert sum(map(len, pool.stream(path))) == 2
+
+
+def test_file_names_of_any_bytes(make_ultrasound, helpers: SimpleNamespace, pool: ReaderPool, tmp_path: Path):
+    path = make_ultrasound(helpers.moving_frames(2))
+    odd = os.fsencode(tmp_path) + b"/\xff\n-\xe2\x80\xae.dcm"
+    os.rename(path, odd)
+    assert sum(map(len, pool.stream(os.fsdecode(odd)))) == 2
+
+
+def test_workers_do_not_load_torch():
+    code = "import sys, synboost_monai.dicom.worker; print(*({'torch', 'monai', 'highdicom', 'pandas'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == ""

