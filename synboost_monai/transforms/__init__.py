@@ -33,6 +33,7 @@ from synboost_monai.transforms.postprocessing import (
     restore_logits,
 )
 from synboost_monai.transforms.prompt_tokens import PromptTokensd, RandPromptTokensd, TileMasksd
+from synboost_monai.transforms.ultrasound_dicom import LoadUltrasoundDicomd, RestoreFullFramed
 
 __all__ = [
     "CLIP_MEAN",
@@ -45,6 +46,7 @@ __all__ = [
     "LetterboxGeometry",
     "Letterboxd",
     "LoadEchod",
+    "LoadUltrasoundDicomd",
     "LogitsToMasksd",
     "MasksOfLabelMapd",
     "NormaliseEchod",
@@ -52,6 +54,7 @@ __all__ = [
     "RandPromptTokensd",
     "RandUltrasound",
     "RandUltrasoundd",
+    "RestoreFullFramed",
     "RestoreLabelMapd",
     "TileMasksd",
     "ViewPhaseClassd",

@@ -256,7 +256,18 @@ def letterbox_image(image: Tensor, geometry: LetterboxGeometry) -> Tensor:
     The frames of a sequence share one scale of brightness; they are resized one at a time, so that no second copy of a long
     sequence is made.
     """
-    low, factor = _byte_scale(image)
+    return _letterbox(image, geometry, *_byte_scale(image))
+
+
+def letterbox_frames(frames: Tensor, geometry: LetterboxGeometry) -> Tensor:
+    """Frames of a clip (T, H, W), 0..255, -> (T, N, N) uint8, as `letterbox_image`, but each as it is, whatever the others hold.
+
+    So a frame gives the same in every window of its clip.
+    """
+    return _letterbox(frames, geometry, 0.0, 1.0)
+
+
+def _letterbox(image: Tensor, geometry: LetterboxGeometry, low: float, factor: float) -> Tensor:
     boxed = torch.empty((len(image), geometry.size, geometry.size), dtype=torch.uint8)
     for i, frame in enumerate(image.split(1)):
         inner = resize((frame.float() - low) * factor, geometry.inner_height, geometry.inner_width)

@@ -1,0 +1,215 @@
+"""Ultrasound DICOM objects for MONAI's pipelines: what `LoadEchod` does for other files, and label maps back onto the whole frame.
+
+Display order, H, W, T: as in `array.py`; here H and W are those of the tissue region, which lies in a larger frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from numpy.typing import NDArray
+
+from synboost_monai.records import VIEWS
+from synboost_monai.transforms.array import plain
+
+if TYPE_CHECKING:
+    from synboost_monai.dicom.limits import Limits
+    from synboost_monai.dicom.read import ClipFacts
+    from synboost_monai.dicom.regions import Region
+
+Item = Mapping[Hashable, Any]
+
+ALL_FRAMES = "all"
+"""Value of `frames`: every frame of the object."""
+REGION_KEY, FULL_SHAPE_KEY = "region", "full_shape"
+"""Meta keys: [first row, first column, rows, columns] of the region, and [rows, columns] of the frame that it lies in."""
+
+
+class LoadUltrasoundDicomd(MapTransform):
+    """Path of a DICOM object -> MetaTensor (T, H, W) of its tissue region, in display order; `spacing_mm` comes along.
+
+    Grey levels 0..255: uint8 with `sequences`, else float32, as `LoadEchod`. Meta data: `filename_or_obj`, `affine` (of the region within
+    the frame), `original_affine`, `spatial_shape` (W, H, T), `sop_instance_uid`, `frame_times_ms` (of the frames read; empty where not
+    known), `frame_indices` (from 0), `region`, `full_shape`, `decoder`, `is_calibrated`, `calibration_problem` (a sentence; empty if there
+    is none). Without a calibration a pixel counts as 1 mm x 1 mm: the image can be segmented, not measured. The item gets `is_calibrated`
+    and, where the object tells and the item does not have them, `sex`, `age` and `view` (of the views that there are prompts for).
+
+    Args:
+        keys: images.
+        frames: "all", or the index of a frame, or several in the order wanted, counted from 0.
+        sequences: take several frames; the item gets `is_sequence`, as with `LoadEchod`. Without it, more than one is an error.
+        in_worker: decode in a process of its own, which a damaged file may crash (`dicom.worker`); for files of unknown origin.
+        limits: of a file, see `dicom.limits.Limits`; the defaults where None.
+    Raises:
+        ValueError: in the call: with the file's name and the reason, if it cannot be used.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        frames: str | int | Sequence[int] = ALL_FRAMES,
+        sequences: bool = False,
+        in_worker: bool = False,
+        limits: Limits | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if isinstance(frames, str) and frames != ALL_FRAMES:
+            raise ValueError(f"ultrasound_dicom.py: frames must be {ALL_FRAMES!r} or frame indices, got {frames!r}")
+        self.frames: list[int] | None = None
+        if not isinstance(frames, str):
+            self.frames = [frames] if isinstance(frames, int) else [int(index) for index in frames]
+        self.sequences, self.in_worker, self.limits = sequences, in_worker, limits
+
+    def __call__(self, data: Item) -> dict[Hashable, Any]:
+        from synboost_monai.dicom.reasons import NotUsableError
+
+        item = dict(data)
+        for i, key in enumerate(self.key_iterator(item)):
+            path = Path(item[key])
+            try:
+                facts, pixels, indices = self._read(path)
+            except NotUsableError as error:
+                raise ValueError(f"{path}: {error}") from error
+            item[key] = _meta_tensor(path, facts, pixels if self.sequences else pixels.astype(np.float32), indices)
+            if i == 0:
+                item["spacing_mm"] = torch.tensor(facts.spacing_mm or (1.0, 1.0), dtype=torch.float64)
+                item["is_calibrated"] = facts.spacing_mm is not None
+                view = facts.view if facts.view in VIEWS.values() else None
+                for name, value in (("sex", facts.sex), ("age", facts.age), ("view", view)):
+                    if value is not None and item.get(name) is None:
+                        item[name] = value
+        if self.sequences:
+            item["is_sequence"] = True
+        return item
+
+    def _read(self, path: Path) -> tuple[ClipFacts, NDArray[np.uint8], list[int]]:
+        """Facts, frames (T, H, W) and their indices."""
+        if self.in_worker:
+            from synboost_monai.dicom.worker import ReaderPool
+
+            with ReaderPool(1, self.limits) as pool, pool.open(path, frames=self.frames) as stream:
+                indices = self._indices(path, stream.facts.num_frames)
+                return stream.facts, np.concatenate(list(stream)), indices
+        from synboost_monai.dicom.read import open_ultrasound
+
+        with open_ultrasound(path, self.limits) as clip:
+            indices = self._indices(path, clip.num_frames)
+            return clip.facts, clip.read_frames(indices), indices
+
+    def _indices(self, path: Path, num_frames: int) -> list[int]:
+        indices = list(range(num_frames)) if self.frames is None else self.frames
+        if not indices or not all(0 <= index < num_frames for index in indices):
+            raise ValueError(
+                f"{path}: has {num_frames} frames, but frames (from 0) {indices} were asked for; correct `frames`"
+            )
+        if len(indices) > 1 and not self.sequences:
+            raise ValueError(
+                f"{path}: expected one frame, got {len(indices)}; set sequences: true to take every one of them, or frames to "
+                "the index of one"
+            )
+        return indices
+
+
+class RestoreFullFramed(MapTransform):
+    """Label map of the region -> label map of the whole frame, background around it.
+
+    Takes what `RestoreLabelMapd` gives, (1, W, H, T), and makes (1, columns, rows, T) of it, with the frame's affine. Items that were not
+    read from DICOM stay as they are.
+
+    Args:
+        keys: label maps, or anything else of their shape.
+        image_key: the image of `LoadUltrasoundDicomd`, whose meta data say where the region lies.
+        is_display_order: take and give (T, H, W) instead.
+        background: value outside of the region.
+    Raises:
+        ValueError: in the call, if a label map does not have the region's size.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "pred",
+        image_key: str = "image",
+        is_display_order: bool = False,
+        background: float = 0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.image_key, self.is_display_order, self.background = image_key, is_display_order, background
+
+    def __call__(self, data: Item) -> dict[Hashable, Any]:
+        item = dict(data)
+        image = item[self.image_key]
+        meta = image.meta if isinstance(image, MetaTensor) else {}
+        if REGION_KEY not in meta:
+            return item
+        first_row, first_column, rows, columns = (int(n) for n in meta[REGION_KEY])
+        full_rows, full_columns = (int(n) for n in meta[FULL_SHAPE_KEY])
+        for key in self.key_iterator(item):
+            label_map = item[key]
+            pixels = plain(label_map)
+            shown = pixels if self.is_display_order else pixels.transpose(1, 2)  # (..., H, W) or (1, H, W, T)
+            if tuple(shown.shape[1:3]) != (rows, columns):
+                raise ValueError(
+                    f"ultrasound_dicom.py: {key} is {tuple(shown.shape[1:3])} but the region of its image is {(rows, columns)} "
+                    "(rows, columns); restore it to the image's own grid first"
+                )
+            full = pixels.new_full((shown.shape[0], full_rows, full_columns, *shown.shape[3:]), self.background)
+            full[:, first_row : first_row + rows, first_column : first_column + columns] = shown
+            full = full if self.is_display_order else full.transpose(1, 2).contiguous()
+            item[key] = (
+                MetaTensor(full, meta=_full_meta(label_map.meta, image.meta))
+                if isinstance(label_map, MetaTensor)
+                else full
+            )
+        return item
+
+
+def _meta_tensor(path: Path, facts: ClipFacts, pixels: NDArray[Any], indices: Sequence[int]) -> MetaTensor:
+    """Frames (T, H, W) with their meta data; no value is None, which a batch could not hold."""
+    region = facts.region
+    affine = torch.from_numpy(_affine(region))
+    times = facts.frame_times_ms or ()
+    meta = {
+        "filename_or_obj": str(path),
+        "original_affine": affine.numpy().copy(),
+        "spatial_shape": np.array([region.columns, region.rows, len(pixels)]),
+        "sop_instance_uid": facts.sop_instance_uid,
+        "frame_indices": np.array(indices),
+        "frame_times_ms": np.array([times[i] for i in indices] if times else [], dtype=np.float64),
+        REGION_KEY: np.array([region.first_row, region.first_column, region.rows, region.columns]),
+        FULL_SHAPE_KEY: np.array([facts.rows, facts.columns]),
+        "decoder": facts.decoder,
+        "is_calibrated": region.spacing_mm is not None,
+        "calibration_problem": str(region.problem or ""),
+    }
+    return MetaTensor(torch.from_numpy(pixels), affine=affine, meta=meta)
+
+
+def _affine(region: Region) -> NDArray[np.float64]:
+    """Pixel (x, y, t) of the region -> millimetres from the frame's first pixel; signs as of any image without a position in space."""
+    row_mm, column_mm = region.spacing_mm or (1.0, 1.0)
+    affine = np.diag([-column_mm, -row_mm, 1.0, 1.0])
+    affine[:2, 3] = -column_mm * region.first_column, -row_mm * region.first_row
+    return affine
+
+
+def _full_meta(meta: Mapping[str, Any], image_meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Meta data of the region's label map -> that of the whole frame."""
+    full = dict(meta)
+    rows, columns = (int(n) for n in image_meta[FULL_SHAPE_KEY])
+    for key in ("affine", "original_affine"):
+        if key in full:
+            affine = torch.as_tensor(full[key]).clone()
+            affine[:2, 3] = 0
+            full[key] = affine if isinstance(full[key], torch.Tensor) else affine.numpy()
+    full["spatial_shape"] = np.array([columns, rows, int(image_meta["spatial_shape"][2])])
+    full[REGION_KEY] = np.array([0, 0, rows, columns])
+    return full
