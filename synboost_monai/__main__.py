@@ -368,6 +368,157 @@ def auto3dseg(
     print(f"results: {folder}")
 
 
+def phantom_studies(
+    output_dir: str, *, num_studies: int = 3, seed: int = 0, image_height: int = 320, num_frames: int = 60
+) -> None:
+    """Make phantom patients as DICOM studies with known volumes: a four- and a two-chamber clip each.
+
+    Args:
+        output_dir: a folder for each patient, and truth.json.
+        num_studies: patients.
+        seed: of all patients; the same seed gives the same files.
+        image_height: pixels of the sector.
+        num_frames: of a clip, two heart beats long.
+    """
+    from synboost_monai.hospital.phantom_studies import write_phantom_studies
+
+    write_phantom_studies(
+        output_dir, num_studies=num_studies, seed=seed, image_height=image_height, num_frames=num_frames
+    )
+    print(f"phantom studies: {output_dir}")
+
+
+def dicom(
+    in_dir: str,
+    out_dir: str,
+    *,
+    bundle: str = "echo_cris",
+    checkpoint_path: str | None = None,
+    workers: int = 2,
+    frames: str = "ed-es",
+    view: str = "auto",
+    engine: str = "local",
+    resume: bool = False,
+    segmentation: str = "binary",
+    overlay: bool = True,
+    deidentify: str | None = None,
+    paths: str = "redacted",
+    given: str | None = None,
+    ray_address: str | None = None,
+    **overrides: Any,
+) -> None:
+    """Segment and measure a folder of DICOM studies: DICOM SEG and SR, volumes, ejection fraction, and a line for every file.
+
+    Ends with code 0 if every file was processed or is not for us, 1 if some were refused, 2 if the run itself failed.
+
+    Args:
+        in_dir: any tree of files; it is only read.
+        out_dir: for ledger.csv, report.html, measurements.csv and studies/.
+        bundle: of a segmenter.
+        checkpoint_path: its weights; by default the bundle's own.
+        workers: studies at a time, and processes that read files.
+        frames: ed-es writes end-diastole and end-systole, all every frame.
+        view: of the clips: auto (by their headers, else the network's opinion), a4c or a2c.
+        engine: local, or ray.
+        resume: go on with an unfinished run.
+        segmentation: binary, or labelmap, which many archives do not know yet.
+        overlay: also write secondary captures with outlines, the sector alone.
+        deidentify: file with a secret of 16 bytes or more; outputs are then of de-identified copies, which are written too.
+        paths: how the ledger shows the input's paths: redacted, plain or hashed.
+        given: CSV with columns sop_instance_uid, end_diastole, end_systole, of frames that somebody chose.
+        ray_address: of a Ray cluster; by default one is started here.
+        **overrides: keys of the bundle's inference.yaml, such as preset, image_size, calibration_path, device.
+    """
+    from synboost_monai.bundle_run import quiet_warnings
+    from synboost_monai.hospital.batch import run_dicom
+
+    quiet_warnings()
+    code = run_dicom(
+        in_dir,
+        out_dir,
+        bundle=bundle,
+        checkpoint_path=checkpoint_path,
+        workers=workers,
+        frames=frames,
+        view=view,
+        engine=engine,
+        resume=resume,
+        segmentation=segmentation,
+        overlay=overlay,
+        key_path=deidentify,
+        paths=paths,
+        given_path=given,
+        ray_address=ray_address,
+        overrides=overrides,
+    )
+    if code:
+        raise SystemExit(code)
+
+
+def listen(
+    out_dir: str,
+    *,
+    bundle: str = "echo_cris",
+    checkpoint_path: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 11112,
+    ae_title: str = "SYNBOOST",
+    allowed_titles: str = "",
+    allowed_peers: str = "",
+    destination: str | None = None,
+    quiet_seconds: float = 60.0,
+    frames: str = "ed-es",
+    view: str = "auto",
+    segmentation: str = "binary",
+    overlay: bool = True,
+    max_object_mb: float = 4096,
+    max_inbox_mb: float = 100_000,
+    keep_days: float | None = None,
+    **overrides: Any,
+) -> None:
+    """Receive studies as a DICOM node, segment and measure each when it has come whole, and send the results on.
+
+    Args:
+        out_dir: of the node: inbox, results and what is still to be sent; it holds patients' images.
+        bundle, checkpoint_path, frames, view, segmentation, overlay: as of `dicom`.
+        host: address to listen at; another than this machine's own needs allowed_titles and allowed_peers.
+        port, ae_title: of this node.
+        allowed_titles: calling AE titles, with commas between.
+        allowed_peers: addresses or networks that may send, with commas between.
+        destination: TITLE@HOST:PORT to send results to; by default they stay in out_dir.
+        quiet_seconds: a study is complete when so long nothing of it came.
+        max_object_mb, max_inbox_mb: largest object, and largest inbox.
+        keep_days: studies whose results were delivered so long ago are removed; by default none are.
+        **overrides: keys of the bundle's inference.yaml, such as preset, image_size, device.
+    """
+    from synboost_monai.bundle_run import quiet_warnings
+    from synboost_monai.hospital.listen import run_listen
+
+    quiet_warnings()
+    code = run_listen(
+        out_dir,
+        bundle=bundle,
+        checkpoint_path=checkpoint_path,
+        host=host,
+        port=port,
+        ae_title=ae_title,
+        allowed_titles=tuple(word for word in allowed_titles.split(",") if word),
+        allowed_peers=tuple(word for word in allowed_peers.split(",") if word),
+        destination=destination,
+        quiet_seconds=quiet_seconds,
+        frames=frames,
+        view=view,
+        segmentation=segmentation,
+        overlay=overlay,
+        max_object_mb=max_object_mb,
+        max_inbox_mb=max_inbox_mb,
+        keep_days=keep_days,
+        overrides=overrides,
+    )
+    if code:
+        raise SystemExit(code)
+
+
 def weights(
     action: str,
     source: str | None = None,
@@ -405,6 +556,7 @@ VERBS: dict[str, Callable[..., None]] = {
     f.__name__.replace("_", "-"): f
     for f in (
         phantom,
+        phantom_studies,
         prepare,
         subset,
         label_maps,
@@ -420,6 +572,8 @@ VERBS: dict[str, Callable[..., None]] = {
         clinical,
         published,
         auto3dseg,
+        dicom,
+        listen,
         weights,
         version,
     )

@@ -13,10 +13,11 @@ PACKAGE = "synboost_monai"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__init__", "labels", "records", "io", "processes"}),
+    frozenset({"dicom"}),
     frozenset({"prompts", "transforms", "networks", "diffusion", "metrics", "losses"}),
     frozenset({"inferers", "handlers", "data"}),
     frozenset({"bundle_run", "weights"}),
-    frozenset({"experiments", "auto3dseg", "dicom"}),
+    frozenset({"experiments", "auto3dseg", "hospital"}),
     frozenset({"__main__"}),
 )
 """Areas of the package, lowest first: an area may import lower ones, and those of its own layer without a cycle."""
@@ -28,6 +29,8 @@ FORBIDDEN = {
     "torchvision": set(),
     "pydicom": {"dicom"},
     "highdicom": {"dicom"},
+    "pynetdicom": {"dicom"},
+    "ray": {"hospital"},
     "snakemake": {"experiments"},
     "fire": {"__main__"},
 }

@@ -23,9 +23,22 @@ def style_sheet() -> str:
 
 
 def render(
-    sections: Sequence[Section], *, title: str, description: str, warning: str, versions: Mapping[str, str]
+    sections: Sequence[Section],
+    *,
+    title: str,
+    description: str,
+    warning: str,
+    versions: Mapping[str, str],
+    has_files: bool = True,
 ) -> str:
-    """The page; everything but our own style sheet is escaped."""
+    """The page; everything but our own style sheet is escaped.
+
+    Args:
+        sections: in their order.
+        title, description, warning: at the top; an empty warning is left out.
+        versions: of the software, by name.
+        has_files: whether each table also lies in tables/, which the page then says.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -43,6 +56,7 @@ def render(
         description=description,
         warning=warning,
         versions=versions,
+        has_files=has_files,
     )
 
 

@@ -1,0 +1,280 @@
+"""A folder of studies in, a folder of results out: scan, ledger, studies one after the other or several at a time, report.
+
+Every file of the input has one row in the ledger before the first study begins, and one result in the end. Studies are recorded when
+their outputs lie on the disk, so that a run that was ended in any way goes on with `resume` and ends as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from synboost_monai.dicom.deidentify import MIN_KEY_BYTES
+from synboost_monai.dicom.files import file_digest
+from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.reasons import NotUsableError, Outcome
+from synboost_monai.dicom.scan import ScannedFile, is_uid, mark_duplicates, scan
+from synboost_monai.hospital.clip import FRAME_CHOICES, VIEW_CHOICES
+from synboost_monai.hospital.engines import ENGINES, Engine, create_engine
+from synboost_monai.hospital.ledger import Ledger, Result
+from synboost_monai.hospital.privacy import PATHS, path_display
+from synboost_monai.hospital.report import write_report_page
+from synboost_monai.hospital.study import StudyOptions
+from synboost_monai.processes import hold_folder
+
+ALL_DONE, SOME_REFUSED, FAILED = 0, 1, 2
+"""Exit codes: every file processed, uncalibrated or skipped; some refused; the run itself failed."""
+RETRIED = frozenset(
+    "cannot_write unreadable vanished changed model_failed out_of_memory timeout decoder_died worker_lost".split()
+)
+"""Reasons that may lie in the machine and not in the file: `resume` tries these files again."""
+HASH_SECONDS = 60
+"""Time that the hash of a file that is not for us may take; one that takes longer (a file with terabytes of holes) has none."""
+_UNFINISHED = re.compile(r"\.\d+-[0-9a-f]{8}\.(ledger\.csv|report\.html|measurements\.csv)")
+"""Names of files in OUT that were being written (`io.atomic_path`): ours alone, OUT may hold other things."""
+SEGMENTATION_CHOICES = {"binary": "BINARY", "labelmap": "LABELMAP"}
+"""`--segmentation` -> type of the DICOM SEG."""
+
+
+def run_dicom(
+    in_dir: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    *,
+    bundle: str = "echo_cris",
+    checkpoint_path: str | None = None,
+    workers: int = 2,
+    frames: str = "ed-es",
+    view: str = "auto",
+    engine: str = "local",
+    resume: bool = False,
+    segmentation: str = "binary",
+    overlay: bool = True,
+    key_path: str | os.PathLike[str] | None = None,
+    paths: str = "redacted",
+    given_path: str | os.PathLike[str] | None = None,
+    limits: Limits | None = None,
+    ray_address: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> int:
+    """Segment and measure all studies below a folder.
+
+    Args:
+        in_dir: any tree, or one file; only read.
+        out_dir: for ledger.sqlite, ledger.csv, report.html and studies/; made if missing.
+        bundle: of a segmenter.
+        checkpoint_path: weights; None: the bundle's own.
+        workers: studies at a time; each reads its files in a process of its own.
+        frames: `ed-es` writes the frames of end-diastole and end-systole, `all` every frame.
+        view: `auto`, `a4c` or `a2c`.
+        engine: `local`, or `ray`.
+        resume: go on with a run in `out_dir`.
+        segmentation: `binary`, or `labelmap`, which many archives do not know yet.
+        overlay: write secondary captures with outlines.
+        key_path: file with the secret for de-identified outputs; None: outputs carry the patient of their source.
+        paths: how the ledger shows the input's paths: `redacted`, `plain` or `hashed`.
+        given_path: CSV with columns sop_instance_uid, end_diastole, end_systole: frames, from 1, that somebody chose.
+        limits: of a file.
+        ray_address: of a cluster; None: a local one.
+        overrides: of the bundle's inference.yaml.
+        progress: show bars on stderr.
+    Returns:
+        `ALL_DONE` or `SOME_REFUSED`.
+    Raises:
+        FileNotFoundError, ValueError: what makes the run itself fail (`FAILED`): no input, wrong options, an `out_dir` of another run.
+    """
+    in_dir, out_dir = Path(in_dir), Path(out_dir)
+    limits = limits or Limits()
+    _check_choice("frames", frames, FRAME_CHOICES)
+    _check_choice("view", view, VIEW_CHOICES)
+    _check_choice("engine", engine, ENGINES)
+    _check_choice("segmentation", segmentation, SEGMENTATION_CHOICES)
+    _check_choice("paths", paths, PATHS)
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ValueError(f"workers must be a whole number of at least 1, got {workers!r}")
+    if not in_dir.exists():
+        raise FileNotFoundError(f"{in_dir}: no such folder; give the folder of the studies")
+    if out_dir.resolve() == in_dir.resolve():
+        raise ValueError(f"{out_dir}: the output would lie among the input; give another folder")
+    options = StudyOptions(
+        frames=frames,
+        view=VIEW_CHOICES[view],
+        segmentation_type=SEGMENTATION_CHOICES[segmentation],
+        overlay=overlay,
+        given={} if given_path is None else read_given(given_path),
+        key=None if key_path is None else read_key(key_path),
+        limits=limits,
+    )
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        hold_folder(out_dir),
+        create_engine(
+            engine, bundle, checkpoint_path, dict(overrides or {}), options, out_dir, workers, ray_address
+        ) as runner,
+    ):
+        rows = work_through(in_dir, out_dir, runner, options, paths=paths, resume=resume, progress=progress)
+    counts = Counter(str(row["outcome"]) for row in rows)
+    _say(out_dir, {outcome.value: counts[outcome.value] for outcome in Outcome})
+    return SOME_REFUSED if counts[Outcome.REFUSED.value] else ALL_DONE
+
+
+def work_through(
+    in_dir: Path,
+    out_dir: Path,
+    runner: Engine,
+    options: StudyOptions,
+    *,
+    paths: str = "redacted",
+    resume: bool = False,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """Take a folder through an engine that is there already; the caller holds `out_dir`.
+
+    Args:
+        in_dir, out_dir, paths, resume, progress: as `run_dicom`.
+        runner: its outputs go to `out_dir`.
+        options: that the engine was made with.
+    Returns:
+        the ledger's rows.
+    Raises:
+        ValueError: if `out_dir` is of another run.
+    """
+    settings = run_settings(in_dir, runner, options, paths)
+    with Ledger.open(out_dir, settings, resume) as ledger:
+        for name in filter(_UNFINISHED.fullmatch, os.listdir(out_dir)):  # when the process was ended
+            (out_dir / name).unlink(missing_ok=True)
+        files = _scanned(in_dir, out_dir, options.limits, progress)
+        words = frozenset().union(*(file.identifiers for file in files)) if paths == "redacted" else frozenset()
+        ledger.begin(files, path_display(paths, words))
+        if resume:
+            ledger.reopen(RETRIED)
+        waiting = ledger.pending(files)
+        _record_unused(ledger, waiting, progress)
+        _run_studies(ledger, runner, out_dir, studies_of(waiting, files), progress)
+        ledger.write_csv()
+        rows = list(ledger.rows())
+        write_report_page(out_dir, rows, {**settings, "options": options.settings()})
+    return rows
+
+
+def run_settings(in_dir: Path, runner: Engine, options: StudyOptions, paths: str = "redacted") -> dict[str, Any]:
+    """All that must be the same for a run to go on."""
+    return {
+        "input": hashlib.sha256(os.fsencode(in_dir.resolve())).hexdigest()[:16],
+        "paths": paths,
+        **runner.identity,
+        **options.settings(),
+    }
+
+
+def studies_of(waiting: Sequence[ScannedFile], files: Sequence[ScannedFile]) -> list[list[ScannedFile]]:
+    """Files for the network by study, in the order of the scan; a study with one file to do is done whole."""
+    open_studies = {file.study_uid for file in waiting if file.reason is None}
+    studies: dict[str, list[ScannedFile]] = {}
+    for file in files:
+        if file.reason is None and file.study_uid in open_studies:
+            studies.setdefault(file.study_uid, []).append(file)
+    return list(studies.values())
+
+
+def read_key(path: str | os.PathLike[str]) -> bytes:
+    """The secret for de-identification.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is so short that it could be guessed.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file; make a key with: openssl rand 32 > {path}")
+    key = Path(path).read_bytes()
+    if len(key) < MIN_KEY_BYTES:
+        raise ValueError(
+            f"{path}: the key has {len(key)} bytes, {MIN_KEY_BYTES} at least are needed; make one with: openssl rand 32 > {path}"
+        )
+    return key
+
+
+def read_given(path: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
+    """Chosen frames: SOP Instance UID -> indices of end-diastole and end-systole.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a column is missing, or a line is no UID and two frames from 1.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; it should have columns sop_instance_uid, end_diastole, end_systole"
+        )
+    given = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                uid, frames = (
+                    row["sop_instance_uid"].strip(),
+                    (int(row["end_diastole"]) - 1, int(row["end_systole"]) - 1),
+                )
+            except (KeyError, TypeError, ValueError, AttributeError):
+                uid, frames = "", (-1, -1)
+            if not is_uid(uid) or min(frames) < 0:
+                raise ValueError(
+                    f"{path}: line {number}: expected columns sop_instance_uid, end_diastole, end_systole with a UID and two frame "
+                    "numbers from 1"
+                )
+            given[uid] = frames
+    return given
+
+
+def _scanned(in_dir: Path, out_dir: Path, limits: Limits, progress: bool) -> list[ScannedFile]:
+    """Every file of the input, those that are the same object told apart."""
+    found = scan(in_dir, limits, exclude=[out_dir])
+    return mark_duplicates(list(_bar(found, "scan", "file", progress)), limits=limits)
+
+
+def _record_unused(ledger: Ledger, waiting: Iterable[ScannedFile], progress: bool) -> None:
+    """Results of files that are not for the network, with their hashes."""
+    results = []
+    for file in _bar([f for f in waiting if f.reason is not None], "hash", "file", progress):
+        digest = ""
+        if file.reason.reason.code not in ("special_file", "symlink", "vanished", "unreadable"):
+            try:
+                digest = file_digest(file.path, file.size, file.mtime_ns, max_seconds=HASH_SECONDS)
+            except NotUsableError:
+                digest = ""
+        results.append(Result.of(file, sha256=digest))
+    ledger.record(*results)
+
+
+def _run_studies(
+    ledger: Ledger, runner: Engine, out_dir: Path, studies: list[list[ScannedFile]], progress: bool
+) -> None:
+    """Every study by the engine; each is recorded as it ends."""
+    with tqdm(total=len(studies), desc="studies", unit="study", disable=not progress or not studies) as bar:
+        for results in runner.run(studies, out_dir):
+            ledger.record(*results)
+            bar.update()
+
+
+def _bar(items: Iterable[Any], what: str, unit: str, progress: bool) -> Iterator[Any]:
+    return iter(tqdm(items, desc=what, unit=unit, disable=not progress, leave=False))
+
+
+def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be {', '.join(choices)}, got {value!r}")
+
+
+def _say(out_dir: Path, counts: Mapping[str, int]) -> None:
+    """What became of the files, and where to look."""
+    parts = [f"{count} {outcome}" for outcome, count in counts.items() if count]
+    print(f"{sum(counts.values())} files: {', '.join(parts) or 'none'}", file=sys.stderr)
+    shown = os.fsencode(out_dir).decode("utf-8", "backslashreplace")
+    print(f"report: {shown}/report.html\nledger: {shown}/ledger.csv")

@@ -1,0 +1,149 @@
+"""End-diastole and end-systole of a clip, found in how the left ventricle's area changes over time.
+
+T: frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+from scipy.signal import find_peaks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SMOOTHING_MS = 30.0
+"""Standard deviation of the Gaussian that the area is smoothed with: less than a phase of the heart, more than a frame at 50 Hz."""
+SMOOTHING_FRAMES = 1.0
+"""The same where the times of frames are not known."""
+SHORTEST_BEAT_MS = 300.0
+"""Minima of the area closer than this are one heart beat (200 a minute)."""
+SHORTEST_BEAT_FRAMES = 6
+"""The same where the times of frames are not known."""
+MIN_CHANGE = 0.08
+"""The area between its largest and smallest differs by at least this share of the largest, or no beat is seen: below are stills, other
+views, and segmentations that follow nothing."""
+MIN_PROMINENCE = 0.4
+"""A minimum of the area counts if it is at least this share of the whole change below what is around it."""
+MAX_INVALID = 0.3
+"""Largest share of frames without a ventricle in which beats are still looked for."""
+
+
+class NoBeatError(ValueError):
+    """A clip in which no end-diastole and end-systole can be told; the message says why."""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """One contraction."""
+
+    end_diastole: int
+    """Index of the frame with the largest area before the contraction, or of the R wave."""
+    end_systole: int
+    """Index of the frame with the smallest area at its end."""
+    is_whole: bool
+    """Whether neither lies at an end of the clip, where the largest or smallest area may be out of sight."""
+
+
+def find_beats(
+    area: Sequence[float] | NDArray[Any],
+    frame_times_ms: Sequence[float] | None = None,
+    r_wave_times_ms: Sequence[float] = (),
+) -> list[Beat]:
+    """Contractions of a clip, in their order.
+
+    End-systole is where the smoothed area has a minimum; end-diastole is its maximum between the minimum before, or the clip's
+    beginning, and this one. With R waves, end-diastole is the frame nearest to the R wave, and end-systole the smallest area between
+    this R wave and the next, or the clip's end.
+
+    Args:
+        area: of the left ventricular cavity in each frame, (T,), any unit; 0 or NaN: none was found.
+        frame_times_ms: of each frame, (T,), increasing; None: not known.
+        r_wave_times_ms: on the same clock.
+    Raises:
+        NoBeatError: if there is none; a clip of one frame has none.
+    """
+    areas = _filled(np.asarray(area, dtype=np.float64))
+    times = None if frame_times_ms is None else np.asarray(frame_times_ms, dtype=np.float64)
+    if times is not None and times.shape != areas.shape:
+        raise ValueError(f"beats.py: {len(areas)} areas and {len(times)} times of frames; give one each")
+    step_ms = None if times is None else float(np.median(np.diff(times)))
+    sigma = SMOOTHING_FRAMES if not step_ms else SMOOTHING_MS / step_ms
+    smooth = gaussian_filter1d(areas, sigma, mode="nearest") if sigma > 0 else areas
+    change = float(smooth.max() - smooth.min())
+    if change < MIN_CHANGE * float(smooth.max()):
+        raise NoBeatError(
+            f"the left ventricle's area changes by {100 * change / smooth.max():.0f} % only; at least {100 * MIN_CHANGE:.0f} % are a beat"
+        )
+    triggers = _frames_at(times, r_wave_times_ms)
+    beats = _between(smooth, triggers) if triggers else _at_minima(smooth, change, step_ms)
+    if not beats:
+        raise NoBeatError("the area has no minimum after a maximum: the clip shows no contraction")
+    return [_refined(beat, areas, sigma, bool(triggers)) for beat in beats]
+
+
+def _refined(beat: Beat, area: NDArray[np.float64], sigma: float, is_triggered: bool) -> Beat:
+    """A beat at the extremes of the area itself, near those of the smoothed one: smoothing moves them away from the steeper side."""
+    reach = max(1, round(sigma))
+    near = np.convolve(np.pad(area, 1, mode="edge"), np.full(3, 1 / 3), mode="valid")
+
+    def extreme(at: int, sign: float) -> int:
+        first, last = max(0, at - reach), min(len(area), at + reach + 1)
+        return first + int((sign * near[first:last]).argmax())
+
+    end_diastole = beat.end_diastole if is_triggered or not beat.is_whole else extreme(beat.end_diastole, 1.0)
+    end_systole = extreme(beat.end_systole, -1.0) if beat.is_whole else beat.end_systole
+    return Beat(end_diastole, end_systole, beat.is_whole) if end_diastole < end_systole else beat
+
+
+def _filled(area: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Areas with those of empty frames put in from the frames beside them."""
+    if area.ndim != 1 or len(area) < 2:
+        raise NoBeatError("one frame has no beat")
+    is_valid = np.isfinite(area) & (area > 0)
+    if np.count_nonzero(~is_valid) > MAX_INVALID * len(area):
+        raise NoBeatError(
+            f"no left ventricle was found in {np.count_nonzero(~is_valid)} of {len(area)} frames; at most {100 * MAX_INVALID:.0f} % may be"
+        )
+    index = np.arange(len(area))
+    return np.interp(index, index[is_valid], area[is_valid])
+
+
+def _frames_at(times: NDArray[np.float64] | None, r_wave_times_ms: Sequence[float]) -> list[int]:
+    """Frames nearest to the R waves that lie within the clip."""
+    if times is None or not len(r_wave_times_ms):
+        return []
+    inside = [t for t in r_wave_times_ms if times[0] <= t <= times[-1]]
+    return sorted({int(np.abs(times - t).argmin()) for t in inside})
+
+
+def _between(area: NDArray[np.float64], triggers: Sequence[int]) -> list[Beat]:
+    """Beats from R wave to R wave."""
+    beats = []
+    for first, last in zip(triggers, [*triggers[1:], len(area)]):
+        if last - first < 2:
+            continue
+        end_systole = first + 1 + int(area[first + 1 : last].argmin())
+        beats.append(Beat(first, end_systole, end_systole < len(area) - 1))
+    return beats
+
+
+def _at_minima(area: NDArray[np.float64], change: float, step_ms: float | None) -> list[Beat]:
+    """Beats whose end-systole is a minimum of the area."""
+    distance = SHORTEST_BEAT_FRAMES if not step_ms else max(1, round(SHORTEST_BEAT_MS / step_ms))
+    walls = np.concatenate([[area.max()], area, [area.max()]])  # so that an end of the clip can be a minimum, too
+    peaks, _ = find_peaks(-walls, distance=distance, prominence=MIN_PROMINENCE * change)
+    beats = []
+    begins = 0
+    for end_systole in (int(p) - 1 for p in peaks):
+        if end_systole > begins:
+            end_diastole = begins + int(area[begins:end_systole].argmax())
+            if area[end_diastole] - area[end_systole] >= MIN_PROMINENCE * change:
+                is_whole = end_diastole > 0 and end_systole < len(area) - 1
+                beats.append(Beat(end_diastole, end_systole, is_whole))
+        begins = end_systole
+    return beats

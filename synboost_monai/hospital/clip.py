@@ -1,0 +1,210 @@
+"""One clip or still: segmented frame by frame, its view and a beat found, and the beat's two frames segmented again with all that is known.
+
+Every frame is asked for with the prompts that need no knowledge (P1). The left ventricle's area over time gives the beats; the frames
+at the beat's end-diastole and end-systole are then segmented again with view, phase, sex and age in the prompt, as many as the bundle's
+prompt level takes and the file tells, and judged. Only those two are measured.
+
+T: frames of the clip. h, w: rows and columns of the ultrasound region.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from synboost_monai.dicom.read import ClipFacts
+from synboost_monai.hospital.beats import Beat, NoBeatError, find_beats
+from synboost_monai.records import PHASES, VIEWS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from synboost_monai.hospital.model import EchoSegmenter
+
+FRAME_CHOICES = ("ed-es", "all")
+"""Which frames are written: those of end-diastole and end-systole, or all."""
+VIEW_CHOICES = {"auto": None, "a4c": VIEWS["4CH"], "a2c": VIEWS["2CH"]}
+"""`--view` -> the view that all clips have; None: each by itself."""
+NUM_VIEW_FRAMES = 4
+"""Frames, spread over the clip, on which the model is asked for its view."""
+END_DIASTOLE, END_SYSTOLE = PHASES["ED"], PHASES["ES"]
+
+ReadFrames = Callable[[Sequence[int] | None], Iterator["NDArray[np.uint8]"]]
+"""Indices of frames (None: all, in their order) -> windows (T', h, w) of these frames."""
+
+
+class PackedMaps:
+    """Label maps in memory at a few hundred times less than their size (zlib), so that a long clip takes no more than a short one."""
+
+    def __init__(self) -> None:
+        self._packed: dict[int, bytes] = {}
+        self._shape: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __setitem__(self, index: int, label_map: NDArray[np.uint8]) -> None:
+        self._shape = label_map.shape
+        self._packed[index] = zlib.compress(np.ascontiguousarray(label_map).tobytes(), 1)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        return np.frombuffer(zlib.decompress(self._packed[index]), np.uint8).reshape(self._shape)
+
+
+@dataclass
+class SegmentedClip:
+    """What was found in a clip."""
+
+    facts: ClipFacts
+    label_maps: PackedMaps
+    """Of the frames that are kept, (h, w)."""
+    areas: NDArray[np.float64]
+    """Left ventricular cavity in each frame, in pixels, (T,), of the first prompts."""
+    view: str | None = None
+    view_source: str = "unknown"
+    """option, tag, model, or unknown."""
+    view_confidence: Mapping[str, float] = field(default_factory=dict)
+    """Expected Dice under the prompt of each view, where the model was asked."""
+    beats: tuple[Beat, ...] = ()
+    beat: Beat | None = None
+    """The one that is measured."""
+    phase_source: str = "none"
+    """area, ecg, given, or none."""
+    no_beat_reason: str = ""
+    doubts: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Of the frames that were segmented again, by index."""
+    prompts: dict[int, list[str]] = field(default_factory=dict)
+    """Of the same frames."""
+    first_prompts: list[str] = field(default_factory=list)
+    """Of all others."""
+
+    @property
+    def phases(self) -> dict[int, str]:
+        """Index of a frame -> its phase, where it is known."""
+        return {} if self.beat is None else {self.beat.end_diastole: END_DIASTOLE, self.beat.end_systole: END_SYSTOLE}
+
+    @property
+    def frames(self) -> list[int]:
+        """Indices of the frames that were segmented again: of the beat, or of a still or of a clip without beat one."""
+        return sorted(self.doubts)
+
+    @property
+    def verdict(self) -> str:
+        """accept, if every judged frame is and there is one."""
+        return "accept" if self.doubts and all(d["verdict"] == "accept" for d in self.doubts.values()) else "review"
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it is review, for people."""
+        words = {frame: self.phases.get(frame, "frame").replace("_", "-") for frame in self.doubts}
+        return [
+            f"{words[i]} (frame {i + 1}): {reason['message']}"
+            for i in self.frames
+            for reason in self.doubts[i]["reasons"]
+        ]
+
+    @property
+    def predicted_dice(self) -> float:
+        """Mean over the judged frames, 0..1."""
+        return float(np.mean([d["predicted_dice"] for d in self.doubts.values()])) if self.doubts else 0.0
+
+
+def segment_clip(
+    model: EchoSegmenter,
+    facts: ClipFacts,
+    read: ReadFrames,
+    *,
+    view: str | None = None,
+    given: tuple[int, int] | None = None,
+    keeps_all: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> SegmentedClip:
+    """Segment a clip or still.
+
+    Args:
+        model: the network, its prompts and postprocessing.
+        facts: of the header.
+        read: gives the frames; called for all of them once, in windows, and again for a few.
+        view: says what the view is, whatever the header says; None: the header's, else the model's opinion.
+        given: indices of end-diastole and end-systole, where somebody has chosen them; None: looked for.
+        keeps_all: keep the label maps of all frames, not only of those that are measured.
+        progress: called with the number of frames of each window that is done.
+    Raises:
+        ValueError: if a given frame does not exist.
+    """
+    if given is not None and not all(0 <= i < facts.num_frames for i in given):
+        raise ValueError(
+            f"clip.py: frames {given[0] + 1} and {given[1] + 1} were given for a clip of {facts.num_frames}"
+        )
+    clip = _first_pass(model, facts, read, keeps_all, progress)
+    _choose_beat(clip, given)
+    _choose_view(clip, model, read, view)
+    _second_pass(clip, model, read)
+    return clip
+
+
+def _first_pass(
+    model: EchoSegmenter, facts: ClipFacts, read: ReadFrames, keeps_all: bool, progress: Callable[[int], None] | None
+) -> SegmentedClip:
+    """Every frame with the prompts that need no knowledge; where only areas are wanted, on the network's own grid."""
+    maps = PackedMaps()
+    areas: list[float] = []
+    for window in read(None):
+        found = model.segment(window, facts.spacing_mm, {}, is_first=True, is_small=not keeps_all)
+        if keeps_all:
+            for index, label_map in enumerate(found.label_maps, start=len(areas)):
+                maps[index] = label_map
+        areas.extend(float(a) for a in found.areas)
+        if progress is not None:
+            progress(len(window))
+    return SegmentedClip(facts, maps, np.array(areas, dtype=np.float64), first_prompts=model.prompts({}, is_first=True))
+
+
+def _choose_beat(clip: SegmentedClip, given: tuple[int, int] | None) -> None:
+    """The beats, and the one whose change of area is the median among the whole ones (of all, if none is whole)."""
+    if given is not None:
+        clip.beat, clip.phase_source = Beat(given[0], given[1], True), "given"
+        clip.beats = (clip.beat,)
+        return
+    try:
+        clip.beats = tuple(find_beats(clip.areas, clip.facts.frame_times_ms, clip.facts.r_wave_times_ms))
+    except NoBeatError as error:
+        clip.no_beat_reason = str(error)
+        return
+    clip.phase_source = "ecg" if clip.facts.r_wave_times_ms and clip.facts.frame_times_ms else "area"
+    candidates = [b for b in clip.beats if b.is_whole] or list(clip.beats)
+    candidates.sort(key=lambda b: (clip.areas[b.end_systole] / max(clip.areas[b.end_diastole], 1.0), b.end_diastole))
+    clip.beat = candidates[len(candidates) // 2]
+
+
+def _choose_view(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames, view: str | None) -> None:
+    """By option, by the header, or by which view's prompt the network is surer of."""
+    if view is not None:
+        clip.view, clip.view_source = view, "option"
+    elif clip.facts.view in VIEWS.values():
+        clip.view, clip.view_source = clip.facts.view, "tag"
+    else:
+        indices = sorted({int(i) for i in np.linspace(0, clip.facts.num_frames - 1, NUM_VIEW_FRAMES)})
+        frames = np.concatenate(list(read(indices)))
+        sure = {}
+        for name in VIEWS.values():
+            found = model.segment(frames, clip.facts.spacing_mm, {"view": name})
+            sure[name] = float(found.expected_dice.mean())
+        clip.view, clip.view_source, clip.view_confidence = max(sure, key=lambda name: sure[name]), "model", sure
+
+
+def _second_pass(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames) -> None:
+    """The beat's frames, or one frame where there is no beat, with all that is known; and how far they can be trusted."""
+    indices = [*clip.phases] or [int(np.argmax(clip.areas))]
+    known = {"view": clip.view, "sex": clip.facts.sex, "age": clip.facts.age}
+    for index in sorted(indices):
+        attributes = {k: v for k, v in {**known, "phase": clip.phases.get(index)}.items() if v is not None}
+        frame = np.concatenate(list(read([index])))
+        found = model.segment(frame, clip.facts.spacing_mm, attributes, judge=True)
+        clip.label_maps[index] = found.label_maps[0]
+        clip.doubts[index] = (found.doubts or [])[0]
+        clip.prompts[index] = model.prompts(attributes)

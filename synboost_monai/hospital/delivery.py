@@ -1,0 +1,232 @@
+"""Results on their way to an archive: each is kept and tried again until it is taken.
+
+Beside a run's outputs lies `delivery.json`: which objects of the study it was made from, and of each result its hash and what became of
+it. It is written whole after the outputs, and after each association. A process that ends in between sends a result once more; archives
+take the same object twice without harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from synboost_monai.dicom.network_send import Destination, NotReachableError, send_files
+from synboost_monai.dicom.objects import sync_folder
+from synboost_monai.io import atomic_path, sha256_of
+
+RECORD = "delivery.json"
+"""Name of the record, in a run's folder."""
+FORMAT = 1
+"""Of the record; grows when a reader has to know of a change."""
+WAITING, DELIVERED, REFUSED = "waiting", "delivered", "refused"
+"""States of a result."""
+MAX_REFUSALS = 10
+"""Times that a destination may refuse a result before it is left on the disk; a new start of the node tries again."""
+LONGEST_DELAY = 600.0
+"""Seconds between two tries at most."""
+
+
+@dataclass
+class Item:
+    """One result."""
+
+    sha256: str
+    state: str = WAITING
+    refusals: int = 0
+    reason: str = ""
+    """Why it was refused last."""
+
+
+@dataclass
+class Delivery:
+    """What is known of a run's results."""
+
+    inputs: list[str]
+    """Names of the study's objects that the run saw."""
+    items: dict[str, Item] = field(default_factory=dict)
+    """Path of a result, relative to the run's folder -> its state."""
+    finished: float = 0.0
+    """When the run ended, seconds since 1970."""
+
+    @classmethod
+    def load(cls, run_dir: Path) -> Delivery | None:
+        """The record of a run; None if there is none yet."""
+        try:
+            values = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return cls(values["inputs"], {name: Item(**item) for name, item in values["items"].items()}, values["finished"])
+
+    def save(self, run_dir: Path) -> None:
+        """Write the record; it is on the disk when this returns."""
+        with atomic_path(run_dir / RECORD) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            json.dump({"format": FORMAT, **asdict(self)}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(run_dir)
+
+    def update(self, run_dir: Path, inputs: Iterable[str], outputs: Iterable[str]) -> None:
+        """Take the results of a run that has ended; what was delivered and is still the same stays delivered."""
+        before, self.items = self.items, {}
+        self.inputs, self.finished = sorted(inputs), time.time()
+        for name in sorted(set(outputs)):
+            digest = sha256_of(run_dir / name)
+            known = before.get(name)
+            self.items[name] = known if known is not None and known.sha256 == digest else Item(digest)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing waits."""
+        return all(item.state != WAITING for item in self.items.values())
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether all was taken."""
+        return all(item.state == DELIVERED for item in self.items.values())
+
+
+class Courier:
+    """Sends results in a thread of its own.
+
+    Args:
+        destination: of all results.
+        ae_title: of the sender.
+        scratch: folder for files in other transfer syntaxes.
+        lock_of: run's folder -> lock, held while its results are sent or made.
+        say: told in one line what was sent.
+        first_delay: seconds after the first failure; it doubles with each further one.
+        timeout: seconds that the destination may be silent.
+    """
+
+    def __init__(
+        self,
+        destination: Destination,
+        ae_title: str,
+        scratch: Path,
+        lock_of: Callable[[Path], threading.Lock],
+        say: Callable[[str], None],
+        first_delay: float = 5.0,
+        timeout: float = 60.0,
+    ) -> None:
+        self._destination, self._ae_title, self._scratch, self._lock_of = destination, ae_title, scratch, lock_of
+        self._say, self._first_delay, self._timeout = say, first_delay, timeout
+        self._waiting: dict[Path, tuple[float, float]] = {}
+        """Run's folder -> when it is tried next (monotonic seconds), and the delay after that."""
+        self._condition = threading.Condition()
+        self._is_closed = self._is_busy = False
+        self._thread = threading.Thread(target=self._work, name="courier", daemon=True)
+        self._thread.start()
+
+    def take(self, run_dir: Path, is_new_start: bool = False) -> None:
+        """Deliver what waits of a run; at a new start, also what was refused too often."""
+        if is_new_start and (delivery := Delivery.load(run_dir)) is not None:
+            for item in delivery.items.values():
+                if item.state == REFUSED:
+                    item.state, item.refusals = WAITING, 0
+            if delivery.is_done:
+                return
+            delivery.save(run_dir)
+        with self._condition:
+            self._waiting[run_dir] = (time.monotonic(), self._first_delay)
+            self._condition.notify()
+
+    @property
+    def num_waiting(self) -> int:
+        """Runs with results on their way."""
+        with self._condition:
+            return len(self._waiting) + self._is_busy
+
+    def close(self, grace: float = 5.0) -> None:
+        """Stop; what waits stays on the disk."""
+        with self._condition:
+            self._is_closed = True
+            self._condition.notify()
+        self._thread.join(grace)
+
+    def _work(self) -> None:
+        while (due := self._next()) is not None:
+            run_dir, delay = due
+            try:
+                is_done = self._deliver(run_dir)
+            except Exception as error:  # noqa: BLE001  the thread must not end: what waits is tried again
+                self._say(
+                    f"study {run_dir.parent.name}: results could not be sent: {type(error).__name__}; tried again later"
+                )
+                is_done = False
+            with self._condition:
+                self._is_busy = False
+                if not is_done:  # new results of the same run may wait by now: they come at once
+                    self._waiting.setdefault(run_dir, (time.monotonic() + delay, min(2 * delay, LONGEST_DELAY)))
+
+    def _next(self) -> tuple[Path, float] | None:
+        """The run that is due first, when it is, and the delay should it fail; None at the end."""
+        with self._condition:
+            while not self._is_closed:
+                now = time.monotonic()
+                run_dir = min(self._waiting, key=lambda path: self._waiting[path][0], default=None)
+                if run_dir is not None and self._waiting[run_dir][0] <= now:
+                    self._is_busy = True
+                    return run_dir, self._waiting.pop(run_dir)[1]
+                self._condition.wait(None if run_dir is None else self._waiting[run_dir][0] - now)
+        return None
+
+    def _deliver(self, run_dir: Path) -> bool:
+        """Try once; True if nothing is left to do."""
+        study = run_dir.parent.name
+        with self._lock_of(run_dir):
+            delivery = Delivery.load(run_dir)
+            if delivery is None:
+                return True
+            paths = {run_dir / name: item for name, item in delivery.items.items() if item.state == WAITING}
+            for path in [path for path, item in paths.items() if not path.is_file() or sha256_of(path) != item.sha256]:
+                del paths[
+                    path
+                ]  # of a run that was ended while it made them again: it is repeated, and has a new record then
+            if not paths:
+                return True
+            problem, num_sent = "", 0
+            try:
+                for path, refusal in send_files(
+                    list(paths), self._destination, self._ae_title, self._scratch, self._timeout
+                ):
+                    item = paths[path]
+                    item.reason = refusal
+                    if not refusal:
+                        item.state = DELIVERED
+                        num_sent += 1
+                        continue
+                    item.refusals += 1
+                    item.state = REFUSED if item.refusals >= MAX_REFUSALS else WAITING
+                    problem = refusal
+            except NotReachableError as error:
+                problem = str(error)
+            finally:
+                with contextlib.suppress(OSError):
+                    delivery.save(run_dir)
+        left = sum(item.state == WAITING for item in delivery.items.values())
+        refused = sum(item.state == REFUSED for item in delivery.items.values())
+        words = f"study {study}: {num_sent} results delivered"
+        words += f", {left} are tried again later ({problem or 'the association was lost'})" if left else ""
+        words += f", {refused} refused for good ({problem}); they stay here" if refused else ""
+        self._say(words)
+        return delivery.is_done
+
+
+def deliveries(runs_dir: Path) -> dict[Path, Delivery]:
+    """Records of all runs below a folder."""
+    found: dict[Path, Delivery] = {}
+    for path in sorted(runs_dir.glob(f"*/*/{RECORD}")):
+        with contextlib.suppress(
+            ValueError, KeyError, TypeError
+        ):  # written whole or not at all; a foreign file is none of ours
+            delivery: Any = Delivery.load(path.parent)
+            if delivery is not None:
+                found[path.parent] = delivery
+    return found

@@ -1,0 +1,132 @@
+"""Where studies are worked on: threads of this process with one network, or Ray actors, each with a network of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from synboost_monai.dicom.scan import ScannedFile
+from synboost_monai.dicom.worker import ReaderPool
+from synboost_monai.hospital.ledger import Result
+from synboost_monai.hospital.study import StudyOptions, StudyProcessor
+
+if TYPE_CHECKING:
+    from synboost_monai.hospital.model import EchoSegmenter
+
+ENGINES = ("local", "ray")
+"""Names of engines."""
+
+Study = Sequence[ScannedFile]
+
+
+class Engine(Protocol):
+    """Works on studies; used in `with`."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Of the model: name, hashes of weights and settings."""
+
+    def run(self, studies: Sequence[Study], out_dir: Path | None = None) -> Iterator[list[Result]]:
+        """Results of each study, in the order in which they end; `out_dir` in place of the one it was made with."""
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def create_engine(
+    engine: str,
+    bundle: str,
+    checkpoint_path: str | None,
+    overrides: Mapping[str, Any],
+    options: StudyOptions,
+    out_dir: Path,
+    workers: int,
+    ray_address: str | None = None,
+) -> Engine:
+    """The engine of this name; arguments as `batch.run_dicom`.
+
+    Raises:
+        ValueError: if Ray is asked for and not installed.
+        FileNotFoundError: if the bundle or its weights are not there.
+    """
+    if engine == "local":
+        return LocalEngine(bundle, checkpoint_path, overrides, options, out_dir, workers)
+    from synboost_monai.hospital.ray_engine import RayEngine
+
+    return RayEngine(bundle, checkpoint_path, overrides, options, out_dir, workers, ray_address)
+
+
+def identity_of(processor: StudyProcessor) -> dict[str, str]:
+    """What tells one model from another."""
+    provenance = processor.provenance
+    return {
+        "model": provenance.model,
+        "model_sha256": provenance.model_sha256,
+        "weights_sha256": provenance.weights_sha256,
+        "software": provenance.software_version,
+    }
+
+
+class LocalEngine:
+    """Studies in threads that share one network; while one waits for the disk or a decoder, another has the network.
+
+    Args:
+        bundle, checkpoint_path, overrides: of the model.
+        options, out_dir: of the run.
+        workers: studies at a time.
+    """
+
+    def __init__(
+        self,
+        bundle: str,
+        checkpoint_path: str | None,
+        overrides: Mapping[str, Any],
+        options: StudyOptions,
+        out_dir: Path,
+        workers: int,
+    ) -> None:
+        from synboost_monai.hospital.model import EchoSegmenter  # torch: late, so that wrong options are told at once
+
+        self.set_up(EchoSegmenter(bundle, checkpoint_path, overrides), options, out_dir, workers)
+
+    def set_up(self, model: EchoSegmenter, options: StudyOptions, out_dir: Path, workers: int) -> None:
+        """Take a model, and start what reads files."""
+        self.workers, self.model = workers, model
+        self.pool = ReaderPool(workers, options.limits)
+        self.processor = StudyProcessor(self.model, self.pool, out_dir, options)
+        self.identity = identity_of(self.processor)
+
+    def run(self, studies: Sequence[Study], out_dir: Path | None = None) -> Iterator[list[Result]]:
+        """Results of each study, in the order in which they end; `out_dir` in place of the one it was made with."""
+        processor = self.processor if out_dir is None else self.processor.writing_to(out_dir)
+        if self.workers == 1:
+            yield from map(processor, studies)
+            return
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="study") as threads:
+            waiting = iter(studies)
+            running: set[Future[list[Result]]] = set()
+            try:
+                while True:
+                    while len(running) < self.workers and (study := next(waiting, None)) is not None:
+                        running.add(threads.submit(processor, study))
+                    if not running:
+                        return
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.pool.close()

@@ -1,0 +1,130 @@
+"""Objects that a node has received, a folder a study, and which studies are complete.
+
+Names are hashes: of the study's UID, and of the object's UID and content, so that an object that comes twice is one file, and two
+objects that claim the same UID are both there for the scan to find. A file is whole and on the disk before the sender is told so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+
+from synboost_monai.dicom.files import file_digest, open_regular
+from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.network import Status
+from synboost_monai.dicom.objects import sync_folder
+from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.scan import SOP_INSTANCE, STUDY, is_uid, short_hash
+from synboost_monai.dicom.structure import walk_file
+
+
+class Inbox:
+    """What has come in; all methods may be called from any thread.
+
+    Args:
+        folder: made if missing; what is there already counts as just come.
+        limits: of a file.
+        max_mb: MB (2^20 bytes) that it may hold; beyond, senders are told that there is no room.
+    """
+
+    def __init__(self, folder: Path, limits: Limits, max_mb: float) -> None:
+        self.folder, self._limits, self._max_bytes = folder, limits, max_mb * 2**20
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._num_bytes = sum(path.stat().st_size for path in folder.glob("*/*.dcm"))
+        self._last: dict[str, float] = {}
+        """Study that is not done -> when it was last heard of, monotonic seconds."""
+        self._study_of: dict[int, str] = {}
+        """Connection -> study of its last object."""
+
+    def store(self, path: Path, sop_instance_uid: str, connection: int) -> Status:
+        """Keep an object (see `network_receive.Receiver`)."""
+        try:
+            with open_regular(path) as file:
+                structure = walk_file(file, self._limits, frozenset({SOP_INSTANCE, STUDY}))
+                size = file.size
+            content = file_digest(path)
+        except NotUsableError:
+            return Status.CANNOT_UNDERSTAND
+        study_uid = structure.text(STUDY)
+        if not is_uid(study_uid) or not is_uid(sop_instance_uid):
+            return Status.CANNOT_UNDERSTAND
+        if structure.text(SOP_INSTANCE) != sop_instance_uid:
+            return Status.MISMATCH
+        study = short_hash(study_uid)
+        target = self.folder / study / f"{short_hash(sop_instance_uid)}_{content[:16]}.dcm"
+        with self._lock:
+            self._study_of[connection] = study
+            if target.exists():
+                if study in self._last:
+                    self._last[study] = time.monotonic()
+                return Status.SUCCESS
+            if self._num_bytes + size > self._max_bytes:
+                return Status.OUT_OF_RESOURCES
+            self._num_bytes += size
+        try:
+            with open(path, "rb") as opened:
+                os.fsync(opened.fileno())
+            with self._lock:  # not while the study's folder is being removed
+                target.parent.mkdir(exist_ok=True)
+                os.replace(path, target)
+                sync_folder(target.parent)
+                sync_folder(self.folder)
+                self._last[study] = time.monotonic()
+        except OSError:
+            with self._lock:
+                self._num_bytes -= size
+            raise
+        return Status.SUCCESS
+
+    def progress(self, connection: int) -> None:
+        """More of an object comes over this connection: its study is not complete yet."""
+        study = self._study_of.get(connection)
+        if study is not None:
+            with self._lock:
+                if study in self._last:
+                    self._last[study] = time.monotonic()
+
+    def closed(self, connection: int) -> None:
+        """A connection has ended."""
+        with self._lock:
+            self._study_of.pop(connection, None)
+
+    def studies(self) -> list[str]:
+        """Names of all studies."""
+        return sorted(path.name for path in self.folder.iterdir() if path.is_dir())
+
+    def names(self, study: str) -> list[str]:
+        """Names of a study's objects."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(path.name for path in (self.folder / study).iterdir())
+        return []
+
+    def put_off(self, study: str, seconds: float = 0) -> None:
+        """Take a study for one that is not done and was heard of in so many seconds from now."""
+        with self._lock:
+            self._last[study] = max(self._last.get(study, 0.0), time.monotonic() + seconds)
+
+    def take_complete(self, quiet_seconds: float) -> str | None:
+        """A study of which nothing has come for so long, the one that waits longest; it is no longer among those that are not done."""
+        with self._lock:
+            study = min(self._last, key=lambda name: self._last[name], default=None)
+            if study is None or time.monotonic() - self._last[study] < quiet_seconds:
+                return None
+            del self._last[study]
+            return study
+
+    def remove(self, study: str) -> None:
+        """Remove a study's objects, unless more has come of it."""
+        with self._lock:
+            if study in self._last:
+                return
+            folder = self.folder / study
+            for path in sorted(folder.glob("*")):
+                self._num_bytes -= path.stat().st_size
+                path.unlink()
+            with contextlib.suppress(OSError):
+                folder.rmdir()

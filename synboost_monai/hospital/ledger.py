@@ -1,0 +1,383 @@
+"""What became of every file of a run: one row a file in `OUT/ledger.sqlite`, and `ledger.csv` made from it.
+
+The database loses nothing that was recorded, however the process or the machine ends: a rollback journal, flushed to the disk at
+each commit. The rows of a study are committed together, after its outputs have been written. After a run that dies in between the
+study is pending, and the next run writes the same outputs again.
+
+Nothing of a patient is kept: paths as `privacy.py` shows them and their hashes, hashes of studies, SOP Instance UIDs.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sqlite3
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from synboost_monai.dicom.reasons import REASONS, NotUsableError, Outcome
+from synboost_monai.dicom.scan import ScannedFile
+from synboost_monai.hospital.privacy import path_sha256, safe_cell, starts_formula
+from synboost_monai.io import atomic_path
+
+DATABASE, TABLE = "ledger.sqlite", "ledger.csv"
+"""Names of the two files in OUT."""
+SCHEMA_VERSION = 1
+"""Of the database; raised whenever a column changes."""
+APPLICATION_ID = 0x53424C47
+"""Marks a SQLite file as a ledger of ours ("SBLG")."""
+TRIED_AGAIN = ("vanished", "changed", "unreadable", "cannot_write")
+"""Reasons that are not of the file but of the moment: a resumed run takes such files as pending."""
+PENDING = "pending"
+"""In place of an outcome: the file has not been dealt with."""
+
+COLUMNS = (
+    "path",
+    "path_sha256",
+    "size",
+    "sha256",
+    "study",
+    "sop_instance_uid",
+    "outcome",
+    "reason",
+    "sentence",
+    "model_sha256",
+    "outputs",
+    "seconds",
+    "finished_at",
+)
+"""Columns of `ledger.csv`."""
+
+_SCHEMA = """
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE files (
+    path_sha256 TEXT PRIMARY KEY,
+    path TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    sha256 TEXT NOT NULL DEFAULT '',
+    study TEXT NOT NULL DEFAULT '',
+    sop_instance_uid TEXT NOT NULL DEFAULT '',
+    outcome TEXT NOT NULL DEFAULT 'pending',
+    reason TEXT NOT NULL DEFAULT '',
+    sentence TEXT NOT NULL DEFAULT '',
+    model_sha256 TEXT NOT NULL DEFAULT '',
+    outputs TEXT NOT NULL DEFAULT '[]',
+    seconds REAL NOT NULL DEFAULT 0,
+    finished_at TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one file."""
+
+    file: ScannedFile
+    reason: str
+    """Key of `REASONS`, which also gives the outcome."""
+    sentence: str
+    """For people; without text of the file."""
+    sha256: str = ""
+    """Of the file; '' where it could not be read or is no regular file."""
+    model_sha256: str = ""
+    """Of the model, where it was used."""
+    outputs: tuple[str, ...] = ()
+    """Files made from it, relative to OUT, with slashes."""
+    seconds: float = 0.0
+    """Time that it took."""
+
+    def __post_init__(self) -> None:
+        if self.reason not in REASONS:
+            raise ValueError(f"ledger.py: {self.reason!r} is no reason code; add it to reasons.py")
+        for output in self.outputs:
+            if PurePosixPath(output).is_absolute() or ".." in PurePosixPath(output).parts or not output:
+                raise ValueError("ledger.py: an output must be a path relative to OUT, without ..")
+
+    @classmethod
+    def of(cls, file: ScannedFile, problem: NotUsableError | None = None, **facts: Any) -> Result:
+        """The result of a file that has a problem: the one given, or its own of the scan.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        problem = problem or file.reason
+        if problem is None:
+            raise ValueError("ledger.py: the file has no reason of the scan; give one")
+        return cls(file, problem.reason.code, str(problem), **facts)
+
+    @property
+    def outcome(self) -> Outcome:
+        return REASONS[self.reason].outcome
+
+
+@dataclass
+class Ledger:
+    """The ledger of one run; one process writes it. Use `Ledger.open`, and close it (or use it in a `with`)."""
+
+    out_dir: Path
+    connection: sqlite3.Connection = field(repr=False)
+
+    @classmethod
+    def open(cls, out_dir: str | os.PathLike[str], settings: Mapping[str, Any], resume: bool = False) -> Ledger:
+        """Begin a ledger in a folder, or go on with the one that is there.
+
+        Args:
+            out_dir: made if need be.
+            settings: of the run, the model's hash and the input among them: whatever must be the same for its outputs to be the same.
+                Plain values for JSON; they are stored, so give a hash where a value might identify (the input's path).
+            resume: go on with a ledger; begin one if there is none.
+        Raises:
+            ValueError: if there is a ledger and `resume` is False; if it is of other settings (the message names them); if
+                the file is damaged, none of ours, of a newer version, or in use by another run.
+        """
+        folder = Path(out_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / DATABASE
+        wanted = {name: json.dumps(value, sort_keys=True, default=str) for name, value in settings.items()}
+        _check_place(path)
+        try:
+            connection = sqlite3.connect(path, timeout=2, isolation_level=None)
+        except sqlite3.Error as error:
+            raise ValueError(f"{path}: the ledger cannot be opened; is the folder writable?") from error
+        try:
+            _prepare(connection, path, wanted, resume)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise _unusable(path, error) from error
+            raise
+        return cls(folder, connection)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self.connection.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def begin(self, files: Iterable[ScannedFile], show: Callable[[str], str]) -> None:
+        """Enter the files of a scan, each pending.
+
+        A file that is there already keeps its result, unless it has changed since or its reason may have passed (`TRIED_AGAIN`).
+        A file of an earlier scan that is gone is `vanished`, unless it has a result.
+
+        Args:
+            files: all of one scan.
+            show: how a relative path is shown (`privacy.path_display`).
+        """
+        listed = set()
+        with self._transaction() as connection:
+            for file in files:
+                key = path_sha256(file.relative)
+                listed.add(key)
+                state = (_signed(file.size), _signed(file.mtime_ns), file.study_key, file.sop_instance_uid)
+                known = connection.execute("SELECT size, mtime_ns, reason FROM files WHERE path_sha256 = ?", (key,))
+                size, mtime_ns, reason = known.fetchone() or (None, None, "")
+                if (size, mtime_ns) == state[:2] and reason not in TRIED_AGAIN:
+                    continue
+                connection.execute(
+                    "INSERT OR REPLACE INTO files (path_sha256, path, size, mtime_ns, study, sop_instance_uid) "
+                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    (key, _storable(show(file.relative)), *state),
+                )
+            waiting = [key for (key,) in connection.execute("SELECT path_sha256 FROM files WHERE outcome = 'pending'")]
+            gone = NotUsableError("vanished")
+            for key in set(waiting) - listed:
+                connection.execute(
+                    "UPDATE files SET outcome = ?, reason = ?, sentence = ?, finished_at = ? WHERE path_sha256 = ?",
+                    (gone.reason.outcome.value, gone.reason.code, str(gone), _now(), key),
+                )
+
+    def reopen(self, reasons: Iterable[str]) -> None:
+        """Make files pending again whose result may have had its reason in the machine."""
+        with self._transaction() as connection:
+            for reason in sorted(reasons):
+                connection.execute(
+                    "UPDATE files SET sha256 = '', outcome = 'pending', reason = '', sentence = '', model_sha256 = '', outputs = '[]', "
+                    "seconds = 0, finished_at = '' WHERE reason = ?",
+                    (reason,),
+                )
+
+    def pending(self, files: Iterable[ScannedFile]) -> list[ScannedFile]:
+        """Those of the files that have no result, in their order."""
+        done = {key for (key,) in self._read("SELECT path_sha256 FROM files WHERE outcome != 'pending'")}
+        return [file for file in files if path_sha256(file.relative) not in done]
+
+    def record(self, *results: Result) -> None:
+        """Record what became of files, all of them or none: give a study's files in one call, after its outputs are on the disk.
+
+        The same result recorded again changes nothing.
+
+        Raises:
+            ValueError: if a file was not entered by `begin`.
+        """
+        with self._transaction() as connection:
+            for result in results:
+                values = {
+                    "sha256": result.sha256,
+                    "study": result.file.study_key,
+                    "sop_instance_uid": result.file.sop_instance_uid,
+                    "outcome": result.outcome.value,
+                    "reason": result.reason,
+                    "sentence": result.sentence,
+                    "model_sha256": result.model_sha256,
+                    "outputs": json.dumps(list(result.outputs)),
+                    "seconds": round(float(result.seconds), 3),
+                }
+                key = path_sha256(result.file.relative)
+                names = ", ".join(values)
+                before = connection.execute(f"SELECT {names} FROM files WHERE path_sha256 = ?", (key,)).fetchone()
+                if before is None:
+                    raise ValueError("ledger.py: a result of a file that is not in the ledger; enter it by `begin`")
+                if before[:-1] != tuple(values.values())[:-1]:  # time alone is no other result
+                    changes = ", ".join(f"{name} = ?" for name in values)
+                    connection.execute(
+                        f"UPDATE files SET {changes}, finished_at = ? WHERE path_sha256 = ?",
+                        (*values.values(), _now(), key),
+                    )
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every row by path, as `COLUMNS`; `outputs` is a list."""
+        names = ", ".join(COLUMNS)
+        for row in self._read(f"SELECT {names} FROM files ORDER BY path, path_sha256"):
+            values = dict(zip(COLUMNS, row))
+            values["outputs"] = json.loads(values["outputs"])
+            yield values
+
+    def counts(self) -> dict[str, int]:
+        """Number of files by outcome, those `pending` too; 0 where there are none."""
+        counts = {outcome.value: 0 for outcome in Outcome} | {PENDING: 0}
+        counts.update(self._read("SELECT outcome, COUNT(*) FROM files GROUP BY outcome"))
+        return counts
+
+    def write_csv(self) -> Path:
+        """Write `ledger.csv` whole, on the disk when this returns; its cells are safe in a spreadsheet."""
+        text = io.StringIO()
+        writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in self.rows():
+            cells = {**row, "outputs": json.dumps(row["outputs"]) if row["outputs"] else ""}
+            writer.writerow(_cell(name, value) for name, value in cells.items())
+        path = self.out_dir / TABLE
+        with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.write(text.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        return path
+
+    def _read(self, query: str) -> list[Any]:
+        try:
+            return self.connection.execute(query).fetchall()
+        except sqlite3.Error as error:
+            raise _unusable(self.out_dir / DATABASE, error) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of what is done inside, or none of it."""
+        try:
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.connection
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise _unusable(self.out_dir / DATABASE, error) from error
+
+
+def _cell(name: str, value: Any) -> str:
+    """A cell of the table; the path is written out already, so that its backslashes would double if it were again."""
+    if name == "path":
+        return f"'{value}" if starts_formula(value) else value
+    return safe_cell(str(value))
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a ledger that is no regular file: SQLite would wait for a pipe and follow a link."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path}: expected a ledger or nothing, got something that is no regular file; move it away")
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, wanted: dict[str, str], resume: bool) -> None:
+    """Take the database for this process alone, and make it or check that it is the ledger of these settings."""
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    connection.execute("PRAGMA journal_mode = DELETE")
+    connection.execute("PRAGMA synchronous = EXTRA")  # FULL, and the folder is flushed when a journal goes
+    connection.execute("BEGIN EXCLUSIVE")
+    version, application, num_tables = (
+        connection.execute(query).fetchone()[0]
+        for query in ("PRAGMA user_version", "PRAGMA application_id", "SELECT COUNT(*) FROM sqlite_master")
+    )
+    if (version, application, num_tables) == (0, 0, 0):  # new, or begun by a run that died at once
+        for statement in filter(str.strip, _SCHEMA.split(";")):
+            connection.execute(statement)
+        connection.executemany("INSERT INTO settings VALUES (?, ?)", wanted.items())
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+        return
+    if application != APPLICATION_ID:
+        raise ValueError(f"{path}: a database, but not a ledger of synboost; choose another folder for the results")
+    if version != SCHEMA_VERSION:
+        age = "a newer" if version > SCHEMA_VERSION else "an older"
+        raise ValueError(
+            f"{path}: a ledger of {age} version of synboost (schema {version}, this one has {SCHEMA_VERSION}); "
+            "choose another folder for the results"
+        )
+    if not resume:
+        raise ValueError(
+            f"{path}: the folder holds the ledger of an earlier run; go on with it by --resume, or choose another folder"
+        )
+    if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+        raise sqlite3.DatabaseError("malformed")
+    stored = dict(connection.execute("SELECT name, value FROM settings"))
+    differing = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
+    if differing:
+        raise ValueError(
+            f"{path}: the ledger is of a run with another {', another '.join(differing)}; go on with the same settings, or "
+            "choose another folder for the results"
+        )
+    connection.execute("COMMIT")
+
+
+def _unusable(path: Path, error: sqlite3.Error) -> ValueError:
+    """An error of SQLite in words that say what to do."""
+    text = str(error).lower()
+    if "locked" in text:
+        return ValueError(f"{path}: another run is at work in this folder; wait until it ends")
+    if "full" in text:
+        return ValueError(f"{path}: the ledger cannot be written: the disk is full")
+    if "readonly" in text or "unable to open" in text or "i/o" in text:
+        return ValueError(f"{path}: the ledger cannot be written: the folder is read-only or its disk fails ({text})")
+    return ValueError(f"{path}: the ledger is damaged, or no ledger at all; move it away and begin anew")
+
+
+def _signed(number: int) -> int:
+    """A whole number as the 64 bits that SQLite has: a wrong clock dates files to after 2262, whose nanoseconds are more."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def _storable(text: str) -> str:
+    """Text that SQLite can hold: a stray byte of a file name is written out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

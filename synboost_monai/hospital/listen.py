@@ -1,0 +1,344 @@
+"""A DICOM node: studies come by C-STORE, are segmented and measured as a batch does it, and their results go to an archive.
+
+    OUT/inbox/STUDY/OBJECT.dcm        what came; names are hashes
+    OUT/runs/STUDY/SETTINGS/          a run of the batch on the study: ledger, report, outputs, delivery.json
+    OUT/work/                         what is being received or sent; emptied at each start
+
+A study is complete when nothing has come of it for a while. Objects that come later make it incomplete again: the run goes on and does
+the study whole once more, so that a second view still gives a biplane volume; results that did not change are not sent again.
+The process may be ended at any time: what was answered with success is on the disk, and a new start does what is not done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.network import check_installed, quiet_network
+from synboost_monai.dicom.network_receive import ServerOptions, StorageServer
+from synboost_monai.dicom.network_send import Destination
+from synboost_monai.hospital.batch import RETRIED, SEGMENTATION_CHOICES, run_settings, work_through
+from synboost_monai.hospital.clip import FRAME_CHOICES, VIEW_CHOICES
+from synboost_monai.hospital.delivery import Courier, Delivery, deliveries
+from synboost_monai.hospital.engines import Engine, create_engine
+from synboost_monai.hospital.inbox import Inbox
+from synboost_monai.hospital.study import StudyOptions
+from synboost_monai.processes import hold_folder
+
+INBOX, RUNS, WORK = "inbox", "runs", "work"
+"""Folders in OUT."""
+MAX_REPEATS = 3
+"""Times that files are tried again whose reason may lie in the machine."""
+FIRST_DELAY, LONGEST_DELAY = 30.0, 3600.0
+"""Seconds until a study is tried again that failed; doubled each time."""
+POLL_SECONDS = 0.2
+"""Between two looks for a complete study."""
+CLEANING_SECONDS = 600.0
+"""Between two looks for what is older than it is kept."""
+DAY = 86400.0
+
+
+def run_listen(
+    out_dir: str | os.PathLike[str],
+    *,
+    bundle: str = "echo_cris",
+    checkpoint_path: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 11112,
+    ae_title: str = "SYNBOOST",
+    allowed_titles: Sequence[str] = (),
+    allowed_peers: Sequence[str] = (),
+    destination: str | None = None,
+    quiet_seconds: float = 60.0,
+    frames: str = "ed-es",
+    view: str = "auto",
+    segmentation: str = "binary",
+    overlay: bool = True,
+    max_pdu: int = 1 << 17,
+    max_object_mb: float = 4096,
+    max_inbox_mb: float = 100_000,
+    min_free_mb: float = 1024,
+    max_connections: int = 8,
+    keep_days: float | None = None,
+    limits: Limits | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> int:
+    """Receive studies, segment and measure them, and send the results on, until SIGTERM or SIGINT.
+
+    The first signal ends it after the study at hand, the second at once; nothing is lost either way.
+
+    Args:
+        out_dir: for all that the node keeps; one node at a time.
+        bundle, checkpoint_path, overrides: of the model.
+        host: address to listen on; other machines reach one that is not of loopback, and must then be named.
+        port: to listen on; 0: one that is free.
+        ae_title: of the node; peers have to call it so.
+        allowed_titles: AE titles of peers; empty, on loopback alone: any.
+        allowed_peers: addresses or networks of peers; empty: this machine alone.
+        destination: `TITLE@HOST:PORT` that results are sent to; None: they are only kept.
+        quiet_seconds: a study is complete when nothing has come of it for so long.
+        frames, view, segmentation, overlay: as `batch.run_dicom`.
+        max_pdu: bytes of a protocol data unit.
+        max_object_mb: MB of an object; the connection of a larger one is cut.
+        max_inbox_mb: MB of objects that are kept at most; beyond, senders are told that there is no room.
+        min_free_mb: MB that stay free on the disk; likewise.
+        max_connections: at a time.
+        keep_days: objects and results older than that are removed, once all results were delivered (or, without a destination, made);
+            None: nothing is removed.
+        limits: of a file.
+    Returns:
+        0.
+    Raises:
+        ValueError: if pynetdicom is not installed, or an option is wrong.
+        FileNotFoundError: if the bundle or its weights are not there.
+        OSError: if the port is taken.
+    """
+    check_installed()
+    for name, value, choices in (
+        ("frames", frames, FRAME_CHOICES),
+        ("view", view, VIEW_CHOICES),
+        ("segmentation", segmentation, SEGMENTATION_CHOICES),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} must be {', '.join(choices)}, got {value!r}")
+    for name, number in (("quiet_seconds", quiet_seconds), ("keep_days", keep_days), ("max_inbox_mb", max_inbox_mb)):
+        if number is not None and not number > 0:
+            raise ValueError(f"{name} must be above 0, got {number!r}")
+    server = ServerOptions(
+        host=host,
+        port=port,
+        ae_title=ae_title,
+        allowed_titles=tuple(allowed_titles),
+        allowed_peers=tuple(allowed_peers),
+        max_pdu=max_pdu,
+        max_object_mb=max_object_mb,
+        min_free_mb=min_free_mb,
+        max_connections=max_connections,
+    )
+    target = None if destination is None else Destination.parse(destination)
+    options = StudyOptions(
+        frames=frames,
+        view=VIEW_CHOICES[view],
+        segmentation_type=SEGMENTATION_CHOICES[segmentation],
+        overlay=overlay,
+        limits=limits or Limits(),
+    )
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        hold_folder(out_dir),
+        create_engine(
+            "local", bundle, checkpoint_path, dict(overrides or {}), options, out_dir / WORK, workers=1
+        ) as engine,
+    ):
+        node = Node(out_dir, engine, options, server, target, quiet_seconds, keep_days, max_inbox_mb)
+        with _until_signal(node):
+            node.run()
+    return 0
+
+
+class Node:
+    """Receives, works on and delivers studies.
+
+    Args:
+        out_dir: held by the caller.
+        engine: that works on the studies, one at a time.
+        options: that the engine was made with.
+        server: whom it listens to.
+        destination: of the results.
+        quiet_seconds, keep_days, max_inbox_mb: as `run_listen`.
+        first_delay: seconds until results are sent again.
+        say: told in one line what happens; nothing of it is of a patient.
+    """
+
+    def __init__(
+        self,
+        out_dir: Path,
+        engine: Engine,
+        options: StudyOptions,
+        server: ServerOptions,
+        destination: Destination | None = None,
+        quiet_seconds: float = 60.0,
+        keep_days: float | None = None,
+        max_inbox_mb: float = 100_000,
+        first_delay: float = 5.0,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.out_dir, self.engine, self.options, self.server_options = out_dir, engine, options, server
+        self.destination, self.quiet_seconds, self.keep_days = destination, quiet_seconds, keep_days
+        self.first_delay, self.say = first_delay, say or _say
+        self.inbox = Inbox(out_dir / INBOX, options.limits, max_inbox_mb)
+        self.stop = threading.Event()
+        self.is_ready = threading.Event()
+        """Set while it listens."""
+        self.port = 0
+        """That it listens on."""
+        self._courier: Courier | None = None
+        self._locks: dict[Path, threading.Lock] = {}
+        self._locks_lock = threading.Lock()
+        self._failures: dict[str, int] = {}
+
+    def run(self) -> None:
+        """Listen and work until `stop` is set.
+
+        Raises:
+            OSError: if the port is taken.
+        """
+        work = self.out_dir / WORK
+        shutil.rmtree(work, ignore_errors=True)
+        with quiet_network(), StorageServer(self.inbox, work / "receiving", self.server_options, self.say) as server:
+            self.port = server.port
+            if self.destination is not None:
+                self._courier = Courier(
+                    self.destination,
+                    self.server_options.ae_title,
+                    work / "sending",
+                    self._lock_of,
+                    self.say,
+                    self.first_delay,
+                )
+            try:
+                self._take_up()
+                self.say(f"listening on {self.server_options.host}:{self.port} as {self.server_options.ae_title}")
+                self.is_ready.set()
+                self._work()
+                self.say("ending: no new connections")
+            finally:
+                self.is_ready.clear()
+                if self._courier is not None:
+                    self._courier.close()
+
+    def _take_up(self) -> None:
+        """Find what an earlier process has left: studies that are not done, results that are not delivered."""
+        known = deliveries(self.out_dir / RUNS)
+        done = {(run_dir.parent.name, tuple(delivery.inputs)) for run_dir, delivery in known.items()}
+        for study in self.inbox.studies():
+            if (study, tuple(self.inbox.names(study))) not in done:
+                self.inbox.put_off(study)
+        if self._courier is not None:
+            for run_dir in known:
+                self._courier.take(run_dir, is_new_start=True)
+
+    def _work(self) -> None:
+        next_cleaning = 0.0
+        while not self.stop.is_set():
+            study = self.inbox.take_complete(self.quiet_seconds)
+            if study is not None:
+                self._process(study)
+            elif self.keep_days is not None and time.monotonic() >= next_cleaning:
+                self._clean(self.keep_days)
+                next_cleaning = time.monotonic() + CLEANING_SECONDS
+            else:
+                self.stop.wait(POLL_SECONDS)
+
+    # --- one study ---------------------------------------------------------------------------------------------------
+
+    def _process(self, study: str) -> None:
+        """Run the batch on a study; what fails is tried again later, and no study ends the node."""
+        names = self.inbox.names(study)
+        if not names:
+            return
+        self.say(f"study {study}: {len(names)} objects, complete")
+        in_dir = self.inbox.folder / study
+        settings = json.dumps(run_settings(in_dir, self.engine, self.options), sort_keys=True)
+        run_dir = self.out_dir / RUNS / study / hashlib.sha256(settings.encode()).hexdigest()[:16]
+        try:
+            with self._lock_of(run_dir):
+                rows = work_through(in_dir, run_dir, self.engine, self.options, resume=True)
+                outputs = {o for row in rows for o in row["outputs"] if o.endswith(".dcm")}
+                delivery = Delivery.load(run_dir) or Delivery([])
+                transient = sorted({row["reason"] for row in rows} & RETRIED)
+                is_final = not transient or self._failures.get(study, 0) >= MAX_REPEATS
+                delivery.update(run_dir, names if is_final else [], outputs)  # not done: a new start tries again, too
+                delivery.save(run_dir)
+        except Exception as error:  # noqa: BLE001  a full disk, a damaged ledger: the other studies go on
+            self._try_again(study, _words(error))
+            return
+        if self._courier is not None:
+            self._courier.take(run_dir)
+        counts: dict[str, int] = {}
+        for row in rows:
+            counts[row["outcome"]] = counts.get(row["outcome"], 0) + 1
+        self.say(f"study {study}: {', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items()))}")
+        if is_final:
+            self._failures.pop(study, None)
+        else:
+            self._try_again(study, ", ".join(transient).replace("_", " "))
+
+    def _try_again(self, study: str, why: str) -> None:
+        failures = self._failures[study] = self._failures.get(study, 0) + 1
+        delay = min(FIRST_DELAY * 2 ** (failures - 1), LONGEST_DELAY)
+        self.say(f"study {study}: {why}; tried again in {delay:.0f} s")
+        self.inbox.put_off(study, delay - self.quiet_seconds)
+
+    def _lock_of(self, run_dir: Path) -> threading.Lock:
+        with self._locks_lock:
+            return self._locks.setdefault(run_dir, threading.Lock())
+
+    def _clean(self, keep_days: float) -> None:
+        """Remove studies whose results were all delivered, or need not be, so many days ago."""
+        runs: dict[str, dict[Path, Delivery]] = {}
+        for run_dir, delivery in deliveries(self.out_dir / RUNS).items():
+            runs.setdefault(run_dir.parent.name, {})[run_dir] = delivery
+        for study, of_study in runs.items():
+            age = time.time() - max(delivery.finished for delivery in of_study.values())
+            is_through = self.destination is None or all(delivery.is_delivered for delivery in of_study.values())
+            names = self.inbox.names(study)
+            if (
+                age < keep_days * DAY
+                or not is_through
+                or not (not names or any(d.inputs == names for d in of_study.values()))
+            ):
+                continue
+            self.inbox.remove(study)  # first: what is left of a run without its objects is found again the next time
+            shutil.rmtree(self.out_dir / RUNS / study, ignore_errors=True)
+            self.say(f"study {study}: removed after {age / DAY:.1f} days")
+
+
+class _until_signal:  # noqa: N801  read as `with _until_signal(node)`
+    """SIGTERM and SIGINT stop a node after the study at hand, a second one at once; only in the main thread."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._on_signal)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._node.stop.is_set():
+            raise KeyboardInterrupt
+        self._node.stop.set()
+        os.write(2, b"ending after the study at hand; a second signal ends at once\n")  # a handler must not use print
+
+
+def _words(error: Exception) -> str:
+    """What went wrong, without text that may be of a file."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    if type(error) is ValueError and "ledger" in str(error):
+        return str(error).rpartition(": ")[2]
+    return f"an unforeseen error ({type(error).__name__})"
+
+
+def _say(text: str) -> None:
+    """One line on stderr, with the time."""
+    print(f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} {text}", file=sys.stderr, flush=True)

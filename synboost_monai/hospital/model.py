@@ -1,0 +1,231 @@
+"""A bundle's segmenter for frames in memory: what `synboost segment` does with files, frame by frame for clips of any length.
+
+T: frames. h, w: rows and columns of the ultrasound region. S: structures. E: groups of prompts. N: side of the network's square.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from torch import Tensor
+
+from synboost_monai.bundle_run import check_overrides, config_files
+from synboost_monai.io import sha256_of
+from synboost_monai.labels import LEFT_VENTRICULAR_CAVITY, STRUCTURES
+from synboost_monai.transforms import PromptTokensd, RestoreLabelMapd
+from synboost_monai.transforms.array import LetterboxGeometry, letterbox_frames, letterbox_geometry, normalise_image
+from synboost_monai.transforms.postprocessing import (
+    EVIDENCE_KEY,
+    display_order,
+    logits_to_label_map,
+    mean_logits,
+    remove_strays,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FIRST_LEVEL = "P1"
+"""Prompts of a frame of which nothing is known but the structure."""
+WEIGHTS = "models/model.pt"
+"""Where a bundle keeps its weights, below its folder."""
+RESULT_KEYS = (
+    *("preset", "image_size", "keep_aspect", "mask_padding", "padding_id", "image_mean", "image_std", "dtype", "autocast_dtype"),
+    *("prompt_level", "prompt_ensemble", "domain_word", "threshold", "keep_largest", "fill_holes", "review_below", "anatomy_ranges"),
+)  # fmt: skip
+"""Keys of the inference config that results depend on, beside weights and images."""
+
+
+@dataclass(frozen=True)
+class SegmentedFrames:
+    """Label maps of some frames, and what is to be said of each."""
+
+    label_maps: NDArray[np.uint8]
+    """(T, h, w), classes 0..3; (T, h', w') where they were left on the network's grid."""
+    expected_dice: NDArray[np.float64]
+    """(T, S), by the network's own probabilities (see `metrics.doubt.segmentation_evidence`); NaN on the network's grid."""
+    areas: NDArray[np.float64]
+    """(T,), of the left ventricular cavity on the network's grid, in pixels of the frame."""
+    doubts: list[dict[str, Any]] | None = None
+    """Of each frame, if it was asked for: predicted Dice, anatomy, verdict, reasons (see `metrics.doubt.DoubtAssessor`)."""
+
+
+class EchoSegmenter:
+    """A segmenter with its weights, prompts and postprocessing as its bundle's inference.yaml has them.
+
+    Args:
+        bundle: name or folder.
+        checkpoint_path: weights; None: those of the bundle.
+        overrides: of keys of inference.yaml, such as preset, image_size, prompt_level, calibration_path, device.
+    Raises:
+        FileNotFoundError: if there is no such bundle, or no weights.
+        ValueError: if a key does not exist, or weights and settings do not belong together.
+    """
+
+    def __init__(
+        self, bundle: str, checkpoint_path: str | None = None, overrides: Mapping[str, Any] | None = None
+    ) -> None:
+        files = config_files(bundle, "inference")
+        root = files[0].parents[1]
+        self.checkpoint_path = Path(checkpoint_path) if checkpoint_path else root / WEIGHTS
+        if not self.checkpoint_path.is_file():
+            raise FileNotFoundError(
+                f"{self.checkpoint_path}: no such weights; give --checkpoint_path, a model.pt of a training of this bundle"
+            )
+        values = {**check_overrides(files, overrides or {}), "bundle_root": str(root)}
+        values["checkpoint_path"] = str(self.checkpoint_path)
+        self.parser = ConfigParser()
+        self.parser.read_config([str(file) for file in files])
+        for key, value in values.items():
+            self.parser[key] = value
+        self.name = root.name
+        self.settings = {key: self.parser.get_parsed_content(key) for key in RESULT_KEYS}
+        if self.parser.get_parsed_content("prompt"):
+            raise ValueError("a study is segmented into all structures: leave `prompt` empty")
+        self.device = torch.device(self.parser.get_parsed_content("device"))
+        self.network = self.parser.get_parsed_content("network").eval()
+        self.inferer = self.parser.get_parsed_content("inferer")
+        self.assessor = self.parser.get_parsed_content("doubt")
+        self.batch_size = int(self.parser.get_parsed_content("batch_size"))
+        self.network_seconds = 0.0
+        self._lock = threading.Lock()  # several studies share the network
+        self._restore = RestoreLabelMapd(
+            "pred",
+            threshold=self.settings["threshold"],
+            keep_largest=self.settings["keep_largest"],
+            fill_holes=self.settings["fill_holes"],
+        )
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the file of weights."""
+        return sha256_of(self.checkpoint_path)
+
+    @cached_property
+    def settings_digest(self) -> str:
+        """16 hex digits that change with any setting which results depend on."""
+        calibration = self.assessor.calibration
+        facts = {**self.settings, "calibration": None if calibration is None else calibration.settings}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def prompts(self, attributes: Mapping[str, Any], is_first: bool = False) -> list[str]:
+        """The sentences that a frame of these attributes is segmented with, those of the first group."""
+        from synboost_monai.prompts import prompt_text
+
+        level = FIRST_LEVEL if is_first else self._level
+        domain_word = bool(self.settings["domain_word"])
+        return [prompt_text(s, level, attributes, domain_word=domain_word).text for s in STRUCTURES]
+
+    @torch.no_grad()
+    def segment(
+        self,
+        frames: NDArray[np.uint8],
+        spacing_mm: Sequence[float] | None,
+        attributes: Mapping[str, Any],
+        *,
+        pixel_aspect: Sequence[float] = (1.0, 1.0),
+        is_first: bool = False,
+        judge: bool = False,
+        is_small: bool = False,
+    ) -> SegmentedFrames:
+        """Segment frames that have the same attributes.
+
+        Args:
+            frames: (T, h, w), 0..255.
+            spacing_mm: (row, column); None: not known, then lengths are not judged.
+            attributes: what is known of the frames: `view`, `phase`, `sex`, `age`.
+            pixel_aspect: (row, column) in any unit, for proportions where `spacing_mm` is None.
+            is_first: prompts of `FIRST_LEVEL`, one group, in place of the bundle's level and ensemble: a third of the work or less.
+            judge: say of each frame how far it can be trusted.
+            is_small: leave the label maps on the network's grid, (T, h', w'), which saves the work of the native one; not with `judge`.
+        """
+        aspect = tuple(pixel_aspect if spacing_mm is None else spacing_mm)
+        geometry = letterbox_geometry(
+            frames.shape, aspect, self.settings["image_size"], bool(self.settings["keep_aspect"])
+        )
+        tokens = self._first_tokens if is_first else self._tokens
+        known: dict[Hashable, Any] = {name: attributes[name] for name in attributes}
+        input_ids = tokens(known)["input_ids"]
+        frame_pixels = frames[0].size
+        areas: list[float] = []
+        label_maps: list[NDArray[np.uint8]] = []
+        evidence: list[dict[str, Any]] = []
+        for start in range(0, len(frames), self.batch_size):
+            part = torch.from_numpy(np.ascontiguousarray(frames[start : start + self.batch_size]))
+            boxed = letterbox_frames(part, geometry)[:, None]  # (T, 1, N, N)
+            inputs = normalise_image(boxed, self.settings["image_mean"], self.settings["image_std"]).to(self.device)
+            with self._lock:
+                began = time.perf_counter()
+                logits = self.inferer(inputs, self.network, input_ids.expand(len(part), -1, -1)).cpu()
+                self.network_seconds += time.perf_counter() - began
+            small = [self._small_map(self._mean(frame), geometry) for frame in logits]
+            areas.extend(frame_pixels * float((m == LEFT_VENTRICULAR_CAVITY.class_index).mean()) for m in small)
+            if is_small:
+                label_maps.extend(small)
+                continue
+            item: dict[Hashable, Any] = {
+                "pred": logits,
+                "geometry": torch.tensor(geometry),
+                "image": MetaTensor(part[:1]),
+            }
+            restored = self._restore(item)
+            native = display_order(restored["pred"]).numpy()
+            label_maps.extend(native if native.ndim == 3 else native[None])
+            evidence.extend(restored[EVIDENCE_KEY])
+        stacked = np.stack(label_maps)
+        expected = [[e["structures"][s.name]["expected_dice"] for s in STRUCTURES] for e in evidence] or [
+            [np.nan] * 3
+        ] * len(stacked)
+        doubts = None
+        if judge:
+            spacing = None if spacing_mm is None else tuple(spacing_mm)
+            doubts = [self.assessor(m[None], [e], spacing, aspect) for m, e in zip(stacked, evidence)]
+        return SegmentedFrames(stacked, np.array(expected, dtype=np.float64), np.array(areas), doubts)
+
+    def _mean(self, logits: Tensor) -> Tensor:
+        """Logits (E * S, N, N) -> (S, N, N), those of the mean probability of the groups."""
+        groups = logits.unflatten(0, (-1, len(STRUCTURES)))
+        return mean_logits(groups) if len(groups) > 1 else groups[0]
+
+    def _small_map(self, logits: Tensor, geometry: LetterboxGeometry) -> NDArray[np.uint8]:
+        """Label map on the network's grid, (h', w'), of one frame's logits (S, N, N) of one group, strays taken off."""
+        g = geometry
+        inner = logits[:, g.top : g.top + g.inner_height, g.left : g.left + g.inner_width]
+        label_map = logits_to_label_map(inner, threshold=self.settings["threshold"]).numpy()
+        return (
+            remove_strays(label_map, [s.class_index for s in STRUCTURES])
+            if self.settings["keep_largest"]
+            else label_map
+        )
+
+    @property
+    def _level(self) -> str:
+        return self._tokens.level
+
+    @cached_property
+    def _tokens(self) -> PromptTokensd:
+        """The bundle's prompts."""
+        return PromptTokensd(
+            self.settings["prompt_level"],
+            padding_id=self.settings["padding_id"],
+            domain_word=self.settings["domain_word"],
+            ensemble=self.settings["prompt_ensemble"],
+        )
+
+    @cached_property
+    def _first_tokens(self) -> PromptTokensd:
+        return PromptTokensd(
+            FIRST_LEVEL, padding_id=self.settings["padding_id"], domain_word=self.settings["domain_word"]
+        )

@@ -1,0 +1,128 @@
+"""What of a path may be shown, and cells of a table that no program executes or misreads.
+
+Folders of a hospital are often named after patients. The ledger shows a path without the words that the headers of the run call
+identifying; the hash of the whole path, kept beside it, still finds the file for those who have the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+from synboost_monai.dicom.identifiers import fold, fold_character
+
+HIDDEN = "[hidden]"
+"""What stands for identifying words."""
+PATHS = ("redacted", "plain", "hashed")
+"""Ways to show paths."""
+_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+"""First characters that spreadsheets take for a formula, in full width too (OWASP, CSV injection)."""
+
+
+def path_sha256(relative: str) -> str:
+    """SHA-256 of a path's bytes, as hexadecimal digits: finds a file by its exact path, whatever is shown of it."""
+    return hashlib.sha256(os.fsencode(relative)).hexdigest()
+
+
+def path_display(mode: str, identifiers: Iterable[str] = ()) -> Callable[[str], str]:
+    """A function that says how a relative path is shown; plain text, with nothing that could act on a terminal or table.
+
+    Args:
+        mode: `redacted` hides identifying words, `plain` hides nothing, `hashed` shows 16 digits of the path's hash.
+        identifiers: all identifying words of the run: a report that is no DICOM may lie in the folder of a patient.
+    Raises:
+        ValueError: for another mode.
+    """
+    if mode not in PATHS:
+        raise ValueError(f"privacy.py: paths can be {', '.join(PATHS)}, not {mode!r}")
+    if mode == "plain":
+        return visible
+    if mode == "hashed":
+        return lambda relative: path_sha256(relative)[:16]
+    words = frozenset(identifiers)
+    return lambda relative: visible(redact(relative, words))
+
+
+def redact(text: str, identifiers: frozenset[str]) -> str:
+    """Text with `[hidden]` in place of every identifying word, upper or lower case, accents or none, also within other words.
+
+    A word of two Latin letters or digits is hidden only where it stands alone, or it would be found everywhere.
+
+    Args:
+        text: a path.
+        identifiers: folded words (`dicom/identifiers.py`).
+    """
+    folded: list[str] = []
+    origin: list[int] = []  # folding changes the number of characters
+    for position, character in enumerate(text):
+        for part in fold_character(character):
+            folded.append(part)
+            origin.append(position)
+    haystack = "".join(folded)
+    is_hidden = [False] * len(text)
+    words, lengths = _by_length(identifiers)
+    for start in range(len(haystack)):
+        for length in lengths:
+            if start + length > len(haystack):
+                break
+            if haystack[start : start + length] in words and _counts(haystack, start, length):
+                for position in range(origin[start], origin[start + length - 1] + 1):
+                    is_hidden[position] = True
+    shown = []
+    for position, character in enumerate(text):
+        if not is_hidden[position]:
+            shown.append(character)
+        elif position == 0 or not is_hidden[position - 1]:
+            shown.append(HIDDEN)
+    return "".join(shown)
+
+
+def visible(text: str) -> str:
+    """Text with everything that does not show written out: control and direction characters, line ends, bytes that are no UTF-8.
+
+    A backslash is doubled, so that two different texts never look the same.
+    """
+    return "".join(_visible(character) for character in text)
+
+
+def safe_cell(text: str) -> str:
+    """Text for a cell of a table: visible, and with an apostrophe before what a spreadsheet would calculate."""
+    shown = visible(text)
+    return f"'{shown}" if starts_formula(text) else shown
+
+
+def starts_formula(text: str) -> bool:
+    """Whether a spreadsheet would calculate a cell instead of showing it."""
+    return text.lstrip(" ").startswith(_FORMULA)
+
+
+@lru_cache(maxsize=8)
+def _by_length(identifiers: frozenset[str]) -> tuple[frozenset[str], tuple[int, ...]]:
+    """Folded words of two characters or more, and their lengths, shortest first."""
+    words = frozenset(word for word in map(fold, identifiers) if len(word) > 1)
+    return words, tuple(sorted({len(word) for word in words}))
+
+
+def _counts(haystack: str, start: int, length: int) -> bool:
+    """Whether a word that was found is hidden: always, but for two Latin characters within a longer word."""
+    if length > 2 or not haystack[start : start + length].isascii():
+        return True
+    before, after = haystack[start - 1 : start], haystack[start + length : start + length + 1]
+    return not (before.isalnum() or after.isalnum())
+
+
+def _visible(character: str) -> str:
+    """One character, or how it is written out."""
+    if character == "\\":
+        return "\\\\"
+    number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:
+        return f"\\x{number - 0xDC00:02x}"
+    if character in "\n\r\t":
+        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[character]
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+        return f"\\x{number:02x}" if number < 0x80 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    return character

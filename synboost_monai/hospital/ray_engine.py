@@ -1,0 +1,412 @@
+"""Studies as Ray tasks: actors with a network each, on the GPUs of this machine or of a cluster.
+
+The driver alone writes the ledger; actors read the input and write the outputs, so both folders must lie on storage that all machines
+share, under the same paths, and so must the bundle and its weights. An actor that dies, with its process, its machine or for want of
+memory, is replaced, and its study is done again from the start; a study on which actors die time after time is refused, so that one
+bad file does not end a run.
+
+A Ray that is started here listens on this machine's loopback alone, wants a secret of its own from whoever connects, sends no usage
+statistics, and keeps its files where others cannot read them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from synboost_monai.dicom.files import file_digest
+from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.scan import ScannedFile
+from synboost_monai.hospital.ledger import Result
+from synboost_monai.hospital.study import StudyOptions, StudyProcessor, study_folder
+from synboost_monai.processes import ends_with_parent
+
+if TYPE_CHECKING:
+    from synboost_monai.hospital.engines import Study
+
+MAX_ATTEMPTS = 3
+"""Actors that may die on a study."""
+START_SECONDS = 600.0
+"""An actor that does not load its network within this time never will: the cluster has no room for it."""
+OBJECT_STORE_BYTES = 128 << 20
+"""Shared memory of a local Ray; only lists of files and results pass through it."""
+MAX_FOLDER_CHARACTERS = 40
+"""Of the folder for temporary files; Ray adds about 60, and a socket's name ends at 107."""
+
+
+class RayEngine:
+    """Studies on Ray actors; used in `with`.
+
+    Args:
+        bundle, checkpoint_path, overrides: of the model; files that all machines see under the same paths.
+        options: of the run.
+        out_dir: of the run; on storage that all machines share.
+        workers: actors, each with one study at a time.
+        ray_address: of a cluster (`auto`, HOST:PORT, ray://...); None: a Ray of this machine alone, which ends with the engine.
+        num_gpus: GPUs of an actor, which may be a fraction; None: one, or its share where there are fewer GPUs than actors, and
+            none where there is no GPU or `overrides` name another device.
+    Raises:
+        ValueError: if Ray is not installed, the cluster cannot be reached or has no room, or its machines have other models.
+        FileNotFoundError: if the bundle or its weights are not there.
+    """
+
+    def __init__(
+        self,
+        bundle: str,
+        checkpoint_path: str | None,
+        overrides: Mapping[str, Any],
+        options: StudyOptions,
+        out_dir: Path,
+        workers: int,
+        ray_address: str | None = None,
+        num_gpus: float | None = None,
+    ) -> None:
+        _check_installed()
+        self.workers, self.options, self.out_dir = workers, options, out_dir.resolve()
+        self._arguments = (
+            str(Path(bundle).resolve()) if Path(bundle).is_dir() else bundle,
+            None if checkpoint_path is None else str(Path(checkpoint_path).resolve()),
+            dict(overrides),
+            options,
+            self.out_dir,
+        )
+        self._cleanup = contextlib.ExitStack()
+        self._actors: dict[Any, Any] = {}
+        """What an actor is busy with (a reference of Ray) -> the actor."""
+        self._idle: list[Any] = []
+        try:
+            if not _is_connected():  # else it is the caller's own
+                self._cleanup.enter_context(ray_session(ray_address, workers))
+            import ray
+
+            self._cleanup.callback(self._kill_actors)
+            gpus = (
+                _gpus_of_actor(ray.cluster_resources().get("GPU", 0), workers, overrides)
+                if num_gpus is None
+                else num_gpus
+            )
+            self._actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(StudyActor)
+            self._failed_starts = 0
+            self.identity: Mapping[str, str] = {}
+            for _ in range(workers):
+                self._start_actor()
+            self._wait_for_first()
+        except BaseException:
+            self._cleanup.close()
+            raise
+
+    # --- work --------------------------------------------------------------------------------------------------------
+
+    def run(self, studies: Sequence[Study], out_dir: Path | None = None) -> Iterator[list[Result]]:
+        """Results of each study, in the order in which they end; `out_dir` in place of the one it was made with."""
+        target = self.out_dir if out_dir is None else out_dir.resolve()
+        waiting = deque(range(len(studies)))
+        running: dict[Any, int] = {}
+        attempts: Counter[int] = Counter()
+        num_open = len(studies)
+        while num_open:
+            while waiting and self._idle:
+                actor, index = self._idle.pop(), waiting.popleft()
+                reference = actor.process.remote(list(studies[index]), target)
+                self._actors[reference] = actor
+                running[reference] = index
+            reference = self._next_done()
+            actor = self._actors.pop(reference)
+            try:
+                answer = self._answer(reference)
+            except ActorLostError:
+                self._replace(actor)
+                if reference not in running:
+                    continue
+                index = running.pop(reference)
+                attempts[index] += 1
+                if attempts[index] < MAX_ATTEMPTS:
+                    waiting.append(index)  # behind the others: should it be the study's fault, they are done first
+                    continue
+                answer = _refuse(studies[index], self.options, target, attempts[index])
+            else:
+                self._idle.append(actor)
+                if reference not in running:  # it has loaded its network
+                    self._check_identity(answer)
+                    continue
+                del running[reference]
+            num_open -= 1
+            yield answer
+
+    def _next_done(self) -> Any:
+        """A reference whose answer, or whose actor's end, is there."""
+        import ray
+
+        while True:
+            done, _ = ray.wait(list(self._actors), num_returns=1, timeout=10)
+            if done:
+                return done[0]
+
+    def _answer(self, reference: Any) -> Any:
+        """What an actor answers.
+
+        Raises:
+            ActorLostError: if it is dead.
+        """
+        import ray
+
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None  # what the actor raised, without Ray's account of it
+        except ray.exceptions.RayError as error:  # its process or machine died, or cannot be reached any more
+            raise ActorLostError from error
+
+    # --- actors ------------------------------------------------------------------------------------------------------
+
+    def _start_actor(self) -> None:
+        actor = self._actor_class.remote(*self._arguments)
+        self._actors[actor.load.remote(os.getcwd(), _num_threads(self.workers))] = actor
+
+    def _replace(self, actor: Any) -> None:
+        """A new actor for one that is dead.
+
+        Raises:
+            ValueError: if actors keep dying before they have loaded their network.
+        """
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.kill(actor)  # one that only cannot be reached must not go on writing
+        self._failed_starts += 1
+        if self._failed_starts > MAX_ATTEMPTS * self.workers:
+            raise ValueError(
+                f"ray_engine.py: {self._failed_starts} actors in a row ended before they could work; is memory short? "
+                "Take fewer workers."
+            )
+        self._start_actor()
+
+    def _wait_for_first(self) -> None:
+        """Wait until one actor has loaded its network: the others may come later, as a cluster finds room."""
+        import ray
+
+        end = time.monotonic() + START_SECONDS
+        while not self._idle:
+            done, _ = ray.wait(list(self._actors), num_returns=1, timeout=max(end - time.monotonic(), 0.1))
+            if not done:
+                raise ValueError(
+                    f"ray_engine.py: no actor could start within {START_SECONDS:.0f} s; has the cluster a free CPU (and GPU)?"
+                )
+            actor = self._actors.pop(done[0])
+            try:
+                identity = self._answer(done[0])
+            except ActorLostError:
+                self._replace(actor)
+                continue
+            self._idle.append(actor)
+            self._check_identity(identity)
+
+    def _check_identity(self, identity: Mapping[str, str]) -> None:
+        """Results must not depend on which machine made them."""
+        self._failed_starts = 0
+        self.identity = self.identity or identity
+        if differing := [name for name in identity if identity[name] != self.identity.get(name)]:
+            raise ValueError(
+                f"ray_engine.py: machines of the cluster have another {', another '.join(differing)}; install the same version "
+                "everywhere, and keep bundle and weights on shared storage"
+            )
+
+    def _kill_actors(self) -> None:
+        import ray
+
+        for actor in [*self._actors.values(), *self._idle]:
+            with contextlib.suppress(Exception):
+                ray.kill(actor)
+
+    def __enter__(self) -> RayEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.close()
+
+
+class ActorLostError(Exception):
+    """An actor died."""
+
+
+class StudyActor:
+    """Works on studies with a network of its own; lives in a process of Ray."""
+
+    def __init__(
+        self,
+        bundle: str,
+        checkpoint_path: str | None,
+        overrides: Mapping[str, Any],
+        options: StudyOptions,
+        out_dir: Path,
+    ) -> None:
+        self._model_arguments = (bundle, checkpoint_path, overrides)
+        self._options, self._out_dir = options, out_dir
+
+    def load(self, folder: str, num_threads: int) -> Mapping[str, str]:
+        """Load the network, and say what it is.
+
+        Args:
+            folder: that relative paths among the overrides start from.
+            num_threads: of the network on a CPU.
+        """
+        import torch
+
+        from synboost_monai.dicom.worker import ReaderPool
+        from synboost_monai.hospital.engines import identity_of
+        from synboost_monai.hospital.model import EchoSegmenter
+
+        if (
+            end_with_parent := ends_with_parent()
+        ):  # Ray's own processes end with the driver; an actor may not go on writing
+            end_with_parent()
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+        torch.set_num_threads(num_threads)  # Ray would allow an actor of one CPU one thread
+        model = EchoSegmenter(*self._model_arguments)
+        pool = ReaderPool(1, self._options.limits)
+        self._processor = StudyProcessor(model, pool, self._out_dir, self._options)
+        return identity_of(self._processor)
+
+    def process(self, files: Sequence[ScannedFile], out_dir: Path) -> list[Result]:
+        """Make the outputs of one study."""
+        return self._processor.writing_to(out_dir)(files)
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None = None, num_cpus: int = 1) -> Iterator[None]:
+    """Be connected to Ray: to a cluster, or to a Ray that is started here and ends here.
+
+    Args:
+        address: of a cluster; None: a Ray of this machine alone.
+        num_cpus: actors that this machine takes at a time.
+    Raises:
+        ValueError: if Ray does not start, or no cluster answers.
+    """
+    _check_installed()
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    with contextlib.ExitStack() as cleanup:
+        if address is None:
+            folder = Path(
+                tempfile.mkdtemp(prefix="synboost-", dir=_temporary_folder())
+            )  # 0700; Ray opens its own to all
+            cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+            cleanup.enter_context(_environment())
+            options |= {"address": "local", "num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES}
+            options |= {"_temp_dir": str(folder / "ray"), "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+        else:
+            options["address"] = address
+        import ray  # now: it reads its variables when it is loaded
+
+        cleanup.callback(ray.shutdown)
+        try:
+            with _on_loopback(address is None):
+                ray.init(**options)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            where = "Ray does not start on this machine" if address is None else f"no Ray cluster answers at {address}"
+            raise ValueError(f"ray_engine.py: {where} ({_first_line(error)})") from error
+        yield
+
+
+def _refuse(files: Study, options: StudyOptions, out_dir: Path, times: int) -> list[Result]:
+    """Results of a study on which actors die, nothing of which stays."""
+    shutil.rmtree(study_folder(out_dir, options, files[0].study_uid), ignore_errors=True)
+    results = []
+    for file in files:
+        digest = ""
+        with contextlib.suppress(NotUsableError):
+            digest = file_digest(file.path, file.size, file.mtime_ns)
+        results.append(Result.of(file, NotUsableError("worker_lost", times=times), sha256=digest))
+    return results
+
+
+def _gpus_of_actor(num_gpus: float, workers: int, overrides: Mapping[str, Any]) -> float:
+    """GPUs of each of so many actors: 1, a share that lets all run at once, or 0."""
+    if num_gpus < 1 or not str(overrides.get("device", "cuda")).startswith("cuda"):
+        return 0.0
+    actors_of_gpu = math.ceil(workers / num_gpus)
+    return 1.0 if actors_of_gpu == 1 else math.floor(1e4 / actors_of_gpu) / 1e4  # Ray counts in steps of 0.0001
+
+
+def _num_threads(workers: int) -> int:
+    """Threads of a network, so that all actors of one machine together have its cores."""
+    return max(1, (os.cpu_count() or 1) // workers)
+
+
+def _check_installed() -> None:
+    """Make sure that Ray is there; it is not loaded yet.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError('engine ray needs Ray: pip install "synboost-monai[ray]"')
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def _is_connected() -> bool:
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+@cache
+def _token() -> str | None:
+    """The secret of every Ray that this process starts; None where Ray is loaded already or somebody has chosen another way."""
+    return None if "ray" in sys.modules or "RAY_AUTH_MODE" in os.environ else secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """Variables of a Ray that is started inside: where this package lies, and the secret of whoever connects."""
+    root = str(Path(__file__).resolve().parents[2])
+    wanted = {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))}
+    if token := _token():
+        wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _on_loopback(is_local: bool) -> Iterator[None]:
+    """Let a Ray that is started inside keep the address 127.0.0.1, which it would else change to the machine's own, open to all."""
+    from ray._private import ray_constants
+
+    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
+    if is_local and before is not None:
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        if before is not None:
+            ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _temporary_folder() -> str:
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= MAX_FOLDER_CHARACTERS or not os.path.isdir("/tmp") else "/tmp"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,171 @@
+"""What is known of a study after its segmentation: measurements.json, measurements.csv, and the numbers of its structured report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from synboost_monai import __version__
+from synboost_monai.dicom.write_sr import Measurement, SourceFrames
+from synboost_monai.hospital.clip import SegmentedClip
+from synboost_monai.hospital.measures import NEEDS_REVIEW, StudyMeasure
+from synboost_monai.hospital.privacy import safe_cell
+from synboost_monai.io import atomic_write_text
+from synboost_monai.metrics.clinical import METHODS
+
+FORMAT = 1
+"""Of measurements.json; grows when a reader has to know of a change."""
+JSON_NAME, CSV_NAME = "measurements.json", "measurements.csv"
+NOTE = "Made by software for research. Not for diagnosis."
+"""In every result."""
+
+REPORTED = {
+    "end_diastolic_volume_ml": ("end_diastolic_volume", "mL"),
+    "end_systolic_volume_ml": ("end_systolic_volume", "mL"),
+    "ejection_fraction": ("ejection_fraction", "%"),
+    "end_diastolic_length_mm": ("left_ventricular_length", "mm"),
+    "end_systolic_atrial_volume_ml": ("left_atrial_volume", "mL"),
+}
+"""Measure -> quantity and unit of the structured report; the others have no code in the simplified adult echo report."""
+REPORTED_METHODS = {
+    "biplane": "biplane",
+    "four_chamber": "single_plane_four_chamber",
+    "two_chamber": "single_plane_two_chamber",
+}
+"""Method -> its name in the structured report."""
+CSV_COLUMNS = ("study", "measure", "method", "value", "unit", "verdict", "warnings", "reason", "sources")
+
+
+def study_results(
+    study: str,
+    study_instance_uid: str,
+    provenance: Mapping[str, Any],
+    clips: Mapping[str, SegmentedClip],
+    instances: Mapping[str, str],
+    problems: Mapping[str, str],
+    measures: Sequence[StudyMeasure],
+) -> dict[str, Any]:
+    """All that is known of a study, ready for JSON; frames are numbered from 1, as in DICOM.
+
+    Args:
+        study: short hash that names its folder.
+        study_instance_uid: of the files.
+        provenance: of the model: names, hashes, settings.
+        clips: name -> clip.
+        instances: name of a clip -> its SOP Instance UID.
+        problems: name of a clip -> code of what is wrong with its calibration.
+        measures: of the study.
+    """
+    used = {name for measure in measures for name, _ in measure.sources}
+    reasons = [f"clip {name}: {reason}" for name in sorted(used) for reason in clips[name].reasons]
+    doubts = [f"{METHODS[m.method][0]}: {w}" for m in measures for w in m.warnings if w != NEEDS_REVIEW]
+    told = [*reasons, *([] if used else ["nothing could be measured"]), *dict.fromkeys(doubts)]
+    return {
+        "format": FORMAT,
+        "note": NOTE,
+        "software": f"SynBoost-MONAI {__version__}",
+        "study": study,
+        "study_instance_uid": study_instance_uid,
+        "model": dict(provenance),
+        "verdict": "review" if told else "accept",
+        "reasons": told,
+        "measures": [_measure(m) for m in measures],
+        "clips": [
+            _clip(name, clips[name], instances[name], problems.get(name), name in used) for name in sorted(clips)
+        ],
+    }
+
+
+def write_results(results: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write measurements.json and measurements.csv, each whole or not at all."""
+    json_path, csv_path = folder / JSON_NAME, folder / CSV_NAME
+    atomic_write_text(json_path, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    atomic_write_text(csv_path, measures_csv([results]))
+    return [json_path, csv_path]
+
+
+def measures_csv(studies: Sequence[Mapping[str, Any]]) -> str:
+    """Every measure of some studies, a line each."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for study in studies:
+        for m in study["measures"]:
+            value = "" if m["value"] is None else f"{m['value']:.1f}"
+            sources = " ".join(f"{s['clip']}:{'+'.join(map(str, s['frames']))}" for s in m["sources"])
+            row = [
+                study["study"],
+                m["measure"],
+                m["method"],
+                value,
+                m["unit"],
+                study["verdict"],
+                "; ".join(m["warnings"]),
+            ]
+            writer.writerow([safe_cell(str(cell)) for cell in (*row, m["reason"], sources)])
+    return text.getvalue()
+
+
+def report_measurements(
+    measures: Sequence[StudyMeasure], instances: Mapping[str, tuple[str, str]]
+) -> list[Measurement]:
+    """The measures that a structured report has codes for.
+
+    Args:
+        measures: of a study.
+        instances: name of a clip -> SOP class and instance UID.
+    """
+    found = []
+    for m in measures:
+        if m.value is None or not math.isfinite(m.value) or m.measure not in REPORTED or m.value < 0:
+            continue
+        quantity, unit = REPORTED[m.measure]
+        sources = tuple(SourceFrames(*instances[name], tuple(i + 1 for i in frames)) for name, frames in m.sources)
+        found.append(Measurement(quantity, REPORTED_METHODS[m.method], m.value, unit, sources))
+    return found
+
+
+def _measure(m: StudyMeasure) -> dict[str, Any]:
+    return {
+        "measure": m.measure,
+        "method": m.method,
+        "unit": m.unit,
+        "value": None if m.value is None else round(m.value, 3),
+        "reason": m.reason,
+        "warnings": list(m.warnings),
+        "sources": [{"clip": name, "frames": [i + 1 for i in frames]} for name, frames in m.sources],
+    }
+
+
+def _clip(name: str, clip: SegmentedClip, instance: str, problem: str | None, is_measured: bool) -> dict[str, Any]:
+    beat = clip.beat
+    return {
+        "clip": name,
+        "sop_instance_uid": instance,
+        "is_measured": is_measured,
+        "num_frames": clip.facts.num_frames,
+        "spacing_mm": None if clip.facts.spacing_mm is None else [round(s, 6) for s in clip.facts.spacing_mm],
+        "calibration_problem": problem,
+        "view": clip.view,
+        "view_source": clip.view_source,
+        "view_confidence": {view: round(value, 4) for view, value in clip.view_confidence.items()},
+        "phase_source": clip.phase_source,
+        "end_diastolic_frame": None if beat is None else beat.end_diastole + 1,
+        "end_systolic_frame": None if beat is None else beat.end_systole + 1,
+        "beats": [
+            {"end_diastolic_frame": b.end_diastole + 1, "end_systolic_frame": b.end_systole + 1, "is_whole": b.is_whole}
+            for b in clip.beats
+        ],
+        "no_beat_reason": clip.no_beat_reason,
+        "ventricle_pixels": [int(a) for a in clip.areas],
+        "verdict": clip.verdict,
+        "reasons": clip.reasons,
+        "predicted_dice": round(clip.predicted_dice, 4),
+        "prompts": {str(i + 1): clip.prompts[i] for i in clip.frames},
+        "prompts_of_other_frames": clip.first_prompts,
+    }

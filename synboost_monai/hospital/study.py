@@ -1,0 +1,384 @@
+"""One study: each of its clips read, segmented and written, then its measures. All or nothing of a study is recorded.
+
+The outputs are a function of the study's files, the model and the options: made again, they are the same bytes in the same places.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from synboost_monai import __version__
+from synboost_monai.dicom.deidentify import deidentify, deidentify_header
+from synboost_monai.dicom.files import file_digest
+from synboost_monai.dicom.header import read_header
+from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.objects import Provenance
+from synboost_monai.dicom.read import ClipFacts
+from synboost_monai.dicom.reasons import REASONS, NotUsableError
+from synboost_monai.dicom.scan import ScannedFile, check_unchanged, short_hash
+from synboost_monai.dicom.sector import find_sector, sample_indices
+from synboost_monai.dicom.worker import ReaderPool
+from synboost_monai.dicom.write_overlay import write_overlay, write_overlay_png
+from synboost_monai.dicom.write_seg import write_segmentation
+from synboost_monai.dicom.write_sr import write_report
+from synboost_monai.hospital.clip import FRAME_CHOICES, SegmentedClip, segment_clip
+from synboost_monai.hospital.ledger import Result
+from synboost_monai.hospital.measures import measure_study
+from synboost_monai.hospital.results import report_measurements, study_results, write_results
+from synboost_monai.records import VIEWS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from synboost_monai.hospital.model import EchoSegmenter
+
+STUDIES = "studies"
+"""Folder of the outputs, a folder a study in it."""
+SEGMENTATION, OVERLAY, REPORT, COPY = "seg", "overlay", "sr", "deidentified"
+"""First words of the names of the outputs."""
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What a run wants of each study."""
+
+    frames: str = "ed-es"
+    """Of `clip.FRAME_CHOICES`: which are written."""
+    view: str | None = None
+    """View of all clips, whatever their headers say; None: each by itself."""
+    segmentation_type: str = "BINARY"
+    overlay: bool = True
+    """Write secondary captures with outlines."""
+    window: int = 32
+    """Frames that are in memory at a time."""
+    given: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """SOP Instance UID -> indices of the frames of end-diastole and end-systole that somebody chose."""
+    key: bytes | None = None
+    """Secret of `--deidentify`: outputs are of de-identified copies, which are written too."""
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.frames not in FRAME_CHOICES:
+            raise ValueError(f"study.py: frames are {' or '.join(FRAME_CHOICES)}, got {self.frames!r}")
+
+    def settings(self) -> dict[str, Any]:
+        """All that outputs depend on, ready for JSON; of the key a hash."""
+        return {
+            "frames": self.frames,
+            "view": self.view or "auto",
+            "segmentation_type": self.segmentation_type,
+            "overlay": self.overlay,
+            "given": {uid: list(frames) for uid, frames in sorted(self.given.items())},
+            "deidentify": "" if self.key is None else hashlib.sha256(b"synboost " + self.key).hexdigest()[:16],
+        }
+
+
+@dataclass
+class _Segmented:
+    """A clip of a study, with what its outputs need."""
+
+    file: ScannedFile
+    name: str
+    header: Any  # pydicom's Dataset
+    """Of the file, or of its de-identified copy."""
+    clip: SegmentedClip
+    outputs: list[str] = field(default_factory=list)
+
+
+class StudyProcessor:
+    """Makes the outputs of studies.
+
+    Args:
+        model: the segmenter.
+        pool: reads the files in processes of its own.
+        out_dir: of the run.
+        options: what is wanted.
+        progress: called with the number of frames that are done.
+    """
+
+    def __init__(
+        self,
+        model: EchoSegmenter,
+        pool: ReaderPool,
+        out_dir: Path,
+        options: StudyOptions,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.model, self.pool, self.out_dir, self.options, self.progress = model, pool, out_dir, options, progress
+        digest = hashlib.sha256(json.dumps(options.settings(), sort_keys=True).encode()).hexdigest()[:16]
+        self.provenance = Provenance(
+            model.name,
+            model_sha256=model.settings_digest,
+            weights_sha256=model.weights_sha256,
+            settings_sha256=digest,
+            software_version=__version__,
+        )
+
+    def writing_to(self, out_dir: Path) -> StudyProcessor:
+        """The same with another folder."""
+        other = copy.copy(self)
+        other.out_dir = out_dir
+        return other
+
+    def __call__(self, files: Sequence[ScannedFile]) -> list[Result]:
+        """Make the outputs of one study, and say what became of each of its files.
+
+        Args:
+            files: all of the study that are for us, in the order of the scan.
+        Returns:
+            a result each; nothing is recorded here.
+        """
+        if len({file.patient_key for file in files}) > 1:
+            return [
+                Result.of(file, NotUsableError("patients_mixed"), sha256=_digest(file, self.options.limits))
+                for file in files
+            ]
+        folder = study_folder(self.out_dir, self.options, files[0].study_uid)
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was cut short
+        results: dict[str, Result] = {}
+        segmented: list[_Segmented] = []
+        for file in files:
+            start = time.monotonic()
+            digest = ""
+            try:
+                check_unchanged(file)
+                digest = file_digest(
+                    file.path, file.size, file.mtime_ns, max_seconds=self.options.limits.seconds_per_file
+                )
+                found = self._segment(file, folder)
+            except Exception as error:  # noqa: BLE001  a file must not end the run, whatever it does to a library
+                results[file.path] = Result.of(file, problem_of(error), sha256=digest, seconds=time.monotonic() - start)
+                continue
+            segmented.append(found)
+            problem = found.clip.facts.calibration_problem
+            code = "segmented" if problem is None else problem.reason.code
+            words = str(problem or REASONS["segmented"].text(frames=found.clip.facts.num_frames))
+            results[file.path] = Result(
+                file, code, words, digest, self.model.weights_sha256, (), time.monotonic() - start
+            )
+        failure = self._finish_or_remove(folder, segmented)
+        for found in segmented:
+            before = results[found.file.path]
+            if failure is None:
+                results[found.file.path] = replace(before, outputs=tuple(sorted(found.outputs)))
+            else:
+                facts = {"sha256": before.sha256, "seconds": before.seconds}
+                results[found.file.path] = Result.of(found.file, failure, **facts)
+        return [results[file.path] for file in files]
+
+    # --- one clip ----------------------------------------------------------------------------------------------------
+
+    def _segment(self, file: ScannedFile, folder: Path) -> _Segmented:
+        """Segment a clip and write what is of it alone."""
+        path, options = file.path, self.options
+        facts = self.pool.facts(path)
+        if facts.view is not None and facts.view not in VIEWS.values() and options.view is None:
+            raise NotUsableError("other_view", view=facts.view.replace("_", " "))
+
+        def read(indices: Sequence[int] | None) -> Iterator[NDArray[np.uint8]]:
+            return self.pool.stream(path, options.window, indices)
+
+        clip = segment_clip(
+            self.model,
+            facts,
+            read,
+            view=options.view,
+            given=options.given.get(file.sop_instance_uid),
+            keeps_all=options.frames == "all",
+            progress=self.progress,
+        )
+        header = read_header(path, options.limits)
+        if options.key is not None:
+            header = deidentify_header(header, options.key)
+        found = _Segmented(file, short_hash(str(header.SOPInstanceUID)), header, clip)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write_segmentation(found, folder)
+            self._write_pictures(found, folder, read)
+            if options.key is not None:
+                target = folder / f"{COPY}_{found.name}.dcm"
+                deidentify(path, target, options.key, limits=options.limits)
+                found.outputs.append(self._relative(target))
+        except BaseException:
+            for part in folder.glob(f"*_{found.name}*"):  # a part of a clip's outputs is none
+                part.unlink(missing_ok=True)
+            raise
+        return found
+
+    def _write_segmentation(self, found: _Segmented, folder: Path) -> None:
+        """DICOM SEG of the frames that are wanted."""
+        clip, facts = found.clip, found.clip.facts
+        indices = self._frames_of(clip)
+        maps = (_in_full_frame(clip.label_maps[i], facts)[None] for i in indices)
+        path = folder / f"{SEGMENTATION}_{found.name}.dcm"
+        prompts = [text for i in clip.frames for text in clip.prompts[i]]
+        prompts += clip.first_prompts if self.options.frames == "all" else []
+        write_segmentation(
+            found.header,
+            maps,
+            [i + 1 for i in indices],
+            path,
+            provenance=replace(self.provenance, prompts=tuple(dict.fromkeys(prompts))),
+            segmentation_type=self.options.segmentation_type,
+        )
+        found.outputs.append(self._relative(path))
+
+    def _write_pictures(
+        self, found: _Segmented, folder: Path, read: Callable[[Sequence[int] | None], Iterator[NDArray[np.uint8]]]
+    ) -> None:
+        """Secondary capture, and thumbnails of the judged frames; the sector alone is shown."""
+        clip, facts = found.clip, found.clip.facts
+        shape = facts.region.rows, facts.region.columns
+        is_region = facts.calibration_problem is None or shape != (facts.rows, facts.columns)
+        within = np.ones(shape, bool) if is_region else None  # a region of the header: no text around the sector
+        sector = find_sector(np.concatenate(list(read(sample_indices(facts.num_frames, shape[0] * shape[1])))), within)
+        if not sector.any():
+            return  # nothing may be shown
+        for index in clip.frames:
+            frame = np.concatenate(list(read([index])))[0]
+            path = folder / f"frame_{found.name}_{index + 1}.png"
+            write_overlay_png(frame, clip.label_maps[index], sector, path, facts.spacing_mm)
+            found.outputs.append(self._relative(path))
+        if not self.options.overlay:
+            return
+        indices = self._frames_of(clip)
+        is_all = len(indices) == facts.num_frames
+        times = facts.frame_times_ms
+        path = folder / f"{OVERLAY}_{found.name}.dcm"
+        write_overlay(
+            found.header,
+            _pairs(read(None if is_all else indices), clip, indices),
+            [i + 1 for i in indices],
+            path,
+            sector=sector,
+            provenance=self.provenance,
+            spacing_mm=facts.spacing_mm,
+            frame_times_ms=None if times is None or not is_all else times,
+        )
+        found.outputs.append(self._relative(path))
+
+    def _frames_of(self, clip: SegmentedClip) -> list[int]:
+        """Frames that are written."""
+        return list(range(clip.facts.num_frames)) if self.options.frames == "all" else clip.frames
+
+    # --- the whole study ---------------------------------------------------------------------------------------------
+
+    def _finish_or_remove(self, folder: Path, segmented: Sequence[_Segmented]) -> NotUsableError | None:
+        """Write what is of the study as a whole; if that fails, nothing of the study stays, and the reason is returned."""
+        if not segmented:
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        try:
+            self._finish(folder, segmented)
+        except Exception as error:  # noqa: BLE001  as for a file
+            shutil.rmtree(folder, ignore_errors=True)
+            return problem_of(error)
+        return None
+
+    def _finish(self, folder: Path, segmented: Sequence[_Segmented]) -> None:
+        """Measures of the study: structured report, JSON and CSV; they are outputs of every clip."""
+        clips = {found.name: found.clip for found in segmented}
+        headers = {found.name: found.header for found in segmented}
+        instances = {name: str(header.SOPInstanceUID) for name, header in headers.items()}
+        problems = {n: c.facts.calibration_problem.reason.code for n, c in clips.items() if c.facts.calibration_problem}
+        measures = measure_study(clips)
+        results = study_results(
+            folder.name,
+            str(segmented[0].header.StudyInstanceUID),
+            {**self.provenance.parameters(), "model": self.provenance.model, "options": self.options.settings()},
+            clips,
+            instances,
+            problems,
+            measures,
+        )
+        paths = write_results(results, folder)
+        classes = {name: (str(header.SOPClassUID), instances[name]) for name, header in headers.items()}
+        if numbers := report_measurements(measures, classes):
+            used = sorted({name for m in measures for name, _ in m.sources})
+            prompts = dict.fromkeys(
+                text for name in used for i in clips[name].frames for text in clips[name].prompts[i]
+            )
+            path = folder / f"{REPORT}.dcm"
+            write_report(
+                [headers[name] for name in used],
+                numbers,
+                path,
+                provenance=replace(self.provenance, prompts=tuple(prompts)),
+                needs_review=results["verdict"] == "review",
+                review_reasons=results["reasons"],
+            )
+            paths.append(path)
+        for found in segmented:
+            found.outputs += [self._relative(path) for path in paths]
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.out_dir).as_posix()
+
+
+def study_folder(out_dir: Path, options: StudyOptions, study_uid: str) -> Path:
+    """Where a study's outputs lie: a hash of its UID, or of the UID that its de-identified copies have."""
+    if options.key is not None:
+        from synboost_monai.dicom.deidentify import pseudonymous_uid
+
+        study_uid = pseudonymous_uid(options.key, study_uid)
+    return out_dir / STUDIES / short_hash(study_uid)
+
+
+def problem_of(error: Exception) -> NotUsableError:
+    """The reason that an error is for the file or study at hand.
+
+    Of an unforeseen one the place in our own code is told, not its message, which may hold anything of the file.
+    """
+    if isinstance(error, NotUsableError):
+        return error
+    if isinstance(error, OSError):
+        return NotUsableError(
+            "cannot_write", problem=os.strerror(error.errno).lower() if error.errno else "the disk refused"
+        )
+    if isinstance(error, MemoryError):
+        return NotUsableError("model_failed", problem="memory is short")
+    ours = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(PACKAGE)]
+    place = f" at line {ours[-1].lineno} of {Path(ours[-1].filename).relative_to(PACKAGE).as_posix()}" if ours else ""
+    return NotUsableError("model_failed", problem=f"an unforeseen error{place}")
+
+
+def _digest(file: ScannedFile, limits: Limits) -> str:
+    """SHA-256 of a file; '' where it cannot be read, or not in time."""
+    try:
+        return file_digest(file.path, file.size, file.mtime_ns, max_seconds=limits.seconds_per_file)
+    except NotUsableError:
+        return ""
+
+
+def _in_full_frame(label_map: NDArray[np.uint8], facts: ClipFacts) -> NDArray[np.uint8]:
+    """Label map of the region -> of the whole image."""
+    region = facts.region
+    whole = np.zeros((facts.rows, facts.columns), np.uint8)
+    whole[
+        region.first_row : region.first_row + region.rows, region.first_column : region.first_column + region.columns
+    ] = label_map
+    return whole
+
+
+def _pairs(
+    windows: Iterator[NDArray[np.uint8]], clip: SegmentedClip, indices: Sequence[int]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Frames with their label maps, window by window."""
+    start = 0
+    for window in windows:
+        maps = np.stack([clip.label_maps[i] for i in indices[start : start + len(window)]])
+        start += len(window)
+        yield window, maps

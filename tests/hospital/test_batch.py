@@ -1,0 +1,217 @@
+"""A run: every file has one line, its exit code is honest, it goes on after any end, and it tells nothing of a patient."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from synboost_monai.dicom.write_clip import write_clip
+from synboost_monai.hospital.batch import ALL_DONE, SOME_REFUSED, read_given, read_key, run_dicom
+from tests.hospital.launch_batch import run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_study(folder: Path, number: int, num_frames: int = 12) -> None:
+    """Two small clips of a made-up patient whose brightness beats."""
+    generator = np.random.default_rng(number)
+    for view in ("apical_four_chamber", "apical_two_chamber"):
+        level = 90 + 40 * np.cos(2 * np.pi * np.arange(num_frames) / num_frames * 1.5)
+        speckle = generator.uniform(0.7, 1.3, (num_frames, 64, 64))
+        frames = (level[:, None, None] * speckle).clip(0, 255).astype(np.uint8)
+        path = folder / f"Mueller_{number}" / f"{view}.dcm"
+        write_clip(frames, (1.5, 1.5), path, patient=f"Mueller{number}", study="batch", view=view, frame_time_ms=50)
+
+
+def ledger(out: Path) -> list[dict[str, str]]:
+    with open(out / "ledger.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def end_state(out: Path) -> dict[str, Any]:
+    """Everything in a run's folder but times."""
+    state: dict[str, Any] = {}
+    for path in sorted(p for p in out.rglob("*") if p.is_file()):
+        name = path.relative_to(out).as_posix()
+        if name == "ledger.csv":
+            state[name] = [{k: v for k, v in row.items() if k not in ("seconds", "finished_at")} for row in ledger(out)]
+        elif name not in ("ledger.sqlite", ".lock"):
+            state[name] = path.read_bytes()
+    return state
+
+
+@pytest.fixture(scope="module")
+def in_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("in")
+    for number in range(3):
+        write_study(folder, number)
+    (folder / "notes.txt").write_text("of Mueller0")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(in_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert run(in_dir, out) == ALL_DONE
+    return out
+
+
+def test_every_file_has_one_line_and_its_outputs_are_there(in_dir: Path, undisturbed: Path) -> None:
+    rows = ledger(undisturbed)
+    files = [p for p in in_dir.rglob("*") if p.is_file()]
+    assert len(rows) == len(files) == len({row["path_sha256"] for row in rows})
+    assert sorted(row["outcome"] for row in rows) == ["processed"] * 6 + ["skipped"]
+    for row in rows:
+        assert all((undisturbed / output).is_file() for output in json.loads(row["outputs"] or "[]"))
+    assert (undisturbed / "report.html").is_file() and (undisturbed / "measurements.csv").is_file()
+
+
+def test_nothing_of_a_patient_is_told(undisturbed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for path in undisturbed.rglob("*"):
+        assert "mueller" not in str(path.relative_to(undisturbed)).lower()
+        if path.is_file() and path.suffix != ".dcm":  # objects carry their patient, as they must
+            data = path.read_bytes().lower()
+            for secret in (b"mueller", b"20000101", b"2000-01-01"):
+                assert secret not in data, path
+
+
+def test_more_workers_give_the_same(in_dir: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run(in_dir, tmp_path / "out", workers=1)
+    assert end_state(tmp_path / "out") == end_state(undisturbed)
+
+
+def test_finished_run_resumed_changes_nothing(in_dir: Path, undisturbed: Path) -> None:
+    before = end_state(undisturbed)
+    assert run(in_dir, undisturbed, resume=True) == ALL_DONE
+    assert end_state(undisturbed) == before
+
+
+def test_without_resume_a_used_folder_is_refused(in_dir: Path, undisturbed: Path) -> None:
+    with pytest.raises(ValueError, match="resume"):
+        run(in_dir, undisturbed)
+
+
+def test_resume_with_other_settings_is_refused(in_dir: Path, undisturbed: Path) -> None:
+    with pytest.raises(ValueError, match="frames"):
+        run(in_dir, undisturbed, resume=True, frames="all")
+
+
+def test_new_study_in_the_input_is_done_on_resume(in_dir: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "in"
+    write_study(mine, 0)
+    run(mine, tmp_path / "out")
+    write_study(mine, 1)
+    assert run(mine, tmp_path / "out", resume=True) == ALL_DONE
+    assert len(list((tmp_path / "out").glob("studies/*/measurements.json"))) == 2
+
+
+def test_refused_file_makes_the_exit_code_one(tmp_path: Path) -> None:
+    write_study(tmp_path / "in", 0)
+    broken = tmp_path / "in" / "Mueller_0" / "apical_two_chamber.dcm"
+    broken.write_bytes(broken.read_bytes()[:-5000])
+    assert run(tmp_path / "in", tmp_path / "out") == SOME_REFUSED
+    (row,) = [row for row in ledger(tmp_path / "out") if row["outcome"] == "refused"]
+    assert row["reason"] == "truncated_pixels" and "Error" not in row["sentence"]
+
+
+def test_killed_at_any_time_it_ends_as_if_undisturbed(in_dir: Path, undisturbed: Path, tmp_path: Path) -> None:
+    chance = random.Random(0)
+    out = tmp_path / "out"
+    for _ in range(4):
+        process = start(in_dir, out)
+        deadline = time.monotonic() + 60
+        while not (out / "ledger.sqlite").is_file() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0, 1.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    process = start(in_dir, out)
+    assert process.wait(timeout=120) == ALL_DONE
+    assert end_state(out) == end_state(undisturbed)
+
+
+def start(in_dir: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / "tests/hospital/launch_batch.py"), str(in_dir), str(out), "resume"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frames": "some"}, "frames must be ed-es, all, got 'some'"),
+        ({"view": "plax"}, "view must be auto, a4c, a2c"),
+        ({"engine": "spark"}, "engine must be local, ray"),
+        ({"workers": 0}, "workers must be a whole number of at least 1"),
+        ({"paths": "open"}, "paths must be redacted, plain, hashed"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_written(
+    in_dir: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_dicom(in_dir, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_input_weights_and_output_among_input(in_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        run_dicom(tmp_path / "none", tmp_path / "out")
+    with pytest.raises(ValueError, match="among the input"):
+        run_dicom(in_dir, in_dir)
+    with pytest.raises(FileNotFoundError, match="no such weights; give --checkpoint_path"):
+        run_dicom(in_dir, tmp_path / "out", checkpoint_path=str(tmp_path / "model.pt"))
+
+
+def test_given_frames_and_key_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "given.csv"
+    path.write_text("sop_instance_uid,end_diastole,end_systole\n1.2.3,4,10\n")
+    assert read_given(path) == {"1.2.3": (3, 9)}
+    path.write_text("sop_instance_uid,end_diastole,end_systole\n1.2.3,0,10\n")
+    with pytest.raises(ValueError, match="line 2: expected columns"):
+        read_given(path)
+    with pytest.raises(FileNotFoundError, match="openssl rand 32"):
+        read_key(tmp_path / "key")
+
+
+def test_short_key_is_refused_before_anything_is_read(in_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"guess")
+    with pytest.raises(ValueError, match="the key has 5 bytes, 16 at least"):
+        run(in_dir, tmp_path / "out", key_path=tmp_path / "key")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_our_own_unfinished_files_are_removed(in_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / ".my-folder.d").mkdir(parents=True)
+    (out / ".pre-commit-config.yaml").write_text("repos: []")
+    (out / ".123-0a1b2c3d.ledger.csv").write_text("of a run that was killed")
+    assert run(in_dir, out) == ALL_DONE
+    assert (out / ".pre-commit-config.yaml").is_file() and (out / ".my-folder.d").is_dir()
+    assert not (out / ".123-0a1b2c3d.ledger.csv").exists()
+
+
+def test_file_with_holes_of_terabytes_does_not_hold_up_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synboost_monai.hospital.batch.HASH_SECONDS", 0.2)
+    (tmp_path / "in").mkdir()
+    with open(tmp_path / "in" / "holes", "wb") as file:
+        try:
+            file.truncate(1 << 42)
+        except OSError:
+            pytest.skip("this file system has no files of terabytes")
+    start = time.monotonic()
+    assert run(tmp_path / "in", tmp_path / "out") == ALL_DONE
+    assert time.monotonic() - start < 20
+    (row,) = ledger(tmp_path / "out")
+    assert (row["reason"], row["sha256"]) == ("not_dicom", "")

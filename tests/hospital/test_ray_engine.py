@@ -1,0 +1,176 @@
+"""Studies on Ray actors: the local engine's bytes, and actors that die."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.scan import ScannedFile, scan
+from synboost_monai.hospital import ray_engine
+from synboost_monai.hospital.batch import ALL_DONE, SOME_REFUSED, run_dicom
+from synboost_monai.hospital.ledger import Result
+from synboost_monai.hospital.phantom_studies import write_phantom_studies
+from synboost_monai.hospital.ray_engine import StudyActor, _gpus_of_actor, ray_session
+from synboost_monai.networks import create_segmenter
+
+TINY = {"preset": "tiny", "image_size": 32, "device": "cpu"}
+needs_ray = pytest.mark.usefixtures("session")
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    """One Ray of this machine for all tests: it takes seconds to start."""
+    if importlib.util.find_spec("ray") is None:  # not loaded: it reads its settings when it is
+        pytest.skip('Ray is not installed: pip install "synboost-monai[ray]"')
+    with ray_session(num_cpus=2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small phantom studies of two clips."""
+    return write_phantom_studies(
+        tmp_path_factory.mktemp("studies") / "in", num_studies=2, image_height=96, num_frames=10
+    )
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a tiny network, drawn at random."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    torch.save(create_segmenter("cris", "tiny").state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(studies: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output of the local engine."""
+    out = tmp_path_factory.mktemp("local") / "out"
+    assert run(studies, out, weights, "local") == ALL_DONE
+    return out
+
+
+def run(studies: Path, out: Path, weights: Path, engine: str = "ray", **options: Any) -> int:
+    return run_dicom(
+        studies, out, checkpoint_path=str(weights), engine=engine, overrides=TINY, progress=False, **options
+    )
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    """Every output but the ledger, which tells times."""
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name not in (".lock", "ledger.sqlite", "ledger.csv")
+    }
+
+
+def rows(out: Path) -> list[list[str]]:
+    """The ledger without times."""
+    lines = (out / "ledger.csv").read_text().splitlines()
+    return [line.split('","')[:-2] for line in lines]
+
+
+@needs_ray
+@pytest.mark.slow
+def test_same_bytes_as_the_local_engine(studies: Path, weights: Path, expected: Path, tmp_path: Path) -> None:
+    assert run(studies, tmp_path / "out", weights, workers=2) == ALL_DONE
+    assert len(outputs(expected)) > 10
+    assert outputs(tmp_path / "out") == outputs(expected)
+    assert rows(tmp_path / "out") == rows(expected)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_study_of_an_actor_that_is_killed_is_done_again(
+    studies: Path, weights: Path, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "killed"
+
+    class KilledOnce(StudyActor):
+        def process(self, files: Sequence[ScannedFile], out_dir: Path) -> list[Result]:
+            results = super().process(files, out_dir)
+            if not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return results
+
+    monkeypatch.setattr(ray_engine, "StudyActor", KilledOnce)
+    assert run(studies, tmp_path / "out", weights, workers=1) == ALL_DONE
+    assert marker.exists()
+    assert outputs(tmp_path / "out") == outputs(expected)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_study_on_which_actors_die_is_refused_and_the_others_are_done(
+    studies: Path, weights: Path, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = next(file for file in scan(studies) if file.reason is None).study_key
+    deaths = tmp_path / "deaths"
+
+    class Dying(StudyActor):
+        def process(self, files: Sequence[ScannedFile], out_dir: Path) -> list[Result]:
+            results = super().process(files, out_dir)
+            if files[0].study_key == bad:
+                with open(deaths, "a") as file:
+                    file.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return results
+
+    monkeypatch.setattr(ray_engine, "StudyActor", Dying)
+    assert run(studies, tmp_path / "out", weights, workers=1) == SOME_REFUSED
+    assert deaths.read_text() == "x" * ray_engine.MAX_ATTEMPTS
+    folders = [path.name for path in (tmp_path / "out/studies").iterdir()]
+    assert bad not in folders and len(folders) == 1
+    text = (tmp_path / "out/ledger.csv").read_text()
+    assert text.count('"refused","worker_lost"') == 2 and text.count('"processed"') == 2
+    assert str(NotUsableError("worker_lost", times=3)) in text
+    monkeypatch.setattr(ray_engine, "StudyActor", StudyActor)  # it was the machine: resume does it
+    assert run(studies, tmp_path / "out", weights, workers=1, resume=True) == ALL_DONE
+    assert outputs(tmp_path / "out") == outputs(expected)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_wrong_weights_are_told_in_words(studies: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such weights"):
+        run(studies, tmp_path / "out", tmp_path / "none.pt", workers=1)
+
+
+def test_missing_ray_names_the_extra(
+    studies: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r'pip install "synboost-monai\[ray\]"'):
+        run(studies, tmp_path / "out", weights)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "workers", "device", "expected"),
+    [
+        (0, 2, None, 0.0),
+        (1, 1, None, 1.0),
+        (4, 2, "cuda:0", 1.0),
+        (1, 2, None, 0.5),
+        (2, 3, None, 0.5),
+        (1, 3, None, 0.3333),
+        (1, 2, "cpu", 0.0),
+    ],
+)
+def test_gpus_are_shared_so_that_all_actors_run(
+    num_gpus: int, workers: int, device: str | None, expected: float
+) -> None:
+    share = _gpus_of_actor(num_gpus, workers, {} if device is None else {"device": device})
+    assert share == expected
+    assert not share or num_gpus * int(1 / share) >= workers

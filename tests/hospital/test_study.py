@@ -1,0 +1,219 @@
+"""A study's outputs are true, the same each time, and never more than the files allow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+
+from synboost_monai.dicom.scan import scan
+from synboost_monai.dicom.worker import ReaderPool
+from synboost_monai.dicom.write_clip import MARGIN_SIDE, MARGIN_TOP
+from synboost_monai.hospital.ledger import Result
+from synboost_monai.hospital.phantom_studies import PhantomClip
+from synboost_monai.hospital.study import StudyOptions, StudyProcessor
+from synboost_monai.labels import STRUCTURES
+from tests.hospital.conftest import TruthModel, write_phantom_clip
+
+
+def process(in_dir: Path, out_dir: Path, model: Any, **options: Any) -> list[Result]:
+    """Results of every study below a folder."""
+    studies: dict[str, list[Any]] = {}
+    for file in scan(in_dir):
+        if file.reason is None:
+            studies.setdefault(file.study_uid, []).append(file)
+    with ReaderPool(1) as pool:
+        processor = StudyProcessor(model, pool, out_dir, StudyOptions(**options))
+        return [result for files in studies.values() for result in processor(files)]
+
+
+def results_of(out_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(out_dir.glob("studies/*/measurements.json"))]
+
+
+def value(results: dict[str, Any], measure: str, method: str) -> float | None:
+    return next(m["value"] for m in results["measures"] if (m["measure"], m["method"]) == (measure, method))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def done(
+    studies_dir: Path, clips: list[PhantomClip], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Result]]:
+    """Outputs of both studies, every frame written, and the results."""
+    out = tmp_path_factory.mktemp("out")
+    return out, process(studies_dir, out, TruthModel.of(clips), frames="all")
+
+
+def test_volumes_of_the_phantom_come_through(done: tuple[Path, list[Result]], clips: list[PhantomClip]) -> None:
+    for results in results_of(done[0]):
+        instances = {c["sop_instance_uid"] for c in results["clips"]}
+        clip = next(c for c in clips if instance_of(done[1], c) in instances)
+        assert value(results, "ejection_fraction", "biplane") == pytest.approx(clip.ejection_fraction, abs=3)
+        for measure, true in zip(("end_diastolic_volume_ml", "end_systolic_volume_ml"), clip.volumes_ml):
+            assert value(results, measure, "biplane") == pytest.approx(true, rel=0.05)
+        assert not [reason for reason in results["reasons"] if "predicted Dice" in reason]
+
+
+def instance_of(results: list[Result], clip: PhantomClip) -> str:
+    return next(
+        r.file.sop_instance_uid for r in results if clip.patient in r.file.relative and clip.view in r.file.relative
+    )
+
+
+def test_segmentation_holds_the_true_masks_frame_by_frame(
+    done: tuple[Path, list[Result]], clips: list[PhantomClip]
+) -> None:
+    out, found = done
+    for result in found:
+        clip = next(c for c in clips if c.patient in result.file.relative and c.view in result.file.relative)
+        path = next(out / o for o in result.outputs if Path(o).name.startswith("seg_"))
+        dataset = pydicom.dcmread(path)
+        num_frames, rows, columns = len(clip.images), dataset.Rows, dataset.Columns
+        planes = dataset.pixel_array.reshape(num_frames, len(STRUCTURES), rows, columns)
+        height, width = clip.label_maps.shape[1:]
+        inner = planes[:, :, MARGIN_TOP : MARGIN_TOP + height, MARGIN_SIDE : MARGIN_SIDE + width]
+        for i, structure in enumerate(STRUCTURES):
+            assert np.array_equal(inner[:, i] > 0, clip.label_maps == structure.class_index)
+        assert inner.sum() == planes.sum()  # nothing outside of the region
+
+
+def test_the_same_study_gives_the_same_bytes(
+    done: tuple[Path, list[Result]], studies_dir: Path, truth_model: TruthModel, tmp_path: Path
+) -> None:
+    process(studies_dir, tmp_path, truth_model, frames="all", window=7)
+    assert contents(tmp_path) == contents(done[0])
+
+
+def test_every_result_names_files_that_exist(done: tuple[Path, list[Result]]) -> None:
+    out, found = done
+    assert {r.outcome.value for r in found} == {"processed"}
+    named = {o for r in found for o in r.outputs}
+    assert named == set(contents(out))
+    assert {Path(o).name.split("_")[0].split(".")[0] for o in named} == {
+        "seg",
+        "overlay",
+        "frame",
+        "sr",
+        "measurements",
+    }
+
+
+def test_second_pass_is_told_view_phase_sex_and_age(clips: list[PhantomClip], tmp_path: Path) -> None:
+    write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
+    model = TruthModel.of(clips)
+    process(tmp_path / "in", tmp_path / "out", model)
+    assert {} in model.asked
+    told = [a for a in model.asked if "phase" in a]
+    assert {a["phase"] for a in told} == {"end_diastole", "end_systole"}
+    assert all(a["view"] == clips[1].view and a["sex"] == clips[1].sex and a["age"] == clips[1].age for a in told)
+
+
+def test_uncalibrated_clip_has_masks_and_no_millilitres(clips: list[PhantomClip], tmp_path: Path) -> None:
+    write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
+    dataset = pydicom.dcmread(tmp_path / "in" / "a.dcm")
+    dataset.SequenceOfUltrasoundRegions[0].PhysicalUnitsXDirection = 0
+    dataset.save_as(tmp_path / "in" / "a.dcm")
+    (result,) = process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips))
+    assert (result.outcome.value, result.reason) == ("uncalibrated", "units_not_cm")
+    (results,) = results_of(tmp_path / "out")
+    assert all(
+        m["value"] is None and "no calibration" in m["reason"] for m in results["measures"] if "four" in m["method"]
+    )
+    assert not list((tmp_path / "out").rglob("sr.dcm")) and list((tmp_path / "out").rglob("seg_*.dcm"))
+
+
+def test_a_still_has_no_ejection_fraction(clips: list[PhantomClip], tmp_path: Path) -> None:
+    clip = clips[1]
+    still = PhantomClip(**{**clip.__dict__, "images": clip.images[:1], "label_maps": clip.label_maps[:1]})
+    write_phantom_clip(still, tmp_path / "in" / "a.dcm", overrides={"FrameIncrementPointer": None, "FrameTime": None})
+    (result,) = process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips))
+    assert result.outcome.value == "processed"
+    (results,) = results_of(tmp_path / "out")
+    assert (
+        all(m["value"] is None for m in results["measures"])
+        and results["clips"][0]["no_beat_reason"] == "one frame has no beat"
+    )
+
+
+def test_mixed_patients_are_refused(clips: list[PhantomClip], tmp_path: Path) -> None:
+    write_phantom_clip(clips[0], tmp_path / "in" / "a.dcm", overrides={"StudyInstanceUID": "1.2.3"})
+    write_phantom_clip(clips[3], tmp_path / "in" / "b.dcm", overrides={"StudyInstanceUID": "1.2.3"})
+    found = process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips))
+    assert [r.reason for r in found] == ["patients_mixed"] * 2 and not (tmp_path / "out" / "studies").exists()
+
+
+def test_unsure_model_says_review_in_every_object(clips: list[PhantomClip], tmp_path: Path) -> None:
+    write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
+    process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips, confidence=0.7))
+    (results,) = results_of(tmp_path / "out")
+    assert results["verdict"] == "review" and "predicted Dice" in results["reasons"][0]
+    assert all("a segmentation needs review" in m["warnings"] for m in results["measures"] if m["value"] is not None)
+    report = pydicom.dcmread(next((tmp_path / "out").rglob("sr.dcm")))
+    assert report.CompletionFlag == "PARTIAL"
+
+
+def test_view_by_the_models_own_confidence_is_said(clips: list[PhantomClip], tmp_path: Path) -> None:
+    write_phantom_clip(
+        clips[1], tmp_path / "in" / "a.dcm", overrides={"ViewCodeSequence": None, "SeriesDescription": None}
+    )
+    process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips))
+    (results,) = results_of(tmp_path / "out")
+    (clip,) = results["clips"]
+    assert (clip["view"], clip["view_source"]) == ("apical_four_chamber", "model")
+    assert clip["view_confidence"]["apical_four_chamber"] > clip["view_confidence"]["apical_two_chamber"]
+    assert all(
+        "the view is the model's opinion" in m["warnings"] for m in results["measures"] if m["value"] is not None
+    )
+
+
+def test_other_views_are_skipped(clips: list[PhantomClip], tmp_path: Path) -> None:
+    write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
+    dataset = pydicom.dcmread(tmp_path / "in" / "a.dcm")
+    dataset.ViewCodeSequence[0].CodeValue = "399306005"
+    dataset.save_as(tmp_path / "in" / "a.dcm")
+    (result,) = process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips))
+    assert (result.outcome.value, result.reason) == ("skipped", "other_view")
+
+
+def test_given_frames_are_taken(clips: list[PhantomClip], tmp_path: Path) -> None:
+    uid = write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
+    process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips), given={uid: (3, 9)})
+    (results,) = results_of(tmp_path / "out")
+    clip = results["clips"][0]
+    assert (clip["phase_source"], clip["end_diastolic_frame"], clip["end_systolic_frame"]) == ("given", 4, 10)
+
+
+def test_failure_of_the_model_is_a_reason_without_its_words(clips: list[PhantomClip], tmp_path: Path) -> None:
+    class Broken(TruthModel):
+        def segment(self, *args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("Phantom^patient0001 broke it")
+
+    write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
+    (result,) = process(tmp_path / "in", tmp_path / "out", Broken({}))
+    assert result.reason == "model_failed" and "hospital/clip.py" in result.sentence
+    assert "Phantom" not in result.sentence and "RuntimeError" not in result.sentence
+    assert not list((tmp_path / "out").rglob("*.dcm"))
+
+
+def test_deidentified_outputs_hold_nothing_of_the_patient(clips: list[PhantomClip], tmp_path: Path) -> None:
+    write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
+    process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips), key=b"k" * 32)
+    original = pydicom.dcmread(tmp_path / "in" / "a.dcm")
+    made = contents(tmp_path / "out")
+    assert any("deidentified_" in name for name in made)
+    for secret in (
+        str(original.PatientName),
+        original.PatientID,
+        original.StudyInstanceUID,
+        original.SOPInstanceUID,
+        original.StudyDate,
+    ):
+        assert not [name for name, data in made.items() if secret.encode() in data], secret
