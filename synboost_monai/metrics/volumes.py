@@ -137,7 +137,7 @@ def measure_atrium(label_map: NDArray[Any], spacing_mm: Sequence[float] | None) 
     if not crossings.size or crossings.max() <= 0:
         raise CannotMeasureError("the left atrium does not lie beyond the mitral annulus")
     length = float(crossings.max())
-    if length < MIN_AXIS_PIXELS * float(chambers.spacing.max()):  # its volume, area squared over length, would grow without bound
+    if length < MIN_AXIS_PIXELS * float(chambers.spacing.max()):  # area squared over length would grow without bound
         raise CannotMeasureError("the left atrium lies beside the mitral annulus, or is a few pixels only")
     return Atrium(area, length)
 
