@@ -234,6 +234,11 @@ def write_report(
     return str(dataset.SOPInstanceUID)
 
 
+def is_believable(m: Measurement) -> bool:
+    """Whether a number of a known quantity is finite, not negative, and not beyond any heart."""
+    return math.isfinite(m.value) and 0 <= m.value * _UNITS[m.unit][2] <= QUANTITIES[m.quantity].largest
+
+
 def _check_one_patient(sources: Sequence[Dataset]) -> None:
     who = {
         tuple(
@@ -257,7 +262,7 @@ def _check(measurements: Sequence[Measurement], source_of: dict[str, Dataset]) -
                     f"{name} ({' or '.join(q.units)}) by {', '.join(q.codes)}" for name, q in QUANTITIES.items()
                 )
             )
-        if not math.isfinite(m.value) or not 0 <= m.value * _UNITS[m.unit][2] <= quantity.largest:
+        if not is_believable(m):
             raise ValueError(f"write_sr.py: {m.quantity} of {m.value} {m.unit} cannot be right")
         if (m.quantity, m.method) in numbers:
             raise ValueError(f"write_sr.py: {m.quantity} by {m.method} comes twice")

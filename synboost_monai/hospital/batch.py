@@ -208,7 +208,7 @@ def read_given(path: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a column is missing, or a line is no UID and two frames from 1.
+        ValueError: if a column is missing, or a line is no UID and two different frames from 1.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -224,10 +224,10 @@ def read_given(path: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
                 )
             except (KeyError, TypeError, ValueError, AttributeError):
                 uid, frames = "", (-1, -1)
-            if not is_uid(uid) or min(frames) < 0:
+            if not is_uid(uid) or min(frames) < 0 or frames[0] == frames[1]:
                 raise ValueError(
-                    f"{path}: line {number}: expected columns sop_instance_uid, end_diastole, end_systole with a UID and two frame "
-                    "numbers from 1"
+                    f"{path}: line {number}: expected columns sop_instance_uid, end_diastole, end_systole with a UID and two different "
+                    "frame numbers from 1"
                 )
             given[uid] = frames
     return given

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from synboost_monai import __version__
-from synboost_monai.dicom.write_sr import Measurement, SourceFrames
+from synboost_monai.dicom.write_sr import Measurement, SourceFrames, is_believable
 from synboost_monai.hospital.clip import SegmentedClip
 from synboost_monai.hospital.measures import NEEDS_REVIEW, StudyMeasure
 from synboost_monai.hospital.privacy import safe_cell
@@ -114,20 +113,27 @@ def measures_csv(studies: Sequence[Mapping[str, Any]]) -> str:
 def report_measurements(
     measures: Sequence[StudyMeasure], instances: Mapping[str, tuple[str, str]]
 ) -> list[Measurement]:
-    """The measures that a structured report has codes for.
+    """The measures that a structured report has codes for, and believes: an ejection fraction only with both of its volumes.
 
     Args:
         measures: of a study.
         instances: name of a clip -> SOP class and instance UID.
     """
-    found = []
+    found: dict[tuple[str, str], Measurement] = {}
     for m in measures:
-        if m.value is None or not math.isfinite(m.value) or m.measure not in REPORTED or m.value < 0:
+        if m.value is None or m.measure not in REPORTED:
             continue
         quantity, unit = REPORTED[m.measure]
         sources = tuple(SourceFrames(*instances[name], tuple(i + 1 for i in frames)) for name, frames in m.sources)
-        found.append(Measurement(quantity, REPORTED_METHODS[m.method], m.value, unit, sources))
-    return found
+        measurement = Measurement(quantity, REPORTED_METHODS[m.method], m.value, unit, sources)
+        if is_believable(measurement):
+            found[quantity, m.method] = measurement
+    volumes = ("end_diastolic_volume", "end_systolic_volume")
+    return [
+        measurement
+        for (quantity, method), measurement in found.items()
+        if quantity != "ejection_fraction" or all((volume, method) in found for volume in volumes)
+    ]
 
 
 def _measure(m: StudyMeasure) -> dict[str, Any]:

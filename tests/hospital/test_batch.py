@@ -181,6 +181,9 @@ def test_given_frames_and_key_are_checked(tmp_path: Path) -> None:
     path.write_text("sop_instance_uid,end_diastole,end_systole\n1.2.3,0,10\n")
     with pytest.raises(ValueError, match="line 2: expected columns"):
         read_given(path)
+    path.write_text("sop_instance_uid,end_diastole,end_systole\n1.2.3,7,7\n")
+    with pytest.raises(ValueError, match="two different frame numbers"):
+        read_given(path)
     with pytest.raises(FileNotFoundError, match="openssl rand 32"):
         read_key(tmp_path / "key")
 
