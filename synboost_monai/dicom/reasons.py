@@ -123,6 +123,11 @@ REASONS: dict[str, Reason] = _table(
     ("depth_implausible", U, "the tissue region would be {depth} mm deep; {lowest} to {highest} mm were expected"),
     ("pixels_not_square", U, "a pixel is {x} mm wide and {y} mm high: too far from square for an ultrasound image"),
     # --- what becomes of a study (hospital/) ---
+    (
+        "given_frames",
+        R,
+        "frames {first} and {second} were given for a clip of {frames}; correct the file of given frames",
+    ),
     ("model_failed", R, "the segmentation failed: {problem}"),
     ("cannot_write", R, "the results cannot be written: {problem}"),
     ("no_sector", R, "no ultrasound sector is found in its picture, so that what may be text cannot be blanked"),

@@ -79,7 +79,7 @@ def find_beats(
         raise NoBeatError(
             f"the left ventricle's area changes by {100 * change / smooth.max():.0f} % only; at least {100 * MIN_CHANGE:.0f} % are a beat"
         )
-    triggers = _frames_at(times, r_wave_times_ms)
+    triggers = frames_of_r_waves(times, r_wave_times_ms)
     beats = _between(smooth, triggers) if triggers else _at_minima(smooth, change, step_ms)
     if not beats:
         raise NoBeatError("the area has no minimum after a maximum: the clip shows no contraction")
@@ -113,10 +113,13 @@ def _filled(area: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.interp(index, index[is_valid], area[is_valid])
 
 
-def _frames_at(times: NDArray[np.float64] | None, r_wave_times_ms: Sequence[float]) -> list[int]:
-    """Frames nearest to the R waves that lie within the clip."""
-    if times is None or not len(r_wave_times_ms):
+def frames_of_r_waves(
+    frame_times_ms: Sequence[float] | NDArray[Any] | None, r_wave_times_ms: Sequence[float]
+) -> list[int]:
+    """Indices of the frames nearest to the R waves that lie within the clip; none where the times of frames are not known."""
+    if frame_times_ms is None or not len(r_wave_times_ms):
         return []
+    times = np.asarray(frame_times_ms, dtype=np.float64)
     inside = [t for t in r_wave_times_ms if times[0] <= t <= times[-1]]
     return sorted({int(np.abs(times - t).argmin()) for t in inside})
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synboost_monai.dicom.read import ClipFacts
-from synboost_monai.hospital.beats import Beat, NoBeatError, find_beats
+from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.hospital.beats import Beat, NoBeatError, find_beats, frames_of_r_waves
 from synboost_monai.records import PHASES, VIEWS
 
 if TYPE_CHECKING:
@@ -134,12 +135,11 @@ def segment_clip(
         keeps_all: keep the label maps of all frames, not only of those that are measured.
         progress: called with the number of frames of each window that is done.
     Raises:
-        ValueError: if a given frame does not exist.
+        NotUsableError: if a given frame does not exist.
     """
     if given is not None and not all(0 <= i < facts.num_frames for i in given):
-        raise ValueError(
-            f"clip.py: frames {given[0] + 1} and {given[1] + 1} were given for a clip of {facts.num_frames}"
-        )
+        first, second = (index + 1 for index in given)
+        raise NotUsableError("given_frames", first=first, second=second, frames=facts.num_frames)
     clip = _first_pass(model, facts, read, keeps_all, progress)
     _choose_beat(clip, given)
     _choose_view(clip, model, read, view)
@@ -175,7 +175,7 @@ def _choose_beat(clip: SegmentedClip, given: tuple[int, int] | None) -> None:
     except NoBeatError as error:
         clip.no_beat_reason = str(error)
         return
-    clip.phase_source = "ecg" if clip.facts.r_wave_times_ms and clip.facts.frame_times_ms else "area"
+    clip.phase_source = "ecg" if frames_of_r_waves(clip.facts.frame_times_ms, clip.facts.r_wave_times_ms) else "area"
     candidates = [b for b in clip.beats if b.is_whole] or list(clip.beats)
     candidates.sort(key=lambda b: (clip.areas[b.end_systole] / max(clip.areas[b.end_diastole], 1.0), b.end_diastole))
     clip.beat = candidates[len(candidates) // 2]

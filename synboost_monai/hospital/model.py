@@ -24,6 +24,7 @@ from torch import Tensor
 from synboost_monai.bundle_run import check_overrides, config_files
 from synboost_monai.io import sha256_of
 from synboost_monai.labels import LEFT_VENTRICULAR_CAVITY, STRUCTURES
+from synboost_monai.prompts import prompt_text
 from synboost_monai.transforms import PromptTokensd, RestoreLabelMapd
 from synboost_monai.transforms.array import LetterboxGeometry, letterbox_frames, letterbox_geometry, normalise_image
 from synboost_monai.transforms.postprocessing import (
@@ -122,8 +123,6 @@ class EchoSegmenter:
 
     def prompts(self, attributes: Mapping[str, Any], is_first: bool = False) -> list[str]:
         """The sentences that a frame of these attributes is segmented with, those of the first group."""
-        from synboost_monai.prompts import prompt_text
-
         level = FIRST_LEVEL if is_first else self._level
         domain_word = bool(self.settings["domain_word"])
         return [prompt_text(s, level, attributes, domain_word=domain_word).text for s in STRUCTURES]
@@ -135,7 +134,6 @@ class EchoSegmenter:
         spacing_mm: Sequence[float] | None,
         attributes: Mapping[str, Any],
         *,
-        pixel_aspect: Sequence[float] = (1.0, 1.0),
         is_first: bool = False,
         judge: bool = False,
         is_small: bool = False,
@@ -144,14 +142,13 @@ class EchoSegmenter:
 
         Args:
             frames: (T, h, w), 0..255.
-            spacing_mm: (row, column); None: not known, then lengths are not judged.
+            spacing_mm: (row, column); None: not known, then pixels count as square and lengths are not judged.
             attributes: what is known of the frames: `view`, `phase`, `sex`, `age`.
-            pixel_aspect: (row, column) in any unit, for proportions where `spacing_mm` is None.
             is_first: prompts of `FIRST_LEVEL`, one group, in place of the bundle's level and ensemble: a third of the work or less.
             judge: say of each frame how far it can be trusted.
             is_small: leave the label maps on the network's grid, (T, h', w'), which saves the work of the native one; not with `judge`.
         """
-        aspect = tuple(pixel_aspect if spacing_mm is None else spacing_mm)
+        aspect = (1.0, 1.0) if spacing_mm is None else tuple(spacing_mm)
         geometry = letterbox_geometry(
             frames.shape, aspect, self.settings["image_size"], bool(self.settings["keep_aspect"])
         )

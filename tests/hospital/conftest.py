@@ -48,7 +48,6 @@ class TruthModel:
         spacing_mm: Sequence[float] | None,
         attributes: Mapping[str, Any],
         *,
-        pixel_aspect: Sequence[float] = (1.0, 1.0),
         is_first: bool = False,
         judge: bool = False,
         is_small: bool = False,

@@ -191,6 +191,12 @@ def test_given_frames_are_taken(clips: list[PhantomClip], tmp_path: Path) -> Non
     assert (clip["phase_source"], clip["end_diastolic_frame"], clip["end_systolic_frame"]) == ("given", 4, 10)
 
 
+def test_given_frames_beyond_the_clip_are_told(clips: list[PhantomClip], tmp_path: Path) -> None:
+    uid = write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
+    (result,) = process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips), given={uid: (3, 99)})
+    assert (result.reason, result.sentence[:36]) == ("given_frames", "frames 4 and 100 were given for a cl")
+
+
 def test_failure_of_the_model_is_a_reason_without_its_words(clips: list[PhantomClip], tmp_path: Path) -> None:
     class Broken(TruthModel):
         def segment(self, *args: Any, **kwargs: Any) -> Any:
