@@ -26,7 +26,11 @@ NIFTI_SUFFIXES = (".nii.gz", ".nii")
 """Ends of the names of NIfTI files."""
 METAIMAGE_SUFFIXES = (".mhd", ".mha")
 """Ends of the names of MetaImage files."""
-IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *METAIMAGE_SUFFIXES, ".png")
+FRAME_SUFFIXES = (*NIFTI_SUFFIXES, *METAIMAGE_SUFFIXES, ".png")
+"""Ends of the names of the files that `read_frames` reads, lower case."""
+DICOM_SUFFIXES = (".dcm", ".dicom")
+"""Ends of the names of DICOM files; many have none."""
+IMAGE_SUFFIXES = (*FRAME_SUFFIXES, *DICOM_SUFFIXES)
 """Ends of the names of every image file that the project reads, lower case."""
 
 _METAIMAGE_BYTES = {
@@ -100,6 +104,18 @@ def image_stem(path: str | os.PathLike[str]) -> str:
     return name[: -len(suffix)] if suffix else name
 
 
+def is_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is DICOM: by its name, or, where the name ends as that of no image, by the letters DICM after 128 bytes."""
+    suffix = image_suffix(path)
+    if suffix is not None:
+        return suffix in DICOM_SUFFIXES
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True)
 class Plane:
     """One 2-D image of a file, in display order."""
@@ -147,7 +163,7 @@ def read_frames(path: str | os.PathLike[str], sequences: bool = False) -> Frames
     elif suffix in METAIMAGE_SUFFIXES:
         pixels, spacing = _metaimage_planes(path)
     else:
-        raise ValueError(f"{path}: expected an image file ({', '.join(IMAGE_SUFFIXES)})")
+        raise ValueError(f"{path}: expected an image file ({', '.join(FRAME_SUFFIXES)})")
     if pixels.ndim == 2:
         pixels, spacing = pixels[None], (1.0, *spacing)
     if pixels.ndim > 3 and pixels.size and sum(n > 1 for n in pixels.shape[:-2]) <= 1:  # (t, 1, y, x) -> (t, y, x)

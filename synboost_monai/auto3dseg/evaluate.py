@@ -15,7 +15,7 @@ from synboost_monai.experiments.tables import Table, to_text, write_table
 from synboost_monai.io import atomic_write_text
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.per_case import case_metrics, write_metrics_csv, write_summary
-from synboost_monai.transforms.array import load_echo, write_label_map
+from synboost_monai.transforms.files import load_echo, write_label_map
 
 TABLE_NAME = "auto3dseg"
 """Stem of the table's files in the run's folder."""

@@ -17,7 +17,7 @@ from typing import Any
 from synboost_monai.data import list_images
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.data.splits import SECTIONS, check_disjoint, rank_patients
-from synboost_monai.io import atomic_write_text, image_suffix
+from synboost_monai.io import FRAME_SUFFIXES, atomic_write_text, image_suffix
 from synboost_monai.records import EchoRecord
 
 Items = list[dict[str, Any]]
@@ -183,7 +183,7 @@ def _item(raw: Any, dataroot: Path, where: str, needs_label: bool) -> dict[str, 
     if needs_label and not item.get("label"):
         raise ValueError(f"{where}: has no label map (key label), which training and validation need")
     paths = {key: os.path.abspath(os.path.join(dataroot, item[key])) for key in PATH_KEYS if item.get(key)}
-    if image_suffix(paths["image"]) is None:
+    if image_suffix(paths["image"]) not in FRAME_SUFFIXES:
         raise ValueError(f"{where}: {item['image']} is no NIfTI, MetaImage or PNG file by its name")
     if not os.path.isfile(paths["image"]):
         raise FileNotFoundError(f"{where}: image {paths['image']} does not exist; is dataroot right?")

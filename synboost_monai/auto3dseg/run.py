@@ -27,7 +27,8 @@ from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.io import atomic_write_text, image_stem, sha256_of
 from synboost_monai.metrics.per_case import this_command
 from synboost_monai.processes import hold_folder
-from synboost_monai.transforms.array import checked_items, load_echo, plain
+from synboost_monai.transforms.array import plain
+from synboost_monai.transforms.files import checked_items, load_echo
 
 ENSEMBLES = {"best_n": "AlgoEnsembleBestN", "best_by_fold": "AlgoEnsembleBestByFold"}
 """Folder of an ensemble -> MONAI's class: the networks with the best validation scores; the best network of each fold."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from synboost_monai.data.splits import SECTIONS, check_disjoint
-from synboost_monai.io import IMAGE_SUFFIXES, atomic_write_text, image_stem, image_suffix
+from synboost_monai.io import FRAME_SUFFIXES, IMAGE_SUFFIXES, atomic_write_text, image_stem, image_suffix, is_dicom
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.records import IMAGE_QUALITIES, PHASES, SHAPES, VIEWS, EchoRecord
 
@@ -143,8 +143,8 @@ def list_images(
 ) -> list[dict[str, Any]]:
     """Images to segment: of a datalist, of a folder (with those within it), or one file.
 
-    In a folder every NIfTI, MetaImage or PNG file counts except label maps (`..._gt`), sequences (`..._sequence`) and
-    hidden files; patient, view and phase are taken from names like CAMUS's (patient0001_4CH_ED).
+    In a folder every NIfTI, MetaImage, PNG or DICOM (.dcm) file counts except label maps (`..._gt`), sequences (`..._sequence`) and
+    hidden files; a single DICOM file may have any name; patient, view and phase are taken from names like CAMUS's (patient0001_4CH_ED).
 
     Args:
         dataset_dir: folder of images, folder that holds datalist.json, the JSON file, or one image file.
@@ -196,10 +196,10 @@ def list_label_maps(
             )
         return _spread(items, limit)
     files = _image_files(path)
-    label_paths = [file for file in files if _is_label_map(file)] or files
+    label_paths = [file for file in files if _is_label_map(file)] or [file for file in files if not is_dicom(file)]
     if not label_paths:
         raise ValueError(
-            f"{path}: no label maps ({', '.join(IMAGE_SUFFIXES)}) and no {DATALIST_NAME}; give a folder of label maps "
+            f"{path}: no label maps ({', '.join(FRAME_SUFFIXES)}) and no {DATALIST_NAME}; give a folder of label maps "
             "or of a data set"
         )
     items = _of_view_and_phase([_item_of_label(file) for file in label_paths], view, phase, str(path))
@@ -409,7 +409,7 @@ def _image_files(path: Path, sequences: bool = False) -> list[Path]:
         ValueError: if it is a file of another kind.
     """
     if path.is_file():
-        if image_suffix(path) is None:
+        if image_suffix(path) is None and not is_dicom(path):
             raise ValueError(
                 f"{path}: not an image by its name; expected {', '.join(IMAGE_SUFFIXES)} or {DATALIST_NAME}"
             )

@@ -49,7 +49,7 @@ from synboost_monai.io import atomic_path, atomic_write_text, image_stem, read_p
 from synboost_monai.labels import NUM_CLASSES, SECTOR_INDEX_OF_CLASS, SECTOR_OUTSIDE_INDEX
 from synboost_monai.metrics.anatomy import MEASURES, anatomy_ranges, check_anatomy, examine_anatomy, out_of_range
 from synboost_monai.records import PHASES, VIEWS, EchoRecord
-from synboost_monai.transforms.array import check_label_map, load_echo
+from synboost_monai.transforms.files import check_label_map, load_echo
 from synboost_monai.transforms.label_map_array import colour_sector_label_map
 from synboost_monai.transforms.label_map_dictionary import SectorMaskd
 

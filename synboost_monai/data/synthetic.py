@@ -46,7 +46,7 @@ from synboost_monai.data.synthetic_writers import (
 )
 from synboost_monai.io import image_stem, sha256_of
 from synboost_monai.labels import STRUCTURES
-from synboost_monai.transforms.array import check_label_map, load_echo
+from synboost_monai.transforms.files import check_label_map, load_echo
 from synboost_monai.transforms.label_map_array import LabelMapPerturbation
 from synboost_monai.transforms.label_map_dictionary import SectorMaskd
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from synboost_monai import __version__
 from synboost_monai.data.datalist import DATALIST_NAME, read_datalist
 from synboost_monai.experiments.tables import Table
-from synboost_monai.io import IMAGE_SUFFIXES, atomic_path, atomic_write_text, read_frames
+from synboost_monai.io import FRAME_SUFFIXES, atomic_path, atomic_write_text, read_frames
 from synboost_monai.metrics.agreement import MIN_PAIRS, STATISTICS, agreement
 from synboost_monai.metrics.clinical import MEASURES, METHODS, ClinicalMeasure, measure_patient
 from synboost_monai.metrics.per_case import this_command
@@ -366,7 +366,7 @@ def _quality(items: Items, views: Sequence[str]) -> str | None:
 
 def _predicted(evaluation_dir: Path, case: str) -> tuple[NDArray[Any], tuple[float, float] | None] | str:
     """Predicted label map of a case and its spacing, or that there is none."""
-    paths = [evaluation_dir / "label_maps" / f"{case}{suffix}" for suffix in IMAGE_SUFFIXES]
+    paths = [evaluation_dir / "label_maps" / f"{case}{suffix}" for suffix in FRAME_SUFFIXES]
     path = next((p for p in paths if p.is_file()), None)
     return "the label map was not kept" if path is None else _read(path)
 

@@ -20,7 +20,7 @@ from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.calibration import FEATURES, fit_calibration
 from synboost_monai.metrics.doubt import FREE_PROMPT, PREDICTION_CODES, DoubtAssessor, doubt_summary
 from synboost_monai.metrics.per_case import case_metrics, write_metrics_csv, write_summary
-from synboost_monai.transforms.array import OUTPUT_FORMATS, load_echo, write_label_map
+from synboost_monai.transforms.files import OUTPUT_FORMATS, load_echo, write_label_map
 from synboost_monai.transforms.postprocessing import DOUBT_KEY, EVIDENCE_KEY, SPREAD_KEY, display_order
 
 PNG_SPREAD_SCALE = 510

@@ -33,8 +33,10 @@ from synboost_monai.metrics.sensitivity import (
 )
 from synboost_monai.prompts import PromptTokenizer
 from synboost_monai.prompts.sensitivity import PromptVariations
-from synboost_monai.transforms.array import LetterboxGeometry, load_echo
+from synboost_monai.transforms.array import LetterboxGeometry, plain
+from synboost_monai.transforms.files import load_echo
 from synboost_monai.transforms.postprocessing import restore_logits
+from synboost_monai.transforms.ultrasound_dicom import crop_to_region
 
 CSV_NAME, JSON_NAME = "sensitivity.csv", "sensitivity.json"
 """Files of a run: every prompt, and the summary with where it comes from."""
@@ -157,7 +159,7 @@ class PromptSensitivity:
             logits = torch.as_tensor(output["pred"])  # (P, N, N)
             geometry = LetterboxGeometry(*(int(n) for n in item["geometry"]))
             native = [restore_logits(part, geometry) > self.lowest_logit for part in logits.split(MASKS_AT_ONCE)]
-            truth = torch.as_tensor(load_echo(known["label"])[0])[0].to(logits.device)
+            truth = plain(crop_to_region(load_echo(known["label"])[0], item["image"].meta))[0].to(logits.device)
             facts = {key: known.get(key) for key in ("case", "patient", "view", "phase")}
             rows = sensitivity_rows(torch.cat(native), self.variations(known), truth)
             self.rows += [{**facts, **row} for row in rows]

@@ -6,13 +6,9 @@ from synboost_monai.transforms.array import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     LetterboxGeometry,
-    check_label_map,
-    checked_items,
     letterbox_geometry,
     letterbox_image,
     letterbox_label_map,
-    load_echo,
-    write_label_map,
 )
 from synboost_monai.transforms.augmentation import RandUltrasound, RandUltrasoundd
 from synboost_monai.transforms.dictionary import (
@@ -24,6 +20,7 @@ from synboost_monai.transforms.dictionary import (
     NormaliseEchod,
     ViewPhaseClassd,
 )
+from synboost_monai.transforms.files import check_label_map, checked_items, load_echo, write_label_map
 from synboost_monai.transforms.postprocessing import (
     AssessDoubtd,
     LogitsToMasksd,

@@ -11,24 +11,27 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 
+from synboost_monai.io import is_dicom
 from synboost_monai.records import PHASES, VIEWS, EchoRecord
 from synboost_monai.transforms.array import (
-    check_image_size,
-    check_label_map,
     letterbox_geometry,
     letterbox_image,
     letterbox_label_map,
-    load_echo,
     masks_of_label_map,
     normalise_image,
     plain,
 )
+from synboost_monai.transforms.files import check_image_size, check_label_map, load_echo
+from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY, LoadUltrasoundDicomd, crop_to_region
 
 Item = Mapping[Hashable, Any]
 
 
 class LoadEchod(MapTransform):
-    """Path -> MetaTensor (T, H, W) in display order (see `load_echo`); `spacing_mm` of the first key comes along.
+    """Path -> MetaTensor (T, H, W) in display order (see `load_echo`); `spacing_mm` and `is_calibrated` of the first key come along.
+
+    Of an ultrasound DICOM object it is the tissue region, and the item gets what the header tells (see `LoadUltrasoundDicomd`); label
+    maps of its whole frame are cropped to the region.
 
     Args:
         keys: images and label maps; the first must have at least `array.MIN_IMAGE_SIDE` pixels a side.
@@ -42,12 +45,20 @@ class LoadEchod(MapTransform):
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
-        for i, key in enumerate(self.key_iterator(item)):
+        first: MetaTensor | None = None
+        for key in self.key_iterator(item):
             path = str(item[key])
-            item[key], spacing_mm = load_echo(path, self.sequences)
-            if i == 0:
-                check_image_size(item[key], path)
+            if first is not None:
+                item[key] = crop_to_region(load_echo(path, self.sequences)[0], first.meta)
+                continue
+            if is_dicom(path):
+                item = LoadUltrasoundDicomd(key, sequences=self.sequences)(item)
+            else:
+                item[key], spacing_mm = load_echo(path, self.sequences)
                 item["spacing_mm"] = torch.tensor(spacing_mm, dtype=torch.float64)
+                item[CALIBRATED_KEY] = item[key].meta[CALIBRATED_KEY]
+            first = item[key]
+            check_image_size(first, path)
         if self.sequences:
             item["is_sequence"] = True
         return item

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from synboost_monai.io import image_suffix
 from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES
 from synboost_monai.metrics.doubt import FREE_PROMPT, DoubtAssessor, segmentation_evidence
 from synboost_monai.transforms.array import LetterboxGeometry, masks_of_label_map, plain, resize
 from synboost_monai.transforms.prompt_tokens import class_index_of_prompt
+from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY
 
 Item = Mapping[Hashable, Any]
 
@@ -225,18 +225,16 @@ class AssessDoubtd(Transform):
     Args:
         assessor: it judges.
         key: the label map.
-        image_key: its image: the name of a file without a pixel spacing (PNG) ends the judging in mm.
+        calibrated_key: whether `spacing_mm` is in mm, as the loading transforms say; if not, nothing is judged in mm.
     """
 
-    def __init__(self, assessor: DoubtAssessor, key: str = "pred", image_key: str = "image") -> None:
-        self.assessor, self.key, self.image_key = assessor, key, image_key
+    def __init__(self, assessor: DoubtAssessor, key: str = "pred", calibrated_key: str = CALIBRATED_KEY) -> None:
+        self.assessor, self.key, self.calibrated_key = assessor, key, calibrated_key
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         label_map = plain(data[self.key])[0].cpu().permute(2, 1, 0).numpy()  # (T, H, W)
         spacing = [float(s) for s in data["spacing_mm"]]
-        image = data[self.image_key]
-        path = str(image.meta.get("filename_or_obj", "")) if isinstance(image, MetaTensor) else ""
-        known = None if image_suffix(path) == ".png" else spacing
+        known = spacing if data[self.calibrated_key] else None
         return {**data, DOUBT_KEY: self.assessor(label_map, data[EVIDENCE_KEY], known, spacing)}
 
 

@@ -5,6 +5,7 @@ Display order, H, W, T: as in `array.py`; here H and W are those of the tissue r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,75 @@ ALL_FRAMES = "all"
 """Value of `frames`: every frame of the object."""
 REGION_KEY, FULL_SHAPE_KEY = "region", "full_shape"
 """Meta keys: [first row, first column, rows, columns] of the region, and [rows, columns] of the frame that it lies in."""
+CALIBRATED_KEY = "is_calibrated"
+"""Meta key, and key of an item: whether the spacing is the file's own, in mm."""
+
+
+def load_ultrasound(
+    path: str | os.PathLike[str],
+    frames: Sequence[int] | None = None,
+    sequences: bool = False,
+    in_worker: bool = False,
+    limits: Limits | None = None,
+) -> tuple[MetaTensor, ClipFacts]:
+    """Read an ultrasound DICOM object: its tissue region in grey, in display order.
+
+    Args:
+        path: of a regular file.
+        frames: indices of those wanted, in that order, from 0; None: all.
+        sequences: take several frames; without it, more than one is an error.
+        in_worker: decode in a process of its own, which a damaged file may crash (`dicom.worker`); for files of unknown origin.
+        limits: of a file, see `dicom.limits.Limits`; the defaults where None.
+    Returns:
+        pixels (T, H, W), 0..255, uint8 with `sequences`, else float32, with meta data as `LoadUltrasoundDicomd` gives them; and what
+        the header says.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: with the file's name and the reason, if it cannot be used.
+    """
+    from synboost_monai.dicom.reasons import NotUsableError
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        facts, pixels, indices = _read(path, frames, sequences, in_worker, limits)
+    except NotUsableError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return _meta_tensor(path, facts, pixels if sequences else pixels.astype(np.float32), indices, sequences), facts
+
+
+def frame_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, int], NDArray[np.float64]]:
+    """(rows, columns) and affine, 4 x 4, of the whole frame of an ultrasound DICOM object; the affine as `LoadUltrasoundDicomd` has it.
+
+    Raises:
+        ValueError: if the object cannot be used.
+    """
+    from synboost_monai.dicom.read import open_ultrasound
+    from synboost_monai.dicom.reasons import NotUsableError
+
+    try:
+        with open_ultrasound(path) as clip:
+            facts = clip.facts
+    except NotUsableError as error:
+        raise ValueError(f"{path}: {error}") from error
+    affine = _affine(facts.region)
+    affine[:2, 3] = 0
+    return (facts.rows, facts.columns), affine
+
+
+def crop_to_region(label_map: MetaTensor, image_meta: Mapping[str, Any]) -> MetaTensor:
+    """The part of a label map (T, rows, columns) of a whole frame that an image's region covers; one of the region's size stays.
+
+    Args:
+        label_map: of `load_echo`.
+        image_meta: meta data of its image.
+    """
+    first_row, first_column, rows, columns = (int(n) for n in image_meta[REGION_KEY])
+    if tuple(label_map.shape[-2:]) != tuple(int(n) for n in image_meta[FULL_SHAPE_KEY]):
+        return label_map
+    part = plain(label_map)[..., first_row : first_row + rows, first_column : first_column + columns]
+    return MetaTensor(part.contiguous(), meta=dict(label_map.meta))
 
 
 class LoadUltrasoundDicomd(MapTransform):
@@ -37,9 +107,10 @@ class LoadUltrasoundDicomd(MapTransform):
 
     Grey levels 0..255: uint8 with `sequences`, else float32, as `LoadEchod`. Meta data: `filename_or_obj`, `affine` (of the region within
     the frame), `original_affine`, `spatial_shape` (W, H, T), `sop_instance_uid`, `frame_times_ms` (of the frames read; empty where not
-    known), `frame_indices` (from 0), `region`, `full_shape`, `decoder`, `is_calibrated`, `calibration_problem` (a sentence; empty if there
-    is none). Without a calibration a pixel counts as 1 mm x 1 mm: the image can be segmented, not measured. The item gets `is_calibrated`
-    and, where the object tells and the item does not have them, `sex`, `age` and `view` (of the views that there are prompts for).
+    known, and without `sequences`), `frame_indices` (from 0), `region`, `full_shape`, `decoder`, `is_calibrated`, `calibration_problem`
+    (a sentence; empty if there is none). Without a calibration a pixel counts as 1 mm x 1 mm: the image can be segmented, not measured.
+    The item gets `is_calibrated` and, where the object tells and the item does not have them, `sex`, `age` and `view` (of the views that
+    there are prompts for).
 
     Args:
         keys: images.
@@ -69,19 +140,12 @@ class LoadUltrasoundDicomd(MapTransform):
         self.sequences, self.in_worker, self.limits = sequences, in_worker, limits
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
-        from synboost_monai.dicom.reasons import NotUsableError
-
         item = dict(data)
         for i, key in enumerate(self.key_iterator(item)):
-            path = Path(item[key])
-            try:
-                facts, pixels, indices = self._read(path)
-            except NotUsableError as error:
-                raise ValueError(f"{path}: {error}") from error
-            item[key] = _meta_tensor(path, facts, pixels if self.sequences else pixels.astype(np.float32), indices)
+            item[key], facts = load_ultrasound(item[key], self.frames, self.sequences, self.in_worker, self.limits)
             if i == 0:
                 item["spacing_mm"] = torch.tensor(facts.spacing_mm or (1.0, 1.0), dtype=torch.float64)
-                item["is_calibrated"] = facts.spacing_mm is not None
+                item[CALIBRATED_KEY] = facts.spacing_mm is not None
                 view = facts.view if facts.view in VIEWS.values() else None
                 for name, value in (("sex", facts.sex), ("age", facts.age), ("view", view)):
                     if value is not None and item.get(name) is None:
@@ -90,39 +154,12 @@ class LoadUltrasoundDicomd(MapTransform):
             item["is_sequence"] = True
         return item
 
-    def _read(self, path: Path) -> tuple[ClipFacts, NDArray[np.uint8], list[int]]:
-        """Facts, frames (T, H, W) and their indices."""
-        if self.in_worker:
-            from synboost_monai.dicom.worker import ReaderPool
-
-            with ReaderPool(1, self.limits) as pool, pool.open(path, frames=self.frames) as stream:
-                indices = self._indices(path, stream.facts.num_frames)
-                return stream.facts, np.concatenate(list(stream)), indices
-        from synboost_monai.dicom.read import open_ultrasound
-
-        with open_ultrasound(path, self.limits) as clip:
-            indices = self._indices(path, clip.num_frames)
-            return clip.facts, clip.read_frames(indices), indices
-
-    def _indices(self, path: Path, num_frames: int) -> list[int]:
-        indices = list(range(num_frames)) if self.frames is None else self.frames
-        if not indices or not all(0 <= index < num_frames for index in indices):
-            raise ValueError(
-                f"{path}: has {num_frames} frames, but frames (from 0) {indices} were asked for; correct `frames`"
-            )
-        if len(indices) > 1 and not self.sequences:
-            raise ValueError(
-                f"{path}: expected one frame, got {len(indices)}; set sequences: true to take every one of them, or frames to "
-                "the index of one"
-            )
-        return indices
-
 
 class RestoreFullFramed(MapTransform):
     """Label map of the region -> label map of the whole frame, background around it.
 
-    Takes what `RestoreLabelMapd` gives, (1, W, H, T), and makes (1, columns, rows, T) of it, with the frame's affine. Items that were not
-    read from DICOM stay as they are.
+    Takes what `RestoreLabelMapd` gives, (1, W, H, T), and makes (1, columns, rows, T) of it, with the frame's affine. Items whose image
+    is the whole frame, all but those from DICOM, stay as they are.
 
     Args:
         keys: label maps, or anything else of their shape.
@@ -152,6 +189,8 @@ class RestoreFullFramed(MapTransform):
             return item
         first_row, first_column, rows, columns = (int(n) for n in meta[REGION_KEY])
         full_rows, full_columns = (int(n) for n in meta[FULL_SHAPE_KEY])
+        if (rows, columns) == (full_rows, full_columns):
+            return item
         for key in self.key_iterator(item):
             label_map = item[key]
             pixels = plain(label_map)
@@ -172,11 +211,48 @@ class RestoreFullFramed(MapTransform):
         return item
 
 
-def _meta_tensor(path: Path, facts: ClipFacts, pixels: NDArray[Any], indices: Sequence[int]) -> MetaTensor:
+def _read(
+    path: Path, frames: Sequence[int] | None, sequences: bool, in_worker: bool, limits: Limits | None
+) -> tuple[ClipFacts, NDArray[np.uint8], list[int]]:
+    """Facts, frames (T, H, W) and their indices."""
+    if in_worker:
+        from synboost_monai.dicom.worker import ReaderPool
+
+        wanted = None if frames is None else list(frames)
+        with ReaderPool(1, limits) as pool, pool.open(path, frames=wanted) as stream:
+            indices = _indices(path, frames, stream.facts.num_frames, sequences)
+            return stream.facts, np.concatenate(list(stream)), indices
+    from synboost_monai.dicom.read import open_ultrasound
+
+    with open_ultrasound(path, limits) as clip:
+        indices = _indices(path, frames, clip.num_frames, sequences)
+        return clip.facts, clip.read_frames(indices), indices
+
+
+def _indices(path: Path, frames: Sequence[int] | None, num_frames: int, sequences: bool) -> list[int]:
+    """The indices of the frames wanted."""
+    indices = list(range(num_frames)) if frames is None else list(frames)
+    if not indices or not all(0 <= index < num_frames for index in indices):
+        raise ValueError(
+            f"{path}: has {num_frames} frames, but frames (from 0) {indices} were asked for; correct `frames`"
+        )
+    if len(indices) > 1 and not sequences:
+        raise ValueError(
+            f"{path}: expected one frame, got {len(indices)}; set sequences: true (--sequences true) to take every one of them, or "
+            "frames to the index of one"
+        )
+    return indices
+
+
+def _meta_tensor(
+    path: Path, facts: ClipFacts, pixels: NDArray[Any], indices: Sequence[int], sequences: bool
+) -> MetaTensor:
     """Frames (T, H, W) with their meta data; no value is None, which a batch could not hold."""
     region = facts.region
     affine = torch.from_numpy(_affine(region))
-    times = facts.frame_times_ms or ()
+    times = (
+        facts.frame_times_ms if sequences and facts.frame_times_ms else ()
+    )  # stills are batched: arrays of one length
     meta = {
         "filename_or_obj": str(path),
         "original_affine": affine.numpy().copy(),
@@ -187,7 +263,7 @@ def _meta_tensor(path: Path, facts: ClipFacts, pixels: NDArray[Any], indices: Se
         REGION_KEY: np.array([region.first_row, region.first_column, region.rows, region.columns]),
         FULL_SHAPE_KEY: np.array([facts.rows, facts.columns]),
         "decoder": facts.decoder,
-        "is_calibrated": region.spacing_mm is not None,
+        CALIBRATED_KEY: region.spacing_mm is not None,
         "calibration_problem": str(region.problem or ""),
     }
     return MetaTensor(torch.from_numpy(pixels), affine=affine, meta=meta)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from synboost_monai.auto3dseg.evaluate import comparison, known_evaluation, write_comparison, write_evaluation
 from synboost_monai.data import read_datalist
-from synboost_monai.transforms.array import checked_items, load_echo
+from synboost_monai.transforms.files import checked_items, load_echo
 
 
 def test_perfect_label_maps_are_measured_where_an_expert_s_is_known(datalist_dir: Path, tmp_path: Path) -> None:

@@ -250,6 +250,63 @@ def test_clips_are_segmented_frame_by_frame(bundle: str, trained: Path, tmp_path
     assert "frames" not in json.loads((tmp_path / "out" / "still.json").read_text())
 
 
+def test_dicom_is_segmented_in_its_region_and_comes_back_on_the_whole_frame(
+    bundle: str, trained: Path, tmp_path: Path
+) -> None:
+    """A still with a calibration, one without, and a PNG of the region, in one batch; then a clip, given by a name without an end."""
+    import nibabel as nib
+    import pydicom
+    from PIL import Image
+
+    from synboost_monai.dicom.write_image import write_dicom_pair
+
+    first_row, first_column, rows, columns = 4, 10, 50, 36
+    frames = np.random.default_rng(0).rayleigh(40, (3, 64, 60)).clip(0, 255).astype(np.uint8)
+    images = tmp_path / "images"
+    images.mkdir()
+
+    def write(path: Path, num_frames: int, **changes: object) -> None:
+        label = np.zeros((64, 60), np.uint8)
+        about = {"name": "still", "patient": "p", "view": "apical_four_chamber", "sex": "female", "age": 64}
+        write_dicom_pair(frames[2], label, (0.4, 0.2), path, tmp_path / "label.dcm", **about)
+        dataset = pydicom.dcmread(path)
+        (region,) = dataset.SequenceOfUltrasoundRegions
+        region.RegionLocationMinY0, region.RegionLocationMinX0 = first_row, first_column
+        region.RegionLocationMaxY1, region.RegionLocationMaxX1 = first_row + rows - 1, first_column + columns - 1
+        for keyword, value in changes.items():
+            setattr(region, keyword, value)
+        if num_frames > 1:
+            dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.3.1"
+            dataset.NumberOfFrames, dataset.FrameTime, dataset.PixelData = num_frames, 20, frames.tobytes()
+        dataset.save_as(path)
+
+    write(images / "still.dcm", 1)
+    write(images / "bare.dcm", 1, PhysicalUnitsXDirection=0)
+    Image.fromarray(frames[2, first_row:-10, first_column:-14]).save(images / "region.png")
+    write(tmp_path / "IM_0001", 3)
+    options = {"checkpoint_path": str(trained / "model.pt"), "threshold": 0.05, "prompt_level": "P1"}
+    workflow(bundle, ["inference"], "infer", dataset_dir=str(images), output_dir=str(tmp_path / "out"), **options).run()
+    found = {name: nib.load(tmp_path / "out" / name) for name in ("still.nii.gz", "bare.nii.gz", "still_spread.nii.gz")}
+    assert all(image.shape[:2] == (60, 64) for image in found.values())
+    assert np.allclose(found["still.nii.gz"].affine, np.diag([-0.2, -0.4, 1, 1]))
+    assert np.allclose(found["bare.nii.gz"].affine, np.diag([-1, -1, 1, 1]))
+    label_map = np.asarray(found["bare.nii.gz"].dataobj).squeeze().T
+    inner = label_map[first_row : first_row + rows, first_column : first_column + columns]
+    png = np.asarray(Image.open(tmp_path / "out" / "region.png"))
+    assert (inner == png).mean() > 0.999 and inner.any() and np.count_nonzero(label_map) == np.count_nonzero(inner)
+    records = {
+        name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("still", "bare", "region")
+    }
+    areas = {name: r["structures"]["left_ventricular_cavity"]["area_mm2"] for name, r in records.items()}
+    assert areas["still"] > 0 and areas["bare"] is None and areas["region"] is None
+
+    clip_options = {**options, "sequences": True, "dataset_dir": str(tmp_path / "IM_0001")}
+    workflow(bundle, ["inference"], "infer", output_dir=str(tmp_path / "clip"), **clip_options).run()
+    clip = np.asarray(nib.load(tmp_path / "clip" / "IM_0001.nii.gz").dataobj).T
+    still = np.asarray(found["still.nii.gz"].dataobj).squeeze().T
+    assert clip.shape == (3, 64, 60) and (clip[2] == still).mean() > 0.999
+
+
 def three_formats(folder: Path) -> dict[str, np.ndarray]:
     """A folder with one image of each format; their pixels by name."""
     import itk

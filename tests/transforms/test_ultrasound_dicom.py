@@ -16,9 +16,11 @@ from monai.transforms import Compose
 from synboost_monai.dicom.write_image import write_dicom_pair
 from synboost_monai.transforms import (
     Letterboxd,
+    LoadEchod,
     LoadUltrasoundDicomd,
     RestoreFullFramed,
     RestoreLabelMapd,
+    checked_items,
     display_order,
 )
 
@@ -79,7 +81,7 @@ def test_a_frame_or_some_in_the_order_wanted(tmp_path: Path):
     one = LoadUltrasoundDicomd("image", frames=2)({"image": path})
     assert one["image"].dtype == torch.float32 and "is_sequence" not in one
     np.testing.assert_array_equal(one["image"].as_tensor().numpy(), frames[2:3])
-    assert one["image"].meta["frame_times_ms"].tolist() == [40]
+    assert one["image"].meta["frame_times_ms"].tolist() == [] and one["image"].meta["frame_indices"].tolist() == [2]
     two = LoadUltrasoundDicomd("image", frames=[2, 0], sequences=True)({"image": path})["image"]
     np.testing.assert_array_equal(two.as_tensor().numpy(), frames[[2, 0]])
 
@@ -157,3 +159,21 @@ def test_importing_transforms_does_not_import_dicom():
     code = "import sys, synboost_monai.transforms; print('synboost_monai.dicom' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == "False"
+
+
+def test_label_maps_of_the_whole_frame_are_cropped_with_their_image(tmp_path: Path):
+    import nibabel as nib
+
+    frame = crop(write_clip(tmp_path / "still.dcm", num_frames=1))
+    label_map = np.zeros(FULL, np.uint8)
+    label_map[10:40, 20:50] = 2
+    nib.save(nib.Nifti1Image(label_map.T, np.diag([-0.8, -0.5, 1, 1])), tmp_path / "still_gt.nii.gz")
+    item = {"image": str(tmp_path / "still.dcm"), "label": str(tmp_path / "still_gt.nii.gz")}
+    assert checked_items([item], needs_label=True)[0]["case"] == "still"
+    loaded = LoadEchod(["image", "label"])(item)
+    np.testing.assert_array_equal(loaded["image"].as_tensor().numpy(), frame)
+    np.testing.assert_array_equal(loaded["label"].as_tensor().numpy()[0], crop(label_map))
+    assert loaded["spacing_mm"].tolist() == pytest.approx([0.5, 0.8]) and loaded["view"] == "apical_four_chamber"
+    nib.save(nib.Nifti1Image(label_map.T[:-1], np.eye(4)), tmp_path / "still_gt.nii.gz")
+    with pytest.raises(ValueError, match=r"image is \(70, 90\) but label map is \(70, 89\)"):
+        checked_items([item], needs_label=True)

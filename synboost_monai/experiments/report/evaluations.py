@@ -24,7 +24,7 @@ from synboost_monai.experiments.report.words import STRATEGY_TITLES, count, join
 from synboost_monai.experiments.settings import read_run
 from synboost_monai.experiments.study import Study
 from synboost_monai.handlers.history import HISTORY_NAME
-from synboost_monai.io import IMAGE_SUFFIXES, image_stem, read_plane
+from synboost_monai.io import FRAME_SUFFIXES, image_stem, read_plane
 from synboost_monai.metrics.per_case import METRICS, PAPER_METRICS, read_metrics
 
 
@@ -76,7 +76,7 @@ class Evaluation:
 
     def label_map(self, case: str) -> NDArray[Any] | None:
         """Predicted label map of a case, in display order; None if it was not kept."""
-        for suffix in IMAGE_SUFFIXES:
+        for suffix in FRAME_SUFFIXES:
             path = self.evaluation_dir / "label_maps" / f"{case}{suffix}"
             if path.is_file() and suffix != ".png":
                 return read_plane(path).pixels

@@ -1,0 +1,315 @@
+"""Images and label maps in files: read for the pipelines, checked, and written back in the frame of the image's file.
+
+Display order: rows run from the probe downwards, columns from left to right, as on the screen. Files store (x, y); reading
+transposes, writing transposes back. H, W: native rows and columns. T: frames of a sequence (1 for a single image).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from numpy.typing import NDArray
+from torch import Tensor
+
+from synboost_monai.io import (
+    METAIMAGE_SUFFIXES,
+    NIFTI_SUFFIXES,
+    atomic_path,
+    has_colour_axis,
+    image_stem,
+    image_suffix,
+    is_dicom,
+    read_frames,
+)
+from synboost_monai.labels import NUM_CLASSES, STRUCTURES
+from synboost_monai.transforms.ultrasound_dicom import (
+    CALIBRATED_KEY,
+    FULL_SHAPE_KEY,
+    REGION_KEY,
+    frame_geometry,
+    load_ultrasound,
+)
+
+OUTPUT_FORMATS = ("same", "nifti")
+"""How label maps are written: in the image's own format, or always as NIfTI."""
+MIN_IMAGE_SIDE = 16
+"""Pixels: an image with fewer rows or columns is no echocardiogram, and a network would be shown its interpolation."""
+
+
+def load_echo(path: str | os.PathLike[str], sequences: bool = False) -> tuple[MetaTensor, tuple[float, float]]:
+    """Read one image or label map, or a sequence, in display order.
+
+    Its meta data is what MONAI's readers give (`filename_or_obj`, `affine` of the stored array, `spatial_shape`), so MONAI Label
+    can write a label map back; `spatial_shape` is always a volume of T planes, (W, H, T).
+
+    `region` and `full_shape` say what part of the file's frame the pixels are: of ultrasound DICOM the tissue region, of others all.
+
+    Args:
+        path: NIfTI, MetaImage or PNG of any number type, or an ultrasound DICOM object (see `load_ultrasound`); colours become grey
+            (see `io.read_frames`); the spacing of a PNG, and of DICOM without a calibration, is taken as 1 mm (`is_calibrated` false).
+        sequences: take a file of several planes over time; without it, such a file is an error.
+    Returns:
+        pixels (T, H, W), the file's own values, float32 (a sequence of bytes stays uint8, which is a quarter of the memory);
+        spacing_mm (row, column).
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not an image of one plane (or of a sequence), or has pixels that are NaN or infinite.
+    """
+    path = Path(path)
+    if is_dicom(path):
+        image, facts = load_ultrasound(path, sequences=sequences)
+        return image, facts.spacing_mm or (1.0, 1.0)
+    frames = read_frames(path, sequences)
+    num_frames, height, width = frames.pixels.shape
+    affine = _affine(path, frames.spacing_mm)
+    meta = {
+        "filename_or_obj": str(path),
+        "original_affine": affine.copy(),
+        "spatial_shape": np.array([width, height, num_frames]),
+        REGION_KEY: np.array([0, 0, height, width]),
+        FULL_SHAPE_KEY: np.array([height, width]),
+        CALIBRATED_KEY: image_suffix(path) != ".png",
+    }
+    dtype = np.uint8 if sequences and frames.pixels.dtype == np.uint8 else np.float32
+    pixels = torch.from_numpy(np.require(frames.pixels, dtype, ["C", "W"]))  # copied only where it must be
+    return MetaTensor(pixels, affine=torch.from_numpy(affine), meta=meta), frames.spacing_mm
+
+
+def check_image_size(image: Tensor, path: str) -> None:
+    """Refuse an image that is too small to show a heart.
+
+    Args:
+        image: (T, H, W).
+        path: its file, for the message.
+    Raises:
+        ValueError: if it has fewer than `MIN_IMAGE_SIDE` rows or columns.
+    """
+    height, width = image.shape[-2:]
+    if min(height, width) < MIN_IMAGE_SIDE:
+        raise ValueError(
+            f"{path}: expected an image of at least {MIN_IMAGE_SIDE} x {MIN_IMAGE_SIDE} pixels, got {height} rows and {width} "
+            "columns; is this a thumbnail or a broken export? take it out of the folder or datalist"
+        )
+
+
+def write_label_map(
+    label_map: NDArray[Any] | Tensor,
+    image_path: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    output_format: str = "same",
+) -> Path:
+    """Write a label map that overlays its image exactly: same stored order, shape, spacing, origin and orientation; uint8.
+
+    That of a sequence has the sequence's stored shape, (x, y, t) or (x, y, 1, t), and its time spacing; that of a colour image is
+    grey.
+
+    Args:
+        label_map: (H, W), or (T, H, W) of a sequence, in display order.
+        image_path: the image that it belongs to; its header is copied.
+        target: where to write, without a suffix; the format decides it: .nii.gz for NIfTI and for DICOM (of the whole frame), .mha
+            for MetaImage (header and pixels in one file, so that it appears whole or not at all), .png for PNG.
+        output_format: "same" as the image, or "nifti".
+    Returns:
+        path of the file.
+    Raises:
+        ValueError: if the format is unknown or the sizes differ.
+    """
+    image_path, pixels = Path(image_path), np.ascontiguousarray(np.asarray(label_map), dtype=np.uint8)
+    if pixels.ndim == 3 and len(pixels) == 1:
+        pixels = pixels[0]
+    if output_format not in OUTPUT_FORMATS:
+        raise ValueError(f"array.py: output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {output_format!r}")
+    suffix = image_suffix(image_path)
+    if suffix in NIFTI_SUFFIXES:
+        return _write_nifti_like(pixels, image_path, Path(f"{target}.nii.gz"))
+    if is_dicom(image_path):
+        full_shape, affine = frame_geometry(image_path)
+        _check_size(pixels, [*pixels.shape[:-2], *full_shape], image_path)
+        return _write_nifti(pixels, affine, Path(f"{target}.nii.gz"))
+    if output_format == "nifti":
+        return _write_nifti(pixels, _affine(image_path), Path(f"{target}.nii.gz"))
+    if suffix in METAIMAGE_SUFFIXES:
+        return _write_metaimage_like(pixels, image_path, Path(f"{target}.mha"))
+    from PIL import Image
+
+    if pixels.ndim != 2:
+        raise ValueError(f"{image_path}: a PNG holds one plane, but the label map to write has {len(pixels)} frames")
+    path = Path(f"{target}.png")
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary)
+    return path
+
+
+def check_label_map(label_map: Tensor, image_shape: Sequence[int] | None, path: str) -> None:
+    """Refuse a label map that is not one of this project, or not one of this image.
+
+    Args:
+        label_map: (1, H, W), or (T, H, W) of a sequence.
+        image_shape: shape of the image, (1, H, W) or (T, H, W); None leaves the size unchecked.
+        path: the label map's file, for the message.
+    Raises:
+        ValueError: if a class is not 0..3, a value is a fraction, or the shapes differ.
+    """
+    if image_shape is not None and tuple(label_map.shape[-2:]) != tuple(image_shape[-2:]):
+        raise ValueError(
+            f"{path}: image is {tuple(image_shape[-2:])} but label map is {tuple(label_map.shape[-2:])} (rows, columns); "
+            "fetch this pair again or correct the datalist"
+        )
+    if image_shape is not None and len(image_shape) == label_map.ndim == 3 and image_shape[0] != label_map.shape[0]:
+        raise ValueError(
+            f"{path}: the image has {image_shape[0]} frames but the label map has {label_map.shape[0]}; "
+            "fetch this pair again or correct the datalist"
+        )
+    classes = torch.unique(label_map.as_tensor() if isinstance(label_map, MetaTensor) else label_map).tolist()
+    unknown = [int(c) if float(c).is_integer() else c for c in classes if c not in range(NUM_CLASSES)]
+    if unknown:
+        names = ", ".join(f"{s.class_index} {s.name}" for s in STRUCTURES)
+        raise ValueError(
+            f"{path}: expected a label map with classes 0 background, {names}; got {unknown[:5]}; "
+            "is this an image, or a label map of another data set?"
+        )
+
+
+def checked_items(
+    items: Sequence[Mapping[str, Any]],
+    *,
+    needs_label: bool = False,
+    check_labels: bool = True,
+    sequences: bool = False,
+) -> list[dict[str, Any]]:
+    """Open every file of a datalist's items before work begins, so that a bad one stops the run while nothing is written.
+
+    Args:
+        items: of `data.list_images` or `data.read_datalist`.
+        needs_label: each item must have a label map (evaluation).
+        check_labels: look at the label maps that are there.
+        sequences: a file may hold several planes over time, and so may its label map.
+    Returns:
+        the items, each with `case`: its file's name without suffix, or with its folders where names repeat.
+    Raises:
+        FileNotFoundError, ValueError: of the first bad file.
+    """
+    paths = [os.path.abspath(item["image"]) for item in items]
+    stems = [image_stem(path) for path in paths]
+    root = os.path.commonpath([os.path.dirname(p) for p in paths]) if paths else ""
+    checked = []
+    for item, path, stem in zip(items, paths, stems):
+        image, _ = load_echo(path, sequences)
+        check_image_size(image, path)
+        if needs_label and not item.get("label"):
+            raise ValueError(f"{path}: has no label map in the datalist; evaluation needs one for each image")
+        if check_labels and item.get("label"):
+            full_shape = [len(image), *(int(n) for n in image.meta[FULL_SHAPE_KEY])]
+            check_label_map(load_echo(item["label"], sequences)[0], full_shape, str(item["label"]))
+        is_unique = stems.count(stem) == 1
+        relative = os.path.relpath(os.path.dirname(path), root).replace(os.sep, "_")
+        checked.append({**item, "case": stem if is_unique else f"{relative}_{stem}"})
+    cases = [item["case"] for item in checked]
+    if len(set(cases)) < len(cases):
+        twice = next(case for case in cases if cases.count(case) > 1)
+        raise ValueError(
+            f"array.py: two images are both called {twice}; their label maps would overwrite each other, rename one"
+        )
+    return checked
+
+
+# --- helpers ---
+
+
+def _affine(path: Path, spacing_mm: Sequence[float] | None = None) -> NDArray[np.float64]:
+    """Voxel (x, y, z) of the stored array -> millimetres (right, anterior, superior), 4 x 4, as nibabel and MONAI use it."""
+    suffix = image_suffix(path)
+    if suffix in NIFTI_SUFFIXES:
+        import nibabel as nib
+
+        return np.asarray(nib.load(path).affine, dtype=np.float64)
+    if suffix in METAIMAGE_SUFFIXES:
+        return _metaimage_affine(path)
+    row, column = spacing_mm or (1.0, 1.0)
+    return np.diag([-column, -row, 1.0, 1.0])
+
+
+def _metaimage_affine(path: Path) -> NDArray[np.float64]:
+    """Affine of a MetaImage header; ITK's axes are left, posterior, superior. Of (x, y, t), the third column is the time's."""
+    _, spacing, origin, direction = _metaimage_geometry(path)
+    dimension = min(len(spacing), 3)  # (x, y, 1, t): an affine has no column for the time
+    affine = np.eye(4)
+    affine[:dimension, :dimension] = direction[:dimension, :dimension] @ np.diag(spacing[:dimension])
+    affine[:dimension, 3] = origin[:dimension]
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _metaimage_geometry(path: Path) -> tuple[tuple[int, ...], list[float], list[float], NDArray[np.float64]]:
+    """Sizes (x, y, ...), spacing, origin and direction (a column an axis) of a MetaImage, from its header alone."""
+    import itk
+
+    reader = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if reader is None:
+        raise ValueError(f"{path}: not a readable MetaImage; fetch it again")
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    axes = range(reader.GetNumberOfDimensions())
+    direction = np.array([reader.GetDirection(i) for i in axes]).T
+    return (
+        tuple(int(reader.GetDimensions(i)) for i in axes),
+        [float(reader.GetSpacing(i)) for i in axes],
+        [float(reader.GetOrigin(i)) for i in axes],
+        direction,
+    )
+
+
+def _write_nifti_like(pixels: NDArray[np.uint8], image_path: Path, path: Path) -> Path:
+    """A label map with its image's NIfTI header: shape of the stored array, affine, codes, units and time spacing stay."""
+    import nibabel as nib
+
+    image = nib.load(image_path)
+    header = image.header.copy()
+    shape = image.shape
+    if has_colour_axis(shape, int(header["intent_code"])):
+        shape = shape[:-1]
+        header.set_data_shape(shape)  # keeps the spacing of the axes that stay
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
+    header.set_intent("none")
+    header["cal_min"], header["cal_max"] = 0, 0
+    _check_size(pixels, shape[::-1], image_path)
+    with atomic_path(path) as temporary:
+        nib.save(type(image)(pixels.T.reshape(shape), None, header), temporary)
+    return path
+
+
+def _write_nifti(pixels: NDArray[np.uint8], affine: NDArray[np.float64], path: Path) -> Path:
+    import nibabel as nib
+
+    with atomic_path(path) as temporary:
+        nib.save(nib.Nifti1Image(pixels.T, affine), temporary)
+    return path
+
+
+def _write_metaimage_like(pixels: NDArray[np.uint8], image_path: Path, path: Path) -> Path:
+    """A label map with its MetaImage's size, spacing, origin and direction."""
+    import itk
+
+    sizes, spacing, origin, direction = _metaimage_geometry(image_path)
+    _check_size(pixels, sizes[::-1], image_path)
+    label_map = itk.image_from_array(pixels.reshape(sizes[::-1]))
+    label_map.SetSpacing(spacing)
+    label_map.SetOrigin(origin)
+    label_map.SetDirection(itk.matrix_from_array(direction))
+    with atomic_path(path) as temporary:
+        itk.imwrite(label_map, str(temporary), compression=True)
+    return path
+
+
+def _check_size(pixels: NDArray[np.uint8], shape: Sequence[int], image_path: Path) -> None:
+    """Refuse a label map (H, W) or (T, H, W) that is not of an image stored as `shape`, (..., H, W)."""
+    if pixels.shape[-2:] != tuple(shape[-2:]) or pixels.size != np.prod(shape):
+        raise ValueError(
+            f"{image_path}: image is {tuple(shape)} but the label map to write is {pixels.shape} (..., rows, columns)"
+        )
