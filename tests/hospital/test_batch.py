@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from synboost_monai.dicom.write_clip import write_clip
 from synboost_monai.hospital.batch import ALL_DONE, SOME_REFUSED, read_given, read_key, run_dicom
+from tests.hospital.kill_batch import end_state, kill, ledger, start, write_study
 from tests.hospital.launch_batch import run
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def write_study(folder: Path, number: int, num_frames: int = 12) -> None:
-    """Two small clips of a made-up patient whose brightness beats."""
-    generator = np.random.default_rng(number)
-    for view in ("apical_four_chamber", "apical_two_chamber"):
-        level = 90 + 40 * np.cos(2 * np.pi * np.arange(num_frames) / num_frames * 1.5)
-        speckle = generator.uniform(0.7, 1.3, (num_frames, 64, 64))
-        frames = (level[:, None, None] * speckle).clip(0, 255).astype(np.uint8)
-        path = folder / f"Mueller_{number}" / f"{view}.dcm"
-        write_clip(frames, (1.5, 1.5), path, patient=f"Mueller{number}", study="batch", view=view, frame_time_ms=50)
-
-
-def ledger(out: Path) -> list[dict[str, str]]:
-    with open(out / "ledger.csv", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def end_state(out: Path) -> dict[str, Any]:
-    """Everything in a run's folder but times."""
-    state: dict[str, Any] = {}
-    for path in sorted(p for p in out.rglob("*") if p.is_file()):
-        name = path.relative_to(out).as_posix()
-        if name == "ledger.csv":
-            state[name] = [{k: v for k, v in row.items() if k not in ("seconds", "finished_at")} for row in ledger(out)]
-        elif name not in ("ledger.sqlite", ".lock"):
-            state[name] = path.read_bytes()
-    return state
 
 
 @pytest.fixture(scope="module")
@@ -129,22 +95,10 @@ def test_killed_at_any_time_it_ends_as_if_undisturbed(in_dir: Path, undisturbed:
     chance = random.Random(0)
     out = tmp_path / "out"
     for _ in range(4):
-        process = start(in_dir, out)
-        deadline = time.monotonic() + 60
-        while not (out / "ledger.sqlite").is_file() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.05)
-        time.sleep(chance.uniform(0, 1.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill(in_dir, out, chance.uniform(0, 1.0))
     process = start(in_dir, out)
     assert process.wait(timeout=120) == ALL_DONE
     assert end_state(out) == end_state(undisturbed)
-
-
-def start(in_dir: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(ROOT / "tests/hospital/launch_batch.py"), str(in_dir), str(out), "resume"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
 
 
 @pytest.mark.parametrize(

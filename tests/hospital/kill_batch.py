@@ -1,0 +1,127 @@
+"""Kill a batch with SIGKILL at random times, resume it, and compare: `python kill_batch.py [--studies 40] [--kills 50] [--seed 0]`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+LONGEST_START = 60.0
+"""Seconds that a batch may take until it writes something."""
+
+
+def write_study(folder: Path, number: int, num_frames: int = 12) -> None:
+    """Two small clips of a made-up patient whose brightness beats."""
+    from synboost_monai.dicom.write_clip import write_clip
+
+    generator = np.random.default_rng(number)
+    for view in ("apical_four_chamber", "apical_two_chamber"):
+        level = 90 + 40 * np.cos(2 * np.pi * np.arange(num_frames) / num_frames * 1.5)
+        speckle = generator.uniform(0.7, 1.3, (num_frames, 64, 64))
+        frames = (level[:, None, None] * speckle).clip(0, 255).astype(np.uint8)
+        path = folder / f"Mueller_{number}" / f"{view}.dcm"
+        write_clip(frames, (1.5, 1.5), path, patient=f"Mueller{number}", study="batch", view=view, frame_time_ms=50)
+
+
+def ledger(out: Path) -> list[dict[str, str]]:
+    with open(out / "ledger.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def end_state(out: Path) -> dict[str, Any]:
+    """Everything in a run's folder but times."""
+    state: dict[str, Any] = {}
+    for path in sorted(p for p in out.rglob("*") if p.is_file()):
+        name = path.relative_to(out).as_posix()
+        if name == "ledger.csv":
+            state[name] = [{k: v for k, v in row.items() if k not in ("seconds", "finished_at")} for row in ledger(out)]
+        elif name not in ("ledger.sqlite", ".lock"):
+            state[name] = path.read_bytes()
+    return state
+
+
+def start(in_dir: Path, out: Path) -> subprocess.Popen[bytes]:
+    """A batch in a process of its own, two workers, which resumes."""
+    command = [sys.executable, str(ROOT / "tests/hospital/launch_batch.py"), str(in_dir), str(out), "resume"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+
+
+def kill(in_dir: Path, out: Path, delay_s: float) -> int:
+    """Start a batch, kill it `delay_s` after it has begun to write; returns the number of files that are recorded then."""
+    began, process = time.time(), start(in_dir, out)
+    while not has_newer(out, began) and process.poll() is None and time.time() < began + LONGEST_START:
+        time.sleep(0.02)
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return num_recorded(out)
+
+
+def has_newer(out: Path, moment: float) -> bool:
+    """Whether something in a folder was written after a moment."""
+    for path in out.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and path.stat().st_mtime > moment:
+                return True
+    return False
+
+
+def num_recorded(out: Path) -> int:
+    """Files that a ledger has an outcome of; a copy is read, since opening a ledger that was left mends it."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path in out.glob("ledger.sqlite*"):
+            shutil.copy(path, folder)
+        with contextlib.closing(sqlite3.connect(Path(folder, "ledger.sqlite"))) as connection:
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'files'").fetchone():
+                return 0
+            return int(connection.execute("SELECT COUNT(*) FROM files WHERE outcome != 'pending'").fetchone()[0])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--studies", type=int, default=40)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    with tempfile.TemporaryDirectory() as folder:
+        in_dir, whole, out = (Path(folder, name) for name in ("in", "whole", "out"))
+        for number in range(options.studies):
+            write_study(in_dir, number)
+        began = time.time()
+        process = start(in_dir, whole)
+        while not has_newer(whole, began) and process.poll() is None:
+            time.sleep(0.02)
+        began = time.time()
+        if process.wait() != 0:
+            raise SystemExit("the undisturbed run failed")
+        seconds = time.time() - began
+        chance, recorded = random.Random(options.seed), []
+        for _ in range(options.kills):
+            recorded.append(kill(in_dir, out, chance.uniform(0, 2 * seconds / options.kills)))
+            print(f"\rkilled {len(recorded)} times; {recorded[-1]} files recorded", end="", file=sys.stderr, flush=True)
+        code = start(in_dir, out).wait()
+        is_equal = end_state(out) == end_state(whole)
+        print(f"\nseed {options.seed}: {options.studies} studies undisturbed in {seconds:.1f} s after the start")
+        print(f"files recorded at each of {options.kills} kills: {recorded}")
+        print(f"exit code {code}, {len(end_state(out))} files, equal to the undisturbed run: {is_equal}")
+        return 0 if is_equal and code == 0 else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
