@@ -14,8 +14,6 @@ from synboost_monai.hospital.batch import ALL_DONE, SOME_REFUSED, read_given, re
 from tests.hospital.kill_batch import end_state, kill, ledger, start, write_study
 from tests.hospital.launch_batch import run
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
 def in_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
