@@ -22,6 +22,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST_START = 60.0
 """Seconds that a batch may take until it writes something."""
+WITHIN_STUDY, LONGEST_BEFORE = 0.7, 3.0
+"""Share of the kills that come while studies are written; seconds after the ledger's first change within which the others come."""
 
 
 def write_study(folder: Path, number: int, num_frames: int = 12) -> None:
@@ -61,20 +63,25 @@ def start(in_dir: Path, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
 
 
-def kill(in_dir: Path, out: Path, delay_s: float) -> int:
-    """Start a batch, kill it `delay_s` after it has begun to write; returns the number of files that are recorded then."""
+def kill(in_dir: Path, out: Path, delay_s: float, within_study: bool = True) -> int:
+    """Start a batch and kill it `delay_s` after it began to write; returns the number of files that are recorded then.
+
+    Args:
+        within_study: count from the first file of a study on; if not, from the first file of any kind (the ledger).
+    """
+    folder = out / "studies" if within_study else out
     began, process = time.time(), start(in_dir, out)
-    while not has_newer(out, began) and process.poll() is None and time.time() < began + LONGEST_START:
-        time.sleep(0.02)
+    while not has_newer(folder, began) and process.poll() is None and time.time() < began + LONGEST_START:
+        time.sleep(0.01)
     time.sleep(delay_s)
     process.send_signal(signal.SIGKILL)
     process.wait()
     return num_recorded(out)
 
 
-def has_newer(out: Path, moment: float) -> bool:
+def has_newer(folder: Path, moment: float) -> bool:
     """Whether something in a folder was written after a moment."""
-    for path in out.rglob("*"):
+    for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
             if path.is_file() and path.stat().st_mtime > moment:
                 return True
@@ -103,21 +110,22 @@ def main() -> int:
         in_dir, whole, out = (Path(folder, name) for name in ("in", "whole", "out"))
         for number in range(options.studies):
             write_study(in_dir, number)
-        began = time.time()
-        process = start(in_dir, whole)
-        while not has_newer(whole, began) and process.poll() is None:
-            time.sleep(0.02)
+        process, began = start(in_dir, whole), time.time()
+        while not has_newer(whole / "studies", began) and process.poll() is None:
+            time.sleep(0.01)
         began = time.time()
         if process.wait() != 0:
             raise SystemExit("the undisturbed run failed")
         seconds = time.time() - began
         chance, recorded = random.Random(options.seed), []
         for _ in range(options.kills):
-            recorded.append(kill(in_dir, out, chance.uniform(0, 2 * seconds / options.kills)))
+            within_study = chance.random() < WITHIN_STUDY
+            longest = seconds / options.studies if within_study else LONGEST_BEFORE
+            recorded.append(kill(in_dir, out, chance.uniform(0, longest), within_study))
             print(f"\rkilled {len(recorded)} times; {recorded[-1]} files recorded", end="", file=sys.stderr, flush=True)
         code = start(in_dir, out).wait()
         is_equal = end_state(out) == end_state(whole)
-        print(f"\nseed {options.seed}: {options.studies} studies undisturbed in {seconds:.1f} s after the start")
+        print(f"\nseed {options.seed}: {options.studies} studies undisturbed in {seconds:.1f} s after the first")
         print(f"files recorded at each of {options.kills} kills: {recorded}")
         print(f"exit code {code}, {len(end_state(out))} files, equal to the undisturbed run: {is_equal}")
         return 0 if is_equal and code == 0 else 1

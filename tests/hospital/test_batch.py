@@ -92,8 +92,8 @@ def test_refused_file_makes_the_exit_code_one(tmp_path: Path) -> None:
 def test_killed_at_any_time_it_ends_as_if_undisturbed(in_dir: Path, undisturbed: Path, tmp_path: Path) -> None:
     chance = random.Random(0)
     out = tmp_path / "out"
-    for _ in range(4):
-        kill(in_dir, out, chance.uniform(0, 1.0))
+    for within_study in (False, True, True, True):
+        kill(in_dir, out, chance.uniform(0, 0.3), within_study)
     process = start(in_dir, out)
     assert process.wait(timeout=120) == ALL_DONE
     assert end_state(out) == end_state(undisturbed)
