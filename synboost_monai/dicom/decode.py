@@ -76,8 +76,10 @@ class FrameReader:
         self._offset, self._is_little_endian = pixels.offset, structure.is_little_endian
         # bytes of a big-endian OW lie swapped in their words (PS3.5 8.1.1 and A.3)
         self._is_swapped = syntax == BIG_ENDIAN and self._format.bits_allocated == 8 and pixels.vr == "OW"
+        self._end = None
         if syntax == DEFLATED:
             self._source = InflatedSource(file, structure.data_set_offset, limits)
+            self._end = pixels.offset + (pixels.length or 0)
         self._check_native(pixels, file.size if syntax != DEFLATED else None)
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
@@ -148,11 +150,21 @@ class FrameReader:
         if got < expected:
             raise NotUsableError("truncated_pixels", got=got, expected=expected, unit="bytes")
 
+    def _check_inflated_end(self, end: int) -> None:
+        """Damage within deflated data shows in nothing but what comes behind the pixels: they have no checksum. A data element may come
+        there (padding, a signature, a vendor's own), whose representation is two letters, or nothing."""
+        behind = self._source.read(end, 8)
+        if behind.strip(b"\0") and not (behind[4:6].isalpha() and behind[4:6].isupper()):
+            raise NotUsableError("broken_header", problem="its deflated data set is damaged")
+
     def _native_bytes(self, frame_index: int) -> bytes:
         num_bytes = self._format.num_bytes
         start = frame_index * num_bytes
         if not self._is_swapped:
-            return self._source.read(self._offset + start, num_bytes)
+            data = self._source.read(self._offset + start, num_bytes)
+            if self._end is not None and frame_index == self.num_frames - 1:
+                self._check_inflated_end(self._end)
+            return data
         before = start % 2
         words = np.frombuffer(
             self._source.read(self._offset + start - before, (before + num_bytes + 1) // 2 * 2), ">u2"

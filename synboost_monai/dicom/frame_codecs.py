@@ -365,6 +365,10 @@ class Jpeg2000Header:
     is_signed: bool
     is_transformed: bool
     """Whether the decoder turns luma and chroma into red, green and blue."""
+    num_tiles: int
+    """Rectangles that are coded each for itself; ultrasound has one."""
+    tiles: int
+    """Offset of the first of their parts."""
 
 
 def jpeg_2000_header(data: bytes) -> Jpeg2000Header:
@@ -381,7 +385,25 @@ def jpeg_2000_header(data: bytes) -> Jpeg2000Header:
         if data[position + 1] == 0x52 and position + 9 <= len(data):
             is_transformed = data[position + 8] == 1
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return Jpeg2000Header(bottom - top, right - left, components, (depth & 127) + 1, depth > 127, is_transformed)
+    tile = [int.from_bytes(data[siz + 20 + i : siz + 24 + i], "big") for i in (0, 4, 8, 12)]  # width, height, left, top
+    if not tile[0] or not tile[1]:
+        raise FrameError("broken_frame", problem="its JPEG 2000 header is damaged")
+    num_tiles = -(-(right - tile[2]) // tile[0]) * -(-(bottom - tile[3]) // tile[1])
+    return Jpeg2000Header(
+        bottom - top, right - left, components, (depth & 127) + 1, depth > 127, is_transformed, num_tiles, position
+    )
+
+
+def _has_all_tiles(data: bytes, header: Jpeg2000Header) -> bool:
+    """Whether every tile has a part (SOT markers, ISO/IEC 15444-1 A.4.2); the decoder leaves a tile without one black, and says nothing."""
+    found, position = set(), header.tiles
+    while data[position : position + 2] == b"\xff\x90" and position + 12 <= len(data):
+        found.add(int.from_bytes(data[position + 4 : position + 6], "big"))
+        length = int.from_bytes(data[position + 6 : position + 10], "big")
+        if not length:  # the last one, up to the end
+            break
+        position += length
+    return len(found) >= header.num_tiles
 
 
 def _decode_jpeg_2000(data: bytes, pixels: PixelFormat) -> Samples:
@@ -390,6 +412,8 @@ def _decode_jpeg_2000(data: bytes, pixels: PixelFormat) -> Samples:
     header = jpeg_2000_header(data)
     _check_size((header.rows, header.columns), header.components, header.bits, pixels)
     values = decode(bytes(data))
+    if not _has_all_tiles(data, header):
+        raise FrameError("damaged_frame")
     values = values.view(np.uint8 if values.dtype.itemsize == 1 else np.uint16)
     if pixels.samples == 1:
         return Samples(values, header.bits, header.is_signed)

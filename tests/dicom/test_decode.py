@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import time
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 
 from synboost_monai.dicom.decode import frame_reader
 from synboost_monai.dicom.limits import Limits
@@ -266,6 +269,21 @@ def test_frame_of_another_size_than_the_header_says(make_ultrasound, helpers: Si
     assert code(make_ultrasound(colours, encoding, fragments=[grey, grey])) == "frame_mismatch"
 
 
+@pytest.mark.parametrize("missing", [1, 15])
+def test_jpeg_2000_without_some_of_its_tiles_is_refused(make_ultrasound, helpers: SimpleNamespace, missing: int):
+    frames = helpers.moving_frames(2, 64, 64)
+    tiled = []
+    for frame in frames:
+        stream = io.BytesIO()
+        Image.fromarray(frame).save(stream, "JPEG2000", no_jp2=True, tile_size=(16, 16))
+        tiled.append(stream.getvalue())
+    np.testing.assert_array_equal(read(make_ultrasound(frames, "jpeg_2000", fragments=tiled)), frames)
+    parts = [place for place in range(len(tiled[1])) if tiled[1].startswith(b"\xff\x90\x00\x0a", place)]
+    cut = tiled[1][: parts[-missing]] + b"\xff\xd9"  # closed, so that the decoder has nothing to say
+    error = refusal(make_ultrasound(frames, "jpeg_2000", fragments=[tiled[0], cut]))
+    assert error.reason.code == "damaged_frame" and "frame 2" in str(error)
+
+
 # --- fragments -------------------------------------------------------------------------------------------------------
 
 
@@ -474,6 +492,24 @@ def test_deflated_bomb_and_cut_file(make_ultrasound, helpers: SimpleNamespace):
     content = make_ultrasound(helpers.moving_frames(3, 200, 300), "deflated").read_bytes()
     path.write_bytes(content[: len(content) * 3 // 4])
     assert code(path) in ("truncated_pixels", "broken_frame", "truncated_header")
+
+
+def test_damage_within_deflated_data_is_found_behind_the_pixels(make_ultrasound, tmp_path: Path):
+    frames = np.random.default_rng(8).integers(0, 256, (3, 200, 300)).astype(np.uint8)
+    content = make_ultrasound(frames, "deflated").read_bytes()
+    start = 144 + int.from_bytes(content[140:144], "little")
+    whole = zlib.decompress(content[start:], -zlib.MAX_WBITS)
+    path = tmp_path / "deflated"
+
+    def write(data: bytes) -> None:
+        packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        path.write_bytes(content[:start] + packer.compress(data) + packer.flush())
+
+    for behind in (b"", b"\0\0", b"\xfc\xff\xfc\xffOB\0\0\2\0\0\0\0\0"):  # nothing, or padding
+        write(whole + behind)
+        np.testing.assert_array_equal(read(path), frames)
+    write(whole[:-50_000] + whole[-60_000:])  # a wrong match in a damaged stream gives more bytes than there were
+    assert code(path) == "broken_header"
 
 
 # --- real files and cost ---------------------------------------------------------------------------------------------
