@@ -222,14 +222,15 @@ def evidence_of(source: Dataset) -> Dataset:
     from pydicom.dataset import Dataset
 
     evidence = Dataset()
-    for keyword, otherwise in _PATIENT_AND_STUDY.items():
-        if otherwise is not None:
-            setattr(evidence, keyword, otherwise)
-    for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
-        setattr(evidence, keyword, uid_of(source, keyword))
-    evidence.Modality = "US"
-    for keyword in ("Rows", "Columns"):
-        setattr(evidence, keyword, number_of(source, keyword, 0))
+    with quiet():  # pydicom prints values that it does not like
+        for keyword, otherwise in _PATIENT_AND_STUDY.items():
+            if otherwise is not None:
+                setattr(evidence, keyword, otherwise)
+        for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+            setattr(evidence, keyword, uid_of(source, keyword))
+        evidence.Modality = "US"
+        for keyword in ("Rows", "Columns"):
+            setattr(evidence, keyword, number_of(source, keyword, 0))
     return evidence
 
 

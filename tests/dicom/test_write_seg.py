@@ -14,6 +14,7 @@ import pydicom
 import pytest
 
 from synboost_monai.dicom import objects
+from synboost_monai.dicom.quiet import quiet
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.dicom.write_seg import SEGMENTATION_TYPES, write_segmentation
 from synboost_monai.labels import STRUCTURES
@@ -222,6 +223,15 @@ def test_odd_headers_still_give_a_valid_object(
     assert (dataset.PatientID, dataset.PatientSex, dataset.PatientBirthDate) == ("", "", "")
     assert (dataset.ContentDate, dataset.ContentTime) == ("20240301", "111213.25")
     assert "".join(capfd.readouterr()) + caplog.text == ""  # no warning, which would print the name
+
+
+def test_nothing_is_said_of_identifiers_that_pydicom_does_not_like(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    with quiet():
+        source = fixtures.ultrasound(StudyInstanceUID=f"{fixtures.ROOT}.007", SeriesInstanceUID=f"{fixtures.ROOT}.008")
+    write(tmp_path / "seg.dcm", source)
+    assert "".join(capfd.readouterr()) + caplog.text == ""
 
 
 @pytest.mark.parametrize(
