@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from synboost_monai.dicom.identifiers import patient_text
 from synboost_monai.dicom.objects import (
     MANUFACTURER,
     Provenance,
     ascii_text,
     derived_uid,
     evidence_of,
+    is_date,
     quiet,
     save,
     settle,
@@ -240,13 +242,10 @@ def is_believable(m: Measurement) -> bool:
 
 
 def _check_one_patient(sources: Sequence[Dataset]) -> None:
-    who = {
-        tuple(
-            text_of(source, keyword) for keyword in ("StudyInstanceUID", "PatientID", "PatientName", "PatientBirthDate")
-        )
-        for source in sources
-    }
-    if len(who) > 1:
+    """Refuse several studies, or patients; a name may be written in several ways, and a date of birth missing or no date."""
+    who = {(text_of(source, "StudyInstanceUID"), patient_text(source)) for source in sources}
+    births = {text_of(source, "PatientBirthDate").replace(".", "") for source in sources}
+    if len(who) > 1 or len(set(filter(is_date, births))) > 1:
         raise NotUsableError("patients_mixed")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import warnings
 from pathlib import Path
 
 import pydicom
@@ -197,11 +198,35 @@ def test_what_cannot_be_right_is_refused(tmp_path: Path, measurements: list, mes
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("change", [{"PatientID": "another"}, {"StudyInstanceUID": "1.2.3"}, {"PatientName": "B^C"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"PatientID": "another"},
+        {"StudyInstanceUID": "1.2.3"},
+        {"PatientName": "B^C"},
+        {"PatientBirthDate": "19880101"},
+    ],
+)
 def test_sources_of_two_patients_or_studies_are_refused(tmp_path: Path, change: dict):
     sources = [fixtures.ultrasound(number=1), fixtures.ultrasound(number=2, **change)]
     with pytest.raises(NotUsableError, match="name different patients"):
         write(tmp_path / "sr.dcm", sources=sources)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"PatientName": "QUASTENFLOSSER^OTTOKAR^^^"},
+        {"PatientName": "Quastenflosser^Ottokar=="},
+        {"PatientBirthDate": None},
+        {"PatientBirthDate": "1961.08.14"},
+    ],
+)
+def test_sources_of_one_patient_may_write_him_in_several_ways(tmp_path: Path, change: dict):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sources = [fixtures.ultrasound(number=1), fixtures.ultrasound(number=2, **change)]
+    assert len(numbers_of(write(tmp_path / "sr.dcm", ventricle(BIPLANE), sources))) == 3
 
 
 @pytest.mark.skipif(fixtures.real_clip() is None, reason="pydicom-data is not installed")
