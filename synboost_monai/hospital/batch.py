@@ -10,6 +10,7 @@ import csv
 import hashlib
 import os
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from synboost_monai.hospital.engines import ENGINES, Engine, create_engine
 from synboost_monai.hospital.ledger import Ledger, Result
 from synboost_monai.hospital.privacy import PATHS, path_display
 from synboost_monai.hospital.report import write_report_page
-from synboost_monai.hospital.study import StudyOptions
+from synboost_monai.hospital.study import STUDIES, StudyOptions
 from synboost_monai.processes import hold_folder
 
 ALL_DONE, SOME_REFUSED, FAILED = 0, 1, 2
@@ -41,6 +42,8 @@ HASH_SECONDS = 60
 """Time that the hash of a file that is not for us may take; one that takes longer (a file with terabytes of holes) has none."""
 _UNFINISHED = re.compile(r"\.\d+-[0-9a-f]{8}\.(ledger\.csv|report\.html|measurements\.csv)")
 """Names of files in OUT that were being written (`io.atomic_path`): ours alone, OUT may hold other things."""
+_STUDY_FOLDER = re.compile(r"[0-9a-f]{16}")
+"""Names of the folders in OUT/studies."""
 SEGMENTATION_CHOICES = {"binary": "BINARY", "labelmap": "LABELMAP"}
 """`--segmentation` -> type of the DICOM SEG."""
 
@@ -103,7 +106,8 @@ def run_dicom(
         raise ValueError(f"workers must be a whole number of at least 1, got {workers!r}")
     if not in_dir.exists():
         raise FileNotFoundError(f"{in_dir}: no such folder; give the folder of the studies")
-    if out_dir.resolve() == in_dir.resolve():
+    place, written = in_dir.resolve(), out_dir.resolve()
+    if place == written or (written / STUDIES) in (place, *place.parents):
         raise ValueError(f"{out_dir}: the output would lie among the input; give another folder")
     options = StudyOptions(
         frames=frames,
@@ -154,9 +158,12 @@ def work_through(
             (out_dir / name).unlink(missing_ok=True)
         files = _scanned(in_dir, out_dir, options.limits, progress)
         words = frozenset().union(*(file.identifiers for file in files)) if paths == "redacted" else frozenset()
-        ledger.begin(files, path_display(paths, words))
         if resume:
             ledger.reopen(RETRIED)
+            ledger.reopen_changed(files)
+        ledger.begin(files, path_display(paths, words))
+        if resume:
+            _remove_unlisted(out_dir, ledger)
         waiting = ledger.pending(files)
         _record_unused(ledger, waiting, progress)
         _run_studies(ledger, runner, out_dir, studies_of(waiting, files), progress)
@@ -237,6 +244,14 @@ def _scanned(in_dir: Path, out_dir: Path, limits: Limits, progress: bool) -> lis
     """Every file of the input, those that are the same object told apart."""
     found = scan(in_dir, limits, exclude=[out_dir])
     return mark_duplicates(list(_bar(found, "scan", "file", progress)), limits=limits)
+
+
+def _remove_unlisted(out_dir: Path, ledger: Ledger) -> None:
+    """Remove folders of studies that no result names: of a process that was ended, or of a study that is done again or not any more."""
+    named = {Path(output).parts[1] for row in ledger.rows() for output in row["outputs"]}
+    for folder in (out_dir / STUDIES).glob("*"):
+        if _STUDY_FOLDER.fullmatch(folder.name) and folder.name not in named and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _record_unused(ledger: Ledger, waiting: Iterable[ScannedFile], progress: bool) -> None:

@@ -35,6 +35,8 @@ APPLICATION_ID = 0x53424C47
 """Marks a SQLite file as a ledger of ours ("SBLG")."""
 TRIED_AGAIN = ("vanished", "changed", "unreadable", "cannot_write")
 """Reasons that are not of the file but of the moment: a resumed run takes such files as pending."""
+OF_OTHERS = ("duplicate", "conflicting_duplicate")
+"""Reasons that are of the other files of a scan: they come and go with these."""
 PENDING = "pending"
 """In place of an outcome: the file has not been dealt with."""
 
@@ -74,6 +76,12 @@ CREATE TABLE files (
     finished_at TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 """
+
+_REOPEN = (
+    "UPDATE files SET sha256 = '', outcome = 'pending', reason = '', sentence = '', model_sha256 = '', outputs = '[]', seconds = 0, "
+    "finished_at = ''"
+)
+_STATES = "SELECT path_sha256, size, mtime_ns FROM files"
 
 
 @dataclass(frozen=True)
@@ -203,11 +211,41 @@ class Ledger:
         """Make files pending again whose result may have had its reason in the machine."""
         with self._transaction() as connection:
             for reason in sorted(reasons):
-                connection.execute(
-                    "UPDATE files SET sha256 = '', outcome = 'pending', reason = '', sentence = '', model_sha256 = '', outputs = '[]', "
-                    "seconds = 0, finished_at = '' WHERE reason = ?",
-                    (reason,),
-                )
+                connection.execute(f"{_REOPEN} WHERE reason = ?", (reason,))
+
+    def reopen_changed(self, files: Iterable[ScannedFile]) -> None:
+        """Make pending again what a run that begins now would not leave as it is: whole studies, as their measures are of all files.
+
+        That is a study one of whose outputs is gone; one that has a usable file without a result, a file that has changed, or one that
+        turns out to be a copy or a contradiction of another; and a file that was a copy and is none any more. A study whose files are
+        gone keeps its results.
+
+        Args:
+            files: all of one scan.
+        """
+        rows = {row["path_sha256"]: row for row in self.rows()}
+        stored = {key: (size, mtime_ns) for key, size, mtime_ns in self._read(_STATES)}
+        changed: set[str] = set()
+        studies = {
+            row["study"]
+            for row in rows.values()
+            if not all((self.out_dir / output).is_file() for output in row["outputs"])
+        }
+        for file in files:
+            key = path_sha256(file.relative)
+            row = rows.get(key)
+            is_same = stored.get(key) == (_signed(file.size), _signed(file.mtime_ns))
+            if file.reason is None and (
+                not row or row["outcome"] == PENDING or row["reason"] in OF_OTHERS or not is_same
+            ):
+                studies.add(file.study_key)
+            if row and row["outputs"] and (file.reason is not None or not is_same):
+                studies.add(row["study"])
+            if row and row["reason"] in OF_OTHERS and (file.reason is None or file.reason.reason.code != row["reason"]):
+                changed.add(key)
+        changed.update(key for key, row in rows.items() if row["outputs"] and row["study"] in studies)
+        with self._transaction() as connection:
+            connection.executemany(f"{_REOPEN} WHERE path_sha256 = ?", [(key,) for key in sorted(changed)])
 
     def pending(self, files: Iterable[ScannedFile]) -> list[ScannedFile]:
         """Those of the files that have no result, in their order."""

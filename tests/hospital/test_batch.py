@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,68 @@ def test_new_study_in_the_input_is_done_on_resume(in_dir: Path, tmp_path: Path) 
     assert len(list((tmp_path / "out").glob("studies/*/measurements.json"))) == 2
 
 
+@pytest.mark.parametrize("name", ["measurements.json", "seg_*.dcm"])
+def test_output_that_is_gone_is_made_again_on_resume(
+    in_dir: Path, undisturbed: Path, tmp_path: Path, name: str
+) -> None:
+    out = shutil.copytree(undisturbed, tmp_path / "out")
+    next(out.glob(f"studies/*/{name}")).unlink()
+    assert run(in_dir, out, resume=True) == ALL_DONE
+    assert end_state(out) == end_state(undisturbed)
+
+
+def test_clip_that_joins_its_study_replaces_what_was_made_of_one_that_is_gone(tmp_path: Path) -> None:
+    mine, out = tmp_path / "in", tmp_path / "out"
+    write_study(mine, 0)
+    folder = mine / "Mueller_0"
+    late = (folder / "apical_two_chamber.dcm").rename(tmp_path / "late.dcm")
+    assert run(mine, out) == ALL_DONE
+    (folder / "apical_four_chamber.dcm").unlink()
+    assert run(mine, out, resume=True) == ALL_DONE  # done is done, though its file is gone
+    late.rename(folder / "late.dcm")
+    assert run(mine, out, resume=True) == SOME_REFUSED
+    rows = {row["reason"]: row for row in ledger(out)}
+    assert sorted(rows) == ["segmented", "vanished"] and rows["vanished"]["outputs"] == ""
+    assert _unlisted(out) == [] and len(list(out.glob("studies/*/seg_*.dcm"))) == 1
+
+
+def test_contradiction_that_comes_later_takes_the_results_back(tmp_path: Path) -> None:
+    mine, out = tmp_path / "in", tmp_path / "out"
+    write_study(mine, 0)
+    assert run(mine, out) == ALL_DONE
+    clip = mine / "Mueller_0" / "apical_two_chamber.dcm"
+    other = bytearray(clip.read_bytes())
+    other[-5] ^= 0xFF
+    (mine / "other.dcm").write_bytes(other)
+    assert run(mine, out, resume=True) == SOME_REFUSED
+    fresh = tmp_path / "fresh"
+    assert run(mine, fresh) == SOME_REFUSED
+    assert sorted(row["reason"] for row in ledger(out)) == ["conflicting_duplicate"] * 2 + ["segmented"]
+    assert end_state(out) == end_state(fresh)
+    (mine / "other.dcm").unlink()
+    assert run(mine, out, resume=True) == SOME_REFUSED  # the contradiction has gone, its line stays
+    assert sorted(row["reason"] for row in ledger(out)) == ["conflicting_duplicate", "segmented", "segmented"]
+
+
+def test_other_patient_that_joins_a_study_takes_its_numbers_back(tmp_path: Path) -> None:
+    mine, out = tmp_path / "in", tmp_path / "out"
+    write_study(mine, 0)
+    late = (mine / "Mueller_0" / "apical_two_chamber.dcm").rename(tmp_path / "late.dcm")
+    assert run(mine, out) == ALL_DONE and list(out.glob("studies/*/measurements.json"))
+    (mine / "late.dcm").write_bytes(late.read_bytes().replace(b"Phantom^Mueller0", b"Phantom^Schulze0"))
+    assert run(mine, out, resume=True) == SOME_REFUSED
+    assert [row["reason"] for row in ledger(out)] == ["patients_mixed"] * 2
+    assert list(out.glob("studies/*")) == []
+    assert len((out / "measurements.csv").read_text().splitlines()) == 1
+
+
+def _unlisted(out: Path) -> list[str]:
+    """Files below OUT/studies that no line of the ledger names."""
+    named = {output for row in ledger(out) for output in json.loads(row["outputs"] or "[]")}
+    found = {p.relative_to(out).as_posix() for p in out.glob("studies/**/*") if p.is_file()}
+    return sorted(found ^ named)
+
+
 def test_refused_file_makes_the_exit_code_one(tmp_path: Path) -> None:
     write_study(tmp_path / "in", 0)
     broken = tmp_path / "in" / "Mueller_0" / "apical_two_chamber.dcm"
@@ -122,6 +185,10 @@ def test_missing_input_weights_and_output_among_input(in_dir: Path, tmp_path: Pa
         run_dicom(tmp_path / "none", tmp_path / "out")
     with pytest.raises(ValueError, match="among the input"):
         run_dicom(in_dir, in_dir)
+    write_study(tmp_path / "studies", 0)  # OUT/studies is where the outputs go
+    for inside in (tmp_path / "studies", tmp_path / "studies" / "Mueller_0"):
+        with pytest.raises(ValueError, match="among the input"):
+            run_dicom(inside, tmp_path)
     with pytest.raises(FileNotFoundError, match="no such weights; give --checkpoint_path"):
         run_dicom(in_dir, tmp_path / "out", checkpoint_path=str(tmp_path / "model.pt"))
 
