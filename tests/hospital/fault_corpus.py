@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom.uid import UID_dictionary
 
 from synboost_monai.dicom.elements import SEQUENCE_END as SEQUENCE_DELIMITER
@@ -89,6 +90,7 @@ def write_corpus(folder: Path) -> list[Expected]:
             _bombs,
             _missing_and_wrong,
             _damaged_frames,
+            _seldom_seen,
             _palettes,
             _regions,
             _views_and_times,
@@ -959,6 +961,60 @@ def _damaged_frames(c: _Corpus) -> None:
                 encoding=encoding,
                 fragments=[*coded[:4], last],
             )
+
+
+def _seldom_seen(c: _Corpus) -> None:
+    """What the standard allows and few scanners write, and damage that decoders do not notice."""
+    frames = beating(5, seed=4)
+    coloured = np.repeat(frames[..., None], 3, axis=-1)
+
+    def coded(name: str, form: str, outcome: str = PROCESSED, *reasons: str, cut: int = 0, **options: Any) -> None:
+        """A clip whose frames Pillow compresses; the last one without its last `cut` tiles."""
+        fragments = []
+        for frame in coloured if form == "JPEG" else frames:
+            stream = io.BytesIO()
+            Image.fromarray(frame).save(stream, form, **options)
+            fragments.append(stream.getvalue())
+        if cut:
+            last = fragments[-1]
+            parts = [place for place in range(len(last)) if last.startswith(b"\xff\x90\x00\x0a", place)]
+            fragments[-1] = last[: parts[-cut]] + b"\xff\xd9"
+        colours = {"frames": coloured, "encoding": "jpeg", "photometric": "YBR_FULL_422"}
+        of_form = colours if form == "JPEG" else {"frames": frames, "encoding": "jpeg_2000"}
+        c.clip(f"frames/{name}.dcm", outcome, *reasons, fragments=fragments, **of_form)
+
+    turned = Image.Exif()
+    turned[0x0112], turned[0x013B] = 6, "Zwyxpatient"  # orientation, artist
+    coded("jpeg_turned_by_exif", "JPEG", exif=turned)
+    coded("jpeg_comment", "JPEG", comment=b"Zwyxpatient " * 400)
+    coded("jpeg_restart_markers", "JPEG", restart_marker_rows=2)
+    coded("jpeg_colours_at_half", "JPEG", subsampling=2)
+    tiles = {"no_jp2": True, "tile_size": (32, 32)}
+    coded("jpeg_2000_tiles", "JPEG2000", **tiles)
+    coded("jpeg_2000_tile_missing", "JPEG2000", REFUSED, "damaged_frame", cut=1, **tiles)
+    coded("jpeg_2000_tiles_missing", "JPEG2000", REFUSED, "damaged_frame", cut=5, **tiles)
+    coded("jpeg_2000_in_file_format", "JPEG2000", no_jp2=False)
+    lengths = [len(one) + len(one) % 2 for one in map(jpeg, frames)]
+    table = element(0x7FE00001, "OV", struct.pack("<5Q", *np.cumsum([0, *(n + 8 for n in lengths[:-1])])))
+    table += element(0x7FE00002, "OV", struct.pack("<5Q", *lengths))
+    options = {"frames": frames, "encoding": "jpeg", "has_table": False}
+    c.clip("frames/extended_offset_table.dcm", edit=before_pixels(table), **options)
+
+    def longer(data: bytes) -> bytes:
+        """A deflated file as one wrong match makes it: more bytes than there were."""
+        start = 144 + int.from_bytes(data[140:144], "little")
+        whole = zlib.decompress(data[start:], -zlib.MAX_WBITS)
+        packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        return data[:start] + packer.compress(whole[:-9000] + whole[-12000:]) + packer.flush()
+
+    c.clip("frames/deflated_longer.dcm", REFUSED, "broken_header", frames=frames, encoding="deflated", edit=longer)
+    overlay = element(0x60000010, "US", 64) + element(0x60000011, "US", 80)
+    overlay += element(0x60003000, "OW", b"\xff" * 640) + element(0x60004000, "LT", "Zwyxpatient ")
+    c.clip("frames/overlay_plane.dcm", edit=before_pixels(overlay))
+    c.clip("frames/clip_in_the_class_of_stills.dcm", SOPClassUID="1.2.840.10008.5.1.4.1.1.6.1")
+    c.clip("frames/still_in_the_class_of_clips.dcm", frames=frames[:1], SOPClassUID=US_CLIP, NumberOfFrames=1)
+    c.clip("frames/modality_lower.dcm", Modality="us")
+    c.clip("frames/tiff_preamble.dcm", edit=lambda data: b"II*\0" + b"\7" * 124 + data[128:])
 
 
 def _encapsulated(fragments: Sequence[bytes], table: Any) -> bytes:
