@@ -33,6 +33,7 @@ from synboost_monai.dicom import elements
 from synboost_monai.dicom.objects import (
     MAX_PIXEL_BYTES,
     is_date,
+    is_time,
     quiet,
     save,
     set_lossy_history,
@@ -268,8 +269,8 @@ class _Cleaner:
         if keyword in _SHIFTED:
             return self._shifted(element)
         if keyword in _TIMES:
-            text = str(element.value or "")
-            return text if self._days is not None and re.fullmatch(r"\d{2,6}(\.\d{1,6})?", text) else None
+            text = str(element.value or "").strip()
+            return text if self._days is not None and is_time(text) else None
         action = basic_profile().get(int(element.tag))
         if action == "U" and vr == "UI":
             return self._remapped(element.value)
@@ -324,7 +325,7 @@ class _Cleaner:
         if self._days is None or not is_date(text[:8]):
             return None
         day = datetime.datetime.strptime(text[:8], "%Y%m%d") - datetime.timedelta(days=self._days)
-        rest = text[8:] if element.VR == "DT" and re.fullmatch(r"\d{0,6}(\.\d{1,6})?", text[8:]) else ""
+        rest = text[8:] if element.VR == "DT" and is_time(text[8:]) else ""
         return day.strftime("%Y%m%d") + rest
 
 

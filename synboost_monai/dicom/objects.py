@@ -114,7 +114,7 @@ def content_date_time(source: Dataset) -> tuple[str, str]:
         (text_of(source, "StudyDate"), text_of(source, "StudyTime")),
     ):
         if is_date(date):
-            return date, time if _TIME.fullmatch(time) else NO_TIME
+            return date, time if is_time(time) else NO_TIME
     return NO_DATE, NO_TIME
 
 
@@ -127,6 +127,11 @@ def is_date(text: str) -> bool:
     except ValueError:
         return False
     return text >= "1000"
+
+
+def is_time(text: str) -> bool:
+    """Whether this is a time of the day, HH, HHMM or HHMMSS with parts of a second."""
+    return _TIME.fullmatch(text) is not None
 
 
 def text_of(dataset: Any, keyword: str) -> str:
@@ -196,7 +201,7 @@ def patient_and_study(source: Dataset) -> dict[str, Any]:
         text = text_of(source, keyword)
         if keyword.endswith("Date") and not is_date(text):
             value = None
-        elif keyword.endswith("Time") and not _TIME.fullmatch(text):
+        elif keyword.endswith("Time") and not is_time(text):
             value = None
         elif keyword == "PatientSex" and text not in (*LETTER_OF_SEX.values(), "O"):
             value = None

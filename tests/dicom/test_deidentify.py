@@ -129,6 +129,15 @@ def test_dates_of_a_patient_keep_their_distance_and_times_stay():
     assert removed.LongitudinalTemporalInformationModified == "REMOVED"
 
 
+@pytest.mark.parametrize("time", ["999999", "10111", "246060"])
+def test_times_that_are_none_go(time: str):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        original = source(StudyTime=time, ContentTime=f"{time}.5", AcquisitionDateTime=f"20240229{time}")
+    copy_ = deidentify_header(original, KEY)
+    assert copy_.StudyTime == "" and "ContentTime" not in copy_ and len(copy_.AcquisitionDateTime) == 8
+
+
 def test_uids_are_hashes_under_the_key_and_those_of_the_standard_stay():
     uid = f"{fixtures.ROOT}.3.1"
     header = deidentify_header(source(), KEY)
