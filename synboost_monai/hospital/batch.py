@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def run_dicom(
     Returns:
         `ALL_DONE` or `SOME_REFUSED`.
     Raises:
-        FileNotFoundError, ValueError: what makes the run itself fail (`FAILED`): no input, wrong options, an `out_dir` of another run.
+        FileNotFoundError, ValueError: what makes the run itself fail (`FAILED`): no input, wrong options, an `out_dir` of another run, or
+            one that cannot be written.
     """
     in_dir, out_dir = Path(in_dir), Path(out_dir)
     limits = limits or Limits()
@@ -118,8 +120,8 @@ def run_dicom(
         key=None if key_path is None else read_key(key_path),
         limits=limits,
     )
-    out_dir.mkdir(parents=True, exist_ok=True)
     with (
+        _what_the_system_refuses(in_dir, out_dir),
         hold_folder(out_dir),
         create_engine(
             engine, bundle, checkpoint_path, dict(overrides or {}), options, out_dir, workers, ray_address
@@ -285,6 +287,21 @@ def _bar(items: Iterable[Any], what: str, unit: str, progress: bool) -> Iterator
 def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be {', '.join(choices)}, got {value!r}")
+
+
+@contextmanager
+def _what_the_system_refuses(in_dir: Path, out_dir: Path) -> Iterator[None]:
+    """A full or read-only disk, or a folder that cannot be read, as what makes the run fail."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        problem = os.strerror(error.errno).lower() if error.errno else "the disk refused"
+        if error.filename is not None and os.fsdecode(error.filename) == os.path.abspath(in_dir):
+            raise ValueError(f"{in_dir}: the folder of the studies cannot be read: {problem}") from error
+        advice = "make it writable with room to spare and go on by --resume, or give another folder"
+        raise ValueError(f"{out_dir}: the results cannot be written: {problem}; {advice}") from error
 
 
 def _say(out_dir: Path, counts: Mapping[str, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
@@ -191,6 +192,29 @@ def test_missing_input_weights_and_output_among_input(in_dir: Path, tmp_path: Pa
             run_dicom(inside, tmp_path)
     with pytest.raises(FileNotFoundError, match="no such weights; give --checkpoint_path"):
         run_dicom(in_dir, tmp_path / "out", checkpoint_path=str(tmp_path / "model.pt"))
+
+
+def test_disk_that_refuses_fails_the_run_in_words(
+    in_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for out, words in ((tmp_path / "file", "file exists"), (tmp_path / "file" / "out", "not a directory")):
+        with pytest.raises(ValueError, match=f"the results cannot be written: {words}; make it writable"):
+            run(in_dir, out)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "out" / "report.html"))
+
+    monkeypatch.setattr("synboost_monai.hospital.batch.write_report_page", full)
+    with pytest.raises(ValueError, match="the results cannot be written: no space left on device; make it writable"):
+        run(in_dir, tmp_path / "out")
+
+    def locked(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(in_dir))
+
+    monkeypatch.setattr("synboost_monai.hospital.batch.scan", locked)
+    with pytest.raises(ValueError, match="the folder of the studies cannot be read: permission denied"):
+        run(in_dir, tmp_path / "other")
 
 
 def test_given_frames_and_key_are_checked(tmp_path: Path) -> None:
