@@ -519,6 +519,43 @@ def listen(
         raise SystemExit(code)
 
 
+def label(
+    studies: str,
+    *,
+    bundle: str = "echo_cris",
+    checkpoint_path: str | None = None,
+    app_dir: str | None = None,
+    port: int = 8000,
+    dry_run: bool = False,
+    **overrides: Any,
+) -> None:
+    """Serve segmenters with MONAI Label on this machine, for annotating in 3D Slicer; from the environment of scripts/setup_label.sh.
+
+    Args:
+        studies: folder of images (NIfTI, MetaImage, PNG, DICOM); labels are kept in it.
+        bundle: echo_cris, echo_clipseg, or both with a comma.
+        checkpoint_path: their weights, with commas between; by default the bundles' own. They are copied, so a training leaves them alone.
+        app_dir: folder for the app; runs/label/BUNDLE by default. Called again, weights that were trained in it are served.
+        port: of the server, which listens to this machine alone.
+        dry_run: only make and check the app folder.
+        **overrides: keys of the bundles' inference.yaml and train.yaml, such as preset, image_size, learning_rate; for one bundle of
+            several --echo_cris.image_size 416.
+    """
+    from synboost_monai.bundle_run import quiet_warnings
+    from synboost_monai.label.serve import run_label
+
+    quiet_warnings()
+    run_label(
+        studies,
+        bundles=[word for word in bundle.split(",") if word],
+        checkpoint_paths=checkpoint_path.split(",") if checkpoint_path else None,
+        app_dir=app_dir,
+        port=port,
+        dry_run=dry_run,
+        overrides=overrides,
+    )
+
+
 def weights(
     action: str,
     source: str | None = None,
@@ -574,6 +611,7 @@ VERBS: dict[str, Callable[..., None]] = {
         auto3dseg,
         dicom,
         listen,
+        label,
         weights,
         version,
     )

@@ -17,7 +17,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"prompts", "transforms", "networks", "diffusion", "metrics", "losses"}),
     frozenset({"inferers", "handlers", "data"}),
     frozenset({"bundle_run", "weights"}),
-    frozenset({"experiments", "auto3dseg", "hospital"}),
+    frozenset({"experiments", "auto3dseg", "hospital", "label"}),
     frozenset({"__main__"}),
 )
 """Areas of the package, lowest first: an area may import lower ones, and those of its own layer without a cycle."""
@@ -32,6 +32,7 @@ FORBIDDEN = {
     "pynetdicom": {"dicom"},
     "ray": {"hospital"},
     "snakemake": {"experiments"},
+    "monailabel": {"label"},
     "fire": {"__main__"},
 }
 """Library -> the only areas that may import it."""

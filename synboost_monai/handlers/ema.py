@@ -14,7 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 class ExponentialMovingAverage:
     """Keeps an average of the weights, updated after each iteration; the averaged network is what gets saved and sampled.
 
-    w_avg <- d w_avg + (1 - d) w, starting from the weights at construction. torch's `AveragedModel` carries it. It copies the
+    w_avg <- d w_avg + (1 - d) w, starting from the weights when the training starts (those of a checkpoint that a handler before this
+    one loads included). torch's `AveragedModel` carries it. It copies the
     weights at its first update instead of averaging (diffusers' EMAModel does too), so its counter starts at 1 here: that
     is the published average.
 
@@ -42,12 +43,18 @@ class ExponentialMovingAverage:
         return self._average.module
 
     def attach(self, engine: Engine) -> None:
-        """Update after every iteration of `engine`."""
+        """Start where the network stands when `engine` starts; update after every iteration."""
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine | None = None) -> None:
         """One update."""
         self._average.update_parameters(self._source)
+
+    def _start(self, engine: Engine | None = None) -> None:
+        """Take the network's weights, unless updates were done already."""
+        if int(self._average.n_averaged) == 1:
+            self.network.load_state_dict(self._source.state_dict())
 
     def current_decay(self, num_updates: int) -> float:
         """Decay of the update that follows `num_updates` others."""

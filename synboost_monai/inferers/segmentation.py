@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from synboost_monai.networks.text import PromptTable
 from synboost_monai.prompts import PromptTokenizer
+from synboost_monai.transforms.prompt_tokens import PROMPT_IDS_KEY
 
 __all__ = ["PreparePromptedBatch", "PromptedSegmentationInferer"]
 
@@ -26,7 +27,9 @@ AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 class PromptedSegmentationInferer(Inferer):
     """Runs a segmenter on images and prompts.
 
-    Which prompts: the free `prompt` if there is one; else the batch's `input_ids`; else none, which asks for the three structures.
+    Which prompts: the free `prompt` if there is one; else the batch's `input_ids`; else those in the images' meta data, where
+    `PromptTokensd` leaves them for callers that hand over images alone, such as MONAI Label; else none, which asks for the three
+    structures.
     A prompt that was seen before is not encoded again while the text encoder's weights stay as they are; in a training only where the
     text encoder is frozen.
 
@@ -84,6 +87,8 @@ class PromptedSegmentationInferer(Inferer):
         features: list[Tensor] = [_plain(t) for t in inputs] if not isinstance(inputs, Tensor) else [_plain(inputs)]
         clip_shape = features[0].shape[:2] if isinstance(inputs, Tensor) and inputs.ndim == 5 else None
         batch_size = len(features[0])
+        if input_ids is None and isinstance(inputs, MetaTensor):
+            input_ids = _prompts_of(inputs)
         if self.prompt_ids is not None:
             input_ids = self.prompt_ids.expand(batch_size, 1, -1)
         if input_ids is not None:
@@ -150,6 +155,14 @@ class PreparePromptedBatch:
 
         known = {key: batchdata[key] for key in ("input_ids",) if isinstance(batchdata.get(key), Tensor)}
         return moved(batchdata["image"]), moved(batchdata.get("label")), (), known
+
+
+def _prompts_of(images: MetaTensor) -> Tensor | None:
+    """Prompts (B, S, L) in the meta data of images (B, ...): of a batch that was collated, or of one image."""
+    found = images.meta.get(PROMPT_IDS_KEY)
+    if not isinstance(found, Tensor):
+        return None
+    return found if found.ndim == 3 else found.expand(len(images), *found.shape)
 
 
 def _plain(tensor: Tensor) -> Tensor:

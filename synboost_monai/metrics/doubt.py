@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,7 +128,10 @@ class DoubtAssessor:
     @cached_property
     def model_sha256(self) -> str | None:
         """SHA-256 of the weights."""
-        return None if self.checkpoint_path is None else sha256_of(self.checkpoint_path)
+        if self.checkpoint_path is None:
+            return None
+        status = os.stat(self.checkpoint_path)
+        return _sha256_once(os.path.abspath(self.checkpoint_path), status.st_size, status.st_mtime_ns)
 
     def __call__(
         self,
@@ -335,6 +338,12 @@ def doubt_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 # ---- helpers
+
+
+@lru_cache(maxsize=8)
+def _sha256_once(path: str, size: int, mtime_ns: int) -> str:
+    """SHA-256 of a file, computed again when it changed; MONAI Label makes an assessor for every request."""
+    return sha256_of(path)
 
 
 def _reason(code: str, structure: str | None, message: str) -> dict[str, Any]:

@@ -29,6 +29,8 @@ Item = Mapping[Hashable, Any]
 
 SPREAD_KEY, EVIDENCE_KEY, DOUBT_KEY = "spread", "evidence", "doubt"
 """Where `RestoreLabelMapd` and `AssessDoubtd` put what they find beside the label map."""
+RESULT_KEY = "result"
+"""What MONAI Label takes from an item into the JSON that it answers with."""
 LARGE_PIECE = 0.2
 """A piece of at least this share of the largest one is no stray: the structure is torn, which the anatomy checks tell a person."""
 
@@ -220,7 +222,7 @@ class RestoreLabelMapd(MapTransform):
 
 
 class AssessDoubtd(Transform):
-    """Adds `doubt`, what a `DoubtAssessor` says of a label map of `RestoreLabelMapd`.
+    """Adds `doubt`, what a `DoubtAssessor` says of a label map of `RestoreLabelMapd`; also within `result`, for MONAI Label's answer.
 
     Args:
         assessor: it judges.
@@ -235,7 +237,8 @@ class AssessDoubtd(Transform):
         label_map = plain(data[self.key])[0].cpu().permute(2, 1, 0).numpy()  # (T, H, W)
         spacing = [float(s) for s in data["spacing_mm"]]
         known = spacing if data[self.calibrated_key] else None
-        return {**data, DOUBT_KEY: self.assessor(label_map, data[EVIDENCE_KEY], known, spacing)}
+        doubt = self.assessor(label_map, data[EVIDENCE_KEY], known, spacing)
+        return {**data, DOUBT_KEY: doubt, RESULT_KEY: {**data.get(RESULT_KEY, {}), DOUBT_KEY: doubt}}
 
 
 class LogitsToMasksd(MapTransform):

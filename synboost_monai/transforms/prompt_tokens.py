@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable, Transform
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from synboost_monai.prompts import ATTRIBUTES, LEVELS, NUM_PHRASINGS, PromptToke
 
 Item = Mapping[Hashable, Any]
 
+PROMPT_IDS_KEY = "input_ids"
+"""Where an item keeps its prompts, and the meta data of its image too."""
 PAPER_ENSEMBLE = "paper"
 """`ensemble` of `PromptTokensd`: the paper's prompts of every level up to the one asked for, in both phrasings."""
 
@@ -112,6 +115,8 @@ def _say_once(message: str) -> None:
 class PromptTokensd(Transform):
     """Adds `input_ids` (E * S, L): the prompts of the item's structures, always in the same words.
 
+    An image that is a MetaTensor gets them in its meta data too, so that they reach an inferer which is handed the image alone.
+
     With an ensemble every item has E = levels x phrasings groups, so that items fit into one batch; an item whose attributes allow
     fewer different groups has them again, from the first on. The order is that of the levels, in each the phrasings 0 and 1.
 
@@ -122,6 +127,7 @@ class PromptTokensd(Transform):
         context_length, padding_id: as in `PromptTokenizer`.
         domain_word: the sentence ends by telling whether the item `is_synthetic`; for networks that were trained so.
         ensemble: None, one group (E = 1); "paper", all levels from P1 to `level` in both phrasings; or a list of levels.
+        image_key: of the image.
     Raises:
         ValueError: if a level, phrasing or ensemble does not exist.
     """
@@ -134,7 +140,9 @@ class PromptTokensd(Transform):
         padding_id: int = 0,
         domain_word: bool = False,
         ensemble: str | Sequence[str] | None = None,
+        image_key: str = "image",
     ) -> None:
+        self.image_key = image_key
         self.level = max(prompt_levels(level), key=LEVELS.index)
         self.phrasing = phrasing
         self.context_length, self.padding_id = context_length, padding_id
@@ -154,7 +162,11 @@ class PromptTokensd(Transform):
             groups = list(different)
             num_groups = len(self.ensemble) * NUM_PHRASINGS
             texts = tuple(text for i in range(num_groups) for text in groups[i % len(groups)])
-        return {**data, "input_ids": _tokenizer(self.context_length, self.padding_id)(texts)}
+        item = {**data, PROMPT_IDS_KEY: _tokenizer(self.context_length, self.padding_id)(texts)}
+        image = item.get(self.image_key)
+        if isinstance(image, MetaTensor):
+            item[self.image_key] = MetaTensor(image.as_tensor(), meta={**image.meta, PROMPT_IDS_KEY: item[PROMPT_IDS_KEY]})
+        return item
 
 
 class RandPromptTokensd(Randomizable, Transform):

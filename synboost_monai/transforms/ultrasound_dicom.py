@@ -158,8 +158,9 @@ class LoadUltrasoundDicomd(MapTransform):
 class RestoreFullFramed(MapTransform):
     """Label map of the region -> label map of the whole frame, background around it.
 
-    Takes what `RestoreLabelMapd` gives, (1, W, H, T), and makes (1, columns, rows, T) of it, with the frame's affine. Items whose image
-    is the whole frame, all but those from DICOM, stay as they are.
+    Takes what `RestoreLabelMapd` gives, (1, W, H, T), and makes (1, columns, rows, T) of it, with the frame's affine. The image's meta
+    data then tell of the whole frame too, since MONAI Label resizes whatever does not have their `spatial_shape`. Items whose image is
+    the whole frame, all but those from DICOM, stay as they are.
 
     Args:
         keys: label maps, or anything else of their shape.
@@ -208,6 +209,7 @@ class RestoreFullFramed(MapTransform):
                 if isinstance(label_map, MetaTensor)
                 else full
             )
+        item[self.image_key] = MetaTensor(image.as_tensor(), meta=_full_meta(image.meta, image.meta))
         return item
 
 

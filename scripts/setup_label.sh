@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Makes the environment that MONAI Label needs, or does nothing if it is up to date: `synboost label` runs from it.
+# An environment of its own, since MONAI Label wants numpy 1 and pydicom 2. An interrupted installation starts over.
+#
+#   SYNBOOST_LABEL_VENV     where it lies (default: .venv_label beside setup.cfg)
+#   SYNBOOST_LABEL_PYTHON   the Python to make it with (default: the first of 3.11, 3.10, 3.12 on the PATH)
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="${SYNBOOST_LABEL_VENV:-$ROOT/.venv_label}"
+PYTHON="$VENV/bin/python"
+REQUIREMENTS="$ROOT/scripts/label_requirements.txt"
+
+find_python() {
+    local candidate
+    for candidate in ${SYNBOOST_LABEL_PYTHON:-python3.11 python3.10 python3.12 python3 python}; do
+        # MONAI Label imports cgi and distutils, which newer ones do not have
+        if "$candidate" -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "setup_label.sh: no Python of 3.10, 3.11 or 3.12 found; install one, or name it in SYNBOOST_LABEL_PYTHON" >&2
+    return 1
+}
+
+# What the installed environment depends on; a moved clone counts, since the package is installed from where it lies.
+fingerprint() {
+    echo "$ROOT $VENV"
+    cat "$ROOT/setup.cfg" "$ROOT/pyproject.toml" "$ROOT/constraints.txt" "$REQUIREMENTS" | cksum
+}
+
+# The project's pins, without those of packages that the requirements of MONAI Label pin themselves.
+write_constraints() {
+    local pinned
+    pinned="$(sed -nE 's/^([A-Za-z0-9._-]+)==.*/\1/p' "$REQUIREMENTS" | paste -sd '|' -)"
+    grep -viE "^(${pinned:-none})==" "$ROOT/constraints.txt" >"$VENV/constraints.txt"
+    grep -E '^[A-Za-z0-9._-]+==' "$REQUIREMENTS" >>"$VENV/constraints.txt"
+}
+
+install() {
+    "$PYTHON" -m pip install -qq "$@"
+}
+
+make_environment() {
+    local base
+    base="$(find_python)"
+    if [[ -e "$VENV/.installing" ]]; then # ours, and interrupted: a half-written package would look installed
+        rm -rf "$VENV"
+    fi
+    if [[ ! -x "$PYTHON" ]]; then
+        mkdir -p "$VENV"
+        touch "$VENV/.installing"
+        "$base" -m venv "$VENV" || {
+            echo "setup_label.sh: $base cannot make a virtual environment; install its venv module (python3-venv)" >&2
+            return 1
+        }
+    fi
+    write_constraints
+    echo "Installing into $VENV, which takes a few minutes: torch (1 of 3) ..." >&2
+    install -c "$VENV/constraints.txt" torch # first and by itself, so that pip's own settings decide which build of it comes
+    echo "Installing SynBoost and what MONAI Label needs (2 of 3) ..." >&2
+    install -c "$VENV/constraints.txt" -r "$REQUIREMENTS" -e "$ROOT"
+    echo "Installing MONAI Label (3 of 3) ..." >&2
+    # Without their own requirements: torchvision, SAM 2 and others that bundles do not use, and a jsonschema too old for the rest.
+    install --no-deps "monailabel==0.8.5" "pydicom-seg==0.4.1"
+    "$PYTHON" -c 'from synboost_monai.label.versions import check_versions; check_versions()'
+    fingerprint >"$VENV/.stamp.new"
+    mv "$VENV/.stamp.new" "$VENV/.stamp"
+    rm -f "$VENV/.installing"
+}
+
+if [[ ! -x "$PYTHON" || -e "$VENV/.installing" || "$(cat "$VENV/.stamp" 2>/dev/null)" != "$(fingerprint)" ]]; then
+    make_environment
+fi
+echo "ready: $VENV/bin/synboost label STUDIES --bundle echo_cris --checkpoint_path model.pt"
