@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the environment that MONAI Label needs, or does nothing if it is up to date: `synboost label` runs from it.
-# An environment of its own, since MONAI Label wants numpy 1 and pydicom 2. An interrupted installation starts over.
+# An environment of its own, since MONAI Label wants numpy 1 and pydicom 2. An interrupted installation goes on after torch, its longest part.
 #
 #   SYNBOOST_LABEL_VENV     where it lies (default: .venv_label beside setup.cfg)
 #   SYNBOOST_LABEL_PYTHON   the Python to make it with (default: the first of 3.11, 3.10, 3.12 on the PATH)
@@ -42,11 +42,23 @@ install() {
     "$PYTHON" -m pip install -qq "$@"
 }
 
+# Takes out what an interrupted installation left, but for torch if that is whole: a half-written package would look installed.
+clean_up() {
+    local package
+    if [[ ! -e "$VENV/.torch" ]]; then
+        rm -rf "$VENV"
+        return
+    fi
+    for package in "$VENV"/lib/python*/site-packages/*; do
+        grep -qxF "$(basename "$package")" "$VENV/.torch" || rm -rf "$package"
+    done
+}
+
 make_environment() {
     local base
     base="$(find_python)"
-    if [[ -e "$VENV/.installing" ]]; then # ours, and interrupted: a half-written package would look installed
-        rm -rf "$VENV"
+    if [[ -e "$VENV/.installing" ]]; then # so it is ours
+        clean_up
     fi
     if [[ ! -x "$PYTHON" ]]; then
         mkdir -p "$VENV"
@@ -59,6 +71,10 @@ make_environment() {
     write_constraints
     echo "Installing into $VENV, which takes a few minutes: torch (1 of 3) ..." >&2
     install -c "$VENV/constraints.txt" torch # first and by itself, so that pip's own settings decide which build of it comes
+    if [[ ! -e "$VENV/.torch" && -e "$VENV/.installing" ]]; then
+        ls "$(dirname "$VENV"/lib/python*/site-packages/torch)" >"$VENV/.torch.new"
+        mv "$VENV/.torch.new" "$VENV/.torch"
+    fi
     echo "Installing SynBoost and what MONAI Label needs (2 of 3) ..." >&2
     install -c "$VENV/constraints.txt" -r "$REQUIREMENTS" -e "$ROOT"
     echo "Installing MONAI Label (3 of 3) ..." >&2
@@ -67,7 +83,7 @@ make_environment() {
     "$PYTHON" -c 'from synboost_monai.label.versions import check_versions; check_versions()'
     fingerprint >"$VENV/.stamp.new"
     mv "$VENV/.stamp.new" "$VENV/.stamp"
-    rm -f "$VENV/.installing"
+    rm -f "$VENV/.installing" "$VENV/.torch"
 }
 
 if [[ ! -x "$PYTHON" || -e "$VENV/.installing" || "$(cat "$VENV/.stamp" 2>/dev/null)" != "$(fingerprint)" ]]; then
