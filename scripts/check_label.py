@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A real MONAI Label server with both segmenters, checked against `monai.bundle run` on the same images, without a network.
 
-    .venv_label/bin/python scripts/check_label.py [--work_dir DIR] [--epochs 3] [--image_size 64]
+    .venv_label/bin/python scripts/check_label.py [--work_dir DIR] [--epochs 12] [--image_size 64]
 
 From the environment that scripts/setup_label.sh makes; a few minutes on two cores. Phantom images as 2-D NIfTI, NIfTI of one slice,
 PNG and ultrasound DICOM; tiny networks trained for a few epochs. Where the system lets it, everything runs in a network namespace that
@@ -31,6 +31,16 @@ BUNDLES = ("echo_cris", "echo_clipseg")
 KINDS = {"nifti_2d": ".nii.gz", "nifti_slice": ".nii.gz", "png": ".png", "dicom": ".dcm"}
 """Name of an image -> its suffix."""
 PROMPT, PROMPT_CLASS = "left atrium", 3
+LEARNING = {
+    "learning_rate": 1e-2,
+    "encoder_learning_rate_scale": 1.0,
+    "layer_decay": 1.0,
+    "weight_decay": 0.0,
+    "warm_up_steps": 5,
+    "ema_decay": 0.0,
+    "augment": False,
+}
+"""Of tiny networks, which then find something after some fifty steps."""
 AGREEMENT = 0.999
 """Share of pixels that must agree."""
 ISOLATED = "SYNBOOST_CHECK_ISOLATED"
@@ -72,7 +82,7 @@ class Table:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", type=Path)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--image_size", type=int, default=64)
     options = parser.parse_args()
     isolate()
@@ -142,7 +152,9 @@ def check(work_dir: Path, log_path: Path, num_epochs: int, image_size: int) -> i
     table.add("app folder", not links, "no link in it" if not links else links[0])
     attempts = log_path.read_text(encoding="utf-8").splitlines()
     where = "in a network namespace of its own" if os.environ.get(ISOLATED) == "1" else "watched in Python alone"
-    table.add("connections that leave the machine", not attempts, f"{len(attempts)} tried, {where} {attempts[:1] or ''}")
+    table.add(
+        "connections that leave the machine", not attempts, f"{len(attempts)} tried, {where} {attempts[:1] or ''}"
+    )
     print(f"{table.num_failed} failed")
     return 1 if table.num_failed else 0
 
@@ -209,13 +221,19 @@ def train(bundle: str, data_dir: Path, work_dir: Path, num_epochs: int, settings
 
     folder = work_dir / f"trained_{bundle}"
     if not (folder / "model.pt").is_file():
-        values = {"max_epochs": num_epochs, "batch_size": 4, "learning_rate": 5e-3, "warm_up_steps": 2, "ema_decay": 0.5}
+        values = {"max_epochs": num_epochs, "batch_size": 4, **LEARNING}
         run_bundle(bundle, "train", {**settings, **values, "dataset_dir": str(data_dir), "output_dir": str(folder)})
     return folder / "model.pt"
 
 
 def segment(
-    bundle: str, images_dir: Path, work_dir: Path, weights: Path, settings: dict[str, Any], prompt: str, suffix: str = ""
+    bundle: str,
+    images_dir: Path,
+    work_dir: Path,
+    weights: Path,
+    settings: dict[str, Any],
+    prompt: str,
+    suffix: str = "",
 ) -> Path:
     """Folder of what `monai.bundle run` makes of the four images, one by one."""
     from synboost_monai.bundle_run import run_bundle
@@ -228,9 +246,7 @@ def segment(
 
 
 @contextmanager
-def served(
-    work_dir: Path, images_dir: Path, checkpoints: dict[str, Path], settings: dict[str, Any]
-) -> Iterator[str]:
+def served(work_dir: Path, images_dir: Path, checkpoints: dict[str, Path], settings: dict[str, Any]) -> Iterator[str]:
     """Address of a running `synboost label`."""
     import requests
 
@@ -239,11 +255,15 @@ def served(
         port = probe.getsockname()[1]
     words = ["label", str(images_dir), "--bundle", ",".join(checkpoints), "--app_dir", str(work_dir / "app")]
     words += ["--checkpoint_path", ",".join(map(str, checkpoints.values())), "--port", str(port)]
-    words += ["--preset", settings["preset"], "--image_size", str(settings["image_size"]), "--learning_rate", "5e-3"]
+    words += ["--preset", settings["preset"], "--image_size", str(settings["image_size"]), "--learning_rate", "1e-3"]
     environment = {**os.environ, "HOME": str(work_dir / "home"), "MPLCONFIGDIR": str(work_dir / "home")}
     with (work_dir / "server.log").open("w", encoding="utf-8") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "synboost_monai", *words], stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=work_dir
+            [sys.executable, "-m", "synboost_monai", *words],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=work_dir,
         )
         url = f"http://127.0.0.1:{port}"
         try:
@@ -278,7 +298,9 @@ def check_info(table: Table, url: str) -> None:
         model = info["models"].get(bundle, {})
         wanted = {s.name: s.class_index for s in STRUCTURES}
         table.add(f"{bundle} /info/ labels", model.get("labels") == wanted, str(model.get("labels")))
-        table.add(f"{bundle} /info/ dimension, type", (model.get("dimension"), model.get("type")) == (2, "segmentation"), "2")
+        table.add(
+            f"{bundle} /info/ dimension, type", (model.get("dimension"), model.get("type")) == (2, "segmentation"), "2"
+        )
         table.add(f"{bundle} /info/ option prompt", model.get("config", {}).get("prompt") == "", "empty")
         has_hooks = bundle in info["trainers"] and all(f"doubt_{bundle}" in info[k] for k in ("strategies", "scoring"))
         table.add(f"{bundle} /info/ trainer, strategy, scoring", has_hooks, f"doubt_{bundle}")
@@ -322,7 +344,9 @@ def check_image(
     is_alike = doubt.get("verdict") == record["verdict"] and np.isclose(
         doubt.get("predicted_dice", -1), record["predicted_dice"], atol=1e-4
     )
-    is_same_model = doubt.get("model_sha256") == record["model_sha256"] or not words  # served weights are a copy in another file
+    is_same_model = (
+        doubt.get("model_sha256") == record["model_sha256"] or not words
+    )  # served weights are a copy in another file
     found = f"{doubt.get('verdict')}, predicted Dice {doubt.get('predicted_dice', -1):.4f}"
     table.add(f"{name}: doubt", bool(is_alike and is_same_model), found)
 
@@ -344,7 +368,9 @@ def compare(table: Table, name: str, path: Path, reference_path: Path) -> None:
         is_shaped &= np.allclose(a.affine, b.affine, atol=1e-4) and a.shape[:2] == b.shape[:2]
         geometry = f", {a.shape}, affine {'kept' if is_shaped else f'{a.affine.tolist()} not {b.affine.tolist()}'}"
     is_telling = len(classes) > 1  # an empty label map would agree with anything
-    table.add(name, is_shaped and share >= AGREEMENT and is_telling, f"{share:.4%} of pixels, classes {classes}{geometry}")
+    table.add(
+        name, is_shaped and share >= AGREEMENT and is_telling, f"{share:.4%} of pixels, classes {classes}{geometry}"
+    )
 
 
 def check_absolute_path(table: Table, url: str, images_dir: Path, reference_dir: Path) -> None:
@@ -393,7 +419,9 @@ def submit_labels(url: str, data_dir: Path, images_dir: Path) -> None:
     # the DICOM image is corrected too: its label map covers the whole frame
     with (images_dir.parent / "reference_echo_cris/dicom.nii.gz").open("rb") as file:
         files = {"label": ("dicom.nii.gz", file)}
-        requests.put(f"{url}/datastore/label", params={"image": "dicom", "tag": "final"}, files=files, timeout=600).raise_for_status()
+        requests.put(
+            f"{url}/datastore/label", params={"image": "dicom", "tag": "final"}, files=files, timeout=600
+        ).raise_for_status()
 
 
 def check_training(table: Table, url: str, bundle: str, weights: Path) -> None:
@@ -415,7 +443,11 @@ def check_training(table: Table, url: str, bundle: str, weights: Path) -> None:
             break
         time.sleep(2)
     is_right = status.get("status") == "DONE" and sha256_of(weights) != before
-    table.add(f"{bundle} /train/ one epoch", is_right, f"{status.get('status')} in {time.monotonic() - start:.0f} s, new weights")
+    table.add(
+        f"{bundle} /train/ one epoch",
+        is_right,
+        f"{status.get('status')} in {time.monotonic() - start:.0f} s, new weights",
+    )
     if not is_right:
         print("\n".join(status.get("details", [])))
 

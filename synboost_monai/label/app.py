@@ -137,7 +137,9 @@ class CorrectedLabelsTraining(BundleTrainTask):
         """Images to train on and to choose the weights by; the same ones where there are too few to keep some apart."""
         training, validation = super()._partition_datalist(datalist, request, shuffle)
         if not training or not validation:
-            logger.warning(f"{len(datalist)} labels: all of them are trained on, and the weights are chosen by the same ones")
+            logger.warning(
+                f"{len(datalist)} labels: all of them are trained on, and the weights are chosen by the same ones"
+            )
             return datalist, datalist
         return training, validation
 

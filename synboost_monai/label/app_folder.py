@@ -116,7 +116,9 @@ def plan_bundles(
     return planned
 
 
-def make_app_folder(app_dir: str | os.PathLike[str], bundles: Sequence[ServedBundle], stock_dir: Path | None = None) -> bool:
+def make_app_folder(
+    app_dir: str | os.PathLike[str], bundles: Sequence[ServedBundle], stock_dir: Path | None = None
+) -> bool:
     """Make an app folder whole or not at all; one that was made of the same bundles, weights and settings stays as it is.
 
     So weights that were trained in it are kept. Nothing in it is a link: a training never writes to the project.
@@ -181,10 +183,14 @@ def with_values(text: str, values: Mapping[str, Any]) -> str:
         line = re.search(rf"^{re.escape(key)}:[ \t]+(?P<old>\S.*?)(?P<comment>[ \t]+#.*)?$", text, re.MULTILINE)
         written = yaml.safe_dump(value, default_flow_style=True, width=1 << 20).removesuffix("...\n").strip()
         if line is None or "\n" in written:
-            raise ValueError(f"label: --{key} cannot be set here; expected a key of the config's top level with a value of one line")
+            raise ValueError(
+                f"label: --{key} cannot be set here; expected a key of the config's top level with a value of one line"
+            )
         text = f"{text[: line.start()]}{key}: {written}{line['comment'] or ''}{text[line.end() :]}"
         if yaml.safe_load(text)[key] != value:
-            raise ValueError(f"label: --{key} {value!r} cannot be written into a config; give a number, a word or a list")
+            raise ValueError(
+                f"label: --{key} {value!r} cannot be written into a config; give a number, a word or a list"
+            )
     return text
 
 
@@ -225,7 +231,9 @@ def _check_same(app_dir: Path, record: Mapping[str, Any]) -> None:
     """Refuse a folder that is no app folder, or one of other bundles, weights or settings."""
     path = app_dir / RECORD_NAME
     if not path.is_file():
-        raise ValueError(f"{app_dir}: holds something else than an app folder of `synboost label`; choose another --app_dir")
+        raise ValueError(
+            f"{app_dir}: holds something else than an app folder of `synboost label`; choose another --app_dir"
+        )
     old = json.loads(path.read_text(encoding="utf-8"))
     if old["bundles"] == record["bundles"]:
         return
@@ -246,7 +254,8 @@ def _copy_bundle(bundle: ServedBundle, target: Path) -> None:
             text = path.read_text(encoding="utf-8")
             known = yaml.safe_load(text)
             path.write_text(
-                with_values(text, {k: v for k, v in {**bundle.overrides, **fixed}.items() if k in known}), encoding="utf-8"
+                with_values(text, {k: v for k, v in {**bundle.overrides, **fixed}.items() if k in known}),
+                encoding="utf-8",
             )
     _write_weights(bundle, target)
 

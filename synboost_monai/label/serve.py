@@ -44,7 +44,9 @@ def run_label(
     planned = plan_bundles(bundles, checkpoint_paths, overrides or {})
     studies_dir = Path(studies).resolve()
     if studies.startswith(("http://", "https://")):
-        raise ValueError(f"label: STUDIES must be a folder of images, got {studies}; fetch the studies from the archive first")
+        raise ValueError(
+            f"label: STUDIES must be a folder of images, got {studies}; fetch the studies from the archive first"
+        )
     if not studies_dir.is_dir():
         raise FileNotFoundError(f"{studies}: no such folder of images")
     names = [bundle.name for bundle in planned]
@@ -65,7 +67,9 @@ def run_label(
 def server_environment(app_dir: Path) -> dict[str, str]:
     """Environment variables of MONAI Label: files of our kinds, one request at a time, nothing from the network."""
     return {
-        "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps([f"*{suffix}" for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True)]),
+        "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(
+            [f"*{suffix}" for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True)]
+        ),
         "MONAI_LABEL_INFER_CONCURRENCY": "1",  # requests share one parser of the config, which holds the prompt
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # it starts a process for each sample; the strategies score by themselves
         "MONAI_LABEL_TRACKING_ENABLED": "false",
@@ -112,7 +116,9 @@ def _check_port(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise ValueError(f"label: port {port} of {HOST} is not free ({error.strerror}); choose another --port") from error
+            raise ValueError(
+                f"label: port {port} of {HOST} is not free ({error.strerror}); choose another --port"
+            ) from error
 
 
 def _serve(app_dir: Path, studies_dir: Path, names: Sequence[str], port: int) -> None:

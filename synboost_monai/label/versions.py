@@ -34,7 +34,9 @@ def version_problems(
     """
     problems = []
     if not PYTHON[0] <= python < PYTHON[1]:
-        problems.append(f"Python {_dotted(python)} is here, {_wanted(*PYTHON)} is needed (MONAI Label imports cgi and distutils)")
+        problems.append(
+            f"Python {_dotted(python)} is here, {_wanted(*PYTHON)} is needed (MONAI Label imports cgi and distutils)"
+        )
     for name, (lowest, too_new, why) in NEEDED.items():
         wanted = f"{name} {_wanted(lowest, too_new)}".strip()
         try:

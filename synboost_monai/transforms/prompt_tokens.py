@@ -165,7 +165,9 @@ class PromptTokensd(Transform):
         item = {**data, PROMPT_IDS_KEY: _tokenizer(self.context_length, self.padding_id)(texts)}
         image = item.get(self.image_key)
         if isinstance(image, MetaTensor):
-            item[self.image_key] = MetaTensor(image.as_tensor(), meta={**image.meta, PROMPT_IDS_KEY: item[PROMPT_IDS_KEY]})
+            item[self.image_key] = MetaTensor(
+                image.as_tensor(), meta={**image.meta, PROMPT_IDS_KEY: item[PROMPT_IDS_KEY]}
+            )
         return item
 
 
