@@ -18,6 +18,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.tasks.train.bundle import BundleTrainTask
 
 from synboost_monai.io import is_dicom
+from synboost_monai.label.need import most_in_need
 from synboost_monai.transforms.postprocessing import DOUBT_KEY
 
 logger = logging.getLogger(__name__)
@@ -112,14 +113,8 @@ class DoubtStrategy(Strategy):
         }
         if not scores:
             return None
-        image_id = min(scores, key=lambda i: need_order(scores[i], i))
+        image_id = most_in_need(scores)
         return {"id": image_id, "weight": 1 - (scores[image_id].get("predicted_dice") or 0.0)}
-
-
-def need_order(score: Mapping[str, Any], image_id: str) -> tuple[bool, bool, float, str]:
-    """Sorts images by need, most first."""
-    predicted = score.get("predicted_dice")
-    return "problem" in score, score.get("verdict") == "accept", 1.0 if predicted is None else predicted, image_id
 
 
 class CorrectedLabelsTraining(BundleTrainTask):

@@ -1,0 +1,21 @@
+"""Which image needs a person most, by what a segmenter says of its own masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def most_in_need(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """The image to label next: verdict review before accept, then the lowest predicted Dice; with a `problem` last.
+
+    Args:
+        scores: of each image: verdict and predicted_dice, or `problem`, why it could not be segmented. At least one.
+    """
+
+    def order(image_id: str) -> tuple[bool, bool, float, str]:
+        score = scores[image_id]
+        predicted = score.get("predicted_dice")
+        return "problem" in score, score.get("verdict") == "accept", 1.0 if predicted is None else predicted, image_id
+
+    return min(scores, key=order)
