@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from .clipseg import CLIPSeg
     from .cris import CRIS
+    from .export import ExportedSegmenter
     from .lora import add_lora, merged_state_dict
     from .published import load_published, load_weights
     from .semantic_diffusion_unet import SemanticDiffusionUNet, create_semantic_diffusion_unet
@@ -22,6 +23,7 @@ _MODULE_OF = {
     "CLIPSeg": "clipseg",
     "CRIS": "cris",
     "EfficientNetLite0": "efficientnet_lite",
+    "ExportedSegmenter": "export",
     "SemanticDiffusionUNet": "semantic_diffusion_unet",
     "create_semantic_diffusion_unet": "semantic_diffusion_unet",
     "add_lora": "lora",
@@ -33,6 +35,7 @@ _MODULE_OF = {
 __all__ = [
     "CLIPSeg",
     "CRIS",
+    "ExportedSegmenter",
     "SemanticDiffusionUNet",
     "add_lora",
     "create_segmenter",

@@ -66,7 +66,7 @@ class _SkipHead(nn.Module):
     def forward(self, x: Tensor, fine: Tensor, text: Tensor) -> Tensor:
         """(N, C, H/4, W/4) from the same, the image's map at stride 4, (B, ..., H/4, W/4), and text embeddings (N, P)."""
         skip = self.skip(fine)  # once for all prompts
-        h = (x.unflatten(0, (len(fine), -1)) + skip.unsqueeze(1)).flatten(0, 1)
+        h = (x.unflatten(0, (fine.shape[0], -1)) + skip.unsqueeze(1)).flatten(0, 1)
         h = F.relu(self.norm(h), inplace=True)
         scale, shift = self.film(text)[..., None, None].chunk(2, dim=1)
         return F.relu(torch.addcmul(shift, self.conv_norm(self.conv(h)), 1 + scale), inplace=True)
@@ -235,7 +235,7 @@ class CLIPSeg(PromptedSegmenter):
         if isinstance(patches, tuple):
             patches, features = patches
         grid = patches.shape[-2:]
-        class_token = embeddings.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        class_token = embeddings.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         x = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1)  # (B, T, D)
         x = x + self._position_codes(grid[0], grid[1]).to(x.dtype)
         x = model.pre_layrnorm(x)
@@ -257,7 +257,7 @@ class CLIPSeg(PromptedSegmenter):
         x = embeddings.token_embedding(ids) + embeddings.position_embedding.weight[: ids.shape[1]]
         for layer in model.encoder.layers:
             x = _encoder_layer(layer, x, is_causal=True)
-        x = x[torch.arange(len(x), device=x.device), end.to(x.device)]
+        x = x[torch.arange(x.shape[0], device=x.device), end.to(x.device)]
         embedding = self.clip.text_projection(model.final_layer_norm(x))
         return (embedding if inverse is None else embedding[inverse.to(x.device)],)
 
@@ -280,7 +280,7 @@ class CLIPSeg(PromptedSegmenter):
         (embedding,) = text
         activations, fine = (features[:-1], features[-1]) if self.skip_head is not None else (features, None)
         batch_size, num_tokens = activations[0].shape[:2]
-        num_prompts = len(embedding) // batch_size
+        num_prompts = embedding.shape[0] // batch_size
         patch_size = self.clip.vision_model.embeddings.patch_size
         if size is None:
             side = round((num_tokens - 1) ** 0.5) * patch_size

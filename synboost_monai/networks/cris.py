@@ -29,6 +29,7 @@ from .text import (
     check_length,
     default_input_ids,
     distinct_prompts,
+    is_recorded,
     trim_padding,
 )
 
@@ -66,13 +67,13 @@ def _convolve_double_size(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """
     if x.shape[1] < _MIN_CHANNELS_TO_FACTOR:
         return conv(_double_size(x))
-    out_channels, height, width = conv.out_channels, x.shape[2], x.shape[3]
+    out_channels, height, width = conv.out_channels, int(x.shape[2]), int(x.shape[3])
     kernel = conv.weight.permute(0, 3, 2, 1).reshape(-1, x.shape[1], 1, 1)  # (C' * 3 columns * 3 rows, C, 1, 1)
     taps = F.conv2d(x.contiguous(), kernel).reshape(-1, 3 * height, width)  # (N C' 3, 3h, w)
     rows = _taps_of_doubled(height).to(taps) @ taps  # (N C' 3, 2h, w)
     rows = rows.reshape(-1, 3, 2 * height, width).transpose(1, 2).reshape(-1, 3 * width)  # (N C' 2h, 3w)
     out = rows @ _taps_of_doubled(width).T.to(rows)
-    return out.reshape(len(x), out_channels, 2 * height, 2 * width)
+    return out.reshape(-1, out_channels, 2 * height, 2 * width)
 
 
 def _taps_of_doubled(length: int) -> Tensor:
@@ -88,8 +89,18 @@ def _taps_of_doubled(length: int) -> Tensor:
     return torch.cat([padded[tap : tap + 2 * length] for tap in range(3)], dim=1)
 
 
-def _attend(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> Tensor:
-    """`nn.MultiheadAttention` (N, T, D) without its swap of batch and length, which makes every product copy its input."""
+def _attend(
+    module: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    padding: Tensor | None = None,
+    is_causal: bool = False,
+) -> Tensor:
+    """`nn.MultiheadAttention` (N, T, D) without its swap of batch and length, which makes every product copy its input.
+
+    Nor has it that module's fused operator, which no exporter knows.
+    """
     width, heads = module.embed_dim, module.num_heads
     weight, bias = module.in_proj_weight, module.in_proj_bias
     if query is key:
@@ -100,7 +111,8 @@ def _attend(module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Te
     v = F.linear(value, weight[2 * width :], bias[2 * width :])
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     mask = None if padding is None else ~padding[:, None, None, :]  # True takes part
-    h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=module.dropout if module.training else 0.0)
+    dropout = module.dropout if module.training else 0.0
+    h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
     return module.out_proj(h.transpose(1, 2).flatten(2))
 
 
@@ -268,9 +280,9 @@ class _TextBlock(nn.Module):
         self.mlp = nn.Sequential(OrderedDict(layers))
         self.ln_2 = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, causal_mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         h = self.ln_1(x)
-        x = x + self.attn(h, h, h, attn_mask=causal_mask, is_causal=True, need_weights=False)[0]
+        x = x + _attend(self.attn, h, h, h, is_causal=True)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -280,10 +292,8 @@ class _Transformer(nn.Module):
         self.resblocks = nn.ModuleList(_TextBlock(width, num_heads) for _ in range(num_layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        length = x.shape[1]
-        causal_mask = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
         for block in self.resblocks:
-            x = block(x, causal_mask)
+            x = block(x)
         return x
 
 
@@ -327,7 +337,7 @@ class ClipBackbone(nn.Module):
         ids, last = distinct.to(device), distinct.argmax(dim=-1).to(device)
         x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
         words = self.ln_final(self.transformer(x))
-        end = words[torch.arange(len(words), device=device), last]
+        end = words[torch.arange(words.shape[0], device=device), last]
         state = end @ self.text_projection.to(end.dtype)
         if inverse is None:
             return words, state
@@ -346,11 +356,15 @@ class _CoordConv(nn.Module):
         self.conv1 = _conv_layer(in_channels + 2, out_channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
+        height, width = (int(length) for length in x.shape[-2:])
         rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
         columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
         y, column = torch.meshgrid(rows, columns, indexing="ij")
-        return self.conv1(torch.cat([x, torch.stack([column, y]).expand(len(x), -1, -1, -1)], dim=1))
+        conv, norm, relu = self.conv1
+        # of the joined maps' product the coordinates' half is made once for all
+        weight_x, weight_places = conv.weight.split([x.shape[1], 2], dim=1)
+        h = F.conv2d(x, weight_x, padding=1) + F.conv2d(torch.stack([column, y])[None], weight_places, padding=1)
+        return relu(norm(h))
 
 
 class FeaturePyramidNeck(nn.Module):
@@ -396,7 +410,7 @@ class FeaturePyramidNeck(nn.Module):
     def forward(self, maps: Sequence[Tensor], state: Tensor) -> Tensor:
         """Fused map (N, out_channels[1], h, w) of maps (B, ...) and sentence states (N, E)."""
         v3, v4, v5 = maps
-        num_prompts = len(state) // len(v5)
+        num_prompts = state.shape[0] // v5.shape[0]
         # image alone, once for its prompts
         v5 = self.f1_v_proj(v5)
         v4 = self.f2_v_proj(v4)
@@ -475,6 +489,16 @@ class TextImageDecoder(nn.Module):
         return self.norm(tokens).transpose(1, 2).unflatten(-1, (height, columns))
 
 
+def _sum_of_taps(taps: Tensor, height: int, width: int) -> Tensor:
+    """Sum (N, 1, h, w) over the taps (N, 9, hw) of a 3x3 convolution, each read at its offset; 0 outside."""
+    if not is_recorded():
+        # fold puts tap k at offset k - 1 from its pixel, a convolution reads it from there: hence the flip
+        return F.fold(taps.flip(1), (height, width), kernel_size=3, padding=1)
+    padded = F.pad(taps.unflatten(-1, (height, width)), (1, 1, 1, 1))  # exporters do not know fold
+    shifted = [padded[:, k : k + 1, k // 3 : k // 3 + height, k % 3 : k % 3 + width] for k in range(9)]
+    return torch.stack(shifted).sum(dim=0)
+
+
 class Projector(nn.Module):
     """The sentence state makes a 3x3 kernel, which draws the mask over the map at 4 times the decoder's size.
 
@@ -512,18 +536,18 @@ class Projector(nn.Module):
             if self.skips is not None:
                 assert skips is not None
                 # a convolution of joined maps is the sum of two: that of the skip is the same for all prompts
-                x = _add_per_prompt(x, self.skips[index](skips[index]), len(x) // len(skips[index]))
+                x = _add_per_prompt(x, self.skips[index](skips[index]), x.shape[0] // skips[index].shape[0])
             x = relu(norm(x))
         # The last 1x1 convolution and the text's 3x3 kernel are both linear: one product gives the map of each of the 9 taps.
-        num, channels, height, width = x.shape
-        text = self.txt(state)
-        kernel = text[:, :-1].unflatten(1, (channels, 9)).transpose(1, 2)  # (N, 9, C)
+        channels, height, width = (int(length) for length in x.shape[1:])
+        # the text's channels are taken tap by tap, not the kernel transposed: onnxruntime (1.32) fuses that transpose wrongly
+        weight, bias = (t[:-1].unflatten(0, (channels, 9)).transpose(0, 1) for t in (self.txt.weight, self.txt.bias))
+        kernel = F.linear(state, weight.flatten(0, 1), bias.flatten()).unflatten(1, (9, channels))  # (N, 9, C)
         last = self.vis[4]
         taps = (kernel @ last.weight[:, :, 0, 0].to(kernel.dtype)) @ x.flatten(2)  # (N, 9, hw)
         taps = taps + (kernel @ last.bias.to(kernel.dtype))[..., None]
-        # fold puts tap k at offset k - 1 from its pixel, a convolution reads it from there: hence the flip
-        logits = F.fold(taps.flip(1), (height, width), kernel_size=3, padding=1)  # (N, 1, h, w)
-        return logits + text[:, -1].reshape(num, 1, 1, 1)
+        logits = _sum_of_taps(taps, height, width)  # (N, 1, h, w)
+        return logits + F.linear(state, self.txt.weight[-1:], self.txt.bias[-1:])[..., None, None]
 
 
 class CRIS(PromptedSegmenter):
@@ -680,4 +704,4 @@ class CRIS(PromptedSegmenter):
         logits = self.proj(fused, state, skips)  # (N, 1, 4h, 4w)
         is_bicubic = self.upsampling == "bicubic"
         logits = F.interpolate(logits, size=size, mode=self.upsampling, align_corners=is_bicubic)
-        return logits.reshape(len(maps[0]), -1, *size)
+        return logits.reshape(maps[0].shape[0], -1, *size)

@@ -51,7 +51,7 @@ class PromptedSegmenter(nn.Module):
             image = self.encode_image(image)
         if text is None:
             if input_ids is None:
-                input_ids = self.default_input_ids.expand(len(image[0]), -1, -1)
-            check_input_ids(input_ids, len(image[0]))
+                input_ids = self.default_input_ids.expand(image[0].shape[0], -1, -1)
+            check_input_ids(input_ids, image[0].shape[0])
             text = self.encode_prompts(input_ids.flatten(0, 1))
         return self.decode(image, text, size)

@@ -29,20 +29,25 @@ def default_input_ids() -> Tensor:
     return torch.tensor([[list(ids) + [0] * (length - len(ids)) for ids in DEFAULT_INPUT_IDS]])
 
 
+def is_recorded() -> bool:
+    """Whether what runs is being traced, compiled or exported: what this batch's ids allow must not become part of the program."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+
+
 def distinct_prompts(input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
     """The distinct rows of (N, L) token ids and, for each of the N rows, which one it is.
 
-    Only where it costs nothing: of ids on an accelerator the host would have to wait for the answer, so all rows come back with
-    `None`. Give networks on an accelerator their ids on the CPU.
+    Only where it costs nothing: of ids on an accelerator the host would have to wait for the answer, and in an exported network the
+    answer would be fixed, so all rows come back with `None`. Give networks on an accelerator their ids on the CPU.
     """
-    if input_ids.device.type != "cpu" or len(input_ids) == 1:
+    if input_ids.device.type != "cpu" or is_recorded() or len(input_ids) == 1:
         return input_ids, None
     return torch.unique(input_ids, dim=0, return_inverse=True)
 
 
 def trim_padding(input_ids: Tensor) -> Tensor:
     """(N, L) token ids without the columns at the end that are 0 (padding) in every row. Only on the CPU, as `distinct_prompts`."""
-    if input_ids.device.type != "cpu":
+    if input_ids.device.type != "cpu" or is_recorded():
         return input_ids
     used = (input_ids != 0).any(dim=0).nonzero()
     return input_ids[:, : int(used[-1]) + 1] if len(used) else input_ids[:, :1]
@@ -53,7 +58,7 @@ def trim_to_end(input_ids: Tensor) -> Tensor:
 
     Exact for what is read at the end token of a causal transformer. Only on the CPU, as `distinct_prompts`.
     """
-    if input_ids.device.type != "cpu":
+    if input_ids.device.type != "cpu" or is_recorded():
         return input_ids
     return input_ids[:, : int(input_ids.argmax(dim=-1).max()) + 1]
 
@@ -69,7 +74,7 @@ def check_image(image: Tensor) -> None:
 
 def check_input_ids(input_ids: Tensor, num_images: int) -> None:
     """Shapes that would otherwise fail deep inside, or not at all."""
-    if input_ids.ndim != 3 or len(input_ids) != num_images:
+    if input_ids.ndim != 3 or input_ids.shape[0] != num_images:
         raise ValueError(
             f"segmenter: input_ids must be (B, S, L) with B = {num_images} images, got {tuple(input_ids.shape)}"
         )
@@ -117,7 +122,7 @@ class Memo:
 
     def is_usable(self, parameters: Sequence[Tensor]) -> bool:
         """Whether results may be remembered now. Forgets them if the parameters have changed."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        if is_recorded():
             return False
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
             return False

@@ -50,13 +50,14 @@ class PromptTokenizer:
         """
         import torch
 
+        return torch.tensor(self.rows(texts), dtype=torch.int64)
+
+    def rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same as lists of numbers, without torch: S rows of `context_length` token ids."""
         if isinstance(texts, str) or len(texts) == 0:
             raise ValueError(f"tokenizer.py: expected a list of at least one prompt, got {texts!r}")
-        input_ids = torch.full((len(texts), self.context_length), self.padding_id, dtype=torch.int64)
-        for row, text in zip(input_ids, texts):
-            token_ids = self.encode(text)
-            row[: len(token_ids)] = torch.tensor(token_ids)
-        return input_ids
+        rows = [self.encode(text) for text in texts]
+        return [row + [self.padding_id] * (self.context_length - len(row)) for row in rows]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text with start and end, without padding.

@@ -7,7 +7,6 @@ each. H, W: native rows and columns. N: side of the square. T: frames of a seque
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from synboost_monai.labels import BACKGROUND_INDEX, NUM_CLASSES, STRUCTURES
+from synboost_monai.letterbox import LetterboxGeometry, byte_scale
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Per colour channel, intensities in [0, 1]: what CLIPSeg's published input is normalised with."""
@@ -23,43 +23,6 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 # --- geometry --------------------------------------------------------------------------------------------------------
-
-
-class LetterboxGeometry(NamedTuple):
-    """Where an image lies in the network's square; all in pixels."""
-
-    native_height: int
-    native_width: int
-    inner_height: int
-    """Rows that the image takes in the square."""
-    inner_width: int
-    top: int
-    """Rows of padding above."""
-    left: int
-    size: int
-    """Side of the square."""
-
-
-def letterbox_geometry(
-    shape: Sequence[int], spacing_mm: Sequence[float], size: int, keep_aspect: bool = True
-) -> LetterboxGeometry:
-    """Fit an image into a square.
-
-    Args:
-        shape: (H, W).
-        spacing_mm: (row, column); both axes get the same millimetres a pixel (to less than one pixel of the square).
-        size: side of the square.
-        keep_aspect: False squashes the image to fill the square, as the published experiments did.
-    """
-    height, width = int(shape[-2]), int(shape[-1])
-    if not keep_aspect:
-        return LetterboxGeometry(height, width, size, size, 0, 0, size)
-    height_mm, width_mm = height * float(spacing_mm[0]), width * float(spacing_mm[1])
-    pixels_per_mm = size / max(height_mm, width_mm)
-    inner_height = min(max(round(height_mm * pixels_per_mm), 1), size)
-    inner_width = min(max(round(width_mm * pixels_per_mm), 1), size)
-    top, left = (size - inner_height) // 2, (size - inner_width) // 2
-    return LetterboxGeometry(height, width, inner_height, inner_width, top, left, size)
 
 
 def letterbox_image(image: Tensor, geometry: LetterboxGeometry) -> Tensor:
@@ -116,12 +79,7 @@ def scale_to_bytes(image: Tensor) -> Tensor:
 
 def _byte_scale(image: Tensor) -> tuple[float, float]:
     """(low, factor) of `scale_to_bytes`: (value - low) * factor lies within 0..255."""
-    low, high = float(image.min()), float(image.max())
-    if low >= 0 and high <= 1:
-        return 0.0, 255.0
-    if low >= 0 and high <= 255:
-        return 0.0, 1.0
-    return low, 255 / (high - low) if high > low else 0.0
+    return byte_scale(float(image.min()), float(image.max()))
 
 
 def masks_of_label_map(label_map: Tensor) -> Tensor:
