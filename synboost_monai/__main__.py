@@ -582,6 +582,53 @@ def weights(
     print(run_action(action, source, output, architecture=architecture, preset=preset, partial=partial, sha256=sha256))
 
 
+def package(bundle: str, *, checkpoint_path: str | None = None, output: str | None = None, **overrides: Any) -> None:
+    """Write a bundle with its weights as one zip, which runs wherever synboost-monai is installed.
+
+    Args:
+        bundle: echo_semantic_diffusion, echo_clipseg, echo_cris, or the folder of a bundle.
+        checkpoint_path: its weights, a model.pt; by default the bundle's own.
+        output: the zip; BUNDLE.zip by default.
+        overrides: keys of its inference.yaml that the weights need, such as --preset small --image_size 160; they become defaults of
+            the package. --calibration_path packs a calibration.
+    """
+    from synboost_monai.package import package_bundle
+
+    path = package_bundle(bundle, output, checkpoint_path=checkpoint_path, overrides=overrides)
+    print(f"package: {path}")
+
+
+def export(
+    bundle: str,
+    *,
+    format: str = "onnx",
+    checkpoint_path: str | None = None,
+    output: str | None = None,
+    **overrides: Any,
+) -> None:
+    """Write a segmenter with its weights as ONNX or TorchScript, and compare the file with the network.
+
+    Args:
+        bundle: echo_clipseg, echo_cris, or the folder of one.
+        format: onnx, or torchscript.
+        checkpoint_path: its weights, a model.pt; by default the bundle's own.
+        output: the file; BUNDLE.onnx or BUNDLE.ts by default.
+        overrides: keys of its inference.yaml that the weights need, such as --preset small --image_size 160.
+    """
+    from synboost_monai.export import export_bundle
+
+    path, difference = export_bundle(
+        bundle, output, format=format, checkpoint_path=checkpoint_path, overrides=overrides
+    )
+    print(f"{format}: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    if difference is None:
+        print("not compared with the network: onnxruntime is not installed (pip install 'synboost-monai[export]')")
+    else:
+        print(
+            f"largest difference from the network: {difference.absolute:.1e}, {difference.relative:.1e} of the largest logit"
+        )
+
+
 def version() -> None:
     """Print the version of the package."""
     from synboost_monai import __version__
@@ -613,6 +660,8 @@ VERBS: dict[str, Callable[..., None]] = {
         listen,
         label,
         weights,
+        package,
+        export,
         version,
     )
 }

@@ -32,6 +32,7 @@ BASE_OF_CONFIG = {
     "evaluate": "inference",
     "calibrate": "inference",
     "sensitivity": "inference",
+    "deploy": "inference",
 }
 """Config that another one is merged onto when it does not define a network itself."""
 RUN_ARGUMENTS = ("run_id", "init_id", "final_id", "tracking")

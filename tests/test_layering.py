@@ -12,12 +12,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "synboost_monai"
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"__init__", "labels", "records", "io", "processes"}),
+    frozenset({"__init__", "labels", "letterbox", "records", "io", "processes"}),
     frozenset({"dicom"}),
     frozenset({"prompts", "transforms", "networks", "diffusion", "metrics", "losses"}),
+<<<<<<< HEAD
     frozenset({"inferers", "handlers", "data"}),
     frozenset({"bundle_run", "weights"}),
     frozenset({"experiments", "auto3dseg", "hospital", "label"}),
+=======
+    frozenset({"inferers", "handlers", "data", "onnx_segmenter"}),
+    frozenset({"bundle_run", "weights", "export", "package"}),
+    frozenset({"experiments", "auto3dseg", "hospital"}),
+>>>>>>> e8e88eb (export, package: segmenters as ONNX or TorchScript, bundles with their weights as a zip)
     frozenset({"__main__"}),
 )
 """Areas of the package, lowest first: an area may import lower ones, and those of its own layer without a cycle."""
@@ -34,6 +40,8 @@ FORBIDDEN = {
     "snakemake": {"experiments"},
     "monailabel": {"label"},
     "fire": {"__main__"},
+    "onnx": {"export"},
+    "onnxruntime": {"export", "onnx_segmenter"},
 }
 """Library -> the only areas that may import it."""
 

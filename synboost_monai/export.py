@@ -1,0 +1,245 @@
+"""A bundle's segmenter with its weights as ONNX or TorchScript: `synboost export BUNDLE --format onnx`.
+
+Both take `image` (B, 3, N, N) and `input_ids` (B, S, L) and give `pred`, logits (B, S, N, N), for any number of images B and prompts S;
+side N and length L of a prompt are fixed. A written file is compared with the network before it gets its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from synboost_monai import __version__
+from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files
+from synboost_monai.io import atomic_path, sha256_of
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
+    from torch import Tensor, nn
+
+SUFFIX_OF_FORMAT = {"onnx": ".onnx", "torchscript": ".ts"}
+"""What `synboost export` writes -> end of the file's name."""
+ONNX_OPSET = 18
+"""Version of ONNX's operators."""
+TOLERANCE = 1e-4
+"""Largest difference from the network, as a share of its largest logit, that a written file may have."""
+CHECKED_COUNTS = ((1, 1), (2, 3))
+"""(images, prompts) that a written file is compared with."""
+SETTINGS = ("image_size", "keep_aspect", "image_mean", "image_std", "padding_id", "threshold", "preset")
+"""Keys of inference.yaml that whoever uses the file has to know."""
+
+
+class Difference(NamedTuple):
+    """How far a file's logits are from the network's."""
+
+    absolute: float
+    """Largest difference of a logit."""
+    relative: float
+    """The same as a share of the largest logit."""
+
+
+def parsed_inference(bundle: str | os.PathLike[str], overrides: Mapping[str, Any]) -> tuple[ConfigParser, Path]:
+    """A bundle's inference config with overrides, and the checkpoint that it names.
+
+    Raises:
+        ValueError, FileNotFoundError: if there is no such bundle or key.
+    """
+    from monai.bundle import ConfigParser
+
+    from synboost_monai.bundle_run import quiet_warnings
+
+    quiet_warnings()
+    files = config_files(bundle, "inference")
+    values = {**check_overrides(files, overrides), "bundle_root": str(files[0].parents[1])}
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in files])
+    for key, value in values.items():
+        parser[key] = value
+    return parser, Path(str(parser.get_parsed_content("checkpoint_path")))
+
+
+def loaded_network(parser: ConfigParser, checkpoint_path: Path) -> nn.Module:
+    """The config's network on the CPU with the weights of a file, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: if there is no such file; ValueError: if it does not fit.
+    """
+    from synboost_monai.networks import load_weights
+
+    if not checkpoint_path.is_file():
+        raise FileNotFoundError(
+            f"{checkpoint_path}: no such weights; give --checkpoint_path, a model.pt of a training of this bundle"
+        )
+    return load_weights(parser.get_parsed_content("network_def"), checkpoint_path).requires_grad_(False).eval()
+
+
+def export_bundle(
+    bundle: str,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    format: str = "onnx",
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[Path, Difference | None]:
+    """Write a segmenter with its weights as one file.
+
+    Args:
+        bundle: name or folder.
+        output: the file; BUNDLE.onnx or BUNDLE.ts here by default.
+        format: of `SUFFIX_OF_FORMAT`.
+        checkpoint_path: the weights; by default the bundle's models/model.pt.
+        overrides: keys of inference.yaml that the weights need, such as preset and image_size.
+    Returns:
+        the file, and its difference from the network; None where onnxruntime is not installed.
+    Raises:
+        FileNotFoundError: if there are no such weights.
+        ValueError: if they do not fit, the bundle is no segmenter's, or a package for the format is missing.
+        RuntimeError: if the file does not give what the network gives; it is then not written.
+    """
+    if format not in SUFFIX_OF_FORMAT:
+        raise ValueError(f"--format must be {' or '.join(SUFFIX_OF_FORMAT)}, got {format!r}")
+    parser, default_path = parsed_inference(bundle, overrides or {})
+    if "prompt" not in parser.config:
+        raise ValueError(f"{bundle} is no segmenter's bundle; echo_clipseg and echo_cris can be exported")
+    weights_path = Path(checkpoint_path) if checkpoint_path is not None else default_path
+    network = loaded_network(parser, weights_path)
+    settings = {key: parser.get_parsed_content(key) for key in SETTINGS}
+    settings |= {
+        "bundle": bundle_dir(bundle).name,
+        "classes": json.loads((bundle_dir(bundle) / "configs/metadata.json").read_text(encoding="utf-8"))[
+            "network_data_format"
+        ]["outputs"]["pred"]["channel_def"],
+        "weights_sha256": sha256_of(weights_path),
+        "synboost_version": __version__,
+        "intended_use": "Research. Not for diagnosis.",
+    }
+    path = Path(output) if output is not None else Path(f"{settings['bundle']}{SUFFIX_OF_FORMAT[format]}")
+    write, run = (write_onnx, onnx_runner) if format == "onnx" else (write_torchscript, torchscript_runner)
+    with atomic_path(path) as temporary:
+        write(network, temporary, settings)
+        call = run(temporary)
+        difference = None if call is None else measure_difference(network, call, settings["image_size"])
+        if difference is not None and difference.relative > TOLERANCE:
+            raise RuntimeError(
+                f"{path}: the exported network differs by {difference.relative:.1e} of the largest logit; it was not written"
+            )
+    return path, difference
+
+
+def write_onnx(network: nn.Module, path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
+    """Write a segmenter as ONNX; `settings` go into its metadata, for `OnnxSegmenter`.
+
+    Args:
+        network: a segmenter in evaluation mode.
+        path: the file.
+        settings: image_size, and whatever else a user must know; context_length is added.
+    """
+    import torch
+
+    from synboost_monai.networks.export import example_inputs, network_context_length
+    from synboost_monai.onnx_segmenter import SETTINGS_KEY
+
+    try:
+        import onnx
+    except ImportError as error:
+        raise ValueError("ONNX needs a package that is not installed: pip install 'synboost-monai[export]'") from error
+    settings["context_length"] = network_context_length(network)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes that become fixed, on purpose
+        torch.onnx.export(
+            network,
+            example_inputs(settings["image_size"], settings["context_length"]),
+            str(path),
+            input_names=["image", "input_ids"],
+            output_names=["pred"],
+            opset_version=ONNX_OPSET,
+            dynamic_axes={name: {0: "batch", 1: "prompts"} for name in ("input_ids", "pred")} | {"image": {0: "batch"}},
+            dynamo=False,  # by tracing: the newer exporter takes minutes for these networks
+        )
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {SETTINGS_KEY: json.dumps(settings, sort_keys=True)})
+    onnx.save(model, str(path))
+
+
+def write_torchscript(network: nn.Module, path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
+    """Write a segmenter as TorchScript with `settings` as extra file synboost.json; `forward(image, input_ids=None)`.
+
+    Without `input_ids` it looks for the three structures by their P1 prompts. Arguments as of `write_onnx`.
+    """
+    import torch
+
+    from synboost_monai.networks.export import ExportedSegmenter
+
+    exported = ExportedSegmenter(network, settings["image_size"])
+    settings["context_length"] = exported.context_length
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script = torch.jit.script(exported.eval())
+        torch.jit.save(script, str(path), _extra_files={"synboost.json": json.dumps(settings, sort_keys=True)})
+
+
+Runner = Callable[["Tensor", "Tensor"], "Tensor"]
+"""(image, input_ids) -> logits."""
+
+
+def onnx_runner(path: str | os.PathLike[str], num_threads: int = 0) -> Runner | None:
+    """An ONNX file as a function; None if onnxruntime is not installed."""
+    import torch
+
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(image: Tensor, input_ids: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"image": image.numpy(), "input_ids": input_ids.numpy()})[0])
+
+    return run
+
+
+def torchscript_runner(path: str | os.PathLike[str]) -> Runner:
+    """A TorchScript file as a function."""
+    import torch
+
+    return torch.jit.load(str(path), map_location="cpu").eval()
+
+
+def measure_difference(
+    network: nn.Module, run: Runner, image_size: int, counts: tuple[tuple[int, int], ...] = CHECKED_COUNTS
+) -> Difference:
+    """The largest difference of a file's logits from the network's, on random images and real prompts.
+
+    Args:
+        network: in evaluation mode.
+        run: the file.
+        image_size: side of the images.
+        counts: (images, prompts) of each comparison.
+    """
+    import torch
+
+    from synboost_monai.networks.export import network_context_length
+    from synboost_monai.prompts import LEVELS, PromptTokenizer, structure_prompts
+
+    known = {"view": "apical_four_chamber", "phase": "end_diastole", "sex": "female", "age": 56}
+    texts = [prompt.text for level in LEVELS[1:6] for prompt in structure_prompts(level, known)]
+    ids = PromptTokenizer(network_context_length(network))(texts)
+    generator = torch.Generator().manual_seed(0)
+    absolute = largest = 0.0
+    for num_images, num_prompts in counts:
+        image = torch.randn(num_images, 3, image_size, image_size, generator=generator)
+        places = torch.arange(num_images * num_prompts) % len(ids)
+        input_ids = ids[places].unflatten(0, (num_images, num_prompts)).contiguous()
+        with torch.no_grad():
+            expected, found = network(image, input_ids), run(image, input_ids)
+        if found.shape != expected.shape:
+            return Difference(float("inf"), float("inf"))
+        absolute = max(absolute, float((found - expected).abs().max()))
+        largest = max(largest, float(expected.abs().max()))
+    return Difference(absolute, absolute / largest)
