@@ -14,6 +14,7 @@ from synboost_monai.transforms.augmentation import RandUltrasound, RandUltrasoun
 from synboost_monai.transforms.dictionary import (
     CheckLabelMapd,
     DropAttributesd,
+    EchoInMemoryd,
     Letterboxd,
     LoadEchod,
     MasksOfLabelMapd,
@@ -40,6 +41,7 @@ __all__ = [
     "AssessDoubtd",
     "CheckLabelMapd",
     "DropAttributesd",
+    "EchoInMemoryd",
     "LetterboxGeometry",
     "Letterboxd",
     "LoadEchod",

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -61,6 +62,42 @@ class LoadEchod(MapTransform):
             check_image_size(first, path)
         if self.sequences:
             item["is_sequence"] = True
+        return item
+
+
+class EchoInMemoryd(MapTransform):
+    """Image of one plane that somebody else has read, in stored order (W, H) or (W, H, 1) -> what `LoadEchod` gives, (1, H, W).
+
+    MONAI Deploy hands images over like this. Its `row_pixel_spacing` and `col_pixel_spacing` (mm) become `spacing_mm`; without them a
+    pixel is taken as 1 mm and `is_calibrated` is false.
+
+    Args:
+        keys: images, MetaTensors or arrays.
+    Raises:
+        ValueError: in the call, if there are several planes or colours.
+    """
+
+    def __call__(self, data: Item) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            stored = item[key]
+            meta = dict(stored.meta) if isinstance(stored, MetaTensor) else {}
+            pixels = plain(torch.as_tensor(stored))
+            if pixels.ndim == 3 and pixels.shape[-1] == 1:
+                pixels = pixels[..., 0]
+            if pixels.ndim != 2:
+                raise ValueError(
+                    f"dictionary.py: expected one grey plane (W, H) or (W, H, 1) as {key}, got {tuple(pixels.shape)}; "
+                    "give the planes of a volume or clip one at a time"
+                )
+            width, height = pixels.shape
+            spacing_mm = [meta.get("row_pixel_spacing"), meta.get("col_pixel_spacing")]
+            is_calibrated = None not in spacing_mm
+            item["spacing_mm"] = torch.tensor(spacing_mm if is_calibrated else [1.0, 1.0], dtype=torch.float64)
+            item[CALIBRATED_KEY] = is_calibrated
+            meta |= {"spatial_shape": np.array([width, height, 1]), CALIBRATED_KEY: is_calibrated}
+            item[key] = MetaTensor(pixels.T[None].float().contiguous(), meta=meta)
+            check_image_size(item[key], str(meta.get("filename_or_obj", key)))
         return item
 
 

@@ -1,0 +1,156 @@
+"""What MONAI's model zoo checks of a bundle before it takes it (its CONTRIBUTING and continuous integration), for all three.
+
+`check_properties` of each config and `verify_net_in_out` are in the bundles' own tests as well; here they stand for the files as shipped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import synboost_monai
+from synboost_monai.labels import STRUCTURES
+
+ROOT = Path(__file__).parents[2]
+BUNDLES = ("echo_semantic_diffusion", "echo_clipseg", "echo_cris")
+SCHEMA = Path(__file__).with_name("metadata_schema.json")
+LARGEST_FILE_MB = 25
+"""Of a file in the zoo's repository; larger ones are named in large_files.yml."""
+README_SECTIONS = (
+    "# Model Title",
+    "### **Authors**",
+    "### **Tags**",
+    "## **Model Description**",
+    "## **Data**",
+    "#### **Preprocessing**",
+    "## **Performance**",
+    "#### **Training**",
+    "#### **Inference**",
+    "## **System Configuration**",
+    "## **Limitations**",
+    "## **Citation Info**",
+    "## **References**",
+    "# **License**",
+)
+"""Headings of the zoo's template that fit these bundles, in its order."""
+
+
+@pytest.fixture(params=BUNDLES)
+def bundle_dir(request: pytest.FixtureRequest) -> Path:
+    return ROOT / "bundles" / str(request.param)
+
+
+def metadata(bundle_dir: Path) -> dict[str, Any]:
+    return json.loads((bundle_dir / "configs/metadata.json").read_text(encoding="utf-8"))
+
+
+def test_necessary_files(bundle_dir: Path) -> None:
+    for name in ("LICENSE", "configs/metadata.json", "configs/inference.yaml", "configs/train.yaml"):
+        assert (bundle_dir / name).is_file(), name
+    for name in ("configs/logging.conf", "docs/README.md", "docs/data_license.txt"):
+        assert (bundle_dir / name).is_file(), name
+    assert "Apache License" in (bundle_dir / "LICENSE").read_text(encoding="utf-8")
+    large = [path for path in bundle_dir.rglob("*") if path.is_file() and path.stat().st_size > LARGEST_FILE_MB * 1e6]
+    assert [path for path in large if path.parent.name != "models"] == []
+
+
+def test_large_files_can_be_checked(bundle_dir: Path) -> None:
+    """Weights that are named are public: with an address and a hash. None are at present, and the README says so."""
+    path = bundle_dir / "large_files.yml"
+    text = (bundle_dir / "docs/README.md").read_text(encoding="utf-8")
+    if not path.exists():
+        assert "publishes no weights" in text
+        return
+    for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["large_files"]:
+        assert entry["url"].startswith("https://") and entry["hash_type"] == "sha256" and len(entry["hash_val"]) == 64
+
+
+def test_metadata_is_valid(bundle_dir: Path, tmp_path: Path) -> None:
+    """`python -m monai.bundle verify_metadata`, offline: a schema that is there already is not downloaded."""
+    from monai.bundle import verify_metadata
+
+    schema = tmp_path / "schema.json"
+    shutil.copy(SCHEMA, schema)
+    verify_metadata(meta_file=str(bundle_dir / "configs/metadata.json"), filepath=str(schema))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"numpy_version": None}, "numpy_version"),
+        ({"network_data_format": {"inputs": {"image": {"type": "image"}}, "outputs": {"pred": 1}}}, "is not valid"),
+        ({"schema": "https://somewhere/meta_schema_20220324.json"}, "does not match"),
+    ],
+)
+def test_the_schema_refuses_what_the_zoo_refuses(change: dict[str, Any], message: str) -> None:
+    import jsonschema
+
+    content = {**metadata(ROOT / "bundles/echo_cris"), **change}
+    content = {key: value for key, value in content.items() if value is not None}
+    with pytest.raises(jsonschema.ValidationError, match=message):
+        jsonschema.validate(content, json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+def test_version_has_a_line_in_the_changelog(bundle_dir: Path) -> None:
+    content = metadata(bundle_dir)
+    assert content["version"] in content["changelog"]
+    numbers = [tuple(int(n) for n in version.split(".")) for version in content["changelog"]]
+    assert numbers == sorted(numbers, reverse=True) and content["version"] == next(iter(content["changelog"]))
+
+
+def test_versions_are_those_of_the_constraints(bundle_dir: Path) -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins: dict[str, str] = {}
+    for line in lines:
+        name, _, version = line.partition(";")[0].strip().partition("==")
+        pins.setdefault(name, version)  # the first line of a package is that of Python 3.11
+    content = metadata(bundle_dir)
+    asked = {**content["required_packages_version"], "monai": content["monai_version"]}
+    asked |= {"torch": content["pytorch_version"], "numpy": content["numpy_version"]}
+    assert asked.pop("synboost-monai") == synboost_monai.__version__
+    assert asked == {name: pins.get(name) for name in asked}
+
+
+def test_metrics_are_those_of_published_weights(bundle_dir: Path) -> None:
+    """There are none: numbers of small presets, with their commands, are in the project's README."""
+    assert (bundle_dir / "large_files.yml").exists() or metadata(bundle_dir)["eval_metrics"] == {}
+    assert "Not for diagnosis" in metadata(bundle_dir)["intended_use"]
+
+
+def test_names_are_those_that_monai_label_and_monai_deploy_read(bundle_dir: Path) -> None:
+    formats = metadata(bundle_dir)["network_data_format"]
+    assert next(iter(formats["inputs"])) == "image" and list(formats["outputs"]) == ["pred"]
+    assert len(formats["inputs"]["image"]["spatial_shape"]) == 2
+    for tensor in (*formats["inputs"].values(), *formats["outputs"].values()):
+        assert isinstance(tensor, dict), "MONAI Deploy asks every input for its type"
+        assert list(tensor["channel_def"])[: tensor["num_channels"]] == [str(i) for i in range(tensor["num_channels"])]
+    if bundle_dir.name != "echo_semantic_diffusion":
+        assert list(formats["inputs"]) == ["image"]
+        labels = formats["outputs"]["pred"]["channel_def"]
+        assert labels == {"0": "background", **{str(s.class_index): s.name for s in STRUCTURES}}
+
+
+def test_readme_follows_the_template(bundle_dir: Path) -> None:
+    text = (bundle_dir / "docs/README.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ .*$", text, flags=re.MULTILINE)
+    places = [headings.index(section) for section in README_SECTIONS]
+    assert places == sorted(places)
+    assert "not for diagnosis" in text.lower()
+    for reference in metadata(bundle_dir)["references"]:
+        link = re.search(r"https://\S+", reference)
+        assert link is not None and link.group() in text
+
+
+def test_every_config_is_a_known_kind(bundle_dir: Path) -> None:
+    """Configs say in their first line what they do, and only name classes of MONAI, torch and this package."""
+    for path in sorted((bundle_dir / "configs").glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith("# "), path.name
+        targets = re.findall(r"_target_: (\S+)", text)
+        assert all("." not in t or t.startswith(("synboost_monai.", "monai.", "torch.")) for t in targets), path.name
