@@ -24,7 +24,7 @@ from synboost_monai.auto3dseg.train import FACTS_NAME
 from synboost_monai.bundle_run import config_files as files_of_config
 from synboost_monai.data import list_images
 from synboost_monai.labels import STRUCTURES
-from synboost_monai.transforms.array import LetterboxGeometry
+from synboost_monai.letterbox import LetterboxGeometry
 from synboost_monai.transforms.postprocessing import mean_logits, restore_logits
 
 MAX_NETWORKS = 12

@@ -24,6 +24,7 @@ from synboost_monai import __version__
 from synboost_monai.handlers.training import is_main_process
 from synboost_monai.inferers.segmentation import PromptedSegmentationInferer
 from synboost_monai.io import atomic_write_text, sha256_of
+from synboost_monai.letterbox import LetterboxGeometry
 from synboost_monai.metrics.per_case import this_command
 from synboost_monai.metrics.sensitivity import (
     right_dice,
@@ -33,7 +34,7 @@ from synboost_monai.metrics.sensitivity import (
 )
 from synboost_monai.prompts import PromptTokenizer
 from synboost_monai.prompts.sensitivity import PromptVariations
-from synboost_monai.transforms.array import LetterboxGeometry, plain
+from synboost_monai.transforms.array import plain
 from synboost_monai.transforms.files import load_echo
 from synboost_monai.transforms.postprocessing import restore_logits
 from synboost_monai.transforms.ultrasound_dicom import crop_to_region

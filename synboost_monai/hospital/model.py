@@ -24,9 +24,10 @@ from torch import Tensor
 from synboost_monai.bundle_run import check_overrides, config_files
 from synboost_monai.io import sha256_of
 from synboost_monai.labels import LEFT_VENTRICULAR_CAVITY, STRUCTURES
+from synboost_monai.letterbox import LetterboxGeometry, letterbox_geometry
 from synboost_monai.prompts import prompt_text
 from synboost_monai.transforms import PromptTokensd, RestoreLabelMapd
-from synboost_monai.transforms.array import LetterboxGeometry, letterbox_frames, letterbox_geometry, normalise_image
+from synboost_monai.transforms.array import letterbox_frames, normalise_image
 from synboost_monai.transforms.postprocessing import (
     EVIDENCE_KEY,
     display_order,

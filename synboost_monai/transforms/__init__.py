@@ -1,12 +1,11 @@
 """Transforms: `array` holds the logic, `dictionary` the versions for MONAI's pipelines (names ending in d)."""
 
+from synboost_monai.letterbox import LetterboxGeometry, letterbox_geometry
 from synboost_monai.transforms.array import (
     CLIP_MEAN,
     CLIP_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    LetterboxGeometry,
-    letterbox_geometry,
     letterbox_image,
     letterbox_label_map,
 )

@@ -13,9 +13,9 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 
 from synboost_monai.io import is_dicom
+from synboost_monai.letterbox import letterbox_geometry
 from synboost_monai.records import PHASES, VIEWS, EchoRecord
 from synboost_monai.transforms.array import (
-    letterbox_geometry,
     letterbox_image,
     letterbox_label_map,
     masks_of_label_map,

@@ -20,8 +20,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES
+from synboost_monai.letterbox import LetterboxGeometry
 from synboost_monai.metrics.doubt import FREE_PROMPT, DoubtAssessor, segmentation_evidence
-from synboost_monai.transforms.array import LetterboxGeometry, masks_of_label_map, plain, resize
+from synboost_monai.transforms.array import masks_of_label_map, plain, resize
 from synboost_monai.transforms.prompt_tokens import class_index_of_prompt
 from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY
 
