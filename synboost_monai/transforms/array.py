@@ -14,7 +14,20 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from synboost_monai.labels import BACKGROUND_INDEX, NUM_CLASSES, STRUCTURES
-from synboost_monai.letterbox import LetterboxGeometry, byte_scale
+from synboost_monai.letterbox import LetterboxGeometry, byte_scale, letterbox_geometry
+
+__all__ = [
+    "LetterboxGeometry",
+    "letterbox_frames",
+    "letterbox_geometry",
+    "letterbox_image",
+    "letterbox_label_map",
+    "masks_of_label_map",
+    "normalise_image",
+    "plain",
+    "resize",
+    "scale_to_bytes",
+]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Per colour channel, intensities in [0, 1]: what CLIPSeg's published input is normalised with."""
