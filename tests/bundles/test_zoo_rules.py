@@ -148,9 +148,12 @@ def test_readme_follows_the_template(bundle_dir: Path) -> None:
 
 
 def test_every_config_is_a_known_kind(bundle_dir: Path) -> None:
-    """Configs say in their first line what they do, and only name classes of MONAI, torch and this package."""
+    """Configs say in their first line what they do, and only name classes of MONAI, torch, ignite, the standard library and this package."""
     for path in sorted((bundle_dir / "configs").glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         assert text.startswith("# "), path.name
         targets = re.findall(r"_target_: (\S+)", text)
-        assert all("." not in t or t.startswith(("synboost_monai.", "monai.", "torch.")) for t in targets), path.name
+        assert all(
+            "." not in t or t.lstrip("$").startswith(("synboost_monai.", "monai.", "torch.", "ignite.", "operator."))
+            for t in targets
+        ), path.name
