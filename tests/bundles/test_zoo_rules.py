@@ -148,7 +148,7 @@ def test_readme_follows_the_template(bundle_dir: Path) -> None:
 
 
 def test_every_config_is_a_known_kind(bundle_dir: Path) -> None:
-    """Configs say in their first line what they do, and only name classes of MONAI, torch, ignite, the standard library and this package."""
+    """Configs say in their first line what they do, and name classes of MONAI, torch, ignite, Python and this package alone."""
     for path in sorted((bundle_dir / "configs").glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         assert text.startswith("# "), path.name
