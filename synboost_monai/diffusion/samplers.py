@@ -216,6 +216,7 @@ def sample(
     generators: Sequence[torch.Generator],
     device: torch.device | str = "cpu",
     on_step: Callable[[int, int], None] | None = None,
+    on_images: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Images from noise.
 
@@ -232,6 +233,8 @@ def sample(
         generators: one for each image, on the CPU (the same numbers on every device).
         device: where `predict` works.
         on_step: called with (steps done, steps in all) after each step.
+        on_images: called after each step, before `on_step`, with the images as they are then, (B, C, H, W): x_t of the next timestep, in
+            the end what is returned; for looking at, not for changing.
     Returns:
         (B, C, H, W), float32, in [-1, 1] but for rounding.
     """
@@ -241,6 +244,8 @@ def sample(
     for index, t in enumerate(sampler.timesteps):  # on the CPU, as the formulas' numbers are
         model_output = predict(x, on_device[index].expand(x.shape[0]))
         x = sampler.step(model_output.float(), t, x, generator=per_image).prev_sample
+        if on_images is not None:
+            on_images(x)
         if on_step is not None:
             on_step(index + 1, len(sampler.timesteps))
     return x

@@ -100,6 +100,8 @@ class SemanticDiffusionInferer(Inferer):
         compile_network: let torch.compile generate code for the network (with CUDA graphs on a GPU).
         progress_bar: show a bar over the steps.
         on_step: called with (steps done, steps in all) after each step, over all groups of images; maybe by several threads.
+        on_images: called after each step of a group with its images as they are then, (B, C, H, W), noise at first; likewise. An
+            attribute, so that it may be set anew for each call. It changes nothing of what is drawn.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class SemanticDiffusionInferer(Inferer):
         compile_network: bool = False,
         progress_bar: bool = False,
         on_step: Callable[[int, int], None] | None = None,
+        on_images: Callable[[Tensor], None] | None = None,
     ) -> None:
         for name, value in (("images_at_once", images_at_once), ("num_threads", num_threads)):
             if value < 1:
@@ -137,6 +140,7 @@ class SemanticDiffusionInferer(Inferer):
         self.compile_network = compile_network
         self.progress_bar = progress_bar
         self.on_step = on_step
+        self.on_images = on_images
         self._lock = threading.Lock()
         self._null: tuple[Any, list[AnyModulation]] | None = None
         self._compiled: CompiledDenoiser | None = None
@@ -229,6 +233,7 @@ class SemanticDiffusionInferer(Inferer):
             conditional, unconditional = output.chunk(2)
             return guide(conditional, unconditional, self.guidance_scale, self.image_channels)
 
+        show = self.on_images
         images = sample(
             predict,
             self._sampler(),
@@ -236,6 +241,7 @@ class SemanticDiffusionInferer(Inferer):
             [torch.Generator().manual_seed(seed) for seed in part.seeds],
             label_onehot.device,
             on_step,
+            None if show is None else lambda x: show(x[: part.num_images]),
         )
         return images[: part.num_images]
 

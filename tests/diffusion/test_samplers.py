@@ -284,3 +284,14 @@ def test_evenly_spaced_timesteps_would_lose_the_texture() -> None:
     frechet, high_frequency_variance = GaussianToy().measure(sampler)
     assert frechet > 1e-2
     assert high_frequency_variance < 0.2
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_images_can_be_seen_after_each_step_and_are_the_same_bits(name: str) -> None:
+    seen: list[Tensor] = []
+    shown = sample(
+        formula_network, create_sampler(name, SCHEDULE, 5), (1, 8, 8), seeded(1, 2), on_images=lambda x: seen.append(x.clone())
+    )
+    assert torch.equal(shown, sample(formula_network, create_sampler(name, SCHEDULE, 5), (1, 8, 8), seeded(1, 2)))
+    assert [x.shape for x in seen] == [(2, 1, 8, 8)] * 5 and torch.equal(seen[-1], shown)
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(seen, seen[1:]))

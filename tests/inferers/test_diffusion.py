@@ -117,6 +117,21 @@ def test_error_in_one_group_ends_the_others() -> None:
         torch.set_num_threads(before)
 
 
+def test_images_can_be_seen_while_they_are_drawn_and_are_the_same_bits() -> None:
+    network, label_onehot, seeds = make_network(), label_maps(3), torch.tensor([5, 6, 7])
+    inferer = SemanticDiffusionInferer(num_inference_steps=3, images_at_once=2)
+    unseen = inferer(label_onehot, network, seeds)
+    seen: list[Tensor] = []
+    inferer.on_images = lambda x: seen.append(x.clone())
+    assert torch.equal(inferer(label_onehot, network, seeds), unseen)
+    assert sorted(len(x) for x in seen) == [1, 1, 1, 2, 2, 2]  # two groups; what fills one up is not shown
+    last_of_pair = [x for x in seen if len(x) == 2][-1]
+    assert torch.equal(last_of_pair.clamp(-1, 1), unseen[:2])
+    inferer.on_images = None
+    inferer(label_onehot, network, seeds)
+    assert len(seen) == 6
+
+
 def test_training_in_float16_is_refused() -> None:
     with pytest.raises(ValueError, match="use bfloat16"):
         SemanticDiffusionTrainInferer("float16")
