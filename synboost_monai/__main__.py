@@ -629,6 +629,33 @@ def export(
         )
 
 
+def demo(
+    *,
+    bundle: str = "echo_cris",
+    checkpoint_path: str | None = None,
+    synthesis_checkpoint_path: str | None = None,
+    port: int = 7860,
+    **overrides: Any,
+) -> None:
+    """Open a page on this machine to segment images by words and to synthesise them from label maps, step by step.
+
+    It listens at 127.0.0.1 alone and asks for nothing from elsewhere; what is uploaded is removed when it ends.
+
+    Args:
+        bundle: of a segmenter.
+        checkpoint_path: its weights; by default the bundle's own.
+        synthesis_checkpoint_path: weights of echo_semantic_diffusion; without any, the page only segments.
+        port: of the page.
+        **overrides: keys of the segmenter's inference.yaml, such as --preset small --image_size 128; with `synthesis.` before them of
+            echo_semantic_diffusion's: --synthesis.preset small --synthesis.image_size 64.
+    """
+    from synboost_monai.bundle_run import quiet_warnings
+    from synboost_monai.demo.serve import run_demo
+
+    quiet_warnings()
+    run_demo(bundle, checkpoint_path, synthesis_checkpoint_path, port, overrides)
+
+
 def version() -> None:
     """Print the version of the package."""
     from synboost_monai import __version__
@@ -659,6 +686,7 @@ VERBS: dict[str, Callable[..., None]] = {
         dicom,
         listen,
         label,
+        demo,
         weights,
         package,
         export,

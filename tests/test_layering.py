@@ -15,15 +15,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"__init__", "labels", "letterbox", "records", "io", "processes"}),
     frozenset({"dicom"}),
     frozenset({"prompts", "transforms", "networks", "diffusion", "metrics", "losses"}),
-<<<<<<< HEAD
-    frozenset({"inferers", "handlers", "data"}),
-    frozenset({"bundle_run", "weights"}),
-    frozenset({"experiments", "auto3dseg", "hospital", "label"}),
-=======
     frozenset({"inferers", "handlers", "data", "onnx_segmenter"}),
     frozenset({"bundle_run", "weights", "export", "package"}),
-    frozenset({"experiments", "auto3dseg", "hospital"}),
->>>>>>> e8e88eb (export, package: segmenters as ONNX or TorchScript, bundles with their weights as a zip)
+    frozenset({"experiments", "auto3dseg", "hospital", "label"}),
+    frozenset({"demo"}),
     frozenset({"__main__"}),
 )
 """Areas of the package, lowest first: an area may import lower ones, and those of its own layer without a cycle."""
@@ -42,6 +37,7 @@ FORBIDDEN = {
     "fire": {"__main__"},
     "onnx": {"export"},
     "onnxruntime": {"export", "onnx_segmenter"},
+    "gradio": {"demo"},
 }
 """Library -> the only areas that may import it."""
 

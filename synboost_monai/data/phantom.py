@@ -123,17 +123,33 @@ def systole_at(frame: int, num_frames: int) -> float:
     return float(0.5 - 0.5 * np.cos(np.pi * frame / (num_frames - 1)))
 
 
+def draw_phantom_frames(
+    patient: PhantomPatient, view_name: str, seed: int, image_height: int = 320, num_frames: int = 2
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], float]:
+    """The half sequence of one view, as `write_phantom` writes it: end-diastole first, end-systole last.
+
+    Args:
+        patient: of `draw_phantom_patient`.
+        view_name: by CAMUS: 2CH or 4CH.
+        seed: that the patient was drawn with.
+        image_height, num_frames: as `write_phantom`.
+    Returns:
+        images (T, H, W) and label maps (T, H, W), classes 0..3; millimetres a pixel, in both directions.
+    """
+    view = patient.anatomy.views[view_name]
+    generator = np.random.default_rng([seed, patient.number, 1 + list(patient.anatomy.views).index(view_name)])
+    ultrasound = UltrasoundView(patient.anatomy, view, patient.image_quality[view_name], image_height, generator)
+    shape, spacing_mm = ultrasound.convert.shape, ultrasound.convert.spacing_mm
+    contours = [view.contours(systole_at(frame, num_frames)) for frame in range(num_frames)]
+    images = np.stack([ultrasound.image(frame) for frame in contours])
+    label_maps = np.stack([draw_label_map(frame, patient.anatomy.depth_mm, shape, spacing_mm) for frame in contours])
+    return images, label_maps, spacing_mm
+
+
 def _write_patient(folder: Path, patient: PhantomPatient, seed: int, image_height: int, num_frames: int) -> None:
-    for view_index, (view_name, view) in enumerate(patient.anatomy.views.items()):
-        generator = np.random.default_rng([seed, patient.number, 1 + view_index])
+    for view_name in patient.anatomy.views:
         quality = patient.image_quality[view_name]
-        ultrasound = UltrasoundView(patient.anatomy, view, quality, image_height, generator)
-        shape, spacing_mm = ultrasound.convert.shape, ultrasound.convert.spacing_mm
-        contours = [view.contours(systole_at(frame, num_frames)) for frame in range(num_frames)]
-        images = np.stack([ultrasound.image(frame) for frame in contours])
-        label_maps = np.stack(
-            [draw_label_map(frame, patient.anatomy.depth_mm, shape, spacing_mm) for frame in contours]
-        )
+        images, label_maps, spacing_mm = draw_phantom_frames(patient, view_name, seed, image_height, num_frames)
         stem = f"{patient.name}_{view_name}"
         for name, frames in {"ED": slice(0, 1), "ES": slice(-1, None), "half_sequence": slice(None)}.items():
             _write_nifti(folder / f"{stem}_{name}.nii.gz", images[frames], spacing_mm)

@@ -399,14 +399,19 @@ class SaveSyntheticd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        native_height, native_width, inner_height, inner_width, *_ = (int(n) for n in item["geometry"])
-        row, column = (float(step) for step in item["spacing_mm"])
-        spacing_mm = (row * native_height / inner_height, column * native_width / inner_width)
+        spacing_mm = spacing_in_square(item["geometry"], item["spacing_mm"])
         image, label_map = (
             convert_to_numpy(item[key])[0].round().astype(np.uint8) for key in (self.image_key, self.label_key)
         )
         self.plan.writer.write(item["name"], image, label_map, spacing_mm, self.plan.attributes_of(item["name"]))
         return item
+
+
+def spacing_in_square(geometry: Sequence[Any], spacing_mm: Sequence[Any]) -> tuple[float, float]:
+    """Spacing (row, column) of the network's square, from a `LetterboxGeometry` and the native spacing, both as items hold them."""
+    native_height, native_width, inner_height, inner_width, *_ = (int(n) for n in geometry)
+    row, column = (float(step) for step in spacing_mm)
+    return row * native_height / inner_height, column * native_width / inner_width
 
 
 def list_sources(

@@ -150,25 +150,26 @@ class PromptTokensd(Transform):
         self.ensemble = _ensemble_levels(ensemble, self.level)
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
-        attributes: Mapping[str, Any] = data  # type: ignore[assignment]
-        if not self.ensemble:
-            texts = _prompt_texts(attributes, self.level, [self.phrasing] * len(STRUCTURES), None, self.domain_word)
-        else:
-            different = dict.fromkeys(
-                _prompt_texts(attributes, level, [phrasing] * len(STRUCTURES), None, self.domain_word, is_quiet=True)
-                for level in self.ensemble
-                for phrasing in range(NUM_PHRASINGS)
-            )
-            groups = list(different)
-            num_groups = len(self.ensemble) * NUM_PHRASINGS
-            texts = tuple(text for i in range(num_groups) for text in groups[i % len(groups)])
-        item = {**data, PROMPT_IDS_KEY: _tokenizer(self.context_length, self.padding_id)(texts)}
+        item = {**data, PROMPT_IDS_KEY: _tokenizer(self.context_length, self.padding_id)(self.texts(data))}
         image = item.get(self.image_key)
         if isinstance(image, MetaTensor):
-            item[self.image_key] = MetaTensor(
-                image.as_tensor(), meta={**image.meta, PROMPT_IDS_KEY: item[PROMPT_IDS_KEY]}
-            )
+            meta = {**image.meta, PROMPT_IDS_KEY: item[PROMPT_IDS_KEY]}
+            item[self.image_key] = MetaTensor(image.as_tensor(), meta=meta)
         return item
+
+    def texts(self, data: Item) -> tuple[str, ...]:
+        """The E * S sentences of an item whose token ids `__call__` adds, in their order."""
+        attributes: Mapping[str, Any] = data  # type: ignore[assignment]
+        if not self.ensemble:
+            return _prompt_texts(attributes, self.level, [self.phrasing] * len(STRUCTURES), None, self.domain_word)
+        different = dict.fromkeys(
+            _prompt_texts(attributes, level, [phrasing] * len(STRUCTURES), None, self.domain_word, is_quiet=True)
+            for level in self.ensemble
+            for phrasing in range(NUM_PHRASINGS)
+        )
+        groups = list(different)
+        num_groups = len(self.ensemble) * NUM_PHRASINGS
+        return tuple(text for i in range(num_groups) for text in groups[i % len(groups)])
 
 
 class RandPromptTokensd(Randomizable, Transform):

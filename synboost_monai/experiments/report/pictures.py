@@ -17,7 +17,11 @@ PICTURE_SIZE = 288
 
 
 def overlay(
-    image: NDArray[Any], label_map: NDArray[Any] | None, spacing_mm: Sequence[float], size: int = PICTURE_SIZE
+    image: NDArray[Any],
+    label_map: NDArray[Any] | None,
+    spacing_mm: Sequence[float],
+    size: int = PICTURE_SIZE,
+    opacity: float = 0.22,
 ) -> NDArray[np.uint8]:
     """Grey image with the structures filled lightly and outlined in their colours, pixels square.
 
@@ -26,6 +30,7 @@ def overlay(
         label_map: (H, W), classes 0..3; None shows the image alone.
         spacing_mm: (row, column).
         size: longer side of the picture.
+        opacity: of the fill; 0 draws the outlines alone.
     Returns:
         RGB, (h, w, 3).
     """
@@ -44,7 +49,7 @@ def overlay(
         for structure in STRUCTURES:
             mask = shown == structure.class_index
             edge = mask & ~binary_erosion(mask, iterations=max(1, size // 128))
-            picture[mask] = 0.78 * picture[mask] + 0.22 * np.array(structure.colour)
+            picture[mask] = (1 - opacity) * picture[mask] + opacity * np.array(structure.colour)
             picture[edge] = structure.colour
     return picture.astype(np.uint8)
 

@@ -1,0 +1,93 @@
+"""What the page says of a segmentation: doubt in words, measures, and overlap with the label map that an image was drawn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from synboost_monai.demo.segmenting import Segmentation
+from synboost_monai.labels import STRUCTURES, Structure
+from synboost_monai.metrics.doubt import FREE_PROMPT
+from synboost_monai.metrics.per_case import case_metrics
+from synboost_monai.metrics.volumes import CannotMeasureError, disk_volume_ml, measure_ventricle
+
+NO_CALIBRATION = "The file has no calibration, so nothing is measured."
+VERDICT_WORDS = {
+    "accept": "Accepted: nothing speaks against this mask",
+    "review": "Review: a person should look at this mask",
+}
+
+
+@dataclass(frozen=True)
+class StructureFinding:
+    """One row of the page's table."""
+
+    words: str
+    colour: tuple[int, int, int]
+    predicted_dice: float
+    mean_spread: float | None
+    area_cm2: float | None
+    dice: float | None
+    """With the label map that the image was drawn from; None where there is none."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of the left ventricle: a value, or why there is none."""
+
+    words: str
+    value: str
+    reason: str = ""
+
+
+def structure_findings(segmentation: Segmentation) -> list[StructureFinding]:
+    """What is to be said of each mask: of the three structures, or of that of a free prompt."""
+    truth = segmentation.image.source.label_map
+    dice: dict[str, float] = {}
+    if truth is not None:
+        rows = case_metrics(segmentation.label_map, truth, segmentation.image.aspect)
+        dice = {row["structure"]: float(row["dice"]) for row in rows}
+    found = []
+    for name, values in segmentation.doubt["structures"].items():
+        structure = _structure(segmentation, name)
+        area = values["area_mm2"]
+        found.append(
+            StructureFinding(
+                f"“{segmentation.prompt}”" if name == FREE_PROMPT else structure.prompt_words,
+                structure.colour,
+                values["predicted_dice"],
+                values["mean_spread"],
+                None if area is None else area / 100,
+                dice.get(structure.name),
+            )
+        )
+    return found
+
+
+def ventricle_measures(segmentation: Segmentation) -> list[Measure]:
+    """Length and single-plane volume of the left ventricle; none for a free prompt or without a calibration."""
+    spacing_mm = segmentation.image.spacing_mm
+    if spacing_mm is None or segmentation.prompt:
+        return []
+    names = "Length of the left ventricle", "Its volume, one plane (method of disks)"
+    try:
+        ventricle = measure_ventricle(segmentation.label_map, spacing_mm)
+    except CannotMeasureError as error:
+        return [Measure(words, "–", str(error)) for words in names]
+    values = f"{ventricle.length_mm:.0f} mm", f"{disk_volume_ml(ventricle):.0f} ml"
+    return [Measure(words, value) for words, value in zip(names, values)]
+
+
+def reasons(doubt: dict[str, Any]) -> list[str]:
+    """Why a person should look, a sentence each."""
+    return [reason["message"][:1].upper() + reason["message"][1:] for reason in doubt["reasons"]]
+
+
+def _structure(segmentation: Segmentation, name: str) -> Structure:
+    """The structure of a result; a free prompt's is the one whose class its mask is written with."""
+    if name != FREE_PROMPT:
+        return next(s for s in STRUCTURES if s.name == name)
+    from synboost_monai.transforms.prompt_tokens import class_index_of_prompt
+
+    index = class_index_of_prompt(segmentation.prompt)
+    return next(s for s in STRUCTURES if s.class_index == index)

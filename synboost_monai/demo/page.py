@@ -1,0 +1,509 @@
+"""The page: a tab to segment, a tab to synthesise. What they do is in the other files; here is how it looks and what calls what."""
+
+from __future__ import annotations
+
+import functools
+import html
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from synboost_monai.bundle_run import one_line, user_error
+from synboost_monai.demo import drawing, findings, pictures
+from synboost_monai.demo.segmenting import OpenImage, Segmentation, Segmenter, write_segmentation
+from synboost_monai.demo.sources import (
+    LabelSource,
+    Phantom,
+    Source,
+    draw_phantom,
+    file_label_source,
+    file_source,
+)
+from synboost_monai.demo.synthesising import HIGHEST_STRENGTH, Condition, Synthesiser, Synthetic
+from synboost_monai.io import IMAGE_SUFFIXES
+from synboost_monai.labels import STRUCTURES
+from synboost_monai.records import IMAGE_QUALITIES, PHASES, VIEWS
+
+TITLE = "SynBoost-MONAI"
+NETWORK = "network"
+"""Events of this group wait for each other: one network, one image at a time."""
+SEGMENT, SYNTHESISE = "segment", "synthesise"
+PHANTOM, FILE, DRAWN = "Phantom", "File", "Draw"
+OUTLINES, FILLED = "Outlines", "Filled"
+NOT_KNOWN = ("not known", "")
+EXAMPLE_PROMPTS = ("left atrium", "myocardium", "left ventricular cavity")
+CSS = """
+.gradio-container {max-width: 1760px !important}
+.head h1 {margin: 0; font-size: 1.5rem} .head p {margin: .1rem 0 0}
+.research {color: #9a3412; font-weight: 600}
+.facts {color: var(--body-text-color-subdued); font-size: .9rem}
+.verdict {border-left: 6px solid; border-radius: 6px; padding: .6rem .9rem; background: var(--block-background-fill)}
+.verdict.accept {border-color: #15803d} .verdict.review {border-color: #c2410c}
+.verdict b {font-size: 1.05rem} .verdict ul {margin: .35rem 0 0 1.1rem; padding: 0}
+.found {border-collapse: collapse; width: 100%; font-size: .95rem}
+.found th, .found td {padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--border-color-primary)}
+.found th:first-child, .found td:first-child {text-align: left}
+.key {display: inline-block; width: .8rem; height: .8rem; border-radius: 3px; margin-right: .45rem; vertical-align: -1px}
+.said {margin: .2rem 0 0 1.1rem; padding: 0; font-size: .92rem}
+.pixels img {image-rendering: pixelated}
+footer {display: none !important}
+"""
+
+logger = logging.getLogger(__name__)
+
+
+def build_page(segmenter: Segmenter, synthesiser: Synthesiser | str, folder: Path) -> gr.Blocks:
+    """The whole page.
+
+    Args:
+        segmenter: of the first tab.
+        synthesiser: of the second; or what to say in its place.
+        folder: for files of this session.
+    """
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(
+            f'<div class="head"><h1>{TITLE}</h1><p>Echocardiograms segmented by words ({html.escape(segmenter.name)}), and synthesised '
+            'from label maps. <span class="research">Research only, not for diagnosis.</span></p></div>'
+        )
+        with gr.Tabs() as tabs:
+            with gr.Tab("Segment", id=SEGMENT):
+                first = _SegmentTab(segmenter, folder, page)
+            with gr.Tab("Synthesise", id=SYNTHESISE):
+                if isinstance(synthesiser, str):
+                    gr.Markdown(synthesiser)
+                else:
+                    _SynthesiseTab(synthesiser, folder, page, tabs, first)
+    return page
+
+
+class _SegmentTab:
+    """Image, prompt and attributes on the left, pictures and what is to be said of them on the right."""
+
+    def __init__(self, segmenter: Segmenter, folder: Path, page: gr.Blocks) -> None:
+        self.segmenter, self.folder = segmenter, folder
+        self.image = gr.State(None)
+        self.result = gr.State(None)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                self._inputs()
+            with gr.Column(scale=5):
+                self._outputs()
+        self._wire(page)
+
+    def _inputs(self) -> None:
+        self.kind, phantom_group, file_group = _choice_of(PHANTOM, FILE)
+        with phantom_group:
+            self.seed, self.phantom_view, self.phantom_phase = _phantom_inputs()
+        with file_group:
+            self.upload, self.path, self.open_path = _file_inputs(
+                "Image or clip: PNG, NIfTI, MetaImage, ultrasound DICOM", list(IMAGE_SUFFIXES)
+            )
+        with gr.Accordion("Attributes that the prompts say", open=True):
+            with gr.Row():
+                self.view = gr.Dropdown(_choices(VIEWS.values()), label="View", value="", min_width=120)
+                self.phase = gr.Dropdown(_choices(PHASES.values()), label="Phase", value="", min_width=120)
+            with gr.Row():
+                self.sex = gr.Dropdown(_choices(("female", "male")), label="Sex", value="", min_width=90)
+                self.age = gr.Number(None, label="Age", precision=0, minimum=0, maximum=120, min_width=70)
+                self.quality = gr.Dropdown(_choices(IMAGE_QUALITIES), label="Quality", value="", min_width=100)
+        self.prompt = gr.Textbox(
+            "",
+            label="Prompt",
+            placeholder="empty: all three structures",
+            info="Words that name one structure, in place of the prompts made of the attributes",
+            elem_id="prompt",
+        )
+        with gr.Row():
+            self.examples = [gr.Button(words, size="sm", min_width=80) for words in EXAMPLE_PROMPTS]
+            self.examples.append(gr.Button("all three", size="sm", min_width=80))
+        self.frame = gr.Slider(1, 2, 1, step=1, label="Frame", visible=False)
+        self.run = gr.Button("Segment", variant="primary", elem_id="segment")
+
+    def _outputs(self) -> None:
+        self.facts = gr.HTML(elem_classes="facts")
+        with gr.Row():
+            self.image_picture = _picture("Image", "image-picture")
+            self.mask_picture = _picture("Masks", "mask-picture")
+            self.spread_picture = _picture("Where prompts disagree (spread)", "spread-picture")
+        with gr.Row():
+            self.style = gr.Radio([OUTLINES, FILLED], value=OUTLINES, show_label=False, container=False, scale=1)
+            self.download = gr.DownloadButton("Label map (NIfTI)", size="sm", interactive=False, scale=0, min_width=170)
+        with gr.Row():
+            self.verdict = gr.HTML(elem_id="verdict")
+            self.table = gr.HTML(elem_id="findings")
+        self.said = gr.HTML(elem_id="said")
+
+    def _wire(self, page: gr.Blocks) -> None:
+        attributes = [self.view, self.phase, self.sex, self.age, self.quality]
+        opened = [self.image, self.image_picture, self.facts, self.frame, *attributes]
+        shown = [self.mask_picture, self.spread_picture, self.verdict, self.table, self.said, self.download]
+        self.opened = [*opened, self.result, *shown]
+        phantom = [self.seed, self.phantom_view, self.phantom_phase]
+        for event in (page.load, *(part.change for part in phantom)):
+            _on(event, self.draw, phantom, self.opened)
+        _on(self.upload.upload, self.read, [self.upload], self.opened)
+        for event in (self.open_path.click, self.path.submit):
+            _on(event, self.read, [self.path], self.opened)
+        for button, words in zip(self.examples, (*EXAMPLE_PROMPTS, "")):
+            _on(button.click, functools.partial(str, words), [], [self.prompt])
+        _on(self.frame.release, self.show_frame, [self.image, self.frame], [self.image_picture])
+        for event in (self.run.click, self.prompt.submit):
+            _on(
+                event,
+                self.segment,
+                [self.image, self.prompt, self.frame, self.style, *attributes],
+                [self.result, *shown],
+                uses_network=True,
+            )
+        _on(self.style.change, self.restyle, [self.result, self.style], [self.mask_picture])
+
+    def draw(self, seed: float, view: str, phase: str) -> list[Any]:
+        """A phantom, ready to be segmented."""
+        return self.accept(draw_phantom(_whole(seed, "seed"), view, phase, self.folder).source())
+
+    def read(self, path: str | None) -> list[Any]:
+        """A file, uploaded or on this machine."""
+        if not path or not path.strip():
+            raise ValueError("name an image file first")
+        return self.accept(file_source(path.strip()))
+
+    def accept(self, source: Source) -> list[Any]:
+        """Values of `opened`: an image and what is known of it; earlier results go."""
+        image = self.segmenter.open(source)
+        num_frames = len(image.frames)
+        known = [image.attributes.get(key) or "" for key in ("view", "phase", "sex")]
+        return [
+            image,
+            pictures.image_picture(image),
+            _facts(image),
+            gr.Slider(1, max(num_frames, 2), 1, step=1, visible=num_frames > 1, label=f"Frame, 1 to {num_frames}"),
+            *known,
+            image.attributes.get("age"),
+            image.attributes.get("image_quality") or "",
+            None,
+            *(None, None, "", "", ""),
+            gr.DownloadButton(value=None, interactive=False),
+        ]
+
+    def show_frame(self, image: OpenImage | None, frame: float) -> Any:
+        """Another frame of the clip."""
+        return None if image is None else pictures.image_picture(image, int(frame) - 1)
+
+    def segment(
+        self,
+        image: OpenImage | None,
+        prompt: str,
+        frame: float,
+        style: str,
+        view: str,
+        phase: str,
+        sex: str,
+        age: float | None,
+        quality: str,
+    ) -> list[Any]:
+        """Values of `result` and `shown`."""
+        if image is None:
+            raise ValueError("choose an image first")
+        attributes = {
+            "view": view,
+            "phase": phase,
+            "sex": sex,
+            "age": None if age is None else _whole(age, "age"),
+            "image_quality": quality,
+        }
+        index = int(frame) - 1 if len(image.frames) > 1 else 0
+        result = self.segmenter.segment(image, prompt or "", attributes, index)
+        return [
+            result,
+            pictures.mask_picture(result, style == FILLED),
+            pictures.spread_picture(result),
+            _verdict(result),
+            _table(result),
+            _said(result),
+            gr.DownloadButton(value=str(write_segmentation(result, self.folder)), interactive=True),
+        ]
+
+    def restyle(self, result: Segmentation | None, style: str) -> Any:
+        """The masks once more, as outlines or filled."""
+        return None if result is None else pictures.mask_picture(result, style == FILLED)
+
+
+class _SynthesiseTab:
+    """Label map on the left, the image that comes of it on the right."""
+
+    def __init__(
+        self, synthesiser: Synthesiser, folder: Path, page: gr.Blocks, tabs: gr.Tabs, first: _SegmentTab
+    ) -> None:
+        self.synthesiser, self.folder, self.first = synthesiser, folder, first
+        self.numbers = itertools.count(1)
+        self.source, self.condition, self.synthetic = gr.State(None), gr.State(None), gr.State(None)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                self._inputs()
+            with gr.Column(scale=5):
+                self._outputs()
+        self._wire(page, tabs)
+
+    def _inputs(self) -> None:
+        self.kind, phantom_group, file_group, drawn_group = _choice_of(PHANTOM, FILE, DRAWN)
+        with phantom_group:
+            self.seed, self.phantom_view, self.phantom_phase = _phantom_inputs()
+        with file_group:
+            self.upload, self.path, self.open_path = _file_inputs(
+                "Label map: NIfTI, MetaImage or PNG with classes 0 to 3", [".nii.gz", ".nii", ".mha", ".png"]
+            )
+        with drawn_group:
+            colours = drawing.brush_colours()
+            height, width = drawing.CANVAS_SHAPE
+            self.editor = gr.ImageEditor(
+                value={"background": drawing.canvas(), "layers": [], "composite": None},
+                label="Paint or outline the structures",
+                brush=gr.Brush(default_size=10, colors=list(colours), default_color=colours[0], color_mode="fixed"),
+                eraser=gr.Eraser(default_size=14),
+                sources=(),
+                transforms=(),
+                layers=False,
+                buttons=[],
+                canvas_size=(width, height),
+                fixed_canvas=True,
+                height=460,
+                format="png",
+                elem_id="editor",
+            )
+            gr.HTML(_legend() + f" The sector counts as {drawing.CANVAS_DEPTH_MM:.0f} mm deep.", elem_classes="facts")
+            self.take_drawing = gr.Button("Take the drawing", size="sm")
+        with gr.Accordion("Perturbation", open=True), gr.Row():
+            self.strength = gr.Slider(
+                0, HIGHEST_STRENGTH, 0, step=0.1, label="Strength (0: none, 1: as published)", min_width=160
+            )
+            self.perturbation_seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)
+        self.noise_seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0)
+        with gr.Row():
+            self.run = gr.Button("Synthesise", variant="primary", elem_id="synthesise")
+            self.stop = gr.Button("Stop", variant="stop", min_width=80, scale=0)
+
+    def _outputs(self) -> None:
+        self.progress = gr.HTML("", elem_id="progress", elem_classes="facts")
+        with gr.Row():
+            self.map_picture = _picture("Label map in the network's square", "map-picture", "pixels")
+            self.image_picture = _picture("Synthetic image", "synthetic-picture", "pixels")
+        gr.HTML(_legend(), elem_classes="facts")
+        self.send = gr.Button("Segment this", interactive=False, elem_id="send")
+
+    def _wire(self, page: gr.Blocks, tabs: gr.Tabs) -> None:
+        perturbation = [self.strength, self.perturbation_seed]
+        outputs = [self.source, self.condition, self.map_picture]
+        phantom = [self.seed, self.phantom_view, self.phantom_phase]
+        for event in (page.load, *(part.change for part in phantom)):
+            _on(event, self.draw, [*phantom, *perturbation], outputs)
+        _on(self.upload.upload, self.read, [self.upload, *perturbation], outputs)
+        for event in (self.open_path.click, self.path.submit):
+            _on(event, self.read, [self.path, *perturbation], outputs)
+        _on(self.take_drawing.click, self.take, [self.editor, *perturbation], outputs)
+        for event in (self.strength.release, self.perturbation_seed.change):
+            _on(event, self.perturb, [self.source, *perturbation], outputs)
+        started = _on(
+            self.run.click,
+            self.synthesise,
+            [self.condition, self.noise_seed],
+            [self.image_picture, self.progress, self.synthetic, self.send],
+            uses_network=True,
+        )
+        self.stop.click(lambda: "Stopped.", None, [self.progress], cancels=[started], api_visibility="private")
+        _on(self.send.click, self.hand_over, [self.synthetic], [tabs, *self.first.opened])
+
+    def draw(self, seed: float, view: str, phase: str, strength: float, perturbation_seed: float) -> list[Any]:
+        """A phantom's label map."""
+        phantom: Phantom = draw_phantom(_whole(seed, "seed"), view, phase, self.folder)
+        return self.perturb(phantom.label_source(), strength, perturbation_seed)
+
+    def read(self, path: str | None, strength: float, perturbation_seed: float) -> list[Any]:
+        """A label map from a file, uploaded or on this machine."""
+        if not path or not path.strip():
+            raise ValueError("name a label map's file first")
+        return self.perturb(file_label_source(path.strip()), strength, perturbation_seed)
+
+    def take(self, editor: dict[str, Any] | None, strength: float, perturbation_seed: float) -> list[Any]:
+        """What was drawn by hand."""
+        label_map = drawing.drawn_label_map((editor or {}).get("layers") or [])
+        source = drawing.write_drawing(label_map, self.folder / f"drawing{next(self.numbers)}.nii.gz")
+        return self.perturb(source, strength, perturbation_seed)
+
+    def perturb(self, source: LabelSource | None, strength: float, seed: float) -> list[Any]:
+        """Values of source, condition and its picture."""
+        if source is None:
+            raise ValueError("choose a label map first")
+        condition = self.synthesiser.condition(source, float(strength), _whole(seed, "seed"))
+        return [source, condition, pictures.stretched(condition.picture)]
+
+    def synthesise(self, condition: Condition | None, seed: float) -> Iterator[list[Any]]:
+        """The image while it comes out of the noise."""
+        if condition is None:
+            raise ValueError("choose a label map first")
+        for step in self.synthesiser.steps(condition, _whole(seed, "seed")):
+            is_done = step.result is not None
+            words = f"Step {step.done} of {step.total}" + (": done" if is_done else "")
+            yield [pictures.stretched(step.picture), words, step.result, gr.Button(interactive=is_done)]
+
+    def hand_over(self, synthetic: Synthetic | None) -> list[Any]:
+        """The synthetic image to the first tab, which comes to the front."""
+        if synthetic is None:
+            raise ValueError("synthesise an image first")
+        source = synthetic.source(self.folder, f"synthetic{next(self.numbers)}")
+        return [gr.Tabs(selected=SEGMENT), *self.first.accept(source)]
+
+
+# ---- parts of the page
+
+
+def _choice_of(*names: str) -> list[Any]:
+    """A choice, and for each of its words a group that is seen when it is chosen."""
+    kind = gr.Radio(list(names), value=names[0], show_label=False, container=False)
+    groups = [gr.Group(visible=name == names[0]) for name in names]
+    _on(kind.change, lambda chosen: [gr.Group(visible=chosen == name) for name in names], [kind], groups)
+    return [kind, *groups]
+
+
+def _phantom_inputs() -> tuple[gr.Number, gr.Radio, gr.Radio]:
+    """Seed, view, phase."""
+    seed = gr.Number(1, label="Phantom's seed", precision=0, minimum=0)
+    view = gr.Radio(_pairs(VIEWS.values()), value=list(VIEWS.values())[1], label="View")
+    phase = gr.Radio(_pairs(PHASES.values()), value=next(iter(PHASES.values())), label="Phase")
+    return seed, view, phase
+
+
+def _file_inputs(label: str, file_types: list[str]) -> tuple[gr.File, gr.Textbox, gr.Button]:
+    """Upload, or a path and the button that opens it."""
+    upload = gr.File(label=label, file_types=file_types, height=130)
+    path = gr.Textbox(label="or a path on this machine", placeholder="/data/patient0001_4CH_ED.nii.gz", max_lines=1)
+    return upload, path, gr.Button("Open", size="sm")
+
+
+def _picture(label: str, elem_id: str, elem_classes: str | None = None) -> gr.Image:
+    return gr.Image(
+        label=label,
+        interactive=False,
+        format="png",
+        buttons=["fullscreen"],
+        elem_id=elem_id,
+        elem_classes=elem_classes,
+        min_width=220,
+    )
+
+
+def _on(event: Any, handler: Callable[..., Any], inputs: list[Any], outputs: list[Any], uses_network: bool = False) -> Any:
+    """Wire an event; mistakes are shown as sentences."""
+    group = {"concurrency_id": NETWORK, "concurrency_limit": 1} if uses_network else {}
+    shown = "full" if uses_network else "hidden"
+    return event(_explained(handler), inputs, outputs, show_progress=shown, api_visibility="private", **group)
+
+
+def _explained(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler whose errors reach the page as one sentence, never as a traceback."""
+    import inspect
+
+    @functools.wraps(handler)
+    def call(*values: Any) -> Any:
+        try:
+            return handler(*values)
+        except Exception as error:
+            raise _as_sentence(error) from None
+
+    @functools.wraps(handler)
+    def generate(*values: Any) -> Iterator[Any]:
+        try:
+            yield from handler(*values)
+        except Exception as error:
+            raise _as_sentence(error) from None
+
+    return generate if inspect.isgeneratorfunction(handler) else call
+
+
+def _as_sentence(error: Exception) -> gr.Error:
+    """What the page says of an error: the library's own words for what a user can cause."""
+    known = user_error(error)
+    if known is None and isinstance(error, OSError):
+        known = error
+    if known is None:
+        logger.exception("the demo's page: an error of ours", exc_info=error)
+        return gr.Error("An error of this program; its terminal says more.", print_exception=False)
+    return gr.Error(html.escape(one_line(known)), print_exception=False)
+
+
+def _choices(words: Any) -> list[tuple[str, str]]:
+    return [NOT_KNOWN, *_pairs(words)]
+
+
+def _pairs(words: Any) -> list[tuple[str, str]]:
+    """(as shown, value)."""
+    return [(word.replace("_", " ").removeprefix("apical "), word) for word in words]
+
+
+def _whole(number: float | None, name: str) -> int:
+    if number is None or not float(number).is_integer():
+        raise ValueError(f"the {name} must be a whole number, got {number}")
+    return int(number)
+
+
+# ---- what is said, as HTML
+
+
+def _facts(image: OpenImage) -> str:
+    """Size and spacing; nothing else of the file."""
+    num_frames, height, width = image.frames.shape
+    frames = f"{num_frames} frames, " if num_frames > 1 else ""
+    if image.spacing_mm is None:
+        scale = "no calibration"
+    else:
+        scale = f"{image.spacing_mm[0]:.3g} × {image.spacing_mm[1]:.3g} mm a pixel"
+    return f"{frames}{height} × {width} pixels, {scale}"
+
+
+def _key(colour: tuple[int, int, int]) -> str:
+    return f'<span class="key" style="background:rgb{colour}"></span>'
+
+
+def _legend() -> str:
+    return " &nbsp; ".join(f"{_key(s.colour)}{s.prompt_words}" for s in STRUCTURES)
+
+
+def _verdict(result: Segmentation) -> str:
+    doubt = result.doubt
+    listed = "".join(f"<li>{html.escape(reason)}</li>" for reason in findings.reasons(doubt))
+    basis = "calibrated" if doubt["calibrated"] else "the network's own opinion, not calibrated"
+    return (
+        f'<div class="verdict {doubt["verdict"]}"><b>{findings.VERDICT_WORDS[doubt["verdict"]]}</b>'
+        f"<div>Predicted Dice {doubt['predicted_dice']:.2f} ({basis})</div><ul>{listed}</ul></div>"
+    )
+
+
+def _table(result: Segmentation) -> str:
+    rows = findings.structure_findings(result)
+    has_truth = any(row.dice is not None for row in rows)
+    head = ["", "Predicted Dice", "Spread", "Area", *(["Dice to its label map"] if has_truth else [])]
+    lines = ["".join(f"<th>{words}</th>" for words in head)]
+    for row in rows:
+        cells = [
+            _key(row.colour) + html.escape(row.words),
+            f"{row.predicted_dice:.2f}",
+            "–" if row.mean_spread is None else f"{row.mean_spread:.3f}",
+            "–" if row.area_cm2 is None else f"{row.area_cm2:.1f} cm²",
+            *([f"{row.dice:.2f}" if row.dice is not None else "–"] if has_truth else []),
+        ]
+        lines.append("".join(f"<td>{cell}</td>" for cell in cells))
+    span = len(head) - 1
+    for measure in findings.ventricle_measures(result):
+        value = measure.value + (f" ({html.escape(measure.reason)})" if measure.reason else "")
+        lines.append(f'<td>{measure.words}</td><td colspan="{span}">{value}</td>')
+    note = "Not for diagnosis." if result.image.spacing_mm else f"{findings.NO_CALIBRATION} Not for diagnosis."
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<table class="found">{body}</table><div class="facts">{note}</div>'
+
+
+def _said(result: Segmentation) -> str:
+    listed = "".join(f"<li>{html.escape(text) or '(the empty prompt)'}</li>" for text in result.prompts)
+    return f'<b>Prompts that the network was given</b><ul class="said">{listed}</ul>'
