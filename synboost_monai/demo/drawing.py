@@ -37,7 +37,9 @@ HALF_OPAQUE = 128
 
 def canvas() -> NDArray[np.uint8]:
     """The empty sector, RGB (H, W, 3)."""
-    return colour_sector_label_map(sector_label_map(np.zeros(CANVAS_SHAPE, np.uint8), default_sector_mask(CANVAS_SHAPE)))
+    return colour_sector_label_map(
+        sector_label_map(np.zeros(CANVAS_SHAPE, np.uint8), default_sector_mask(CANVAS_SHAPE))
+    )
 
 
 def brush_colours() -> list[str]:
@@ -87,7 +89,5 @@ def _to_shape(pixels: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.uint8]
     """A layer on the canvas's grid, nearest pixel: colours must not mix."""
     if pixels.ndim != 3 or pixels.shape[2] != 4:
         raise ValueError(f"drawing.py: expected layers (h, w, 4), RGBA, got {pixels.shape}")
-    rows, columns = (
-        ((np.arange(n) + 0.5) * have / n).astype(np.int64) for n, have in zip(shape, pixels.shape[:2])
-    )
+    rows, columns = (((np.arange(n) + 0.5) * have / n).astype(np.int64) for n, have in zip(shape, pixels.shape[:2]))
     return pixels[np.ix_(rows, columns)].astype(np.uint8)

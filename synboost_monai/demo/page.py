@@ -6,6 +6,7 @@ import functools
 import html
 import itertools
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from synboost_monai.bundle_run import one_line, user_error
 from synboost_monai.demo import drawing, findings, pictures
 from synboost_monai.demo.segmenting import OpenImage, Segmentation, Segmenter, write_segmentation
 from synboost_monai.demo.sources import (
+    SESSION_PREFIX,
     LabelSource,
     Phantom,
     Source,
@@ -35,20 +37,24 @@ SEGMENT, SYNTHESISE = "segment", "synthesise"
 PHANTOM, FILE, DRAWN = "Phantom", "File", "Draw"
 OUTLINES, FILLED = "Outlines", "Filled"
 NOT_KNOWN = ("not known", "")
-EXAMPLE_PROMPTS = ("left atrium", "myocardium", "left ventricular cavity")
+EXAMPLE_PROMPTS = ("left atrium", "myocardium", "left ventricle")
 CSS = """
-.gradio-container {max-width: 1760px !important}
+.gradio-container {max-width: 1800px !important; margin: 0 auto !important}
 .head h1 {margin: 0; font-size: 1.5rem} .head p {margin: .1rem 0 0}
 .research {color: #9a3412; font-weight: 600}
-.facts {color: var(--body-text-color-subdued); font-size: .9rem}
+.facts {color: var(--body-text-color-subdued); font-size: .85rem}
 .verdict {border-left: 6px solid; border-radius: 6px; padding: .6rem .9rem; background: var(--block-background-fill)}
 .verdict.accept {border-color: #15803d} .verdict.review {border-color: #c2410c}
-.verdict b {font-size: 1.05rem} .verdict ul {margin: .35rem 0 0 1.1rem; padding: 0}
-.found {border-collapse: collapse; width: 100%; font-size: .95rem}
-.found th, .found td {padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--border-color-primary)}
+.verdict b {font-size: 1rem} .verdict ul {margin: .35rem 0 0 1.1rem; padding: 0}
+.found {border-collapse: collapse; width: 100%; font-size: .85rem; border: 0 !important}
+.found tr, .found tbody {border: 0 !important}
+.found th, .found td {padding: .25rem .4rem !important; text-align: right; white-space: nowrap; border: 0 !important;
+  border-bottom: 1px solid var(--border-color-primary) !important}
+.found th {font-weight: 600; color: var(--body-text-color-subdued)}
 .found th:first-child, .found td:first-child {text-align: left}
 .key {display: inline-block; width: .8rem; height: .8rem; border-radius: 3px; margin-right: .45rem; vertical-align: -1px}
-.said {margin: .2rem 0 0 1.1rem; padding: 0; font-size: .92rem}
+.said {margin: .2rem 0 0 1.1rem; padding: 0; font-size: .85rem}
+.examples button {white-space: nowrap; padding: .2rem; font-size: .75rem}
 .pixels img {image-rendering: pixelated}
 footer {display: none !important}
 """
@@ -88,9 +94,9 @@ class _SegmentTab:
         self.image = gr.State(None)
         self.result = gr.State(None)
         with gr.Row():
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=4, min_width=340):
                 self._inputs()
-            with gr.Column(scale=5):
+            with gr.Column(scale=9):
                 self._outputs()
         self._wire(page)
 
@@ -102,26 +108,25 @@ class _SegmentTab:
             self.upload, self.path, self.open_path = _file_inputs(
                 "Image or clip: PNG, NIfTI, MetaImage, ultrasound DICOM", list(IMAGE_SUFFIXES)
             )
-        with gr.Accordion("Attributes that the prompts say", open=True):
-            with gr.Row():
-                self.view = gr.Dropdown(_choices(VIEWS.values()), label="View", value="", min_width=120)
-                self.phase = gr.Dropdown(_choices(PHASES.values()), label="Phase", value="", min_width=120)
-            with gr.Row():
-                self.sex = gr.Dropdown(_choices(("female", "male")), label="Sex", value="", min_width=90)
-                self.age = gr.Number(None, label="Age", precision=0, minimum=0, maximum=120, min_width=70)
-                self.quality = gr.Dropdown(_choices(IMAGE_QUALITIES), label="Quality", value="", min_width=100)
+        self.frame = gr.Slider(1, 2, 1, step=1, label="Frame", visible=False)
         self.prompt = gr.Textbox(
             "",
-            label="Prompt",
+            label="Prompt: words that name one structure",
             placeholder="empty: all three structures",
-            info="Words that name one structure, in place of the prompts made of the attributes",
             elem_id="prompt",
         )
-        with gr.Row():
-            self.examples = [gr.Button(words, size="sm", min_width=80) for words in EXAMPLE_PROMPTS]
-            self.examples.append(gr.Button("all three", size="sm", min_width=80))
-        self.frame = gr.Slider(1, 2, 1, step=1, label="Frame", visible=False)
+        with gr.Row(elem_classes="examples"):
+            words = (*EXAMPLE_PROMPTS, "all three")
+            self.examples = [gr.Button(word, size="sm", min_width=60) for word in words]
         self.run = gr.Button("Segment", variant="primary", elem_id="segment")
+        with gr.Accordion("Said in the prompts when yours is empty", open=True), gr.Group():
+            with gr.Row():
+                self.view = _dropdown("View", _choices(VIEWS.values()))
+                self.phase = _dropdown("Phase", _choices(PHASES.values()))
+            with gr.Row():
+                self.sex = _dropdown("Sex", _choices(("female", "male")))
+                self.age = gr.Number(None, label="Age", precision=0, minimum=0, maximum=120, min_width=110)
+            self.quality = _dropdown("Image quality", _choices(IMAGE_QUALITIES))
 
     def _outputs(self) -> None:
         self.facts = gr.HTML(elem_classes="facts")
@@ -133,8 +138,10 @@ class _SegmentTab:
             self.style = gr.Radio([OUTLINES, FILLED], value=OUTLINES, show_label=False, container=False, scale=1)
             self.download = gr.DownloadButton("Label map (NIfTI)", size="sm", interactive=False, scale=0, min_width=170)
         with gr.Row():
-            self.verdict = gr.HTML(elem_id="verdict")
-            self.table = gr.HTML(elem_id="findings")
+            with gr.Column(scale=4, min_width=260):
+                self.verdict = gr.HTML(elem_id="verdict")
+            with gr.Column(scale=5, min_width=430):
+                self.table = gr.HTML(elem_id="findings")
         self.said = gr.HTML(elem_id="said")
 
     def _wire(self, page: gr.Blocks) -> None:
@@ -151,15 +158,15 @@ class _SegmentTab:
         for button, words in zip(self.examples, (*EXAMPLE_PROMPTS, "")):
             _on(button.click, functools.partial(str, words), [], [self.prompt])
         _on(self.frame.release, self.show_frame, [self.image, self.frame], [self.image_picture])
+        self._to_segment = [self.image, self.prompt, self.frame, self.style, *attributes]
+        self._segmented = [self.result, *shown]
         for event in (self.run.click, self.prompt.submit):
-            _on(
-                event,
-                self.segment,
-                [self.image, self.prompt, self.frame, self.style, *attributes],
-                [self.result, *shown],
-                uses_network=True,
-            )
+            _on(event, self.segment, self._to_segment, self._segmented, uses_network=True)
         _on(self.style.change, self.restyle, [self.result, self.style], [self.mask_picture])
+
+    def segment_after(self, event: Any) -> None:
+        """Segment what an event of another tab has brought."""
+        _on(event.success, self.segment, self._to_segment, self._segmented, uses_network=True)
 
     def draw(self, seed: float, view: str, phase: str) -> list[Any]:
         """A phantom, ready to be segmented."""
@@ -185,7 +192,7 @@ class _SegmentTab:
             image.attributes.get("age"),
             image.attributes.get("image_quality") or "",
             None,
-            *(None, None, "", "", ""),
+            *(None, gr.Image(None, visible=True), "", "", ""),
             gr.DownloadButton(value=None, interactive=False),
         ]
 
@@ -220,7 +227,7 @@ class _SegmentTab:
         return [
             result,
             pictures.mask_picture(result, style == FILLED),
-            pictures.spread_picture(result),
+            gr.Image(pictures.spread_picture(result), visible=result.spread is not None),
             _verdict(result),
             _table(result),
             _said(result),
@@ -242,9 +249,9 @@ class _SynthesiseTab:
         self.numbers = itertools.count(1)
         self.source, self.condition, self.synthetic = gr.State(None), gr.State(None), gr.State(None)
         with gr.Row():
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=4, min_width=340):
                 self._inputs()
-            with gr.Column(scale=5):
+            with gr.Column(scale=9):
                 self._outputs()
         self._wire(page, tabs)
 
@@ -260,7 +267,6 @@ class _SynthesiseTab:
             colours = drawing.brush_colours()
             height, width = drawing.CANVAS_SHAPE
             self.editor = gr.ImageEditor(
-                value={"background": drawing.canvas(), "layers": [], "composite": None},
                 label="Paint or outline the structures",
                 brush=gr.Brush(default_size=10, colors=list(colours), default_color=colours[0], color_mode="fixed"),
                 eraser=gr.Eraser(default_size=14),
@@ -270,7 +276,7 @@ class _SynthesiseTab:
                 buttons=[],
                 canvas_size=(width, height),
                 fixed_canvas=True,
-                height=460,
+                height=380,
                 format="png",
                 elem_id="editor",
             )
@@ -278,10 +284,10 @@ class _SynthesiseTab:
             self.take_drawing = gr.Button("Take the drawing", size="sm")
         with gr.Accordion("Perturbation", open=True), gr.Row():
             self.strength = gr.Slider(
-                0, HIGHEST_STRENGTH, 0, step=0.1, label="Strength (0: none, 1: as published)", min_width=160
+                0, HIGHEST_STRENGTH, 0, step=0.1, label="Strength (1: as published)", min_width=180
             )
             self.perturbation_seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)
-        self.noise_seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0)
+        self.noise_seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0, elem_id="noise-seed")
         with gr.Row():
             self.run = gr.Button("Synthesise", variant="primary", elem_id="synthesise")
             self.stop = gr.Button("Stop", variant="stop", min_width=80, scale=0)
@@ -314,7 +320,9 @@ class _SynthesiseTab:
             uses_network=True,
         )
         self.stop.click(lambda: "Stopped.", None, [self.progress], cancels=[started], api_visibility="private")
-        _on(self.send.click, self.hand_over, [self.synthetic], [tabs, *self.first.opened])
+        _on(self.kind.change, self.show_canvas, [self.kind], [self.editor])
+        sent = _on(self.send.click, self.hand_over, [self.synthetic], [tabs, *self.first.opened])
+        self.first.segment_after(sent)
 
     def draw(self, seed: float, view: str, phase: str, strength: float, perturbation_seed: float) -> list[Any]:
         """A phantom's label map."""
@@ -332,6 +340,10 @@ class _SynthesiseTab:
         label_map = drawing.drawn_label_map((editor or {}).get("layers") or [])
         source = drawing.write_drawing(label_map, self.folder / f"drawing{next(self.numbers)}.nii.gz")
         return self.perturb(source, strength, perturbation_seed)
+
+    def show_canvas(self, chosen: str) -> Any:
+        """The empty sector, put in when the editor comes to be seen: put in before, it is not drawn."""
+        return gr.ImageEditor(value=_empty_canvas()) if chosen == DRAWN else gr.skip()
 
     def perturb(self, source: LabelSource | None, strength: float, seed: float) -> list[Any]:
         """Values of source, condition and its picture."""
@@ -368,11 +380,16 @@ def _choice_of(*names: str) -> list[Any]:
     return [kind, *groups]
 
 
-def _phantom_inputs() -> tuple[gr.Number, gr.Radio, gr.Radio]:
+def _dropdown(label: str, choices: list[tuple[str, str]], value: str = "") -> gr.Dropdown:
+    return gr.Dropdown(choices, value=value, label=label, filterable=False, min_width=110)
+
+
+def _phantom_inputs() -> tuple[gr.Number, gr.Dropdown, gr.Dropdown]:
     """Seed, view, phase."""
-    seed = gr.Number(1, label="Phantom's seed", precision=0, minimum=0)
-    view = gr.Radio(_pairs(VIEWS.values()), value=list(VIEWS.values())[1], label="View")
-    phase = gr.Radio(_pairs(PHASES.values()), value=next(iter(PHASES.values())), label="Phase")
+    seed = gr.Number(1, label="Seed of the phantom", precision=0, minimum=0, elem_classes="phantom-seed")
+    with gr.Row():
+        view = _dropdown("View", _pairs(VIEWS.values()), list(VIEWS.values())[1])
+        phase = _dropdown("Phase", _pairs(PHASES.values()), next(iter(PHASES.values())))
     return seed, view, phase
 
 
@@ -381,6 +398,11 @@ def _file_inputs(label: str, file_types: list[str]) -> tuple[gr.File, gr.Textbox
     upload = gr.File(label=label, file_types=file_types, height=130)
     path = gr.Textbox(label="or a path on this machine", placeholder="/data/patient0001_4CH_ED.nii.gz", max_lines=1)
     return upload, path, gr.Button("Open", size="sm")
+
+
+def _empty_canvas() -> dict[str, Any]:
+    """What the editor shows before anything is drawn."""
+    return {"background": drawing.canvas(), "layers": [], "composite": None}
 
 
 def _picture(label: str, elem_id: str, elem_classes: str | None = None) -> gr.Image:
@@ -395,7 +417,9 @@ def _picture(label: str, elem_id: str, elem_classes: str | None = None) -> gr.Im
     )
 
 
-def _on(event: Any, handler: Callable[..., Any], inputs: list[Any], outputs: list[Any], uses_network: bool = False) -> Any:
+def _on(
+    event: Any, handler: Callable[..., Any], inputs: list[Any], outputs: list[Any], uses_network: bool = False
+) -> Any:
     """Wire an event; mistakes are shown as sentences."""
     group = {"concurrency_id": NETWORK, "concurrency_limit": 1} if uses_network else {}
     shown = "full" if uses_network else "hidden"
@@ -431,7 +455,9 @@ def _as_sentence(error: Exception) -> gr.Error:
     if known is None:
         logger.exception("the demo's page: an error of ours", exc_info=error)
         return gr.Error("An error of this program; its terminal says more.", print_exception=False)
-    return gr.Error(html.escape(one_line(known)), print_exception=False)
+    # of a file that was uploaded, its name without the folder that gradio put it into
+    words = re.sub(rf"\S*/{SESSION_PREFIX}[^/\s]*/(?:[0-9a-f]{{40,}}/)?", "", one_line(known))
+    return gr.Error(html.escape(words), print_exception=False)
 
 
 def _choices(words: Any) -> list[tuple[str, str]]:
@@ -460,7 +486,7 @@ def _facts(image: OpenImage) -> str:
         scale = "no calibration"
     else:
         scale = f"{image.spacing_mm[0]:.3g} × {image.spacing_mm[1]:.3g} mm a pixel"
-    return f"{frames}{height} × {width} pixels, {scale}"
+    return f"<b>{html.escape(image.name)}</b> &nbsp; {frames}{height} × {width} pixels, {scale}"
 
 
 def _key(colour: tuple[int, int, int]) -> str:
@@ -484,7 +510,7 @@ def _verdict(result: Segmentation) -> str:
 def _table(result: Segmentation) -> str:
     rows = findings.structure_findings(result)
     has_truth = any(row.dice is not None for row in rows)
-    head = ["", "Predicted Dice", "Spread", "Area", *(["Dice to its label map"] if has_truth else [])]
+    head = ["", "Predicted Dice", "Spread", "Area", *(["True Dice"] if has_truth else [])]
     lines = ["".join(f"<th>{words}</th>" for words in head)]
     for row in rows:
         cells = [
@@ -495,13 +521,15 @@ def _table(result: Segmentation) -> str:
             *([f"{row.dice:.2f}" if row.dice is not None else "–"] if has_truth else []),
         ]
         lines.append("".join(f"<td>{cell}</td>" for cell in cells))
-    span = len(head) - 1
-    for measure in findings.ventricle_measures(result):
-        value = measure.value + (f" ({html.escape(measure.reason)})" if measure.reason else "")
-        lines.append(f'<td>{measure.words}</td><td colspan="{span}">{value}</td>')
-    note = "Not for diagnosis." if result.image.spacing_mm else f"{findings.NO_CALIBRATION} Not for diagnosis."
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<table class="found">{body}</table><div class="facts">{note}</div>'
+    measures = [
+        f"<td>{measure.words}</td><td>{measure.value}{html.escape(measure.reason and f' ({measure.reason})')}</td>"
+        for measure in findings.ventricle_measures(result)
+    ]
+    notes = ["True Dice: with the label map that the image was made from."] if has_truth else []
+    notes += [] if result.image.spacing_mm else [findings.NO_CALIBRATION]
+    note = " ".join([*notes, "Not for diagnosis."])
+    tables = ["".join(f"<tr>{line}</tr>" for line in part) for part in (lines, measures) if part]
+    return "".join(f'<table class="found">{body}</table>' for body in tables) + f'<div class="facts">{note}</div>'
 
 
 def _said(result: Segmentation) -> str:

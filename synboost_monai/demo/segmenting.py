@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from synboost_monai.io import image_stem, is_dicom
 from synboost_monai.transforms import Letterboxd, LoadEchod, PromptTokensd, display_order, write_label_map
 from synboost_monai.transforms.array import plain, scale_to_bytes
 from synboost_monai.transforms.postprocessing import DOUBT_KEY, SPREAD_KEY
-from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY, FULL_SHAPE_KEY, REGION_KEY
+from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY, REGION_KEY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -139,7 +139,7 @@ class Segmenter:
         Raises:
             FileNotFoundError, ValueError: if it is no image that can be used.
         """
-        item = self._load({**source.attributes, "image": str(source.path)})
+        item = applied(self._load, {**source.attributes, "image": str(source.path)})
         read: MetaTensor = item["image"]
         row, column = (float(s) for s in item["spacing_mm"])
         is_calibrated = bool(item[CALIBRATED_KEY])
@@ -149,7 +149,7 @@ class Segmenter:
             scale_to_bytes(plain(read)).round().clamp(0, 255).to(torch.uint8).numpy(),
             (row, column) if is_calibrated else None,
             (row, column),
-            self._fit(item),
+            applied(self._fit, item),
             np.asarray(read.affine, dtype=np.float64),
         )
 
@@ -171,17 +171,17 @@ class Segmenter:
         if not 0 <= frame_index < len(image.frames):
             raise ValueError(f"there are frames 0 to {len(image.frames) - 1}, got {frame_index}")
         known = {key: (image.attributes if attributes is None else attributes).get(key) for key in ATTRIBUTES}
-        item = {key: value for key, value in image.item.items() if key not in ATTRIBUTES}
+        item: dict[Any, Any] = {key: value for key, value in image.item.items() if key not in ATTRIBUTES}
         item |= {key: value for key, value in known.items() if value not in (None, "")}
         boxed = image.item["image"]
         item["image"] = MetaTensor(plain(boxed)[frame_index : frame_index + 1], meta=boxed.meta)
         said = (prompt,) if prompt or self._tokens is None else self._tokens.texts(item)
-        item = self._finish(item)
+        item = applied(self._finish, item)
         with self._lock:
             inferer, postprocessing = self._with_prompt(prompt)
             inputs = plain(item["image"])[None].to(self.device)  # (1, 1, 3, N, N)
             logits = inferer(inputs, self.network, item["input_ids"][None])
-            item = postprocessing({**item, "pred": logits[0]})
+            item = applied(postprocessing, {**item, "pred": logits[0]})
         full = display_order(item["pred"].cpu()).numpy()
         first_row, first_column, rows, columns = (int(n) for n in boxed.meta[REGION_KEY])
         region = np.s_[first_row : first_row + rows, first_column : first_column + columns]
@@ -262,10 +262,19 @@ def checked_weights(root: Path, given: str | None, flag: str, train: str, then: 
     return path
 
 
+def applied(transform: Callable[[dict[str, Any]], Any], item: dict[str, Any]) -> dict[str, Any]:
+    """What a transform makes of an item, with the user's mistake as the error where MONAI wraps it."""
+    return _unwrapped(transform, item)
+
+
 def parsed(parser: ConfigParser, key: str) -> Any:
     """An entry of a config, with the user's mistake as the error where MONAI wraps it."""
+    return _unwrapped(parser.get_parsed_content, key)
+
+
+def _unwrapped(function: Callable[[Any], Any], argument: Any) -> Any:
     try:
-        return parser.get_parsed_content(key)
+        return function(argument)
     except RuntimeError as error:
         known = user_error(error)
         if known is None:

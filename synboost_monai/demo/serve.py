@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files
+from synboost_monai.demo.sources import SESSION_PREFIX
 
 if TYPE_CHECKING:
     from synboost_monai.demo.synthesising import Synthesiser
@@ -88,7 +89,12 @@ def serve(page: Any, port: int, stop: threading.Event | None = None) -> None:
 
     fonts = ["system-ui", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
     theme = gr.themes.Base(
-        primary_hue="teal", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"]
+        primary_hue="teal",
+        neutral_hue="slate",
+        spacing_size="sm",
+        text_size="sm",
+        font=fonts,
+        font_mono=["ui-monospace", "Consolas", "monospace"],
     )
     page.queue(default_concurrency_limit=4, max_size=64)
     with _ending(stop) as ended:
@@ -129,8 +135,10 @@ def session_folder() -> Iterator[Path]:
     gradio is told to keep its files there too, and to send nothing to anybody.
     """
     settings = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    for name in ("NO_PROXY", "no_proxy"):  # gradio asks its own server whether it is there, and must not ask a proxy
+        settings[name] = ",".join(filter(None, [os.environ.get(name), HOST]))
     before = {key: os.environ.get(key) for key in (*settings, "GRADIO_TEMP_DIR")}
-    with tempfile.TemporaryDirectory(prefix="synboost-demo-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix=SESSION_PREFIX, ignore_cleanup_errors=True) as name:
         os.environ.update(settings | {"GRADIO_TEMP_DIR": name})
         try:
             yield Path(name)

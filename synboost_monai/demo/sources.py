@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality")
 """What the page shows of an image and lets be changed; prompts say it. Nothing else of a file's header is looked at."""
+SESSION_PREFIX = "synboost-demo-"
+"""How the name of the folder begins that holds uploads and results while the page is served."""
 PHANTOM_HEIGHT = 320
 """Pixels of a phantom from the probe to the deepest point, as `synboost phantom` draws it."""
 

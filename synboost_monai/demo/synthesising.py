@@ -21,7 +21,7 @@ from torch import Tensor
 from synboost_monai.bundle_run import check_overrides, config_files
 from synboost_monai.data.synthetic import spacing_in_square
 from synboost_monai.data.synthetic_writers import write_nifti
-from synboost_monai.demo.segmenting import checked_weights, parsed
+from synboost_monai.demo.segmenting import applied, checked_weights, parsed
 from synboost_monai.demo.sources import LabelSource, Source
 from synboost_monai.networks import load_weights
 from synboost_monai.transforms.label_map_array import colour_sector_label_map
@@ -156,7 +156,7 @@ class Synthesiser:
         with self._lock:
             self._parser["perturbation_strength"] = float(strength)
             preprocessing = parsed(self._parser, "preprocessing")
-        item = preprocessing(item)
+        item = applied(preprocessing, item)
         label_map = torch.as_tensor(item["label"])[0].to(torch.uint8).numpy()
         sector_label_map = torch.as_tensor(item["sector_label_map"])[0].numpy()
         return Condition(
@@ -216,7 +216,7 @@ class Synthesiser:
                     pred = self._inferer(label_onehot, self.network, torch.tensor([seed]), class_labels)
                 finally:
                     self._inferer.on_images = None
-            item = self._finish({**condition.item, "pred": pred[0]})
+            item = applied(self._finish, {**condition.item, "pred": pred[0]})
             image = torch.as_tensor(item["pred"])[0].cpu().numpy().round().astype(np.uint8)
             sampling.items.put(Step(total, total, image, Synthetic(image, condition)))
         except _StoppedError:

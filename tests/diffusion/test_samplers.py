@@ -290,7 +290,11 @@ def test_evenly_spaced_timesteps_would_lose_the_texture() -> None:
 def test_images_can_be_seen_after_each_step_and_are_the_same_bits(name: str) -> None:
     seen: list[Tensor] = []
     shown = sample(
-        formula_network, create_sampler(name, SCHEDULE, 5), (1, 8, 8), seeded(1, 2), on_images=lambda x: seen.append(x.clone())
+        formula_network,
+        create_sampler(name, SCHEDULE, 5),
+        (1, 8, 8),
+        seeded(1, 2),
+        on_images=lambda x: seen.append(x.clone()),
     )
     assert torch.equal(shown, sample(formula_network, create_sampler(name, SCHEDULE, 5), (1, 8, 8), seeded(1, 2)))
     assert [x.shape for x in seen] == [(2, 1, 8, 8)] * 5 and torch.equal(seen[-1], shown)
