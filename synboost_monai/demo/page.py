@@ -26,7 +26,6 @@ from synboost_monai.demo.sources import (
     file_source,
 )
 from synboost_monai.demo.synthesising import HIGHEST_STRENGTH, Condition, Synthesiser, Synthetic
-from synboost_monai.io import IMAGE_SUFFIXES
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.records import IMAGE_QUALITIES, PHASES, VIEWS
 
@@ -106,7 +105,7 @@ class _SegmentTab:
             self.seed, self.phantom_view, self.phantom_phase = _phantom_inputs()
         with file_group:
             self.upload, self.path, self.open_path = _file_inputs(
-                "Image or clip: PNG, NIfTI, MetaImage, ultrasound DICOM", list(IMAGE_SUFFIXES)
+                "Image or clip: PNG, NIfTI, MetaImage, ultrasound DICOM"
             )
         self.frame = gr.Slider(1, 2, 1, step=1, label="Frame", visible=False)
         self.prompt = gr.Textbox(
@@ -261,7 +260,7 @@ class _SynthesiseTab:
             self.seed, self.phantom_view, self.phantom_phase = _phantom_inputs()
         with file_group:
             self.upload, self.path, self.open_path = _file_inputs(
-                "Label map: NIfTI, MetaImage or PNG with classes 0 to 3", [".nii.gz", ".nii", ".mha", ".png"]
+                "Label map: NIfTI, MetaImage or PNG with classes 0 to 3"
             )
         with drawn_group:
             colours = drawing.brush_colours()
@@ -393,9 +392,9 @@ def _phantom_inputs() -> tuple[gr.Number, gr.Dropdown, gr.Dropdown]:
     return seed, view, phase
 
 
-def _file_inputs(label: str, file_types: list[str]) -> tuple[gr.File, gr.Textbox, gr.Button]:
+def _file_inputs(label: str) -> tuple[gr.File, gr.Textbox, gr.Button]:
     """Upload, or a path and the button that opens it."""
-    upload = gr.File(label=label, file_types=file_types, height=130)
+    upload = gr.File(label=label, height=130)
     path = gr.Textbox(label="or a path on this machine", placeholder="/data/patient0001_4CH_ED.nii.gz", max_lines=1)
     return upload, path, gr.Button("Open", size="sm")
 

@@ -23,7 +23,7 @@ from synboost_monai.transforms import load_echo
 LAUNCHER = Path(__file__).with_name("launch_demo.py")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LOCAL = {"127.0.0.1", "localhost", "a file", "None", ""}
-PATIENCE_S = 120
+PATIENCE_S = 300
 """Longest wait for anything on a busy machine."""
 
 # threshold: a random network is just above or below one half
@@ -161,7 +161,7 @@ def test_the_page_segments_and_synthesises_and_speaks_to_nobody_else(demo: Demo,
         expect(page.get_by_text("3 frames")).to_be_visible()
         expect(page.get_by_label("Age", exact=True)).to_have_value("51")
         page.click("#segment")
-        expect(page.locator("#said")).to_contain_text("fifty-one-year-old female")
+        expect(page.locator("#said")).to_contain_text("in two-chamber view of the heart.")  # no phase: no more is said
         content = page.content()
         assert "Traceback" not in content and "Somebody" not in content
 
