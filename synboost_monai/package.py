@@ -116,7 +116,9 @@ def with_values(text: str, values: Mapping[str, Any], where: str) -> str:
     for key, value in values.items():
         line = re.compile(rf"^{re.escape(key)}:[ \t]+(?P<old>\S.*?)(?P<comment>[ \t]+#.*)?$", re.MULTILINE)
         written = f"{key}: {json.dumps(value, ensure_ascii=False)}"
-        text = line.sub(lambda match, written=written: written + (match["comment"] or ""), text, count=1)
+        match = line.search(text)
+        if match is not None:
+            text = text[: match.start()] + written + (match["comment"] or "") + text[match.end() :]
     if yaml.safe_load(text) != expected:
         wrong = [k for k in values if yaml.safe_load(text).get(k) != values[k]]
         raise ValueError(
@@ -180,11 +182,14 @@ def write_zip(
 
 def _check_keys(root: Path, values: Mapping[str, Any]) -> None:
     """Refuse keys that a package cannot hold."""
+    known = yaml.safe_load((root / "configs/inference.yaml").read_text(encoding="utf-8"))
     for key in values:
         if key in PLACE_KEYS:
             raise ValueError(f"{root.name}: --{key} is a place on this machine; give it when the package is run")
         if "::" in key or "#" in key:
             raise ValueError(f"{root.name}: --{key} is nested; only top-level keys of inference.yaml are packed")
+        if isinstance(known.get(key), dict):
+            raise ValueError(f"{root.name}: --{key} is a component; only plain values of inference.yaml are packed")
 
 
 def _check_plain(path: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_calibration_is_packed_with_its_weights_alone(tmp_path: Path) -> None:
         ({"inferer::channels_last": True}, "--inferer::channels_last is nested"),
         ({"presett": "tiny"}, "unknown key --presett; did you mean preset"),
         ({"preset": "small", "image_size": 64}, "does not fit CLIPSeg"),
-        ({**OVERRIDES, "device": "cpu", "network_def": "@x"}, "--network_def"),
+        ({**OVERRIDES, "device": "cpu", "network_def": "@x"}, "--network_def is a component"),
     ],
 )
 def test_what_cannot_be_packed_is_said(overrides: dict[str, Any], match: str, tmp_path: Path) -> None:
