@@ -49,7 +49,7 @@ CSS = """
 .found tr, .found tbody {border: 0 !important}
 .found th, .found td {padding: .25rem .4rem !important; text-align: right; white-space: nowrap; border: 0 !important;
   border-bottom: 1px solid var(--border-color-primary) !important}
-.found th {font-weight: 600; color: var(--body-text-color-subdued)}
+.found th {font-weight: 600; color: var(--body-text-color-subdued); white-space: normal}
 .found th:first-child, .found td:first-child {text-align: left}
 .key {display: inline-block; width: .8rem; height: .8rem; border-radius: 3px; margin-right: .45rem; vertical-align: -1px}
 .said {margin: .2rem 0 0 1.1rem; padding: 0; font-size: .85rem}
@@ -137,9 +137,9 @@ class _SegmentTab:
             self.style = gr.Radio([OUTLINES, FILLED], value=OUTLINES, show_label=False, container=False, scale=1)
             self.download = gr.DownloadButton("Label map (NIfTI)", size="sm", interactive=False, scale=0, min_width=170)
         with gr.Row():
-            with gr.Column(scale=4, min_width=260):
+            with gr.Column(scale=4, min_width=240):
                 self.verdict = gr.HTML(elem_id="verdict")
-            with gr.Column(scale=5, min_width=430):
+            with gr.Column(scale=6, min_width=440):
                 self.table = gr.HTML(elem_id="findings")
         self.said = gr.HTML(elem_id="said")
 
