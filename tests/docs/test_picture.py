@@ -1,0 +1,43 @@
+"""scripts/docs_picture.py: a row for each of two examples of a run, every structure in its colour."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from PIL import Image
+
+from synboost_monai.labels import STRUCTURES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(pixels.astype(np.uint8).T, np.eye(4)), path)
+
+
+def test_picture_of_a_run(tmp_path: Path) -> None:
+    examples = tmp_path / "run/examples"
+    items = []
+    for name in ("a", "b", "c"):
+        label_map = np.repeat(np.repeat(np.arange(4).reshape(2, 2), 16, 0), 16, 1)
+        write(examples / f"images/{name}.nii.gz", np.full((32, 32), 100))
+        write(examples / f"labels/{name}.nii.gz", label_map)
+        for model in ("cris", "clipseg"):
+            write(examples / f"{model}/label_maps/{name}.nii.gz", label_map)
+        items.append({"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz"})
+    (examples / "datalist.json").write_text(json.dumps({"testing": items}), encoding="utf-8")
+    output = tmp_path / "out/picture.png"
+    command = [sys.executable, str(ROOT / "scripts/docs_picture.py"), str(tmp_path / "run"), str(output)]
+    subprocess.run(command, check=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
+    pixels = np.array(Image.open(output).convert("RGB")).reshape(-1, 3)
+    colours, counts = np.unique(pixels, axis=0, return_counts=True)
+    found = {tuple(colour): count for colour, count in zip(colours.tolist(), counts.tolist())}
+    quarters = [found.get(structure.colour, 0) for structure in STRUCTURES]
+    assert min(quarters) > 1000 and max(quarters) < 1.2 * min(quarters)
+    assert not list(output.parent.glob(".*"))
