@@ -49,6 +49,8 @@ COMMON_KEYS = {
     "keep_largest": "stray pieces of a structure are taken off",
     "prompt_ensemble": "levels whose prompts are averaged; null: one prompt",
     "keep_aspect": "true: an image is fitted into the square with its aspect; false: it is squashed",
+    "padding_id": "token behind a prompt's end",
+    "mask_padding": "true: words behind a prompt's end are not attended to",
     "image_mean": "subtracted from each channel of an image in [0, 1]",
     "image_std": "each channel is divided by it",
     "num_inference_steps": "evaluations of the network for an image",

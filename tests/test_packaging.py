@@ -56,9 +56,9 @@ def test_torch_is_pinned_first_and_torchvision_never_asked_for() -> None:
 def test_every_requirement_is_pinned() -> None:
     pins = {re.split("==", line)[0] for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()}
     asked = lines("options", "install_requires")
-    for extra in ("experiments", "weights", "export", "dev"):
+    for extra in ("experiments", "weights", "dicom", "export", "demo", "docs", "dev"):
         asked += lines("options.extras_require", extra)
-    names = {re.split(r"[><=;]", line)[0].strip().lower().replace("_", "-") for line in asked}
+    names = {re.split(r"[\[><=;]", line)[0].strip().lower().replace("_", "-") for line in asked}
     assert names - pins == set()
 
 
