@@ -52,7 +52,6 @@ def test_no_page_fetches_from_another_host(site_dir: Path) -> None:
 def test_search_works_from_disk(site_dir: Path) -> None:
     index = (site_dir / "search/search_index.js").read_text(encoding="utf-8")
     assert "prompt_ensemble" in index and "Doubt and verdicts" in index
-    assert "search_index.js" in (site_dir / "index.html").read_text(encoding="utf-8")
 
 
 def test_generated_pages_are_there(site_dir: Path) -> None:
@@ -86,6 +85,7 @@ def test_no_picture_or_notebook_is_large() -> None:
 def columns_of(heading: str) -> set[str]:
     """Words in backticks under a heading of the page on files."""
     text = (ROOT / "docs/reference/files.md").read_text(encoding="utf-8")
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     part = text[text.index(f"\n## {heading}\n") :].split("\n## ")[1]
     return {word for words in re.findall(r"`([^`]+)`", part) for word in re.split(r"[,\s]+", words)}
 
