@@ -125,13 +125,14 @@ def frames_of_r_waves(
 
 
 def _between(area: NDArray[np.float64], triggers: Sequence[int]) -> list[Beat]:
-    """Beats from R wave to R wave."""
+    """Beats from R wave to R wave; none where the area does not fall after one: it is not of this clip, or the area follows nothing."""
     beats = []
     for first, last in zip(triggers, [*triggers[1:], len(area)]):
         if last - first < 2:
             continue
         end_systole = first + 1 + int(area[first + 1 : last].argmin())
-        beats.append(Beat(first, end_systole, end_systole < len(area) - 1))
+        if area[end_systole] < area[first]:
+            beats.append(Beat(first, end_systole, end_systole < len(area) - 1))
     return beats
 
 

@@ -104,14 +104,17 @@ def _of_study(found: ClinicalMeasure, clips: Mapping[str, SegmentedClip], chosen
             warnings.append("the view is the model's opinion")
         if clip.beat is not None and not clip.beat.is_whole:
             warnings.append("the beat reaches an end of the clip")
+    value, reason = found.value, found.reason
+    if value is not None and value < 0:  # frames of an ECG or of somebody's choice that are not what they are called
+        value, reason = None, "the end-systolic volume is the larger one"
     return StudyMeasure(
         found.measure,
         found.method,
         MEASURES[found.measure][1],
-        found.value,
-        found.reason,
+        value,
+        reason,
         tuple(dict.fromkeys(warnings)) if found.value is not None else (),
-        tuple(sources) if found.value is not None else (),
+        tuple(sources) if value is not None else (),
     )
 
 

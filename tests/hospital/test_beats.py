@@ -37,6 +37,12 @@ def test_without_times_beats_are_found_by_frames() -> None:
     assert find_beats(area()) == find_beats(area(), TIMES)
 
 
+def test_r_wave_after_which_the_area_only_grows_begins_no_beat() -> None:
+    falls = [float(TIMES[27]), float(TIMES[40]) + 60]  # end-diastole; and after end-systole, in a clip that ends soon
+    (beat,) = find_beats(area()[:50], TIMES[:50], falls)
+    assert (beat.end_diastole, beat.end_systole) == (27, 40)
+
+
 def test_r_waves_say_where_end_diastole_is() -> None:
     found = find_beats(area(), TIMES, [100, 1000, 1900, 99_999])
     assert [b.end_diastole for b in found] == [3, 30, 57]

@@ -191,6 +191,18 @@ def test_given_frames_are_taken(clips: list[PhantomClip], tmp_path: Path) -> Non
     assert (clip["phase_source"], clip["end_diastolic_frame"], clip["end_systolic_frame"]) == ("given", 4, 10)
 
 
+def test_there_is_no_negative_ejection_fraction(clips: list[PhantomClip], tmp_path: Path) -> None:
+    clip = next(clip for clip in clips if clip.view == "apical_four_chamber")
+    uid = write_phantom_clip(clip, tmp_path / "in" / "a.dcm")
+    process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips), given={uid: (3, 9)})  # 4 is the smaller one
+    (results,) = results_of(tmp_path / "out")
+    found = {m["measure"]: m for m in results["measures"] if m["method"] == "four_chamber"}
+    volumes = [found[f"end_{phase}_volume_ml"]["value"] for phase in ("diastolic", "systolic")]
+    assert volumes[0] < volumes[1] and results["verdict"] == "review"
+    assert found["ejection_fraction"]["value"] is None and found["ejection_fraction"]["sources"] == []
+    assert found["ejection_fraction"]["reason"] == "the end-systolic volume is the larger one"
+
+
 def test_given_frames_beyond_the_clip_are_told(clips: list[PhantomClip], tmp_path: Path) -> None:
     uid = write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
     (result,) = process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips), given={uid: (3, 99)})
