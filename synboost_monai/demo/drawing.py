@@ -33,6 +33,7 @@ CANVAS_SPACING_MM = (CANVAS_DEPTH_MM / CANVAS_HEIGHT,) * 2
 SMOOTHING_PIXELS = 5
 """Side of the neighbourhood whose most frequent class a pixel gets: the mixed colours of a stroke's border vanish."""
 HALF_OPAQUE = 128
+"""Of a layer's 255: from here on a pixel counts as drawn."""
 
 
 def canvas() -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import inspect
 import itertools
 import logging
 import re
@@ -33,10 +34,15 @@ TITLE = "SynBoost-MONAI"
 NETWORK = "network"
 """Events of this group wait for each other: one network, one image at a time."""
 SEGMENT, SYNTHESISE = "segment", "synthesise"
+"""Names of the tabs."""
 PHANTOM, FILE, DRAWN = "Phantom", "File", "Draw"
+"""Where an image or label map comes from."""
 OUTLINES, FILLED = "Outlines", "Filled"
+"""How masks are shown."""
 NOT_KNOWN = ("not known", "")
+"""(as shown, value) of an attribute that is not known."""
 EXAMPLE_PROMPTS = ("left atrium", "myocardium", "left ventricle")
+"""On buttons, to be tried."""
 CSS = """
 .gradio-container {max-width: 1800px !important; margin: 0 auto !important}
 .head h1 {margin: 0; font-size: 1.5rem} .head p {margin: .1rem 0 0}
@@ -427,7 +433,6 @@ def _on(
 
 def _explained(handler: Callable[..., Any]) -> Callable[..., Any]:
     """A handler whose errors reach the page as one sentence, never as a traceback."""
-    import inspect
 
     @functools.wraps(handler)
     def call(*values: Any) -> Any:

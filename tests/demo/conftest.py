@@ -1,4 +1,4 @@
-"""Weights of tiny networks, random, and the keys that go with them."""
+"""Weights of tiny networks, random."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from monai.utils import set_determinism
 
 from synboost_monai.networks import create_segmenter
 from synboost_monai.networks.semantic_diffusion_unet import create_semantic_diffusion_unet
-
-SEGMENTER = {"preset": "tiny", "image_size": 32, "device": "cpu", "threshold": 0.45}
-"""Keys of the segmenters' inference.yaml; a random network is just above or below one half."""
-DIFFUSION = {"preset": "tiny", "image_size": 32, "device": "cpu", "num_inference_steps": 3}
 
 
 @pytest.fixture(autouse=True)

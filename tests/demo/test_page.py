@@ -100,6 +100,7 @@ def colourful_share(page: Any, selector: str) -> float:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_the_page_segments_and_synthesises_and_speaks_to_nobody_else(demo: Demo, tmp_path: Path) -> None:
     from playwright.sync_api import expect, sync_playwright

@@ -23,6 +23,7 @@ from synboost_monai.metrics.doubt import DoubtAssessor, segmentation_evidence
 from synboost_monai.transforms import load_echo
 
 SEGMENTER = {"preset": "tiny", "image_size": 32, "device": "cpu", "threshold": 0.45}
+"""Keys of inference.yaml; a random network is just above or below one half."""
 VIEW, PHASE = "apical_four_chamber", "end_systole"
 
 
