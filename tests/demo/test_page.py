@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,9 +190,12 @@ def test_the_page_segments_and_synthesises_and_speaks_to_nobody_else(demo: Demo,
     assert "Traceback" not in demo.output_path.read_text()
 
 
-def test_mistakes_end_in_one_line(weights: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_end_in_one_line(
+    weights: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from synboost_monai.__main__ import main
 
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # gradio keeps the first session's folder in mind
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
