@@ -137,6 +137,7 @@ def check(work_dir: Path, log_path: Path, num_epochs: int, image_size: int) -> i
                 for kind in KINDS:
                     check_image(table, url, bundle, prompt, kind, images_dir, references[bundle, prompt])
         check_absolute_path(table, url, images_dir, references["echo_cris", ""])
+        check_code_is_refused(table, url, work_dir / "code_ran")
         for bundle in BUNDLES:
             check_strategy(table, url, bundle, references[bundle, ""])
         submit_labels(url, data_dir, images_dir)
@@ -349,6 +350,22 @@ def check_image(
     )  # served weights are a copy in another file
     found = f"{doubt.get('verdict')}, predicted Dice {doubt.get('predicted_dice', -1):.4f}"
     table.add(f"{name}: doubt", bool(is_alike and is_same_model), found)
+
+
+def check_code_is_refused(table: Table, url: str, trace: Path) -> None:
+    """A prompt and a device that MONAI's config parser would run: neither may, and both are told as a mistake."""
+    import requests
+
+    code = f"$open({str(trace)!r}, 'w')"
+    asked = [
+        requests.post(f"{url}/infer/echo_cris", params={"image": "png"}, data={"params": json.dumps(p)}, timeout=600)
+        for p in ({"prompt": code}, {"device": code})
+    ]
+    asked.append(
+        requests.post(f"{url}/train/echo_cris", params={"run_sync": "true"}, json={"device": code}, timeout=600)
+    )
+    is_refused = all(answer.status_code >= 400 for answer in asked) and not trace.exists()
+    table.add("code in a request", is_refused, f"refused, {[answer.status_code for answer in asked]}")
 
 
 def compare(table: Table, name: str, path: Path, reference_path: Path) -> None:

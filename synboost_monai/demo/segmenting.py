@@ -21,6 +21,7 @@ from monai.transforms import Compose
 from synboost_monai.bundle_run import check_overrides, config_files, user_error
 from synboost_monai.demo.sources import ATTRIBUTES, Source
 from synboost_monai.io import image_stem, is_dicom
+from synboost_monai.prompts.free import checked_prompt
 from synboost_monai.transforms import Letterboxd, LoadEchod, PromptTokensd, display_order, write_label_map
 from synboost_monai.transforms.array import plain, scale_to_bytes
 from synboost_monai.transforms.postprocessing import DOUBT_KEY, SPREAD_KEY
@@ -33,10 +34,6 @@ WEIGHTS = "models/model.pt"
 """Where a bundle keeps its weights, below its folder."""
 MAX_PROMPTS = 8
 """So many prompts' text features are kept."""
-MAX_PROMPT_LETTERS = 300
-"""More than the text encoder's 77 tokens can say."""
-_NOT_IN_PROMPTS = "$@%"
-"""Letters that make code or a reference of a config's value."""
 
 
 @dataclass(frozen=True)
@@ -225,20 +222,6 @@ def write_segmentation(segmentation: Segmentation, folder: Path) -> Path:
             like = folder / f"{name}_plane.nii.gz"
             nib.save(nib.Nifti1Image(segmentation.grey.T, affine), like)
     return write_label_map(segmentation.full_label_map, like, folder / f"{name}_label_map", "nifti")
-
-
-def checked_prompt(prompt: str) -> str:
-    """A prompt of somebody who may type anything, without spaces around it.
-
-    Raises:
-        ValueError: if it is too long, or has letters by which a config's value becomes code.
-    """
-    prompt = " ".join(prompt.split())
-    if any(letter in prompt for letter in _NOT_IN_PROMPTS) or not prompt.isprintable():
-        raise ValueError(f"a prompt is plain words such as left atrium, without {' '.join(_NOT_IN_PROMPTS)}")
-    if len(prompt) > MAX_PROMPT_LETTERS:
-        raise ValueError(f"a prompt has at most {MAX_PROMPT_LETTERS} letters, got {len(prompt)}; say it shorter")
-    return prompt
 
 
 def checked_weights(root: Path, given: str | None, flag: str, train: str, then: str) -> Path:

@@ -18,6 +18,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.tasks.train.bundle import BundleTrainTask
 
 from synboost_monai.io import is_dicom
+from synboost_monai.label.client import checked_request
 from synboost_monai.label.need import most_in_need
 from synboost_monai.transforms.postprocessing import DOUBT_KEY
 
@@ -151,13 +152,19 @@ class EchoBundles:
     """Mixin in front of the stock app."""
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """As the stock app; of a DICOM image the label map comes as NIfTI unless the request says otherwise."""
+        """As the stock app, but for requests that would run code; of a DICOM image the label map comes as NIfTI unless the request says
+        otherwise."""
+        request = checked_request(request)
         image = request.get("image")
         if isinstance(image, str) and not request.get("result_extension"):
             path = image if os.path.exists(image) else self._path_of(image, datastore)
             if path is not None and is_dicom(path):
                 request = {**request, "result_extension": ".nii.gz"}
         return super().infer(request, datastore)  # type: ignore[misc]
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        """As the stock app, but for requests that would run code."""
+        return super().train(checked_request(request))  # type: ignore[misc]
 
     def init_trainers(self) -> dict[str, Any]:
         trainers = super().init_trainers()  # type: ignore[misc]
