@@ -282,7 +282,10 @@ class _TextBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.ln_1(x)
-        x = x + _attend(self.attn, h, h, h, is_causal=True)
+        if isinstance(self.attn, nn.MultiheadAttention):
+            x = x + _attend(self.attn, h, h, h, is_causal=True)
+        else:  # with adapters it is another module, which has layers of its own
+            x = x + self.attn(h, h, h, is_causal=True)[0]
         return x + self.mlp(self.ln_2(x))
 
 
