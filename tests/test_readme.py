@@ -24,7 +24,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SITE_PAGES = sorted(ROOT.glob("docs/**/*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *SITE_PAGES, *sorted(ROOT.glob("bundles/*/docs/README.md"))]
 
-MARKED_PAGES = SITE_PAGES
+MARKED_PAGES = [ROOT / "README.md", *SITE_PAGES]
 """Pages whose blocks must say what they need that no test has."""
 
 BUNDLE_VERBS = {"train": "train", "synthesise": "inference", "segment": "inference", "evaluate": "evaluate"}
@@ -45,6 +45,8 @@ PLAIN = {
     "curl",
 }
 """Programs that are not ours and whose words are not checked."""
+LABEL_ENVIRONMENT = ".venv_label/bin/"
+"""Where scripts/setup_label.sh puts its commands."""
 MARKER = re.compile(
     r"needs? (?:an? |two |the |your )*(?:GPUs?|cluster|downloaded weights|CAMUS|scanner|Ray|server|paper's file)\b",
     re.IGNORECASE,
@@ -99,6 +101,7 @@ def check_command(command: str, folder: Path, tmp_path: Path) -> bool:
         tmp_path: stands for data that the reader has.
     """
     words = shlex.split(command, comments=True)
+    words[0] = words[0].removeprefix(LABEL_ENVIRONMENT)
     if words[0] == "torchrun":
         start = words.index("-m")
         assert all(
@@ -141,8 +144,20 @@ def check_verb(words: list[str], tmp_path: Path) -> None:
         check_overrides(config_files(bundle, BUNDLE_VERBS[name]), free)
     elif name == "run":
         check_overrides(config_files(bundle, given["config"]), free)
-    elif name in ("dicom", "listen"):
+    elif name in ("dicom", "listen", "package", "export"):
         check_overrides(config_files(bundle, "inference"), free)
+    elif name == "demo":
+        of_other = {
+            key.removeprefix("synthesis."): value for key, value in free.items() if key.startswith("synthesis.")
+        }
+        check_overrides(
+            config_files(bundle, "inference"), {k: v for k, v in free.items() if not k.startswith("synthesis.")}
+        )
+        check_overrides(config_files("echo_semantic_diffusion", "inference"), of_other)
+    elif name == "label":
+        for one in bundle.split(","):
+            of_one = {k.removeprefix(f"{one}."): v for k, v in free.items() if "." not in k or k.startswith(f"{one}.")}
+            check_overrides(config_files(one, "inference"), of_one)
     elif name == "experiment":
         from synboost_monai.experiments.settings import read_study
 
