@@ -22,8 +22,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST_START = 60.0
 """Seconds that a batch may take until it writes something."""
-WITHIN_STUDY, LONGEST_BEFORE = 0.7, 3.0
-"""Share of the kills that come while studies are written; seconds after the ledger's first change within which the others come."""
+WORKERS = 2
+"""Of launch_batch.py: so many studies are worked on at a time."""
+WITHIN_STUDY, LONGEST_BEFORE, STUDIES_LONG = 0.7, 3.0, 1.5
+"""Share of the kills that come while studies are written; seconds after the first change of the ledger within which the others come; and
+how many times what a study takes the longest delay is."""
 
 
 def write_study(folder: Path, number: int, num_frames: int = 12) -> None:
@@ -120,7 +123,7 @@ def main() -> int:
         chance, recorded = random.Random(options.seed), []
         for _ in range(options.kills):
             within_study = chance.random() < WITHIN_STUDY
-            longest = seconds / options.studies if within_study else LONGEST_BEFORE
+            longest = WORKERS * STUDIES_LONG * seconds / options.studies if within_study else LONGEST_BEFORE
             recorded.append(kill(in_dir, out, chance.uniform(0, longest), within_study))
             print(f"\rkilled {len(recorded)} times; {recorded[-1]} files recorded", end="", file=sys.stderr, flush=True)
         code = start(in_dir, out).wait()
