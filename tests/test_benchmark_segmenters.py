@@ -39,7 +39,8 @@ def test_table_and_json(benchmark: ModuleType, tmp_path: Path, capsys: pytest.Ca
             assert way["error"] < (4e-2 if "bfloat16" in name else 1e-5), (architecture, name)
     for architecture in ("clipseg", "cris"):
         pairs, shared = ways[architecture, "pairs"], ways[architecture, "image and text once"]
-        assert ways[architecture, "pairs, one by one"]["flop"] == pairs["flop"]
+        # CRIS makes its coordinates' part once a batch
+        assert pairs["flop"] <= ways[architecture, "pairs, one by one"]["flop"] < 1.001 * pairs["flop"]
         assert shared["flop"] < 0.6 * pairs["flop"]
         learning, cached = ways[architecture, "pairs, all learn"], ways[architecture, "kept features"]
         assert cached["flop"] < ways[architecture, "image once, all learn"]["flop"] < learning["flop"]

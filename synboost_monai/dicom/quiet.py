@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Iterator
 
 LOGGERS = ("pydicom", "highdicom")
-"""Names of the loggers that are disabled."""
+"""Names of the loggers that say nothing, with all below them."""
+_SILENT = logging.CRITICAL + 1
 
 _lock = threading.Lock()
 _depth = 0
@@ -48,5 +49,5 @@ def _begin() -> None:
     _restore.callback(setattr, config.settings, "reading_validation_mode", mode)
     config.settings.reading_validation_mode = config.IGNORE
     for logger in map(logging.getLogger, LOGGERS):
-        _restore.callback(setattr, logger, "disabled", logger.disabled)
-        logger.disabled = True
+        _restore.callback(logger.setLevel, logger.level)
+        logger.setLevel(_SILENT)  # those below, which take their level from it, are what highdicom speaks by

@@ -165,8 +165,9 @@ class Ledger:
         return cls(folder, connection)
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Let go of the database, and remove the empty journal that a killed run may have left: whoever changes nothing leaves it there."""
         self.connection.close()
+        (self.out_dir / f"{DATABASE}-journal").unlink(missing_ok=True)
 
     def __enter__(self) -> Ledger:
         return self

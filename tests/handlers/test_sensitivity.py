@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from synboost_monai.handlers import ManyPromptsInferer, PromptSensitivity, SensitivityPromptsd
 from synboost_monai.inferers import PromptedSegmentationInferer
@@ -80,7 +81,8 @@ def obedient_engine(item: dict[str, Any], variations: PromptVariations) -> Any:
     for variant in variations(item):
         named = [s.class_index for s in STRUCTURES if variant.text.startswith(s.prompt_words)]
         logits.append(torch.where(small == (named or [9])[0], 5.0, -5.0))
-    batch = [{"case": item["case"], "geometry": torch.tensor(geometry)}]
+    image = MetaTensor(torch.zeros(1, SIZE, SIZE), meta={"region": [0, 0, *TRUTH.shape], "full_shape": TRUTH.shape})
+    batch = [{"case": item["case"], "geometry": torch.tensor(geometry), "image": image}]
     return SimpleNamespace(state=SimpleNamespace(batch=batch, output=[{"pred": torch.stack(logits)}]))
 
 

@@ -93,6 +93,16 @@ def test_resumed_run_finds_what_is_done_and_what_has_changed(tmp_path: Path) -> 
     assert (reasons["gone"], reasons["gone unfinished"], reasons["changed"]) == ("segmented", "vanished", "")
 
 
+def test_empty_journal_of_a_killed_run_goes(tmp_path: Path) -> None:
+    """SQLite empties the journal of a ledger that is held, and removes it at the end; a run that is killed in between leaves it."""
+    with Ledger.open(tmp_path, SETTINGS):
+        pass
+    (tmp_path / "ledger.sqlite-journal").write_bytes(bytes(512))
+    with Ledger.open(tmp_path, SETTINGS, resume=True):  # and writes nothing
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ledger.sqlite"]
+
+
 def test_folder_of_another_run_is_not_taken(tmp_path: Path) -> None:
     Ledger.open(tmp_path, SETTINGS).close()
     with pytest.raises(ValueError, match="earlier run; go on with it by --resume"):
