@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_json(tmp_path: Path) -> None:
-    words = "--preset tiny --image_size 64 --num_frames 8 --num_files 20 --lengths 4 --repeats 1 --frames ed-es --output"
+    words = (
+        "--preset tiny --image_size 64 --num_frames 8 --num_files 20 --lengths 4 --repeats 1 --frames ed-es --output"
+    )
     command = [sys.executable, str(ROOT / "scripts/benchmark_dicom.py"), *words.split(), str(tmp_path / "b.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
