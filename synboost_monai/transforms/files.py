@@ -124,7 +124,7 @@ def write_label_map(
     if pixels.ndim == 3 and len(pixels) == 1:
         pixels = pixels[0]
     if output_format not in OUTPUT_FORMATS:
-        raise ValueError(f"array.py: output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {output_format!r}")
+        raise ValueError(f"files.py: output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {output_format!r}")
     suffix = image_suffix(image_path)
     if suffix in NIFTI_SUFFIXES:
         return _write_nifti_like(pixels, image_path, Path(f"{target}.nii.gz"))
@@ -214,7 +214,7 @@ def checked_items(
     if len(set(cases)) < len(cases):
         twice = next(case for case in cases if cases.count(case) > 1)
         raise ValueError(
-            f"array.py: two images are both called {twice}; their label maps would overwrite each other, rename one"
+            f"files.py: two images are both called {twice}; their label maps would overwrite each other, rename one"
         )
     return checked
 
