@@ -5,8 +5,8 @@
     python scripts/benchmark_export.py --preset small --image_size 160        the small ones
 
 Prints a table and, with --json, writes the numbers. Random weights (they cost the same), random images, prompts of levels P1 to P5. The
-difference is the largest over all of --counts (images x prompts), in logits and as a share of the largest logit; latency is that of one
-image with three prompts, both encoded anew each time, in every way.
+difference is the largest over all of --counts (images x prompts): in logits, as a share of the largest logit, in probabilities. Latency is
+that of one image with three prompts, both encoded anew each time, in every way.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def main(arguments: list[str] | None = None) -> None:
     record |= {"seed": options.seed, "preset": options.preset, "repeats": options.repeats, "ways": []}
     print(", ".join(f"{key} {record[key]}" for key in ("device", "threads", "torch", "seed", "preset", "repeats")))
     print(
-        f"{'network':<10}{'px':>5}  {'way':<13}{'MB':>8}{'difference':>12}{'relative':>10}{'seconds':>10}{'faster':>8}"
+        f"{'network':<10}{'px':>5}  {'way':<13}{'MB':>8}{'logits':>10}{'relative':>10}{'probability':>13}{'seconds':>10}{'faster':>8}"
     )
     for architecture in options.architecture:
         for way in measure(architecture, options):
             record["ways"].append(way)
             print(
-                f"{architecture:<10}{way['image_size']:>5}  {way['name']:<13}{way['bytes'] / 1e6:>8.1f}{way['difference']:>12.1e}"
-                f"{way['relative']:>10.1e}{way['seconds']:>10.3f}{way['speed_ratio']:>8.2f}"
+                f"{architecture:<10}{way['image_size']:>5}  {way['name']:<13}{way['bytes'] / 1e6:>8.1f}{way['difference']:>10.1e}"
+                f"{way['relative']:>10.1e}{way['probability']:>13.1e}{way['seconds']:>10.3f}{way['speed_ratio']:>8.2f}"
             )
     if options.json:
         atomic_write_text(options.json, json.dumps(record, indent=1) + "\n")
@@ -108,6 +108,7 @@ def measure(architecture: str, options: argparse.Namespace) -> list[dict[str, An
             "bytes": file_bytes,
             "difference": differences[name].absolute,
             "relative": differences[name].relative,
+            "probability": differences[name].probability,
             "seconds": statistics.median(seconds[name]),
             "seconds_all": seconds[name],
             "speed_ratio": statistics.median(e / s for e, s in zip(seconds["eager"], seconds[name])),

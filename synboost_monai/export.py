@@ -40,6 +40,13 @@ class Difference(NamedTuple):
     """Largest difference of a logit."""
     relative: float
     """The same as a share of the largest logit."""
+    probability: float
+    """Largest difference of a probability."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether logits, as a share of the largest, and probabilities are those of the network within `TOLERANCE`."""
+        return self.relative <= TOLERANCE and self.probability <= TOLERANCE
 
 
 def parsed_inference(bundle: str | os.PathLike[str], overrides: Mapping[str, Any]) -> tuple[ConfigParser, Path]:
@@ -123,9 +130,10 @@ def export_bundle(
         write(network, temporary, settings)
         call = run(temporary)
         difference = None if call is None else measure_difference(network, call, settings["image_size"])
-        if difference is not None and difference.relative > TOLERANCE:
+        if difference is not None and not difference.is_small:
             raise RuntimeError(
-                f"{path}: the exported network differs by {difference.relative:.1e} of the largest logit; it was not written"
+                f"{path}: the exported network differs by {difference.relative:.1e} of the largest logit and {difference.probability:.1e} "
+                f"in probability, {TOLERANCE:.0e} at most was expected; it was not written"
             )
     return path, difference
 
@@ -231,7 +239,7 @@ def measure_difference(
     texts = [prompt.text for level in LEVELS[1:6] for prompt in structure_prompts(level, known)]
     ids = PromptTokenizer(network_context_length(network))(texts)
     generator = torch.Generator().manual_seed(0)
-    absolute = largest = 0.0
+    absolute = largest = probability = 0.0
     for num_images, num_prompts in counts:
         image = torch.randn(num_images, 3, image_size, image_size, generator=generator)
         places = torch.arange(num_images * num_prompts) % len(ids)
@@ -239,7 +247,8 @@ def measure_difference(
         with torch.no_grad():
             expected, found = network(image, input_ids), run(image, input_ids)
         if found.shape != expected.shape:
-            return Difference(float("inf"), float("inf"))
+            return Difference(float("inf"), float("inf"), float("inf"))
         absolute = max(absolute, float((found - expected).abs().max()))
+        probability = max(probability, float((found.sigmoid() - expected.sigmoid()).abs().max()))
         largest = max(largest, float(expected.abs().max()))
-    return Difference(absolute, absolute / largest)
+    return Difference(absolute, absolute / largest, probability)

@@ -167,3 +167,20 @@ def make_camus(tmp_path: Path) -> Callable[..., Path]:
 def make_first_camus(tmp_path: Path) -> Callable[..., Path]:
     """The same for the first release; takes the arguments of `write_first_camus`."""
     return lambda **options: write_first_camus(tmp_path / "camus_first", **options)
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment that torchrun gives to the only process of a distributed run."""
+    import socket
+
+    import ignite.distributed.utils
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for key, value in environment.items():
+        monkeypatch.setenv(key, str(value))
+    for name in ("_model", "_need_to_sync"):  # ignite keeps the process group in mind, which later tests do not have
+        monkeypatch.setattr(ignite.distributed.utils, name, getattr(ignite.distributed.utils, name))

@@ -28,4 +28,6 @@ def test_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert all(name in printed for name in ways)
     assert ways["eager"]["relative"] == 0 and ways["eager"]["speed_ratio"] == 1
     for way in ways.values():
-        assert way["relative"] < 1e-4 and len(way["seconds_all"]) == 2 and way["bytes"] > 1e5
+        assert (
+            way["relative"] < 1e-4 and way["probability"] < 1e-4 and len(way["seconds_all"]) == 2 and way["bytes"] > 1e5
+        )

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import ignite.distributed.utils
 import nibabel as nib
 import numpy as np
 import pytest
@@ -372,19 +371,35 @@ def test_misspelt_key_is_refused(synthesise: Callable[..., Path]):
 # ---- what MONAI and the zoo ask for
 
 
-@pytest.mark.parametrize(("config", "workflow_type"), [("train", "train"), ("inference", "infer")])
-def test_properties(config: str, workflow_type: str, datalist_dir: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("configs", "workflow_type"),
+    [
+        (["train"], "train"),
+        (["train", "train_small"], "train"),
+        (["train", "multi_gpu_train"], "train"),
+        (["inference"], "infer"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else value,
+)
+def test_properties(
+    configs: list[str], workflow_type: str, datalist_dir: Path, tmp_path: Path, one_process: None
+) -> None:
+    """What MONAI requires, of every config and its additions."""
+    overrides = {"backend": "gloo"} if "multi_gpu_train" in configs else {}
     workflow = ConfigWorkflow(
-        config_file=str(CONFIGS / f"{config}.yaml"),
+        config_file=[str(CONFIGS / f"{config}.yaml") for config in configs],
         meta_file=str(CONFIGS / "metadata.json"),
         workflow_type=workflow_type,
         bundle_root=str(BUNDLE),
         dataset_dir=str(datalist_dir),
         output_dir=str(tmp_path / "out"),
-        **MODEL,
+        **{**MODEL, **overrides},
     )
     workflow.initialize()
-    assert workflow.check_properties() == []
+    try:
+        assert workflow.check_properties() == []
+    finally:
+        workflow.finalize()
     assert not (tmp_path / "out").exists()
 
 
@@ -421,22 +436,9 @@ def test_metadata_is_complete():
         assert (BUNDLE / file).stat().st_size > 0
 
 
-def test_multi_gpu_config_trains(trained: Path, datalist_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
-        monkeypatch.setenv(key, value)
-    monkeypatch.setenv("MASTER_PORT", str(_free_port()))
-    for name in ("_model", "_need_to_sync"):  # ignite keeps the process group in mind, which later tests do not have
-        monkeypatch.setattr(ignite.distributed.utils, name, getattr(ignite.distributed.utils, name))
+def test_multi_gpu_config_trains(trained: Path, datalist_dir: Path, tmp_path: Path, one_process: None):
     overrides = {**TRAIN, "max_epochs": 1, "dataset_dir": str(datalist_dir), "output_dir": str(tmp_path)}
     run_bundle(BUNDLE, "train,multi_gpu_train", {**overrides, "backend": "gloo"})
     one, many = (torch.load(p / "model.pt", weights_only=True) for p in (trained, tmp_path))
     assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in many.items()}
     assert not torch.distributed.is_initialized()
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]

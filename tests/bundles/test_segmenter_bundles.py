@@ -376,13 +376,29 @@ def test_batch_size_does_not_change_label_maps(bundle: str, trained: Path, datal
     assert all((found[0][name] == found[1][name]).float().mean() > 0.999 for name in found[0])
 
 
-def test_properties_are_what_monai_requires(bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path) -> None:
-    common = {"dataset_dir": str(datalist_dir), "output_dir": str(tmp_path)}
-    assert train(bundle, datalist_dir, tmp_path).check_properties() == []
-    for configs in (["inference"], ["inference", "evaluate"], ["inference", "calibrate"]):
-        run = workflow(bundle, configs, "infer", checkpoint_path=str(trained / "model.pt"), **common)
-        assert run.check_properties() == []
+@pytest.mark.parametrize("config", ["inference", "evaluate", "calibrate", "sensitivity", "export", "deploy"])
+def test_properties_of_inference(bundle: str, config: str, trained: Path, datalist_dir: Path, tmp_path: Path) -> None:
+    """What MONAI requires, of every config that is read after inference.yaml."""
+    data = {"dataset_dir": str(datalist_dir), "output_dir": str(tmp_path), "checkpoint_path": str(trained / "model.pt")}
+    run = workflow(bundle, ["inference", config][config == "inference" :], "infer", **data)
+    assert run.check_properties() == []
     assert not list(tmp_path.iterdir())  # making all the parts writes nothing
+
+
+@pytest.mark.parametrize("config", ["train", "train_small", "train_published", "multi_gpu_train"])
+def test_properties_of_training(
+    bundle: str, config: str, datalist_dir: Path, tmp_path: Path, one_process: None
+) -> None:
+    """The same of every config that is read after train.yaml."""
+    overrides = {"dataset_dir": str(datalist_dir), "output_dir": str(tmp_path), "image_encoder_weights": None}
+    if config == "multi_gpu_train":
+        overrides["backend"] = "gloo"
+    run = workflow(bundle, ["train", config][config == "train" :], "train", **overrides)
+    try:
+        assert run.check_properties() == []
+    finally:
+        run.finalize()
+    assert not list(tmp_path.iterdir())
 
 
 def test_monai_label_calls(bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path) -> None:

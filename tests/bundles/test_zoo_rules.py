@@ -60,15 +60,37 @@ def test_necessary_files(bundle_dir: Path) -> None:
     assert [path for path in large if path.parent.name != "models"] == []
 
 
-def test_large_files_can_be_checked(bundle_dir: Path) -> None:
-    """Weights that are named are public: with an address and a hash. None are at present, and the README says so."""
+@pytest.mark.parametrize(("bundle", "name"), [("echo_cris", "clip-rn50"), ("echo_clipseg", "clipseg-rd64-refined")])
+def test_large_files_are_public_weights_to_start_from(
+    bundle: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What MONAI would fetch, where, and how it would check it: as `synboost weights` says of the same file."""
+    import monai.bundle.scripts
+    from monai.bundle import download_large_files
+
+    from synboost_monai.weights import find_weights
+
+    shutil.copy(ROOT / "bundles" / bundle / "large_files.yml", tmp_path)
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(monai.bundle.scripts, "download_url", lambda **entry: asked.append(entry))
+    download_large_files(bundle_path=str(tmp_path))
+
+    known = find_weights(name)
+    expected = {"filepath": str(tmp_path / "models/start" / known.file_name), "url": known.url}
+    if known.sha256 is not None:
+        expected |= {"hash_val": known.sha256, "hash_type": "sha256"}
+    assert [{**entry, "filepath": str(entry["filepath"])} for entry in asked] == [expected]
+    text = (ROOT / "bundles" / bundle / "large_files.yml").read_text(encoding="utf-8")
+    assert f"--init_checkpoint models/start/{known.file_name}" in text and known.licence in text
+
+
+def test_a_bundle_without_own_weights_says_so(bundle_dir: Path) -> None:
+    """No weights of a bundle are public, so models/model.pt is in no list of files to fetch, and eval_metrics claims nothing."""
+    assert "publishes no weights" in (bundle_dir / "docs/README.md").read_text(encoding="utf-8")
     path = bundle_dir / "large_files.yml"
-    text = (bundle_dir / "docs/README.md").read_text(encoding="utf-8")
-    if not path.exists():
-        assert "publishes no weights" in text
-        return
-    for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["large_files"]:
-        assert entry["url"].startswith("https://") and entry["hash_type"] == "sha256" and len(entry["hash_val"]) == 64
+    files = yaml.safe_load(path.read_text(encoding="utf-8"))["large_files"] if path.exists() else []
+    assert "models/model.pt" not in [entry["path"] for entry in files]
+    assert metadata(bundle_dir)["eval_metrics"] == {}
 
 
 def test_metadata_is_valid(bundle_dir: Path, tmp_path: Path) -> None:
@@ -117,9 +139,7 @@ def test_versions_are_those_of_the_constraints(bundle_dir: Path) -> None:
     assert asked == {name: pins.get(name) for name in asked}
 
 
-def test_metrics_are_those_of_published_weights(bundle_dir: Path) -> None:
-    """There are none: numbers of small presets, with their commands, are in the project's README."""
-    assert (bundle_dir / "large_files.yml").exists() or metadata(bundle_dir)["eval_metrics"] == {}
+def test_intended_use_is_no_diagnosis(bundle_dir: Path) -> None:
     assert "Not for diagnosis" in metadata(bundle_dir)["intended_use"]
 
 
