@@ -625,7 +625,8 @@ def export(
         print("not compared with the network: onnxruntime is not installed (pip install 'synboost-monai[export]')")
     else:
         print(
-            f"largest difference from the network: {difference.absolute:.1e}, {difference.relative:.1e} of the largest logit"
+            f"largest difference from the network: {difference.absolute:.1e}, {difference.relative:.1e} of the largest logit; "
+            f"of a probability {difference.probability:.1e}"
         )
 
 

@@ -68,8 +68,10 @@ def _convolve_double_size(conv: nn.Conv2d, x: Tensor) -> Tensor:
     if x.shape[1] < _MIN_CHANNELS_TO_FACTOR:
         return conv(_double_size(x))
     out_channels, height, width = conv.out_channels, int(x.shape[2]), int(x.shape[3])
-    kernel = conv.weight.permute(0, 3, 2, 1).reshape(-1, x.shape[1], 1, 1)  # (C' * 3 columns * 3 rows, C, 1, 1)
-    taps = F.conv2d(x.contiguous(), kernel).reshape(-1, 3 * height, width)  # (N C' 3, 3h, w)
+    kernel = conv.weight.permute(0, 3, 2, 1).reshape(-1, x.shape[1])  # (C' * 3 columns * 3 rows, C)
+    # exporters want the kernel of a convolution to be a parameter; where nothing is exported, it is faster than the product
+    taps = kernel @ x.flatten(2) if is_recorded() else F.conv2d(x.contiguous(), kernel[..., None, None])
+    taps = taps.reshape(-1, 3 * height, width)  # (N C' 3, 3h, w)
     rows = _taps_of_doubled(height).to(taps) @ taps  # (N C' 3, 2h, w)
     rows = rows.reshape(-1, 3, 2 * height, width).transpose(1, 2).reshape(-1, 3 * width)  # (N C' 2h, 3w)
     out = rows @ _taps_of_doubled(width).T.to(rows)
