@@ -2,6 +2,9 @@
 # Makes the environment that MONAI Label needs, or does nothing if it is up to date: `synboost label` runs from it.
 # An environment of its own, since MONAI Label wants numpy 1 and pydicom 2. An interrupted installation goes on after torch, its longest part.
 #
+#   bash scripts/setup_label.sh            makes it
+#   bash scripts/setup_label.sh --check    and then checks a real server in it: scripts/check_label.py, with the arguments that follow
+#
 #   SYNBOOST_LABEL_VENV     where it lies (default: .venv_label beside setup.cfg)
 #   SYNBOOST_LABEL_PYTHON   the Python to make it with (default: the first of 3.11, 3.10, 3.12 on the PATH)
 set -euo pipefail
@@ -88,5 +91,8 @@ make_environment() {
 
 if [[ ! -x "$PYTHON" || -e "$VENV/.installing" || "$(cat "$VENV/.stamp" 2>/dev/null)" != "$(fingerprint)" ]]; then
     make_environment
+fi
+if [[ "${1:-}" == --check ]]; then
+    exec "$PYTHON" "$ROOT/scripts/check_label.py" "${@:2}"
 fi
 echo "ready: $VENV/bin/synboost label STUDIES --bundle echo_cris --checkpoint_path model.pt"

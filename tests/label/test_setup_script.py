@@ -35,15 +35,14 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def call(clone: Path, **variables: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+def call(clone: Path, *arguments: str, **variables: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """The finished script, and what python was asked for."""
     log_path = clone / "log"
     log_path.write_text("", encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SYNBOOST_")}
     environment |= {"SYNBOOST_LABEL_PYTHON": str(clone / "stub"), "STUB_LOG": str(log_path), **variables}
-    done = subprocess.run(
-        ["bash", str(clone / "scripts/setup_label.sh")], capture_output=True, text=True, env=environment, cwd="/"
-    )
+    command = ["bash", str(clone / "scripts/setup_label.sh"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/")
     return done, log_path.read_text(encoding="utf-8").splitlines()
 
 
@@ -60,6 +59,12 @@ def test_installs_once_torch_first_and_monai_label_alone(clone: Path):
     assert "--no-deps monailabel==0.8.5" in asked[3]
     assert "check_versions" in asked[4]
     assert call(clone)[1] == []
+
+
+def test_check_follows_the_installation(clone: Path):
+    done, asked = call(clone, "--check", "--epochs", "3")
+    assert done.returncode == 0 and "check_versions" in asked[4]
+    assert asked[5:] == [f"{clone}/scripts/check_label.py --epochs 3"]
 
 
 def test_pins_of_monai_label_go_first(clone: Path):

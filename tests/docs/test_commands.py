@@ -1,0 +1,233 @@
+"""The commands of README.md and of the documentation run, page by page, as they stand there but for their sizes.
+
+Left out are those whose block says what it needs that a test has not, and those of `ELSEWHERE`, which other tests run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from synboost_monai.__main__ import main
+from tests.test_readme import MARKED_PAGES, MARKER, ROOT, block_commands, blocks, comments
+
+ELSEWHERE = {
+    r"bash scripts/quickstart\.sh": "tests/experiments/test_run.py",
+    r"synboost experiment grid_small$": "tests/experiments/test_run.py",
+    r"snakemake ": "tests/experiments/test_run.py",
+    r"synboost report ": "tests/experiments/test_report.py",
+    r"synboost auto3dseg ": "tests/auto3dseg/test_run.py",
+    r"synboost listen ": "tests/hospital/test_listen.py",
+    r"synboost demo ": "tests/demo/test_page.py",
+    r"bash scripts/test\.sh": "tests/test_scripts.py",
+    r"bash scripts/setup_label\.sh": "tests/label/test_setup_script.py",
+    r"\.venv_label/bin/synboost label ": "scripts/check_label.py",  # in an environment of its own, by one command
+    r"python scripts/(\w+)\.py": r"tests/test_\1.py",
+}
+"""Start of a command -> what runs it."""
+IN_A_SHELL = r"(cd|source|pip install|unzip|curl) ?"
+"""What is not ours; test_readme.py checks what it names."""
+
+SMALLER = {
+    r"preset small": "preset tiny",
+    r"image_size \d+": "image_size 32",
+    r"--num_patients \d+": "--num_patients 4 --image_height 64 --num_frames 2",
+    r"--num_studies \d+": "--num_studies 1 --image_height 64 --num_frames 24",
+    r"--num_maps \d+": "--num_maps 2",
+    r"--patients \d+": "--patients 2",
+    r"--num_folds \d+": "--num_folds 2",
+    r"--max_epochs \d+": "--max_epochs 1",
+    r"--num_inference_steps \d+": "--num_inference_steps 2",
+    r"\bN\b": "32",
+}
+"""What a page says -> what runs here."""
+NETWORK = "--preset tiny --image_size 32"
+SMALLER_BY_ADDING = {
+    r"synboost synthesise": "--num_variations 1 --num_inference_steps 2 --limit 2",
+    r"synboost run echo_semantic_diffusion train_small": f"{NETWORK} --max_epochs 1 --val_interval 1",
+    r"synboost run echo_\w+ train_small": f"{NETWORK} --max_epochs 1 --val_interval 1 --image_encoder_weights null",
+    r"synboost evaluate echo_semantic_diffusion": "--num_bootstrap 20",
+    r"synboost dicom": NETWORK,
+    r"python -m monai\.bundle": NETWORK,
+}
+"""Start of a command -> options that it gets here, but for those that it has."""
+
+WRITTEN = {
+    "README.md": ("runs/atria/*_E[DS].nii.gz", "bundles/echo_cris/OUT/*.json"),
+    "docs/getting_started.md": ("runs/steps/synthetic/contact_sheet.png", "runs/steps/scores/metrics.csv"),
+    "docs/hospital.md": ("runs/hospital/out/ledger.csv", "OUT/report.html"),
+    "docs/export.md": ("echo_cris.onnx", "echo_cris.ts", "bundles/echo_cris/models/image.onnx"),
+    "docs/deploy.md": ("echo_cris.zip",),
+    "docs/howto/evaluate.md": ("runs/a/calibration.json", "runs/words/sensitivity.csv", "runs/comparison/*.csv"),
+    "docs/howto/fine_tune.md": ("runs/quality/quality.html", "runs/joint/model.pt", "runs/adapters/model.pt"),
+    "docs/howto/your_data.md": ("MASKS/*.json", "SYNTHETIC/provenance.json", "FOLD_0/datalist.json"),
+    "docs/howto/weights.md": ("runs/sdm/all/datalist.json",),
+}
+"""Page -> some of what its commands leave."""
+
+
+def commands_of(page: Path) -> list[str]:
+    """Commands of a page that no comment marks and nothing else runs."""
+    found = [
+        " ".join(command.split())
+        for block in blocks(page.read_text(encoding="utf-8"))
+        if not MARKER.search(comments(block))
+        for command in block_commands(block)
+    ]
+    return [c for c in found if not re.match(IN_A_SHELL, c) or c.startswith("cd bundles/")]
+
+
+def runs_elsewhere(command: str) -> bool:
+    return any(re.match(pattern, command) for pattern in ELSEWHERE)
+
+
+def made_smaller(command: str) -> list[str]:
+    """Words of a command with the sizes of a test."""
+    for pattern, replacement in SMALLER.items():
+        command = re.sub(pattern, replacement, command)
+    words = shlex.split(command, comments=True)
+    for pattern, options in SMALLER_BY_ADDING.items():
+        if re.match(pattern, command):
+            added = shlex.split(options)
+            for flag, value in zip(added[::2], added[1::2]):
+                words += [] if flag in words else [flag, value]
+            break
+    return words
+
+
+PAGES = [page for page in MARKED_PAGES if [c for c in commands_of(page) if not runs_elsewhere(c)]]
+
+
+QUICKSTART = "runs/quickstart/segmenters/cris/synthetic_then_real/P2/seed0"
+LEARNING = {
+    "preset": "tiny",
+    "image_size": 32,
+    "device": "cpu",
+    "max_epochs": 8,
+    "batch_size": 8,
+    "learning_rate": 1e-2,
+    "encoder_learning_rate_scale": 1.0,
+    "layer_decay": 1.0,
+    "weight_decay": 0.0,
+    "warm_up_steps": 5,
+    "ema_decay": 0.0,
+    "augment": False,
+    "val_interval": 8,
+}
+"""Of a network that finds something after some fifty steps: a calibration refuses one that finds nothing."""
+
+
+@pytest.fixture(scope="session")
+def readers_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the pages take for granted: DATA, IMAGES, LABEL_MAPS, STUDIES, and weights of tiny networks."""
+    import torch
+
+    from synboost_monai.bundle_run import run_bundle
+    from synboost_monai.data import read_datalist, write_phantom
+    from synboost_monai.experiments.prepare import prepare_dataset
+    from synboost_monai.hospital.phantom_studies import write_phantom_studies
+    from synboost_monai.networks import create_segmenter, create_semantic_diffusion_unet
+
+    place = tmp_path_factory.mktemp("reader")
+    write_phantom(place / "PHANTOM", num_patients=20, image_height=64, num_frames=2, progress=False)
+    for folder in ("DATA", "runs/quickstart/real", "runs/steps/real"):
+        prepare_dataset(place / "PHANTOM", place / folder, progress=False)
+    for folder in ("IMAGES", "LABEL_MAPS"):
+        (place / folder).mkdir()
+    for item in read_datalist(place / "DATA", "testing", limit=2):
+        shutil.copy(item["image"], place / "IMAGES")
+        shutil.copy(item["label"], place / "LABEL_MAPS")
+    write_phantom_studies(place / "STUDIES", num_studies=1, seed=1, image_height=64, num_frames=24)
+
+    def save(network: torch.nn.Module, *names: str) -> None:
+        for name in names:
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            torch.save(network.state_dict(), place / name)
+
+    torch.manual_seed(0)
+    run_bundle("echo_cris", "train", {"dataset_dir": str(place / "DATA"), "output_dir": str(place), **LEARNING})
+    for name in (f"{QUICKSTART}/model.pt", "runs/a/model.pt", "runs/cris/model.pt"):
+        (place / name).parent.mkdir(parents=True)
+        shutil.copy(place / "model.pt", place / name)
+    save(create_segmenter("cris", "tiny"), "runs/b/model.pt")
+    save(create_semantic_diffusion_unet("tiny", image_size=32), "diffusion.pt", "runs/steps/diffusion/model.pt")
+    shutil.copytree(ROOT / "bundles/echo_cris", place / "bundles/echo_cris", ignore=shutil.ignore_patterns("models"))
+    shutil.copytree(place / "IMAGES", place / "bundles/echo_cris/IMAGES")
+    for name in ("model.pt", "models/model.pt"):
+        (place / "bundles/echo_cris" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(place / "model.pt", place / "bundles/echo_cris" / name)
+    return place
+
+
+def prepare_page(page: Path) -> None:
+    """Results of commands that a page takes as done, though its own lines for them need what a test has not."""
+    if page.name == "evaluate.md":
+        run(made_smaller("synboost evaluate echo_cris --dataset_dir DATA --output_dir runs/b/evaluation " + WEIGHTS_B))
+    if page.name == "weights.md":
+        for view in ("2ch", "4ch"):
+            for phase in ("ed", "es"):
+                selection = f"--view {VIEWS[view]} --phase {PHASES[phase]} --checkpoint_path diffusion.pt {NETWORK}"
+                run(
+                    made_smaller(
+                        f"synboost synthesise --dataset_dir DATA --output_dir runs/sdm/{view}_{phase} {selection}"
+                    )
+                )
+
+
+WEIGHTS_B = f"--checkpoint_path runs/b/model.pt {NETWORK}"
+VIEWS = {"2ch": "apical_two_chamber", "4ch": "apical_four_chamber"}
+PHASES = {"ed": "end_diastole", "es": "end_systole"}
+
+
+def run(words: list[str]) -> None:
+    """Run a command in this process if it is ours, else in one of its own."""
+    if words[0] == "synboost":
+        main(words[1:])
+        return
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *words[1:]], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_commands_of_a_page_run(
+    page: Path, readers_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(readers_place, place)
+    monkeypatch.chdir(place)
+    prepare_page(page)
+    for command in commands_of(page):
+        if command.startswith("cd "):
+            monkeypatch.chdir(place / command.split()[1])
+        elif not runs_elsewhere(command):
+            run(made_smaller(command))
+    for pattern in WRITTEN.get(str(page.relative_to(ROOT)), ()):
+        assert list(place.glob(pattern)), pattern
+
+
+def test_every_command_is_run_or_marked() -> None:
+    """What is neither this program nor a module of Python's has a test of its own, which is there."""
+    for page in MARKED_PAGES:
+        for command in commands_of(page):
+            matching = [
+                re.sub(pattern + ".*", test, command)
+                for pattern, test in ELSEWHERE.items()
+                if re.match(pattern, command)
+            ]
+            ours = command.startswith(("synboost ", "python -m monai.bundle ", "python -c ", "cd bundles/"))
+            assert matching or ours, f"{page.name}: nothing runs `{command}`"
+            assert missing(matching) == [], f"{page.name}: `{command}`"
+
+
+def missing(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not (ROOT / name).is_file()]
