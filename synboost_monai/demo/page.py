@@ -56,7 +56,8 @@ CSS = """
 .found th, .found td {padding: .25rem .4rem !important; text-align: right; white-space: nowrap; border: 0 !important;
   border-bottom: 1px solid var(--border-color-primary) !important}
 .found th {font-weight: 600; color: var(--body-text-color-subdued); white-space: normal}
-.found th:first-child, .found td:first-child {text-align: left}
+.found th:first-child, .found td:first-child {text-align: left; white-space: normal}
+@media (max-width: 480px) {.found {font-size: .72rem} .found th, .found td {padding: .2rem .1rem !important}}
 .key {display: inline-block; width: .8rem; height: .8rem; border-radius: 3px; margin-right: .45rem; vertical-align: -1px}
 .said {margin: .2rem 0 0 1.1rem; padding: 0; font-size: .85rem}
 .examples button {white-space: nowrap; padding: .2rem; font-size: .75rem}

@@ -153,6 +153,9 @@ def test_the_page_segments_and_synthesises_and_speaks_to_nobody_else(demo: Demo,
         expect(page.locator("#findings")).to_contain_text("Myocardium")
         expect(page.locator("#findings")).to_contain_text("Length of the left ventricle")
         expect(page.locator("#said li")).to_have_count(6)
+        page.set_viewport_size({"width": 390, "height": 844})  # a phone: nothing hangs over
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.set_viewport_size({"width": 1280, "height": 900})
 
         # files: a bad one is a sentence, a clip has frames, nobody's name is shown
         page.locator("label:has-text('File')").first.click()
