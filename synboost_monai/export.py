@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -143,7 +142,7 @@ def write_onnx(network: nn.Module, path: str | os.PathLike[str], settings: dict[
     """
     import torch
 
-    from synboost_monai.networks.export import example_inputs, network_context_length
+    from synboost_monai.networks.export import example_inputs, network_context_length, quiet_recording
     from synboost_monai.onnx_segmenter import SETTINGS_KEY
 
     try:
@@ -151,8 +150,7 @@ def write_onnx(network: nn.Module, path: str | os.PathLike[str], settings: dict[
     except ImportError as error:
         raise ValueError("ONNX needs a package that is not installed: pip install 'synboost-monai[export]'") from error
     settings["context_length"] = network_context_length(network)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of sizes that become fixed, on purpose
+    with torch.no_grad(), quiet_recording():
         torch.onnx.export(
             network,
             example_inputs(settings["image_size"], settings["context_length"]),
@@ -175,12 +173,11 @@ def write_torchscript(network: nn.Module, path: str | os.PathLike[str], settings
     """
     import torch
 
-    from synboost_monai.networks.export import ExportedSegmenter
+    from synboost_monai.networks.export import ExportedSegmenter, quiet_recording
 
     exported = ExportedSegmenter(network, settings["image_size"])
     settings["context_length"] = exported.context_length
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with quiet_recording():
         script = torch.jit.script(exported.eval())
         torch.jit.save(script, str(path), _extra_files={"synboost.json": json.dumps(settings, sort_keys=True)})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -249,6 +250,24 @@ def test_a_file_that_differs_is_not_written(
         RuntimeError,
         "differs by 1.0e-03 of the largest logit, expected 1e-04 at most; it was not written",
         tmp_path,
+    )
+
+
+def test_the_command_tells_the_difference_and_nothing_else(
+    architecture: str, weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    from synboost_monai.__main__ import main
+
+    path = tmp_path / "a.onnx"
+    size = f"--preset tiny --image_size {SIZE}".split()
+    main(["export", f"echo_{architecture}", "--checkpoint_path", str(weights), "--output", str(path), *size])
+    told = capfd.readouterr()
+    assert told.err == ""
+    first, second = told.out.splitlines()
+    assert first == f"onnx: {path} ({path.stat().st_size / 1e6:.1f} MB)"
+    assert re.fullmatch(
+        r"largest difference from the network: \S+, \S+ of the largest logit; of a probability \S+", second
     )
 
 

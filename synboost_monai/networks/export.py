@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Optional
 
 import torch
@@ -77,6 +79,24 @@ def example_inputs(image_size: int, context_length: int = CONTEXT_LENGTH) -> tup
     return torch.zeros(2, 3, image_size, image_size), input_ids
 
 
+@contextmanager
+def quiet_recording() -> Iterator[None]:
+    """Silence what means nothing here.
+
+    Sizes of the image become fixed, on purpose; TorchScript is to end one day; transformers complains of a property that nobody
+    but the recorder, which reads all of them, asks for.
+    """
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def trace_segmenter(
     network: nn.Module, image_size: int, context_length: int = CONTEXT_LENGTH
 ) -> torch.jit.ScriptModule:
@@ -88,8 +108,5 @@ def trace_segmenter(
         context_length: L.
     """
     network.eval()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of sizes that become fixed: those of the image, on purpose; TorchScript's own end
+    with torch.no_grad(), quiet_recording():
         return torch.jit.trace(network, example_inputs(image_size, context_length), check_trace=False)
