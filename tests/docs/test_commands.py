@@ -1,23 +1,24 @@
-"""The commands of README.md and of the documentation run, page by page, as they stand there but for their sizes.
+"""The commands of README.md, of the documentation and of the bundles' READMEs run, page by page, as they stand there but for their sizes.
 
 Left out are those whose block says what it needs that a test has not, and those of `ELSEWHERE`, which other tests run.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from synboost_monai.__main__ import main
-from tests.test_readme import MARKED_PAGES, MARKER, ROOT, block_commands, blocks, comments
+from tests.test_readme import MARKER, PAGES, ROOT, block_commands, blocks, comments
 
 ELSEWHERE = {
     r"bash scripts/quickstart\.sh": "tests/experiments/test_run.py",
@@ -30,10 +31,13 @@ ELSEWHERE = {
     r"bash scripts/test\.sh": "tests/test_scripts.py",
     r"bash scripts/setup_label\.sh": "tests/label/test_setup_script.py",
     r"\.venv_label/bin/synboost label ": "scripts/check_label.py",  # in an environment of its own, by one command
+    # a CLIPSeg so small finds too little to be calibrated
+    r"synboost (run echo_clipseg calibrate|segment echo_clipseg .*--calibration_path)": "tests/bundles/test_segmenter_bundles.py",
+    r"python -m monai\.bundle verify_net_in_out": "tests/bundles/test_diffusion_bundle.py",
     r"python scripts/(\w+)\.py": r"tests/test_\1.py",
 }
 """Start of a command -> what runs it."""
-IN_A_SHELL = r"(cd|source|pip install|unzip|curl) ?"
+IN_A_SHELL = r"(cd|source|pip install|unzip|curl|pre-commit) ?"
 """What is not ours; test_readme.py checks what it names."""
 
 SMALLER = {
@@ -50,12 +54,23 @@ SMALLER = {
 }
 """What a page says -> what runs here."""
 NETWORK = "--preset tiny --image_size 32"
+LEARNING = (
+    f"{NETWORK} --max_epochs 8 --batch_size 8 --learning_rate 0.01 --encoder_learning_rate_scale 1.0 --layer_decay 1.0 --weight_decay 0.0 "
+    "--warm_up_steps 5 --ema_decay 0.0 --augment false --val_interval 8 --image_encoder_weights $None"
+)
+"""Of a segmenter that finds something after some fifty steps: a calibration refuses one that finds nothing."""
+JUDGE = "--segmenter_preset tiny --segmenter_image_size 32 --num_bootstrap 20"
+BRIEF = f"{NETWORK} --max_epochs 1 --batch_size 8 --val_interval 1"
 SMALLER_BY_ADDING = {
     r"synboost synthesise": "--num_variations 1 --num_inference_steps 2 --limit 2",
-    r"synboost run echo_semantic_diffusion train_small": f"{NETWORK} --max_epochs 1 --val_interval 1",
-    r"synboost run echo_\w+ train_small": f"{NETWORK} --max_epochs 1 --val_interval 1 --image_encoder_weights null",
+    r"synboost run echo_semantic_diffusion train_small": BRIEF,
+    r"synboost run echo_\w+ train_small": f"{BRIEF} --image_encoder_weights $None",
     r"synboost evaluate echo_semantic_diffusion": "--num_bootstrap 20",
-    r"synboost dicom": NETWORK,
+    r"synboost (dicom|run|segment|package|export)": NETWORK,
+    r"python -m monai\.bundle run --config_file .*train_small": LEARNING,
+    r"python -m monai\.bundle run --config_file configs/train\.yaml": BRIEF,
+    r"python -m monai\.bundle run --config_file configs/evaluate\.yaml": JUDGE,
+    r"python -m monai\.bundle run .*SYNTHETIC": f"{NETWORK} --num_variations 1 --num_inference_steps 2 --limit 2",
     r"python -m monai\.bundle": NETWORK,
 }
 """Start of a command -> options that it gets here, but for those that it has."""
@@ -70,6 +85,12 @@ WRITTEN = {
     "docs/howto/fine_tune.md": ("runs/quality/quality.html", "runs/joint/model.pt", "runs/adapters/model.pt"),
     "docs/howto/your_data.md": ("MASKS/*.json", "SYNTHETIC/provenance.json", "FOLD_0/datalist.json"),
     "docs/howto/weights.md": ("runs/sdm/all/datalist.json",),
+    "bundles/echo_cris/docs/README.md": ("bundles/echo_cris/echo_cris.zip", "bundles/echo_cris/models/model.onnx"),
+    "bundles/echo_clipseg/docs/README.md": (
+        "bundles/echo_clipseg/OUT/*.json",
+        "bundles/echo_clipseg/models/model.ts",
+    ),
+    "bundles/echo_semantic_diffusion/docs/README.md": ("bundles/echo_semantic_diffusion/QUALITY/quality.html",),
 }
 """Page -> some of what its commands leave."""
 
@@ -103,26 +124,7 @@ def made_smaller(command: str) -> list[str]:
     return words
 
 
-PAGES = [page for page in MARKED_PAGES if [c for c in commands_of(page) if not runs_elsewhere(c)]]
-
-
-QUICKSTART = "runs/quickstart/segmenters/cris/synthetic_then_real/P2/seed0"
-LEARNING = {
-    "preset": "tiny",
-    "image_size": 32,
-    "device": "cpu",
-    "max_epochs": 8,
-    "batch_size": 8,
-    "learning_rate": 1e-2,
-    "encoder_learning_rate_scale": 1.0,
-    "layer_decay": 1.0,
-    "weight_decay": 0.0,
-    "warm_up_steps": 5,
-    "ema_decay": 0.0,
-    "augment": False,
-    "val_interval": 8,
-}
-"""Of a network that finds something after some fifty steps: a calibration refuses one that finds nothing."""
+RUN_PAGES = [page for page in PAGES if [c for c in commands_of(page) if not runs_elsewhere(c)]]
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +132,6 @@ def readers_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the pages take for granted: DATA, IMAGES, LABEL_MAPS, STUDIES, and weights of tiny networks."""
     import torch
 
-    from synboost_monai.bundle_run import run_bundle
     from synboost_monai.data import read_datalist, write_phantom
     from synboost_monai.experiments.prepare import prepare_dataset
     from synboost_monai.hospital.phantom_studies import write_phantom_studies
@@ -153,17 +154,24 @@ def readers_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.save(network.state_dict(), place / name)
 
     torch.manual_seed(0)
-    run_bundle("echo_cris", "train", {"dataset_dir": str(place / "DATA"), "output_dir": str(place), **LEARNING})
-    for name in (f"{QUICKSTART}/model.pt", "runs/a/model.pt", "runs/cris/model.pt"):
-        (place / name).parent.mkdir(parents=True)
-        shutil.copy(place / "model.pt", place / name)
+    for name in ("echo_cris", "echo_clipseg"):
+        run(shlex.split(f"synboost train {name} --dataset_dir {place}/DATA --output_dir {place}/{name} {LEARNING}"))
+    quickstart = "runs/quickstart/segmenters/cris/synthetic_then_real/P2/seed0"
+    for folder in (".", quickstart, "runs/a", "runs/cris"):
+        (place / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(place / "echo_cris/model.pt", place / folder)
     save(create_segmenter("cris", "tiny"), "runs/b/model.pt")
     save(create_semantic_diffusion_unet("tiny", image_size=32), "diffusion.pt", "runs/steps/diffusion/model.pt")
-    shutil.copytree(ROOT / "bundles/echo_cris", place / "bundles/echo_cris", ignore=shutil.ignore_patterns("models"))
-    shutil.copytree(place / "IMAGES", place / "bundles/echo_cris/IMAGES")
-    for name in ("model.pt", "models/model.pt"):
-        (place / "bundles/echo_cris" / name).parent.mkdir(exist_ok=True)
-        shutil.copy(place / "model.pt", place / "bundles/echo_cris" / name)
+    for name in ("echo_cris", "echo_clipseg", "echo_semantic_diffusion"):
+        bundle = place / "bundles" / name
+        shutil.copytree(ROOT / "bundles" / name, bundle, ignore=shutil.ignore_patterns("models"))
+        shutil.copytree(place / "IMAGES", bundle / "IMAGES")
+        prepare_dataset(place / "PHANTOM", bundle / "DATA", progress=False)
+        if name != "echo_semantic_diffusion":
+            (bundle / "models").mkdir()
+            shutil.copy(place / name / "model.pt", bundle / "models")
+            shutil.copy(place / name / "model.pt", bundle)
+        shutil.copy(place / "echo_cris/model.pt", bundle / "MODEL")
     return place
 
 
@@ -174,12 +182,9 @@ def prepare_page(page: Path) -> None:
     if page.name == "weights.md":
         for view in ("2ch", "4ch"):
             for phase in ("ed", "es"):
-                selection = f"--view {VIEWS[view]} --phase {PHASES[phase]} --checkpoint_path diffusion.pt {NETWORK}"
-                run(
-                    made_smaller(
-                        f"synboost synthesise --dataset_dir DATA --output_dir runs/sdm/{view}_{phase} {selection}"
-                    )
-                )
+                folder, weights = f"runs/sdm/{view}_{phase}", f"--checkpoint_path diffusion.pt {NETWORK}"
+                selection = f"--view {VIEWS[view]} --phase {PHASES[phase]}"
+                run(made_smaller(f"synboost synthesise --dataset_dir DATA --output_dir {folder} {selection} {weights}"))
 
 
 WEIGHTS_B = f"--checkpoint_path runs/b/model.pt {NETWORK}"
@@ -188,23 +193,38 @@ PHASES = {"ed": "end_diastole", "es": "end_systole"}
 
 
 def run(words: list[str]) -> None:
-    """Run a command in this process if it is ours, else in one of its own."""
+    """Run a command as its program would, in this process where that is ours or MONAI's."""
     if words[0] == "synboost":
         main(words[1:])
-        return
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *words[1:]], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    elif words[:3] == ["python", "-m", "monai.bundle"]:
+        import fire
+        import monai.bundle
+
+        fire.Fire(monai.bundle, command=words[3:])
+    else:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, *words[1:]], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """MONAI's commands set up the log of their process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+@pytest.mark.parametrize("page", RUN_PAGES, ids=[str(page.relative_to(ROOT)) for page in RUN_PAGES])
 def test_commands_of_a_page_run(
     page: Path, readers_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "place"
     shutil.copytree(readers_place, place)
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(place if page.parts[-4] != "bundles" else place / "bundles" / page.parts[-3])
     prepare_page(page)
     for command in commands_of(page):
         if command.startswith("cd "):
@@ -217,7 +237,7 @@ def test_commands_of_a_page_run(
 
 def test_every_command_is_run_or_marked() -> None:
     """What is neither this program nor a module of Python's has a test of its own, which is there."""
-    for page in MARKED_PAGES:
+    for page in PAGES:
         for command in commands_of(page):
             matching = [
                 re.sub(pattern + ".*", test, command)
