@@ -221,6 +221,8 @@ def measure_difference(
         run: the file.
         image_size: side of the images.
         counts: (images, prompts) of each comparison.
+    Returns:
+        infinite differences if the file gives another shape, or values that are no numbers.
     """
     import torch
 
@@ -238,9 +240,9 @@ def measure_difference(
         input_ids = ids[places].unflatten(0, (num_images, num_prompts)).contiguous()
         with torch.no_grad():
             expected, found = network(image, input_ids), run(image, input_ids)
-        if found.shape != expected.shape:
+        if found.shape != expected.shape or not bool(found.isfinite().all()):
             return Difference(float("inf"), float("inf"), float("inf"))
         absolute = max(absolute, float((found - expected).abs().max()))
         probability = max(probability, float((found.sigmoid() - expected.sigmoid()).abs().max()))
         largest = max(largest, float(expected.abs().max()))
-    return Difference(absolute, absolute / largest, probability)
+    return Difference(absolute, absolute / largest if largest > 0 else absolute, probability)

@@ -239,16 +239,17 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(
     refused(call("echo_semantic_diffusion", overrides={}), ValueError, "is no segmenter's bundle", tmp_path)
 
 
+@pytest.mark.parametrize(("factor", "told"), [(1.001, "1.0e-03"), (float("nan"), "inf")])
 def test_a_file_that_differs_is_not_written(
-    weights: Path, architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, architecture: str, factor: float, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true = export.torchscript_runner
-    monkeypatch.setattr(export, "torchscript_runner", lambda path: lambda i, d: true(path)(i, d) * 1.001)
+    monkeypatch.setattr(export, "torchscript_runner", lambda path: lambda i, d: true(path)(i, d) * factor)
     call = lambda: exported(architecture, weights, tmp_path / "a.ts", "torchscript")  # noqa: E731
     refused(
         call,
         RuntimeError,
-        "differs by 1.0e-03 of the largest logit, expected 1e-04 at most; it was not written",
+        f"differs by {told} of the largest logit, expected 1e-04 at most; it was not written",
         tmp_path,
     )
 
