@@ -79,7 +79,9 @@ def package_bundle(
         for path in sorted((root / folder).rglob("*"))
         if path.is_file()
     }
-    files["LICENSE"] = (root / "LICENSE").read_bytes()
+    for name in ("LICENSE", "large_files.yml"):
+        if (root / name).is_file():
+            files[name] = (root / name).read_bytes()
     sources = {"models/model.pt": weights_path}
     if checked.get("calibration_path") is not None:
         sources[f"models/{CALIBRATION}"] = _calibration(Path(str(checked["calibration_path"])), weights_path)

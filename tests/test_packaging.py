@@ -35,7 +35,9 @@ def test_every_data_file_of_the_package_is_shipped() -> None:
 def test_every_folder_of_a_bundle_is_shipped() -> None:
     shipped = set(SETUP["options.data_files"].values())
     for bundle in (path for path in (ROOT / "bundles").iterdir() if path.is_dir()):
-        assert f"bundles/{bundle.name}/LICENSE*" in shipped
+        patterns = next(value for value in shipped if value.startswith(f"bundles/{bundle.name}/LICENSE*")).split(", ")
+        for path in (path for path in bundle.iterdir() if path.is_file()):
+            assert any(path.match(pattern) for pattern in patterns), path
         folders = {path.parent for path in bundle.rglob("*") if path.suffix and path.is_file()}
         for folder in folders - {bundle, bundle / "models"}:
             assert f"{folder.relative_to(ROOT).as_posix()}/*" in shipped
