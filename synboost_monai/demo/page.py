@@ -56,8 +56,8 @@ CSS = """
 .found th, .found td {padding: .25rem .4rem !important; text-align: right; white-space: nowrap; border: 0 !important;
   border-bottom: 1px solid var(--border-color-primary) !important}
 .found th {font-weight: 600; color: var(--body-text-color-subdued); white-space: normal}
-.found th:first-child, .found td:first-child {text-align: left; white-space: normal}
-@media (max-width: 480px) {.found {font-size: .72rem} .found th, .found td {padding: .2rem .1rem !important}}
+.found th:first-child, .found td:first-child {text-align: left}
+@media (max-width: 480px) {.found {font-size: .72rem} .found th, .found td {padding: .2rem .1rem !important; white-space: normal}}
 .key {display: inline-block; width: .8rem; height: .8rem; border-radius: 3px; margin-right: .45rem; vertical-align: -1px}
 .said {margin: .2rem 0 0 1.1rem; padding: 0; font-size: .85rem}
 .examples button {white-space: nowrap; padding: .2rem; font-size: .75rem}
@@ -318,8 +318,9 @@ class _SynthesiseTab:
         _on(self.take_drawing.click, self.take, [self.editor, *perturbation], outputs)
         for event in (self.strength.release, self.perturbation_seed.change):
             _on(event, self.perturb, [self.source, *perturbation], outputs)
+        taken = _on(self.run.click, self.take_what_is_drawn, [self.kind, self.editor, *perturbation], outputs)
         started = _on(
-            self.run.click,
+            taken.success,
             self.synthesise,
             [self.condition, self.noise_seed],
             [self.image_picture, self.progress, self.synthetic, self.send],
@@ -346,6 +347,10 @@ class _SynthesiseTab:
         label_map = drawing.drawn_label_map((editor or {}).get("layers") or [])
         source = drawing.write_drawing(label_map, self.folder / f"drawing{next(self.numbers)}.nii.gz")
         return self.perturb(source, strength, perturbation_seed)
+
+    def take_what_is_drawn(self, chosen: str, editor: dict[str, Any] | None, strength: float, seed: float) -> Any:
+        """The drawing as it is now, if that is what was chosen."""
+        return self.take(editor, strength, seed) if chosen == DRAWN else gr.skip()
 
     def show_canvas(self, chosen: str) -> Any:
         """The empty sector, put in when the editor comes to be seen: put in before, it is not drawn."""

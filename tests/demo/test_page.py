@@ -79,11 +79,16 @@ def demo(weights: dict[str, Path], tmp_path: Path) -> Iterator[Demo]:
         running.process.wait()
 
 
-def colourful_share(page: Any, selector: str) -> float:
-    """Share of a shown picture's pixels that are not grey."""
+COLOURFUL = "Math.abs(r - g) + Math.abs(g - b) > 30"
+RED, BLUE = "r > 150 && b < 120", "b > 150 && r < 120"
+"""The ventricle's cavity and the atrium, as conditions on a pixel (JavaScript)."""
+
+
+def share_of(page: Any, selector: str, condition: str) -> float:
+    """Share of a shown picture's pixels for which a condition on r, g, b holds."""
     return float(
         page.evaluate(
-            """async (selector) => {
+            """async ([selector, condition]) => {
                 const image = document.querySelector(selector + " img");
                 await image.decode();
                 const canvas = document.createElement("canvas");
@@ -91,14 +96,28 @@ def colourful_share(page: Any, selector: str) -> float:
                 const context = canvas.getContext("2d");
                 context.drawImage(image, 0, 0);
                 const data = context.getImageData(0, 0, canvas.width, canvas.height).data;
+                const holds = new Function("r", "g", "b", "return " + condition);
                 let count = 0;
-                for (let i = 0; i < data.length; i += 4)
-                    if (Math.abs(data[i] - data[i + 1]) + Math.abs(data[i + 1] - data[i + 2]) > 30) count++;
+                for (let i = 0; i < data.length; i += 4) if (holds(data[i], data[i + 1], data[i + 2])) count++;
                 return 4 * count / data.length;
             }""",
-            selector,
+            [selector, condition],
         )
     )
+
+
+def outline(page: Any, selector: str) -> None:
+    """Draw an ellipse with the mouse."""
+    box = page.locator(selector).first.bounding_box()
+    places = [
+        (box["x"] + box["width"] * (0.5 + 0.08 * np.cos(t)), box["y"] + box["height"] * (0.45 + 0.2 * np.sin(t)))
+        for t in np.linspace(0, 2.1 * np.pi, 26)
+    ]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=3)
+    page.mouse.up()
 
 
 @pytest.mark.slow
@@ -133,7 +152,7 @@ def test_the_page_segments_and_synthesises_and_speaks_to_nobody_else(demo: Demo,
         # a phantom is there; words give a mask of one structure
         page.wait_for_selector("#image-picture img")
         expect(page.get_by_text("phantom1_4CH_ED")).to_be_visible()
-        assert colourful_share(page, "#image-picture") == 0
+        assert share_of(page, "#image-picture", COLOURFUL) == 0
         page.fill("#prompt textarea, #prompt input", "left atrium")
         page.click("#segment")
         expect(page.locator("#verdict .verdict")).to_contain_text("Predicted Dice")
@@ -141,7 +160,7 @@ def test_the_page_segments_and_synthesises_and_speaks_to_nobody_else(demo: Demo,
         expect(page.locator("#findings")).to_contain_text("Not for diagnosis")
         expect(page.locator("#said")).to_contain_text("left atrium")
         page.wait_for_selector("#mask-picture img")
-        assert colourful_share(page, "#mask-picture") > 0
+        assert share_of(page, "#mask-picture", COLOURFUL) > 0
         with page.expect_download() as download:
             page.get_by_text("Label map (NIfTI)").click()
         assert download.value.suggested_filename == "phantom1_4CH_ED_label_map.nii.gz"
@@ -179,6 +198,22 @@ def test_the_page_segments_and_synthesises_and_speaks_to_nobody_else(demo: Demo,
         page.click("#send")
         expect(page.get_by_text("synthetic1", exact=True)).to_be_visible()
         expect(page.locator("#findings")).to_contain_text("True Dice")
+
+        # a drawing: an outline of the cavity, taken as it is when the image is asked for
+        page.get_by_role("tab", name="Synthesise").click()
+        page.locator("label:has-text('Draw')").first.click()
+        page.locator("#editor canvas").first.wait_for()
+        page.wait_for_timeout(2000)  # the canvas is there before it listens
+        page.click("#synthesise")
+        expect(page.get_by_text("nothing is drawn").first).to_be_visible()
+        outline(page, "#editor canvas")
+        page.click("#synthesise")
+        end = time.monotonic() + PATIENCE_S
+        while share_of(page, "#map-picture", BLUE) > 0:  # the phantom's atrium is still there
+            assert time.monotonic() < end
+            page.wait_for_timeout(100)
+        assert share_of(page, "#map-picture", RED) > 0.02
+        expect(page.locator("#progress")).to_contain_text("Step 3 of 3: done")
         uploaded = list(demo.temporary.rglob("broken.png"))
         browser.close()
 
