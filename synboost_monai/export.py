@@ -127,7 +127,8 @@ def export_bundle(
         if difference is not None and difference.relative > TOLERANCE:
             raise RuntimeError(
                 f"{path}: the exported network differs by {difference.relative:.1e} of the largest logit, "
-                f"expected {TOLERANCE:.0e} at most; it was not written"
+                f"expected {TOLERANCE:.0e} at most; it was not written. Look at the weights, take the versions of constraints.txt, or "
+                "the other --format"
             )
     return path, difference
 

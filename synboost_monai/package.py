@@ -79,9 +79,9 @@ def package_bundle(
         for path in sorted((root / folder).rglob("*"))
         if path.is_file()
     }
-    for name in ("LICENSE", "large_files.yml"):
-        if (root / name).is_file():
-            files[name] = (root / name).read_bytes()
+    files["LICENSE"] = (root / "LICENSE").read_bytes()
+    if (root / "large_files.yml").is_file():
+        files["large_files.yml"] = (root / "large_files.yml").read_bytes()
     sources = {"models/model.pt": weights_path}
     if checked.get("calibration_path") is not None:
         sources[f"models/{CALIBRATION}"] = _calibration(Path(str(checked["calibration_path"])), weights_path)

@@ -312,6 +312,12 @@ def test_readme_has_commands_to_check() -> None:
     assert any("monai.bundle run" in c for c in commands(README))
 
 
+def test_results_of_the_site_are_those_of_the_readme() -> None:
+    tables = re.findall(r"^\| real patients .*\n(?:\|.*\n)+", README, flags=re.MULTILINE)
+    results = (ROOT / "docs/explanation/results.md").read_text(encoding="utf-8")
+    assert len(tables) == 2 and all(table in results for table in tables)
+
+
 def test_every_verb_is_in_the_table() -> None:
     in_table = set(re.findall(r"^\| `([\w-]+)` \|", README, flags=re.MULTILINE)) & set(VERBS)
     assert in_table == set(VERBS) - {"version"}

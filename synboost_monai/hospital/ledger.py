@@ -166,8 +166,10 @@ class Ledger:
 
     def close(self) -> None:
         """Let go of the database, and remove the empty journal that a killed run may have left: whoever changes nothing leaves it there."""
+        # before the database is let go, so that it is no other run's; in a transaction it would be needed
+        if not self.connection.in_transaction:
+            (self.out_dir / f"{DATABASE}-journal").unlink(missing_ok=True)
         self.connection.close()
-        (self.out_dir / f"{DATABASE}-journal").unlink(missing_ok=True)
 
     def __enter__(self) -> Ledger:
         return self

@@ -203,15 +203,16 @@ def test_the_page_segments_and_synthesises_and_speaks_to_nobody_else(demo: Demo,
         page.get_by_role("tab", name="Synthesise").click()
         page.locator("label:has-text('Draw')").first.click()
         page.locator("#editor canvas").first.wait_for()
-        page.wait_for_timeout(2000)  # the canvas is there before it listens
         page.click("#synthesise")
         expect(page.get_by_text("nothing is drawn").first).to_be_visible()
-        outline(page, "#editor canvas")
-        page.click("#synthesise")
         end = time.monotonic() + PATIENCE_S
-        while share_of(page, "#map-picture", BLUE) > 0:  # the phantom's atrium is still there
+        while (
+            share_of(page, "#map-picture", BLUE) > 0
+        ):  # the phantom's atrium is still there: the canvas listens later than it is seen
             assert time.monotonic() < end
-            page.wait_for_timeout(100)
+            outline(page, "#editor canvas")
+            page.click("#synthesise")
+            page.wait_for_timeout(2000)
         assert share_of(page, "#map-picture", RED) > 0.02
         expect(page.locator("#progress")).to_contain_text("Step 3 of 3: done")
         uploaded = list(demo.temporary.rglob("broken.png"))
