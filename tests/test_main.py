@@ -116,7 +116,7 @@ def test_traceback_is_kept_on_request(monkeypatch):
 
 def test_help_of_a_verb_names_its_arguments_and_is_quick():
     code = "import sys; from synboost_monai.__main__ import main\ntry: main(['prepare', '--help'])\nfinally: print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0
     assert "training_fraction" in done.stdout + done.stderr
     assert done.stdout.rstrip().endswith("False")  # nothing heavy is imported for help

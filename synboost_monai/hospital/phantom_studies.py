@@ -100,7 +100,7 @@ def write_phantom_studies(
     image_height: int = 320,
     num_frames: int = 60,
 ) -> Path:
-    """Write studies, one folder each, and truth.json; the same arguments give the same files, byte for byte.
+    """Write studies, one folder each, and truth.json; the same arguments give the same files, byte for byte on one kind of processor.
 
     Args:
         output_dir: made if missing.

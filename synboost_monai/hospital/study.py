@@ -1,6 +1,7 @@
 """One study: each of its clips read, segmented and written, then its measures. All or nothing of a study is recorded.
 
-The outputs are a function of the study's files, the model and the options: made again, they are the same bytes in the same places.
+The outputs are a function of the study's files, the model and the options: made again on one kind of processor,
+they are the same bytes in the same places.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class SemanticDiffusionInferer(Inferer):
     how they split sums by the batch's size and the number of threads, so the network always gets `images_at_once` images (the
     last ones are filled up) and, on a CPU, `num_threads` threads, several groups beside each other. An image then depends on
     its label map, its class, its seed and these two numbers alone: bit for bit the same for every batch size, on as many
-    processes or cores as there are.
+    processes or cores as there are, on one kind of processor. Another kind splits sums otherwise, and the last bits differ.
 
     Args:
         sampler: `dpmpp_2m` (default), `sde_dpmpp_2m`, `ddim` or `ancestral` (published; with 1000 steps).

@@ -168,7 +168,7 @@ def test_every_entry_comes_once_in_order_whatever_it_is_called(tmp_path: Path, w
     (root / "emptyfolder").mkdir()
     started = time.monotonic()
     files = list(scan(root))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     server.close()
     found = codes(files)
     assert len(found) == len(files) == len(names) + 8

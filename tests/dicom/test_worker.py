@@ -32,7 +32,7 @@ def process_of(stream) -> subprocess.Popen:
     return stream._worker._process
 
 
-def is_gone(process_id: int, seconds: float = 10) -> bool:
+def is_gone(process_id: int, seconds: float = 60) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -125,7 +125,7 @@ def test_time_limit(make_ultrasound, helpers: SimpleNamespace):
             start = time.monotonic()
             with pytest.raises(NotUsableError, match="longer than the limit of 0.5 s") as caught:
                 list(windows)
-            assert caught.value.reason.code == "timeout" and time.monotonic() - start < 5
+            assert caught.value.reason.code == "timeout" and time.monotonic() - start < 30
             assert is_gone(process_of(stream).pid)
         assert sum(map(len, pool.stream(path))) == 60
 

@@ -133,16 +133,19 @@ def test_perfect_denoiser_gives_the_image_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_image_depends_on_its_own_seed_alone(name: str) -> None:
-    """Bit for bit, with a network that works pixel by pixel: whatever the batch and its order."""
+    """Whatever the batch and its order, with a network that works pixel by pixel.
+
+    Not bit for bit: the last elements of a tensor may be computed by other instructions, and which these are depends on its size.
+    """
 
     def images(*seeds: int) -> Tensor:
         sampler = create_sampler(name, SCHEDULE, 6, eta=1.0)
         return sample(formula_network, sampler, (1, 4, 4), seeded(*seeds))
 
     together = images(3, 1, 2)
-    assert torch.equal(together[[1, 2, 0]], images(1, 2, 3))
-    assert torch.equal(together[:1], images(3))
-    assert not torch.equal(together[0], together[1])
+    torch.testing.assert_close(together[[1, 2, 0]], images(1, 2, 3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(together[:1], images(3), rtol=0, atol=1e-5)
+    assert (together[0] - together[1]).abs().max() > 0.1
 
 
 def test_default_timesteps_are_even_in_log_snr() -> None:

@@ -114,7 +114,7 @@ def test_a_stage_ends_when_its_study_is_gone(tmp_path):
             stage.wait(2)
         owner.kill()
         owner.wait()
-        assert stage.wait(20) == 137
+        assert stage.wait(100) == 137
     finally:
         for process in (owner, stage):
             process.kill()

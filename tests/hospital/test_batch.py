@@ -258,6 +258,6 @@ def test_file_with_holes_of_terabytes_does_not_hold_up_a_run(tmp_path: Path, mon
             pytest.skip("this file system has no files of terabytes")
     start = time.monotonic()
     assert run(tmp_path / "in", tmp_path / "out") == ALL_DONE
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 100  # 4 TB of zeros take an hour
     (row,) = ledger(tmp_path / "out")
     assert (row["reason"], row["sha256"]) == ("not_dicom", "")

@@ -126,8 +126,8 @@ def test_mask_never_fires_on_prompts_padded_with_the_end_token(network: nn.Modul
     input_ids = padded_ids(padding_id=49407).expand(2, -1, -1)
     with torch.no_grad():
         masked = network(image, input_ids)
-        network.mask_padding = False
-        assert torch.equal(masked, network(image, input_ids))
+        network.mask_padding = False  # attention without a mask may be another kernel than with one that hides nothing
+        torch.testing.assert_close(masked, network(image, input_ids), rtol=0, atol=1e-5)
 
 
 def test_both_encoders_learn_unless_frozen(image: Tensor) -> None:

@@ -52,7 +52,8 @@ def test_output_is_unchanged_at_first(architecture: str, image: Tensor) -> None:
     with torch.no_grad():
         quick = network(image)  # MultiheadAttention has another kernel without gradients
     network = add_lora(network, rank=4)
-    assert torch.equal(network(image), before)
+    # not the same bits: an adapted attention is split into projections, whose sums have another order on some processors
+    torch.testing.assert_close(network(image), before, rtol=0, atol=2e-6)
     with torch.no_grad():
         torch.testing.assert_close(network(image), quick, rtol=0, atol=2e-6)
         assert float((disturb(network)(image) - before).abs().max()) > 1e-2
