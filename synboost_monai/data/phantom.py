@@ -59,9 +59,9 @@ def write_phantom(
 ) -> Path:
     """Write phantom patients as a CAMUS folder: `database_nifti/` and `database_split/`.
 
-    The same seed, height and number of frames give the same files, byte for byte (with the same NumPy and SciPy on one kind of processor): a
-    patient does not depend on how many others there are, nor on the number of workers. Files are written whole or not
-    at all, the splits last. End-diastole and end-systole are the first and the last frame of the half sequence.
+    The same seed, height and number of frames give the same files, byte for byte (with the same NumPy and SciPy, on one
+    kind of processor): a patient does not depend on how many others there are, nor on the number of workers. Files are
+    written whole or not at all, the splits last. End-diastole and end-systole are the first and the last frame of the half sequence.
 
     Args:
         output_dir: made if missing; files of the same names are replaced.
