@@ -423,7 +423,7 @@ def dicom(
         resume: go on with an unfinished run.
         segmentation: binary, or labelmap, which many archives do not know yet.
         overlay: also write secondary captures with outlines, the sector alone.
-        deidentify: file with a secret of 16 bytes or more; outputs are then of de-identified copies, which are written too.
+        deidentify: file with a secret of 32 random bytes; outputs are then of de-identified copies, which are written too.
         paths: how the ledger shows the input's paths: redacted, plain or hashed.
         given: CSV with columns sop_instance_uid, end_diastole, end_systole, of frames that somebody chose.
         ray_address: of a Ray cluster; by default one is started here.

@@ -1,4 +1,4 @@
-"""What runs of several processes need of the system: one process at a time in a folder, and no child that outlives its parent."""
+"""What runs need of the system: one process at a time in a folder, files for one user alone, and no child that outlives its parent."""
 
 from __future__ import annotations
 
@@ -38,6 +38,19 @@ def hold_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Write files that this user alone can read (0600, folders 0700), in this process and those that it starts meanwhile.
+
+    Outputs carry patients. Where a group shall read them, a default ACL of the folder does that: it takes the place of the mask.
+    """
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def ends_with_parent() -> Callable[[], None] | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files
 from synboost_monai.demo.sources import SESSION_PREFIX
+from synboost_monai.processes import private_files
 
 if TYPE_CHECKING:
     from synboost_monai.demo.synthesising import Synthesiser
@@ -138,7 +139,7 @@ def session_folder() -> Iterator[Path]:
     for name in ("NO_PROXY", "no_proxy"):  # gradio asks its own server whether it is there, and must not ask a proxy
         settings[name] = ",".join(filter(None, [os.environ.get(name), HOST]))
     before = {key: os.environ.get(key) for key in (*settings, "GRADIO_TEMP_DIR")}
-    with tempfile.TemporaryDirectory(prefix=SESSION_PREFIX, ignore_cleanup_errors=True) as name:
+    with private_files(), tempfile.TemporaryDirectory(prefix=SESSION_PREFIX, ignore_cleanup_errors=True) as name:
         os.environ.update(settings | {"GRADIO_TEMP_DIR": name})
         try:
             yield Path(name)

@@ -16,13 +16,16 @@ Why no library: `dicognito` and `dicom-anonymizer` keep the public text elements
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import functools
 import hashlib
 import hmac
 import os
 import re
+import stat
 import uuid
+import zlib
 from collections.abc import Iterator
 from importlib import resources
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -51,8 +54,10 @@ if TYPE_CHECKING:
 
     from synboost_monai.dicom.limits import Limits
 
-MIN_KEY_BYTES = 16
-"""A shorter key could be guessed, and with it who is who."""
+MIN_KEY_BYTES, MAX_KEY_BYTES = 32, 4096
+"""A shorter key could be guessed, and with it who is who; a longer file is none that somebody made as a key."""
+MAKE_KEY = "head -c 32 /dev/urandom > KEYFILE; chmod 600 KEYFILE"
+"""How a key is made."""
 MAX_SHIFT_DAYS = 3650
 """Dates move back by 1 to so many days."""
 OLDEST_AGE = 90
@@ -111,7 +116,7 @@ def deidentify(
     Args:
         path_in: of the object; only read.
         path_out: of the copy; written whole or not at all. Name it by the UID that is returned, never by the original.
-        key: secret, at least 16 bytes; copies under one key belong together.
+        key: secret, at least 32 random bytes; copies under one key belong together.
         sector: (Rows, Columns), True where pixels may be shown; None: what `find_sector` finds within the header's regions. A still
             without regions is refused then.
         dates: shift or remove.
@@ -120,7 +125,7 @@ def deidentify(
     Returns:
         The SOP Instance UID of the copy.
     Raises:
-        ValueError: if the key is too short, or `sector` has another shape than the frames.
+        ValueError: if the key could be guessed, or `sector` has another shape than the frames.
         NotUsableError: if the object cannot be read, no sector is found in it, or the disk refuses.
     """
     from synboost_monai.dicom.decode import frame_reader
@@ -162,17 +167,14 @@ def deidentify_header(
 
     Args:
         header: of the original; it is not changed.
-        key: secret, at least 16 bytes.
+        key: secret, at least 32 random bytes.
         dates: shift or remove.
         keep_characteristics: keep sex, age, size and weight.
     Raises:
-        ValueError: if the key is too short or `dates` is neither.
+        ValueError: if the key could be guessed, or `dates` is neither.
         NotUsableError: if an identifier of the object is missing.
     """
-    if len(key) < MIN_KEY_BYTES:
-        raise ValueError(
-            f"deidentify.py: the key has {len(key)} bytes, {MIN_KEY_BYTES} at least are needed; make one with: openssl rand 32"
-        )
+    check_key(key)
     if dates not in ("shift", "remove"):
         raise ValueError(f"deidentify.py: dates are to shift or remove, got {dates!r}")
     for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
@@ -211,6 +213,72 @@ def deidentify_header(
             options.append(("113108", "Retain Patient Characteristics Option"))
         copy.DeidentificationMethodCodeSequence = [_code(*option) for option in options]
     return copy
+
+
+def read_key(path: str | os.PathLike[str]) -> bytes:
+    """The secret for de-identification, of a file that nobody else can read.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no regular file, others may read it, or its content could be guessed.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; make a key with: {MAKE_KEY}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: the key cannot be read: {os.strerror(error.errno or 0).lower()}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path}: expected a file with a key, got something that is no regular file")
+        mode = stat.S_IMODE(status.st_mode)
+        if os.name == "posix" and mode & 0o077:
+            raise ValueError(f"{path}: others may use this key (mode {mode:04o}); close it with: chmod 600 {path}")
+        if os.name == "posix" and status.st_uid not in (0, os.geteuid()):
+            raise ValueError(f"{path}: the key belongs to another user; copy it to a file of your own, of mode 0600")
+        key = os.read(descriptor, MAX_KEY_BYTES + 1)
+    finally:
+        os.close(descriptor)
+    check_key(key, str(path))
+    return key
+
+
+def check_key(key: bytes, where: str = "deidentify.py") -> None:
+    """Refuse a key that is not made of random bytes: whoever guesses it can tell who is who.
+
+    Of 32 random bytes, less than one key in ten million is refused.
+
+    Args:
+        key: the secret.
+        where: it comes from, for the message.
+    Raises:
+        ValueError: if it is too short or too long, text, or repeats itself.
+    """
+    if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
+        size = f"{len(key)} bytes" if len(key) <= MAX_KEY_BYTES else f"more than {MAX_KEY_BYTES} bytes"
+        problem = f"the key has {size}, {MIN_KEY_BYTES} random ones are needed"
+    elif _is_text(key) or _repeats(key) or _repeats(bytes((b - a) % 256 for a, b in zip(key, key[1:]))):
+        problem = (
+            f"the key is text or repeats itself, so that it could be guessed; {MIN_KEY_BYTES} random bytes are needed"
+        )
+    else:
+        return
+    raise ValueError(f"{where}: {problem}; make one with: {MAKE_KEY}")
+
+
+def _is_text(key: bytes) -> bool:
+    """Whether bytes are text: words, or a key written in hexadecimal digits or base 64."""
+    with contextlib.suppress(UnicodeDecodeError):
+        key.decode("utf-8")
+        return True
+    return sum(32 <= byte < 127 or byte in b"\t\r\n\0" for byte in key) > 0.87 * len(key)  # of random bytes: 0.39
+
+
+def _repeats(key: bytes) -> bool:
+    """Whether bytes have fewer values than random ones, or can be compressed."""
+    num_expected = 256 * (1 - (255 / 256) ** len(key))
+    return len(set(key)) < 0.65 * num_expected or len(zlib.compress(key, 9)) < len(key)
 
 
 def pseudonymous_uid(key: bytes, uid: str) -> str:

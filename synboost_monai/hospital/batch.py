@@ -7,7 +7,6 @@ their outputs lie on the disk, so that a run that was ended in any way goes on w
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from synboost_monai.dicom.deidentify import MIN_KEY_BYTES
+from synboost_monai.dicom.deidentify import read_key
 from synboost_monai.dicom.files import file_digest
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.reasons import NotUsableError, Outcome
@@ -28,10 +27,10 @@ from synboost_monai.dicom.scan import ScannedFile, is_uid, mark_duplicates, scan
 from synboost_monai.hospital.clip import FRAME_CHOICES, VIEW_CHOICES
 from synboost_monai.hospital.engines import ENGINES, Engine, create_engine
 from synboost_monai.hospital.ledger import Ledger, Result
-from synboost_monai.hospital.privacy import PATHS, path_display
+from synboost_monai.hospital.privacy import PATHS, Naming, path_display
 from synboost_monai.hospital.report import write_report_page
 from synboost_monai.hospital.study import STUDIES, StudyOptions
-from synboost_monai.processes import hold_folder
+from synboost_monai.processes import hold_folder, private_files
 
 ALL_DONE, SOME_REFUSED, FAILED = 0, 1, 2
 """Exit codes: every file processed, uncalibrated or skipped; some refused; the run itself failed."""
@@ -85,7 +84,7 @@ def run_dicom(
         segmentation: `binary`, or `labelmap`, which many archives do not know yet.
         overlay: write secondary captures with outlines.
         key_path: file with the secret for de-identified outputs; None: outputs carry the patient of their source.
-        paths: how the ledger shows the input's paths: `redacted`, `plain` or `hashed`.
+        paths: how the ledger shows the input's paths: `redacted`, `plain` or `hashed`; with a key always hashed by it.
         given_path: CSV with columns sop_instance_uid, end_diastole, end_systole: frames, from 1, that somebody chose.
         limits: of a file.
         ray_address: of a cluster; None: a local one.
@@ -104,6 +103,10 @@ def run_dicom(
     _check_choice("engine", engine, ENGINES)
     _check_choice("segmentation", segmentation, SEGMENTATION_CHOICES)
     _check_choice("paths", paths, PATHS)
+    if key_path is not None and paths == "plain":
+        raise ValueError(
+            "paths plain would link de-identified outputs to their originals; leave out paths or deidentify"
+        )
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers must be a whole number of at least 1, got {workers!r}")
     if not in_dir.exists():
@@ -111,6 +114,10 @@ def run_dicom(
     place, written = in_dir.resolve(), out_dir.resolve()
     if place == written or (written / STUDIES) in (place, *place.parents):
         raise ValueError(f"{out_dir}: the output would lie among the input; give another folder")
+    if key_path is not None and written in Path(key_path).resolve().parents:
+        raise ValueError(
+            f"{key_path}: the key would lie among the outputs, and be given away with them; move it elsewhere"
+        )
     options = StudyOptions(
         frames=frames,
         view=VIEW_CHOICES[view],
@@ -121,6 +128,7 @@ def run_dicom(
         limits=limits,
     )
     with (
+        private_files(),
         _what_the_system_refuses(in_dir, out_dir),
         hold_folder(out_dir),
         create_engine(
@@ -154,8 +162,8 @@ def work_through(
     Raises:
         ValueError: if `out_dir` is of another run.
     """
-    settings = run_settings(in_dir, runner, options, paths)
-    with Ledger.open(out_dir, settings, resume) as ledger:
+    settings, naming = run_settings(in_dir, runner, options, paths), Naming(options.key)
+    with Ledger.open(out_dir, settings, resume, naming) as ledger:
         for name in filter(_UNFINISHED.fullmatch, os.listdir(out_dir)):  # when the process was ended
             (out_dir / name).unlink(missing_ok=True)
         files = _scanned(in_dir, out_dir, options.limits, progress)
@@ -163,7 +171,7 @@ def work_through(
         if resume:
             ledger.reopen(RETRIED)
             ledger.reopen_changed(files)
-        ledger.begin(files, path_display(paths, words))
+        ledger.begin(files, path_display(paths, words, naming))
         if resume:
             _remove_unlisted(out_dir, ledger)
         waiting = ledger.pending(files)
@@ -178,7 +186,7 @@ def work_through(
 def run_settings(in_dir: Path, runner: Engine, options: StudyOptions, paths: str = "redacted") -> dict[str, Any]:
     """All that must be the same for a run to go on."""
     return {
-        "input": hashlib.sha256(os.fsencode(in_dir.resolve())).hexdigest()[:16],
+        **Naming(options.key).settings(in_dir),
         "paths": paths,
         **runner.identity,
         **options.settings(),
@@ -193,23 +201,6 @@ def studies_of(waiting: Sequence[ScannedFile], files: Sequence[ScannedFile]) -> 
         if file.reason is None and file.study_uid in open_studies:
             studies.setdefault(file.study_uid, []).append(file)
     return list(studies.values())
-
-
-def read_key(path: str | os.PathLike[str]) -> bytes:
-    """The secret for de-identification.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is so short that it could be guessed.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file; make a key with: openssl rand 32 > {path}")
-    key = Path(path).read_bytes()
-    if len(key) < MIN_KEY_BYTES:
-        raise ValueError(
-            f"{path}: the key has {len(key)} bytes, {MIN_KEY_BYTES} at least are needed; make one with: openssl rand 32 > {path}"
-        )
-    return key
 
 
 def read_given(path: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:

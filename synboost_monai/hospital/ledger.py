@@ -4,7 +4,8 @@ The database loses nothing that was recorded, however the process or the machine
 each commit. The rows of a study are committed together, after its outputs have been written. After a run that dies in between the
 study is pending, and the next run writes the same outputs again.
 
-Nothing of a patient is kept: paths as `privacy.py` shows them and their hashes, hashes of studies, SOP Instance UIDs.
+Nothing of a patient is kept: paths as `privacy.py` shows them and their hashes, hashes of studies, SOP Instance UIDs; where outputs are
+de-identified, nothing that leads to an original without the key (`privacy.Naming`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 from synboost_monai.dicom.reasons import REASONS, NotUsableError, Outcome
 from synboost_monai.dicom.scan import ScannedFile
-from synboost_monai.hospital.privacy import path_sha256, safe_cell, starts_formula
+from synboost_monai.hospital.privacy import Naming, safe_cell, starts_formula
 from synboost_monai.io import atomic_path
 
 DATABASE, TABLE = "ledger.sqlite", "ledger.csv"
@@ -132,9 +133,17 @@ class Ledger:
 
     out_dir: Path
     connection: sqlite3.Connection = field(repr=False)
+    naming: Naming = field(default_factory=Naming)
+    """How it names what came in."""
 
     @classmethod
-    def open(cls, out_dir: str | os.PathLike[str], settings: Mapping[str, Any], resume: bool = False) -> Ledger:
+    def open(
+        cls,
+        out_dir: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        resume: bool = False,
+        naming: Naming | None = None,
+    ) -> Ledger:
         """Begin a ledger in a folder, or go on with the one that is there.
 
         Args:
@@ -142,6 +151,7 @@ class Ledger:
             settings: of the run, the model's hash and the input among them: whatever must be the same for its outputs to be the same.
                 Plain values for JSON; they are stored, so give a hash where a value might identify (the input's path).
             resume: go on with a ledger; begin one if there is none.
+            naming: how it names what comes in; None: plainly.
         Raises:
             ValueError: if there is a ledger and `resume` is False; if it is of other settings (the message names them); if
                 the file is damaged, none of ours, of a newer version, or in use by another run.
@@ -162,7 +172,7 @@ class Ledger:
             if isinstance(error, sqlite3.Error):
                 raise _unusable(path, error) from error
             raise
-        return cls(folder, connection)
+        return cls(folder, connection, naming or Naming())
 
     def close(self) -> None:
         """Let go of the database, and remove the empty journal that a killed run may have left: whoever changes nothing leaves it there."""
@@ -190,9 +200,10 @@ class Ledger:
         listed = set()
         with self._transaction() as connection:
             for file in files:
-                key = path_sha256(file.relative)
+                key = self.naming.path(file.relative)
                 listed.add(key)
-                state = (_signed(file.size), _signed(file.mtime_ns), file.study_key, file.sop_instance_uid)
+                names = (self.naming.study(file.study_uid), self.naming.instance(file.sop_instance_uid))
+                state = (*self.naming.state(file), *names)
                 known = connection.execute("SELECT size, mtime_ns, reason FROM files WHERE path_sha256 = ?", (key,))
                 size, mtime_ns, reason = known.fetchone() or (None, None, "")
                 if (size, mtime_ns) == state[:2] and reason not in TRIED_AGAIN:
@@ -235,13 +246,13 @@ class Ledger:
             if not all((self.out_dir / output).is_file() for output in row["outputs"])
         }
         for file in files:
-            key = path_sha256(file.relative)
+            key = self.naming.path(file.relative)
             row = rows.get(key)
-            is_same = stored.get(key) == (_signed(file.size), _signed(file.mtime_ns))
+            is_same = stored.get(key) == self.naming.state(file)
             if file.reason is None and (
                 not row or row["outcome"] == PENDING or row["reason"] in OF_OTHERS or not is_same
             ):
-                studies.add(file.study_key)
+                studies.add(self.naming.study(file.study_uid))
             if row and row["outputs"] and (file.reason is not None or not is_same):
                 studies.add(row["study"])
             if row and row["reason"] in OF_OTHERS and (file.reason is None or file.reason.reason.code != row["reason"]):
@@ -253,7 +264,7 @@ class Ledger:
     def pending(self, files: Iterable[ScannedFile]) -> list[ScannedFile]:
         """Those of the files that have no result, in their order."""
         done = {key for (key,) in self._read("SELECT path_sha256 FROM files WHERE outcome != 'pending'")}
-        return [file for file in files if path_sha256(file.relative) not in done]
+        return [file for file in files if self.naming.path(file.relative) not in done]
 
     def record(self, *results: Result) -> None:
         """Record what became of files, all of them or none: give a study's files in one call, after its outputs are on the disk.
@@ -266,9 +277,9 @@ class Ledger:
         with self._transaction() as connection:
             for result in results:
                 values = {
-                    "sha256": result.sha256,
-                    "study": result.file.study_key,
-                    "sop_instance_uid": result.file.sop_instance_uid,
+                    "sha256": self.naming.digest(result.sha256),
+                    "study": self.naming.study(result.file.study_uid),
+                    "sop_instance_uid": self.naming.instance(result.file.sop_instance_uid),
                     "outcome": result.outcome.value,
                     "reason": result.reason,
                     "sentence": result.sentence,
@@ -276,7 +287,7 @@ class Ledger:
                     "outputs": json.dumps(list(result.outputs)),
                     "seconds": round(float(result.seconds), 3),
                 }
-                key = path_sha256(result.file.relative)
+                key = self.naming.path(result.file.relative)
                 names = ", ".join(values)
                 before = connection.execute(f"SELECT {names} FROM files WHERE path_sha256 = ?", (key,)).fetchone()
                 if before is None:
@@ -408,11 +419,6 @@ def _unusable(path: Path, error: sqlite3.Error) -> ValueError:
     if "readonly" in text or "unable to open" in text or "i/o" in text:
         return ValueError(f"{path}: the ledger cannot be written: the folder is read-only or its disk fails ({text})")
     return ValueError(f"{path}: the ledger is damaged, or no ledger at all; move it away and begin anew")
-
-
-def _signed(number: int) -> int:
-    """A whole number as the 64 bits that SQLite has: a wrong clock dates files to after 2262, whose nanoseconds are more."""
-    return (number + 2**63) % 2**64 - 2**63
 
 
 def _storable(text: str) -> str:

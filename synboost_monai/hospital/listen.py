@@ -35,7 +35,7 @@ from synboost_monai.hospital.delivery import Courier, Delivery, deliveries
 from synboost_monai.hospital.engines import Engine, create_engine
 from synboost_monai.hospital.inbox import Inbox
 from synboost_monai.hospital.study import StudyOptions
-from synboost_monai.processes import hold_folder
+from synboost_monai.processes import hold_folder, private_files
 
 INBOX, RUNS, WORK = "inbox", "runs", "work"
 """Folders in OUT."""
@@ -136,8 +136,8 @@ def run_listen(
         limits=limits or Limits(),
     )
     out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
     with (
+        private_files(),
         hold_folder(out_dir),
         create_engine(
             "local", bundle, checkpoint_path, dict(overrides or {}), options, out_dir / WORK, workers=1

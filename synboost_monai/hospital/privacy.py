@@ -7,12 +7,15 @@ identifying; the hash of the whole path, kept beside it, still finds the file fo
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 import unicodedata
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
+from synboost_monai.dicom.deidentify import pseudonymous_uid
 from synboost_monai.dicom.identifiers import fold, fold_character
+from synboost_monai.dicom.scan import ScannedFile, short_hash
 
 HIDDEN = "[hidden]"
 """What stands for identifying words."""
@@ -27,17 +30,75 @@ def path_sha256(relative: str) -> str:
     return hashlib.sha256(os.fsencode(relative)).hexdigest()
 
 
-def path_display(mode: str, identifiers: Iterable[str] = ()) -> Callable[[str], str]:
+class Naming:
+    """How a run names what came in: by its own UIDs and by hashes, or, with the key of `--deidentify`, by what tells nobody else anything.
+
+    A plain hash of a path, a file or a UID links a de-identified copy to its original for everybody who has the original, and so do the
+    size and the time of a file. With a key each of them is keyed; studies and objects have the UIDs of their copies. The key of the hashes
+    is derived slowly, so that nothing of a ledger helps to guess the key itself.
+
+    Args:
+        key: of the de-identification; None: names are plain.
+    """
+
+    def __init__(self, key: bytes | None = None) -> None:
+        self._key = key
+        self._secret = None if key is None else _secret_of(key)
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether names tell nothing without the key."""
+        return self._key is not None
+
+    def path(self, relative: str) -> str:
+        """Name of a path, 64 hexadecimal digits."""
+        return path_sha256(relative) if self._secret is None else self._keyed("path", os.fsencode(relative))
+
+    def digest(self, sha256: str) -> str:
+        """Name of a file's content, of its SHA-256; '' where it is not known."""
+        return sha256 if self._secret is None or not sha256 else self._keyed("content", sha256.encode())
+
+    def instance(self, uid: str) -> str:
+        """UID of an object, or of its copy; '' where there is none."""
+        return uid if self._key is None or not uid else pseudonymous_uid(self._key, uid)
+
+    def study(self, study_uid: str) -> str:
+        """Name of a study, which is that of its folder: 16 hexadecimal digits; '' where there is none."""
+        return short_hash(self.instance(study_uid)) if study_uid else ""
+
+    def state(self, file: ScannedFile) -> tuple[int, int]:
+        """What changes when a file does: its size and time; with a key 0 and a number that tells neither."""
+        if self._secret is None:
+            return signed(file.size), signed(file.mtime_ns)
+        state = f"{file.size} {file.mtime_ns} ".encode() + os.fsencode(file.relative)
+        return 0, signed(int(self._keyed("state", state)[:16], 16))
+
+    def settings(self, in_dir: str | os.PathLike[str]) -> dict[str, str]:
+        """What tells the input of a run, and its key, from others."""
+        place = os.fsencode(os.path.realpath(in_dir))
+        if self._secret is None:
+            return {"input": hashlib.sha256(place).hexdigest()[:16]}
+        return {"input": self._keyed("input", place)[:16], "key": self._keyed("key", b"")[:16]}
+
+    def _keyed(self, kind: str, content: bytes) -> str:
+        assert self._secret is not None
+        return hmac.new(self._secret, kind.encode() + b"\0" + content, hashlib.sha256).hexdigest()
+
+
+def path_display(mode: str, identifiers: Iterable[str] = (), naming: Naming | None = None) -> Callable[[str], str]:
     """A function that says how a relative path is shown; plain text, with nothing that could act on a terminal or table.
 
     Args:
         mode: `redacted` hides identifying words, `plain` hides nothing, `hashed` shows 16 digits of the path's hash.
         identifiers: all identifying words of the run: a report that is no DICOM may lie in the folder of a patient.
+        naming: of the run; with a key, paths are shown as `hashed` by it in every mode, as files are often called by their UIDs.
     Raises:
         ValueError: for another mode.
     """
     if mode not in PATHS:
         raise ValueError(f"privacy.py: paths can be {', '.join(PATHS)}, not {mode!r}")
+    if naming is not None and naming.is_keyed:
+        return lambda relative: naming.path(relative)[:16]
     if mode == "plain":
         return visible
     if mode == "hashed":
@@ -97,6 +158,17 @@ def safe_cell(text: str) -> str:
 def starts_formula(text: str) -> bool:
     """Whether a spreadsheet would calculate a cell instead of showing it."""
     return text.lstrip(" ").startswith(_FORMULA)
+
+
+def signed(number: int) -> int:
+    """A whole number as the 64 bits that SQLite has: a wrong clock dates files to after 2262, whose nanoseconds are more."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+@lru_cache(maxsize=1)
+def _secret_of(key: bytes) -> bytes:
+    """The secret of a ledger's hashes: 16 MB and some 50 ms a guess."""
+    return hashlib.scrypt(key, salt=b"synboost ledger", n=1 << 14, r=8, p=1)
 
 
 @lru_cache(maxsize=8)

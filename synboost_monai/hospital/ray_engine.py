@@ -275,6 +275,7 @@ class StudyActor:
             end_with_parent := ends_with_parent()
         ):  # Ray's own processes end with the driver; an actor may not go on writing
             end_with_parent()
+        os.umask(0o077)  # as `processes.private_files` has it on the driver's machine
         with contextlib.suppress(OSError):
             os.chdir(folder)
         torch.set_num_threads(num_threads)  # Ray would allow an actor of one CPU one thread

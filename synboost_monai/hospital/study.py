@@ -37,6 +37,7 @@ from synboost_monai.dicom.write_sr import write_report
 from synboost_monai.hospital.clip import FRAME_CHOICES, SegmentedClip, segment_clip
 from synboost_monai.hospital.ledger import Result
 from synboost_monai.hospital.measures import measure_study
+from synboost_monai.hospital.privacy import Naming
 from synboost_monai.hospital.results import report_measurements, study_results, write_results
 from synboost_monai.records import VIEWS
 
@@ -76,14 +77,16 @@ class StudyOptions:
             raise ValueError(f"study.py: frames are {' or '.join(FRAME_CHOICES)}, got {self.frames!r}")
 
     def settings(self) -> dict[str, Any]:
-        """All that outputs depend on, ready for JSON; of the key a hash."""
+        """All that outputs depend on, ready for JSON; with a key, nothing that leads to an original. They are written into outputs, so of
+        the key no more than that there is one: UIDs are other ones under another key anyway."""
+        naming = Naming(self.key)
         return {
             "frames": self.frames,
             "view": self.view or "auto",
             "segmentation_type": self.segmentation_type,
             "overlay": self.overlay,
-            "given": {uid: list(frames) for uid, frames in sorted(self.given.items())},
-            "deidentify": "" if self.key is None else hashlib.sha256(b"synboost " + self.key).hexdigest()[:16],
+            "given": dict(sorted((naming.instance(uid), list(frames)) for uid, frames in self.given.items())),
+            "deidentify": "" if self.key is None else "yes",
         }
 
 
@@ -186,6 +189,8 @@ class StudyProcessor:
         """Segment a clip and write what is of it alone."""
         path, options = file.path, self.options
         facts = self.pool.facts(path)
+        if options.key is not None:  # prompts are written: they tell what a copy tells
+            facts = replace(facts, sex=None, age=None)
         if facts.view is not None and facts.view not in VIEWS.values() and options.view is None:
             raise NotUsableError("other_view", view=facts.view.replace("_", " "))
 
@@ -331,11 +336,7 @@ class StudyProcessor:
 
 def study_folder(out_dir: Path, options: StudyOptions, study_uid: str) -> Path:
     """Where a study's outputs lie: a hash of its UID, or of the UID that its de-identified copies have."""
-    if options.key is not None:
-        from synboost_monai.dicom.deidentify import pseudonymous_uid
-
-        study_uid = pseudonymous_uid(options.key, study_uid)
-    return out_dir / STUDIES / short_hash(study_uid)
+    return out_dir / STUDIES / Naming(options.key).study(study_uid)
 
 
 def problem_of(error: Exception) -> NotUsableError:

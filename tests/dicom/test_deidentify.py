@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import warnings
 from pathlib import Path
@@ -20,7 +21,7 @@ assert _spec is not None and _spec.loader is not None
 fixtures = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fixtures)
 
-KEY, OTHER_KEY = b"k" * 32, b"o" * 32
+KEY, OTHER_KEY = (hashlib.sha256(name).digest() for name in (b"key", b"other key"))
 CLIP = fixtures.moving_clip()
 SECTOR = fixtures.fan()
 
@@ -236,7 +237,7 @@ def test_the_profile_is_the_standards():
 
 def test_what_does_not_fit_is_refused_and_leaves_no_file(tmp_path: Path, path: Path):
     out = tmp_path / "copy.dcm"
-    with pytest.raises(ValueError, match="the key has 3 bytes, 16 at least are needed"):
+    with pytest.raises(ValueError, match="the key has 3 bytes, 32 random ones are needed; make one with: head"):
         deidentify(path, out, b"key")
     with pytest.raises(ValueError, match="dates are to shift or remove"):
         deidentify(path, out, KEY, dates="keep")

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from synboost_monai.hospital.batch import ALL_DONE, SOME_REFUSED, read_given, read_key, run_dicom
+from synboost_monai.dicom.deidentify import read_key
+from synboost_monai.hospital.batch import ALL_DONE, SOME_REFUSED, read_given, run_dicom
 from tests.hospital.kill_batch import end_state, kill, ledger, start, write_study
 from tests.hospital.launch_batch import run
 
@@ -227,13 +228,14 @@ def test_given_frames_and_key_are_checked(tmp_path: Path) -> None:
     path.write_text("sop_instance_uid,end_diastole,end_systole\n1.2.3,7,7\n")
     with pytest.raises(ValueError, match="two different frame numbers"):
         read_given(path)
-    with pytest.raises(FileNotFoundError, match="openssl rand 32"):
+    with pytest.raises(FileNotFoundError, match="head -c 32"):
         read_key(tmp_path / "key")
 
 
 def test_short_key_is_refused_before_anything_is_read(in_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").touch(0o600)
     (tmp_path / "key").write_bytes(b"guess")
-    with pytest.raises(ValueError, match="the key has 5 bytes, 16 at least"):
+    with pytest.raises(ValueError, match="key: the key has 5 bytes, 32 random ones are needed"):
         run(in_dir, tmp_path / "out", key_path=tmp_path / "key")
     assert not (tmp_path / "out").exists()
 

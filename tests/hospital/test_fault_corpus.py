@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 
 from synboost_monai.dicom.reasons import REASONS
-from synboost_monai.hospital.privacy import path_sha256
+from synboost_monai.hospital.privacy import Naming
 from tests.hospital.fault_corpus import SECRETS, Expected, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,7 @@ LONGEST_RUN = 180
 """Seconds for the whole corpus; it takes a fifth of that on two slow cores."""
 MOST_MEMORY_MB = 2500
 """MB (2^20 bytes) of the run's processes together, torch and two workers with them."""
+KEY = hashlib.sha256(b"key").digest()
 SMALL = ("system", "names", "others", "frames", "identity", "text", "good", "regions")
 """Chapters of which a part is enough for other options."""
 
@@ -54,9 +56,10 @@ class Run:
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
     """path_sha256 -> row of ledger.csv."""
     num_rows: int = 0
+    naming: Naming = field(default_factory=Naming)
 
     def row(self, entry: Expected) -> dict[str, str]:
-        return self.rows[path_sha256(entry.relative)]
+        return self.rows[self.naming.path(entry.relative)]
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
@@ -286,9 +289,11 @@ def test_other_options_end_as_well(whole: Run, folder: Path, tmp_path: Path, opt
         shutil.copy2(source, target)
         kept.append(entry)
     if "key" in options:
-        (tmp_path / "key").write_bytes(b"a secret of a test, long enough")
+        (tmp_path / "key").touch(0o600)
+        (tmp_path / "key").write_bytes(KEY)
         options = (*options[1:], f"key_path={tmp_path / 'key'}")
     run = run_corpus(tmp_path, kept, *options)
+    run.naming = Naming(KEY if any(option.startswith("key_path") for option in options) else None)
     assert run.exit_code == 1 and run.num_rows == len(kept)
     for entry in kept:
         row = run.row(entry)

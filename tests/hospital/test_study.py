@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from synboost_monai.hospital.phantom_studies import PhantomClip
 from synboost_monai.hospital.study import StudyOptions, StudyProcessor
 from synboost_monai.labels import STRUCTURES
 from tests.hospital.conftest import TruthModel, write_phantom_clip
+
+KEY = hashlib.sha256(b"key").digest()
 
 
 def process(in_dir: Path, out_dir: Path, model: Any, **options: Any) -> list[Result]:
@@ -223,7 +226,7 @@ def test_failure_of_the_model_is_a_reason_without_its_words(clips: list[PhantomC
 
 def test_deidentified_outputs_hold_nothing_of_the_patient(clips: list[PhantomClip], tmp_path: Path) -> None:
     write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
-    process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips), key=b"k" * 32)
+    process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips), key=KEY)
     original = pydicom.dcmread(tmp_path / "in" / "a.dcm")
     made = contents(tmp_path / "out")
     assert any("deidentified_" in name for name in made)
