@@ -1,10 +1,11 @@
 """Command line: one verb a function (`synboost VERB`, or `python -m synboost_monai VERB`).
 
-A mistake of the user comes out as one line on stderr and exit code 2; any other error keeps its traceback.
+A mistake of the user and what the system refuses come out as one line on stderr and exit code 2; any other error keeps its traceback.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 import os
@@ -12,8 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-TRACEBACK_VARIABLE = "SYNBOOST_TRACEBACK"
-"""Environment variable: set to 1, errors of the user keep their traceback too."""
+from synboost_monai.errors import in_one_line
 
 
 def phantom(output_dir: str, *, num_patients: int = 10, seed: int = 0, **options: Any) -> None:
@@ -703,25 +703,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
         return
-    try:
+    with in_one_line(f"synboost {argv[0]}", _written_to(argv)):
         words = checked_arguments(argv)
         os.environ["PAGER"] = "cat"  # `synboost VERB --help` prints, it does not page
         import fire
 
         fire.Fire(VERBS, command=words, name="synboost")
-    except (ValueError, FileNotFoundError) as error:
-        if os.environ.get(TRACEBACK_VARIABLE) == "1":
-            raise
-        from synboost_monai.bundle_run import one_line
-
-        print(f"synboost {argv[0]}: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except BrokenPipeError:  # `synboost ... | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
-    except KeyboardInterrupt:
-        print(f"synboost {argv[0]}: interrupted; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def checked_arguments(argv: Sequence[str]) -> list[str]:
@@ -793,6 +780,17 @@ def _read(flag: str, text: str, kind: str) -> Any:
     if not is_right and not (value is None and kind.endswith("None")):
         raise ValueError(f"--{flag} must be {kind.replace(' | None', '')}, got {text!r}")
     return value
+
+
+def _written_to(argv: Sequence[str]) -> str | None:
+    """The folder or file that a command writes to, as its words say; None if they do not."""
+    names = ("output_dir", "out_dir", "output", "app_dir")
+    try:
+        flags = {word.lstrip("-").split("=")[0].replace("-", "_"): word for word in checked_arguments(argv)[1:]}
+    except ValueError:
+        return None
+    values = [flags[name].partition("=")[2] for name in names if name in flags]
+    return str(ast.literal_eval(values[0])) if values else None
 
 
 def _is_bool(word: str) -> bool:

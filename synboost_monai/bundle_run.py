@@ -22,6 +22,8 @@ from typing import Any
 
 import yaml
 
+from synboost_monai.errors import user_error
+
 BUNDLES_DIR_VARIABLE = "SYNBOOST_BUNDLES"
 """Environment variable: a folder of bundles, looked at before the shipped ones."""
 BASE_OF_CONFIG = {
@@ -135,7 +137,7 @@ def run_bundle(
         config: see `config_files`.
         overrides: checked with `check_overrides`; relative paths are relative to the working directory.
     Raises:
-        ValueError, FileNotFoundError: for what a user can cause, also from deep inside MONAI (see `user_error`).
+        ValueError, FileNotFoundError: for what a user can cause, also from deep inside MONAI (see `errors.user_error`).
     """
     files = config_files(bundle, config)
     checked = check_overrides(files, overrides or {})
@@ -161,33 +163,6 @@ def run_bundle(
         if known is None or known is error:
             raise
         raise known from error
-
-
-def user_error(error: BaseException) -> Exception | None:
-    """The ValueError or FileNotFoundError at the root of an error, or None.
-
-    MONAI and PyTorch wrap what a config's component or a transform raises in RuntimeErrors; a data loader's worker
-    process even turns it into text.
-    """
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__) is not None and cause not in chain:
-        chain.append(cause)
-    for link in chain:
-        if re.match(r"Caught \w+ in DataLoader worker", str(link)):
-            found = re.findall(r"^(ValueError|FileNotFoundError): (.+)$", str(link), re.MULTILINE)
-            if found:
-                kind, text = found[-1]
-                return (ValueError if kind == "ValueError" else FileNotFoundError)(text)
-        elif isinstance(link, (ValueError, FileNotFoundError)):
-            return link
-    return None
-
-
-def one_line(error: BaseException) -> str:
-    """Text of an error without line breaks, with the file where the system gave one."""
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f"{error.strerror}: {error.filename}"
-    return " ".join(str(error).split())
 
 
 def quiet_warnings() -> None:

@@ -6,6 +6,7 @@ side N and length L of a prompt are fixed. A written file is compared with the n
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -180,7 +181,9 @@ def write_torchscript(network: nn.Module, path: str | os.PathLike[str], settings
     settings["context_length"] = exported.context_length
     with quiet_recording():
         script = torch.jit.script(exported.eval())
-        torch.jit.save(script, str(path), _extra_files={"synboost.json": json.dumps(settings, sort_keys=True)})
+        content = io.BytesIO()  # torch ends the whole process where the disk is full
+        torch.jit.save(script, content, _extra_files={"synboost.json": json.dumps(settings, sort_keys=True)})
+    Path(path).write_bytes(content.getbuffer())
 
 
 Runner = Callable[["Tensor", "Tensor"], "Tensor"]

@@ -7,10 +7,12 @@ ultrasound export holds: one plane or a sequence, grey or colour, any number typ
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import os
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from synboost_monai.errors import as_system_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,6 +69,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary name is hidden and ends as the target does, so writers that go by the suffix work. Missing folders
     are made.
+
+    Raises:
+        OSError: what the system refuses, with the path, whatever kind the library that writes made of it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,8 +79,26 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except Exception as error:
+        refused = as_system_error(error)
+        if refused is None or refused.filename is not None or not refused.errno:
+            raise
+        raise OSError(*_said_of_writing(path, refused), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # nothing was made there: what the system said of that is on its way
+            temporary.unlink(missing_ok=True)
+
+
+def _said_of_writing(path: Path, refused: OSError) -> tuple[int, str]:
+    """Number and words of why a file could not be written; asked again where a library did not pass them on."""
+    if refused.errno == errno.EIO:
+        try:
+            with tempfile.TemporaryFile(dir=path.parent) as file:
+                file.write(bytes(1 << 20))
+                file.flush()
+        except OSError as error:
+            refused = error
+    return refused.errno or errno.EIO, refused.strerror or str(refused)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

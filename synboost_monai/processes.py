@@ -6,9 +6,11 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 
 @contextmanager
@@ -62,3 +64,40 @@ def _ask_linux() -> None:
     """In the child: ask Linux to kill it when its parent ends."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+TERMINATED = 143
+"""Exit code after SIGTERM."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where Python raises KeyboardInterrupt for SIGINT: what is open is closed, what is half written is removed."""
+
+
+@contextmanager
+def told_to_end() -> Iterator[threading.Event]:
+    """Raise `Terminated` in the main thread at SIGTERM; a second SIGTERM ends the process at once.
+
+    Elsewhere than in the main thread nothing changes. A verb that ends in its own way, such as `listen`, sets a handler of its own.
+
+    Returns:
+        an event that is set once the signal has come.
+    """
+    came, process = threading.Event(), os.getpid()
+
+    def end(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != process:  # a child that was forked: it is not for it to clean up
+            os.kill(os.getpid(), number)
+            return
+        came.set()
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)

@@ -9,15 +9,8 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 
-from synboost_monai.bundle_run import (
-    bundle_dir,
-    check_overrides,
-    config_files,
-    literal,
-    one_line,
-    run_bundle,
-    user_error,
-)
+from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files, literal, run_bundle
+from synboost_monai.errors import one_line, user_error
 
 CONFIG = """\
 bundle_root: .
@@ -167,7 +160,7 @@ def test_errors_of_the_user_come_out_of_a_run_unwrapped(bundle):
         run_bundle(bundle, "inference", {"dataset_dir": "bad_file"})
     with pytest.raises(FileNotFoundError) as caught:
         run_bundle(bundle, "inference", {"dataset_dir": "missing"})
-    assert one_line(caught.value) == "No such file or directory: /no/such/file"
+    assert one_line(caught.value) == "/no/such/file: no such file or directory; check the path"
 
 
 def test_other_errors_stay_as_they_are(bundle):

@@ -22,8 +22,9 @@ from synboost_monai.auto3dseg.evaluate import (
 )
 from synboost_monai.auto3dseg.settings import HYPER_PARAMETERS
 from synboost_monai.auto3dseg.source import check_training, chosen_algorithms, folded_datalist, read_source
-from synboost_monai.bundle_run import literal, quiet_warnings, user_error
+from synboost_monai.bundle_run import literal, quiet_warnings
 from synboost_monai.data.datalist import DATALIST_NAME
+from synboost_monai.errors import user_error
 from synboost_monai.io import atomic_write_text, image_stem, sha256_of
 from synboost_monai.metrics.per_case import this_command
 from synboost_monai.processes import hold_folder

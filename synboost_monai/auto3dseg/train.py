@@ -18,7 +18,8 @@ from synboost_monai.auto3dseg.settings import (
     bundle_training,
     read_hyper_parameters,
 )
-from synboost_monai.bundle_run import config_files, literal, one_line, run_bundle
+from synboost_monai.bundle_run import config_files, literal, run_bundle
+from synboost_monai.errors import in_one_line
 from synboost_monai.io import atomic_write_text
 from synboost_monai.prompts import LEVELS, prompt_levels
 
@@ -48,15 +49,10 @@ def main(script: str) -> None:
         script: path of the template's file.
     """
     root = Path(script).resolve().parents[1]
-    try:
+    with in_one_line(root.name, str(root)):
         overrides = read_flags(sys.argv[1:])
         files = overrides.pop("config_file", None)
         train_fold(root, overrides, files.split(",") if files else None)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"{root.name}: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 def read_flags(words: Sequence[str]) -> dict[str, Any]:

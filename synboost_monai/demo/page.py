@@ -14,7 +14,6 @@ from typing import Any
 
 import gradio as gr
 
-from synboost_monai.bundle_run import one_line, user_error
 from synboost_monai.demo import drawing, findings, pictures
 from synboost_monai.demo.segmenting import OpenImage, Segmentation, Segmenter, write_segmentation
 from synboost_monai.demo.sources import (
@@ -27,6 +26,7 @@ from synboost_monai.demo.sources import (
     file_source,
 )
 from synboost_monai.demo.synthesising import HIGHEST_STRENGTH, Condition, Synthesiser, Synthetic
+from synboost_monai.errors import one_line, user_error
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.records import IMAGE_QUALITIES, PHASES, VIEWS
 
@@ -460,8 +460,6 @@ def _explained(handler: Callable[..., Any]) -> Callable[..., Any]:
 def _as_sentence(error: Exception) -> gr.Error:
     """What the page says of an error: the library's own words for what a user can cause."""
     known = user_error(error)
-    if known is None and isinstance(error, OSError):
-        known = error
     if known is None:
         logger.exception("the demo's page: an error of ours", exc_info=error)
         return gr.Error("An error of this program; its terminal says more.", print_exception=False)

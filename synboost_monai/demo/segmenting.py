@@ -18,8 +18,9 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from synboost_monai.bundle_run import check_overrides, config_files, user_error
+from synboost_monai.bundle_run import check_overrides, config_files
 from synboost_monai.demo.sources import ATTRIBUTES, Source
+from synboost_monai.errors import user_error
 from synboost_monai.io import image_stem, is_dicom
 from synboost_monai.prompts.free import checked_prompt
 from synboost_monai.transforms import Letterboxd, LoadEchod, PromptTokensd, display_order, write_label_map

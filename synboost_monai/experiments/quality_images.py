@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from synboost_monai.bundle_run import check_overrides, config_files, user_error
+from synboost_monai.bundle_run import check_overrides, config_files
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.data.splits import SECTIONS
+from synboost_monai.errors import user_error
 from synboost_monai.io import image_suffix
 from synboost_monai.labels import (
     BACKGROUND_INDEX,

@@ -20,7 +20,8 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from monai.inferers import Inferer
 
-from synboost_monai.bundle_run import check_overrides, config_files, user_error
+from synboost_monai.bundle_run import check_overrides, config_files
+from synboost_monai.errors import user_error
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.transforms import load_echo
 
