@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from synboost_monai.csv_files import read_frame
 from synboost_monai.io import atomic_write_text
 from synboost_monai.metrics.synthesis import bootstrap_means, interval
 
@@ -162,7 +163,7 @@ def numbers_of(row: str, folder: Path, options: argparse.Namespace) -> dict[str,
 
 def dice_of(folder: Path) -> tuple[pd.Series, pd.Series]:
     """Mean Dice in % of each synthetic image, and its patient."""
-    cases = pd.read_csv(folder / "quality/metrics.csv", dtype={"patient": str})
+    cases = read_frame(folder / "quality/metrics.csv", dtype={"patient": str})
     cases = cases[cases["is_synthetic"]]
     grouped = cases.groupby("case")
     return 100 * grouped["dice"].mean(), grouped["patient"].first()

@@ -1,6 +1,7 @@
 """Imports inside the package go one way, and some folders stay free of some libraries."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "synboost_monai"
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"__init__", "labels", "letterbox", "records", "errors", "io", "processes"}),
+    frozenset({"__init__", "labels", "letterbox", "records", "errors", "io", "csv_files", "processes"}),
     frozenset({"dicom"}),
     frozenset({"prompts", "transforms", "networks", "diffusion", "metrics", "losses"}),
     frozenset({"inferers", "handlers", "data", "onnx_segmenter"}),
@@ -122,6 +123,19 @@ def test_libraries_stay_where_they_belong() -> None:
             if library in FILE_LIBRARIES and area in KNOWS_ONLY:
                 wrong.append(f"{path.name} imports {library}, but {area} knows tensors alone")
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]), ids=lambda p: p.stem
+)
+def test_csv_is_written_at_one_place(path: Path) -> None:
+    """A cell of text from outside must not be calculated by a spreadsheet: `csv_files` sees to that."""
+    if path.name == "csv_files.py":
+        return
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"\.to_csv\b|\bcsv\.(Dict)?[wW]riter\b|\bfrom csv import\b|to_excel|savetxt", text), path.name
+    is_foreign = path.name == "published.py"  # the paper's own table, which we did not write
+    assert is_foreign or not re.search(r"\bread_csv\b", text), path.name
 
 
 def test_no_name_in_diffusion_speaks_of_the_heart() -> None:

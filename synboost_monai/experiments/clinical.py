@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synboost_monai import __version__
+from synboost_monai.csv_files import frame_text, read_frame
 from synboost_monai.data.datalist import DATALIST_NAME, read_datalist
 from synboost_monai.experiments.tables import Table
 from synboost_monai.io import FRAME_SUFFIXES, atomic_path, atomic_write_text, read_frames
@@ -170,7 +171,7 @@ def clinical_measures(
         "synboost_version": __version__,
     }
     csv_path, json_path = evaluation_dir / "clinical.csv", evaluation_dir / "clinical.json"
-    atomic_write_text(csv_path, frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    atomic_write_text(csv_path, frame_text(frame, float_format="%.6g"))
     atomic_write_text(json_path, json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     result = ClinicalResult(frame, summary, csv_path, json_path)
     for method in methods if plots else ():
@@ -282,10 +283,9 @@ def _patients(
     evaluation_dir: Path, items: Sequence[Mapping[str, Any]], where: str
 ) -> tuple[dict[str, Items], dict[str, int]]:
     """Evaluated items by patient, view and phase, and how many were passed over for which reason."""
-    import pandas as pd
 
     keys = ["patient", "view", "phase"]
-    evaluated = pd.read_csv(evaluation_dir / "metrics.csv", usecols=["case", *keys], dtype=str).drop_duplicates()
+    evaluated = read_frame(evaluation_dir / "metrics.csv", usecols=["case", *keys], dtype=str).drop_duplicates()
     cases: dict[tuple[str, ...], list[str]] = {}
     for case, *key in evaluated[["case", *keys]].dropna().itertuples(index=False, name=None):
         cases.setdefault(tuple(key), []).append(case)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
+from synboost_monai.csv_files import frame_text
 from synboost_monai.data.datalist import DATALIST_NAME, read_datalist
 from synboost_monai.data.splits import SECTIONS
 from synboost_monai.experiments.quality_images import (
@@ -458,7 +459,7 @@ def evaluate_synthesis(
     quality = _finite(quality)
     write_metrics_csv(output_dir / "metrics.csv", synthetic.rows + real.rows)
     table = _image_table(sets, found)
-    atomic_write_text(output_dir / "images.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    atomic_write_text(output_dir / "images.csv", frame_text(table, float_format="%.6g"))
     write_page(output_dir / "quality.html", quality, sets, found, (reader, real_reader), segmenter)
     atomic_write_text(output_dir / "quality.json", json.dumps(quality, indent=1, allow_nan=False) + "\n")
     scores = quality["faithfulness"]

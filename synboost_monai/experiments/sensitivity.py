@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from synboost_monai.csv_files import read_frame
 from synboost_monai.experiments.tables import Table, write_table
 from synboost_monai.handlers.sensitivity import CSV_NAME, JSON_NAME
 from synboost_monai.io import atomic_path
@@ -65,7 +66,6 @@ def read_sensitivity(output_dir: str | os.PathLike[str]) -> tuple[pd.DataFrame, 
     Raises:
         FileNotFoundError: if one of them is missing.
     """
-    import pandas as pd
 
     folder = Path(output_dir)
     for name in (CSV_NAME, JSON_NAME):
@@ -74,7 +74,7 @@ def read_sensitivity(output_dir: str | os.PathLike[str]) -> tuple[pd.DataFrame, 
                 f"{folder / name}: no such file; `synboost run echo_cris sensitivity --output_dir {folder}` makes it"
             )
     text = dict.fromkeys(("case", "patient", "attribute", "right", "wrong", "prompt"), str)
-    frame = pd.read_csv(folder / CSV_NAME, dtype=text, keep_default_na=False, na_values={c: [""] for c in _NUMBERS})
+    frame = read_frame(folder / CSV_NAME, dtype=text, keep_default_na=False, na_values={c: [""] for c in _NUMBERS})
     frame = frame.replace({"attribute": {"": None}, "wrong": {"": None}})
     return frame, json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
 

@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from synboost_monai.csv_files import frame_text
 from synboost_monai.io import atomic_write_text
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def write_table(table: Table, folder: str | os.PathLike[str]) -> list[Path]:
     paths = [Path(folder) / f"{table.name}.{suffix}" for suffix in ("csv", "tex")]
     # a column of mixed kinds would keep all digits: pandas formats columns of float alone
     frame = table.frame.astype(object).map(_csv_value)
-    atomic_write_text(paths[0], frame.to_csv(index=False, lineterminator="\n"))
+    atomic_write_text(paths[0], frame_text(frame))
     atomic_write_text(paths[1], to_latex(table))
     return paths
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from synboost_monai.csv_files import csv_text
 from synboost_monai.handlers.training import is_main_process
 from synboost_monai.io import atomic_write_text
 
@@ -39,8 +40,8 @@ class WriteHistory:
         self.rows.append({"iteration": trainer.state.iteration, "epoch": trainer.state.epoch, **metrics})
         if is_main_process():
             columns = list(dict.fromkeys(key for row in self.rows for key in row))
-            lines = [",".join(_text(row.get(column, math.nan)) for column in columns) for row in self.rows]
-            atomic_write_text(self.path, "\n".join([",".join(columns), *lines]) + "\n")
+            lines = [[_text(row.get(column, math.nan)) for column in columns] for row in self.rows]
+            atomic_write_text(self.path, csv_text([columns, *lines]))
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": [dict(row) for row in self.rows]}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from synboost_monai import __version__
+from synboost_monai.csv_files import frame_text
 from synboost_monai.handlers.training import is_main_process
 from synboost_monai.inferers.segmentation import PromptedSegmentationInferer
 from synboost_monai.io import atomic_write_text, sha256_of
@@ -174,8 +175,7 @@ class PromptSensitivity:
             logger.info(
                 f"prompt sensitivity: {name} is not tested in {count} images: it, or what comes before, is unknown"
             )
-        text = frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
-        atomic_write_text(self.output_dir / CSV_NAME, text)
+        atomic_write_text(self.output_dir / CSV_NAME, frame_text(frame, float_format="%.6f"))
         path = self.checkpoint_path
         record = {
             "num_images": int(frame["case"].nunique()),

@@ -10,22 +10,21 @@ de-identified, nothing that leads to an original without the key (`privacy.Namin
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from synboost_monai.csv_files import csv_text
 from synboost_monai.dicom.reasons import REASONS, NotUsableError, Outcome
 from synboost_monai.dicom.scan import ScannedFile
-from synboost_monai.hospital.privacy import Naming, safe_cell, starts_formula
+from synboost_monai.hospital.privacy import Naming, visible
 from synboost_monai.io import atomic_path
 
 DATABASE, TABLE = "ledger.sqlite", "ledger.csv"
@@ -315,15 +314,14 @@ class Ledger:
 
     def write_csv(self) -> Path:
         """Write `ledger.csv` whole, on the disk when this returns; its cells are safe in a spreadsheet."""
-        text = io.StringIO()
-        writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        rows: list[Sequence[str]] = [COLUMNS]
         for row in self.rows():
             cells = {**row, "outputs": json.dumps(row["outputs"]) if row["outputs"] else ""}
-            writer.writerow(_cell(name, value) for name, value in cells.items())
+            # the path is written out already: its backslashes would double if it were again
+            rows.append([value if name == "path" else visible(str(value)) for name, value in cells.items()])
         path = self.out_dir / TABLE
         with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text.getvalue())
+            file.write(csv_text(rows, quote_all=True))
             file.flush()
             os.fsync(file.fileno())
         return path
@@ -348,13 +346,6 @@ class Ledger:
                 raise
         except sqlite3.Error as error:
             raise _unusable(self.out_dir / DATABASE, error) from error
-
-
-def _cell(name: str, value: Any) -> str:
-    """A cell of the table; the path is written out already, so that its backslashes would double if it were again."""
-    if name == "path":
-        return f"'{value}" if starts_formula(value) else value
-    return safe_cell(str(value))
 
 
 def _check_place(path: Path) -> None:

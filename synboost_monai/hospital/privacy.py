@@ -1,4 +1,4 @@
-"""What of a path may be shown, and cells of a table that no program executes or misreads.
+"""What of a path may be shown, and by what names a ledger knows what came in.
 
 Folders of a hospital are often named after patients. The ledger shows a path without the words that the headers of the run call
 identifying; the hash of the whole path, kept beside it, still finds the file for those who have the folder.
@@ -21,8 +21,6 @@ HIDDEN = "[hidden]"
 """What stands for identifying words."""
 PATHS = ("redacted", "plain", "hashed")
 """Ways to show paths."""
-_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-"""First characters that spreadsheets take for a formula, in full width too (OWASP, CSV injection)."""
 
 
 def path_sha256(relative: str) -> str:
@@ -147,17 +145,6 @@ def visible(text: str) -> str:
     A backslash is doubled, so that two different texts never look the same.
     """
     return "".join(_visible(character) for character in text)
-
-
-def safe_cell(text: str) -> str:
-    """Text for a cell of a table: visible, and with an apostrophe before what a spreadsheet would calculate."""
-    shown = visible(text)
-    return f"'{shown}" if starts_formula(text) else shown
-
-
-def starts_formula(text: str) -> bool:
-    """Whether a spreadsheet would calculate a cell instead of showing it."""
-    return text.lstrip(" ").startswith(_FORMULA)
 
 
 def signed(number: int) -> int:

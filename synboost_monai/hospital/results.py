@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from synboost_monai import __version__
+from synboost_monai.csv_files import csv_text
 from synboost_monai.dicom.write_sr import Measurement, SourceFrames, is_believable
 from synboost_monai.hospital.clip import SegmentedClip
 from synboost_monai.hospital.measures import NEEDS_REVIEW, StudyMeasure
-from synboost_monai.hospital.privacy import safe_cell
+from synboost_monai.hospital.privacy import visible
 from synboost_monai.io import atomic_write_text
 from synboost_monai.metrics.clinical import METHODS
 
@@ -90,9 +89,7 @@ def write_results(results: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def measures_csv(studies: Sequence[Mapping[str, Any]]) -> str:
     """Every measure of some studies, a line each."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    rows: list[Sequence[str]] = [CSV_COLUMNS]
     for study in studies:
         for m in study["measures"]:
             value = "" if m["value"] is None else f"{m['value']:.1f}"
@@ -106,8 +103,8 @@ def measures_csv(studies: Sequence[Mapping[str, Any]]) -> str:
                 study["verdict"],
                 "; ".join(m["warnings"]),
             ]
-            writer.writerow([safe_cell(str(cell)) for cell in (*row, m["reason"], sources)])
-    return text.getvalue()
+            rows.append([visible(str(cell)) for cell in (*row, m["reason"], sources)])
+    return csv_text(rows)
 
 
 def report_measurements(

@@ -29,6 +29,7 @@ from monai.metrics import compute_dice, compute_iou
 from monai.metrics.utils import get_edge_surface_distance
 
 from synboost_monai import __version__
+from synboost_monai.csv_files import frame_text, read_frame
 from synboost_monai.io import atomic_write_text, sha256_of
 from synboost_monai.labels import NUM_CLASSES, STRUCTURES
 
@@ -155,7 +156,7 @@ def write_metrics_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, 
     """
     if not rows:
         raise ValueError(f"per_case.py: no case was evaluated, {path} is not written; is the data set's section empty?")
-    atomic_write_text(path, metrics_frame(rows).to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    atomic_write_text(path, frame_text(metrics_frame(rows), float_format="%.6f"))
     return Path(path)
 
 
@@ -178,7 +179,7 @@ def read_metrics(path: str | os.PathLike[str]) -> pd.DataFrame:
     names = ("case", "patient", "view", "phase", "structure")
     try:
         # a patient may be called NA or 0012
-        frame = pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""])
+        frame = read_frame(path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""])
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable CSV ({str(error).strip()}); expected a metrics.csv") from error
     missing = [c for c in ("case", "structure", "dice") if c not in frame]

@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from synboost_monai.csv_files import frame_text
 from synboost_monai.experiments.report import (
     agreement,
     boxes,
@@ -71,8 +72,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     """
     run = Run.read(run_dir)
     results = results_frame(run.evaluations)
-    text = results.to_csv(index=False, float_format="%.6f", lineterminator="\n")
-    atomic_write_text(run.run_dir / "results.csv", text)
+    atomic_write_text(run.run_dir / "results.csv", frame_text(results, float_format="%.6f"))
     _write_cases(run.evaluations, run.run_dir / CASES_NAME)
     record = {
         "study": run.study.name,
@@ -107,7 +107,7 @@ def _write_cases(evaluations: Sequence[Evaluation], path: Path) -> None:
     ):
         for number, e in enumerate(evaluations):
             frame = e.frame.assign(**vars(e.segmenter)).reindex(columns=[*axes, *measured])
-            text = frame.to_csv(index=False, header=number == 0, float_format="%.6g", lineterminator="\n")
+            text = frame_text(frame, header=number == 0, float_format="%.6g")
             file.write(text.encode())
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 from numpy.typing import NDArray
 
+from synboost_monai.csv_files import read_frame
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.experiments.grid import ALL, PROMPT_LEVELS, STRATEGIES, DataPart, Segmenter
 from synboost_monai.experiments.report.words import STRATEGY_TITLES, count, join, model_title
@@ -245,7 +246,7 @@ class Run:
         path = self.run_dir / segmenter.output_dir / HISTORY_NAME
         if not path.is_file():
             return None
-        frame = pd.read_csv(path)
+        frame = read_frame(path)
         if "val_mean_dice" not in frame or "iteration" not in frame:
             return None
         frame = frame.dropna(subset=["iteration", "val_mean_dice"]).sort_values("iteration", kind="stable")
