@@ -198,9 +198,9 @@ def _check_plain(path: Path) -> None:
     """Refuse a checkpoint that MONAI's own loaders do not take as a bundle's model.pt."""
     import torch
 
-    content: Any = None
-    if not zipfile.is_zipfile(path) or not any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    from synboost_monai.networks.checkpoints import is_torchscript, read_checkpoint
+
+    content = None if is_torchscript(path) else read_checkpoint(path, is_mapped=True)
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} is no plain model.pt; make one of it with `synboost weights convert {path} model.pt`")

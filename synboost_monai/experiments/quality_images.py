@@ -470,7 +470,7 @@ def _inception_features(network: nn.Module, echoes: Sequence[Echo], device: torc
 
 
 def load_inception(path: str | None, device: torch.device) -> nn.Module | None:
-    """The TorchScript network of `inception_path`; None for None."""
+    """The TorchScript network of `inception_path`, which is a program: its code runs, unlike a checkpoint's; None for None."""
     if path is None:
         return None
     if not Path(path).is_file():

