@@ -277,9 +277,11 @@ def test_cut_off_file_other_suffix_and_no_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ValueError, match="a.mha: not a readable MetaImage"):
         read_frames(path)
-    (tmp_path / "a.jpg").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"a.jpg: expected an image file \(.nii.gz, .nii, .mhd, .mha, .png\)"):
-        read_frames(tmp_path / "a.jpg")
+    (tmp_path / "a.tif").write_bytes(b"x")
+    with pytest.raises(
+        ValueError, match=r"a.tif: expected an image file \(.nii.gz, .nii, .mhd, .mha, .png, .jpg, .jpeg, .bmp\)"
+    ):
+        read_frames(tmp_path / "a.tif")
     with pytest.raises(FileNotFoundError, match="nowhere.png: no such file"):
         read_frames(tmp_path / "nowhere.png")
 

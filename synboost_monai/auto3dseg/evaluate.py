@@ -46,7 +46,7 @@ def write_evaluation(
     for item, label_map in predictions:
         write_label_map(label_map, item["image"], Path(folder, "label_maps", item["case"]), "nifti")
         if item.get("label"):
-            truth, spacing_mm = load_echo(item["label"])
+            truth, spacing_mm = load_echo(item["label"], like=item["image"])
             attributes = {key: item.get(key) for key in ("case", "patient", "view", "phase")}
             rows += [{**attributes, **row} for row in case_metrics(label_map, truth[0], spacing_mm)]
     if not rows:

@@ -23,9 +23,11 @@ from synboost_monai.auto3dseg.settings import HYPER_PARAMETERS_NAME, read_hyper_
 from synboost_monai.auto3dseg.train import FACTS_NAME
 from synboost_monai.bundle_run import config_files as files_of_config
 from synboost_monai.data import list_images
+from synboost_monai.formats.grid import to_stored
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.letterbox import LetterboxGeometry
 from synboost_monai.transforms.postprocessing import mean_logits, restore_logits
+from synboost_monai.transforms.ultrasound_dicom import stored_order
 
 MAX_NETWORKS = 12
 """Trained folds that stay in memory: Auto3DSeg asks for an `InferClass` anew for each image and network (5 folds of both algorithms
@@ -81,7 +83,8 @@ class InferClass:
         Args:
             image_file: path of an image, or an item of a datalist with its path under `image`.
         Returns:
-            (K, W, H) float64 on the CPU, with the file's affine: the order in which its file and MONAI's readers store it.
+            (K, W, H) float64 on the CPU, with the file's affine: the order in which its file and MONAI's readers store it; (K, X, Y, Z) of
+            a slice along another axis.
             Over K they add up to 1, and their argmax is the label map of the bundle (see `class_probabilities`).
         """
         item = self._item(image_file)
@@ -89,7 +92,10 @@ class InferClass:
         inputs = data["image"][None].to(self.trained.device)
         logits = self.trained.inferer(inputs, self.trained.network, data["input_ids"][None])[0]
         geometry = LetterboxGeometry(*(int(n) for n in data["geometry"]))
-        stored = class_probabilities(logits.cpu(), geometry, self.threshold).transpose(1, 2).contiguous()
+        shown = class_probabilities(logits.cpu(), geometry, self.threshold)  # (K, H, W)
+        order = stored_order(data["image"].meta)
+        stored = torch.stack([to_stored(frame[None], order) for frame in shown])
+        stored = stored[..., 0] if order.frame_axis == 2 else stored
         # as MONAI's readers leave it: without this word SaveImage takes the last of two axes for the channel
         meta = {**data["image"].meta, "original_channel_dim": float("nan")}
         meta["spatial_shape"] = np.array(stored.shape[1:])

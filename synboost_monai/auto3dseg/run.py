@@ -25,7 +25,8 @@ from synboost_monai.auto3dseg.source import check_training, chosen_algorithms, f
 from synboost_monai.bundle_run import literal, quiet_warnings
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.errors import user_error
-from synboost_monai.io import atomic_write_text, image_stem, sha256_of
+from synboost_monai.formats.grid import to_display
+from synboost_monai.io import atomic_write_text, image_stem, read_grid, sha256_of
 from synboost_monai.metrics.per_case import this_command
 from synboost_monai.processes import hold_folder
 from synboost_monai.transforms.array import plain
@@ -165,9 +166,7 @@ class _Run:
         from tqdm import tqdm
 
         bar = tqdm(items, desc=f"{name}: predict", unit="image", file=sys.stderr)
-        predictions = (
-            (item, entry["algo"].predict([item["image"]])[0].argmax(dim=0).as_tensor().T.numpy()) for item in bar
-        )
+        predictions = ((item, self._predicted(entry["algo"], item["image"])) for item in bar)
         return write_evaluation(
             folder,
             predictions,
@@ -194,6 +193,13 @@ class _Run:
             dataset_dir=self.dataset,
             seed=self.seed,
         )
+
+    @staticmethod
+    def _predicted(algorithm: Any, image: str) -> Any:
+        """A label map (H, W) of a network."""
+        grid = read_grid(image)
+        stored = plain(algorithm.predict([image])[0].argmax(dim=0)).numpy()
+        return to_display(stored.reshape(grid.volume_shape), grid.order)[0]
 
     def _saved(self, folder: Path, item: Mapping[str, Any]) -> Any:
         """A label map (H, W) that AutoRunner saved."""

@@ -240,7 +240,7 @@ def _read_item(item: Mapping[str, Any]) -> tuple[NDArray[np.uint8], Frame]:
         FileNotFoundError, ValueError: if a file is missing or at fault.
     """
     loaded: dict[Hashable, Any] = {key: load_echo(item[key])[0] for key in ("image", "sector") if item.get(key)}
-    label, spacing_mm = load_echo(item["label"])
+    label, spacing_mm = load_echo(item["label"], like=item.get("image"))
     label_map = label[0].numpy().astype(np.uint8)
     image_shape = loaded["image"].shape if "image" in loaded else label.shape
     if label_map.max() >= NUM_CLASSES or (label_map != label[0].numpy()).any() or image_shape != label.shape:

@@ -466,7 +466,7 @@ def _check_source(source: Mapping[str, Any], check_sector: SectorMaskd) -> None:
     Raises:
         FileNotFoundError, ValueError: that tell the file and what is wrong with it.
     """
-    label, spacing_mm = load_echo(source["label"])
+    label, spacing_mm = load_echo(source["label"], like=source.get("image"))
     images = {key: load_echo(source[key])[0] for key in ("image", "sector") if source.get(key)}
     for key in ("sector", "image"):
         if key in images and images[key].shape != label.shape:

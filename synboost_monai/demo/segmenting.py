@@ -21,12 +21,13 @@ from monai.transforms import Compose
 from synboost_monai.bundle_run import check_overrides, config_files
 from synboost_monai.demo.sources import ATTRIBUTES, Source
 from synboost_monai.errors import user_error
+from synboost_monai.formats.grid import shown_affine
 from synboost_monai.io import image_stem, is_dicom
 from synboost_monai.prompts.free import checked_prompt
 from synboost_monai.transforms import Letterboxd, LoadEchod, PromptTokensd, display_order, write_label_map
 from synboost_monai.transforms.array import plain, scale_to_bytes
 from synboost_monai.transforms.postprocessing import DOUBT_KEY, SPREAD_KEY
-from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY, REGION_KEY
+from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY, REGION_KEY, stored_order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,6 +54,7 @@ class OpenImage:
     item: dict[str, Any]
     """The pipeline's item, its image in the network's square (T, N, N)."""
     affine: NDArray[np.float64]
+    """Pixel (column, row, frame) of what is shown -> mm."""
 
     @property
     def name(self) -> str:
@@ -148,7 +150,9 @@ class Segmenter:
             (row, column) if is_calibrated else None,
             (row, column),
             applied(self._fit, item),
-            np.asarray(read.affine, dtype=np.float64),
+            shown_affine(
+                np.asarray(read.affine, dtype=np.float64), read.meta["spatial_shape"], stored_order(read.meta)
+            ),
         )
 
     @torch.no_grad()

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from synboost_monai import __version__
 from synboost_monai.handlers.training import is_main_process
-from synboost_monai.io import METAIMAGE_SUFFIXES, NIFTI_SUFFIXES, atomic_path, atomic_write_text, image_suffix
+from synboost_monai.io import (
+    METAIMAGE_SUFFIXES,
+    NIFTI_SUFFIXES,
+    atomic_path,
+    atomic_write_text,
+    image_suffix,
+    read_grid,
+)
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.calibration import FEATURES, fit_calibration
 from synboost_monai.metrics.doubt import FREE_PROMPT, PREDICTION_CODES, DoubtAssessor, doubt_summary
@@ -87,6 +94,7 @@ def write_spread(spread: NDArray[np.float32], label_map_path: Path, target: Path
         path of the file: NIfTI and MetaImage float32, rounded to `SPREAD_DECIMALS`; PNG 8 bits, spread x `PNG_SPREAD_SCALE`.
     """
     rounded = np.round(spread, SPREAD_DECIMALS).astype(np.float32)
+    rounded = rounded[None] if rounded.ndim == 2 else rounded
     suffix = image_suffix(label_map_path)
     if suffix in NIFTI_SUFFIXES:
         import nibabel as nib
@@ -96,13 +104,13 @@ def write_spread(spread: NDArray[np.float32], label_map_path: Path, target: Path
         header.set_data_dtype(np.float32)
         path = Path(f"{target}.nii.gz")
         with atomic_path(path) as temporary:
-            nib.save(type(like)(rounded.T.reshape(like.shape), None, header), temporary)
+            nib.save(type(like)(read_grid(label_map_path).to_stored(rounded), None, header), temporary)
         return path
     if suffix in METAIMAGE_SUFFIXES:
         import itk
 
         like = itk.imread(str(label_map_path))
-        image = itk.image_from_array(np.ascontiguousarray(rounded.reshape(itk.array_view_from_image(like).shape)))
+        image = itk.image_from_array(np.ascontiguousarray(read_grid(label_map_path).to_stored(rounded).T))
         image.SetSpacing(like.GetSpacing())
         image.SetOrigin(like.GetOrigin())
         image.SetDirection(like.GetDirection())
@@ -165,7 +173,7 @@ class CaseMetrics:
     def _measure(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output):
             known = self.items[item["case"]]
-            truth, spacing_mm = load_echo(known["label"])
+            truth, spacing_mm = load_echo(known["label"], like=known.get("image"))
             attributes = {key: known.get(key) for key in ("case", "patient", "view", "phase")}
             for row in case_metrics(display_order(output["pred"].cpu()), truth[0], spacing_mm, self.paper_grid):
                 said = _said(output.get(DOUBT_KEY), row["structure"])
@@ -223,7 +231,7 @@ class WriteCalibration:
             if FREE_PROMPT in output[DOUBT_KEY]["structures"]:
                 raise ValueError("evaluation.py: a calibration is of the three structures; leave prompt empty")
             known = self.items[item["case"]]
-            truth, spacing_mm = load_echo(known["label"])
+            truth, spacing_mm = load_echo(known["label"], like=known.get("image"))
             rows = case_metrics(display_order(output["pred"].cpu()), truth[0], spacing_mm)
             dice = {row["structure"]: float(row["dice"]) for row in rows}
             patient = str(known.get("patient") or item["case"])

@@ -161,7 +161,9 @@ class PromptSensitivity:
             logits = torch.as_tensor(output["pred"])  # (P, N, N)
             geometry = LetterboxGeometry(*(int(n) for n in item["geometry"]))
             native = [restore_logits(part, geometry) > self.lowest_logit for part in logits.split(MASKS_AT_ONCE)]
-            truth = plain(crop_to_region(load_echo(known["label"])[0], item["image"].meta))[0].to(logits.device)
+            truth = plain(crop_to_region(load_echo(known["label"], like=known.get("image"))[0], item["image"].meta))[
+                0
+            ].to(logits.device)
             facts = {key: known.get(key) for key in ("case", "patient", "view", "phase")}
             rows = sensitivity_rows(torch.cat(native), self.variations(known), truth)
             self.rows += [{**facts, **row} for row in rows]

@@ -47,11 +47,13 @@ class LoadEchod(MapTransform):
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
         first: MetaTensor | None = None
+        first_path = None
         for key in self.key_iterator(item):
             path = str(item[key])
             if first is not None:
-                item[key] = crop_to_region(load_echo(path, self.sequences)[0], first.meta)
+                item[key] = crop_to_region(load_echo(path, self.sequences, like=first_path)[0], first.meta)
                 continue
+            first_path = path
             if is_dicom(path):
                 item = LoadUltrasoundDicomd(key, sequences=self.sequences)(item)
             else:

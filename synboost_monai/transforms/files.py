@@ -17,20 +17,25 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synboost_monai.formats.grid import to_stored
+from synboost_monai.formats.metaimage import read_metaimage_header
+from synboost_monai.formats.nifti import read_nifti_header
+from synboost_monai.formats.picture import PICTURE_SUFFIXES
 from synboost_monai.io import (
     METAIMAGE_SUFFIXES,
     NIFTI_SUFFIXES,
     atomic_path,
-    has_colour_axis,
     image_stem,
     image_suffix,
     is_dicom,
     read_frames,
+    read_grid,
 )
 from synboost_monai.labels import NUM_CLASSES, STRUCTURES
 from synboost_monai.transforms.ultrasound_dicom import (
     CALIBRATED_KEY,
     FULL_SHAPE_KEY,
+    ORDER_KEY,
     REGION_KEY,
     frame_geometry,
     load_ultrasound,
@@ -42,18 +47,24 @@ MIN_IMAGE_SIDE = 16
 """Pixels: an image with fewer rows or columns is no echocardiogram, and a network would be shown its interpolation."""
 
 
-def load_echo(path: str | os.PathLike[str], sequences: bool = False) -> tuple[MetaTensor, tuple[float, float]]:
+def load_echo(
+    path: str | os.PathLike[str], sequences: bool = False, like: str | os.PathLike[str] | None = None
+) -> tuple[MetaTensor, tuple[float, float]]:
     """Read one image or label map, or a sequence, in display order.
 
-    Its meta data is what MONAI's readers give (`filename_or_obj`, `affine` of the stored array, `spatial_shape`), so MONAI Label
-    can write a label map back; `spatial_shape` is always a volume of T planes, (W, H, T).
+    Its meta data is what MONAI's readers give (`filename_or_obj`, `affine` in mm of the stored array, `spatial_shape`), so MONAI Label
+    can write a label map back; `spatial_shape` is always a volume with T planes, (W, H, T) where the file stores (x, y).
+    `display_order` says how that volume is shown (see `formats.grid`): one whose affine says that it is turned or mirrored is turned
+    back.
 
     `region` and `full_shape` say what part of the file's frame the pixels are: of ultrasound DICOM the tissue region, of others all.
 
     Args:
-        path: NIfTI, MetaImage or PNG of any number type, or an ultrasound DICOM object (see `load_ultrasound`); colours become grey
-            (see `io.read_frames`); the spacing of a PNG, and of DICOM without a calibration, is taken as 1 mm (`is_calibrated` false).
+        path: NIfTI, MetaImage, PNG, JPEG or BMP of any number type, or an ultrasound DICOM object (see `load_ultrasound`); colours
+            become grey (see `io.read_frames`); the spacing of a picture (PNG, JPEG, BMP), and of DICOM without a calibration, is taken
+            as 1 mm (`is_calibrated` false).
         sequences: take a file of several planes over time; without it, such a file is an error.
+        like: the image whose label map this is; it lies as the image where its own header does not say how.
     Returns:
         pixels (T, H, W), the file's own values, float32 (a sequence of bytes stays uint8, which is a quarter of the memory);
         spacing_mm (row, column).
@@ -65,20 +76,20 @@ def load_echo(path: str | os.PathLike[str], sequences: bool = False) -> tuple[Me
     if is_dicom(path):
         image, facts = load_ultrasound(path, sequences=sequences)
         return image, facts.spacing_mm or (1.0, 1.0)
-    frames = read_frames(path, sequences)
-    num_frames, height, width = frames.pixels.shape
-    affine = _affine(path, frames.spacing_mm)
+    frames = read_frames(path, sequences, like)
+    grid = frames.grid
     meta = {
         "filename_or_obj": str(path),
-        "original_affine": affine.copy(),
-        "spatial_shape": np.array([width, height, num_frames]),
-        REGION_KEY: np.array([0, 0, height, width]),
-        FULL_SHAPE_KEY: np.array([height, width]),
-        CALIBRATED_KEY: image_suffix(path) != ".png",
+        "original_affine": grid.affine.copy(),
+        "spatial_shape": np.array(grid.volume_shape),
+        ORDER_KEY: np.array(grid.order, dtype=np.int64),
+        REGION_KEY: np.array([0, 0, *grid.frames_shape[1:]]),
+        FULL_SHAPE_KEY: np.array(grid.frames_shape[1:]),
+        CALIBRATED_KEY: image_suffix(path) not in PICTURE_SUFFIXES,
     }
     dtype = np.uint8 if sequences and frames.pixels.dtype == np.uint8 else np.float32
     pixels = torch.from_numpy(np.require(frames.pixels, dtype, ["C", "W"]))  # copied only where it must be
-    return MetaTensor(pixels, affine=torch.from_numpy(affine), meta=meta), frames.spacing_mm
+    return MetaTensor(pixels, affine=torch.from_numpy(grid.affine), meta=meta), grid.spacing_mm
 
 
 def check_image_size(image: Tensor, path: str) -> None:
@@ -121,28 +132,31 @@ def write_label_map(
         ValueError: if the format is unknown or the sizes differ.
     """
     image_path, pixels = Path(image_path), np.ascontiguousarray(np.asarray(label_map), dtype=np.uint8)
-    if pixels.ndim == 3 and len(pixels) == 1:
-        pixels = pixels[0]
+    frames = pixels[None] if pixels.ndim == 2 else pixels
     if output_format not in OUTPUT_FORMATS:
         raise ValueError(f"files.py: output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {output_format!r}")
     suffix = image_suffix(image_path)
     if suffix in NIFTI_SUFFIXES:
-        return _write_nifti_like(pixels, image_path, Path(f"{target}.nii.gz"))
+        return _write_nifti_like(frames, image_path, Path(f"{target}.nii.gz"))
     if is_dicom(image_path):
         full_shape, affine = frame_geometry(image_path)
-        _check_size(pixels, [*pixels.shape[:-2], *full_shape], image_path)
-        return _write_nifti(pixels, affine, Path(f"{target}.nii.gz"))
-    if output_format == "nifti":
-        return _write_nifti(pixels, _affine(image_path), Path(f"{target}.nii.gz"))
+        _check_size(frames, (len(frames), *full_shape), image_path)
+        return _write_nifti(frames.T, affine, Path(f"{target}.nii.gz"))
     if suffix in METAIMAGE_SUFFIXES:
-        return _write_metaimage_like(pixels, image_path, Path(f"{target}.mha"))
+        grid = read_grid(image_path)
+        _check_size(frames, grid.frames_shape, image_path)
+        if output_format == "nifti":
+            return _write_nifti(to_stored(frames, grid.order), grid.affine, Path(f"{target}.nii.gz"))
+        return _write_metaimage_like(frames, image_path, Path(f"{target}.mha"))
+    if output_format == "nifti":
+        return _write_nifti(frames.T, np.diag([-1.0, -1.0, 1.0, 1.0]), Path(f"{target}.nii.gz"))
     from PIL import Image
 
-    if pixels.ndim != 2:
-        raise ValueError(f"{image_path}: a PNG holds one plane, but the label map to write has {len(pixels)} frames")
+    if len(frames) != 1:
+        raise ValueError(f"{image_path}: a PNG holds one plane, but the label map to write has {len(frames)} frames")
     path = Path(f"{target}.png")
     with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary)
+        Image.fromarray(frames[0]).save(temporary)
     return path
 
 
@@ -206,7 +220,7 @@ def checked_items(
             raise ValueError(f"{path}: has no label map in the datalist; evaluation needs one for each image")
         if check_labels and item.get("label"):
             full_shape = [len(image), *(int(n) for n in image.meta[FULL_SHAPE_KEY])]
-            check_label_map(load_echo(item["label"], sequences)[0], full_shape, str(item["label"]))
+            check_label_map(load_echo(item["label"], sequences, like=path)[0], full_shape, str(item["label"]))
         is_unique = stems.count(stem) == 1
         relative = os.path.relpath(os.path.dirname(path), root).replace(os.sep, "_")
         checked.append({**item, "case": stem if is_unique else f"{relative}_{stem}"})
@@ -222,94 +236,50 @@ def checked_items(
 # --- helpers ---
 
 
-def _affine(path: Path, spacing_mm: Sequence[float] | None = None) -> NDArray[np.float64]:
-    """Voxel (x, y, z) of the stored array -> millimetres (right, anterior, superior), 4 x 4, as nibabel and MONAI use it."""
-    suffix = image_suffix(path)
-    if suffix in NIFTI_SUFFIXES:
-        import nibabel as nib
-
-        return np.asarray(nib.load(path).affine, dtype=np.float64)
-    if suffix in METAIMAGE_SUFFIXES:
-        return _metaimage_affine(path)
-    row, column = spacing_mm or (1.0, 1.0)
-    return np.diag([-column, -row, 1.0, 1.0])
-
-
-def _metaimage_affine(path: Path) -> NDArray[np.float64]:
-    """Affine of a MetaImage header; ITK's axes are left, posterior, superior. Of (x, y, t), the third column is the time's."""
-    _, spacing, origin, direction = _metaimage_geometry(path)
-    dimension = min(len(spacing), 3)  # (x, y, 1, t): an affine has no column for the time
-    affine = np.eye(4)
-    affine[:dimension, :dimension] = direction[:dimension, :dimension] @ np.diag(spacing[:dimension])
-    affine[:dimension, 3] = origin[:dimension]
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-
-
-def _metaimage_geometry(path: Path) -> tuple[tuple[int, ...], list[float], list[float], NDArray[np.float64]]:
-    """Sizes (x, y, ...), spacing, origin and direction (a column an axis) of a MetaImage, from its header alone."""
-    import itk
-
-    reader = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
-    if reader is None:
-        raise ValueError(f"{path}: not a readable MetaImage; fetch it again")
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    axes = range(reader.GetNumberOfDimensions())
-    direction = np.array([reader.GetDirection(i) for i in axes]).T
-    return (
-        tuple(int(reader.GetDimensions(i)) for i in axes),
-        [float(reader.GetSpacing(i)) for i in axes],
-        [float(reader.GetOrigin(i)) for i in axes],
-        direction,
-    )
-
-
-def _write_nifti_like(pixels: NDArray[np.uint8], image_path: Path, path: Path) -> Path:
+def _write_nifti_like(frames: NDArray[np.uint8], image_path: Path, path: Path) -> Path:
     """A label map with its image's NIfTI header: shape of the stored array, affine, codes, units and time spacing stay."""
     import nibabel as nib
 
-    image = nib.load(image_path)
-    header = image.header.copy()
-    shape = image.shape
-    if has_colour_axis(shape, int(header["intent_code"])):
-        shape = shape[:-1]
-        header.set_data_shape(shape)  # keeps the spacing of the axes that stay
+    grid = read_grid(image_path)
+    _check_size(frames, grid.frames_shape, image_path)
+    header = read_nifti_header(image_path, with_extensions=True).header
+    header.set_data_shape(grid.shape)  # without colours; keeps the spacing of the axes that stay
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
     header.set_intent("none")
     header["cal_min"], header["cal_max"] = 0, 0
-    _check_size(pixels, shape[::-1], image_path)
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     with atomic_path(path) as temporary:
-        nib.save(type(image)(pixels.T.reshape(shape), None, header), temporary)
+        nib.save(kind(grid.to_stored(frames), None, header), temporary)
     return path
 
 
-def _write_nifti(pixels: NDArray[np.uint8], affine: NDArray[np.float64], path: Path) -> Path:
+def _write_nifti(volume: NDArray[np.uint8], affine: NDArray[np.float64], path: Path) -> Path:
+    """Write a stored volume (X, Y, Z); of one plane (X, Y, 1), as (X, Y)."""
     import nibabel as nib
 
     with atomic_path(path) as temporary:
-        nib.save(nib.Nifti1Image(pixels.T, affine), temporary)
+        nib.save(nib.Nifti1Image(volume[..., 0] if volume.shape[2] == 1 else volume, affine), temporary)
     return path
 
 
-def _write_metaimage_like(pixels: NDArray[np.uint8], image_path: Path, path: Path) -> Path:
+def _write_metaimage_like(frames: NDArray[np.uint8], image_path: Path, path: Path) -> Path:
     """A label map with its MetaImage's size, spacing, origin and direction."""
     import itk
 
-    sizes, spacing, origin, direction = _metaimage_geometry(image_path)
-    _check_size(pixels, sizes[::-1], image_path)
-    label_map = itk.image_from_array(pixels.reshape(sizes[::-1]))
-    label_map.SetSpacing(spacing)
-    label_map.SetOrigin(origin)
-    label_map.SetDirection(itk.matrix_from_array(direction))
+    image = read_metaimage_header(image_path)
+    label_map = itk.image_from_array(np.ascontiguousarray(read_grid(image_path).to_stored(frames).T))
+    label_map.SetSpacing(image.spacing)
+    label_map.SetOrigin(image.origin)
+    label_map.SetDirection(itk.matrix_from_array(image.direction))
     with atomic_path(path) as temporary:
         itk.imwrite(label_map, str(temporary), compression=True)
     return path
 
 
-def _check_size(pixels: NDArray[np.uint8], shape: Sequence[int], image_path: Path) -> None:
-    """Refuse a label map (H, W) or (T, H, W) that is not of an image stored as `shape`, (..., H, W)."""
-    if pixels.shape[-2:] != tuple(shape[-2:]) or pixels.size != np.prod(shape):
+def _check_size(frames: NDArray[np.uint8], shape: tuple[int, ...], image_path: Path) -> None:
+    """Refuse a label map (T, H, W) that is not of an image of `shape`."""
+    if frames.shape != shape:
         raise ValueError(
-            f"{image_path}: image is {tuple(shape)} but the label map to write is {pixels.shape} (..., rows, columns)"
+            f"{image_path}: image is {shape} but the label map to write is {frames.shape} (frames, rows, columns)"
         )

@@ -208,8 +208,10 @@ class RandAffineSectord(RandomizableTransform):
         is_outside = label_onehot[1:].sum(dim=0, keepdim=True) == 0
         label_onehot[:1] = is_outside.to(onehot.dtype)
         warped = warp(image - self.dark, "bilinear") + self.dark  # zeros from beyond the border are dark
-        item[self.image_key] = torch.where(is_outside, torch.full_like(warped, self.dark), warped)
-        item[self.onehot_key] = label_onehot
+        warped = torch.where(is_outside, torch.full_like(warped, self.dark), warped)
+        # as the branch that warps nothing: a batch holds items of both
+        item[self.image_key] = convert_to_dst_type(warped, item[self.image_key])[0]
+        item[self.onehot_key] = convert_to_dst_type(label_onehot, item[self.onehot_key])[0]
         return item
 
 

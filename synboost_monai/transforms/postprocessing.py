@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from synboost_monai.formats.grid import to_display, to_stored
 from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES
 from synboost_monai.letterbox import LetterboxGeometry
 from synboost_monai.metrics.doubt import FREE_PROMPT, DoubtAssessor, segmentation_evidence
 from synboost_monai.transforms.array import masks_of_label_map, plain, resize
 from synboost_monai.transforms.prompt_tokens import class_index_of_prompt
-from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY
+from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY, stored_order
 
 Item = Mapping[Hashable, Any]
 
@@ -126,7 +127,8 @@ class RestoreLabelMapd(MapTransform):
     """Logits (E * S, N, N) -> label map on the image's native grid, in the stored order of its file.
 
     The result is (1, W, H, 1) uint8 with the image's affine: a volume of one plane, the one shape that MONAI Label writes back
-    with the affine kept. Of a clip, logits (T, E * S, N, N), it is (1, W, H, T). `WriteLabelMaps` and `display_order` know it.
+    with the affine kept. Of a clip, logits (T, E * S, N, N), it is (1, W, H, T). Of a file that stores its axes in another order or
+    the other way round (`display_order` of the meta data), it is that volume. `WriteLabelMaps` and `display_order` know it.
 
     Several groups of prompts (E > 1) become one logit a structure, that of their mean probability. Then `spread` is added, a
     MetaTensor of the label map's shape, float32 in [0, 0.5]: in each pixel the standard deviation of the probability over the groups,
@@ -235,7 +237,7 @@ class AssessDoubtd(Transform):
         self.assessor, self.key, self.calibrated_key = assessor, key, calibrated_key
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
-        label_map = plain(data[self.key])[0].cpu().permute(2, 1, 0).numpy()  # (T, H, W)
+        label_map = shown_frames(data[self.key]).cpu().numpy()
         spacing = [float(s) for s in data["spacing_mm"]]
         known = spacing if data[self.calibrated_key] else None
         doubt = self.assessor(label_map, data[EVIDENCE_KEY], known, spacing)
@@ -261,8 +263,14 @@ class LogitsToMasksd(MapTransform):
 
 def display_order(label_map: Tensor) -> Tensor:
     """Label map or spread of `RestoreLabelMapd`, (1, W, H, 1) -> (H, W), as on the screen; of a clip, (1, W, H, T) -> (T, H, W)."""
-    frames = plain(label_map)[0].permute(2, 1, 0).contiguous()
+    frames = shown_frames(label_map).contiguous()
     return frames[0] if len(frames) == 1 else frames
+
+
+def shown_frames(label_map: Tensor) -> Tensor:
+    """Label map of `RestoreLabelMapd` -> frames (T, H, W), as on the screen, whatever the order that its file stores them in."""
+    meta = label_map.meta if isinstance(label_map, MetaTensor) else {}
+    return to_display(plain(label_map)[0], stored_order(meta))
 
 
 # ---- helpers
@@ -275,8 +283,8 @@ def _without_padding(logits: Tensor, geometry: LetterboxGeometry) -> Tensor:
 
 
 def _stored(frames: Tensor, meta: Mapping[str, Any]) -> MetaTensor:
-    """(T, H, W) -> (1, W, H, T), with meta data."""
-    return MetaTensor(frames.permute(2, 1, 0)[None].contiguous(), meta=dict(meta))
+    """(T, H, W) -> (1, W, H, T), or in whatever order the image's file has, with meta data."""
+    return MetaTensor(to_stored(frames, stored_order(meta))[None].contiguous(), meta=dict(meta))
 
 
 def _centres(native: int, inner: int) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
+from synboost_monai.formats.grid import AS_STORED, DisplayOrder
 from synboost_monai.records import VIEWS
 from synboost_monai.transforms.array import plain
 
@@ -31,6 +32,8 @@ ALL_FRAMES = "all"
 """Value of `frames`: every frame of the object."""
 REGION_KEY, FULL_SHAPE_KEY = "region", "full_shape"
 """Meta keys: [first row, first column, rows, columns] of the region, and [rows, columns] of the frame that it lies in."""
+ORDER_KEY = "display_order"
+"""Meta key: how the file stores what is shown, `formats.grid.DisplayOrder` as four numbers; absent: (x, y)."""
 CALIBRATED_KEY = "is_calibrated"
 """Meta key, and key of an item: whether the spacing is the file's own, in mm."""
 
@@ -86,6 +89,14 @@ def frame_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, int], NDArr
     affine = _affine(facts.region)
     affine[:2, 3] = 0
     return (facts.rows, facts.columns), affine
+
+
+def stored_order(meta: Mapping[str, Any]) -> DisplayOrder:
+    """How the file of meta data stores what is shown: its `display_order`; (x, y) without one."""
+    if ORDER_KEY not in meta:
+        return AS_STORED
+    column_axis, row_axis, is_column_flipped, is_row_flipped = (int(n) for n in meta[ORDER_KEY])
+    return DisplayOrder(column_axis, row_axis, bool(is_column_flipped), bool(is_row_flipped))
 
 
 def crop_to_region(label_map: MetaTensor, image_meta: Mapping[str, Any]) -> MetaTensor:
