@@ -24,6 +24,7 @@ from synboost_monai.formats.grid import Grid
 from synboost_monai.formats.metaimage import MetaImageFile, read_metaimage_header
 from synboost_monai.formats.nifti import NiftiFile, read_nifti_header
 from synboost_monai.formats.picture import PICTURE_SUFFIXES, picture_grid, read_picture
+from synboost_monai.paths import temporary_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,15 +45,15 @@ IMAGE_SUFFIXES = (*FRAME_SUFFIXES, *DICOM_SUFFIXES)
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path`; on leaving without an error it is renamed to `path`, otherwise removed.
 
-    The temporary name is hidden and ends as the target does, so writers that go by the suffix work. Missing folders
-    are made.
+    The temporary name is hidden and ends as the target does, so writers that go by the suffix work; of a long name it holds the end
+    alone. Missing folders are made.
 
     Raises:
         OSError: what the system refuses, with the path, whatever kind the library that writes made of it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{os.urandom(4).hex()}.{path.name}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
         os.replace(temporary, path)

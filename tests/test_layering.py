@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "synboost_monai"
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"__init__", "labels", "letterbox", "records", "errors", "io", "formats", "csv_files", "processes"}),
+    frozenset(
+        {"__init__", "labels", "letterbox", "records", "errors", "io", "formats", "csv_files", "paths", "processes"}
+    ),
     frozenset({"dicom"}),
     frozenset({"prompts", "transforms", "networks", "diffusion", "metrics", "losses"}),
     frozenset({"inferers", "handlers", "data", "onnx_segmenter"}),

@@ -21,15 +21,15 @@ from typing import Any
 from synboost_monai.data.splits import SECTIONS, check_disjoint
 from synboost_monai.io import FRAME_SUFFIXES, IMAGE_SUFFIXES, atomic_write_text, image_stem, image_suffix, is_dicom
 from synboost_monai.labels import STRUCTURES
+from synboost_monai.paths import PATH_KEYS
 from synboost_monai.records import IMAGE_QUALITIES, PHASES, SHAPES, VIEWS, EchoRecord
 
 DATALIST_NAME = "datalist.json"
 """Name of the file in a data set's folder."""
 
-PATH_KEYS = ("image", "label", "sequence", "sequence_label", "sector")
-"""Keys of an item that are paths."""
 SUMMARY_NAME = "summary.txt"
 """File beside datalist.json: counts, how the splits were made, what is missing, what was left out."""
+_MAX_RECORD_BYTES = 1 << 20
 _VALUE_KEYS = ("patient", "view", "phase", "sex", "age", "image_quality", "ejection_fraction")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "view": tuple(VIEWS.values()),
@@ -140,17 +140,20 @@ def list_images(
     *,
     limit: int | None = None,
     sequences: bool = False,
+    exclude: str | os.PathLike[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Images to segment: of a datalist, of a folder (with those within it), or one file.
 
-    In a folder every NIfTI, MetaImage, PNG or DICOM (.dcm) file counts except label maps (`..._gt`), sequences (`..._sequence`) and
-    hidden files; a single DICOM file may have any name; patient, view and phase are taken from names like CAMUS's (patient0001_4CH_ED).
+    In a folder every NIfTI, MetaImage, PNG or DICOM (.dcm) file counts except label maps (`..._gt`), sequences (`..._sequence`),
+    hidden files, and results of an earlier segmentation (the label map and the spread that a CASE.json beside them names); a single
+    DICOM file may have any name; patient, view and phase are taken from names like CAMUS's (patient0001_4CH_ED).
 
     Args:
         dataset_dir: folder of images, folder that holds datalist.json, the JSON file, or one image file.
         section: of the datalist; without a datalist it has no meaning.
         limit: at most so many, spread evenly.
         sequences: files called `..._sequence` in a folder count too (`LoadEchod(sequences=True)` reads both kinds).
+        exclude: a folder within that is passed over, such as the run's own output_dir.
     Raises:
         FileNotFoundError: if there is no such file or folder.
         ValueError: if there are no images, or the datalist is at fault.
@@ -158,11 +161,12 @@ def list_images(
     path = Path(dataset_dir)
     if _is_datalist(path):
         return read_datalist(path, section, limit=limit)
-    files = _image_files(path, sequences)
+    files = _image_files(path, sequences, exclude, ("label_map", "spread"))
     items = [_item_of_file(file) for file in files if path.is_file() or not _is_label_map(file)]
     if not items:
         raise ValueError(
-            f"{path}: no images ({', '.join(IMAGE_SUFFIXES)}; label maps ..._gt do not count) and no {DATALIST_NAME}; "
+            f"{path}: no images ({', '.join(IMAGE_SUFFIXES)}; label maps ..._gt and results of `segment` do not count) and no "
+            f"{DATALIST_NAME}; "
             "give a folder of images or of a data set"
         )
     return _spread(items, limit)
@@ -175,14 +179,15 @@ def list_label_maps(
     limit: int | None = None,
     view: str | None = None,
     phase: str | None = None,
+    exclude: str | os.PathLike[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Label maps to synthesise from: items that have a `label`, of a datalist, a folder or one file.
 
     In a folder the files called `..._gt` are the label maps and the file without `_gt`, where there is one, is the
-    image; if none is called so, every image file counts as a label map.
+    image; if none is called so, every image file counts as a label map, those that `segment` wrote included.
 
     Args:
-        dataset_dir, section, limit: as `list_images`.
+        dataset_dir, section, limit, exclude: as `list_images`.
         view, phase: as `read_datalist`; in a folder they are known from names like CAMUS's (patient0001_4CH_ED).
     Raises:
         FileNotFoundError, ValueError: as `list_images` and `read_datalist`.
@@ -195,7 +200,7 @@ def list_label_maps(
                 f"{path}: no item of section {_joined(section)} has a label map; give a section with labels"
             )
         return _spread(items, limit)
-    files = _image_files(path)
+    files = _image_files(path, exclude=exclude, left_out=("spread",))
     label_paths = [file for file in files if _is_label_map(file)] or [file for file in files if not is_dicom(file)]
     if not label_paths:
         raise ValueError(
@@ -401,9 +406,19 @@ def _items_of_section(path: Path, content: Mapping[str, Any], section: str) -> l
     return items
 
 
-def _image_files(path: Path, sequences: bool = False) -> list[Path]:
+def _image_files(
+    path: Path,
+    sequences: bool = False,
+    exclude: str | os.PathLike[str] | None = None,
+    left_out: Sequence[str] = (),
+) -> list[Path]:
     """The image files of a folder and those within it, sorted; hidden files and, unless asked for, sequences are passed over.
 
+    Args:
+        path: folder or file.
+        sequences: take them too.
+        exclude: folder within that is passed over.
+        left_out: kinds of results of earlier runs that are (see `_results_in`).
     Raises:
         FileNotFoundError: if there is no such path.
         ValueError: if it is a file of another kind.
@@ -419,13 +434,44 @@ def _image_files(path: Path, sequences: bool = False) -> list[Path]:
             f"{path}: no such file or folder; give a folder of images or one that holds {DATALIST_NAME}"
         )
     files = []
+    excluded = None if exclude is None else os.path.realpath(exclude)
     for folder, folder_names, names in os.walk(path.resolve()):
-        folder_names[:] = sorted(name for name in folder_names if not name.startswith("."))
+        folder_names[:] = sorted(
+            name for name in folder_names if not name.startswith(".") and os.path.join(folder, name) != excluded
+        )
+        results = _results_in(folder, names, left_out)
         for name in sorted(names):
             is_sequence = image_stem(name).removesuffix("_gt").endswith("_sequence")
-            if image_suffix(name) and not name.startswith(".") and (sequences or not is_sequence):
+            is_wanted = name not in results and (sequences or not is_sequence)
+            if image_suffix(name) and not name.startswith(".") and is_wanted:
                 files.append(Path(folder) / name)
     return files
+
+
+def _results_in(folder: str, names: Sequence[str], kinds: Sequence[str]) -> set[str]:
+    """Files of a folder that a CASE.json beside them names as results of a segmentation.
+
+    Args:
+        folder: path.
+        names: of its files.
+        kinds: keys of such a record: label_map, spread.
+    """
+    stems = {image_stem(name) for name in names if image_suffix(name)} if kinds else set()
+    found: set[str] = set()
+    for name in names:
+        if not name.endswith(".json") or name.removesuffix(".json") not in stems:
+            continue
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):  # a pipe would make us wait
+            continue
+        try:
+            with open(path, encoding="utf-8") as file:
+                record = json.loads(file.read(_MAX_RECORD_BYTES))
+        except (OSError, ValueError, RecursionError):  # a file of somebody else
+            continue
+        if isinstance(record, dict) and {"synboost_version", "label_map"} <= record.keys():
+            found.update(str(record[kind]) for kind in kinds if record.get(kind))
+    return found
 
 
 def _is_label_map(path: Path) -> bool:

@@ -27,7 +27,8 @@ from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.calibration import FEATURES, fit_calibration
 from synboost_monai.metrics.doubt import FREE_PROMPT, PREDICTION_CODES, DoubtAssessor, doubt_summary
 from synboost_monai.metrics.per_case import case_metrics, write_metrics_csv, write_summary
-from synboost_monai.transforms.files import OUTPUT_FORMATS, load_echo, write_label_map
+from synboost_monai.paths import refuse_overwriting
+from synboost_monai.transforms.files import OUTPUT_FORMATS, label_map_path, load_echo, write_label_map
 from synboost_monai.transforms.postprocessing import DOUBT_KEY, EVIDENCE_KEY, SPREAD_KEY, display_order
 
 PNG_SPREAD_SCALE = 510
@@ -38,6 +39,12 @@ SPREAD_DECIMALS = 3
 logger = logging.getLogger(__name__)
 
 
+def items_of(engine: Engine) -> list[Mapping[str, Any]]:
+    """Items of `checked_items` that a run goes through, before any is loaded."""
+    data = getattr(getattr(engine.state.dataloader, "dataset", None), "data", ())
+    return [item for item in data if isinstance(item, Mapping) and {"image", "case"} <= item.keys()]
+
+
 class WriteLabelMaps:
     """Writes each label map of `RestoreLabelMapd` to `output_dir/CASE`, in its image's frame (see `write_label_map`).
 
@@ -46,21 +53,39 @@ class WriteLabelMaps:
 
     A handler and not the last postprocessing, because MONAI Label runs the postprocessing and writes by itself.
 
+    A run whose results would replace an image, a label map or one of `inputs` is refused when it starts.
+
     Args:
         output_dir: made when the first label map is written.
         output_format: "same" as the image, or "nifti".
+        inputs: what the run reads beside its images, such as weights (see `refuse_overwriting`).
     """
 
-    def __init__(self, output_dir: str | os.PathLike[str], output_format: str = "same") -> None:
+    def __init__(
+        self, output_dir: str | os.PathLike[str], output_format: str = "same", inputs: Sequence[Any] = ()
+    ) -> None:
         if output_format not in OUTPUT_FORMATS:
             raise ValueError(
                 f"evaluation.py: output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {output_format!r}"
             )
         self.output_dir = Path(output_dir)
         self.output_format = output_format
+        self.inputs = inputs
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._keep_inputs)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def _keep_inputs(self, engine: Engine) -> None:
+        """Refuse to replace what the run reads."""
+        items = items_of(engine)
+        refuse_overwriting((path for item in items for path in self._files_of(item)), [items, self.inputs])
+
+    def _files_of(self, item: Mapping[str, Any]) -> list[Path]:
+        """Every file that an item's result may have."""
+        target = self.output_dir / item["case"]
+        path = label_map_path(item["image"], target, self.output_format)
+        return [path, Path(f"{target}_spread{image_suffix(path)}"), Path(f"{target}.json")]
 
     def __call__(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output):
@@ -166,9 +191,18 @@ class CaseMetrics:
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, lambda engine: self.rows.clear())
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, engine: Engine) -> None:
+        read = [self.notes.get(key) for key in ("dataset_dir", "checkpoint_path", "calibration_path")]
+        refuse_overwriting(self._paths, [list(self.items.values()), read])
+        self.rows.clear()
+
+    @property
+    def _paths(self) -> tuple[Path, Path]:
+        return self.output_dir / "metrics.csv", self.output_dir / "summary.json"
 
     def _measure(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output):
@@ -184,8 +218,9 @@ class CaseMetrics:
             is_calibrated = [row.pop("is_calibrated", None) for row in self.rows]
             if self.rows and None not in is_calibrated:
                 self.notes["doubt"] = {"calibrated": all(is_calibrated), **doubt_summary(self.rows)}
-            write_metrics_csv(self.output_dir / "metrics.csv", self.rows)
-            write_summary(self.output_dir / "summary.json", self.rows, **self.notes)
+            csv_path, summary_path = self._paths
+            write_metrics_csv(csv_path, self.rows)
+            write_summary(summary_path, self.rows, **self.notes)
 
 
 class WriteCalibration:
@@ -222,9 +257,14 @@ class WriteCalibration:
         self.results: list[tuple[str, int, dict[str, Any], dict[str, float]]] = []
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, lambda engine: self.results.clear())
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, engine: Engine) -> None:
+        read = [self.notes["dataset_dir"], self.assessor.checkpoint_path]
+        refuse_overwriting([self.path], [list(self.items.values()), read])
+        self.results.clear()
 
     def _measure(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output):

@@ -33,6 +33,7 @@ from synboost_monai.metrics.sensitivity import (
     sensitivity_rows,
     summarise_sensitivity,
 )
+from synboost_monai.paths import refuse_overwriting
 from synboost_monai.prompts import PromptTokenizer
 from synboost_monai.prompts.sensitivity import PromptVariations
 from synboost_monai.transforms.array import plain
@@ -42,6 +43,8 @@ from synboost_monai.transforms.ultrasound_dicom import crop_to_region
 
 CSV_NAME, JSON_NAME = "sensitivity.csv", "sensitivity.json"
 """Files of a run: every prompt, and the summary with where it comes from."""
+TABLE_NAMES = ("prompt_sensitivity.csv", "prompt_sensitivity.tex", "prompt_sensitivity.png")
+"""Files that are made of these (`experiments.sensitivity`)."""
 MASKS_AT_ONCE = 16
 """Masks that are brought to the native grid together: in float32 they are large."""
 
@@ -152,6 +155,8 @@ class PromptSensitivity:
         engine.add_event_handler(Events.COMPLETED, self._write)
 
     def _start(self, engine: Engine) -> None:
+        paths = [self.output_dir / name for name in (CSV_NAME, JSON_NAME, *TABLE_NAMES)]
+        refuse_overwriting(paths, [list(self.items.values()), self.notes["dataset_dir"], self.checkpoint_path])
         self.rows.clear()
         self.num_untested.clear()
 

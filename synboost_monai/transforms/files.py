@@ -32,6 +32,7 @@ from synboost_monai.io import (
     read_grid,
 )
 from synboost_monai.labels import NUM_CLASSES, STRUCTURES
+from synboost_monai.paths import result_names
 from synboost_monai.transforms.ultrasound_dicom import (
     CALIBRATED_KEY,
     FULL_SHAPE_KEY,
@@ -136,28 +137,38 @@ def write_label_map(
     if output_format not in OUTPUT_FORMATS:
         raise ValueError(f"files.py: output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {output_format!r}")
     suffix = image_suffix(image_path)
+    path = label_map_path(image_path, target, output_format)
     if suffix in NIFTI_SUFFIXES:
-        return _write_nifti_like(frames, image_path, Path(f"{target}.nii.gz"))
+        return _write_nifti_like(frames, image_path, path)
     if is_dicom(image_path):
         full_shape, affine = frame_geometry(image_path)
         _check_size(frames, (len(frames), *full_shape), image_path)
-        return _write_nifti(frames.T, affine, Path(f"{target}.nii.gz"))
+        return _write_nifti(frames.T, affine, path)
     if suffix in METAIMAGE_SUFFIXES:
         grid = read_grid(image_path)
         _check_size(frames, grid.frames_shape, image_path)
         if output_format == "nifti":
-            return _write_nifti(to_stored(frames, grid.order), grid.affine, Path(f"{target}.nii.gz"))
-        return _write_metaimage_like(frames, image_path, Path(f"{target}.mha"))
+            return _write_nifti(to_stored(frames, grid.order), grid.affine, path)
+        return _write_metaimage_like(frames, image_path, path)
     if output_format == "nifti":
-        return _write_nifti(frames.T, np.diag([-1.0, -1.0, 1.0, 1.0]), Path(f"{target}.nii.gz"))
+        return _write_nifti(frames.T, np.diag([-1.0, -1.0, 1.0, 1.0]), path)
     from PIL import Image
 
     if len(frames) != 1:
         raise ValueError(f"{image_path}: a PNG holds one plane, but the label map to write has {len(frames)} frames")
-    path = Path(f"{target}.png")
     with atomic_path(path) as temporary:
         Image.fromarray(frames[0]).save(temporary)
     return path
+
+
+def label_map_path(
+    image_path: str | os.PathLike[str], target: str | os.PathLike[str], output_format: str = "same"
+) -> Path:
+    """The file that `write_label_map` writes: the format decides the suffix."""
+    suffix = image_suffix(image_path)
+    if output_format == "nifti" or suffix in NIFTI_SUFFIXES or is_dicom(image_path):
+        return Path(f"{target}.nii.gz")
+    return Path(f"{target}.mha" if suffix in METAIMAGE_SUFFIXES else f"{target}.png")
 
 
 def check_label_map(label_map: Tensor, image_shape: Sequence[int] | None, path: str) -> None:
@@ -205,15 +216,14 @@ def checked_items(
         check_labels: look at the label maps that are there.
         sequences: a file may hold several planes over time, and so may its label map.
     Returns:
-        the items, each with `case`: its file's name without suffix, or with its folders where names repeat.
+        the items, each with `case`: its file's name without suffix, or with its folders where names repeat (see `result_names`).
     Raises:
         FileNotFoundError, ValueError: of the first bad file.
     """
     paths = [os.path.abspath(item["image"]) for item in items]
     stems = [image_stem(path) for path in paths]
-    root = os.path.commonpath([os.path.dirname(p) for p in paths]) if paths else ""
     checked = []
-    for item, path, stem in zip(items, paths, stems):
+    for item, path, case in zip(items, paths, result_names(paths, stems)):
         image, _ = load_echo(path, sequences)
         check_image_size(image, path)
         if needs_label and not item.get("label"):
@@ -221,15 +231,7 @@ def checked_items(
         if check_labels and item.get("label"):
             full_shape = [len(image), *(int(n) for n in image.meta[FULL_SHAPE_KEY])]
             check_label_map(load_echo(item["label"], sequences, like=path)[0], full_shape, str(item["label"]))
-        is_unique = stems.count(stem) == 1
-        relative = os.path.relpath(os.path.dirname(path), root).replace(os.sep, "_")
-        checked.append({**item, "case": stem if is_unique else f"{relative}_{stem}"})
-    cases = [item["case"] for item in checked]
-    if len(set(cases)) < len(cases):
-        twice = next(case for case in cases if cases.count(case) > 1)
-        raise ValueError(
-            f"files.py: two images are both called {twice}; their label maps would overwrite each other, rename one"
-        )
+        checked.append({**item, "case": case})
     return checked
 
 

@@ -1,0 +1,230 @@
+"""Paths of a run: no output replaces an input, no link in a run's folder is followed, and every result has a sound name.
+
+An output counts as an input when both are one file: by inode, so through symbolic and hard links and in any case that the file system
+ignores, or by their real paths where it has no inodes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+AnyPath: TypeAlias = "str | os.PathLike[str]"
+
+PATH_KEYS = ("image", "label", "sequence", "sequence_label", "sector")
+"""Keys of a data set's items that are paths."""
+MAX_NAME_BYTES = 255
+"""Bytes that file systems allow for a name."""
+RESULT_PARTS = ("", "_spread")
+"""What is put behind a case's name in names of files."""
+_LONGEST_END = len("_spread.nii.gz")
+_RESERVED_NAMES = ("datalist",)  # CASE.json would make the results look like a data set
+_SPECIAL = ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")
+
+
+def refuse_overwriting(
+    outputs: Iterable[AnyPath], inputs: Iterable[Any], advice: str = "give another output_dir"
+) -> None:
+    """Refuse a run that would replace a file that it reads; call it before anything is computed or written.
+
+    Args:
+        outputs: files that the run will write, there or not.
+        inputs: what it reads: files, folders (their datalist.json counts), items of a data set, lists of these; None is passed over.
+        advice: what the user should do.
+    Raises:
+        ValueError: if an output is an input, whatever links lead to it.
+    """
+    folders: dict[str, str] = {}
+    known = {key: path for path in _files_of(inputs) for key in _identities(path, folders)}
+    lost: dict[str, str] = {}
+    for output in outputs:
+        for key in _identities(os.fspath(output), folders):
+            if key in known:
+                lost.setdefault(known[key], os.fspath(output))
+    if not lost:
+        return
+    path, output = next(iter(lost.items()))
+    through = "" if os.path.abspath(path) == os.path.abspath(output) else f" (it is also {output})"
+    others = f", and {len(lost) - 1} more files" if len(lost) > 1 else ""
+    raise ValueError(
+        f"{path}: this run reads this file and would replace it by its own output{through}{others}; {advice}"
+    )
+
+
+def _files_of(things: Any) -> Iterator[str]:
+    """Paths of whatever a run reads."""
+    if things is None or things == "":
+        return
+    if isinstance(things, (str, os.PathLike)):
+        path = os.fspath(things)
+        yield path
+        yield os.path.join(path, "datalist.json")
+    elif isinstance(things, Mapping):
+        yield from (os.fspath(things[key]) for key in PATH_KEYS if isinstance(things.get(key), (str, os.PathLike)))
+    elif isinstance(things, Iterable):
+        for thing in things:
+            yield from _files_of(thing)
+
+
+def _identities(path: str, folders: dict[str, str]) -> list[Hashable]:
+    """What tells that two paths are one file: the inode of what is there, the real path of what may come."""
+    folder, name = os.path.split(os.path.abspath(path))
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    keys: list[Hashable] = [os.path.normcase(os.path.join(folders[folder], name))]
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return keys
+    return [*keys, (status.st_dev, status.st_ino)] if status.st_ino else keys
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name for a file that is being written; it ends as `name` does, since writers go by the suffix, and is never too long."""
+    head = f".{os.getpid()}-{os.urandom(4).hex()}."
+    while len(os.fsencode(head + name)) > MAX_NAME_BYTES:
+        name = name[1:]
+    return head + name
+
+
+# ---- names of results
+
+
+def result_names(paths: Sequence[str], stems: Sequence[str]) -> list[str]:
+    """A name for the results of each image: its stem, or its folders and its stem where stems repeat.
+
+    A name is visible, no option to a command, short enough for every suffix, and unique, also where the file system knows neither upper
+    case nor ways to write an accent, and beside the other files of a result (`CASE_spread`). What would break that is replaced by `_`,
+    cut, or told apart by the first digits of a hash of the path below the images' common folder: the same images get the same names.
+
+    Args:
+        paths: absolute.
+        stems: names of these files without suffix.
+    Raises:
+        ValueError: if a path is given twice.
+    """
+    if len({*paths}) < len(paths):
+        twice = next(path for path, count in Counter(paths).items() if count > 1)
+        raise ValueError(f"{twice}: is listed twice, so its results would overwrite each other; list it once")
+    folders = [os.path.dirname(path) for path in paths]
+    root = os.path.commonpath(folders) if folders else ""
+    below = [os.path.relpath(path, root) for path in paths]
+    counts = Counter(stems)
+    names = []
+    for stem, path in zip(stems, below):
+        folder = os.path.dirname(path).replace(os.sep, "_")
+        names.append(_sound_name(f"{folder}_{stem}" if folder and counts[stem] > 1 else stem, path))
+    used = {key for name in _RESERVED_NAMES for key in _name_keys(name)}
+    # plain names first: what is told apart is the rarer kind
+    for i in sorted(range(len(names)), key=lambda i: (names[i] != stems[i], _name_keys(names[i])[0], below[i])):
+        digits = 8
+        name = names[i]
+        while used.intersection(_name_keys(name)):
+            name = _with_hash(names[i], below[i], digits)
+            digits += 8
+        names[i] = name
+        used.update(_name_keys(name))
+    return names
+
+
+def _sound_name(name: str, path: str) -> str:
+    """A name without hidden beginning and what cannot be printed, and no longer than its suffixes leave room for."""
+    name = "".join(char if char.isprintable() else "_" for char in name).lstrip(".-") or "image"
+    return _with_hash(name, path, 8) if _num_bytes(name) > MAX_NAME_BYTES - _LONGEST_END else name
+
+
+def _with_hash(name: str, path: str, digits: int) -> str:
+    """A name, cut if it must be, with digits of the hash of its path."""
+    end = "_" + hashlib.sha256(os.fsencode(Path(path).as_posix())).hexdigest()[:digits]
+    while _num_bytes(name + end) > MAX_NAME_BYTES - _LONGEST_END:
+        name = name[:-1]
+    return name + end
+
+
+def _name_keys(name: str) -> list[str]:
+    """Names of a case's files as a file system may compare them."""
+    return [unicodedata.normalize("NFC", name + part).casefold() for part in RESULT_PARTS]
+
+
+def _num_bytes(name: str) -> int:
+    return len(name.encode("utf-8", "replace"))
+
+
+# ---- a run's own folder, in which somebody may have laid links
+
+
+def open_own(path: AnyPath, flags: int, permissions: int = 0o666) -> int:
+    """Open a file of a run's own folder: a regular file, no link is followed, and a pipe makes nobody wait.
+
+    Args:
+        path: the folder may be reached by links, the file itself may not be one.
+        flags: of `os.open`. With O_TRUNC the file is emptied after it is known to be a regular one.
+        permissions: of a file that is made.
+    Returns:
+        descriptor, to be closed by the caller.
+    Raises:
+        ValueError: if something else is there.
+        OSError: as `os.open`.
+    """
+    empties = bool(flags & os.O_TRUNC)
+    try:
+        descriptor = os.open(path, flags & ~os.O_TRUNC | sum(getattr(os, n, 0) for n in _SPECIAL), permissions)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EMLINK) or os.path.islink(path):
+            raise ValueError(_not_own(path, "a file")) from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError(_not_own(path, "a file"))
+        if empties:
+            os.ftruncate(descriptor, 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def own_folder(path: AnyPath, permissions: int = 0o777) -> Path:
+    """Make a folder within a run's folder unless it is there; a link in its place is refused.
+
+    Raises:
+        ValueError: if something else is there.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(permissions)
+    except FileExistsError:
+        if not is_real_folder(path):
+            raise ValueError(_not_own(path, "a folder")) from None
+    return path
+
+
+def is_real_folder(path: AnyPath) -> bool:
+    """Whether a path is a folder and no link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def remove_own_folder(path: AnyPath) -> None:
+    """Remove a folder within a real folder and all that it holds; a link is taken away itself, what it points at stays."""
+    if not is_real_folder(os.path.dirname(os.path.abspath(path))):
+        return
+    if os.path.islink(path):
+        os.unlink(path)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _not_own(path: AnyPath, expected: str) -> str:
+    what = f"a link to {os.readlink(path)}" if os.path.islink(path) else "something else"
+    return f"{os.fspath(path)}: expected {expected} of this run, got {what}; remove it, or give another folder"
