@@ -70,7 +70,7 @@ def run_listen(
     max_object_mb: float = 4096,
     max_inbox_mb: float = 100_000,
     min_free_mb: float = 1024,
-    max_connections: int = 8,
+    max_connections: int = 16,
     keep_days: float | None = None,
     limits: Limits | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -94,7 +94,7 @@ def run_listen(
         max_object_mb: MB of an object; the connection of a larger one is cut.
         max_inbox_mb: MB of objects that are kept at most; beyond, senders are told that there is no room.
         min_free_mb: MB that stay free on the disk; likewise.
-        max_connections: at a time.
+        max_connections: at a time; half of them from one address.
         keep_days: objects and results older than that are removed, once all results were delivered (or, without a destination, made);
             None: nothing is removed.
         limits: of a file.
