@@ -43,6 +43,8 @@ LEARNING = {
 """Of tiny networks, which then find something after some fifty steps."""
 AGREEMENT = 0.999
 """Share of pixels that must agree."""
+TOKEN = "a-token-of-the-check-0123456789"
+"""Every request of the checks goes through the address with the token, as 3D Slicer's do."""
 ISOLATED = "SYNBOOST_CHECK_ISOLATED"
 """Environment variable: this process runs in a network namespace of its own."""
 
@@ -136,8 +138,9 @@ def check(work_dir: Path, log_path: Path, num_epochs: int, image_size: int) -> i
             for prompt in ("", PROMPT):
                 for kind in KINDS:
                     check_image(table, url, bundle, prompt, kind, images_dir, references[bundle, prompt])
-        check_absolute_path(table, url, images_dir, references["echo_cris", ""])
+        check_absolute_path(table, url, images_dir)
         check_code_is_refused(table, url, work_dir / "code_ran")
+        check_refused(table, url, work_dir, images_dir)
         for bundle in BUNDLES:
             check_strategy(table, url, bundle, references[bundle, ""])
         submit_labels(url, data_dir, images_dir)
@@ -147,8 +150,11 @@ def check(work_dir: Path, log_path: Path, num_epochs: int, image_size: int) -> i
             after = segment(bundle, images_dir, work_dir, weights, settings, "", "_after")
             for kind in KINDS:
                 check_image(table, url, bundle, "", kind, images_dir, after, "after /train/: ")
+        check_what_slicer_asks(table, url, images_dir)
     is_kept = all(sha256_of(checkpoints[bundle]) == hashes[bundle] for bundle in BUNDLES)
     table.add("weights that were given", is_kept, "unchanged by the training")
+    has_run = (work_dir / "code_ran").exists()
+    table.add("code and settings in the working directory", not has_run, "not taken by the server and its trainings")
     links = [str(path) for path in (work_dir / "app").rglob("*") if path.is_symlink()]
     table.add("app folder", not links, "no link in it" if not links else links[0])
     attempts = log_path.read_text(encoding="utf-8").splitlines()
@@ -258,15 +264,20 @@ def served(work_dir: Path, images_dir: Path, checkpoints: dict[str, Path], setti
     words += ["--checkpoint_path", ",".join(map(str, checkpoints.values())), "--port", str(port)]
     words += ["--preset", settings["preset"], "--image_size", str(settings["image_size"]), "--learning_rate", "1e-3"]
     environment = {**os.environ, "HOME": str(work_dir / "home"), "MPLCONFIGDIR": str(work_dir / "home")}
+    environment["SYNBOOST_LABEL_TOKEN"] = TOKEN
+    (work_dir / "schedule.py").write_text(
+        f"open({str(work_dir / 'code_ran')!r}, 'w')\n", encoding="utf-8"
+    )  # MONAI Label imports one
+    (work_dir / ".env").write_text("MONAI_LABEL_SESSIONS=true\nMONAI_LABEL_TASKS_TRAIN=false\n", encoding="utf-8")
     with (work_dir / "server.log").open("w", encoding="utf-8") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "synboost_monai", *words],
+            [str(Path(sys.executable).parent / "synboost"), *words],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
             cwd=work_dir,
         )
-        url = f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{port}/token/{TOKEN}"
         try:
             start = time.monotonic()
             while True:
@@ -364,7 +375,7 @@ def check_code_is_refused(table: Table, url: str, trace: Path) -> None:
     asked.append(
         requests.post(f"{url}/train/echo_cris", params={"run_sync": "true"}, json={"device": code}, timeout=600)
     )
-    is_refused = all(answer.status_code >= 400 for answer in asked) and not trace.exists()
+    is_refused = all(answer.status_code == 400 for answer in asked) and not trace.exists()
     table.add("code in a request", is_refused, f"refused, {[answer.status_code for answer in asked]}")
 
 
@@ -390,10 +401,233 @@ def compare(table: Table, name: str, path: Path, reference_path: Path) -> None:
     )
 
 
-def check_absolute_path(table: Table, url: str, images_dir: Path, reference_dir: Path) -> None:
-    """A DICOM file that is named by its path."""
-    path, _ = infer(url, "echo_cris", str(images_dir / "dicom.dcm"), "", images_dir.parent / "served_path")
-    compare(table, "echo_cris dicom by absolute path", path, reference_dir / "dicom.nii.gz")
+def check_absolute_path(table: Table, url: str, images_dir: Path) -> None:
+    """A file that is named by its path, even one of the datastore."""
+    import requests
+
+    query = {"image": str(images_dir / "dicom.dcm")}
+    answer = requests.post(f"{url}/infer/echo_cris", params=query, data={"params": "{}"}, timeout=600)
+    table.add("echo_cris dicom by absolute path", answer.status_code == 400, f"refused, {answer.status_code}")
+
+
+def check_what_slicer_asks(table: Table, url: str, images_dir: Path) -> None:
+    """The requests of 3D Slicer's plug-in in their order and form, for an image of the datastore and for one of its own."""
+    import requests
+
+    def ask(name: str, method: str, path: str, wanted: int, **more: Any) -> requests.Response:
+        answer = requests.request(method, f"{url}{path}", timeout=1200, **more)
+        table.add(f"Slicer: {name}", answer.status_code == wanted, f"{answer.status_code} {method} {path}")
+        return answer
+
+    def options(section: str, name: str) -> dict[str, Any]:
+        config = info[section][name].get("config", {})
+        return {key: value[0] if isinstance(value, list) else value for key, value in config.items()} | client
+
+    def form(params: dict[str, Any], **files: Path) -> dict[str, Any]:
+        """As its own writer makes it: an odd boundary, and the whole path as the name of a file."""
+        mark = "----------lImIt_of_THE_fIle_eW_$"
+        lines: list[str | bytes] = [
+            f"--{mark}",
+            'Content-Disposition: form-data; name="params"',
+            "",
+            json.dumps(params),
+        ]
+        for field, path in files.items():
+            lines += [f"--{mark}", f'Content-Disposition: form-data; name="{field}"; filename="{path}"']
+            lines += ["Content-Type: application/octet-stream", "", path.read_bytes()]
+        lines += [f"--{mark}--", ""]
+        body = b"".join((line if isinstance(line, bytes) else line.encode()) + b"\r\n" for line in lines)
+        return {"data": body, "headers": {"Content-Type": f"multipart/form-data; boundary={mark}"}}
+
+    client = {"client_id": "user-xyz"}
+    ask("is there a login", "GET", "/auth/", 404)
+    info = ask("connect", "GET", "/info/", 200).json()
+    sample = ask("next sample", "POST", "/activelearning/first", 200, json=options("strategies", "first")).json()
+    ask("its image", "GET", f"/datastore/image?image={sample['id']}", 200)
+    ask("labels known", "GET", "/datastore/?output=all", 200)
+    ask("no label yet", "GET", f"/datastore/label?label={sample['id']}&tag=original", 404)
+    params = options("models", "echo_cris") | {"result_extension": ".nrrd", "result_dtype": "uint8"}
+    segmented = ask("run", "POST", f"/infer/echo_cris?image={sample['id']}", 200, **form(params))
+    is_whole = segmented.headers["content-type"].startswith("multipart/form-data") and b"NRRD" in segmented.content
+    table.add(
+        "Slicer: label map of run",
+        is_whole,
+        f"{len(segmented.content)} bytes of {segmented.headers['content-type'][:19]}",
+    )
+    ask(
+        "its own image",
+        "PUT",
+        "/datastore/?image=from_slicer",
+        200,
+        **form(client, file=images_dir / "nifti_2d.nii.gz"),
+    )
+    ask("run on it", "POST", "/infer/echo_cris?image=from_slicer", 200, **form(params))
+    told = {"label_info": [{"name": "left atrium", "idx": 1}], "model": "echo_cris"} | client
+    label = form(told, label=images_dir.parent / "reference_echo_cris/nifti_2d.nii.gz")
+    ask("submit label", "PUT", "/datastore/label?image=from_slicer", 200, **label)
+    ask("its label", "GET", "/datastore/label?label=from_slicer&tag=final", 200)
+    ask("is a training running", "GET", "/train/?check_if_running=true", 404)
+    ask("train", "POST", "/train/echo_cris", 200, json=options("trainers", "echo_cris") | {"max_epochs": 1})
+    ask("state of the training", "GET", "/train/", 200)
+    wait_for_training(url)
+    ask("stop a training", "DELETE", "/train/", 200)
+    for path in images_dir.rglob("from_slicer.*"):
+        path.unlink()
+
+
+def check_refused(table: Table, url: str, work_dir: Path, images_dir: Path) -> None:
+    """Requests that must not pass, each with its status, and none of which leaves a trace."""
+    from http.client import HTTPConnection
+    from urllib.parse import urlsplit
+
+    place = urlsplit(url)
+    before = traces(work_dir)
+
+    def ask(
+        name: str, wanted: int, method: str, path: str, body: bytes = b"", prefix: str = place.path, **headers: str
+    ) -> None:
+        connection = HTTPConnection("127.0.0.1", place.port, timeout=600)
+        connection.putrequest(method, f"{prefix}{path}", skip_host=True)
+        given = {key.replace("_", "-"): value for key, value in headers.items()}
+        for key, value in ({"Host": place.netloc, "Content-Length": str(len(body))} | given).items():
+            connection.putheader(key, value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        reason = json.loads(answer.read() or b"{}").get("detail", "")
+        table.add(
+            f"refused: {name}",
+            answer.status == wanted and bool(reason),
+            f"{answer.status} {method} {path[:60]}: {reason[:90]}",
+        )
+
+    def with_file(field: str, name: str) -> dict[str, Any]:
+        head = f'--b\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'
+        body = head.encode() + (images_dir / "png.png").read_bytes() + b"\r\n--b--\r\n"
+        return {"body": body, "Content_Type": "multipart/form-data; boundary=b"}
+
+    def with_json(value: Any) -> dict[str, Any]:
+        return {"body": json.dumps(value).encode(), "Content_Type": "application/json"}
+
+    def with_params(value: Any) -> dict[str, Any]:
+        body = (
+            b'--b\r\nContent-Disposition: form-data; name="params"\r\n\r\n'
+            + json.dumps(value).encode()
+            + b"\r\n--b--\r\n"
+        )
+        return {"body": body, "Content_Type": "multipart/form-data; boundary=b"}
+
+    code = f"$open({str(work_dir / 'code_ran')!r}, 'w')"
+    infer, train, bad = "/infer/echo_cris?image=png", "/train/echo_cris", "..%2F..%2Fescaped"
+    ask("no token", 401, "GET", "/info/", prefix="")
+    ask("another token", 401, "GET", "/info/", prefix="/token/of-somebody-else-0123")
+    ask("Host of another name", 403, "GET", "/info/", Host="evil.example:8000")
+    ask("Host at another port", 403, "GET", "/info/", Host="127.0.0.1:1")
+    ask("origin of another page", 403, "GET", "/info/", Origin="https://evil.example")
+    ask("origin of a file", 403, "POST", infer, Origin="null", **with_params({}))
+    ask("page of another site", 403, "GET", "/datastore/image?image=png", Sec_Fetch_Site="cross-site")
+    ask("page that links here", 403, "GET", "/info/", Referer="https://evil.example/page")
+    ask("preflight", 403, "OPTIONS", "/train/", Origin="https://evil.example", Access_Control_Request_Method="DELETE")
+    ask("preflight of the own origin", 405, "OPTIONS", "/train/", Origin=f"http://{place.netloc}")
+    ask("image above the folder", 400, "PUT", f"/datastore/image?image={bad}", **with_file("file", "x.png"))
+    ask(
+        "image above, encoded twice",
+        400,
+        "PUT",
+        "/datastore/image?image=..%252F..%252Fescaped",
+        **with_file("file", "x.png"),
+    )
+    ask(
+        "image by absolute name", 400, "PUT", f"/datastore/image?image={work_dir}/escaped", **with_file("file", "x.png")
+    )
+    ask("image by the older route", 400, "PUT", f"/datastore/?image={bad}", **with_file("file", "x.png"))
+    ask("image that is hidden", 400, "PUT", "/datastore/image?image=.profile", **with_file("file", "x.png"))
+    ask("image that is there", 409, "PUT", "/datastore/image?image=png", **with_file("file", "x.png"))
+    ask("image that is code", 415, "PUT", "/datastore/image?image=main", **with_file("file", "main.py"))
+    ask("header that names another file", 415, "PUT", "/datastore/image?image=header", **with_file("file", "x.mhd"))
+    ask("tag above the folder", 400, "PUT", f"/datastore/label?image=png&tag={bad}", **with_file("label", "x.png"))
+    ask("absolute tag", 400, "PUT", f"/datastore/label?image=png&tag={work_dir}", **with_file("label", "x.png"))
+    ask("two tags", 400, "PUT", "/datastore/label?image=png&tag=final&tag=..", **with_file("label", "x.png"))
+    ask("label of no image", 404, "PUT", "/datastore/label?image=nobody&tag=final", **with_file("label", "x.png"))
+    ask("file of this machine", 400, "GET", "/datastore/image?image=/etc/passwd")
+    ask("infer on a file of this machine", 400, "POST", "/infer/echo_cris?image=/etc/passwd", **with_params({}))
+    ask("infer on a folder of the server", 404, "POST", "/infer/echo_cris?image=model", **with_params({}))
+    ask("image in the parameters", 400, "POST", infer, **with_params({"image": "/etc/passwd"}))
+    ask("code as prompt", 400, "POST", infer, **with_params({"prompt": code}))
+    ask("code as device", 400, "POST", infer, **with_params({"device": code}))
+    ask("macro as result type", 400, "POST", infer, **with_params({"result_dtype": "%/etc/passwd"}))
+    ask("result as a path", 400, "POST", infer, **with_params({"result_extension": "/../../escaped"}))
+    ask("weights by path", 400, "POST", infer, **with_params({"model_filename": "../../../escaped.ts"}))
+    ask("file to infer", 400, "POST", infer, **with_file("file", "x.png"))
+    ask("session to infer", 400, "POST", f"{infer}&session_id=..", **with_params({}))
+    ask("bundle_path of a training", 400, "POST", train, **with_json({"bundle_path": str(work_dir)}))
+    ask(
+        "bundle_path, for every model",
+        400,
+        "POST",
+        "/train/",
+        **with_json({"echo_cris": {"bundle_path": str(work_dir)}}),
+    )
+    ask("device of a training", 400, "POST", train, **with_json({"device": code}))
+    ask(
+        "report elsewhere",
+        400,
+        "POST",
+        train,
+        **with_json({"tracking": "mlflow", "tracking_uri": "http://evil.example"}),
+    )
+    ask("another part of the config", 400, "POST", train, **with_json({"run_id": code}))
+    ask("key that is code", 400, "POST", "/activelearning/random", **with_json({"@network_def": 1}))
+    ask("strategy in the parameters", 400, "POST", "/activelearning/random", **with_json({"strategy": "first"}))
+    ask("JSON as plain text", 415, "POST", train, body=b"{}", Content_Type="text/plain")
+    ask("weights sent", 404, "PUT", "/model/echo_cris", **with_file("file", "model.pt"))
+    ask("weights fetched", 404, "GET", "/model/echo_cris")
+    ask("weights deleted", 404, "DELETE", "/model/echo_cris")
+    ask("reload", 404, "POST", "/reload")
+    ask("session archive", 404, "PUT", "/session/?uncompress=true", **with_file("files", "x.zip"))
+    ask("session of a path", 404, "GET", "/session/..%2F..%2Fetc?image=true")
+    ask("proxy", 404, "GET", "/proxy/dicom/wado/studies")
+    ask("archive of all", 404, "GET", "/datastore/dataset")
+    ask("image deleted", 405, "DELETE", "/datastore/image?id=png")
+    ask("info of an image written", 405, "PUT", "/datastore/image/info?image=png", **with_params({}))
+    ask("batch", 404, "POST", "/batch/infer/echo_cris", **with_json({}))
+    ask("slides", 404, "POST", "/infer/wsi/echo_cris?image=png", **with_json({}))
+    ask("list of routes", 404, "GET", "/openapi.json")
+    ask("static files", 404, "GET", "/static/..%2Fapp.py")
+    ask(
+        "body without an end",
+        413,
+        "POST",
+        infer,
+        Content_Length=str(1 << 40),
+        Content_Type="multipart/form-data; boundary=b",
+    )
+    changed = sorted(set(traces(work_dir)) ^ set(before))
+    table.add(
+        "refused requests leave no trace", not changed, f"{len(before)} files and folders as before {changed[:2] or ''}"
+    )
+
+
+def traces(work_dir: Path) -> list[tuple[str, int]]:
+    """Every file and folder with its size, but logs."""
+    return [
+        (str(p), p.stat().st_size if p.is_file() else 0)
+        for p in work_dir.rglob("*")
+        if p.suffix not in (".log", ".lock")
+    ]
+
+
+def wait_for_training(url: str) -> dict[str, Any]:
+    """The state of the last training when it has ended."""
+    import requests
+
+    start = time.monotonic()
+    status: dict[str, Any] = {}
+    while time.monotonic() - start < 2400:
+        status = requests.get(f"{url}/train/", timeout=600).json()
+        if status["status"] not in ("SUBMITTED", "RUNNING"):
+            break
+        time.sleep(2)
+    return status
 
 
 def check_strategy(table: Table, url: str, bundle: str, reference_dir: Path) -> None:
@@ -453,12 +687,7 @@ def check_training(table: Table, url: str, bundle: str, weights: Path) -> None:
     requests.post(
         f"{url}/train/{bundle}", params={"run_sync": "false", "enqueue": "false"}, json=request, timeout=600
     ).raise_for_status()
-    status: dict[str, Any] = {}
-    while time.monotonic() - start < 2400:
-        status = requests.get(f"{url}/train/", timeout=600).json()
-        if status["status"] not in ("SUBMITTED", "RUNNING"):
-            break
-        time.sleep(2)
+    status = wait_for_training(url)
     is_right = status.get("status") == "DONE" and sha256_of(weights) != before
     table.add(
         f"{bundle} /train/ one epoch",

@@ -13,6 +13,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${SYNBOOST_LABEL_VENV:-$ROOT/.venv_label}"
 PYTHON="$VENV/bin/python"
 REQUIREMENTS="$ROOT/scripts/label_requirements.txt"
+RELEASE=0.8.5 # of MONAI Label, the newest; synboost_monai/label/versions.py asks for it
 
 find_python() {
     local candidate
@@ -43,6 +44,16 @@ write_constraints() {
 
 install() {
     "$PYTHON" -m pip install -qq "$@"
+}
+
+# The guard of `synboost label` stands in for what a newer MONAI Label may mend; as soon as an index has one, the release is raised.
+tell_of_newer_release() {
+    local newest
+    newest="$("$PYTHON" -m pip index versions monailabel 2>/dev/null | sed -nE '1s/^monailabel \(([^)]+)\).*/\1/p' || true)"
+    if [[ -n "$newest" && "$newest" != "$RELEASE" ]]; then
+        echo "setup_label.sh: MONAI Label $newest is out, and $RELEASE has known faults that its guard keeps out: try it with" \
+            "scripts/check_label.py, and raise RELEASE here and MONAILABEL_VERSION in synboost_monai/label/versions.py" >&2
+    fi
 }
 
 # Takes out what an interrupted installation left, but for torch if that is whole: a half-written package would look installed.
@@ -82,8 +93,9 @@ make_environment() {
     install -c "$VENV/constraints.txt" -r "$REQUIREMENTS" -e "$ROOT"
     echo "Installing MONAI Label (3 of 3) ..." >&2
     # Without their own requirements: torchvision, SAM 2 and others that bundles do not use, and a jsonschema too old for the rest.
-    install --no-deps "monailabel==0.8.5" "pydicom-seg==0.4.1"
+    install --no-deps "monailabel==$RELEASE" "pydicom-seg==0.4.1"
     "$PYTHON" -c 'from synboost_monai.label.versions import check_versions; check_versions()'
+    tell_of_newer_release
     fingerprint >"$VENV/.stamp.new"
     mv "$VENV/.stamp.new" "$VENV/.stamp"
     rm -f "$VENV/.installing" "$VENV/.torch"

@@ -525,7 +525,9 @@ def label(
     bundle: str = "echo_cris",
     checkpoint_path: str | None = None,
     app_dir: str | None = None,
+    host: str = "127.0.0.1",
     port: int = 8000,
+    token: str | bool | None = None,
     dry_run: bool = False,
     **overrides: Any,
 ) -> None:
@@ -536,7 +538,10 @@ def label(
         bundle: echo_cris, echo_clipseg, or both with a comma.
         checkpoint_path: their weights, with commas between; by default the bundles' own. They are copied, so a training leaves them alone.
         app_dir: folder for the app; runs/label/BUNDLE by default. Called again, weights that were trained in it are served.
-        port: of the server, which listens to this machine alone.
+        host: address to listen at; by default this machine alone is served. Any other needs a token.
+        port: of the server.
+        token: what viewers have to know, part of the address that is printed; without a value a new one is made. SYNBOOST_LABEL_TOKEN
+            of the environment hides it from lists of processes.
         dry_run: only make and check the app folder.
         **overrides: keys of the bundles' inference.yaml and train.yaml, such as preset, image_size, learning_rate; for one bundle of
             several --echo_cris.image_size 416.
@@ -550,7 +555,9 @@ def label(
         bundles=[word for word in bundle.split(",") if word],
         checkpoint_paths=checkpoint_path.split(",") if checkpoint_path else None,
         app_dir=app_dir,
+        host=host,
         port=port,
+        token=token,
         dry_run=dry_run,
         overrides=overrides,
     )
@@ -711,6 +718,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fire.Fire(VERBS, command=words, name="synboost")
 
 
+_BARE = ("bool", "str | bool | None")  # parameters whose flag may stand without a value
+
+
 def checked_arguments(argv: Sequence[str]) -> list[str]:
     """The command line as fire will read it: flags known, every value a Python literal of the parameter's type.
 
@@ -747,7 +757,7 @@ def checked_arguments(argv: Sequence[str]) -> list[str]:
             value = words.pop(0)
         elif not equals and flag.startswith("no") and kinds.get(flag[2:]) == "bool":
             flag, value = flag[2:], "false"
-        elif not equals and (kinds.get(flag) == "bool" or flag not in kinds and takes_any):
+        elif not equals and (kinds.get(flag) in _BARE or flag not in kinds and takes_any):
             value = "true"
         elif not equals and flag in kinds:
             raise ValueError(f"--{flag} needs a value")
@@ -770,6 +780,8 @@ def checked_arguments(argv: Sequence[str]) -> list[str]:
 
 def _read(flag: str, text: str, kind: str) -> Any:
     """The value of a flag in the type of its parameter; text stays text, `00012` and `1,2` included."""
+    if kind in _BARE and _is_bool(text):
+        return text.lower() == "true"
     if kind.startswith(("str", "text")):
         return text
     from synboost_monai.bundle_run import literal

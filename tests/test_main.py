@@ -83,6 +83,8 @@ def test_values_arrive_in_their_types():
     assert checked_arguments(["prepare", "--strict", "a", "b"])[-1] == "--strict=True"
     assert checked_arguments(["prepare", "a", "b", "--strict", "false"])[-1] == "--strict=False"
     assert checked_arguments(["prepare", "a", "b", "--nostrict"])[-1] == "--strict=False"
+    assert checked_arguments(["label", "a", "--token", "--port", "1"])[2:4] == ["--token=True", "--port=1"]
+    assert checked_arguments(["label", "a", "--token", "0012"])[2] == "--token='0012'"
     words = [
         "run",
         "echo_cris",

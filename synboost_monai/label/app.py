@@ -18,7 +18,6 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.tasks.train.bundle import BundleTrainTask
 
 from synboost_monai.io import is_dicom
-from synboost_monai.label.client import checked_request
 from synboost_monai.label.need import most_in_need
 from synboost_monai.transforms.postprocessing import DOUBT_KEY
 
@@ -121,6 +120,10 @@ class DoubtStrategy(Strategy):
 class CorrectedLabelsTraining(BundleTrainTask):
     """Trains a bundle on the corrected labels, from the weights that are served."""
 
+    def config(self) -> dict[str, Any]:
+        """Options that a viewer shows and sends back; the stock ones name devices, files and places for reports too."""
+        return {"pretrained": True, "max_epochs": 50, "val_split": 0.2}
+
     def _fetch_datalist(self, request: Mapping[str, Any], datastore: Datastore) -> list[dict[str, str]]:
         items = super()._fetch_datalist(request, datastore)
         if not items:
@@ -149,22 +152,28 @@ class CorrectedLabelsTraining(BundleTrainTask):
 
 
 class EchoBundles:
-    """Mixin in front of the stock app."""
+    """Mixin in front of the stock app; the guard in front of the server has checked what comes from outside."""
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """As the stock app, but for requests that would run code; of a DICOM image the label map comes as NIfTI unless the request says
-        otherwise."""
-        request = checked_request(request)
-        image = request.get("image")
-        if isinstance(image, str) and not request.get("result_extension"):
-            path = image if os.path.exists(image) else self._path_of(image, datastore)
-            if path is not None and is_dicom(path):
-                request = {**request, "result_extension": ".nii.gz"}
+        """As the stock app, but of images of the datastore alone, which takes a name for a path first; of a DICOM image the label map
+        comes as NIfTI unless the request says otherwise."""
+        path = (datastore or self.datastore()).get_image_uri(request.get("image") or "")  # type: ignore[attr-defined]
+        if not path:
+            raise ValueError(f"there is no image {request.get('image')!r} in the datastore")
+        request = {**request, "image": path}
+        if not request.get("result_extension") and is_dicom(path):
+            request["result_extension"] = ".nii.gz"
         return super().infer(request, datastore)  # type: ignore[misc]
 
-    def train(self, request: dict[str, Any]) -> dict[str, Any]:
-        """As the stock app, but for requests that would run code."""
-        return super().train(checked_request(request))  # type: ignore[misc]
+    def init_infers(self) -> dict[str, Any]:
+        infers = super().init_infers()  # type: ignore[misc]
+        for task in infers.values():
+            for option in (
+                "device",
+                "model_filename",
+            ):  # no viewer's choice: they become code and files of this machine
+                task._config.pop(option, None)
+        return infers  # type: ignore[no-any-return]
 
     def init_trainers(self) -> dict[str, Any]:
         trainers = super().init_trainers()  # type: ignore[misc]
@@ -178,10 +187,3 @@ class EchoBundles:
         strategies = super().init_strategies()  # type: ignore[misc]
         doubts = {f"{PREFIX}{name}": DoubtStrategy(DoubtScoring(self, name)) for name in self._infers}  # type: ignore[arg-type, attr-defined]
         return {**doubts, **strategies}
-
-    def _path_of(self, image_id: str, datastore: Datastore | None) -> str | None:
-        """File of an image of the datastore."""
-        try:
-            return str((datastore or self.datastore()).get_image_uri(image_id))  # type: ignore[attr-defined]
-        except Exception:  # no such image: the stock app says it
-            return None

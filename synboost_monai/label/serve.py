@@ -1,21 +1,32 @@
-"""`synboost label`: checks, the app folder, and MONAI Label's server on this machine alone."""
+"""`synboost label`: checks, the app folder, and MONAI Label's server behind its guard, on this machine alone unless asked otherwise."""
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
+import re
+import secrets
 import socket
-import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from synboost_monai.io import IMAGE_SUFFIXES
 from synboost_monai.label.app_folder import make_app_folder, plan_bundles
+from synboost_monai.label.guard import TOKEN_PATH, Door, Guard
+from synboost_monai.label.routes import Rules
 from synboost_monai.label.versions import check_versions
 
 HOST = "127.0.0.1"
-"""The server listens to this machine alone: it has no login, and shows patients' images to whoever asks."""
+"""Unless another address is asked for, the server listens to this machine alone."""
+TOKEN_VARIABLE = "SYNBOOST_LABEL_TOKEN"
+"""Environment variable with the token, which a list of processes would show as part of the command."""
+DATASTORE_NAME = "datastore_v2.json"
+"""MONAI Label's list of images and labels, in the folder of images."""
+MAX_CONNECTIONS = 64
+"""More at a time are answered with 503."""
 
 
 def run_label(
@@ -24,7 +35,9 @@ def run_label(
     bundles: Sequence[str],
     checkpoint_paths: Sequence[str] | None = None,
     app_dir: str | None = None,
+    host: str = HOST,
     port: int = 8000,
+    token: str | bool | None = None,
     dry_run: bool = False,
     overrides: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -34,12 +47,15 @@ def run_label(
         studies: folder of images; MONAI Label keeps the labels in it, in `labels`.
         bundles, checkpoint_paths, overrides: as in `plan_bundles`.
         app_dir: folder for the app; None: `runs/label/` and the bundles' names. An app folder of the same things is gone on with.
+        host: name or address to listen at.
         port: of the server.
+        token: what viewers have to know; True: a new one; None: that of `TOKEN_VARIABLE`, else none on this machine alone and a new
+            one for any other host.
         dry_run: only make the app folder and check.
     Returns:
         the app folder.
     Raises:
-        ValueError, FileNotFoundError: if the environment, the studies, the port, a bundle, weights or a key is at fault.
+        ValueError, FileNotFoundError: if the environment, the studies, host, port or token, a bundle, weights or a key is at fault.
     """
     planned = plan_bundles(bundles, checkpoint_paths, overrides or {})
     studies_dir = Path(studies).resolve()
@@ -53,15 +69,50 @@ def run_label(
     folder = Path(app_dir or Path("runs/label", "-".join(names))).resolve()
     if folder.is_relative_to(studies_dir):
         raise ValueError(f"label: the app folder {folder} lies within the studies; choose another --app_dir")
+    _check_studies(studies_dir)
+    addresses = _addresses(host, port)
+    known = checked_token(token, is_needed=not all(address.is_loopback for address in addresses))
     check_versions()
     if not dry_run:
-        _check_port(port)
+        _check_port(host, port)
     is_new = make_app_folder(folder, planned)
     print(f"app folder: {folder} ({'made' if is_new else 'gone on with, and the weights trained in it'})", flush=True)
     if not dry_run:
-        print(how_to_connect(port, names), flush=True)
-        _serve(folder, studies_dir, names, port)
+        shown = socket.gethostname() if any(address.is_unspecified for address in addresses) else host
+        print(how_to_connect(shown, port, names, known), flush=True)
+        _serve(folder, studies_dir, names, Door(own_hosts(host, port, addresses), known), host, port)
     return folder
+
+
+def checked_token(token: str | bool | None, *, is_needed: bool) -> str | None:
+    """The token to ask for, made anew where one is wanted and none is given; None: none is asked for.
+
+    Raises:
+        ValueError: if it is short or has letters that an address cannot hold as they are.
+    """
+    given = (
+        os.environ.pop(TOKEN_VARIABLE, "") if token in (None, True) else token
+    )  # no process of a training needs to see it
+    if not given:
+        return secrets.token_urlsafe(24) if is_needed or token is True else None
+    if not re.fullmatch(r"[A-Za-z0-9_-]{16,128}", str(given)):
+        raise ValueError(
+            f"label: a token has 16 to 128 letters, digits, _ or -, got {len(str(given))} letters; --token alone makes one"
+        )
+    return str(given)
+
+
+def own_hosts(
+    host: str, port: int, addresses: Sequence[ipaddress.IPv4Address | ipaddress.IPv6Address]
+) -> frozenset[str]:
+    """What the header Host of a request to this server may say, besides the address it comes in at."""
+    names = [host]
+    if all(address.is_loopback or address.is_unspecified for address in addresses):
+        names += [HOST, "localhost", "::1"]
+    if any(address.is_unspecified for address in addresses):
+        names.append(socket.gethostname())
+    bracketed = [f"[{name}]" if ":" in name else name for name in names]
+    return frozenset(f"{name}:{port}".lower() for name in bracketed) | frozenset(bracketed if port == 80 else ())
 
 
 def server_environment(app_dir: Path) -> dict[str, str]:
@@ -73,7 +124,10 @@ def server_environment(app_dir: Path) -> dict[str, str]:
         "MONAI_LABEL_INFER_CONCURRENCY": "1",  # requests share one parser of the config, which holds the prompt
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # it starts a process for each sample; the strategies score by themselves
         "MONAI_LABEL_TRACKING_ENABLED": "false",
+        "MONAI_LABEL_SESSIONS": "false",  # archives that it unpacks
         "MONAI_LABEL_SESSION_PATH": str(app_dir / "sessions"),
+        "MONAI_LABEL_AUTH_ENABLE": "false",  # the guard asks for the token
+        "MONAI_LABEL_API_STR": "",
         "MONAI_ZOO_SOURCE": "local",
         "BUNDLE_DOWNLOAD_SRC": "local",
         "HF_HUB_OFFLINE": "1",
@@ -83,51 +137,106 @@ def server_environment(app_dir: Path) -> dict[str, str]:
     }
 
 
-def server_arguments(app_dir: Path, studies_dir: Path, names: Sequence[str], port: int) -> list[str]:
+def server_arguments(app_dir: Path, studies_dir: Path, names: Sequence[str], host: str, port: int) -> list[str]:
     """Command line of MONAI Label's server."""
     conf = {"models": ",".join(names), "zoo_source": "local", "sam2": "false"}
-    words = ["start_server", "--app", str(app_dir), "--studies", str(studies_dir), "--host", HOST, "--port", str(port)]
+    words = ["start_server", "--app", str(app_dir), "--studies", str(studies_dir), "--host", host, "--port", str(port)]
+    words += ["--limit_concurrency", str(MAX_CONNECTIONS)]
     return words + [word for pair in conf.items() for word in ("--conf", *pair)]
 
 
-def how_to_connect(port: int, names: Sequence[str]) -> str:
+def how_to_connect(host: str, port: int, names: Sequence[str], token: str | None) -> str:
     """What to do in a viewer, as text."""
-    url = f"http://{HOST}:{port}"
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    address = f"{url}{TOKEN_PATH}{token}" if token else url
+    curl = f"curl -H 'Authorization: Bearer {token}'" if token else "curl"
     return (
-        f"MONAI Label will answer at {url} when it says `Uvicorn running`; Ctrl-C ends it.\n"
-        f"3D Slicer: install the extension MONAILabel, open the module MONAI Label, server address {url}, connect. Then `Next Sample` "
+        f"MONAI Label will answer at {address} when it says `Uvicorn running`; Ctrl-C ends it.\n"
+        f"3D Slicer: install the extension MONAILabel, open the module MONAI Label, server address {address}, connect. Then `Next Sample` "
         f"with the strategy doubt_{names[0]} (images in most need first), model {' or '.join(names)}, `Run`. The option `prompt` names "
         "one structure, as in: left atrium; empty, all three come in one label map. `Submit Label` keeps a correction, `Train` learns "
         "from all of them.\n"
         "OHIF: needs a DICOMweb archive as studies; a folder of files has none, so it is Slicer here.\n"
-        f"By hand: curl -X POST '{url}/infer/{names[0]}?image=IMAGE&output=all' -F 'params={{\"prompt\": \"left atrium\"}}'"
+        f"By hand: {curl} -X POST '{url}/infer/{names[0]}?image=IMAGE&output=all' -F 'params={{\"prompt\": \"left atrium\"}}'"
     )
 
 
 # ---- helpers
 
 
-def _check_port(port: int) -> None:
-    """Refuse a port that cannot be listened at."""
-    if not 0 < port < 65536:
+def _addresses(host: str, port: int) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """Addresses of a host."""
+    if not isinstance(port, int) or not 0 < port < 65536:
         raise ValueError(f"label: --port must be between 1 and 65535, got {port}")
-    with socket.socket() as probe:
+    try:
+        found = (
+            socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM) if re.fullmatch(r"[\w.:-]+", host) else []
+        )
+    except OSError:
+        found = []
+    if not found:
+        raise ValueError(f"label: --host must be a name or address of this machine, got {host!r}")
+    return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse a port that cannot be listened at."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind(address)
         except OSError as error:
             raise ValueError(
-                f"label: port {port} of {HOST} is not free ({error.strerror}); choose another --port"
+                f"label: port {port} of {host} is not free ({error.strerror}); choose another --port"
             ) from error
 
 
-def _serve(app_dir: Path, studies_dir: Path, names: Sequence[str], port: int) -> None:
+def _check_studies(studies_dir: Path) -> None:
+    """Refuse a folder, which may come from elsewhere, in which MONAI Label would write through a link or into another folder."""
+    labels = studies_dir / "labels"
+    for path in (studies_dir / ".lock", studies_dir / DATASTORE_NAME, labels, *labels.rglob("*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(studies_dir):
+            raise ValueError(f"{path}: is a link to elsewhere, which MONAI Label would write through; remove it")
+    record = studies_dir / DATASTORE_NAME
+    if not record.is_file():
+        return
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+        is_right = (known["images_dir"], known["labels_dir"]) == (".", "labels")
+        words = [w for name, entry in known["objects"].items() for w in (name, entry["image"]["ext"], *entry["labels"])]
+        is_right &= not any(os.sep in word or word == os.pardir for word in words)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        is_right = False
+    if not is_right:
+        raise ValueError(
+            f"{record}: is not MONAI Label's list of the images of this folder; remove it, and it is made anew"
+        )
+
+
+def _serve(app_dir: Path, studies_dir: Path, names: Sequence[str], door: Door, host: str, port: int) -> None:
     """Run MONAI Label's server in this process until it is ended."""
     os.environ.update(server_environment(app_dir))
+    # MONAI Label reads `.env` of the working directory, and its trainings import from there: never from where somebody's files lie
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path
+    )
+    os.chdir(app_dir)
     from synboost_monai.label.stand_ins import import_without_torchvision
 
     import_without_torchvision()
+    from monailabel.app import app
+    from monailabel.interfaces.utils.app import app_instance
     from monailabel.main import Main
 
-    sys.argv = ["monailabel", *server_arguments(app_dir, studies_dir, names, port)]
-    Main().run()
+    def image_path(name: str) -> str:
+        return str(app_instance().datastore().get_image_uri(name))
+
+    server = Main()
+    arguments = server.args_parser().parse_args(server_arguments(app_dir, studies_dir, names, host, port))
+    arguments.uvicorn_app = Guard(app, door, Rules(frozenset(names), studies_dir, image_path))
+    with tempfile.TemporaryDirectory(
+        prefix="synboost-label-"
+    ) as private:  # images and label maps on their way, for nobody else
+        os.environ["TMPDIR"] = tempfile.tempdir = private
+        server.action_start_server(arguments)

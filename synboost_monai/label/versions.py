@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 
 MONAILABEL_VERSION = "0.8.5"
-"""The release that the app folder is made for; its newest."""
+"""The release that the app folder is made for, and the newest (November 2026). It has known faults, which `guard.py` keeps out; it is
+raised as soon as there is a newer one, which scripts/setup_label.sh tells of."""
 NEEDED: Mapping[str, tuple[tuple[int, ...] | None, tuple[int, ...] | None, str]] = {
-    "monailabel": ((0, 8, 5), (0, 8, 6), "the release that this was tried with"),
+    "monailabel": ((0, 8, 5), (0, 8, 6), "the release that this was tried with, and that the guard is made for"),
     "numpy": ((1, 26), (2,), "pydicom-seg, which MONAI Label imports, breaks with 2"),
-    "pydicom": ((2, 4), (3,), "pydicom-seg, which MONAI Label imports, breaks with 3"),
+    "pydicom": ((2, 4, 5), (3,), "pydicom-seg, which MONAI Label imports, breaks with 3"),
     "pydicom-seg": (None, None, "MONAI Label imports it when it starts"),
-    "monai": ((1, 5), None, "bundles are read by it"),
+    "monai": ((1, 6, 1), None, "bundles are read by it, and older ones have known faults"),
     "torch": ((2, 8), None, "the segmenters run in it"),
 }
 """Distribution -> (lowest version, first version that is too new, why)."""

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STUB = """#!/usr/bin/env bash
 # Stands for python: makes a "virtual environment" that holds itself, installs empty packages, and writes down what it was asked for.
 case "$*" in
+    "-m pip index"*) echo "monailabel (${STUB_NEWEST:-0.8.5})" ;;
     *version_info*) exit "${STUB_WRONG_PYTHON:-0}" ;;
     "-m venv "*) mkdir -p "$3/bin" "$3/lib/python3.11/site-packages/pip"; cp "$0" "$3/bin/python" ;;
     "-m pip "*torch) mkdir -p "$(dirname "$0")/../lib/python3.11/site-packages/torch" ;;
@@ -57,14 +58,20 @@ def test_installs_once_torch_first_and_monai_label_alone(clone: Path):
     assert asked[1].endswith("/constraints.txt torch")
     assert "-r" in asked[2] and asked[2].endswith(f"-e {clone}")
     assert "--no-deps monailabel==0.8.5" in asked[3]
-    assert "check_versions" in asked[4]
-    assert call(clone)[1] == []
+    assert "check_versions" in asked[4] and asked[5] == "-m pip index versions monailabel"
+    assert done.stderr.count("\n") == 3 and call(clone)[1] == []
 
 
 def test_check_follows_the_installation(clone: Path):
     done, asked = call(clone, "--check", "--epochs", "3")
     assert done.returncode == 0 and "check_versions" in asked[4]
-    assert asked[5:] == [f"{clone}/scripts/check_label.py --epochs 3"]
+    assert asked[6:] == [f"{clone}/scripts/check_label.py --epochs 3"]
+
+
+def test_newer_monai_label_is_told_of(clone: Path):
+    done, asked = call(clone, STUB_NEWEST="0.9.0")
+    assert done.returncode == 0 and "--no-deps monailabel==0.8.5" in asked[3]
+    assert "setup_label.sh: MONAI Label 0.9.0 is out, and 0.8.5 has known faults" in done.stderr
 
 
 def test_pins_of_monai_label_go_first(clone: Path):

@@ -39,11 +39,11 @@ def test_environment_that_fits_has_no_problem():
     ("changes", "message"),
     [
         ({"numpy": "2.4.6"}, "numpy 2.4.6 is here, numpy >=1.26,<2 is needed"),
-        ({"pydicom": "3.0.2"}, "pydicom 3.0.2 is here, pydicom >=2.4,<3 is needed"),
+        ({"pydicom": "3.0.2"}, "pydicom 3.0.2 is here, pydicom >=2.4.5,<3 is needed"),
         ({"monailabel": None}, "monailabel >=0.8.5,<0.8.6 is missing"),
         ({"monailabel": "0.9.0"}, "monailabel 0.9.0 is here"),
         ({"pydicom_seg": None}, "pydicom-seg is missing"),
-        ({"monai": "1.4.0rc1"}, "monai 1.4.0rc1 is here, monai >=1.5 is needed"),
+        ({"monai": "1.4.0rc1"}, "monai 1.4.0rc1 is here, monai >=1.6.1 is needed"),
         ({"python": (3, 13, 0)}, "Python 3.13.0 is here, >=3.10,<3.13 is needed"),
     ],
 )
