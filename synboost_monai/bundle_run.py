@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from synboost_monai.errors import user_error
+from synboost_monai.io import read_text
 
 BUNDLES_DIR_VARIABLE = "SYNBOOST_BUNDLES"
 """Environment variable: a folder of bundles, looked at before the shipped ones."""
@@ -233,7 +234,7 @@ def _merged(files: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
     """Configs as one dictionary; as in MONAI a later file replaces a key, and `+key` adds to it."""
     out: dict[str, Any] = {}
     for file in files:
-        text = Path(file).read_text(encoding="utf-8")
+        text = read_text(file)
         content = json.loads(text) if Path(file).suffix == ".json" else yaml.safe_load(text)
         if not isinstance(content, dict):
             raise ValueError(f"{file}: a bundle config must be a mapping, got {type(content).__name__}")

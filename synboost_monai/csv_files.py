@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from synboost_monai.io import read_text
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -61,7 +63,8 @@ def read_frame(path: str | os.PathLike[str], **options: Any) -> pd.DataFrame:
     """A table of a CSV file, its texts as they were before they were written; `options` are of `pandas.read_csv`."""
     import pandas as pd
 
-    return _mapped(pd.read_csv(path, **options), unguarded)
+    is_packed = os.fspath(path).endswith(".gz")  # pandas unpacks it, and passes over a byte order mark
+    return _mapped(pd.read_csv(path if is_packed else io.StringIO(read_text(path)), **options), unguarded)
 
 
 def _mapped(frame: pd.DataFrame, change: Any) -> pd.DataFrame:

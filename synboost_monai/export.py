@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from synboost_monai import __version__
 from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files
-from synboost_monai.io import atomic_path, sha256_of
+from synboost_monai.io import atomic_path, read_text, sha256_of
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -112,9 +112,9 @@ def export_bundle(
     settings = {key: parser.get_parsed_content(key) for key in SETTINGS}
     settings |= {
         "bundle": bundle_dir(bundle).name,
-        "classes": json.loads((bundle_dir(bundle) / "configs/metadata.json").read_text(encoding="utf-8"))[
-            "network_data_format"
-        ]["outputs"]["pred"]["channel_def"],
+        "classes": json.loads(read_text(bundle_dir(bundle) / "configs/metadata.json"))["network_data_format"][
+            "outputs"
+        ]["pred"]["channel_def"],
         "weights_sha256": sha256_of(weights_path),
         "synboost_version": __version__,
         "intended_use": "Research. Not for diagnosis.",

@@ -6,6 +6,7 @@ ultrasound export holds: one plane or a sequence, grey or colour, any number typ
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -39,6 +40,9 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 """Ends of the names of DICOM files; many have none."""
 IMAGE_SUFFIXES = (*FRAME_SUFFIXES, *DICOM_SUFFIXES)
 """Ends of the names of every image file that the project reads, lower case."""
+
+MAX_TEXT_BYTES = 1 << 28
+"""Largest text file that is read: a datalist of a million images has fewer bytes."""
 
 
 @contextlib.contextmanager
@@ -92,6 +96,36 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file (UTF-8) whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_text(path: str | os.PathLike[str], errors: str = "strict") -> str:
+    """Read a text file that a user may have edited or made, whatever the editor and the system: UTF-8, lines end with a line feed.
+
+    A byte order mark at the begin and carriage returns, which editors and spreadsheets of Windows write, are not part of the text.
+
+    Args:
+        path: the file.
+        errors: what becomes of bytes that are not UTF-8, as of `bytes.decode`.
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is UTF-16 or UTF-32, larger than any text that is read here, or (with `strict`) not UTF-8.
+    """
+    with open(path, "rb") as file:
+        content = file.read(MAX_TEXT_BYTES + 1)
+    if len(content) > MAX_TEXT_BYTES:
+        raise ValueError(f"{path}: expected a text file of at most {MAX_TEXT_BYTES >> 20} MB; is this the right file?")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+        raise ValueError(
+            f"{path}: expected text in UTF-8, got UTF-16 or UTF-32 (`Unicode` in Windows); save it as UTF-8"
+        )
+    try:
+        text = content.decode("utf-8-sig", errors)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}: line {line}: expected text in UTF-8, got byte 0x{content[error.start]:02x}; save it as UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def image_suffix(path: str | os.PathLike[str]) -> str | None:

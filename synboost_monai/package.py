@@ -19,7 +19,7 @@ import yaml
 from synboost_monai import __version__
 from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files
 from synboost_monai.export import loaded_network, parsed_inference
-from synboost_monai.io import atomic_path, sha256_of
+from synboost_monai.io import atomic_path, read_text, sha256_of
 
 MODEL_KEYS = (
     "preset",
@@ -184,7 +184,7 @@ def write_zip(
 
 def _check_keys(root: Path, values: Mapping[str, Any]) -> None:
     """Refuse keys that a package cannot hold."""
-    known = yaml.safe_load((root / "configs/inference.yaml").read_text(encoding="utf-8"))
+    known = yaml.safe_load(read_text(root / "configs/inference.yaml"))
     for key in values:
         if key in PLACE_KEYS:
             raise ValueError(f"{root.name}: --{key} is a place on this machine; give it when the package is run")
@@ -210,7 +210,7 @@ def _calibration(path: Path, weights_path: Path) -> Path:
     """A calibration that belongs to the weights."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such calibration; make it with `synboost run BUNDLE calibrate`")
-    stated = json.loads(path.read_text(encoding="utf-8")).get("checkpoint_sha256")
+    stated = json.loads(read_text(path)).get("checkpoint_sha256")
     found = sha256_of(weights_path)
     if stated != found:
         raise ValueError(

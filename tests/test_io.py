@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
 
-from synboost_monai.io import count_frames, luma, read_frames, read_plane
+from synboost_monai import io
+from synboost_monai.io import count_frames, luma, read_frames, read_plane, read_text
 
 SHAPE = (20, 30)
 """(H, W)."""
@@ -298,3 +300,54 @@ def test_animated_png_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["x y t", "x y 1 t", "metaimage"])
 def test_frames_are_counted_by_the_header(tmp_path: Path, form: str) -> None:
     assert count_frames(write_sequence(tmp_path / "clip", ramp("uint8", 5), form)) == (5, 20, 30)
+
+
+# ---- text
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_text_is_the_same_whatever_editor_saved_it(mark: bytes, end: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "split.txt"
+    path.write_bytes(mark + end.join([b"patient0001", "Vorhöfe".encode(), b""]))
+    assert read_text(path) == "patient0001\nVorhöfe\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a".encode("utf-16"), "expected text in UTF-8, got UTF-16 or UTF-32"),
+        (b"\xfe\xff\x00a", "expected text in UTF-8, got UTF-16 or UTF-32"),
+        ("a".encode("utf-32"), "expected text in UTF-8, got UTF-16 or UTF-32"),
+        ("eins\nzwölf".encode("cp1252"), "line 2: expected text in UTF-8, got byte 0xf6; save it as UTF-8"),
+        (bytes(101), "expected a text file of at most 0 MB"),
+    ],
+)
+def test_other_text_is_refused_by_name(
+    content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(io, "MAX_TEXT_BYTES", 100)
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.csv: {message}"):
+        read_text(tmp_path / "a.csv")
+
+
+def test_files_of_users_are_read_as_text_in_one_place() -> None:
+    """Nowhere else is a text file decoded, except templates and records of the package's own."""
+    own = {
+        "io.py",
+        "__main__.py",
+        "dicom/deidentify.py",
+        "dicom/worker.py",
+        "hospital/report.py",
+        "hospital/delivery.py",
+    }
+    own |= {"experiments/report/page.py", "experiments/quality_page.py", "label/app_folder.py", "csv_files.py"}
+    package, found = Path(io.__file__).parent, set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(getattr(node, "func", None), "attr", None)
+            of_pandas = name == "read_csv" and not ast.unparse(node.args[0]).startswith(("StringIO", "table"))
+            if isinstance(node, ast.Call) and (name == "read_text" or of_pandas):
+                found.add(path.relative_to(package).as_posix())
+    assert found - own == {"experiments/published.py"}  # a gzip file, by pandas, which passes over the mark

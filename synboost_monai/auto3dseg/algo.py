@@ -22,7 +22,7 @@ from synboost_monai.auto3dseg.settings import (
     with_source_settings,
 )
 from synboost_monai.auto3dseg.train import PROGRESS_NAME
-from synboost_monai.io import atomic_write_text
+from synboost_monai.io import atomic_write_text, read_text
 from synboost_monai.labels import BACKGROUND_INDEX, NUM_CLASSES, STRUCTURES
 from synboost_monai.processes import ends_with_parent
 
@@ -227,7 +227,7 @@ def notes(statistics: Mapping[str, Any]) -> list[str]:
 
 def _load(path: str | os.PathLike[str]) -> Any:
     """Content of a YAML file (or JSON, which is YAML)."""
-    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return yaml.safe_load(read_text(path))
 
 
 def _by_case_path(path: str) -> str:

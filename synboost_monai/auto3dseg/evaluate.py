@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synboost_monai.experiments.tables import Table, to_text, write_table
-from synboost_monai.io import atomic_write_text
+from synboost_monai.io import atomic_write_text, read_text
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.per_case import case_metrics, write_metrics_csv, write_summary
 from synboost_monai.transforms.files import load_echo, write_label_map
@@ -61,7 +61,7 @@ def known_evaluation(folder: str | os.PathLike[str], fingerprint: Mapping[str, A
     path = Path(folder, "summary.json")
     if not path.is_file() or not Path(folder, "metrics.csv").is_file():
         return None
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary = json.loads(read_text(path))
     return summary if all(summary.get(key) == value for key, value in fingerprint.items()) else None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from synboost_monai.data import list_images
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.data.splits import SECTIONS, check_disjoint, rank_patients
-from synboost_monai.io import FRAME_SUFFIXES, atomic_write_text, image_suffix
+from synboost_monai.io import FRAME_SUFFIXES, atomic_write_text, image_suffix, read_text
 from synboost_monai.records import EchoRecord
 
 Items = list[dict[str, Any]]
@@ -41,7 +41,7 @@ def read_items(datalist: str | os.PathLike[str], dataroot: str | os.PathLike[str
     """
     path = Path(datalist)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("training"), list) or not content["training"]:
@@ -161,7 +161,7 @@ def find_item(datalist: str | os.PathLike[str], dataroot: str | os.PathLike[str]
 @lru_cache(maxsize=4)
 def _raw_items(datalist: str, dataroot: str, time_ns: int) -> dict[str, tuple[Any, Path, str]]:
     """Real path of an image -> its item as it stands in the datalist, and the further arguments of `_item`."""
-    content = json.loads(Path(datalist).read_text(encoding="utf-8"))
+    content = json.loads(read_text(datalist))
     found: dict[str, tuple[Any, Path, str]] = {}
     for name in SECTIONS:
         for number, raw in enumerate(content.get(name) or []):

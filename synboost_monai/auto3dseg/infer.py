@@ -24,6 +24,7 @@ from synboost_monai.auto3dseg.train import FACTS_NAME
 from synboost_monai.bundle_run import config_files as files_of_config
 from synboost_monai.data import list_images
 from synboost_monai.formats.grid import to_stored
+from synboost_monai.io import read_text
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.letterbox import LetterboxGeometry
 from synboost_monai.transforms.postprocessing import mean_logits, restore_logits
@@ -69,7 +70,7 @@ class InferClass:
         chosen = {key: override[key] for key in OVERRIDES if key in override}
         if "device" not in chosen and torch.cuda.is_available():
             chosen["device"] = f"cuda:{int(override.get('rank', 0)) % torch.cuda.device_count()}"
-        values = {"prompt_ensemble": None, **yaml.safe_load(facts.read_text(encoding="utf-8")), **chosen}
+        values = {"prompt_ensemble": None, **yaml.safe_load(read_text(facts)), **chosen}
         self.threshold = float(values.get("threshold", 0.5))
         words = json.dumps(values, sort_keys=True)
         self.trained = _trained(str(self.settings["bundle"]), str(weights), weights.stat().st_mtime_ns, words)

@@ -26,7 +26,7 @@ from synboost_monai.bundle_run import literal, quiet_warnings
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.errors import user_error
 from synboost_monai.formats.grid import to_display
-from synboost_monai.io import atomic_write_text, image_stem, read_grid, sha256_of
+from synboost_monai.io import atomic_write_text, image_stem, read_grid, read_text, sha256_of
 from synboost_monai.metrics.per_case import this_command
 from synboost_monai.processes import hold_folder
 from synboost_monai.transforms.array import plain
@@ -268,7 +268,7 @@ class _Run:
 
     def _testing(self) -> list[dict[str, Any]]:
         """Items of the testing section."""
-        return json.loads((self.out / DATALIST_NAME).read_text(encoding="utf-8"))["testing"]
+        return json.loads(read_text(self.out / DATALIST_NAME))["testing"]
 
 
 def _methods(ensemble: str) -> list[str]:
@@ -292,7 +292,7 @@ def _check_resumed(out: Path, settings: Mapping[str, Any]) -> None:
                 f"{out} holds other things than a run of auto3dseg; give an empty or new folder with --output"
             )
         return
-    old, new = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(settings, default=str))
+    old, new = json.loads(read_text(path)), json.loads(json.dumps(settings, default=str))
     if changed := sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
         what = ", ".join(key if key == "data" else f"{key} {old.get(key)} -> {new.get(key)}" for key in changed)
         raise ValueError(f"{out}: holds a run with other settings ({what}); give another folder with --output")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from synboost_monai.bundle_run import check_overrides, config_files
+from synboost_monai.io import read_text
 
 HYPER_PARAMETERS_NAME = "hyper_parameters.yaml"
 """File in a template's and an algorithm's configs/."""
@@ -57,7 +57,7 @@ def read_hyper_parameters(files: str | os.PathLike[str] | Sequence[str | os.Path
     """
     settings: dict[str, Any] = {}
     for file in [files] if isinstance(files, (str, os.PathLike)) else files:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(file))
         if not isinstance(content, dict):
             raise ValueError(f"{file}: expected hyper-parameters as `name: value`, got {type(content).__name__}")
         settings |= content

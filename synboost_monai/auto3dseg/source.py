@@ -21,6 +21,7 @@ from synboost_monai.auto3dseg.settings import (
 )
 from synboost_monai.bundle_run import nearest
 from synboost_monai.data.datalist import load_datalist
+from synboost_monai.io import read_text
 from synboost_monai.prompts import structure_prompts
 from synboost_monai.transforms.files import checked_items
 
@@ -59,7 +60,7 @@ def read_source(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give AutoRunner's input.yaml with {', '.join(REQUIRED)}")
     try:
-        source = yaml.safe_load(path.read_text(encoding="utf-8"))
+        source = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(source, dict):

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from synboost_monai.auto3dseg.settings import (
 )
 from synboost_monai.bundle_run import config_files, literal, run_bundle
 from synboost_monai.errors import in_one_line
-from synboost_monai.io import atomic_write_text
+from synboost_monai.io import atomic_write_text, read_text
 from synboost_monai.prompts import LEVELS, prompt_levels
 
 PROGRESS_NAME = "progress.yaml"
@@ -117,8 +118,8 @@ def best_validation(history: str | os.PathLike[str]) -> tuple[float, int]:
     Raises:
         ValueError: if no validation has a mean Dice, as when no label map of the fold shows a structure.
     """
-    with open(history, encoding="utf-8", newline="") as file:
-        rows = [(float(row["val_mean_dice"] or "nan"), int(row["epoch"])) for row in csv.DictReader(file)]
+    table = csv.DictReader(StringIO(read_text(history)))
+    rows = [(float(row["val_mean_dice"] or "nan"), int(row["epoch"])) for row in table]
     known = [row for row in rows if math.isfinite(row[0])]
     if not known:
         raise ValueError(f"{history}: no validation has a mean Dice; do the fold's label maps show the structures?")

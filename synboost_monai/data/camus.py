@@ -32,7 +32,7 @@ from synboost_monai.data.splits import (
     divide_official,
     take_subset,
 )
-from synboost_monai.io import METAIMAGE_SUFFIXES, NIFTI_SUFFIXES, Plane, count_frames, image_stem, read_plane
+from synboost_monai.io import METAIMAGE_SUFFIXES, NIFTI_SUFFIXES, Plane, count_frames, image_stem, read_plane, read_text
 from synboost_monai.labels import NUM_CLASSES, STRUCTURES, Structure
 from synboost_monai.records import IMAGE_QUALITIES, PHASES, VIEWS, EchoRecord
 
@@ -235,7 +235,7 @@ def _flat_layout(images_dir: Path, split_dir: Path) -> _Layout:
     for section in SECTIONS:
         path = split_dir / f"subgroup_{section}.txt"
         if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").split()
+            lines = read_text(path, errors="replace").split()
             layout.lists[section] = list(dict.fromkeys(lines))
     if not layout.lists:
         layout.lacks.append(f"no official split: no subgroup_*.txt in {split_dir.name}/ beside the patients")
@@ -426,7 +426,7 @@ def _read_attributes(reading: _Reading, patient: str, view: str) -> dict[str, An
         return {}
     path = reading.layout.patient_dirs[patient] / name
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_text(path, errors="replace")
     except OSError as error:
         reading.problems.append(f"{patient} {name}: cannot be read ({error.strerror})")
         return {}

@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from synboost_monai.data.splits import SECTIONS, check_disjoint
-from synboost_monai.io import FRAME_SUFFIXES, IMAGE_SUFFIXES, atomic_write_text, image_stem, image_suffix, is_dicom
+from synboost_monai.io import (
+    FRAME_SUFFIXES,
+    IMAGE_SUFFIXES,
+    atomic_write_text,
+    image_stem,
+    image_suffix,
+    is_dicom,
+    read_text,
+)
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.paths import PATH_KEYS
 from synboost_monai.records import IMAGE_QUALITIES, PHASES, SHAPES, VIEWS, EchoRecord
@@ -334,7 +342,7 @@ def load_datalist(path: Path) -> dict[str, Any]:
         ValueError: if it is no datalist or patients cross.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); make the datalist again") from error
     if not isinstance(content, dict):

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synboost_monai.io import atomic_write_text
+from synboost_monai.io import atomic_write_text, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Index:
                 )
             return Index()
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(path))
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is {content['format']!r}")
             files = tuple(TensorFile(f["name"], tuple(f["shape"]), f["dtype"]) for f in content["files"])

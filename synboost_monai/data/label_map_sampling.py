@@ -45,7 +45,7 @@ from synboost_monai.data.shape_model import (
 )
 from synboost_monai.data.synthetic import stable_seed
 from synboost_monai.data.synthetic_writers import write_nifti
-from synboost_monai.io import atomic_path, atomic_write_text, image_stem, read_plane, sha256_of
+from synboost_monai.io import atomic_path, atomic_write_text, image_stem, read_plane, read_text, sha256_of
 from synboost_monai.labels import NUM_CLASSES, SECTOR_INDEX_OF_CLASS, SECTOR_OUTSIDE_INDEX
 from synboost_monai.metrics.anatomy import MEASURES, anatomy_ranges, check_anatomy, examine_anatomy, out_of_range
 from synboost_monai.records import PHASES, VIEWS, EchoRecord
@@ -505,7 +505,7 @@ def _records_before(output_dir: Path, settings: Mapping[str, Any]) -> dict[int, 
             raise ValueError(f"{output_dir}: holds label maps but no provenance.json; choose another output_dir")
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         before, records = content["settings"], content["maps"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: is not the record of a run of label-maps; choose another output_dir") from error
@@ -524,7 +524,7 @@ def _is_finished(output_dir: Path, before: Mapping[int, Any], num_maps: int) -> 
     path = output_dir / DATALIST_NAME  # written last
     if sorted(before) != list(range(num_maps)) or not path.is_file():
         return False
-    return len(json.loads(path.read_text(encoding="utf-8"))["training"]) == num_maps
+    return len(json.loads(read_text(path))["training"]) == num_maps
 
 
 def _write_provenance(

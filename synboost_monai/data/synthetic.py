@@ -44,7 +44,7 @@ from synboost_monai.data.synthetic_writers import (
     write_json,
     write_nifti,
 )
-from synboost_monai.io import image_stem, sha256_of
+from synboost_monai.io import image_stem, read_text, sha256_of
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.transforms.files import check_label_map, load_echo
 from synboost_monai.transforms.label_map_array import LabelMapPerturbation
@@ -230,7 +230,7 @@ class SynthesisPlan:
             if len(self.items.without(self.writer.names_on_disk())) < len(self.items):
                 raise ValueError(f"{self.output_dir}: holds images but no settings.json; choose another output_dir")
             return
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = json.loads(read_text(path))
         now = json.loads(json.dumps(self.settings))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):

@@ -12,6 +12,7 @@ from synboost_monai.data.datalist import DATALIST_NAME, rebased_item
 from synboost_monai.data.splits import SECTIONS, check_disjoint
 from synboost_monai.data.synthetic import NUM_CONTACT_SHEET_IMAGES, datalist_head
 from synboost_monai.data.synthetic_writers import write_contact_sheet, write_json
+from synboost_monai.io import read_text
 
 
 def merge_synthetic(output_dir: str | os.PathLike[str], *dirs: str | os.PathLike[str]) -> Path:
@@ -83,7 +84,7 @@ def _check_folders(target: Path, folders: list[Path]) -> None:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); run synthesise with this output_dir again") from error
     is_made_by_us = content.get("is_complete") and isinstance(content.get("images"), list)

@@ -20,7 +20,7 @@ from synboost_monai import __version__
 from synboost_monai.csv_files import frame_text, read_frame
 from synboost_monai.data.datalist import DATALIST_NAME, read_datalist
 from synboost_monai.experiments.tables import Table
-from synboost_monai.io import FRAME_SUFFIXES, atomic_path, atomic_write_text, read_frames
+from synboost_monai.io import FRAME_SUFFIXES, atomic_path, atomic_write_text, read_frames, read_text
 from synboost_monai.metrics.agreement import MIN_PAIRS, STATISTICS, agreement
 from synboost_monai.metrics.clinical import MEASURES, METHODS, ClinicalMeasure, measure_patient
 from synboost_monai.metrics.per_case import this_command
@@ -258,7 +258,7 @@ def _facts(evaluation_dir: Path) -> dict[str, Any]:
             raise FileNotFoundError(
                 f"{evaluation_dir}: expected {name} in this folder; give the folder that `synboost evaluate` wrote"
             )
-    return dict(json.loads((evaluation_dir / "summary.json").read_text(encoding="utf-8")))
+    return dict(json.loads(read_text(evaluation_dir / "summary.json")))
 
 
 def _dataset_path(evaluation_dir: Path, facts: Mapping[str, Any]) -> Path:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from synboost_monai import __version__
 from synboost_monai.experiments.tables import Table, write_table
-from synboost_monai.io import atomic_write_text, sha256_of
+from synboost_monai.io import atomic_write_text, read_text, sha256_of
 from synboost_monai.metrics.per_case import METRICS, PAPER_METRICS, read_metrics, this_command
 from synboost_monai.metrics.statistics import P_VALUES, SMALLER_IS_BETTER, add_holm, compare_pairs
 
@@ -182,7 +182,7 @@ def _source(path: Path) -> str:
     summary_path = path.with_name("summary.json")
     if not summary_path.is_file():
         return ""
-    summary = json.loads(summary_path.read_text(encoding="utf-8"))
+    summary = json.loads(read_text(summary_path))
     return f"{summary.get('section')} section of {Path(str(summary.get('dataset_dir'))).name}. "
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from synboost_monai.io import atomic_write_text
+from synboost_monai.io import atomic_write_text, read_text
 
 NUM_EXAMPLES = 4
 """How many images: one of each view and phase where there are such."""
@@ -29,7 +29,7 @@ def write_examples(
     from synboost_monai.data.datalist import DATALIST_NAME
 
     source = Path(dataset_dir, DATALIST_NAME)
-    content = json.loads(source.read_text(encoding="utf-8"))
+    content = json.loads(read_text(source))
     items = [item for section in ("validation", "training", "testing") for item in content.get(section, [])]
     items = [item for item in items if "label" in item]
     if not items:

@@ -26,6 +26,7 @@ from synboost_monai.bundle_run import nearest
 from synboost_monai.experiments.grid import PROMPT_LEVELS
 from synboost_monai.experiments.grid import STRATEGIES as STUDY_STRATEGIES
 from synboost_monai.experiments.tables import Table, to_text, write_table
+from synboost_monai.io import read_text
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.per_case import PAPER_METRICS, read_metrics, this_command
 from synboost_monai.metrics.statistics import OVERALL, P_VALUES, add_holm, cluster_bootstrap, compare_pairs
@@ -500,11 +501,11 @@ def _measured(path: Path) -> dict[str, Any]:
 def _facts(path: Path) -> dict[str, Any]:
     """What summary.json beside a metrics.csv says of the data and the network; of a study's run, study.yaml names the data."""
     summary_path = path.with_name("summary.json")
-    said = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.is_file() else {}
+    said = json.loads(read_text(summary_path)) if summary_path.is_file() else {}
     size = f"{said['preset']}, {said['image_size']} px" if {"preset", "image_size"} <= said.keys() else None
     data = said.get("dataset_dir")
     for folder in path.resolve().parents:
         if folder.name == "segmenters" and (study_path := folder.with_name("study.yaml")).is_file():
-            dataset = yaml.safe_load(study_path.read_text(encoding="utf-8"))["data"]["dataset"]
+            dataset = yaml.safe_load(read_text(study_path))["data"]["dataset"]
             data = Path(dataset).name if dataset else "phantom"
     return {"data": data, "split": said.get("section"), "network": size}

@@ -40,7 +40,7 @@ from synboost_monai.experiments.quality_images import (
 )
 from synboost_monai.experiments.quality_page import write_page
 from synboost_monai.experiments.report import package_versions
-from synboost_monai.io import atomic_write_text, image_stem, sha256_of
+from synboost_monai.io import atomic_write_text, image_stem, read_text, sha256_of
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.per_case import this_command, write_metrics_csv
 from synboost_monai.metrics.speckle import SPECKLE_STATISTICS, high_frequency_db, spectral_distance_db
@@ -483,7 +483,7 @@ def _provenance(dataset_dir: Path) -> dict[str, Any]:
             f"{path}: no such file; dataset_dir must be a folder of `synboost synthesise`, real images belong in real_dir"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}); synthesise into a new folder") from error
     if not isinstance(content, dict) or not content.get("images"):
@@ -493,7 +493,7 @@ def _provenance(dataset_dir: Path) -> dict[str, Any]:
 
 def _sections(dataset_dir: Path) -> list[str]:
     """The sections that a datalist has images in."""
-    content = json.loads((dataset_dir / DATALIST_NAME).read_text(encoding="utf-8"))
+    content = json.loads(read_text(dataset_dir / DATALIST_NAME))
     there = [section for section in SECTIONS if isinstance(content, dict) and content.get(section)]
     return there or list(SECTIONS[:1])  # reading that one tells what is wrong
 

@@ -29,7 +29,7 @@ from synboost_monai.bundle_run import check_overrides, config_files
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.data.splits import SECTIONS
 from synboost_monai.errors import user_error
-from synboost_monai.io import image_suffix
+from synboost_monai.io import image_suffix, read_text
 from synboost_monai.labels import (
     BACKGROUND_INDEX,
     LEFT_ATRIUM,
@@ -314,7 +314,7 @@ class SyntheticReader:
 def _sectors_of_datalist(root: Path) -> Iterator[tuple[str, str]]:
     """Label map and sector of the items that have both, as `synboost label-maps` writes them."""
     path = root / DATALIST_NAME
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content = json.loads(read_text(path)) if path.is_file() else {}
     for section in SECTIONS:
         for item in content.get(section) or []:
             if isinstance(item, dict) and item.get("label") and item.get("sector"):

@@ -19,7 +19,7 @@ import yaml
 
 from synboost_monai.experiments.settings import read_study
 from synboost_monai.experiments.study import KINDS, Study, count_by_kind
-from synboost_monai.io import atomic_write_text
+from synboost_monai.io import atomic_write_text, read_text
 from synboost_monai.processes import hold_folder
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
@@ -74,7 +74,7 @@ def run_study(
 
     with hold_folder(run_dir):
         study_path = run_dir / "study.yaml"
-        if not study_path.is_file() or study_path.read_text(encoding="utf-8") != text:
+        if not study_path.is_file() or read_text(study_path) != text:
             atomic_write_text(study_path, text)
         _forget_what_is_gone(checked, run_dir)
         quiet = ["--quiet", "all"] if profile is None else []  # why a cluster refused a job, Snakemake alone tells
@@ -169,7 +169,7 @@ def _failure(run_dir: Path, study: str, code: int) -> int:
     """Say which stage failed; the exit code: 2 if that was a mistake of the user."""
     failed = []
     for path in sorted((run_dir / ".stages").glob("*.json"), key=lambda p: p.stat().st_mtime):
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(read_text(path))
         if state.get("status") == "failed":
             failed.append((path.stem, state["returncode"]))
     if not failed:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from synboost_monai.csv_files import read_frame
 from synboost_monai.experiments.tables import Table, write_table
 from synboost_monai.handlers.sensitivity import CSV_NAME, JSON_NAME
-from synboost_monai.io import atomic_path
+from synboost_monai.io import atomic_path, read_text
 from synboost_monai.labels import STRUCTURES, Structure
 from synboost_monai.metrics.sensitivity import CHANGES, MOVED_BELOW, summary_groups
 from synboost_monai.metrics.statistics import OVERALL
@@ -76,7 +76,7 @@ def read_sensitivity(output_dir: str | os.PathLike[str]) -> tuple[pd.DataFrame, 
     text = dict.fromkeys(("case", "patient", "attribute", "right", "wrong", "prompt"), str)
     frame = read_frame(folder / CSV_NAME, dtype=text, keep_default_na=False, na_values={c: [""] for c in _NUMBERS})
     frame = frame.replace({"attribute": {"": None}, "wrong": {"": None}})
-    return frame, json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
+    return frame, json.loads(read_text(folder / JSON_NAME))
 
 
 def sensitivity_table(record: Mapping[str, Any]) -> Table:

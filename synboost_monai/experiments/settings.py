@@ -13,6 +13,7 @@ import yaml
 from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files, literal, nearest
 from synboost_monai.experiments.grid import ALL, PROMPT_LEVELS, STRATEGIES
 from synboost_monai.experiments.study import Study
+from synboost_monai.io import read_text
 
 STUDIES_DIR = Path(__file__).with_name("studies")
 """Shipped studies, one YAML file each."""
@@ -71,7 +72,7 @@ def read_study(
     """
     path = _study_path(study)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(read_text(path)) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -107,7 +108,7 @@ def read_run(run_dir: str | os.PathLike[str]) -> Study:
         raise FileNotFoundError(
             f"settings.py: {run_dir} is no run of a study: it has no study.yaml; give a folder such as runs/NAME"
         )
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = yaml.safe_load(read_text(path))
     return Study(content.pop("name"), _merge(DEFAULTS, content, str(path)))
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from synboost_monai.bundle_run import nearest
 from synboost_monai.experiments.run import PARENT_VARIABLE
 from synboost_monai.experiments.settings import read_run
-from synboost_monai.io import atomic_write_text
+from synboost_monai.io import atomic_write_text, read_text
 from synboost_monai.processes import ends_with_parent
 
 _PROGRAMS = {"python": (), "torchrun": ("-m", "torch.distributed.run")}
@@ -57,7 +57,7 @@ def run_stage(
     """
     state_path, timing_path = Path(".stages", f"{name}.json"), Path("timing", f"{name}.json")
     fingerprint = _fingerprint(words, inputs)
-    state = json.loads(state_path.read_text(encoding="utf-8")) if state_path.is_file() else {}
+    state = json.loads(read_text(state_path)) if state_path.is_file() else {}
     goes_on = state.get("fingerprint") == fingerprint and state.get("status") != "done"
     if not goes_on:
         state = {"seconds": 0.0, "attempts": 0}

@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from synboost_monai.hospital.ledger import Ledger, Result
 from synboost_monai.hospital.privacy import PATHS, Naming, path_display
 from synboost_monai.hospital.report import write_report_page
 from synboost_monai.hospital.study import STUDIES, StudyOptions
+from synboost_monai.io import read_text
 from synboost_monai.processes import hold_folder, private_files
 
 ALL_DONE, SOME_REFUSED, FAILED = 0, 1, 2
@@ -215,21 +217,17 @@ def read_given(path: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
             f"{path}: no such file; it should have columns sop_instance_uid, end_diastole, end_systole"
         )
     given = {}
-    with open(path, encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                uid, frames = (
-                    row["sop_instance_uid"].strip(),
-                    (int(row["end_diastole"]) - 1, int(row["end_systole"]) - 1),
-                )
-            except (KeyError, TypeError, ValueError, AttributeError):
-                uid, frames = "", (-1, -1)
-            if not is_uid(uid) or min(frames) < 0 or frames[0] == frames[1]:
-                raise ValueError(
-                    f"{path}: line {number}: expected columns sop_instance_uid, end_diastole, end_systole with a UID and two different "
-                    "frame numbers from 1"
-                )
-            given[uid] = frames
+    for number, row in enumerate(csv.DictReader(StringIO(read_text(path))), start=2):
+        try:
+            uid, frames = row["sop_instance_uid"].strip(), (int(row["end_diastole"]) - 1, int(row["end_systole"]) - 1)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            uid, frames = "", (-1, -1)
+        if not is_uid(uid) or min(frames) < 0 or frames[0] == frames[1]:
+            raise ValueError(
+                f"{path}: line {number}: expected columns sop_instance_uid, end_diastole, end_systole with a UID and two different "
+                "frame numbers from 1"
+            )
+        given[uid] = frames
     return given
 
 

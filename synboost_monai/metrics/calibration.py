@@ -26,7 +26,7 @@ from scipy.optimize import lsq_linear
 from scipy.stats import spearmanr
 
 from synboost_monai import __version__
-from synboost_monai.io import atomic_write_text
+from synboost_monai.io import atomic_write_text, read_text
 from synboost_monai.labels import STRUCTURES
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
         )
     again = "make it again with the bundle's calibrate.yaml"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); {again}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

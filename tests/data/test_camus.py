@@ -404,3 +404,14 @@ def test_shape_source_may_be_a_function(camus_dir: Path) -> None:
 def test_an_unknown_shape_source_is_refused(camus_dir: Path) -> None:
     with pytest.raises(ValueError, match="shape_source must be rule, none or the folder"):
         read(camus_dir, shape_source="vqa")
+
+
+def test_text_files_that_windows_has_saved_lose_no_patient(camus_dir: Path) -> None:
+    """A byte order mark would be part of the first patient's name, and of the first key of an Info file."""
+    before = read(camus_dir, strict=True)
+    texts = [*camus_dir.rglob("subgroup_*.txt"), *camus_dir.rglob("Info_*.cfg")]
+    for path in texts:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    after = read(camus_dir, strict=True)
+    assert len(texts) == 3 + 12 and after.splits == before.splits
+    assert after.summary.problems == () and after.summary.lacks == ()

@@ -211,6 +211,12 @@ def test_a_bad_datalist_is_one_line(tmp_path: Path, text: str, message: str) -> 
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
+def test_a_datalist_with_a_byte_order_mark_is_read_as_without(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "datalist.json").write_bytes(b'\xef\xbb\xbf{"testing": [{"image": "a.png"}]}\r\n')
+    assert [item["image"] for item in read_datalist(tmp_path, "testing")] == [str(tmp_path / "a.png")]
+
+
 def test_a_camus_folder_is_told_to_be_prepared_first(camus_dir: Path) -> None:
     with pytest.raises(FileNotFoundError, match="synboost prepare DATASET OUT"):
         read_datalist(camus_dir, "training")

@@ -222,6 +222,8 @@ def test_given_frames_and_key_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "given.csv"
     path.write_text("sop_instance_uid,end_diastole,end_systole\n1.2.3,4,10\n")
     assert read_given(path) == {"1.2.3": (3, 9)}
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))  # as Excel saves it
+    assert read_given(path) == {"1.2.3": (3, 9)}
     path.write_text("sop_instance_uid,end_diastole,end_systole\n1.2.3,0,10\n")
     with pytest.raises(ValueError, match="line 2: expected columns"):
         read_given(path)

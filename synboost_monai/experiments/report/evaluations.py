@@ -25,7 +25,7 @@ from synboost_monai.experiments.report.words import STRATEGY_TITLES, count, join
 from synboost_monai.experiments.settings import read_run
 from synboost_monai.experiments.study import Study
 from synboost_monai.handlers.history import HISTORY_NAME
-from synboost_monai.io import FRAME_SUFFIXES, image_stem, read_plane
+from synboost_monai.io import FRAME_SUFFIXES, image_stem, read_plane, read_text
 from synboost_monai.metrics.per_case import METRICS, PAPER_METRICS, read_metrics
 
 
@@ -63,7 +63,7 @@ class Evaluation:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """summary.json."""
-        return dict(json.loads((self.evaluation_dir / "summary.json").read_text(encoding="utf-8")))
+        return dict(json.loads(read_text(self.evaluation_dir / "summary.json")))
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -86,7 +86,7 @@ class Evaluation:
     def doubt(self, case: str) -> dict[str, Any] | None:
         """Verdict and anatomy of a predicted label map; None if they were not kept."""
         path = self.evaluation_dir / "label_maps" / f"{case}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return json.loads(read_text(path)) if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ class Run:
         for stage in self.study.stages.values():
             path = self.run_dir / stage.timing
             if stage.kind != "report" and path.is_file():
-                found.append({"kind": stage.kind, **json.loads(path.read_text(encoding="utf-8"))})
+                found.append({"kind": stage.kind, **json.loads(read_text(path))})
         return found
 
     @property
@@ -329,7 +329,7 @@ def _numbers(values: Sequence[int]) -> str:
 
 def _datalist(path: Path) -> dict[str, Any]:
     """A datalist's content; empty if there is none."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return dict(json.loads(read_text(path))) if path.is_file() else {}
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from synboost_monai.experiments.report.evaluations import Run, in_words
 from synboost_monai.experiments.report.scores import HEADINGS, HOW_TO_READ, mean_over, numbers, percent
 from synboost_monai.experiments.report.words import STRATEGY_TITLES, count, join, model_title
 from synboost_monai.experiments.tables import Table
+from synboost_monai.io import read_text
 
 MAX_LINES = 12
 """Lines of the data's summary that are shown unfolded."""
@@ -114,17 +115,17 @@ def _synthetic(run: Run) -> str:
     folder = run.run_dir / run.study.example_part.folder("synthetic") if run.study.has_synthesis else None
     if folder is None or not (folder / DATALIST_NAME).is_file():
         return ""
-    content = json.loads((folder / DATALIST_NAME).read_text(encoding="utf-8"))
+    content = json.loads(read_text(folder / DATALIST_NAME))
     counts = [f"{len(content.get(s, []))} {s}" for s in ("training", "validation", "testing") if content.get(s)]
     title = run.study.example_part.title
     text = f"Synthetic data set{f' ({title})' if title else ''}: {join(counts)} images"
     provenance = folder / "provenance.json"
     if provenance.is_file():
-        settings = json.loads(provenance.read_text(encoding="utf-8")).get("settings", {})
+        settings = json.loads(read_text(provenance)).get("settings", {})
         told = {k: v for k, v in settings.items() if isinstance(v, (int, float, str)) and k != "checkpoint_sha256"}
         text += "; " + ", ".join(f"{k} {v}" for k, v in told.items())
     return f"{text}."
 
 
 def _text_of(path: Any) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return read_text(path) if path.is_file() else ""
