@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
+import platform
 import signal
 import sys
 import threading
@@ -12,34 +15,107 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+LOCK_NAME = ".lock"
+"""File in a run's folder that its process holds; it says which process that is."""
+_HELD: dict[tuple[int, int], int] = {}
+"""Device and inode of the locks that this process holds -> their open files."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""What the system says of locks on a file system that has none."""
+
 
 @contextmanager
-def hold_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a run's folder for this process; the lock goes with the process, however it ends. The folder is made if need be.
+def hold_folder(folder: str | os.PathLike[str], *, waits: bool = True) -> Iterator[None]:
+    """Hold a run's folder for this process; see `take_folder`."""
+    give_back = take_folder(folder, waits=waits)
+    try:
+        yield
+    finally:
+        give_back()
 
-    While another process is at work in the folder this one waits, and then finds its work done.
+
+def take_folder(folder: str | os.PathLike[str], *, waits: bool) -> Callable[[], None]:
+    """Take a run's folder for this process, and return what gives it back; the folder is made if need be.
+
+    The lock goes with the process, however it ends, and is not handed on to its children. Where this process has the folder already,
+    nothing changes. Where the file system knows no locks (some of Lustre and NFS), a line on stderr says so and the run goes on.
+
+    Args:
+        folder: of the run.
+        waits: while another process is at work there, wait (and then find its work done), instead of refusing.
+    Raises:
+        ValueError: if another process is at work there, and `waits` is False.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder, ".lock"), "a+", encoding="utf-8") as file:
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip()
+    path = Path(folder, LOCK_NAME)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    state = os.fstat(descriptor)
+    key = (state.st_dev, state.st_ino)
+    try:
+        if key in _HELD:
+            os.close(descriptor)
+            return lambda: None
+        if not lock(descriptor, folder):
+            owner = " ".join(os.pread(descriptor, 1000, 0).decode(errors="replace").split()) or "unknown"
+            if not waits:
+                raise ValueError(
+                    f"{folder}: process {owner} is at work here; wait until it ends, or end it, and run the same command again, or "
+                    "give another folder"
+                )
             print(
                 f"{folder}: process {owner} is at work here; waiting until it ends (Ctrl-C to leave)", file=sys.stderr
             )
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+            lock(descriptor, folder, waits=True)  # this ends when that process does: the system takes its lock away
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()} on {platform.node()}".encode(), 0)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+        raise
+    _HELD[key] = descriptor
+
+    def give_back() -> None:
+        if _HELD.get(key) == descriptor:
+            del _HELD[key]
+            os.close(descriptor)
+
+    return give_back
+
+
+def lock(descriptor: int, where: object, *, exclusive: bool = True, waits: bool = False) -> bool:
+    """Lock an open file, or turn the lock that it has into the other kind -> whether that worked (always, if waited for).
+
+    Args:
+        descriptor: of the file.
+        where: its path or folder, for the line that says that the file system knows no locks; the answer is then true.
+        exclusive: for this process alone, instead of shared with others that only read.
+        waits: until nobody has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        return True
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    try:
+        fcntl.flock(descriptor, kind if waits else kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        line = f"{where}: no file locks here ({error.strerror}); let no other process use this folder meanwhile"
+        print(line, file=sys.stderr)
+    return True
+
+
+def _forget_locks() -> None:
+    """In a child that was forked: a lock would last as long as any of them, though the run was killed."""
+    while _HELD:
+        with contextlib.suppress(OSError):
+            os.close(_HELD.popitem()[1])
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """One process at a time in a folder; no child that outlives its parent."""
 
+import errno
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from synboost_monai.processes import hold_folder
+from synboost_monai.processes import hold_folder, take_folder
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
@@ -18,12 +20,12 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     code = f"from synboost_monai.processes import hold_folder\nwith hold_folder({str(folder)!r}): print('in')"
     with hold_folder(folder):
-        assert (folder / ".lock").read_text() == str(os.getpid())
+        assert (folder / ".lock").read_text() == f"{os.getpid()} on {platform.node()}"
         second = subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, stdout=-1, stderr=-1, text=True)
         with pytest.raises(subprocess.TimeoutExpired):
             second.wait(2)
     out, err = second.communicate(timeout=150)
-    assert out == "in\n" and f"process {os.getpid()} is at work here; waiting" in err
+    assert out == "in\n" and f"process {os.getpid()} on {platform.node()} is at work here; waiting" in err
 
 
 def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
@@ -34,7 +36,63 @@ def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
     first.kill()
     first.wait()
     with hold_folder(tmp_path):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")
+
+
+def test_a_folder_is_refused_while_another_process_is_at_work_there(tmp_path: Path) -> None:
+    code = f"from synboost_monai.processes import take_folder\ntake_folder({str(tmp_path)!r}, waits=False)\nprint('in')"
+    give_back = take_folder(tmp_path, waits=False)
+    take_folder(tmp_path, waits=False)()  # of the same process: nothing changes, then or later
+    for is_held in (True, False):
+        other = subprocess.run(
+            [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False
+        )
+        said = f"ValueError: {tmp_path}: process {os.getpid()} on {platform.node()} is at work here; wait until it ends"
+        assert (said in other.stderr, other.stdout) == ((True, "") if is_held else (False, "in\n"))
+        give_back()
+
+
+def test_a_lock_is_not_handed_on_to_forked_children(tmp_path: Path) -> None:
+    """A data loader's workers outlive a killed training by seconds."""
+    give_back = take_folder(tmp_path, waits=False)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(reader, 1)
+        os._exit(0)
+    give_back()
+    code = f"from synboost_monai.processes import take_folder\ntake_folder({str(tmp_path)!r}, waits=False)"
+    other = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    os.write(writer, b"x")
+    os.waitpid(child, 0)
+    assert other.returncode == 0, other.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_without_locks_a_run_says_so_and_goes_on(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import fcntl
+
+    def flock(descriptor: int, kind: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with hold_folder(tmp_path / "run"):
+        (tmp_path / "run" / "a").touch()
+    err = capsys.readouterr().err
+    assert (
+        err
+        == f"{tmp_path}/run: no file locks here ({os.strerror(number)}); let no other process use this folder meanwhile\n"
+    )
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / ".lock").symlink_to("precious")
+    with pytest.raises((OSError, ValueError), match=r"\.lock"), hold_folder(tmp_path):
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from synboost_monai.io import atomic_write_text, read_text
+from synboost_monai.processes import lock
 
 logger = logging.getLogger(__name__)
 
@@ -162,18 +163,10 @@ class FolderLock:
 
     def take(self, *, exclusive: bool, wait: bool) -> bool:
         """Take the lock, or turn the one that is held into the other kind -> whether that worked (always, if waited for)."""
-        import fcntl
-
         if self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-        try:
-            fcntl.flock(self._descriptor, kind if wait else kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            logger.warning(f"{self.path}: no locks here ({error.strerror}); let no other training use this folder")
-        return True
+        # where it waits, that ends with the process that has it: a training, whose lock the system takes away when it ends
+        return lock(self._descriptor, self.path, exclusive=exclusive, waits=wait)
 
     def release(self) -> None:
         """Give the lock back."""

@@ -28,6 +28,7 @@ from synboost_monai.io import atomic_path
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.networks.checkpoints import read_checkpoint
 from synboost_monai.networks.lora import merged_state_dict
+from synboost_monai.processes import take_folder
 
 logger = logging.getLogger(__name__)
 
@@ -492,6 +493,34 @@ class Progress:
     def _close_and_raise(self, engine: Engine, error: BaseException) -> None:
         self._close(engine)
         raise error
+
+
+class HoldFolder:
+    """Keeps a training's folder for this training: a second one is refused while it runs, however it was started.
+
+    Name it first among the trainer's handlers: nothing of another training may be touched. In a distributed training rank 0 holds the
+    folder.
+
+    Args:
+        path: the folder, such as output_dir.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._take)
+
+    def _take(self, engine: Engine) -> None:
+        """Take the folder.
+
+        Raises:
+            ValueError: if another process is at work there.
+        """
+        if is_main_process():
+            give_back = take_folder(self.path, waits=False)
+            # after all that the other handlers do in the end; after an error the process keeps it until it ends or trains there again
+            engine.add_event_handler(Events.COMPLETED, lambda engine: give_back())
 
 
 class LogToFile:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from ignite.engine import Engine, Events
 from monai.data import CacheDataset, DataLoader
 from monai.engines import SupervisedTrainer
@@ -22,6 +26,7 @@ from synboost_monai.handlers import (
     ExponentialMovingAverage,
     GradientClip,
     HandlerGroup,
+    HoldFolder,
     LazySummaryWriter,
     LearningRateSchedule,
     LogToFile,
@@ -414,3 +419,28 @@ def test_state_of_the_loss_scale_is_resumed(tmp_path: Path) -> None:
     resume.save(engines[0])
     resume.restore(engines[1])
     assert engines[1].scaler.get_scale() == scaler.get_scale() == 32.0  # type: ignore[attr-defined]
+
+
+def test_a_second_training_in_one_folder_is_refused(tmp_path: Path) -> None:
+    """By another process, from the trainer's start to its end; before that nothing is written."""
+    code = "import sys\nfrom synboost_monai.processes import take_folder\ntake_folder(sys.argv[1], waits=False)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+
+    def is_refused() -> bool:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return f"ValueError: {tmp_path}/out: process {os.getpid()} on" in done.stderr
+
+    during = []
+    engine = Engine(lambda engine, batch: during.append(is_refused()))
+    HoldFolder(tmp_path / "out").attach(engine)
+    assert not (tmp_path / "out").exists()
+    engine.run([0])
+    assert during == [True] and not is_refused()
+
+
+@pytest.mark.parametrize("bundle", ["echo_clipseg", "echo_cris", "echo_semantic_diffusion"])
+def test_every_training_holds_its_folder_before_it_writes(bundle: str) -> None:
+    config = yaml.safe_load((Path(__file__).parents[2] / "bundles" / bundle / "configs/train.yaml").read_text())
+    first = config["train"]["handlers"][0]
+    assert first == {"_target_": "synboost_monai.handlers.HoldFolder", "path": "@output_dir"}
