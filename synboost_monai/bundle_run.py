@@ -1,6 +1,8 @@
 """Find the shipped bundles, check overrides against their configs, and run them with MONAI.
 
-`monai.bundle run` accepts a misspelt `--key` in silence; `run_bundle` refuses it, in one line, before anything is written.
+`monai.bundle run` accepts a misspelt `--key` in silence; `run_bundle` refuses it, in one line, before anything is written. It also
+runs a value that begins with `$`, looks up one with `@` or `%`, and makes `::` of every `#`; here a value is what it says, always
+(`as_literal`). Every way into a config, of whichever verb, goes through `run_bundle` or `config_parser`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import importlib
 import inspect
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -18,12 +21,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from synboost_monai.errors import user_error
 from synboost_monai.io import read_text
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
 
 BUNDLES_DIR_VARIABLE = "SYNBOOST_BUNDLES"
 """Environment variable: a folder of bundles, looked at before the shipped ones."""
@@ -42,7 +48,13 @@ RUN_ARGUMENTS = ("run_id", "init_id", "final_id", "tracking")
 """Arguments of `monai.bundle run` which are not keys of a config."""
 
 _SEPARATOR = re.compile("::|#")  # MONAI's nesting marks: new and old
-_DYNAMIC = ("$", "@", "%")  # first letters of an expression, a reference, a macro: any type comes out
+_DYNAMIC = ("$", "@", "%")  # first letters of an expression, a reference, a macro of a config
+_NOT_PLAIN = re.compile("[$@%#]")  # MONAI reads more than text where one of these stands
+_OF_TEXT = re.compile(
+    r"(?:\w+_)?(?:prompt|dir|path|checkpoint|root|bundle)"
+)  # keys of a place or of words: never a list or number
+_DEVICE = re.compile(r"[a-z]+(:\d+)?")
+_OF_COMPONENTS = ("_target_", "_mode_")  # keys of a config that say what is called
 
 
 def bundles_dirs() -> list[Path]:
@@ -60,20 +72,29 @@ def bundle_names() -> list[str]:
     return sorted(names)
 
 
+def is_path(word: str | os.PathLike[str]) -> bool:
+    """Whether a word that may be a name means a file or folder: it has a slash, as `./echo_cris` has, or is `.` or `..`.
+
+    What lies in the working directory may be somebody else's; a bare name is never looked up there.
+    """
+    text = os.fspath(word)
+    return not isinstance(word, str) or os.sep in text or "/" in text or text in (os.curdir, os.pardir)
+
+
 def bundle_dir(bundle: str | os.PathLike[str]) -> Path:
-    """Folder of a bundle, given by its name or its path.
+    """Folder of a bundle, given by its name or its path (see `is_path`).
 
     Raises:
         FileNotFoundError: if there is none.
     """
-    candidates = [Path(bundle), *(d / str(bundle) for d in bundles_dirs())]
+    candidates = [Path(bundle)] if is_path(bundle) else [d / str(bundle) for d in bundles_dirs() if bundle]
     for candidate in candidates:
         if (candidate / "configs").is_dir():
             return candidate.resolve()
     names = bundle_names()
     raise FileNotFoundError(
-        f"bundle_run.py: no bundle {str(bundle)!r}{nearest(str(bundle), names)}; "
-        f"give the path of a folder with configs/, or one of: {', '.join(names) or 'none found'}"
+        f"bundle_run.py: no bundle {str(bundle)!r}{nearest(str(bundle), names)}; give the path, with a slash, of a folder with "
+        f"configs/ such as ./{Path(bundle).name or 'FOLDER'}, or one of: {', '.join(names) or 'none found'}"
     )
 
 
@@ -82,8 +103,8 @@ def config_files(bundle: str | os.PathLike[str], config: str | Sequence[str]) ->
 
     Args:
         bundle: name or path.
-        config: `train`, `inference`, `evaluate`, a path, or several with commas. One name alone whose file defines no
-            network is merged onto its base (`BASE_OF_CONFIG`).
+        config: `train`, `inference`, `evaluate`, a path (see `is_path`), or several with commas. One name alone whose file
+            defines no network is merged onto its base (`BASE_OF_CONFIG`).
     Raises:
         FileNotFoundError: if a file is missing.
     """
@@ -103,19 +124,29 @@ def check_overrides(files: Sequence[str | os.PathLike[str]], overrides: Mapping[
 
     Args:
         files: config files of the run, in merging order.
-        overrides: key -> value; text is read as a Python or YAML literal unless the config holds text there.
+        overrides: key -> value; text is read as a Python or YAML literal unless the config holds text there. No text is an
+            expression, a reference or a macro.
     Returns:
-        the same keys with values ready for MONAI.
+        the same keys with values in the config's types; for MONAI they still have to pass `as_literal`.
     Raises:
-        ValueError: if a key is unknown or a value has the wrong type.
+        ValueError: if a key is unknown or says which class is called, or a value has the wrong type.
     """
     config = _merged(files)
     where = "+".join(Path(f).name for f in files)
     bundle = Path(files[0]).parents[1].name
     checked: dict[str, Any] = {}
     for key, value in overrides.items():
+        if not set(_OF_COMPONENTS).isdisjoint(_SEPARATOR.split(key)):
+            raise ValueError(
+                f"{bundle}/{where}: --{key} says what is called; write it into a config, and run that by its path"
+            )
         found, current = _look_up(config, key)
-        if not found and key not in RUN_ARGUMENTS:
+        if key in RUN_ARGUMENTS and not found:
+            if not isinstance(value, str):
+                raise ValueError(f"--{key} must be text, got {value!r}")
+            checked[key] = value
+            continue
+        if not found:
             keys = [k for k in config if not k.startswith("_")]
             hint = nearest(key, _keys(config, key)) or f"; it has {', '.join(keys)}"
             raise ValueError(f"{bundle}/{where}: unknown key --{key}{hint}")
@@ -124,8 +155,27 @@ def check_overrides(files: Sequence[str | os.PathLike[str]], overrides: Mapping[
         if is_optional and value in (None, "null", "None"):
             checked[key] = None
         else:
-            checked[key] = _convert(key, value, current, f"{bundle}/{where}")
+            checked[key] = _convert(key, value, _referred(config, current), f"{bundle}/{where}")
     return checked
+
+
+def as_literal(value: Any) -> Any:
+    """A value for a config of MONAI that its parser gives back as it is, whatever letters are in it.
+
+    Text with `$`, `@`, `%` or `#`, alone or anywhere in a list or mapping, becomes an expression that evaluates to it and has none of
+    these letters itself; so does a mapping with keys that mean something to the parser. Everything else stays as it is.
+    """
+    return value if _is_plain(value) else f"${_python(value)}"
+
+
+def config_parser(files: Sequence[str | os.PathLike[str]], values: Mapping[str, Any]) -> ConfigParser:
+    """MONAI's parser of config files, with other values of some keys: each is taken as it is (see `as_literal`)."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in files])
+    parser.update({key: as_literal(value) for key, value in values.items()})
+    return parser
 
 
 def run_bundle(
@@ -142,12 +192,19 @@ def run_bundle(
     """
     files = config_files(bundle, config)
     checked = check_overrides(files, overrides or {})
-    checked = {key: "$None" if value is None else value for key, value in checked.items()}  # MONAI passes over None
+    checked = {
+        key: value
+        if key in RUN_ARGUMENTS
+        else "$None"
+        if value is None
+        else as_literal(value)  # MONAI passes over None
+        for key, value in checked.items()
+    }
     configs_dir = files[0].parent
     arguments: dict[str, Any] = {
         "config_file": [str(f) for f in files],
         "workflow_type": "train" if files[0].stem.endswith("train") else "infer",
-        "bundle_root": str(configs_dir.parent),
+        "bundle_root": as_literal(str(configs_dir.parent)),
     }
     for name, file in (("meta_file", "metadata.json"), ("logging_file", "logging.conf")):
         if (configs_dir / file).is_file():
@@ -188,8 +245,9 @@ def literal(text: str) -> Any:
     if text.lower() in words:
         return words[text.lower()]
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError):
+        value = ast.literal_eval(text)
+        return text if isinstance(value, (bytes, set, complex, type(...))) else value
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         pass
     try:
         return float(text)  # 1e-3 is a literal, inf is not
@@ -221,7 +279,7 @@ def _config_file(root: Path, name: str) -> Path:
     for candidate in (root / n for n in names):
         if candidate.is_file():
             return candidate
-    if Path(name).is_file():
+    if is_path(name) and Path(name).is_file():
         return Path(name).resolve()
     have = sorted(p.stem for p in (root / "configs").iterdir() if p.suffix in (".json", ".yaml", ".yml"))
     have = [n for n in have if n != "metadata"]
@@ -311,20 +369,35 @@ def _list(key: str, text: str, where: str) -> Any:
         raise ValueError(f"{where}: --{key} must be a list like [a, b], got {text!r}") from error
 
 
+def _referred(config: Mapping[str, Any], current: Any) -> Any:
+    """What stands where a config's `@reference` leads; itself if it is none."""
+    for _ in range(10):
+        if not (isinstance(current, str) and current.startswith("@")):
+            return current
+        found, current = _look_up(config, current[1:])
+        if not found:
+            return None
+    return None
+
+
 def _convert(key: str, value: Any, current: Any, where: str) -> Any:
     """A value in the type of what stands in the config."""
-    if isinstance(current, str) and not current.startswith(_DYNAMIC):
+    name = _SEPARATOR.split(key)[-1]
+    if name == "device" and isinstance(value, str) and not _DEVICE.fullmatch(value):
+        raise ValueError(f"{where}: --{key} must be a device such as cpu, cuda or cuda:1, got {value!r}")
+    if _OF_TEXT.fullmatch(name) and not isinstance(current, (dict, list)):
+        return _text(key, value, current, where)
+    is_text = isinstance(current, str) and not current.startswith(_DYNAMIC)
+    if is_text and not (isinstance(value, str) and value.startswith("[") and value.endswith("]")):
+        return value if isinstance(value, list) else _text(key, value, current, where)
+    if isinstance(value, str):
+        text, value = value, value if is_text else literal(value)
         if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-            return _list(key, value, where)
-        if value is None or isinstance(value, (dict, tuple)):
-            raise ValueError(f"{where}: --{key} must be text like {current!r}, got {value!r}")
-        return value if isinstance(value, list) else str(value)
-    if isinstance(value, str) and not value.startswith(_DYNAMIC) and not isinstance(current, str):
-        value = literal(value)
-        if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-            value = _list(key, value, where)
-    if isinstance(value, str) and value.startswith(_DYNAMIC):
-        return value
+            value = _list(key, text, where)
+    if isinstance(current, Mapping) and "_target_" in current and value is not None:
+        raise ValueError(
+            f"{where}: --{key} is a component; change an argument of it, such as --{key}::{_example(current)}"
+        )
     if isinstance(current, bool):
         if not isinstance(value, bool):
             raise ValueError(f"{where}: --{key} must be true or false, got {value!r}")
@@ -336,3 +409,49 @@ def _convert(key: str, value: Any, current: Any, where: str) -> Any:
     elif isinstance(value, tuple):
         value = list(value)
     return value
+
+
+def _text(key: str, value: Any, current: Any, where: str) -> str | None:
+    """A value as text, whatever it looks like; null only where the config has null."""
+    if current is None and value in (None, "null", "None"):
+        return None
+    if value is None or isinstance(value, (dict, tuple, list)):
+        like = f" like {current!r}" if isinstance(current, str) else ""
+        raise ValueError(f"{where}: --{key} must be text{like}, got {value!r}")
+    return str(value)
+
+
+def _example(component: Mapping[str, Any]) -> str:
+    """Name of an argument of a component."""
+    return next((name for name in component if not name.startswith("_")), "ARGUMENT")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether MONAI's parser leaves a value as it is."""
+    if isinstance(value, str):
+        return not _NOT_PLAIN.search(value)
+    if isinstance(value, Mapping):
+        return all(
+            isinstance(key, str)
+            and _is_plain(key)
+            and "::" not in key
+            and key not in _OF_COMPONENTS
+            and _is_plain(part)
+            for key, part in value.items()
+        )
+    return not isinstance(value, (list, tuple)) or all(map(_is_plain, value))
+
+
+def _python(value: Any) -> str:
+    """Python that evaluates to a value, of ASCII letters without those that MONAI looks for."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_python(key)}: {_python(part)}' for key, part in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_python, value))}]"
+    if isinstance(value, str):
+        return _NOT_PLAIN.sub(lambda found: f"\\x{ord(found[0]):02x}", ascii(str(value)))
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float('{value}')"
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)
+    raise TypeError(f"bundle_run.py: {type(value).__name__} cannot be written into a config")

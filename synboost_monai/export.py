@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from synboost_monai import __version__
-from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files
+from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files, config_parser
 from synboost_monai.io import atomic_path, read_text, sha256_of
 
 if TYPE_CHECKING:
@@ -50,17 +50,12 @@ def parsed_inference(bundle: str | os.PathLike[str], overrides: Mapping[str, Any
     Raises:
         ValueError, FileNotFoundError: if there is no such bundle or key.
     """
-    from monai.bundle import ConfigParser
-
     from synboost_monai.bundle_run import quiet_warnings
 
     quiet_warnings()
     files = config_files(bundle, "inference")
     values = {**check_overrides(files, overrides), "bundle_root": str(files[0].parents[1])}
-    parser = ConfigParser()
-    parser.read_config([str(file) for file in files])
-    for key, value in values.items():
-        parser[key] = value
+    parser = config_parser(files, values)
     return parser, Path(str(parser.get_parsed_content("checkpoint_path")))
 
 

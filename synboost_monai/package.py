@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from synboost_monai import __version__
-from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files
+from synboost_monai.bundle_run import as_literal, bundle_dir, check_overrides, config_files
 from synboost_monai.export import loaded_network, parsed_inference
 from synboost_monai.io import atomic_path, read_text, sha256_of
 
@@ -85,16 +85,18 @@ def package_bundle(
     sources = {"models/model.pt": weights_path}
     if checked.get("calibration_path") is not None:
         sources[f"models/{CALIBRATION}"] = _calibration(Path(str(checked["calibration_path"])), weights_path)
-        checked["calibration_path"] = f"$@bundle_root + '/models/{CALIBRATION}'"
+    written = {k: as_literal(v) for k, v in checked.items()}
+    if checked.get("calibration_path") is not None:
+        written["calibration_path"] = f"$@bundle_root + '/models/{CALIBRATION}'"
     for name in ("inference", "train"):
         key = f"configs/{name}.yaml"
         known = yaml.safe_load(files[key])
-        values = {k: v for k, v in checked.items() if k in known and (name == "inference" or k in MODEL_KEYS)}
+        values = {k: v for k, v in written.items() if k in known and (name == "inference" or k in MODEL_KEYS)}
         files[key] = with_values(files[key].decode(), values, f"{root.name}/{name}.yaml").encode()
     metadata = json.loads(files["configs/metadata.json"])
     fit_metadata(metadata, int(parser.get_parsed_content("image_size")), network, checked)
     files["configs/metadata.json"] = (json.dumps(metadata, indent=4, ensure_ascii=False) + "\n").encode()
-    files["docs/README.md"] += _about_weights(sources, checked).encode()
+    files["docs/README.md"] += _about_weights(sources, written).encode()
 
     path = Path(output) if output is not None else Path(f"{root.name}.zip")
     if path.is_dir():

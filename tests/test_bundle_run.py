@@ -2,14 +2,26 @@
 
 import json
 import logging
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 
-from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files, literal, run_bundle
+from synboost_monai.bundle_run import (
+    as_literal,
+    bundle_dir,
+    bundle_names,
+    check_overrides,
+    config_files,
+    config_parser,
+    literal,
+    run_bundle,
+)
 from synboost_monai.errors import one_line, user_error
 
 CONFIG = """\
@@ -77,6 +89,30 @@ def test_bundles_are_found_by_name_and_by_path(bundle, monkeypatch):
         bundle_dir("echo_toyy")
 
 
+def test_what_lies_in_the_working_directory_is_no_bundle_and_no_config_unless_the_word_has_a_slash(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incoming = tmp_path / "incoming"
+    for name in ("echo_cris", "echo_toy"):
+        (incoming / name / "configs").mkdir(parents=True)
+        (incoming / name / "configs/inference.yaml").write_text("run: [$1 / 0]\n")
+    for name in ("inference", "inference.yaml", "evil.yaml"):
+        (incoming / name).write_text("run: [$1 / 0]\n")
+    monkeypatch.chdir(incoming)
+    assert bundle_dir("echo_cris").parent.name == "bundles"
+    assert bundle_dir("./echo_cris") == bundle_dir(Path("echo_cris")) == incoming / "echo_cris"
+    with pytest.raises(FileNotFoundError, match=r"no bundle 'echo_toy'.* with a slash, .* such as \./echo_toy"):
+        bundle_dir("echo_toy")
+    monkeypatch.chdir(incoming / "echo_toy")
+    assert bundle_dir(".") == incoming / "echo_toy"
+    monkeypatch.chdir(incoming)
+    assert config_files(bundle, "inference") == [bundle / "configs/inference.yaml"]
+    for name in ("evil.yaml", "inference,evil.yaml"):
+        with pytest.raises(FileNotFoundError, match="has no config 'evil.yaml'"):
+            config_files(bundle, name)
+    assert config_files(bundle, ["inference", "./evil.yaml"])[1] == incoming / "evil.yaml"
+
+
 def test_a_config_without_network_is_merged_onto_its_base(bundle):
     assert [f.name for f in config_files(bundle, "inference")] == ["inference.yaml"]
     assert [f.name for f in config_files(bundle, "evaluate")] == ["inference.yaml", "evaluate.yaml"]
@@ -98,10 +134,10 @@ def test_overrides_come_out_in_the_config_s_types(bundle):
         "checkpoint_path": "model.pt",
         "sections": "['training', 'validation']",
         "section": "5",
-        "train::trainer::max_epochs": "$1 + 1",
+        "train::trainer::max_epochs": "3",  # in the type of what the reference leads to
         "train#trainer#amp": "true",
         "network_def::padding": 1,  # an argument of Conv2d that the config does not name
-        "device": "$torch.device('cpu')",
+        "device": "cuda:1",
     }
     assert check_overrides(files, given) == {
         "max_epochs": 3,
@@ -112,11 +148,101 @@ def test_overrides_come_out_in_the_config_s_types(bundle):
         "checkpoint_path": "model.pt",
         "sections": ["training", "validation"],
         "section": "5",
-        "train::trainer::max_epochs": "$1 + 1",
+        "train::trainer::max_epochs": 3,
         "train#trainer#amp": True,
         "network_def::padding": 1,
-        "device": "$torch.device('cpu')",
+        "device": "cuda:1",
     }
+
+
+TEXTS = (
+    "study #2",
+    "#",
+    "##up",
+    "a::b",
+    "$__import__('pathlib').Path('ran').touch()",
+    "$import pathlib",
+    "$@dataset_dir + 'x'",
+    "@dataset_dir",
+    "@::x and %::x",
+    "an @dataset_dir within",
+    "%dataset_dir",
+    "%/no/file.yaml::key",
+    "100 %",
+    "+more",
+    "~home",
+    "\\#\\\\# 'one' \"two\" \\",
+    "two\nlines\t",
+    "Gr\u00f6\u00dfe \u2028 \U0001f600 \udcff",
+    "[left atrium",
+    "{1: 2",
+    "  spaces  ",
+    "None $",
+    "__local_refs['dataset_dir']#",
+)
+"""What people and their files may be called."""
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_reaches_a_run_as_it_is(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / text.replace("/", "_")
+    values = {"output_dir": str(folder), "dataset_dir": text, "prompt": text}
+    run_bundle(bundle, "inference", values)
+    assert json.loads((folder / "got.json").read_text()) == [text, 10, text]
+    assert not Path("ran").exists()
+
+
+def test_a_bundle_s_own_folder_may_be_called_anything(bundle: Path, tmp_path: Path) -> None:
+    moved = bundle.rename(tmp_path / "$x #2 @y %z")
+    run_bundle(moved, "inference", {})
+    assert (moved / "eval" / "got.json").is_file()
+
+
+@pytest.mark.parametrize("name", bundle_names())
+def test_each_text_of_a_shipped_config_is_what_was_given(name: str) -> None:
+    for file in sorted((bundle_dir(name) / "configs").glob("*.yaml")):
+        files = config_files(name, file.stem)
+        config = yaml.safe_load(file.read_text())
+        keys = [k for k, v in config.items() if v is None or isinstance(v, str) and k != "device" and "::" not in k]
+        for shift in (0, 8):  # each key gets two of the texts, each text goes to several keys
+            given = {key: TEXTS[(i + shift) % len(TEXTS)] for i, key in enumerate(keys)}
+            parser = config_parser(files, check_overrides(files, given))
+            assert {key: parser.get_parsed_content(key) for key in keys} == given
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [["$1"], ("a#b",), 1.5, None, True],
+        {"_target_": "os.system", "command": "true"},
+        {"key": {"_target_": "os.system"}},
+        {"a#b": 1, "c::d": {"$e": math.inf}, 3: "@f"},
+    ],
+)
+def test_lists_and_mappings_are_what_they_say(value: Any) -> None:
+    def plain(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: plain(inner) for key, inner in part.items()}
+        return [plain(inner) for inner in part] if isinstance(part, (list, tuple)) else part
+
+    literal_value = as_literal(value)
+    assert not set("@%#") & set(literal_value) and literal_value.count("$") == 1
+    parser = config_parser([], {"given": value, "user": {"_target_": "builtins.repr", "obj": "@given"}})
+    assert parser.get_parsed_content("given") == plain(value)
+
+
+def test_plain_values_stay_as_a_config_has_them() -> None:
+    for value in ("left atrium", 3, None, ["P1", "P2"], {"a": [1]}, "a::b", Path("x#y")):
+        assert as_literal(value) is value
+
+
+def test_places_and_prompts_are_text_whatever_they_look_like(bundle: Path) -> None:
+    files = config_files(bundle, "inference")
+    for text in ("[out]", "00012", "1e3", "true", "{'_target_': 'os.system'}"):
+        given = {"output_dir": text, "checkpoint_path": text, "prompt": text}
+        assert check_overrides(files, given) == given
+    assert check_overrides(files, {"checkpoint_path": "null"}) == {"checkpoint_path": None}
 
 
 @pytest.mark.parametrize(
@@ -130,6 +256,15 @@ def test_overrides_come_out_in_the_config_s_types(bundle):
         ("max_epochs", "many", "--max_epochs must be a number like 10, got 'many'"),
         ("max_epochs", "true", "--max_epochs must be a number"),
         ("augment", "3", "--augment must be true or false, got 3"),
+        ("train::trainer::max_epochs", "$1 + 1", "--train::trainer::max_epochs must be a number like 10, got '\\$1"),
+        ("device", "$torch.device('cpu')", r"--device must be a device such as cpu, cuda or cuda:1, got"),
+        (
+            "network_def",
+            "{'_target_': 'os.system'}",
+            "--network_def is a component; .* such as --network_def::in_channels",
+        ),
+        ("network_def::_target_", "os.system", "--network_def::_target_ says what is called; write it into a config"),
+        ("tracking", {"handlers_id": {}}, "--tracking must be text, got {'handlers_id'"),
         ("dataset_dir", None, "--dataset_dir must be text like 'data', got None"),
     ],
 )

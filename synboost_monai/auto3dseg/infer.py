@@ -22,6 +22,7 @@ from synboost_monai.auto3dseg.folds import find_item
 from synboost_monai.auto3dseg.settings import HYPER_PARAMETERS_NAME, read_hyper_parameters
 from synboost_monai.auto3dseg.train import FACTS_NAME
 from synboost_monai.bundle_run import config_files as files_of_config
+from synboost_monai.bundle_run import config_parser
 from synboost_monai.data import list_images
 from synboost_monai.formats.grid import to_stored
 from synboost_monai.io import read_text
@@ -133,14 +134,9 @@ def _trained(bundle: str, weights: str, time_ns: int, overrides: str) -> Trained
         time_ns: when that was written; other weights are another entry of the cache.
         overrides: of the inference config, as JSON.
     """
-    from monai.bundle import ConfigParser
-
-    parser = ConfigParser()
     files = files_of_config(bundle, "inference")
-    parser.read_config([str(file) for file in files])
     values = {**json.loads(overrides), "bundle_root": str(files[0].parents[1]), "checkpoint_path": weights}
-    for key, value in values.items():
-        parser[key] = value
+    parser = config_parser(files, values)
     preprocessing, network, inferer = (parser.get_parsed_content(k) for k in ("preprocessing", "network", "inferer"))
     return Trained(preprocessing, network.eval(), inferer, torch.device(parser.get_parsed_content("device")))
 

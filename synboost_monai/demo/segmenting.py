@@ -18,7 +18,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from synboost_monai.bundle_run import check_overrides, config_files
+from synboost_monai.bundle_run import as_literal, check_overrides, config_files, config_parser
 from synboost_monai.demo.sources import ATTRIBUTES, Source
 from synboost_monai.errors import user_error
 from synboost_monai.formats.grid import shown_affine
@@ -113,12 +113,9 @@ class Segmenter:
             f"synboost run {root.name} train_small --dataset_dir DATA --output_dir OUT",
             "--checkpoint_path OUT/model.pt --preset small",
         )
-        self._parser = ConfigParser()
-        self._parser.read_config([str(file) for file in files])
         values |= {"bundle_root": str(root), "checkpoint_path": str(self.checkpoint_path), "prompt": ""}
         values["sequences"] = True  # one plane is a clip of one frame
-        for key, value in values.items():
-            self._parser[key] = value
+        self._parser = config_parser(files, values)
         network, assessor, preprocessing = (self._parsed(key) for key in ("network", "doubt", "preprocessing"))
         self.network = network.eval()
         self.device = torch.device(self._parsed("device"))
@@ -195,7 +192,7 @@ class Segmenter:
     def _with_prompt(self, prompt: str) -> tuple[Any, Any]:
         """Inferer and postprocessing of a prompt, kept: text is encoded once."""
         if prompt not in self._of_prompt:
-            self._parser["displayable_configs::prompt"] = prompt
+            self._parser["displayable_configs::prompt"] = as_literal(prompt)
             self._of_prompt[prompt] = self._parsed("inferer"), self._parsed("postprocessing")
         self._of_prompt.move_to_end(prompt)
         while len(self._of_prompt) > MAX_PROMPTS:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from monai.transforms import Compose
 from torch import Tensor
 
-from synboost_monai.bundle_run import check_overrides, config_files
+from synboost_monai.bundle_run import check_overrides, config_files, config_parser
 from synboost_monai.data.synthetic import spacing_in_square
 from synboost_monai.data.synthetic_writers import write_nifti
 from synboost_monai.demo.segmenting import applied, checked_weights, parsed
@@ -115,10 +114,7 @@ class Synthesiser:
         ours = {"images_at_once": 1, "num_threads": torch.get_num_threads(), "num_variations": 1}
         values = check_overrides(files, {**ours, **(overrides or {})})
         path = checked_weights(root, checkpoint_path, "--synthesis_checkpoint_path", *HOW_TO_TRAIN)
-        self._parser = ConfigParser()
-        self._parser.read_config([str(file) for file in files])
-        for key, value in (values | {"bundle_root": str(root), "checkpoint_path": str(path)}).items():
-            self._parser[key] = value
+        self._parser = config_parser(files, values | {"bundle_root": str(root), "checkpoint_path": str(path)})
         self.network = parsed(self._parser, "network")
         self._inferer = parsed(self._parser, "inferer")
         load_weights(self.network, str(path))

@@ -18,14 +18,13 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from synboost_monai.bundle_run import check_overrides, config_files
+from synboost_monai.bundle_run import check_overrides, config_files, config_parser
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.data.splits import SECTIONS
 from synboost_monai.errors import user_error
@@ -104,9 +103,8 @@ class JudgingSegmenter:
             "channels_last": channels_last,
         }
         overrides = {key: value for key, value in overrides.items() if value is not None}
-        parser = ConfigParser()
-        parser.read_config([str(file) for file in files])
-        parser.update(check_overrides(files, overrides))
+        checked = {**check_overrides(files, overrides), "bundle_root": str(files[0].parents[1])}
+        parser = config_parser(files, checked)
         # judged by what the network says of one prompt, not by what is made of it afterwards
         parser.update({"prompt_ensemble": None, "keep_largest": False, "fill_holes": False})
         parser.update({"inferer::images_at_once": None})  # features are those of a whole batch
@@ -125,7 +123,8 @@ class JudgingSegmenter:
         self.postprocessing = Compose([step for step in finishing if isinstance(step, RestoreLabelMapd)])
         self.device = next(self.network.parameters()).device
         self.checkpoint_path = Path(checkpoint_path)
-        self.facts = {"bundle": Path(bundle).name, **{k: parser[k] for k in ("preset", "image_size", "prompt_level")}}
+        settings = {key: parser.get_parsed_content(key) for key in ("preset", "image_size", "prompt_level")}
+        self.facts = {"bundle": Path(bundle).name, **settings}
 
         encoder = self.network.image_encoder
         self._feature_module: nn.Module | None

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from torch import Tensor
 
-from synboost_monai.bundle_run import check_overrides, config_files
+from synboost_monai.bundle_run import check_overrides, config_files, config_parser
 from synboost_monai.io import sha256_of
 from synboost_monai.labels import LEFT_VENTRICULAR_CAVITY, STRUCTURES
 from synboost_monai.letterbox import LetterboxGeometry, letterbox_geometry
@@ -88,10 +87,7 @@ class EchoSegmenter:
             )
         values = {**check_overrides(files, overrides or {}), "bundle_root": str(root)}
         values["checkpoint_path"] = str(self.checkpoint_path)
-        self.parser = ConfigParser()
-        self.parser.read_config([str(file) for file in files])
-        for key, value in values.items():
-            self.parser[key] = value
+        self.parser = config_parser(files, values)
         self.name = root.name
         self.settings = {key: self.parser.get_parsed_content(key) for key in RESULT_KEYS}
         if self.parser.get_parsed_content("prompt"):

@@ -15,8 +15,10 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
 
+from synboost_monai.bundle_run import as_literal
 from synboost_monai.io import is_dicom
 from synboost_monai.label.need import most_in_need
 from synboost_monai.transforms.postprocessing import DOUBT_KEY
@@ -147,7 +149,10 @@ class CorrectedLabelsTraining(BundleTrainTask):
         self._init_checkpoint = model_pytorch if pretrained and os.path.exists(model_pytorch) else None
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        overrides["init_checkpoint"] = self._init_checkpoint or "$None"
+        """Change a training's overrides in place: names of files are text for MONAI's parser, never expressions."""
+        handlers = self.const.key_train_handlers()  # of the bundle's own config
+        overrides |= {key: as_literal(value) for key, value in overrides.items() if key != handlers}
+        overrides["init_checkpoint"] = as_literal(self._init_checkpoint) if self._init_checkpoint else "$None"
         return overrides
 
 
@@ -173,6 +178,8 @@ class EchoBundles:
                 "model_filename",
             ):  # no viewer's choice: they become code and files of this machine
                 task._config.pop(option, None)
+            if isinstance(task, BundleInferTask):
+                task.bundle_config["bundle_root"] = as_literal(task.bundle_path)
         return infers  # type: ignore[no-any-return]
 
     def init_trainers(self) -> dict[str, Any]:

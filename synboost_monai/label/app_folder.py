@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from synboost_monai import __version__
-from synboost_monai.bundle_run import bundle_dir, check_overrides
+from synboost_monai.bundle_run import as_literal, bundle_dir, check_overrides
 from synboost_monai.io import atomic_path, sha256_of
 
 STOCK_APP = "monailabel/sample-apps/monaibundle"
@@ -213,7 +213,7 @@ def _checked(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"label: --{key} cannot be set: {_REFUSED[key]}")
         inference_keys = yaml.safe_load(inference.read_text(encoding="utf-8"))
         file = train if key in train_keys and key not in inference_keys else inference
-        checked |= check_overrides([file], {key: value})
+        checked |= {k: as_literal(v) for k, v in check_overrides([file], {key: value}).items()}
     return checked
 
 
