@@ -1,4 +1,8 @@
-"""What runs need of the system: one process at a time in a folder, files for one user alone, and no child that outlives its parent."""
+"""What runs need of the system.
+
+One process at a time in a folder, files for one user alone, no child that outlives its parent, and none that takes modules from the
+working directory.
+"""
 
 from __future__ import annotations
 
@@ -129,6 +133,28 @@ def private_files() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+def module_command(name: str) -> list[str]:
+    """Words that run a module in a process of this Python as `-m` does, but not with the working directory on its path.
+
+    A folder that came from elsewhere may hold a `yaml.py`. Children of the process are told by `safe_environment`.
+    """
+    if sys.version_info >= (3, 11):
+        return [sys.executable, "-P", "-m", name]
+    code = f"import sys; del sys.path[0]; import runpy; runpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
+    return [sys.executable, "-c", code]
+
+
+def safe_environment(**more: str) -> dict[str, str]:
+    """This process's environment for a child that finds this package, and whose own children leave the working directory off their path.
+
+    Args:
+        more: further variables.
+    """
+    package_parent = str(Path(__file__).resolve().parents[1])
+    paths = [package_parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", **more}
 
 
 def ends_with_parent() -> Callable[[], None] | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from synboost_monai.processes import hold_folder, take_folder
+from synboost_monai.processes import hold_folder, module_command, safe_environment, take_folder
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
@@ -93,6 +93,26 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises((OSError, ValueError), match=r"\.lock"), hold_folder(tmp_path):
         pass
     assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_no_module_of_the_working_directory_is_run_by_a_child(tmp_path: Path) -> None:
+    for name in ("getopt", "timeit", "traceback"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w')")
+    done = subprocess.run([*module_command("timeit"), "-n1", "-r1"], cwd=tmp_path, capture_output=True, text=True)
+    assert "1 loop" in done.stdout and not (tmp_path / "ran").exists()
+    if sys.version_info >= (3, 11):  # and by what that child starts
+        command = [sys.executable, "-m", "timeit", "-n1", "-r1"]
+        subprocess.run(command, cwd=tmp_path, check=True, env=safe_environment(), capture_output=True)
+        assert not (tmp_path / "ran").exists()
+
+
+def test_the_environment_of_a_child_finds_this_package_and_adds_no_working_directory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", "/somewhere", ""]))
+    environment = safe_environment(OMP_NUM_THREADS="3")
+    assert environment["PYTHONPATH"].split(os.pathsep) == [str(Path(__file__).parents[1]), "/somewhere"]
+    assert environment["OMP_NUM_THREADS"] == "3"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")

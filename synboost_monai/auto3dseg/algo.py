@@ -24,7 +24,7 @@ from synboost_monai.auto3dseg.settings import (
 from synboost_monai.auto3dseg.train import PROGRESS_NAME
 from synboost_monai.io import atomic_write_text, read_text
 from synboost_monai.labels import BACKGROUND_INDEX, NUM_CLASSES, STRUCTURES
-from synboost_monai.processes import ends_with_parent
+from synboost_monai.processes import ends_with_parent, module_command, safe_environment
 
 MODALITIES = ("ultrasound", "us", "echo", "echocardiography")
 """Words of AutoRunner's `modality` that these algorithms are for."""
@@ -100,9 +100,7 @@ class EchoAlgo(BundleAlgo):
         if device_setting is not None:
             self.device_setting.update(device_setting)
         name, log_path = Path(self.output_path).name, Path(self.output_path, LOG_NAME)
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(self.device_setting["CUDA_VISIBLE_DEVICES"])}
-        package_parent = str(Path(__file__).resolve().parents[2])
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
+        environment = safe_environment(CUDA_VISIBLE_DEVICES=str(self.device_setting["CUDA_VISIBLE_DEVICES"]))
         command = self.train_command(train_params or {})
         print(f"{name}: training", file=sys.stderr, flush=True)
         done = run_logged(command, environment, log_path)
@@ -119,7 +117,9 @@ class EchoAlgo(BundleAlgo):
         devices = [word for word in str(self.device_setting["CUDA_VISIBLE_DEVICES"]).split(",") if word]
         prefix = shlex.split(str(self.device_setting["CMD_PREFIX"] or "")) or [sys.executable]
         if len(devices) > 1:
-            prefix += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={len(devices)}"]
+            launcher = "torch.distributed.run"
+            prefix = [*prefix, "-m", launcher] if self.device_setting["CMD_PREFIX"] else module_command(launcher)
+            prefix += ["--standalone", f"--nproc_per_node={len(devices)}"]
         words = [*prefix, os.path.join(self.output_path, "scripts", "train.py"), "run"]
         return [*words, *(f"--{key}={value}" for key, value in train_params.items())]
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import yaml
 
+from synboost_monai.bundle_run import is_path
 from synboost_monai.experiments.settings import read_study
 from synboost_monai.experiments.study import KINDS, Study, count_by_kind
 from synboost_monai.io import atomic_write_text, read_text
-from synboost_monai.processes import hold_folder
+from synboost_monai.processes import hold_folder, module_command, safe_environment
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 """The DAG of stages."""
@@ -48,7 +49,7 @@ def run_study(
         output: folder of the run; runs/NAME by default.
         cores: processor cores; all by default.
         jobs: with a profile: stages that are submitted at a time.
-        profile: a Snakemake profile that says where stages run: slurm, or the folder of your own.
+        profile: a Snakemake profile that says where stages run: slurm, or the folder of your own, with a slash.
         dry_run: only list the stages that would run; nothing is written.
     Returns:
         path of report.html; None after a dry run.
@@ -100,11 +101,11 @@ def _where(profile: str | None, jobs: int | None, cores: int | None) -> list[str
             )
         has_affinity = hasattr(os, "sched_getaffinity")  # containers may lend fewer cores than the machine has
         return ["--cores", str(cores or (len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1))]
-    folder = PROFILES_DIR / profile if (PROFILES_DIR / profile).is_dir() else Path(profile).expanduser()
+    folder = Path(profile).expanduser() if is_path(profile) else PROFILES_DIR / profile
     if not folder.is_dir():
         names = ", ".join(sorted(p.name for p in PROFILES_DIR.iterdir()))
         raise FileNotFoundError(
-            f"run.py: there is no Snakemake profile {profile!r}; give {names}, or the folder of your own"
+            f"run.py: there is no Snakemake profile {profile!r}; give {names}, or your own, such as ./{Path(profile).name}"
         )
     chosen = ["--profile", str(folder.resolve())]
     return [*chosen, *(["--jobs", str(jobs)] if jobs else []), *(["--cores", str(cores)] if cores else [])]
@@ -129,13 +130,11 @@ def _forget_what_is_gone(study: Study, run_dir: Path) -> None:
 
 def _snakemake(study_path: Path, run_dir: Path, *more: str, is_quiet: bool = False) -> subprocess.CompletedProcess[str]:
     """Run the DAG; with `is_quiet` the output is kept instead of shown."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--configfile", str(study_path)]
+    command = [*module_command("snakemake"), "--snakefile", str(SNAKEFILE), "--configfile", str(study_path)]
     command += ["--directory", str(run_dir), "--nolock", "--rerun-incomplete"]
+    command += ["--workflow-profile", "none"]  # else profiles/default of the working directory
     command += ["--scheduler", "greedy", "--rerun-triggers", "mtime", "params", "input", *more]
-    package_parent = str(Path(__file__).resolve().parents[2])
-    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    owner = f"{platform.node()}:{os.getpid()}"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), PARENT_VARIABLE: owner}
+    environment = safe_environment(**{PARENT_VARIABLE: f"{platform.node()}:{os.getpid()}"})
     try:
         return subprocess.run(command, env=environment, check=False, capture_output=is_quiet, text=True)
     except KeyboardInterrupt:

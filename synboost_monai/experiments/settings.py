@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files, literal, nearest
+from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files, is_path, literal, nearest
 from synboost_monai.experiments.grid import ALL, PROMPT_LEVELS, STRATEGIES
 from synboost_monai.experiments.study import Study
 from synboost_monai.io import read_text
@@ -63,7 +64,7 @@ def read_study(
     """Read a study, put the caller's settings in, and check all of it.
 
     Args:
-        study: name of a shipped study or a YAML file.
+        study: name of a shipped study, or a YAML file: a word that ends with .yaml or has a slash.
         dataset: folder of a CAMUS data set, instead of the study's data.
         settings: dotted key -> value, as on the command line: `diffusion.train.max_epochs` -> 5.
     Raises:
@@ -92,6 +93,9 @@ def read_study(
         raise ValueError(
             f"{path.name}: this study brings no data; give --dataset PATH, the folder of your copy of CAMUS"
         )
+    for word in (name, *merged["bundles"]):  # stages and folders are called by them
+        if not re.fullmatch(r"\w[\w. -]*", str(word)):
+            raise ValueError(f"{path.name}: a name is letters, digits, spaces, _, - and dots, got {word!r}")
     checked = Study(name, merged)
     _check(checked, path.name)
     return checked
@@ -115,13 +119,13 @@ def read_run(run_dir: str | os.PathLike[str]) -> Study:
 def _study_path(study: str | os.PathLike[str]) -> Path:
     """File of a shipped study's name or of a path."""
     path = Path(study)
-    if path.is_file():
+    if path.is_file() and (is_path(study) or path.suffix in (".yaml", ".yml")):
         return path
     if (shipped := STUDIES_DIR / f"{study}.yaml").is_file():
         return shipped
     names = sorted(p.stem for p in STUDIES_DIR.glob("*.yaml"))
     raise FileNotFoundError(
-        f"settings.py: no study {str(study)!r}{nearest(str(study), names)}; give a YAML file or one of: {', '.join(names)}"
+        f"settings.py: no study {str(study)!r}{nearest(str(study), names)}; give a YAML file (.yaml) or one of: {', '.join(names)}"
     )
 
 
@@ -156,8 +160,12 @@ def _nearest_setting(path: str, defaults: Mapping[str, Any]) -> str:
 
 def _nested(key: str, value: Any, current: Any) -> dict[str, Any]:
     """A dotted key and its value as nested settings; a lone value stands for a list where the study has a list."""
-    value = literal(value) if isinstance(value, str) else value
     parts = key.split(".")
+    is_word = not {*_STAGE_KEYS, "synthesise"}.isdisjoint(
+        parts[:-1]
+    )  # an override: of a command again, so 00012 stays as it is
+    if isinstance(value, str) and not (is_word and str(literal(value)) != value and _is_number(literal(value))):
+        value = literal(value)
     for part in parts:
         current = current.get(part) if isinstance(current, dict) else None
     if isinstance(value, tuple):
@@ -167,6 +175,10 @@ def _nested(key: str, value: Any, current: Any) -> dict[str, Any]:
     for part in reversed(parts):
         value = {part: value}
     return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check(study: Study, where: str) -> None:

@@ -25,10 +25,10 @@ from synboost_monai.bundle_run import nearest
 from synboost_monai.experiments.run import PARENT_VARIABLE
 from synboost_monai.experiments.settings import read_run
 from synboost_monai.io import atomic_write_text, read_text
-from synboost_monai.processes import ends_with_parent
+from synboost_monai.processes import ends_with_parent, module_command, safe_environment
 
-_PROGRAMS = {"python": (), "torchrun": ("-m", "torch.distributed.run")}
-"""First word of a full command -> arguments of this Python that stand for it."""
+_PROGRAMS = ("python", "torchrun")
+"""First words of a full command."""
 SAVE_SECONDS = 10.0
 """How often the time spent is saved while the stage runs."""
 
@@ -92,18 +92,12 @@ def _supervise(words: Sequence[str], state: dict[str, Any], state_path: Path, th
     if host not in ("", platform.node()):  # on another machine of a cluster: its scheduler ends what is to end
         study_process = ""
     before, start, saved = state["seconds"], time.monotonic(), 0.0
-    is_program = words[0] in _PROGRAMS
-    command = (
-        [sys.executable, *_PROGRAMS[words[0]], *words[1:]]
-        if is_program
-        else [sys.executable, "-m", "synboost_monai", *words]
-    )
-    environment = dict(os.environ) if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = safe_environment(**({} if threads is None else {"OMP_NUM_THREADS": str(threads)}))
     log_path = Path("logs", f"{state['name']}.txt")  # what bundles print: every metric of every epoch
     log_path.parent.mkdir(exist_ok=True)
     with open(log_path if "run" in words else os.devnull, "a", encoding="utf-8") as log:
         stdout = log if "run" in words else sys.stderr
-        process = subprocess.Popen(command, stdout=stdout, env=environment, preexec_fn=ends_with_parent())
+        process = subprocess.Popen(_command(words), stdout=stdout, env=environment, preexec_fn=ends_with_parent())
     while True:
         spent = time.monotonic() - start
         state["seconds"] = round(before + spent, 2)
@@ -123,6 +117,15 @@ def _supervise(words: Sequence[str], state: dict[str, Any], state_path: Path, th
             process.kill()
             process.wait()
             raise SystemExit(137)
+
+
+def _command(words: Sequence[str]) -> list[str]:
+    """A stage's words as a command of this Python."""
+    if words[0] == "torchrun":
+        return [*module_command("torch.distributed.run"), *words[1:]]
+    if tuple(words[:2]) == ("python", "-m"):
+        return [*module_command(words[2]), *words[3:]]
+    return [sys.executable, *words[1:]] if words[0] == "python" else [*module_command("synboost_monai"), *words]
 
 
 def _is_alive(process_id: int) -> bool:

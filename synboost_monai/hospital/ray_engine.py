@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from synboost_monai.bundle_run import is_path
 from synboost_monai.dicom.files import file_digest
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.dicom.scan import ScannedFile
@@ -77,7 +78,7 @@ class RayEngine:
         _check_installed()
         self.workers, self.options, self.out_dir = workers, options, out_dir.resolve()
         self._arguments = (
-            str(Path(bundle).resolve()) if Path(bundle).is_dir() else bundle,
+            str(Path(bundle).resolve()) if is_path(bundle) else bundle,
             None if checkpoint_path is None else str(Path(checkpoint_path).resolve()),
             dict(overrides),
             options,
@@ -316,7 +317,7 @@ def ray_session(address: str | None = None, num_cpus: int = 1) -> Iterator[None]
 
         cleanup.callback(ray.shutdown)
         try:
-            with _on_loopback(address is None):
+            with _on_loopback(address is None), _in_package_folder():
                 ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             where = "Ray does not start on this machine" if address is None else f"no Ray cluster answers at {address}"
@@ -402,6 +403,17 @@ def _on_loopback(is_local: bool) -> Iterator[None]:
     finally:
         if before is not None:
             ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _in_package_folder() -> Iterator[None]:
+    """Ray's processes take modules from the folder in which it was started; that must not be one that came from elsewhere."""
+    before = os.getcwd()
+    os.chdir(Path(__file__).resolve().parents[2])
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _temporary_folder() -> str:

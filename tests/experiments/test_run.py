@@ -36,8 +36,16 @@ def test_a_folder_of_other_things_is_not_written_to(study_path, tiny_bundles, tm
         run_study(study_path, output=tmp_path / "run", cores=0)
 
 
-def test_a_study_runs_goes_on_after_a_failure_and_repeats_nothing(study_path, tiny_bundles, tmp_path, capfd):
-    output = tmp_path / "run"
+def test_a_study_runs_goes_on_after_a_failure_and_repeats_nothing(
+    study_path, tiny_bundles, tmp_path, capfd, monkeypatch
+):
+    incoming = tmp_path / "incoming"  # somebody else's folder: nothing in it is run or read
+    (incoming / "profiles" / "default").mkdir(parents=True)
+    (incoming / "profiles" / "default" / "config.yaml").write_text("executor: evil")
+    for name in ("yaml", "torch", "numpy", "snakemake", "synboost_monai", "sitecustomize"):
+        (incoming / f"{name}.py").write_text(f"open('{incoming}/ran', 'w'); raise SystemExit(9)")
+    monkeypatch.chdir(incoming)
+    output = tmp_path / "out {x} #2 $(touch ran) 'q' %s @y"
     with pytest.raises(SystemExit) as caught:
         run_study(study_path, output=output, settings={"segmenters.train.max_epochs": 13})
     assert caught.value.code == 2
@@ -73,6 +81,7 @@ def test_a_study_runs_goes_on_after_a_failure_and_repeats_nothing(study_path, ti
     assert (output / "segmenters/cris/real/P1/seed0/model.pt").read_text().startswith("changed by hand")
     run_study(study_path, output=output)
     assert "evaluate cris" not in capfd.readouterr().err
+    assert not list(tmp_path.rglob("ran"))
 
 
 def _stage(folder: Path, code: str, *inputs: str) -> subprocess.CompletedProcess:
@@ -145,7 +154,7 @@ def test_a_stage_is_told_its_threads(tmp_path):
     [
         ({"jobs": 0}, "--jobs must be at least 1, got 0"),
         ({"jobs": 4}, "--jobs is for a --profile, such as slurm"),
-        ({"profile": "slrum"}, "no Snakemake profile 'slrum'; give slurm, or the folder of your own"),
+        ({"profile": "slrum"}, "no Snakemake profile 'slrum'; give slurm, or your own, such as ./slrum"),
     ],
 )
 def test_where_stages_run_must_make_sense(study_path, tiny_bundles, tmp_path, options, message):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -244,3 +245,29 @@ def test_examples_are_of_different_kinds(tmp_path):
     (tmp_path / "synthetic" / "datalist.json").write_text(json.dumps({"training": []}))
     with pytest.raises(ValueError, match="no synthetic image with a label map"):
         write_examples(tmp_path / "synthetic", tmp_path / "a")
+
+
+def test_a_bare_name_is_a_shipped_study_whatever_lies_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart").write_text("description: somebody else's")
+    Path("mine.yaml").write_text("description: mine\ndata: {phantom: {num_patients: 5}}\n")
+    assert read_study("quickstart").settings["description"] != "somebody else's"
+    assert read_study("mine.yaml").settings["description"] == "mine"
+    assert read_study("./mine.yaml").settings["description"] == "mine"
+
+
+@pytest.mark.parametrize(
+    "content", ["name: ../../outside", "name: a/b", "name: -x", "bundles: {'cris; touch ran': echo_cris}"]
+)
+def test_names_in_a_study_are_plain(study_path: Path, tiny_bundles: Path, content: str) -> None:
+    study_path.write_text(f"{study_path.read_text()}{content}\n")
+    with pytest.raises(ValueError, match="a name is letters, digits, spaces, _, - and dots, got"):
+        read_study(study_path)
+
+
+def test_text_of_a_study_stays_text(study_path: Path, tiny_bundles: Path) -> None:
+    study = read_study(study_path, settings={"segmenters.both.preset": "00012"})
+    assert "--preset=00012" in study.stages["train_cris_real_P1_seed0"].command
+    assert read_study(study_path, settings={"segmenters.train.learning_rate": "1e-3"})
