@@ -1,10 +1,11 @@
 """De-identified copies of ultrasound objects: a header without the patient, and pixels of the sector alone.
 
 The header follows the Basic Application Level Confidentiality Profile (DICOM PS3.15 annex E; `basic_profile.txt`), and goes
-further: what the profile does not name is kept only if it is a number, a coded word or a code of a known scheme. So text that
-nobody thought of, private elements, curves and overlays go. UIDs become hashes under a key: references between the copies of one
-key still hold, and nobody without the key can find the original. Dates move back by a number of days that the key gives each
-patient, or go.
+further: what the profile does not name is kept only if it is a number, a coded word or a code that the standard knows, with its meaning
+there. So text that somebody typed, private elements, curves and overlays go, and of the device all but its maker's name. A number,
+time or code that repeats the digits of an ID, a telephone or a birthday goes too. UIDs become hashes under a key: references between
+the copies of one key still hold, and nobody without the key can find the original. Dates move back by a number of days that the key
+gives each patient, or go.
 
 Pixels are decoded and written as grey, uncompressed, black outside the sector, a window at a time: burned-in names are gone, and
 memory does not grow with the clip. A copy's grey values are those that the original's segmentation saw.
@@ -26,7 +27,7 @@ import re
 import stat
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -64,17 +65,36 @@ OLDEST_AGE = 90
 """Years; higher ages are rare enough to identify, and become this one."""
 WINDOW = 16
 """Frames that are decoded at a time."""
-KNOWN_SCHEMES = frozenset(
-    {"DCM", "SCT", "SRT", "SNM3", "99SDM", "LN", "UCUM", "UMLS", "FMA", "RADLEX", "ACR", "MA", "NCIt", "RFC5646"}
-)
-"""Coding schemes whose codes and meanings are nobody's own text."""
+KNOWN_SCHEMES = ("DCM", "SCT", "LN", "UCUM", "UMLS", "FMA", "RADLEX", "NCIt")
+"""Coding schemes whose codes are kept, those that the standard names, with the standard's own meaning."""
+SNOMED_RT = ("SRT", "SNM3", "99SDM")
+"""Older names of SNOMED, whose codes have SNOMED CT's meanings."""
+MAKERS = {
+    "GE": ("ge", "general electric", "vingmed"),
+    "Philips": ("philips",),
+    "Siemens": ("siemens", "acuson"),
+    "Canon": ("canon",),
+    "Toshiba": ("toshiba",),
+    "Hitachi": ("hitachi",),
+    "Aloka": ("aloka",),
+    "Fujifilm": ("fujifilm", "sonosite"),
+    "Samsung": ("samsung", "medison"),
+    "Mindray": ("mindray",),
+    "Esaote": ("esaote",),
+    "Butterfly": ("butterfly",),
+    "Clarius": ("clarius",),
+}
+"""Makers of ultrasound systems, and words by which they are known; Manufacturer is free text, and becomes one of these names or empty."""
+BODY_PARTS = frozenset({"HEART", "CHEST", "THORAX"})
+"""Body Part Examined that is kept; many systems let people type it."""
+MIN_ID_DIGITS, MIN_INNER_DIGITS = 4, 6
+"""A number is taken for an ID if it is all of its digits, so many at least; or holds them, so many at least."""
 CHARACTERISTICS = ("PatientSex", "PatientAge", "PatientSize", "PatientWeight")
 """What `keep_characteristics` keeps: size and weight of the body, sex and age."""
 
 _NUMBERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT", "OL", "OF", "OD"})
 _NUMBER_TEXT = {"IS": re.compile(r" *[+-]?\d{1,12} *"), "DS": re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *")}
 _CODED_WORD = re.compile(r"[A-Z0-9 _]{0,16}")
-_KEPT_TEXT = frozenset({"Manufacturer", "ManufacturerModelName", "SoftwareVersions"})
 _CODE_TEXT = frozenset({"CodeValue", "LongCodeValue", "CodingSchemeDesignator", "CodingSchemeVersion", "CodeMeaning"})
 _SHIFTED = frozenset({"StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "AcquisitionDateTime"})
 _TIMES = frozenset({"StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime"})
@@ -184,7 +204,7 @@ def deidentify_header(
     days = 1 + int.from_bytes(_hash(key, "days", patient)[:8], "big") % MAX_SHIFT_DAYS
     kept = frozenset(CHARACTERISTICS) if keep_characteristics else frozenset()
     with quiet():
-        copy = _Cleaner(key, days if dates == "shift" else None, kept, _words_of(header)).clean(header)
+        copy = _Cleaner(key, days if dates == "shift" else None, kept, header).clean(header)
         copy.SpecificCharacterSet = "ISO_IR 192"
         copy.PatientName, copy.PatientID = f"Anonymous^{pseudonym}", f"ANON-{pseudonym}"
         for keyword in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"):
@@ -201,7 +221,7 @@ def deidentify_header(
         age = text_of(copy, "PatientAge")
         if re.fullmatch(r"\d{3}Y", age) and int(age[:3]) > OLDEST_AGE:
             copy.PatientAge = f"{OLDEST_AGE:03d}Y"
-        set_lossy_history(copy, header)
+        _set_lossy_history(copy, header)
         copy.PatientIdentityRemoved = "YES"
         copy.LongitudinalTemporalInformationModified = "MODIFIED" if dates == "shift" else "REMOVED"
         copy.BurnedInAnnotation = "NO"
@@ -293,17 +313,15 @@ class _Cleaner:
         key: secret.
         days: by which dates move back; None removes them.
         kept: keywords that stay against the profile.
-        words: of the patient (`_words_of`); no text that holds one of them stays.
+        header: of the object; no text that holds a word of its patient and no number with the patient's digits stays.
     """
 
-    def __init__(
-        self, key: bytes, days: int | None, kept: frozenset[str], words: tuple[frozenset[str], frozenset[str]]
-    ) -> None:
+    def __init__(self, key: bytes, days: int | None, kept: frozenset[str], header: Dataset) -> None:
         self._key, self._days, self._kept = key, days, kept
-        self._people, self._words = words
+        self._people, self._words, self._digits = _words_of(header)
 
-    def clean(self, dataset: Dataset, is_code: bool = False) -> Dataset:
-        """A copy with what may stay; of an item that is a code, its value and meaning too."""
+    def clean(self, dataset: Dataset) -> Dataset:
+        """A copy with what may stay."""
         from pydicom.datadict import dictionary_VR
         from pydicom.dataset import Dataset
 
@@ -319,7 +337,9 @@ class _Cleaner:
                 continue
             try:
                 element = dataset[tag]
-                value = element.value if is_code and element.keyword in _CODE_TEXT else self._clean_value(element)
+                value = self._clean_value(element)
+                if element.VR not in ("SQ", "UI") and self._tells_digits(value):
+                    value = "" if basic_profile().get(int(tag)) == "Z" else None
             except Exception:  # noqa: BLE001  a value that cannot be read cannot be judged
                 continue
             if value is not None:
@@ -352,16 +372,21 @@ class _Cleaner:
             return self._remapped(element.value)
         if vr in _NUMBERS:
             return element.value
+        if keyword == "Manufacturer":
+            return self._maker(str(element.value or ""))
         return self._clean_text(element)
 
     def _clean_items(self, element: DataElement) -> list[Dataset] | None:
         items = []
         for item in element.value:
-            texts = [text_of(item, keyword) for keyword in _CODE_TEXT]
-            is_code = text_of(item, "CodingSchemeDesignator") in KNOWN_SCHEMES and "CodeMeaning" in item
-            if any(texts) and (not is_code or any(_tells(text, self._people) for text in texts)):
-                continue
-            cleaned = self.clean(item, is_code)
+            cleaned = self.clean(item)
+            if any(text_of(item, keyword) for keyword in _CODE_TEXT):
+                scheme, code = text_of(item, "CodingSchemeDesignator"), text_of(item, "CodeValue")
+                known, typed = _meanings_of(scheme, code), text_of(item, "CodeMeaning")
+                meaning = typed if typed in known else known[0] if known else ""
+                if not meaning or _tells(f"{code} {meaning}", self._people) or self._tells_digits(code):
+                    continue
+                cleaned.CodeValue, cleaned.CodingSchemeDesignator, cleaned.CodeMeaning = code, scheme, meaning
             if len(cleaned):
                 items.append(cleaned)
         return items or None
@@ -373,18 +398,29 @@ class _Cleaner:
         if vr in _NUMBER_TEXT:
             texts = [getattr(part, "original_string", None) or text for part, text in zip(values, texts)]
             return value if all(not text or _NUMBER_TEXT[vr].fullmatch(text) for text in texts) else None
-        is_code = vr == "CS" and all(_CODED_WORD.fullmatch(text) for text in texts)
-        if not is_code and keyword not in _KEPT_TEXT:
+        if vr != "CS" or not all(_CODED_WORD.fullmatch(text) for text in texts):
             return None
-        if any(_tells(text, self._words) for text in texts):
+        if keyword == "BodyPartExamined" and not BODY_PARTS.issuperset(texts):
             return None
-        return value
+        return None if any(_tells(text, self._words) for text in texts) else value
+
+    def _maker(self, text: str) -> str | None:
+        """Name of the maker that a text tells of; None where it tells of none, or of the patient as well."""
+        words = " ".join(re.findall(r"\w+", text.casefold()))
+        for name, known_as in MAKERS.items():
+            if any(f" {word} " in f" {words} " for word in known_as):
+                return None if _tells(name, self._words) else name
+        return None
+
+    def _tells_digits(self, value: Any) -> bool:
+        """Whether a value repeats the digits of an ID, a telephone or a birthday."""
+        if value is None or isinstance(value, str) or not isinstance(value, Iterable):
+            value = [value]
+        return any(_repeats_digits(str(getattr(part, "original_string", None) or part), self._digits) for part in value)
 
     def _remapped(self, value: Any) -> Any:
         uids = [value] if isinstance(value, str) else list(value or ())
-        new = [
-            uid if uid.startswith(_WELL_KNOWN) else pseudonymous_uid(self._key, uid) for uid in map(str, uids) if uid
-        ]
+        new = [uid if _is_of_the_standard(uid) else pseudonymous_uid(self._key, uid) for uid in map(str, uids) if uid]
         return new[0] if len(new) == 1 else new or None
 
     def _shifted(self, element: DataElement) -> str | None:
@@ -395,6 +431,34 @@ class _Cleaner:
         day = datetime.datetime.strptime(text[:8], "%Y%m%d") - datetime.timedelta(days=self._days)
         rest = text[8:] if element.VR == "DT" and is_time(text[8:]) else ""
         return day.strftime("%Y%m%d") + rest
+
+
+def _is_of_the_standard(uid: str) -> bool:
+    """Whether a UID is one that the standard itself has given: of a class, a syntax, a coding scheme."""
+    from pydicom._uid_dict import UID_dictionary
+
+    return uid.startswith(_WELL_KNOWN) and uid in UID_dictionary
+
+
+@functools.cache
+def _meanings_of(scheme: str, code: str) -> tuple[str, ...]:
+    """The standard's meanings of a code, shortest first; none of one that it does not know."""
+    from pydicom.sr._concepts_dict import concepts
+    from pydicom.sr._snomed_dict import mapping
+
+    if scheme in SNOMED_RT:
+        scheme, code = "SCT", mapping["SRT"].get(code, "")
+    of_scheme: dict[str, Any] = dict(concepts.get(scheme, {})) if scheme in KNOWN_SCHEMES else {}
+    return tuple(sorted({codes[code][0] for codes in of_scheme.values() if code in codes}, key=lambda m: (len(m), m)))
+
+
+def _repeats_digits(text: str, numbers: frozenset[str]) -> bool:
+    """Whether a number in text is one of these, or holds it; zeros before it and a decimal point do not count."""
+    digits = re.sub(r"\D", "", text)
+    whole, fraction = digits.lstrip("0"), digits.strip("0")
+    return any(
+        number in (whole, fraction) or (len(number) >= MIN_INNER_DIGITS and number in digits) for number in numbers
+    )
 
 
 def _tells(text: str, words: frozenset[str]) -> bool:
@@ -423,11 +487,12 @@ def _patient_of(header: Dataset) -> str:
     return f"study\0{uid_of(header, 'StudyInstanceUID')}"
 
 
-def _words_of(header: Dataset) -> tuple[frozenset[str], frozenset[str]]:
-    """Words of three characters and more that tell the patient: names of people and numbers of the patient; and with them places,
-    devices and dates."""
+def _words_of(header: Dataset) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Words of three characters and more that tell the patient: names of people and numbers of the patient; with them places, devices
+    and dates; and of all these the digits, without zeros before them."""
     people: set[str] = set()
     places: set[str] = set()
+    digits: set[str] = set()
     for element in _elements(header):
         if element.VR == "PN" or element.keyword in _PATIENT_NUMBERS:
             found = people
@@ -438,7 +503,11 @@ def _words_of(header: Dataset) -> tuple[frozenset[str], frozenset[str]]:
         value = element.value
         text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
         found.update(word for word in re.findall(r"\w+", text.casefold()) if len(word) >= 3)
-    return frozenset(people), frozenset(people | places)
+        digits.update(re.findall(r"\d+", text), [re.sub(r"\D", "", text)])
+        if element.VR == "DA" and is_date(text):
+            digits.update((text[6:] + text[4:6] + text[:4], text[4:] + text[:4], text[2:]))
+    numbers = {number.lstrip("0") for number in digits if number.isascii()}
+    return frozenset(people), frozenset(people | places), frozenset(n for n in numbers if len(n) >= MIN_ID_DIGITS)
 
 
 def _elements(dataset: Dataset) -> Iterator[DataElement]:
@@ -467,6 +536,15 @@ def _regions(header: Dataset, shape: tuple[int, int]) -> NDArray[np.bool_] | Non
     return inside if inside.any() else None
 
 
+def _set_lossy_history(copy: Dataset, header: Dataset) -> None:
+    """`set_lossy_history`, of whose values those stay that were cleaned."""
+    cleaned = {keyword: copy.get(keyword) for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod")}
+    set_lossy_history(copy, header)
+    for keyword, value in cleaned.items():
+        if keyword in copy:
+            setattr(copy, keyword, value) if value else delattr(copy, keyword)
+
+
 def _describe_pixels(copy: Dataset, header: Dataset, num_frames: int, shape: tuple[int, int]) -> None:
     """Say what the new pixels are: 8-bit grey, uncompressed."""
     for tag in [tag for tag in copy.keys() if tag.group == _PIXEL_GROUP and copy[tag].keyword not in _PIXELS_KEPT]:
@@ -477,7 +555,7 @@ def _describe_pixels(copy: Dataset, header: Dataset, num_frames: int, shape: tup
     if "NumberOfFrames" in copy or num_frames > 1:
         copy.NumberOfFrames = num_frames
     copy.BurnedInAnnotation = "NO"
-    set_lossy_history(copy, header)
+    _set_lossy_history(copy, header)
     if "UltrasoundColorDataPresent" in copy:
         copy.UltrasoundColorDataPresent = 0
     image_type = [str(word) for word in value_of(copy, "ImageType") or ()]

@@ -77,7 +77,7 @@ def test_what_a_study_needs_is_still_there(tmp_path: Path, path: Path):
     assert dataset.ViewCodeSequence[0].CodeValue == "399214001" and float(dataset.FrameTime) == 33.3
     assert dataset.SequenceOfUltrasoundRegions[0].PhysicalDeltaX == 0.05
     assert [item.CodeMeaning for item in dataset.AnatomicRegionSequence] == ["Heart"]  # the private scheme's is gone
-    assert (dataset.Modality, dataset.Manufacturer, dataset.SoftwareVersions) == ("US", "Scanner", "1.2")
+    assert (dataset.Modality, dataset.Manufacturer, "SoftwareVersions" in dataset) == ("US", "", False)
     assert (dataset.PhotometricInterpretation, dataset.NumberOfFrames) == ("MONOCHROME2", len(CLIP))
     codes = [item.CodeValue for item in dataset.DeidentificationMethodCodeSequence]
     assert codes == ["113100", "113101", "113107"]
@@ -164,7 +164,8 @@ def test_elements_that_nobody_thought_of_go():
         header.add_new(0x00200011, "IS", "12")
         header.AnatomicRegionSequence.append(
             fixtures.code("80891009", "Ottokar's heart")
-        )  # a known scheme, a text of their own
+        )  # a known code, a text of their own: the standard's takes its place
+        header.AnatomicRegionSequence.append(fixtures.code("T-Ottokar", "Heart", "SRT"))
         header.add_new(0x0040A160, "UT", "free text")
         header.add_new(0x00420011, "OB", b"document")
         header.add_new(0x00189999, "UN", b"Ottokar")
@@ -172,7 +173,7 @@ def test_elements_that_nobody_thought_of_go():
     cleaned = deidentify_header(header, KEY)
     for tag in (0x00181030, 0x00189004, 0x0040A160, 0x00420011, 0x00189999, 0x00180010, 0x00180015, 0x00081090):
         assert tag not in cleaned, hex(tag)
-    assert cleaned.SeriesNumber == 12 and [item.CodeMeaning for item in cleaned.AnatomicRegionSequence] == ["Heart"]
+    assert cleaned.SeriesNumber == 12 and [item.CodeMeaning for item in cleaned.AnatomicRegionSequence] == ["Heart"] * 2
 
 
 def test_the_patients_name_survives_in_no_element_of_the_dictionary(tmp_path: Path):
@@ -200,6 +201,85 @@ def test_the_patients_name_survives_in_no_element_of_the_dictionary(tmp_path: Pa
     secrets = ("Ottokar", "Quastenflosser", "19610814", f"{fixtures.ROOT}.9")
     assert traces((tmp_path / "all.dcm").read_bytes(), *secrets) == list(secrets)
     assert traces((tmp_path / "copy.dcm").read_bytes(), *secrets) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "maker"),
+    [
+        ("Philips Medical Systems", "Philips"),
+        ("GE Vingmed Ultrasound of Dr. Huber", "GE"),
+        ("Huber's machine", ""),
+        ("GEHuber", ""),
+        (None, ""),
+    ],
+)
+def test_of_the_device_only_a_makers_known_name_stays(text: str | None, maker: str):
+    device = {"ManufacturerModelName": "Huber 7", "SoftwareVersions": "of Huber", "DeviceSerialNumber": "Huber"}
+    device |= {
+        "StationName": "HUBER",
+        "ProtocolName": "Huber",
+        "TransducerData": "Huber",
+        "ProcessingFunction": "Huber",
+    }
+    cleaned = deidentify_header(source(Manufacturer=text, **device), KEY)
+    assert (cleaned.Manufacturer or "") == maker and not cleaned.keys() & {
+        pydicom.datadict.tag_for_keyword(keyword) for keyword in device
+    }
+
+
+@pytest.mark.parametrize("patient_id", ["123456", "0123456", "AB-123.456/X", "X123456Y"])
+def test_numbers_that_repeat_an_id_go(tmp_path: Path, patient_id: str):
+    """In every kind of number, in codes, coded words and UIDs."""
+    numbers = {
+        "AcquisitionNumber": "123456",
+        "HeartRate": "0123456",
+        "FrameDelay": "12345.60",
+        "DepthOfScanField": "99123456",
+    }
+    numbers |= {
+        "MechanicalIndex": "1.23456",
+        "CineRate": "60",
+        "PositionMeasuringDeviceUsed": "TRACKED",
+        "StudyTime": "123456",
+    }
+    header = source(PatientID=patient_id, **numbers, LossyImageCompression="01")
+    header.LossyImageCompressionMethod, header.LossyImageCompressionRatio = "X123456", "123456"
+    header.SOPInstanceUID, header.SeriesInstanceUID = "1.2.3.123456", "1.2.840.10008.1.123456"
+    header.ViewCodeSequence.append(fixtures.code("123456", "a code"))
+    header.SequenceOfUltrasoundRegions[0].ReferencePixelX0 = 123456
+    header.SequenceOfUltrasoundRegions[0].TransducerFrequency = 4123456
+    header.SequenceOfUltrasoundRegions[0].PhysicalDeltaX = 0.123456
+    deidentify(fixtures.save_source(header, CLIP, tmp_path / "a.dcm"), tmp_path / "copy.dcm", KEY)
+    content = (tmp_path / "copy.dcm").read_bytes()
+    copied = pydicom.dcmread(tmp_path / "copy.dcm")
+    assert traces(content, "123456", "12345.6", "1.23456") == [] and copied.CineRate == 60
+    region = copied.SequenceOfUltrasoundRegions[0]
+    for keyword in ("ReferencePixelX0", "TransducerFrequency", "PhysicalDeltaX"):
+        assert keyword not in region, keyword
+    assert region.PhysicalDeltaY == 0.05 and region.RegionLocationMinX0 == 2
+
+
+def test_dates_go_as_numbers_too():
+    for number in ("19610814", "14081961", "08141961", "610814"):
+        assert "AcquisitionNumber" not in deidentify_header(source(AcquisitionNumber=number), KEY), number
+    assert deidentify_header(source(AcquisitionNumber="61"), KEY).AcquisitionNumber == 61
+
+
+def test_meanings_are_the_standards():
+    view, private = fixtures.code("G-A19C", "4ch, Mrs Huber", "SRT"), fixtures.code("399214001", "Huber", "99HUBER")
+    view.CodingSchemeVersion, view.ViewModifierCodeSequence = "of Huber", [fixtures.code("R-40B0E", "Huber", "SRT")]
+    header = source(
+        ViewCodeSequence=[view, private, fixtures.code("Huber", "Huber"), fixtures.code("Huber", "Huber", "DCM")]
+    )
+    (item,) = deidentify_header(header, KEY).ViewCodeSequence
+    assert (item.CodeValue, item.CodeMeaning, "CodingSchemeVersion" in item) == ("G-A19C", "Four chamber", False)
+    assert "uber" not in str(item)
+
+
+def test_body_part_that_somebody_typed_goes():
+    heart, typed = (fixtures.ultrasound(BodyPartExamined=text) for text in ("HEART", "HEART MRS HUBER"))
+    assert deidentify_header(heart, KEY).BodyPartExamined == "HEART"
+    assert "BodyPartExamined" not in deidentify_header(typed, KEY)
 
 
 def test_values_of_the_wrong_kind_go(tmp_path: Path):
