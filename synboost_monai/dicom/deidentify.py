@@ -7,8 +7,9 @@ time or code that repeats the digits of an ID, a telephone or a birthday goes to
 the copies of one key still hold, and nobody without the key can find the original. Dates move back by a number of days that the key
 gives each patient, or go.
 
-Pixels are decoded and written as grey, uncompressed, black outside the sector, a window at a time: burned-in names are gone, and
-memory does not grow with the clip. A copy's grey values are those that the original's segmentation saw.
+Pixels are decoded and written as grey, uncompressed, black outside the sector, a window at a time: names that are burned in around it are
+gone, and memory does not grow with the clip. Text within the sector stays. Only a clip in which none is found (`sector.has_text`) says
+of itself that its pixels are clean. A copy's grey values are those that the original's segmentation saw.
 
 Why no library: `dicognito` and `dicom-anonymizer` keep the public text elements that they do not know and leave the pixels alone,
 `deid` blanks boxes of known scanners and scrambles ultrasound clips (its issue 228); each holds all pixels in memory.
@@ -46,7 +47,7 @@ from synboost_monai.dicom.objects import (
     value_of,
 )
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.sector import find_sector, sample_indices
+from synboost_monai.dicom.sector import find_sector, has_text, sample_indices
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -159,8 +160,8 @@ def deidentify(
             raise NotUsableError(
                 "too_large", rows=rows, columns=columns, frames=reader.num_frames, limit=MAX_PIXEL_BYTES
             )
+        samples = reader.read_frames(sample_indices(reader.num_frames, rows * columns))
         if sector is None:
-            samples = reader.read_frames(sample_indices(reader.num_frames, rows * columns))
             sector = find_sector(samples, _regions(reader.header, reader.shape))
             if not sector.any():
                 raise NotUsableError("no_sector")
@@ -168,6 +169,7 @@ def deidentify(
         if sector.shape != reader.shape:
             raise ValueError(f"deidentify.py: a sector of {sector.shape} for frames of {reader.shape}")
         _describe_pixels(copy, reader.header, reader.num_frames, reader.shape)
+        _say_what_is_clean(copy, has_text(samples, sector))
 
         def write_tail(file: BinaryIO) -> None:
             file.write(elements.element_header(elements.PIXEL_DATA, "OB", num_bytes + num_bytes % 2))
@@ -183,7 +185,7 @@ def deidentify(
 def deidentify_header(
     header: Dataset, key: bytes, *, dates: str = "shift", keep_characteristics: bool = False
 ) -> Dataset:
-    """The header of a de-identified copy, without pixel data.
+    """The header of a de-identified copy, without pixel data; of pixels it says nothing.
 
     Args:
         header: of the original; it is not changed.
@@ -224,9 +226,8 @@ def deidentify_header(
         _set_lossy_history(copy, header)
         copy.PatientIdentityRemoved = "YES"
         copy.LongitudinalTemporalInformationModified = "MODIFIED" if dates == "shift" else "REMOVED"
-        copy.BurnedInAnnotation = "NO"
-        copy.DeidentificationMethod = ["SynBoost-MONAI, PS3.15 Basic Profile", "pixels: sector alone, grey"]
-        options = [("113100", "Basic Application Confidentiality Profile"), ("113101", "Clean Pixel Data Option")]
+        copy.DeidentificationMethod = "SynBoost-MONAI, PS3.15 Basic Profile"
+        options = [("113100", "Basic Application Confidentiality Profile")]
         if dates == "shift":
             options.append(("113107", "Retain Longitudinal Temporal Information Modified Dates Option"))
         if keep_characteristics:
@@ -554,13 +555,26 @@ def _describe_pixels(copy: Dataset, header: Dataset, num_frames: int, shape: tup
     copy.BitsAllocated, copy.BitsStored, copy.HighBit, copy.PixelRepresentation = 8, 8, 7, 0
     if "NumberOfFrames" in copy or num_frames > 1:
         copy.NumberOfFrames = num_frames
-    copy.BurnedInAnnotation = "NO"
     _set_lossy_history(copy, header)
     if "UltrasoundColorDataPresent" in copy:
         copy.UltrasoundColorDataPresent = 0
     image_type = [str(word) for word in value_of(copy, "ImageType") or ()]
     copy.ImageType = ["DERIVED", *(image_type[1:] or ["PRIMARY"])]
     copy.DerivationDescription = "De-identified: converted to 8-bit grey, black outside the sector"
+
+
+def _say_what_is_clean(copy: Dataset, text_in_sector: bool | None) -> None:
+    """Claim clean pixels only where no text is found within what is shown; what is not known to be clean is told not to be."""
+    is_clean = text_in_sector is False
+    copy.BurnedInAnnotation = "NO" if is_clean else "YES"
+    words = {
+        True: "text in the sector: possible",
+        False: "text in the sector: none found",
+        None: "text in the sector: not known",
+    }
+    copy.DeidentificationMethod = [copy.DeidentificationMethod, "pixels: sector alone, grey", words[text_in_sector]]
+    if is_clean:
+        copy.DeidentificationMethodCodeSequence.insert(1, _code("113101", "Clean Pixel Data Option"))
 
 
 def _code(value: str, meaning: str) -> Dataset:

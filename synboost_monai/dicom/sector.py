@@ -1,4 +1,5 @@
-"""Where the ultrasound sector is in a picture: what lies outside of it may be burned-in text, and no exported picture shows it."""
+"""Where the ultrasound sector is in a picture: what lies outside of it may be burned-in text, and no exported picture shows it. And whether
+text may stand within it, which nothing takes away."""
 
 from __future__ import annotations
 
@@ -21,6 +22,12 @@ LEAST_GREY = 12
 """Of a pixel that is not background, where there is one frame only."""
 LEAST_SHARE = 0.02
 """Of the picture; a smaller sector is not believed."""
+LEAST_SAMPLES = 8
+"""Frames from which on what stands still in a clip is told from what moves."""
+STROKE_PIXELS, STROKE_LENGTH = 4, 4
+"""Width and length of a stroke of a letter: it stands out from what is up to so many pixels left and right of it, over so many rows."""
+STROKE_CONTRAST, STROKE_STEADINESS = 5.0, 1.5
+"""Grey levels by which a stroke stands out in the mean of the frames, and how many times its own standard deviation over time that is."""
 
 
 def sample_indices(num_frames: int, num_pixels: int = 1) -> list[int]:
@@ -82,6 +89,43 @@ def find_sector(frames: NDArray[Any], within: NDArray[np.bool_] | None = None) -
         return empty
     hull = _convex_hull(piece)
     return hull if within is None else hull & within
+
+
+def has_text(frames: NDArray[Any], sector: NDArray[np.bool_]) -> bool | None:
+    """Whether there may be text within the sector: strokes at the same place in every frame, while tissue and its speckle move.
+
+    Only strokes that go up and down count, which all writing has; reverberations of the probe, which stand still too, lie flat. Faint or
+    tiny text, and text that only some of the frames show, is not found (docs/hospital.md has figures).
+
+    Args:
+        frames: (T, H, W) grey, samples from the whole clip.
+        sector: (H, W), what is shown.
+    Returns:
+        True: there are such strokes (text, marks, a picture that stands still); False: there are none; None: too few frames to tell.
+    """
+    from scipy import ndimage
+
+    if len(frames) < LEAST_SAMPLES or not moves(frames):
+        return None
+    total, squares = np.zeros((2, *frames.shape[1:]), np.float32)
+    for frame in frames:  # one at a time: as numbers with a fraction all together would be large
+        total += frame
+        squares += frame.astype(np.float32) ** 2
+    mean = total / len(frames)
+    deviation = np.sqrt(np.maximum(squares / len(frames) - mean**2, 0))
+    contrast = np.maximum(_ridge(mean), _ridge(-mean))  # bright strokes, and dark ones
+    is_stroke = (contrast >= STROKE_CONTRAST) & (contrast >= STROKE_STEADINESS * deviation)
+    is_stroke &= ndimage.binary_erosion(sector, iterations=2)  # its own edge stands still
+    return bool(ndimage.binary_opening(is_stroke, np.ones((STROKE_LENGTH, 1))).any())
+
+
+def _ridge(picture: NDArray[np.float32]) -> NDArray[np.float32]:
+    """By how much each pixel is above the lowest one near it on the left, and on the right; the smaller of the two."""
+    sides = []
+    for sign in (1, -1):
+        lowest = np.minimum.reduce([np.roll(picture, sign * step, axis=1) for step in range(1, STROKE_PIXELS + 1)])
+        sides.append(picture - lowest)
+    return np.minimum(*sides)
 
 
 def _convex_hull(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

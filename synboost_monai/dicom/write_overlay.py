@@ -1,7 +1,7 @@
 """A clip with the outlines of its label maps as DICOM Secondary Capture, the sector alone: everything outside is black.
 
-Nothing of the source's picture but its sector is shown, so no burned-in text; the frames are grey, the outlines have the structures'
-colours. Pixels are lossless: as they are while the object is small, RLE beyond.
+Nothing of the source's picture but its sector is shown, so no text that is burned in around it; an object whose sector may hold text says
+so. The frames are grey, the outlines have the structures' colours. Pixels are lossless: as they are while the object is small, RLE beyond.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def write_overlay(
     series_number: int = SERIES_NUMBER,
     instance_number: int = 1,
     description: str = "Left heart, outlined by a neural network",
+    has_text: bool | None = None,
 ) -> str:
     """Write frames of an ultrasound object with outlines.
 
@@ -81,6 +82,7 @@ def write_overlay(
         series_number: of the overlay's series, which it has for itself.
         instance_number: within this series.
         description: of the series.
+        has_text: whether text may stand within the sector (`sector.has_text`); None: nobody has looked.
     Returns:
         The SOP Instance UID.
     Raises:
@@ -105,6 +107,7 @@ def write_overlay(
         )
         if len(numbers) > 1:
             _set_frame_times(dataset, frame_times_ms, numbers)
+        dataset.BurnedInAnnotation = "NO" if has_text is False else "YES"
     pictures = _pictures(windows, sector, len(numbers))
 
     def write_tail(file: BinaryIO) -> None:
@@ -258,7 +261,6 @@ def _describe(
         )[:1024],
         "SourceImageSequence": [reference],
         "ImageComments": "Outlined by software, not verified by a physician",
-        "BurnedInAnnotation": "NO",
         "SamplesPerPixel": 3,
         "PhotometricInterpretation": "RGB",
         "PlanarConfiguration": 0,

@@ -87,7 +87,13 @@ def _overview(rows: Sequence[Mapping[str, Any]], studies: Sequence[Mapping[str, 
         "outcomes", "Files by outcome", frame, note="Every file of the input once; ledger.csv has a line for each."
     )
     num_review = sum(study["verdict"] == "review" for study in studies)
+    clips = [clip for study in studies for clip in study["clips"]]
+    num_texts = sum(clip.get("text_in_sector") != "none found" for clip in clips)
     return [
+        Text(
+            f"{num_texts} of {len(clips)} clips may show text within the sector, such as a name: a person should look before pictures or "
+            "copies of them are given away (text_in_sector in measurements.json)."
+        ),
         Text(f"{num_review} of {len(studies)} studies need review: a person should look before any number is used."),
         ReportTable(table, groups=["outcome"]),
     ]

@@ -47,6 +47,7 @@ def study_results(
     instances: Mapping[str, str],
     problems: Mapping[str, str],
     measures: Sequence[StudyMeasure],
+    texts: Mapping[str, bool | None] | None = None,
 ) -> dict[str, Any]:
     """All that is known of a study, ready for JSON; frames are numbered from 1, as in DICOM.
 
@@ -58,7 +59,9 @@ def study_results(
         instances: name of a clip -> its SOP Instance UID.
         problems: name of a clip -> code of what is wrong with its calibration.
         measures: of the study.
+        texts: name of a clip -> whether text may stand within its sector; None where that cannot be told.
     """
+    texts = texts or {}
     used = {name for measure in measures for name, _ in measure.sources}
     reasons = [f"clip {name}: {reason}" for name in sorted(used) for reason in clips[name].reasons]
     doubts = [f"{METHODS[m.method][0]}: {w}" for m in measures for w in m.warnings if w != NEEDS_REVIEW]
@@ -74,7 +77,8 @@ def study_results(
         "reasons": told,
         "measures": [_measure(m) for m in measures],
         "clips": [
-            _clip(name, clips[name], instances[name], problems.get(name), name in used) for name in sorted(clips)
+            _clip(name, clips[name], instances[name], problems.get(name), name in used, texts.get(name))
+            for name in sorted(clips)
         ],
     }
 
@@ -145,7 +149,9 @@ def _measure(m: StudyMeasure) -> dict[str, Any]:
     }
 
 
-def _clip(name: str, clip: SegmentedClip, instance: str, problem: str | None, is_measured: bool) -> dict[str, Any]:
+def _clip(
+    name: str, clip: SegmentedClip, instance: str, problem: str | None, is_measured: bool, has_text: bool | None
+) -> dict[str, Any]:
     beat = clip.beat
     return {
         "clip": name,
@@ -154,6 +160,7 @@ def _clip(name: str, clip: SegmentedClip, instance: str, problem: str | None, is
         "num_frames": clip.facts.num_frames,
         "spacing_mm": None if clip.facts.spacing_mm is None else [round(s, 6) for s in clip.facts.spacing_mm],
         "calibration_problem": problem,
+        "text_in_sector": {True: "possible", False: "none found", None: "not known"}[has_text],
         "view": clip.view,
         "view_source": clip.view_source,
         "view_confidence": {view: round(value, 4) for view, value in clip.view_confidence.items()},

@@ -29,7 +29,7 @@ from synboost_monai.dicom.objects import Provenance
 from synboost_monai.dicom.read import ClipFacts
 from synboost_monai.dicom.reasons import REASONS, NotUsableError
 from synboost_monai.dicom.scan import ScannedFile, check_unchanged, short_hash
-from synboost_monai.dicom.sector import find_sector, sample_indices
+from synboost_monai.dicom.sector import find_sector, has_text, sample_indices
 from synboost_monai.dicom.worker import ReaderPool
 from synboost_monai.dicom.write_overlay import write_overlay, write_overlay_png
 from synboost_monai.dicom.write_seg import write_segmentation
@@ -100,6 +100,8 @@ class _Segmented:
     """Of the file, or of its de-identified copy."""
     clip: SegmentedClip
     outputs: list[str] = field(default_factory=list)
+    has_text: bool | None = None
+    """Whether text may stand within its sector; None where that cannot be told."""
 
 
 class StudyProcessor:
@@ -250,9 +252,11 @@ class StudyProcessor:
         shape = facts.region.rows, facts.region.columns
         is_region = facts.calibration_problem is None or shape != (facts.rows, facts.columns)
         within = np.ones(shape, bool) if is_region else None  # a region of the header: no text around the sector
-        sector = find_sector(np.concatenate(list(read(sample_indices(facts.num_frames, shape[0] * shape[1])))), within)
+        samples = np.concatenate(list(read(sample_indices(facts.num_frames, shape[0] * shape[1]))))
+        sector = find_sector(samples, within)
         if not sector.any():
             return  # nothing may be shown
+        found.has_text = has_text(samples, sector)
         for index in clip.frames:
             frame = np.concatenate(list(read([index])))[0]
             path = folder / f"frame_{found.name}_{index + 1}.png"
@@ -273,6 +277,7 @@ class StudyProcessor:
             provenance=self.provenance,
             spacing_mm=facts.spacing_mm,
             frame_times_ms=None if times is None or not is_all else times,
+            has_text=found.has_text,
         )
         found.outputs.append(self._relative(path))
 
@@ -309,6 +314,7 @@ class StudyProcessor:
             instances,
             problems,
             measures,
+            {found.name: found.has_text for found in segmented},
         )
         paths = write_results(results, folder)
         classes = {name: (str(header.SOPClassUID), instances[name]) for name, header in headers.items()}

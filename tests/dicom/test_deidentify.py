@@ -71,6 +71,61 @@ def test_pixels_are_the_sectors_alone(tmp_path: Path, path: Path):
     np.testing.assert_array_equal(pydicom.dcmread(tmp_path / "given.dcm").pixel_array, np.where(SECTOR, CLIP, 0))
 
 
+def lettered(
+    frames: np.ndarray, text: str, size: int, place: tuple[int, int], grey: int, opacity: float = 1.0
+) -> np.ndarray:
+    """Frames with a text at a place (column, row) burned in."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    canvas = Image.new("L", frames.shape[:0:-1])
+    ImageDraw.Draw(canvas).text(place, text, fill=255, font=ImageFont.load_default(size))
+    share = np.asarray(canvas) / 255 * opacity
+    return (frames * (1 - share) + grey * share).round().astype(np.uint8)
+
+
+def claims(path: Path) -> tuple[str, bool]:
+    """What a copy says of burned-in annotation, and whether it calls its pixels clean."""
+    dataset = pydicom.dcmread(path, stop_before_pixels=True)
+    codes = [item.CodeValue for item in dataset.DeidentificationMethodCodeSequence]
+    return dataset.BurnedInAnnotation, "113101" in codes
+
+
+@pytest.mark.parametrize("place", [(62, 60), (70, 80), (84, 30)])
+@pytest.mark.parametrize(("size", "grey", "opacity"), [(10, 255, 1), (14, 0, 1), (18, 160, 1), (24, 255, 0.6)])
+def test_text_within_the_sector_is_not_called_clean(tmp_path: Path, place, size: int, grey: int, opacity: float):
+    frames = lettered(fixtures.moving_clip(24), "OTTO", size, place, grey, opacity)
+    path = fixtures.save_source(fixtures.ultrasound(*frames.shape), frames, tmp_path / "a.dcm")
+    deidentify(path, tmp_path / "copy.dcm", KEY)
+    assert claims(tmp_path / "copy.dcm") == ("YES", False)
+
+
+def test_pixels_that_cannot_be_judged_are_not_called_clean(tmp_path: Path):
+    for number, num_frames in enumerate((1, 7, 8)):
+        path = tmp_path / f"{number}.dcm"
+        fixtures.save_source(fixtures.ultrasound(*CLIP[:num_frames].shape), CLIP[:num_frames], path)
+        deidentify(path, tmp_path / "copy.dcm", KEY)
+        assert claims(tmp_path / "copy.dcm") == (("NO", True) if num_frames == 8 else ("YES", False))
+    frozen = np.repeat(CLIP[:1], 12, axis=0)
+    path = fixtures.save_source(fixtures.ultrasound(*frozen.shape), frozen, tmp_path / "frozen.dcm")
+    deidentify(path, tmp_path / "copy.dcm", KEY)
+    assert claims(tmp_path / "copy.dcm") == ("YES", False)
+
+
+@pytest.mark.skipif(fixtures.real_clip() is None, reason="pydicom-data is not installed")
+def test_text_in_a_real_clip():
+    from synboost_monai.dicom.decode import frame_reader
+    from synboost_monai.dicom.limits import Limits
+    from synboost_monai.dicom.sector import find_sector, has_text, sample_indices
+
+    with frame_reader(fixtures.real_clip(), limits=Limits()) as reader:
+        frames = reader.read_frames(sample_indices(reader.num_frames, 480 * 640))
+    assert has_text(frames, find_sector(frames)) is False
+    for size, grey, opacity in ((9, 255, 1), (12, 160, 1), (16, 90, 1), (24, 255, 0.3), (48, 255, 1)):
+        for place in ((300, 150), (230, 280)):  # in the ventricle, and over tissue
+            found = lettered(frames, "Otto Q., 1961", size, place, grey, opacity)
+            assert has_text(found, find_sector(found)) is True, (size, grey, opacity, place)
+
+
 def test_what_a_study_needs_is_still_there(tmp_path: Path, path: Path):
     deidentify(path, tmp_path / "copy.dcm", KEY)
     dataset = pydicom.dcmread(tmp_path / "copy.dcm")
@@ -361,3 +416,4 @@ def test_a_real_clip(tmp_path: Path):
     frames = dataset.pixel_array
     assert frames.shape == (120, 480, 640) and not frames[:, :40, :80].any() and not frames[:, :, 600:].any()
     assert frames[:, 200, 300].any() and dataset.LossyImageCompression == "01"
+    assert claims(tmp_path / "copy.dcm") == ("NO", True)

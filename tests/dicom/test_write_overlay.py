@@ -46,7 +46,12 @@ def test_pixels_come_back_black_outside_and_outlined_inside(tmp_path: Path, comp
     np.testing.assert_array_equal(pictures[:, 55, 80], np.repeat(CLIP[:, 55, 80, None], 3, axis=1))  # within: untouched
     for structure, (y, x) in zip(STRUCTURES, [(40, 75), (30, 80), (99, 80)]):
         assert tuple(pictures[3, y, x]) == structure.colour
-    assert (dataset.BurnedInAnnotation, dataset.ConversionType, dataset.Modality) == ("NO", "WSD", "US")
+    assert (dataset.ConversionType, dataset.Modality) == ("WSD", "US")
+
+
+@pytest.mark.parametrize(("has_text", "claim"), [(None, "YES"), (True, "YES"), (False, "NO")])
+def test_no_text_is_claimed_only_where_somebody_has_looked(tmp_path: Path, has_text: bool | None, claim: str):
+    assert pydicom.dcmread(write(tmp_path / "o.dcm", has_text=has_text)).BurnedInAnnotation == claim
 
 
 @needs_dciodvfy
