@@ -27,6 +27,8 @@ TIMEOUT_S = 60.0
 """Seconds without an answer after which a download counts as broken."""
 _BLOCK_BYTES = 1 << 20
 """Bytes that are read at a time."""
+_MAX_BYTES = 4_000_000_000
+"""Of a file whose exact size is not known here: the largest of the table has 2.6 GB."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class PublicWeights:
     """Of the file, as its publisher states it; None: not known here."""
     url: str | None = None
     """Of the file itself; None: it has no address that a program can fetch from."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Bytes after which a download is stopped."""
+        return _MAX_BYTES if self.num_bytes is None else self.num_bytes
 
     @property
     def how(self) -> str:
@@ -213,6 +220,7 @@ def find_weights(name: str) -> PublicWeights:
 def get_weights(name: str, output: str | os.PathLike[str], sha256: str | None = None) -> Path:
     """Fetch published weights, checked by size and SHA-256; the one function of the project that opens a connection.
 
+    Bytes are counted as they come, whatever the server says of their number: no more than the entry's size, or 4 GB, reach the disk.
     An interrupted download goes on where it was, if the server allows that. Proxies come from the environment, as urllib reads it.
 
     Args:
@@ -239,6 +247,8 @@ def get_weights(name: str, output: str | os.PathLike[str], sha256: str | None = 
     path.parent.mkdir(parents=True, exist_ok=True)
     print(f"{entry.title}\nlicence: {entry.licence}\npage: {entry.page}\nsize: {entry.size}", flush=True)
     partial = path.with_name(f".{path.name}.partial")
+    if partial.is_symlink() or (partial.exists() and not partial.is_file()):
+        raise ValueError(f"{partial} is there already and is no plain file; remove it")
     _download(entry, partial, path)
     found = sha256_of(partial)
     if found != expected:
@@ -269,7 +279,7 @@ def _download(entry: PublicWeights, partial: Path, path: Path) -> None:
 
     assert entry.url is not None
     start = partial.stat().st_size if partial.exists() else 0
-    if entry.num_bytes is not None and start >= entry.num_bytes:
+    if start >= entry.max_bytes:
         if start == entry.num_bytes:
             return  # only the check was interrupted
         partial.unlink()
@@ -284,12 +294,19 @@ def _download(entry: PublicWeights, partial: Path, path: Path) -> None:
                 raise ValueError(
                     f"{entry.url} has {total:,} bytes, expected {entry.num_bytes:,}: it is another file; see {entry.page}"
                 )
+            if total is not None and total > entry.max_bytes:
+                partial.unlink(missing_ok=True)
+                raise ValueError(_too_long(entry))
             bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=entry.name, dynamic_ncols=True)
-            with bar, open(partial, "ab" if goes_on else "wb") as file:
+            with bar, open(partial, "ab" if goes_on else "wb", opener=_open_here) as file:
+                num_found = start
                 while block := response.read(_BLOCK_BYTES):
+                    num_found += len(block)
+                    if num_found > entry.max_bytes:
+                        partial.unlink()
+                        raise ValueError(_too_long(entry))
                     file.write(block)
                     bar.update(len(block))
-                num_found = file.tell()
             if total is not None and num_found < total:
                 raise http.client.IncompleteRead(b"", total - num_found)
     except urllib.error.HTTPError as error:
@@ -311,12 +328,35 @@ def _download(entry: PublicWeights, partial: Path, path: Path) -> None:
         ) from error
 
 
+def _too_long(entry: PublicWeights) -> str:
+    """What is said of an answer that has more bytes than any file of the entry."""
+    return f"{entry.url} has more than {entry.max_bytes:,} bytes: it is another file, and nothing of it is kept; see {entry.page}"
+
+
+def _open_here(path: str, flags: int) -> int:
+    """`open`'s opener: not through a symbolic link."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows an answer that names another address, but from https only to https."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """The request for another address.
+
+        Raises:
+            ValueError: if that is less safe than the first.
+        """
+        if urlsplit(newurl).scheme not in ("https", urlsplit(req.full_url).scheme):
+            raise ValueError(f"{req.full_url} leads to {newurl}, which is not https; nothing is fetched from there")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _open(url: str, start: int) -> Any:
     """An open answer for `url` from byte `start` on, or from 0 where the server cannot go on there."""
     headers = {"User-Agent": f"synboost-monai/{__version__}"}
-    opener = (
-        urllib.request.build_opener()
-    )  # reads the proxies of the environment now; urlopen remembers those of its first call
+    # made anew: it reads the proxies of the environment now, and urlopen remembers those of its first call
+    opener = urllib.request.build_opener(_SafeRedirects)
     if start:
         try:
             request = urllib.request.Request(url, headers={**headers, "Range": f"bytes={start}-"})

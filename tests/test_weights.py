@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,9 @@ class FileServer(http.server.ThreadingHTTPServer):
         self.requests: list[tuple[str, str | None]] = []
         self.takes_ranges = True
         self.breaks_after: int | None = None
+        self.says_length = True
+        self.num_copies = 1
+        self.leads_to: str | None = None
         self.content = CONTENT
 
     @property
@@ -43,6 +48,11 @@ class Answer(http.server.BaseHTTPRequestHandler):
         asked = self.headers.get("Range")
         self.server.requests.append((self.path, asked))
         content, start = self.server.content, 0
+        if self.server.leads_to is not None:
+            self.send_response(302)
+            self.send_header("Location", self.server.leads_to)
+            self.end_headers()
+            return
         if not self.path.endswith("/model.bin"):
             self.send_error(404)
             return
@@ -55,10 +65,14 @@ class Answer(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(content) - start))
+        if self.server.says_length:
+            self.send_header("Content-Length", str(len(content) * self.server.num_copies - start))
         self.end_headers()
         end = len(content) if self.server.breaks_after is None else start + self.server.breaks_after
         self.wfile.write(content[start:end])
+        with contextlib.suppress(OSError):  # the other side has had enough
+            for _ in range(1, self.server.num_copies):
+                self.wfile.write(content)
 
     def log_message(self, *args: object) -> None:
         pass
@@ -198,6 +212,45 @@ def test_file_of_another_size_is_not_begun(server: FileServer, tmp_path: Path) -
     with pytest.raises(ValueError, match="has 1,048,575 bytes, expected 1,048,576: it is another file"):
         get_weights("made-up", tmp_path / "model.bin")
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("num_bytes", [len(CONTENT), None])
+@pytest.mark.parametrize("says_length", [True, False])
+def test_download_ends_at_the_size_of_the_file(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says_length: bool, num_bytes: int | None
+) -> None:
+    monkeypatch.setattr(weights, "_MAX_BYTES", 2 * len(CONTENT))
+    tell(monkeypatch, url=server.url, num_bytes=num_bytes)
+    server.says_length, server.num_copies = says_length, 100
+    with pytest.raises(ValueError, match=r"has (more than )?[\d,]+ bytes.*: it is another file") as error:
+        get_weights("made-up", tmp_path / "model.bin")
+    assert "\n" not in str(error.value) and left(tmp_path) == []
+    server.num_copies = 1
+    assert get_weights("made-up", tmp_path / "model.bin").read_bytes() == CONTENT
+
+
+def test_rest_behind_a_link_is_not_written(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".model.bin.partial").symlink_to("mine")
+    with pytest.raises(ValueError, match="partial is there already and is no plain file"):
+        get_weights("made-up", tmp_path / "model.bin")
+    assert (tmp_path / "mine").read_text() == "mine" and server.requests == []
+
+
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1/model.bin", "file:///etc/hostname"])
+def test_address_that_leads_elsewhere_is_not_followed(server: FileServer, tmp_path: Path, address: str) -> None:
+    server.leads_to = address
+    with pytest.raises(ValueError, match="leads to .*, which is not https|is not allowed"):
+        get_weights("made-up", tmp_path / "model.bin")
+    assert left(tmp_path) == []
+
+
+def test_https_leads_to_https_alone() -> None:
+    request = urllib.request.Request("https://weights.invalid/model.bin")
+    follow = weights._SafeRedirects().redirect_request
+    assert follow(request, None, 302, "Found", {}, "https://other.invalid/a").full_url == "https://other.invalid/a"
+    with pytest.raises(ValueError, match="leads to http://other.invalid/a, which is not https"):
+        follow(request, None, 302, "Found", {}, "http://other.invalid/a")
 
 
 def test_other_file_in_the_way_stays(server: FileServer, tmp_path: Path) -> None:
