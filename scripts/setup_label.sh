@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the environment that MONAI Label needs, or does nothing if it is up to date: `synboost label` runs from it.
-# An environment of its own, since MONAI Label wants numpy 1 and pydicom 2. An interrupted installation goes on after torch, its longest part.
+# An environment of its own, since MONAI Label wants numpy 1 and pydicom 2, which setup.cfg refuses: the package comes without its list here.
+# An interrupted installation goes on after torch, its longest part.
 #
 #   bash scripts/setup_label.sh            makes it
 #   bash scripts/setup_label.sh --check    and then checks a real server in it: scripts/check_label.py, with the arguments that follow
@@ -34,12 +35,13 @@ fingerprint() {
     cat "$ROOT/setup.cfg" "$ROOT/pyproject.toml" "$ROOT/constraints.txt" "$REQUIREMENTS" | cksum
 }
 
-# The project's pins, without those of packages that the requirements of MONAI Label pin themselves.
+# The project's pins and its requirements, without those of packages that the requirements of MONAI Label pin themselves.
 write_constraints() {
     local pinned
     pinned="$(sed -nE 's/^([A-Za-z0-9._-]+)==.*/\1/p' "$REQUIREMENTS" | paste -sd '|' -)"
     grep -viE "^(${pinned:-none})==" "$ROOT/constraints.txt" >"$VENV/constraints.txt"
     grep -E '^[A-Za-z0-9._-]+==' "$REQUIREMENTS" >>"$VENV/constraints.txt"
+    sed -n '/^install_requires =/,/^$/s/^    //p' "$ROOT/setup.cfg" | grep -viE "^(${pinned:-none})[^A-Za-z0-9._-]" >"$VENV/requirements.txt"
 }
 
 install() {
@@ -89,11 +91,11 @@ make_environment() {
         ls "$(dirname "$VENV"/lib/python*/site-packages/torch)" >"$VENV/.torch.new"
         mv "$VENV/.torch.new" "$VENV/.torch"
     fi
-    echo "Installing SynBoost and what MONAI Label needs (2 of 3) ..." >&2
-    install -c "$VENV/constraints.txt" -r "$REQUIREMENTS" -e "$ROOT"
-    echo "Installing MONAI Label (3 of 3) ..." >&2
+    echo "Installing what SynBoost and MONAI Label need (2 of 3) ..." >&2
+    install -c "$VENV/constraints.txt" -r "$REQUIREMENTS" -r "$VENV/requirements.txt"
+    echo "Installing SynBoost and MONAI Label (3 of 3) ..." >&2
     # Without their own requirements: torchvision, SAM 2 and others that bundles do not use, and a jsonschema too old for the rest.
-    install --no-deps "monailabel==$RELEASE" "pydicom-seg==0.4.1"
+    install --no-deps "monailabel==$RELEASE" "pydicom-seg==0.4.1" -e "$ROOT"
     "$PYTHON" -c 'from synboost_monai.label.versions import check_versions; check_versions()'
     tell_of_newer_release
     fingerprint >"$VENV/.stamp.new"

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import synboost_monai
 from synboost_monai.__main__ import main
@@ -58,10 +60,84 @@ def test_torch_is_pinned_first_and_torchvision_never_asked_for() -> None:
 def test_every_requirement_is_pinned() -> None:
     pins = {re.split("==", line)[0] for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()}
     asked = lines("options", "install_requires")
-    for extra in ("experiments", "weights", "dicom", "export", "demo", "docs", "dev"):
+    for extra in (
+        "experiments",
+        "weights",
+        "lora",
+        "dicom",
+        "jpeg-lossless",
+        "ray",
+        "listen",
+        "export",
+        "demo",
+        "docs",
+        "dev",
+    ):
         asked += lines("options.extras_require", extra)
     names = {re.split(r"[\[><=;]", line)[0].strip().lower().replace("_", "-") for line in asked}
-    assert names - pins == set()
+    assert names - pins == {"synboost-monai"}  # an extra that has another
+
+
+def requirements() -> list[Requirement]:
+    """Every requirement of setup.cfg with a lower bound."""
+    asked = lines("options", "install_requires")
+    for extra in SETUP["options.extras_require"]:
+        asked += lines("options.extras_require", extra)
+    found = [Requirement(line) for line in asked]
+    return [requirement for requirement in found if bound_of(requirement) is not None]
+
+
+def bound_of(requirement: Requirement) -> str | None:
+    return next((part.version for part in requirement.specifier if part.operator in (">=", "==")), None)
+
+
+def table_of_security(title: str) -> list[list[str]]:
+    """Rows of the first table under a title of SECURITY.md."""
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8").split(f"# {title}\n", 1)[1]
+    rows = re.search(r"\n\|---.*\n((?:\|.*\n)+)", text)
+    assert rows is not None
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[1].splitlines()]
+
+
+def pins_of(python: str) -> dict[str, Version]:
+    """What the tests ran with on a release of Python."""
+    rows = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(row) for row in rows if row and not row.startswith("#")]
+    return {pin.name.lower(): Version(str(bound_of(pin))) for pin in pins if holds(pin, python)}
+
+
+def holds(requirement: Requirement, python: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"python_version": python})
+
+
+def older_than_tested() -> set[str]:
+    """Requirements whose bound is older, by its first two numbers, than what the tests ran with on each Python that asks for them."""
+    pins = {python: pins_of(python) for python in ("3.10", "3.11")}
+    found = set()
+    for requirement in requirements():
+        name, bound = requirement.name.lower(), Version(str(bound_of(requirement)))
+        tested = [pins[python][name] for python in pins if name in pins[python] and holds(requirement, python)]
+        if tested and (bound.major, bound.minor) < min((pin.major, pin.minor) for pin in tested):
+            found.add(requirement.name)
+    return found
+
+
+def test_bounds_older_than_what_the_tests_ran_with_have_a_reason() -> None:
+    reasons = [name for row in table_of_security("Bounds below what the tests ran with") for name in row[0].split(", ")]
+    assert len(set(reasons)) == len(reasons)
+    assert set(reasons) == older_than_tested()
+
+
+def test_bounds_are_those_that_were_checked_for_advisories() -> None:
+    builds = re.findall(r"(setuptools)>=([0-9.]+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    bounds = {requirement.name: {str(bound_of(requirement))} for requirement in requirements()}
+    bounds |= {name: {bound} for name, bound in builds}
+    for requirement in requirements():  # in each extra the same
+        bounds[requirement.name].add(str(bound_of(requirement)))
+    checked = table_of_security("What was checked, and when")
+    assert {row[0]: {row[1]} for row in checked} == {row[0]: bounds[row[0]] for row in checked} and len(checked) > 15
+    for name, bound in {"monai": "1.6.1", "pydicom": "3.0.2"}.items():
+        assert bounds[name] == {bound}
 
 
 def test_versions_agree() -> None:

@@ -56,8 +56,10 @@ def test_installs_once_torch_first_and_monai_label_alone(clone: Path):
     )
     assert asked[0].startswith("-m venv ")
     assert asked[1].endswith("/constraints.txt torch")
-    assert "-r" in asked[2] and asked[2].endswith(f"-e {clone}")
-    assert "--no-deps monailabel==0.8.5" in asked[3]
+    assert asked[2].endswith(f"-r {clone}/scripts/label_requirements.txt -r {clone}/.venv_label/requirements.txt")
+    needed = (clone / ".venv_label/requirements.txt").read_text(encoding="utf-8").split()
+    assert "monai>=1.6.1" in needed and not [line for line in needed if line.startswith(("pydicom", "numpy"))]
+    assert "--no-deps monailabel==0.8.5" in asked[3] and asked[3].endswith(f"-e {clone}")
     assert "check_versions" in asked[4] and asked[5] == "-m pip index versions monailabel"
     assert done.stderr.count("\n") == 3 and call(clone)[1] == []
 
