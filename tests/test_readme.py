@@ -339,5 +339,12 @@ def test_bundles_of_the_table_exist() -> None:
 
 
 def test_files_that_are_named_exist() -> None:
-    for name in ("LICENSE", "CITATION.cff", "synboost_monai/prompts/NOTICE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"):
+    for name in (
+        "LICENSE",
+        "CITATION.cff",
+        "synboost_monai/prompts/NOTICE",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+    ):
         assert (ROOT / name).is_file(), name

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -409,12 +410,14 @@ class ShapeModel:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such shape model; synboost label-maps writes one")
         try:
+            _check_size(path)
             with np.load(path, allow_pickle=False) as content:
                 arrays = {name: content[name] for name in content.files}
             facts = json.loads(str(arrays["facts"]))
             is_ours = facts["format"] == _FORMAT and arrays["mean"].shape == (_NUM_NUMBERS,)
         except Exception as error:  # numpy raises many kinds for a file that is no archive
-            raise ValueError(f"{path}: not a shape model ({error}); make it again with synboost label-maps") from error
+            reason = "it holds code" if "pickle" in str(error) else (str(error).splitlines() or ["damaged"])[0]
+            raise ValueError(f"{path}: not a shape model ({reason}); make it again with synboost label-maps") from None
         if not is_ours:
             raise ValueError(f"{path}: a shape model of other landmarks; make it again with synboost label-maps")
         classes = tuple((view, phase) for view, phase in facts["classes"])
@@ -438,6 +441,16 @@ class ShapeModel:
         )
 
 
+def _check_size(path: Path) -> None:
+    """Refuse an archive that unpacks to more than any shape model has."""
+    with zipfile.ZipFile(path) as archive:
+        num_bytes = sum(entry.file_size for entry in archive.infolist())
+    if num_bytes > _MAX_BYTES:
+        raise ValueError(f"it unpacks to {num_bytes:,} bytes, and no shape model has more than {_MAX_BYTES:,}")
+
+
+_MAX_BYTES = 1_000_000_000
+"""Unpacked; the sectors of ten thousand label maps of 1,000 rows have less than a tenth of it."""
 _NO_VARIANCE = 1e-12
 """Variance of a mode that is only rounding; the ventricle's radius is 1."""
 _MIN_AXIS = 1e-3

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from synboost_monai.data import shape_model
 from synboost_monai.data.heart_landmarks import (
     ATRIUM,
     ENDOCARDIUM,
@@ -317,11 +319,22 @@ def test_a_saved_model_draws_the_same(cases, tmp_path: Path):
     )
 
 
-def test_bad_files_and_few_cases_are_refused(cases, tmp_path: Path):
+def test_bad_files_and_few_cases_are_refused(cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(FileNotFoundError, match="no such shape model"):
         ShapeModel.load(tmp_path / "none.npz")
     (tmp_path / "bad.npz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match="not a shape model"):
+        ShapeModel.load(tmp_path / "bad.npz")
+    np.savez(tmp_path / "bad.npz", facts=np.array([{"format": 1}], dtype=object))
+    with pytest.raises(ValueError, match=r"not a shape model \(it holds code\)"):
+        ShapeModel.load(tmp_path / "bad.npz")
+    with (
+        zipfile.ZipFile(tmp_path / "bad.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("mean.npy", "w") as file,
+    ):
+        file.write(bytes(2_000_000))
+    monkeypatch.setattr(shape_model, "_MAX_BYTES", 1_000_000)
+    with pytest.raises(ValueError, match="unpacks to 2,000,000 bytes, and no shape model has more than 1,000,000"):
         ShapeModel.load(tmp_path / "bad.npz")
     with pytest.raises(ValueError, match="4 usable label maps; a shape model needs at least 5"):
         ShapeModel.fit(cases[:4])
