@@ -15,7 +15,7 @@ NEEDED: Mapping[str, tuple[tuple[int, ...] | None, tuple[int, ...] | None, str]]
     "pydicom": ((2, 4, 5), (3,), "pydicom-seg, which MONAI Label imports, breaks with 3"),
     "pydicom-seg": (None, None, "MONAI Label imports it when it starts"),
     "monai": ((1, 6, 1), None, "bundles are read by it, and older ones have known faults"),
-    "torch": ((2, 8), None, "the segmenters run in it"),
+    "torch": ((2, 12, 1), None, "the segmenters run in it, and older ones have known faults"),
 }
 """Distribution -> (lowest version, first version that is too new, why)."""
 PYTHON = ((3, 10), (3, 13))
