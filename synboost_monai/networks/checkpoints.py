@@ -1,7 +1,7 @@
 """Checkpoint files: read the tensors that they hold, and run nothing of what comes with them.
 
 Every file of weights passes `read_checkpoint`: PyTorch's own files by its restricted loader, safetensors, and TorchScript archives by
-`torchscript.py`. Records may not inflate, so that nothing takes more memory than the file has bytes.
+`torchscript.py`. Records may not inflate, and pickles may not be long: tensors stand beside them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .torchscript import MAX_PICKLE_BYTES, Refusal, read_record, read_torchscript
+from .torchscript import Refusal, read_record, read_torchscript
 
 _NO_CHECKPOINTS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs.", "a pointer of Git LFS: run `git lfs pull` in the repository that it comes from"),
@@ -37,6 +37,10 @@ _NO_CHECKPOINTS: tuple[tuple[bytes, str], ...] = (
 _HEAD_BYTES = 1024
 """Bytes of a file's begin that say what it is."""
 _ZIP = b"PK\x03\x04"
+_MAX_PICKLE_BYTES = 1 << 24
+"""Of the names and shapes of a checkpoint's tensors, which stand beside: those of a hundred thousand."""
+_MAX_OPERATIONS = 4_000_000
+"""Of the pickles in a file of before PyTorch 1.6, for the same reason; a tensor takes about thirty."""
 _NUM_PICKLES = 4
 """Of a file of before PyTorch 1.6: magic number, version, facts of the machine, content."""
 
@@ -121,8 +125,22 @@ def _content(path: Path, head: bytes, num_bytes: int, is_mapped: bool) -> Any:
             _check_records(archive, num_bytes)
             if _has_code(archive):
                 return read_torchscript(archive)
+    else:
+        _check_pickles(path)
     with torch.serialization.safe_globals(_numpy_scalars()):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and is_mapped)
+
+
+def _check_pickles(path: Path) -> None:
+    """Refuse a file of before PyTorch 1.6 whose pickles are longer than names and shapes need; nothing of them is run."""
+    with open(path, "rb") as file:
+        operations = itertools.chain.from_iterable(pickletools.genops(file) for _ in range(_NUM_PICKLES))
+        try:
+            is_long = any(number > _MAX_OPERATIONS for number, _ in enumerate(operations))
+        except Exception:  # no pickle, or a damaged one: PyTorch's reader says so
+            return
+    if is_long:
+        raise Refusal(f"its pickle has more than {_MAX_OPERATIONS:,} operations, which no names of tensors need")
 
 
 def _reason(error: Exception, path: Path, head: bytes) -> str:
@@ -167,10 +185,10 @@ def _pickle_in(path: Path, head: bytes) -> bytes:
     """The begin of a file, or the pickle in an archive."""
     if not head.startswith(_ZIP):
         with open(path, "rb") as file:
-            return file.read(MAX_PICKLE_BYTES)
+            return file.read(_MAX_PICKLE_BYTES)
     with zipfile.ZipFile(path) as archive:
         name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-        return read_record(archive, name, MAX_PICKLE_BYTES)
+        return read_record(archive, name, _MAX_PICKLE_BYTES)
 
 
 def _is_text(head: bytes) -> bool:
@@ -202,6 +220,8 @@ def _check_records(archive: zipfile.ZipFile, num_bytes: int) -> None:
     packed = next((entry.filename for entry in records if entry.compress_type != zipfile.ZIP_STORED), None)
     if packed is not None:
         raise Refusal(f"its record {packed[-60:]!r} is packed, and PyTorch packs no tensors")
+    if any(entry.filename.endswith("/data.pkl") and entry.file_size > _MAX_PICKLE_BYTES for entry in records):
+        raise Refusal(f"its data.pkl has more than {_MAX_PICKLE_BYTES:,} bytes, which no names of tensors need")
     claimed = sum(entry.file_size for entry in records)
     if claimed > num_bytes:
         raise Refusal(f"its records claim {claimed:,} bytes, but the file has {num_bytes:,}")

@@ -19,8 +19,8 @@ _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 """What a folder saved by transformers holds, in order of preference."""
 _CLIP_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 """Entries of CLIP's archives that are settings, not weights."""
-_WRAPPERS = ("module.", "net.", "clipseg.")
-"""Attributes that training code had wrapped the network in: DataParallel's, and the two of the echo paper."""
+_WRAPPERS = ("module.", "net.", "clipseg.", "model.", "network.")
+"""Attributes that training code had wrapped the network in: DataParallel's, the two of the echo paper, and usual ones."""
 _INNER_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """Attributes that PyTorch wraps a network or any part of it in: `torch.compile`, sharding, checkpointing."""
 _COUNT = "n_averaged"

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-MAX_PICKLE_BYTES = 1 << 24
-"""Of an archive's data.pkl: CLIP RN50, with a thousand tensors, has less than a hundredth."""
+_MAX_PICKLE_BYTES = 1 << 22
+"""Of an archive's data.pkl: CLIP RN50, with a thousand tensors, has less than a tenth; every byte can ask for sixty bytes of memory."""
 _MAX_CODE_BYTES = 1 << 26
 """Of an archive's classes, of which only the lists of names are read."""
 _MAX_NAMES = 100_000
@@ -86,7 +86,7 @@ def read_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
         _check_view(values, storage, offset, size, stride)
         return values.as_strided(size, stride, offset)
 
-    content = _TensorUnpickler(read_record(archive, f"{root}data.pkl", MAX_PICKLE_BYTES), tensor).load()
+    content = _TensorUnpickler(read_record(archive, f"{root}data.pkl", _MAX_PICKLE_BYTES), tensor).load()
     if not isinstance(content, _Object):
         raise Refusal("it is a TorchScript archive without a module")
     states = _state_names(archive, root)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import synboost_monai
-from synboost_monai.networks import create_segmenter, load_published, load_weights
+from synboost_monai.networks import checkpoints, create_segmenter, load_published, load_weights
+from synboost_monai.networks import torchscript as torchscript_reader
 from synboost_monai.networks.checkpoints import is_torchscript, read_checkpoint
 
 LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 35336849\n"
@@ -247,6 +248,19 @@ def test_records_that_inflate_are_refused(tmp_path: Path, script: Path, kind: st
     tracemalloc.stop()
 
 
+def test_pickles_longer_than_names_need_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte of them makes an object of sixty."""
+    monkeypatch.setattr(checkpoints, "_MAX_OPERATIONS", 10_000)
+    monkeypatch.setattr(checkpoints, "_MAX_PICKLE_BYTES", 20_000)
+    monkeypatch.setattr(torchscript_reader, "_MAX_PICKLE_BYTES", 20_000)
+    long = b"\x80\x02(" + b"}" * 20_000 + b"l."
+    assert "has more than 10,000 operations" in refusal(legacy(long, tmp_path / "legacy.pt"))
+    assert "its data.pkl has more than 20,000 bytes" in refusal(zipped(long, tmp_path / "plain.pt"))
+    assert "more than 20,000 bytes" in refusal(torchscript(tmp_path, long))
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(read_checkpoint(tmp_path / "old.pt")["weight"], torch.zeros(3))
+
+
 def test_records_that_lie_over_one_another_are_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1000)}, tmp_path / "plain.pt")
     with zipfile.ZipFile(tmp_path / "plain.pt", "a") as archive:
@@ -337,6 +351,7 @@ WRAPPINGS: dict[str, Callable[[nn.Module], dict]] = {
     "torch.compile": lambda n: {f"_orig_mod.{key}": value for key, value in n.state_dict().items()},
     "both": lambda n: {f"module._orig_mod.{key}": value for key, value in n.state_dict().items()},
     "a module": lambda n: Wrapper(n).state_dict(),
+    "another": lambda n: {f"model.{key}": value for key, value in n.state_dict().items()},
     "two": lambda n: nn.DataParallel(Wrapper(n)).state_dict(),
     "an average": lambda n: torch.optim.swa_utils.AveragedModel(n).state_dict(),
     "a part compiled": lambda n: {k.replace("decoder.", "decoder._orig_mod."): v for k, v in n.state_dict().items()},
