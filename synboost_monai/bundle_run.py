@@ -192,14 +192,8 @@ def run_bundle(
     """
     files = config_files(bundle, config)
     checked = check_overrides(files, overrides or {})
-    checked = {
-        key: value
-        if key in RUN_ARGUMENTS
-        else "$None"
-        if value is None
-        else as_literal(value)  # MONAI passes over None
-        for key, value in checked.items()
-    }
+    values = {key: value if key in RUN_ARGUMENTS else as_literal(value) for key, value in checked.items()}
+    values |= {key: "$None" for key, value in values.items() if value is None}  # MONAI passes over None
     configs_dir = files[0].parent
     arguments: dict[str, Any] = {
         "config_file": [str(f) for f in files],
@@ -215,7 +209,7 @@ def run_bundle(
 
     try:
         with _without_echo_of_errors():
-            run(**arguments | checked)
+            run(**arguments | values)
     except Exception as error:
         known = user_error(error)
         if known is None or known is error:

@@ -13,6 +13,7 @@ import os
 import platform
 import signal
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -153,7 +154,11 @@ def safe_environment(**more: str) -> dict[str, str]:
         more: further variables.
     """
     package_parent = str(Path(__file__).resolve().parents[1])
-    paths = [package_parent, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if package_parent not in map(
+        os.path.realpath, sysconfig.get_paths().values()
+    ):  # its modules must not hide Python's own
+        paths.insert(0, package_parent)
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", **more}
 
 
