@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from synboost_monai import __version__
 from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files, config_parser
 from synboost_monai.io import atomic_path, read_text, sha256_of
+from synboost_monai.paths import refuse_overwriting
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -103,6 +104,8 @@ def export_bundle(
     if "prompt" not in parser.config:
         raise ValueError(f"{bundle} is no segmenter's bundle; echo_clipseg and echo_cris can be exported")
     weights_path = Path(checkpoint_path) if checkpoint_path is not None else default_path
+    path = Path(output) if output is not None else Path(f"{bundle_dir(bundle).name}{SUFFIX_OF_FORMAT[format]}")
+    refuse_overwriting([path], [weights_path, config_files(bundle, "inference")], "name another file with --output")
     network = loaded_network(parser, weights_path)
     settings = {key: parser.get_parsed_content(key) for key in SETTINGS}
     settings |= {
@@ -114,7 +117,6 @@ def export_bundle(
         "synboost_version": __version__,
         "intended_use": "Research. Not for diagnosis.",
     }
-    path = Path(output) if output is not None else Path(f"{settings['bundle']}{SUFFIX_OF_FORMAT[format]}")
     write, run = (write_onnx, onnx_runner) if format == "onnx" else (write_torchscript, torchscript_runner)
     with atomic_path(path) as temporary:
         write(network, temporary, settings)

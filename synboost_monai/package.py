@@ -20,6 +20,7 @@ from synboost_monai import __version__
 from synboost_monai.bundle_run import as_literal, bundle_dir, check_overrides, config_files
 from synboost_monai.export import loaded_network, parsed_inference
 from synboost_monai.io import atomic_path, read_text, sha256_of
+from synboost_monai.paths import refuse_overwriting
 
 MODEL_KEYS = (
     "preset",
@@ -70,6 +71,11 @@ def package_bundle(
     _check_keys(root, checked)
     parser, default_path = parsed_inference(bundle, {k: v for k, v in checked.items() if k != "checkpoint_path"})
     weights_path = Path(checkpoint_path) if checkpoint_path is not None else default_path
+    path = Path(output) if output is not None else Path(f"{root.name}.zip")
+    if path.is_dir():
+        path = path / f"{root.name}.zip"
+    packed = [weights_path, checked.get("calibration_path"), *(file for file in root.rglob("*") if file.is_file())]
+    refuse_overwriting([path], packed, "name another file with --output")
     network = loaded_network(parser, weights_path)
     _check_plain(weights_path)
 
@@ -98,9 +104,6 @@ def package_bundle(
     files["configs/metadata.json"] = (json.dumps(metadata, indent=4, ensure_ascii=False) + "\n").encode()
     files["docs/README.md"] += _about_weights(sources, written).encode()
 
-    path = Path(output) if output is not None else Path(f"{root.name}.zip")
-    if path.is_dir():
-        path = path / f"{root.name}.zip"
     with atomic_path(path) as temporary:
         write_zip(temporary, root.name, files, sources)
     return path

@@ -15,7 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 AnyPath: TypeAlias = "str | os.PathLike[str]"
 
@@ -25,13 +25,16 @@ MAX_NAME_BYTES = 255
 """Bytes that file systems allow for a name."""
 RESULT_PARTS = ("", "_spread")
 """What is put behind a case's name in names of files."""
-_LONGEST_END = len("_spread.nii.gz")
 _RESERVED_NAMES = ("datalist",)  # CASE.json would make the results look like a data set
 _SPECIAL = ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")
 
 
 def refuse_overwriting(
-    outputs: Iterable[AnyPath], inputs: Iterable[Any], advice: str = "give another output_dir"
+    outputs: Iterable[AnyPath],
+    inputs: Iterable[Any],
+    advice: str = "give another output_dir",
+    *,
+    filled: Iterable[AnyPath] = (),
 ) -> None:
     """Refuse a run that would replace a file that it reads; call it before anything is computed or written.
 
@@ -39,24 +42,28 @@ def refuse_overwriting(
         outputs: files that the run will write, there or not.
         inputs: what it reads: files, folders (their datalist.json counts), items of a data set, lists of these; None is passed over.
         advice: what the user should do.
+        filled: folders that the run fills (or empties): no input may lie within.
     Raises:
         ValueError: if an output is an input, whatever links lead to it.
     """
     folders: dict[str, str] = {}
     known = {key: path for path in _files_of(inputs) for key in _identities(path, folders)}
     lost: dict[str, str] = {}
-    for output in outputs:
-        for key in _identities(os.fspath(output), folders):
+    for output in map(os.fspath, outputs):
+        for key in _identities(output, folders):
             if key in known:
-                lost.setdefault(known[key], os.fspath(output))
-    if not lost:
-        return
-    path, output = next(iter(lost.items()))
-    through = "" if os.path.abspath(path) == os.path.abspath(output) else f" (it is also {output})"
-    others = f", and {len(lost) - 1} more files" if len(lost) > 1 else ""
-    raise ValueError(
-        f"{path}: this run reads this file and would replace it by its own output{through}{others}; {advice}"
-    )
+                is_other_name = os.path.abspath(known[key]) != os.path.abspath(output)
+                also = f" (it is also {output})" if is_other_name else ""
+                lost.setdefault(known[key], f"would replace it by its own output{also}")
+    for folder in filled:
+        real = os.path.join(os.path.realpath(folder), "")
+        for path in known.values():
+            if os.path.realpath(path).startswith(real) and os.path.exists(path):
+                lost.setdefault(path, f"would fill {os.fspath(folder)}, in which it lies, with its own files")
+    if lost:
+        path, what = next(iter(lost.items()))
+        others = f", as {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise ValueError(f"{path}: this run reads it and {what}{others}; {advice}")
 
 
 def _files_of(things: Any) -> Iterator[str]:
@@ -98,7 +105,7 @@ def temporary_name(name: str) -> str:
 # ---- names of results
 
 
-def result_names(paths: Sequence[str], stems: Sequence[str]) -> list[str]:
+def result_names(paths: Sequence[str], stems: Sequence[str], longest_end: str = "_spread.nii.gz") -> list[str]:
     """A name for the results of each image: its stem, or its folders and its stem where stems repeat.
 
     A name is visible, no option to a command, short enough for every suffix, and unique, also where the file system knows neither upper
@@ -108,6 +115,7 @@ def result_names(paths: Sequence[str], stems: Sequence[str]) -> list[str]:
     Args:
         paths: absolute.
         stems: names of these files without suffix.
+        longest_end: that is put behind a name.
     Raises:
         ValueError: if a path is given twice.
     """
@@ -118,33 +126,34 @@ def result_names(paths: Sequence[str], stems: Sequence[str]) -> list[str]:
     root = os.path.commonpath(folders) if folders else ""
     below = [os.path.relpath(path, root) for path in paths]
     counts = Counter(stems)
+    room = MAX_NAME_BYTES - len(longest_end)
     names = []
     for stem, path in zip(stems, below):
         folder = os.path.dirname(path).replace(os.sep, "_")
-        names.append(_sound_name(f"{folder}_{stem}" if folder and counts[stem] > 1 else stem, path))
+        names.append(_sound_name(f"{folder}_{stem}" if folder and counts[stem] > 1 else stem, path, room))
     used = {key for name in _RESERVED_NAMES for key in _name_keys(name)}
     # plain names first: what is told apart is the rarer kind
     for i in sorted(range(len(names)), key=lambda i: (names[i] != stems[i], _name_keys(names[i])[0], below[i])):
         digits = 8
         name = names[i]
         while used.intersection(_name_keys(name)):
-            name = _with_hash(names[i], below[i], digits)
+            name = _with_hash(names[i], below[i], digits, room)
             digits += 8
         names[i] = name
         used.update(_name_keys(name))
     return names
 
 
-def _sound_name(name: str, path: str) -> str:
+def _sound_name(name: str, path: str, room: int) -> str:
     """A name without hidden beginning and what cannot be printed, and no longer than its suffixes leave room for."""
     name = "".join(char if char.isprintable() else "_" for char in name).lstrip(".-") or "image"
-    return _with_hash(name, path, 8) if _num_bytes(name) > MAX_NAME_BYTES - _LONGEST_END else name
+    return _with_hash(name, path, 8, room) if _num_bytes(name) > room else name
 
 
-def _with_hash(name: str, path: str, digits: int) -> str:
+def _with_hash(name: str, path: str, digits: int, room: int) -> str:
     """A name, cut if it must be, with digits of the hash of its path."""
     end = "_" + hashlib.sha256(os.fsencode(Path(path).as_posix())).hexdigest()[:digits]
-    while _num_bytes(name + end) > MAX_NAME_BYTES - _LONGEST_END:
+    while _num_bytes(name + end) > room:
         name = name[:-1]
     return name + end
 
@@ -190,6 +199,22 @@ def open_own(path: AnyPath, flags: int, permissions: int = 0o666) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def append_own(path: AnyPath) -> TextIO:
+    """Open a text file of a run's own folder to add to it, as `open_own` does."""
+    return os.fdopen(open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a", encoding="utf-8")
+
+
+def check_own_folders(folder: AnyPath, names: Iterable[str]) -> None:
+    """Refuse a run's folder in which a folder that the run fills or empties is a link, or a file.
+
+    Raises:
+        ValueError: that names it.
+    """
+    for path in (os.path.join(folder, name) for name in names):
+        if os.path.lexists(path) and not is_real_folder(path):
+            raise ValueError(_not_own(path, "a folder"))
 
 
 def own_folder(path: AnyPath, permissions: int = 0o777) -> Path:

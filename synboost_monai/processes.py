@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from synboost_monai.paths import open_own
+
 LOCK_NAME = ".lock"
 """File in a run's folder that its process holds; it says which process that is."""
 _HELD: dict[tuple[int, int], int] = {}
@@ -48,11 +50,11 @@ def take_folder(folder: str | os.PathLike[str], *, waits: bool) -> Callable[[], 
         folder: of the run.
         waits: while another process is at work there, wait (and then find its work done), instead of refusing.
     Raises:
-        ValueError: if another process is at work there, and `waits` is False.
+        ValueError: if another process is at work there, and `waits` is False; or if the lock is a link, or no file.
     """
     path = Path(folder, LOCK_NAME)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
     state = os.fstat(descriptor)
     key = (state.st_dev, state.st_ino)
     try:

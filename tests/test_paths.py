@@ -50,7 +50,7 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path, way: Callable[[Pa
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"image")
     output = way(tmp_path)
-    with pytest.raises(ValueError, match=r"a\.png: this run reads this file and would replace it .*give another"):
+    with pytest.raises(ValueError, match=r"a\.png: this run reads it and would replace it .*give another"):
         refuse_overwriting([tmp_path / "new.png", output], [None, [{"image": str(tmp_path / "in" / "a.png")}]])
     refuse_overwriting([output], [{"image": str(tmp_path / "other.png")}])
 
@@ -75,7 +75,7 @@ def test_the_message_counts_the_files(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for path in paths:
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"0\.png: .*, and 2 more files; pack elsewhere"):
+    with pytest.raises(ValueError, match=r"0\.png: .*, as 2 more; pack elsewhere"):
         refuse_overwriting(paths, paths, "pack elsewhere")
 
 

@@ -24,6 +24,7 @@ from synboost_monai.auto3dseg.settings import (
 from synboost_monai.auto3dseg.train import PROGRESS_NAME
 from synboost_monai.io import atomic_write_text, read_text
 from synboost_monai.labels import BACKGROUND_INDEX, NUM_CLASSES, STRUCTURES
+from synboost_monai.paths import append_own
 from synboost_monai.processes import ends_with_parent, module_command, safe_environment
 
 MODALITIES = ("ultrasound", "us", "echo", "echocardiography")
@@ -141,7 +142,7 @@ def run_logged(
     command: Sequence[str], environment: Mapping[str, str], log_path: str | os.PathLike[str]
 ) -> subprocess.CompletedProcess:
     """Run a command to its end; what it prints is added to a file, what it says on stderr is shown."""
-    with open(log_path, "a", encoding="utf-8") as log:
+    with append_own(log_path) as log:
         return subprocess.run(
             list(command), stdout=log, env=dict(environment), check=False, preexec_fn=ends_with_parent()
         )

@@ -28,6 +28,7 @@ from synboost_monai.errors import user_error
 from synboost_monai.formats.grid import to_display
 from synboost_monai.io import atomic_write_text, image_stem, read_grid, read_text, sha256_of
 from synboost_monai.metrics.per_case import this_command
+from synboost_monai.paths import refuse_overwriting
 from synboost_monai.processes import hold_folder
 from synboost_monai.transforms.array import plain
 from synboost_monai.transforms.files import checked_items, load_echo
@@ -90,6 +91,9 @@ def run_auto3dseg(
         "hyper_parameters": {key: source[key] for key in own} | training,
         "data": content,
     }
+    items = [item for part in content.values() if isinstance(part, list) for item in part]
+    outputs = [out / name for name in (DATALIST_NAME, SETTINGS_NAME, LOG_NAME, "input.yaml")]
+    refuse_overwriting(outputs, [input_path, source["datalist"], items], "give another folder with --output")
     with hold_folder(out):
         _check_resumed(out, settings)
         datalist = out / DATALIST_NAME

@@ -38,6 +38,11 @@ DATALIST_NAME = "datalist.json"
 SUMMARY_NAME = "summary.txt"
 """File beside datalist.json: counts, how the splits were made, what is missing, what was left out."""
 _MAX_RECORD_BYTES = 1 << 20
+_OWN_MARKS = {
+    "settings.json": '"CASE_v',
+    "provenance.json": '"synboost_monai"',
+}  # of `synthesise`, of `label-maps` and `merge`
+_OWN_PICTURES = re.compile(r"contact_sheet\.png|prompt_sensitivity\.png|bland_altman_\w+\.png")
 _VALUE_KEYS = ("patient", "view", "phase", "sex", "age", "image_quality", "ejection_fraction")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "view": tuple(VIEWS.values()),
@@ -153,8 +158,10 @@ def list_images(
     """Images to segment: of a datalist, of a folder (with those within it), or one file.
 
     In a folder every NIfTI, MetaImage, PNG or DICOM (.dcm) file counts except label maps (`..._gt`), sequences (`..._sequence`),
-    hidden files, and results of an earlier segmentation (the label map and the spread that a CASE.json beside them names); a single
-    DICOM file may have any name; patient, view and phase are taken from names like CAMUS's (patient0001_4CH_ED).
+    hidden files, and results of an earlier segmentation (the label map and the spread that a CASE.json beside them names). A folder
+    within that holds what another run made (a synthetic data set, sampled label maps, a study's run, results of DICOM studies) is passed
+    over; given itself, it is taken. A single DICOM file may have any name; patient, view and phase are taken from names like CAMUS's
+    (patient0001_4CH_ED).
 
     Args:
         dataset_dir: folder of images, folder that holds datalist.json, the JSON file, or one image file.
@@ -335,6 +342,17 @@ def rebased_item(
     return {**item, **{key: Path(path).as_posix() for key, path in moved.items()}}
 
 
+def files_of(content: Mapping[str, Any], folder: Path) -> list[str]:
+    """Every file that a datalist's items name, there or not.
+
+    Args:
+        content: of the datalist.
+        folder: that its paths are relative to.
+    """
+    items = [item for part in content.values() if isinstance(part, list) for item in part if isinstance(item, Mapping)]
+    return [os.path.join(folder, str(item[key])) for item in items for key in PATH_KEYS if item.get(key)]
+
+
 def load_datalist(path: Path) -> dict[str, Any]:
     """A datalist's content, with no patient in two sections.
 
@@ -443,17 +461,40 @@ def _image_files(
         )
     files = []
     excluded = None if exclude is None else os.path.realpath(exclude)
-    for folder, folder_names, names in os.walk(path.resolve()):
+    root = str(path.resolve())
+    for folder, folder_names, names in os.walk(root):
+        if folder != root and _is_own_data(folder, names, folder_names):
+            folder_names.clear()
+            continue
         folder_names[:] = sorted(
             name for name in folder_names if not name.startswith(".") and os.path.join(folder, name) != excluded
         )
         results = _results_in(folder, names, left_out)
         for name in sorted(names):
             is_sequence = image_stem(name).removesuffix("_gt").endswith("_sequence")
-            is_wanted = name not in results and (sequences or not is_sequence)
+            is_wanted = name not in results and not _OWN_PICTURES.fullmatch(name) and (sequences or not is_sequence)
             if image_suffix(name) and not name.startswith(".") and is_wanted:
                 files.append(Path(folder) / name)
     return files
+
+
+def _is_own_data(folder: str, names: Sequence[str], folder_names: Sequence[str]) -> bool:
+    """Whether a folder within the input is what a run made: synthetic images, label maps, a study's run, results of DICOM studies."""
+    if "ledger.sqlite" in names or ("study.yaml" in names and ".stages" in folder_names):
+        return True
+    marks = [(name, mark) for name, mark in _OWN_MARKS.items() if name in names]
+    return any(mark in _beginning(os.path.join(folder, name)) for name, mark in marks)
+
+
+def _beginning(path: str) -> str:
+    """The first text of a file, empty if there is none to be had."""
+    if not os.path.isfile(path):  # a pipe would make us wait
+        return ""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(_MAX_RECORD_BYTES)
+    except (OSError, ValueError):  # a file of somebody else
+        return ""
 
 
 def _results_in(folder: str, names: Sequence[str], kinds: Sequence[str]) -> set[str]:
@@ -469,13 +510,9 @@ def _results_in(folder: str, names: Sequence[str], kinds: Sequence[str]) -> set[
     for name in names:
         if not name.endswith(".json") or name.removesuffix(".json") not in stems:
             continue
-        path = os.path.join(folder, name)
-        if not os.path.isfile(path):  # a pipe would make us wait
-            continue
         try:
-            with open(path, encoding="utf-8") as file:
-                record = json.loads(file.read(_MAX_RECORD_BYTES))
-        except (OSError, ValueError, RecursionError):  # a file of somebody else
+            record = json.loads(_beginning(os.path.join(folder, name)))
+        except (ValueError, RecursionError):  # a file of somebody else
             continue
         if isinstance(record, dict) and {"synboost_version", "label_map"} <= record.keys():
             found.update(str(record[kind]) for kind in kinds if record.get(kind))

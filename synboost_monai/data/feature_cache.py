@@ -31,6 +31,7 @@ from torch import nn
 
 from synboost_monai.data.feature_files import INDEX_NAME, FeatureFiles, FolderLock, Index, RowWriter, make_folder
 from synboost_monai.data.frozen_features import FeatureEncoder, ItemCopies
+from synboost_monai.paths import open_own
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ def _make_room(folder: Path, index: Index) -> None:
         if path.name not in names:
             path.unlink()
     for file in index.files:
-        with open(folder / file.name, "ab") as stream:
+        with os.fdopen(open_own(folder / file.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as stream:
             stream.truncate(len(index.rows) * file.row_bytes)
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from synboost_monai.io import atomic_write_text, read_text
+from synboost_monai.paths import open_own
 from synboost_monai.processes import lock
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ class FolderLock:
     def take(self, *, exclusive: bool, wait: bool) -> bool:
         """Take the lock, or turn the one that is held into the other kind -> whether that worked (always, if waited for)."""
         if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._descriptor = open_own(self.path, os.O_RDWR | os.O_CREAT)
         # where it waits, that ends with the process that has it: a training, whose lock the system takes away when it ends
         return lock(self._descriptor, self.path, exclusive=exclusive, waits=wait)
 
@@ -183,7 +184,7 @@ class RowWriter:
 
     def __init__(self, folder: Path, files: Sequence[TensorFile]) -> None:
         self.files = files
-        self._descriptors = [os.open(folder / file.name, os.O_WRONLY) for file in files]
+        self._descriptors = [open_own(folder / file.name, os.O_WRONLY) for file in files]
 
     def write(self, row: int, tensors: Sequence[Tensor]) -> None:
         """Write one row, a tensor a file.

@@ -48,6 +48,7 @@ from synboost_monai.data.synthetic_writers import write_nifti
 from synboost_monai.io import atomic_path, atomic_write_text, image_stem, read_plane, read_text, sha256_of
 from synboost_monai.labels import NUM_CLASSES, SECTOR_INDEX_OF_CLASS, SECTOR_OUTSIDE_INDEX
 from synboost_monai.metrics.anatomy import MEASURES, anatomy_ranges, check_anatomy, examine_anatomy, out_of_range
+from synboost_monai.paths import refuse_overwriting
 from synboost_monai.records import PHASES, VIEWS, EchoRecord
 from synboost_monai.transforms.files import check_label_map, load_echo
 from synboost_monai.transforms.label_map_array import colour_sector_label_map
@@ -141,7 +142,10 @@ def sample_label_maps(
         raise ValueError(f"method must be {' or '.join(METHODS)}, got {method!r}")
     if variance_scale < 0:
         raise ValueError(f"variance_scale must be 0 or more, got {variance_scale}")
-    items = list_label_maps(dataset_dir, section, view=view, phase=phase)
+    items = list_label_maps(dataset_dir, section, view=view, phase=phase, exclude=output_dir)
+    names = (DATALIST_NAME, "provenance.json", "summary.json", "shape_model.npz", "contact_sheet.png")
+    folders = [Path(output_dir, name) for name in ("labels", "sectors")]
+    refuse_overwriting([Path(output_dir, name) for name in names], [dataset_dir, items], filled=folders)
     settings = {
         "method": method,
         "seed": seed,

@@ -64,7 +64,7 @@ def write_phantom(
     written whole or not at all, the splits last. End-diastole and end-systole are the first and the last frame of the half sequence.
 
     Args:
-        output_dir: made if missing; files of the same names are replaced.
+        output_dir: made if missing; it may hold the same phantoms, such as those of a run that was interrupted.
         num_patients: numbered from 1.
         seed: 0 or more.
         image_height: pixels; the width follows from the opening angle, the spacing from the depth (120 to 210 mm).
@@ -84,7 +84,7 @@ def write_phantom(
     if workers is None:
         workers = os.cpu_count() or 1
     _check_whole_number("workers", workers, 1, 1024)
-    _check_output_dir(output_dir, num_patients)
+    _check_output_dir(output_dir, num_patients, seed, num_frames)
 
     def write(number: int) -> str:
         patient = draw_phantom_patient(seed, number)
@@ -148,23 +148,27 @@ def draw_phantom_frames(
 
 def _write_patient(folder: Path, patient: PhantomPatient, seed: int, image_height: int, num_frames: int) -> None:
     for view_name in patient.anatomy.views:
-        quality = patient.image_quality[view_name]
         images, label_maps, spacing_mm = draw_phantom_frames(patient, view_name, seed, image_height, num_frames)
         stem = f"{patient.name}_{view_name}"
         for name, frames in {"ED": slice(0, 1), "ES": slice(-1, None), "half_sequence": slice(None)}.items():
             _write_nifti(folder / f"{stem}_{name}.nii.gz", images[frames], spacing_mm)
             _write_nifti(folder / f"{stem}_{name}_gt.nii.gz", label_maps[frames], spacing_mm)
-        info = {
-            "ED": 1,
-            "ES": num_frames,
-            "NbFrame": num_frames,
-            "Sex": patient.sex[0].upper(),
-            "Age": patient.age,
-            "ImageQuality": quality.capitalize(),
-            "EF": f"{patient.anatomy.ejection_fraction:.2f}",
-            "FrameRate": patient.frame_rate,
-        }
-        atomic_write_text(folder / f"Info_{view_name}.cfg", "".join(f"{key}: {value}\n" for key, value in info.items()))
+        atomic_write_text(folder / f"Info_{view_name}.cfg", _info(patient, view_name, num_frames))
+
+
+def _info(patient: PhantomPatient, view_name: str, num_frames: int) -> str:
+    """Text of a view's Info_*.cfg."""
+    info = {
+        "ED": 1,
+        "ES": num_frames,
+        "NbFrame": num_frames,
+        "Sex": patient.sex[0].upper(),
+        "Age": patient.age,
+        "ImageQuality": patient.image_quality[view_name].capitalize(),
+        "EF": f"{patient.anatomy.ejection_fraction:.2f}",
+        "FrameRate": patient.frame_rate,
+    }
+    return "".join(f"{key}: {value}\n" for key, value in info.items())
 
 
 def _write_nifti(path: Path, frames: NDArray[np.uint8], spacing_mm: float) -> None:
@@ -202,8 +206,8 @@ def _check_whole_number(name: str, value: int, lowest: int, highest: int) -> Non
         )
 
 
-def _check_output_dir(output_dir: Path, num_patients: int) -> None:
-    """Refuse to mix with patients that this run does not write."""
+def _check_output_dir(output_dir: Path, num_patients: int, seed: int, num_frames: int) -> None:
+    """Refuse to mix with patients that this run does not write, or to replace other patients of the same names, such as CAMUS's."""
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"phantom.py: {output_dir} is a file, expected a folder to write to; give another output_dir")
     mine = {f"patient{number:04d}" for number in range(1, num_patients + 1)}
@@ -213,3 +217,13 @@ def _check_output_dir(output_dir: Path, num_patients: int) -> None:
             f"phantom.py: {output_dir} already holds {len(others)} patients beside the {num_patients} to write "
             f"(first: {others[0]}); give an empty output_dir"
         )
+    for number in range(1, num_patients + 1):
+        folder = output_dir / "database_nifti" / f"patient{number:04d}"
+        there = sorted(folder.glob("Info_*.cfg"))
+        if there:
+            patient = draw_phantom_patient(seed, number)
+            known = {f"Info_{view}.cfg": _info(patient, view, num_frames) for view in patient.anatomy.views}
+            if any(path.read_bytes() != known.get(path.name, "").encode() for path in there):
+                raise ValueError(
+                    f"phantom.py: {folder} is another patient than that of seed {seed}, and would be replaced; give an empty output_dir"
+                )

@@ -11,9 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synboost_monai.data.datalist import DATALIST_NAME, SUMMARY_NAME, find_datalist, load_datalist, rebased_item
+from synboost_monai.data.datalist import (
+    DATALIST_NAME,
+    SUMMARY_NAME,
+    files_of,
+    find_datalist,
+    load_datalist,
+    rebased_item,
+)
 from synboost_monai.data.splits import rank_patients, take_subset
 from synboost_monai.io import atomic_write_text
+from synboost_monai.paths import refuse_overwriting
 
 
 def write_subset(
@@ -41,7 +49,8 @@ def write_subset(
     Returns:
         a sentence that says what was taken.
     Raises:
-        FileNotFoundError, ValueError: if there is no datalist, an item does not name its patient, or there are too few patients.
+        FileNotFoundError, ValueError: if there is no datalist, an item does not name its patient, there are too few patients, or the
+            data set itself would be replaced.
     """
     source = find_datalist(Path(dataset_dir))
     content = load_datalist(source)
@@ -52,6 +61,7 @@ def write_subset(
 
     items = [item for name in sections for item in content.get(name, [])]
     target = Path(output_dir, DATALIST_NAME)
+    refuse_overwriting([target, target.with_name(SUMMARY_NAME)], [source, files_of(content, source.parent)])
     parts = {name: [item for item in items if str(item["patient"]) in members] for name, members in chosen.items()}
     lists = {key: value for key, value in content.items() if isinstance(value, list)} | parts
     rebased = {key: [rebased_item(item, source.parent, target.parent) for item in part] for key, part in lists.items()}

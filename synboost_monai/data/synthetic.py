@@ -46,6 +46,7 @@ from synboost_monai.data.synthetic_writers import (
 )
 from synboost_monai.io import image_stem, read_text, sha256_of
 from synboost_monai.labels import STRUCTURES
+from synboost_monai.paths import refuse_overwriting, result_names
 from synboost_monai.transforms.files import check_label_map, load_echo
 from synboost_monai.transforms.label_map_array import LabelMapPerturbation
 from synboost_monai.transforms.label_map_dictionary import SectorMaskd
@@ -150,7 +151,7 @@ class SynthesisPlan:
             "sector_threshold": sector_threshold,
             **(sampling or {}),
         }
-        self.sources = list_sources(dataset_dir, sections, limit, view=view, phase=phase)
+        self.sources = list_sources(dataset_dir, sections, limit, view=view, phase=phase, exclude=output_dir)
         self.items = PlannedItems(self.sources, num_variations, num_repeats, seed)
         self._source_of = {source["case"]: source for source in self.sources}
         self._begun: list[Path] = []
@@ -188,6 +189,14 @@ class SynthesisPlan:
                 f"synthetic.py: image_size is {size} px but this network halves its grid to multiples of {multiple} px; give the "
                 "image_size of its training"
             )
+        refuse_overwriting(
+            [
+                self.output_dir / name
+                for name in ("settings.json", "provenance.json", "contact_sheet.png", DATALIST_NAME)
+            ],
+            [self.dataset_dir, self.sources, self.checkpoint_path],
+            filled=[self.output_dir / IMAGE_FOLDER, self.output_dir / LABEL_FOLDER],
+        )
         self.settings["checkpoint_sha256"] = sha256_of(self.checkpoint_path)
         self._check_settings()
         self._check_sources()
@@ -421,8 +430,9 @@ def list_sources(
     *,
     view: str | None = None,
     phase: str | None = None,
+    exclude: str | os.PathLike[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Label maps to synthesise from, with their `section` and `case` (the label map's file name without `_gt`).
+    """Label maps to synthesise from, with their `section` and `case` (the label map's file name without `_gt`; see `result_names`).
 
     A folder without a datalist has no sections: all its label maps go to the first of `sections`.
 
@@ -431,23 +441,21 @@ def list_sources(
         sections: of the datalist; as text joined by `+`.
         limit: at most so many a section, spread evenly.
         view, phase: keep only the label maps of this view or phase.
+        exclude: a folder within that is passed over, such as the run's own.
     Raises:
-        FileNotFoundError, ValueError: as `list_label_maps`; or if two cases have one name.
+        FileNotFoundError, ValueError: as `list_label_maps`.
     """
     sections = sections.split("+") if isinstance(sections, str) else list(sections)
     if not sections:
         raise ValueError("synthetic.py: sections is empty; name at least one section of the datalist, such as training")
-    by_case: dict[str, dict[str, Any]] = {}
+    by_label: dict[str, dict[str, Any]] = {}
     for section in sections:
-        for item in list_label_maps(dataset_dir, section, limit=limit, view=view, phase=phase):
-            case = image_stem(item["label"]).removesuffix("_gt")
+        for item in list_label_maps(dataset_dir, section, limit=limit, view=view, phase=phase, exclude=exclude):
             kept = {key: item[key] for key in (*SOURCE_PATHS, "patient", *CARRIED_ATTRIBUTES) if key in item}
-            source = by_case.setdefault(case, {**kept, "section": section, "case": case})
-            if source["label"] != item["label"]:
-                raise ValueError(
-                    f"{dataset_dir}: {source['label']} and {item['label']} have one name; rename one of them"
-                )
-    return list(by_case.values())
+            by_label.setdefault(os.path.abspath(item["label"]), {**kept, "section": section})
+    stems = [image_stem(path).removesuffix("_gt") for path in by_label]
+    names = result_names(list(by_label), stems, longest_end="_v9999_r9999.nii.gz")
+    return [{**source, "case": case} for source, case in zip(by_label.values(), names)]
 
 
 def datalist_head(description: str) -> dict[str, Any]:

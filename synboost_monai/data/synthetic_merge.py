@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from synboost_monai.data.datalist import DATALIST_NAME, rebased_item
+from synboost_monai.data.datalist import DATALIST_NAME, files_of, rebased_item
 from synboost_monai.data.splits import SECTIONS, check_disjoint
 from synboost_monai.data.synthetic import NUM_CONTACT_SHEET_IMAGES, datalist_head
 from synboost_monai.data.synthetic_writers import write_contact_sheet, write_json
 from synboost_monai.io import read_text
+from synboost_monai.paths import refuse_overwriting
 
 
 def merge_synthetic(output_dir: str | os.PathLike[str], *dirs: str | os.PathLike[str]) -> Path:
@@ -34,9 +35,14 @@ def merge_synthetic(output_dir: str | os.PathLike[str], *dirs: str | os.PathLike
     folders = [Path(folder) for folder in dirs]
     _check_folders(target, folders)
     datalists = [_load(folder / DATALIST_NAME) for folder in folders]
-    names = [n for n in SECTIONS if any(n in datalist for datalist in datalists)]
-    names += sorted(
-        {key for datalist in datalists for key, value in datalist.items() if isinstance(value, list)} - {*names}
+    names = ("provenance.json", "contact_sheet.png", DATALIST_NAME)
+    read = [folder / name for folder in folders for name in names]
+    read += [path for folder, datalist in zip(folders, datalists) for path in files_of(datalist, folder)]
+    refuse_overwriting([target / name for name in names], read)
+    sections_there = [n for n in SECTIONS if any(n in datalist for datalist in datalists)]
+    sections_there += sorted(
+        {key for datalist in datalists for key, value in datalist.items() if isinstance(value, list)}
+        - {*sections_there}
     )
     sections = {
         name: [
@@ -44,7 +50,7 @@ def merge_synthetic(output_dir: str | os.PathLike[str], *dirs: str | os.PathLike
             for folder, datalist in zip(folders, datalists)
             for item in datalist.get(name, [])
         ]
-        for name in names
+        for name in sections_there
     }
     check_disjoint({name: [str(i["patient"]) for i in items] for name, items in sections.items()}, where=str(target))
     parts = []

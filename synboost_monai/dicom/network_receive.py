@@ -36,6 +36,7 @@ from synboost_monai.dicom.network_guard import (
 )
 from synboost_monai.dicom.scan import ULTRASOUND_CLASSES
 from synboost_monai.dicom.structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
+from synboost_monai.paths import remove_own_folder
 
 VERIFICATION = "1.2.840.10008.1.1"
 """SOP class of C-ECHO."""
@@ -144,7 +145,7 @@ class StorageServer:
 
         self._receiver, self._folder, self._options = receiver, folder, options
         self._tell = RefusalLog(say)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_own_folder(folder)
         folder.mkdir(parents=True)
         self._connections: dict[tuple[str, int], _Connection] = {}
         self._lock = threading.Lock()

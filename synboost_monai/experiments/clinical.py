@@ -24,6 +24,7 @@ from synboost_monai.io import FRAME_SUFFIXES, atomic_path, atomic_write_text, re
 from synboost_monai.metrics.agreement import MIN_PAIRS, STATISTICS, agreement
 from synboost_monai.metrics.clinical import MEASURES, METHODS, ClinicalMeasure, measure_patient
 from synboost_monai.metrics.per_case import this_command
+from synboost_monai.paths import refuse_overwriting
 from synboost_monai.records import IMAGE_QUALITIES
 
 if TYPE_CHECKING:
@@ -171,6 +172,8 @@ def clinical_measures(
         "synboost_version": __version__,
     }
     csv_path, json_path = evaluation_dir / "clinical.csv", evaluation_dir / "clinical.json"
+    read = [dataset, [item for of_patient in patients.values() for item in of_patient.values()]]
+    refuse_overwriting([csv_path, json_path], read, "give another --dataset_dir")
     atomic_write_text(csv_path, frame_text(frame, float_format="%.6g"))
     atomic_write_text(json_path, json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     result = ClinicalResult(frame, summary, csv_path, json_path)

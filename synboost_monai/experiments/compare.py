@@ -17,6 +17,7 @@ from synboost_monai.experiments.tables import Table, write_table
 from synboost_monai.io import atomic_write_text, read_text, sha256_of
 from synboost_monai.metrics.per_case import METRICS, PAPER_METRICS, read_metrics, this_command
 from synboost_monai.metrics.statistics import P_VALUES, SMALLER_IS_BETTER, add_holm, compare_pairs
+from synboost_monai.paths import refuse_overwriting
 
 METRIC_TITLES = {
     "dice": "Dice, %",
@@ -131,6 +132,9 @@ def compare(
     settings = {"metrics": list(metrics), "alternative": alternative, "seed": seed, "num_resamples": num_resamples}
     tables = _tables(records, titles, settings, _source(paths[0]))
     if output_dir is not None:
+        written = [f"{table.name}.{suffix}" for table in tables for suffix in ("csv", "tex")]
+        outputs = [Path(output_dir, name) for name in ("comparison.json", *written)]
+        refuse_overwriting(outputs, paths, "give another folder with --output")
         inputs = [{"name": t, "path": str(p), "sha256": sha256_of(p)} for t, p in zip(titles, paths)]
         _write(Path(output_dir), tables, records, inputs, settings)
     return tables

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synboost_monai.io import atomic_write_text, read_text
+from synboost_monai.paths import refuse_overwriting
 
 NUM_EXAMPLES = 4
 """How many images: one of each view and phase where there are such."""
@@ -43,6 +44,7 @@ def write_examples(
         chosen.append(best)
 
     target = Path(output_dir, DATALIST_NAME)
+    refuse_overwriting([target], [source])
     for item in chosen:
         for key in ("image", "label"):
             item[key] = Path(os.path.relpath(source.parent / item[key], target.parent)).as_posix()

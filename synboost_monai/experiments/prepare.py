@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from synboost_monai.io import atomic_write_text
+from synboost_monai.paths import refuse_overwriting
 
 
 def prepare_dataset(dataset: str | os.PathLike[str], output_dir: str | os.PathLike[str], **options: Any) -> str:
@@ -22,10 +23,13 @@ def prepare_dataset(dataset: str | os.PathLike[str], output_dir: str | os.PathLi
         ValueError, FileNotFoundError: as `read_camus`; nothing is written then.
     """
     from synboost_monai.data.camus import read_camus
-    from synboost_monai.data.datalist import SUMMARY_NAME, write_datalist
+    from synboost_monai.data.datalist import PATH_KEYS, SUMMARY_NAME, write_datalist
 
     found = read_camus(dataset, **options)
     datalist_path = Path(output_dir, "datalist.json")
+    records = [record for part in found.splits.values() for record in part]
+    read = [getattr(record, key) for record in records for key in PATH_KEYS]
+    refuse_overwriting([datalist_path, datalist_path.with_name(SUMMARY_NAME)], read)
     summary = str(found.summary)
     atomic_write_text(datalist_path.with_name(SUMMARY_NAME), summary + "\n")
     write_datalist(

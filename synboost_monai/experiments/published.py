@@ -30,6 +30,7 @@ from synboost_monai.io import read_text
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.per_case import PAPER_METRICS, read_metrics, this_command
 from synboost_monai.metrics.statistics import OVERALL, P_VALUES, add_holm, cluster_bootstrap, compare_pairs
+from synboost_monai.paths import refuse_overwriting
 from synboost_monai.records import PHASES, VIEWS
 
 if TYPE_CHECKING:
@@ -107,13 +108,17 @@ def published_results(
             same_prompt_table(frame),
             structure_table(frame),
         ]
-    if runs:
-        tables.append(own_table(own_runs(runs), frame))
+    own = own_runs(runs) if runs else []
+    if own:
+        tables.append(own_table(own, frame))
     parts = [to_text(table) for table in tables]
     if frame is not None:
         is_equal = means_table(frame).frame["is_equal"]
         parts.append(f"{int(is_equal.sum())} of {len(is_equal)} means equal the published ones to two decimals")
     if output is not None:
+        written = [Path(output, f"{table.name}.{suffix}") for table in tables for suffix in ("csv", "tex")]
+        read = [path, *(run.path for run in own)]
+        refuse_overwriting(written, read, "give another folder with --output")
         for table in tables:
             write_table(table, Path(output))
         parts.append(f"tables: {output}")

@@ -56,6 +56,7 @@ from synboost_monai.metrics.synthesis import (
     ms_ssim,
     nearest,
 )
+from synboost_monai.paths import refuse_overwriting
 from synboost_monai.transforms import load_echo
 
 DARK_GREY = 2.0
@@ -412,6 +413,9 @@ def evaluate_synthesis(
     items = _with_cases(read_datalist(dataset_dir, sections, limit=limit))
     real_items = _with_cases(read_datalist(real_dir, real_section, limit=limit))
     reference_items = _with_cases(read_datalist(real_dir, real_reference_section, limit=limit))
+    outputs = [output_dir / name for name in ("quality.json", "metrics.csv", "images.csv", "quality.html")]
+    data = [dataset_dir, dataset_dir / "provenance.json", real_dir, all_items, real_items, reference_items]
+    refuse_overwriting(outputs, [*data, segmenter.checkpoint_path, inception_path])
     _check(items, real_items, reference_items, f"{real_dir}: sections {real_section} and {real_reference_section}")
     inception = load_inception(inception_path, segmenter.device)
 

@@ -21,6 +21,7 @@ from synboost_monai.bundle_run import is_path
 from synboost_monai.experiments.settings import read_study
 from synboost_monai.experiments.study import KINDS, Study, count_by_kind
 from synboost_monai.io import atomic_write_text, read_text
+from synboost_monai.paths import refuse_overwriting
 from synboost_monai.processes import hold_folder, module_command, safe_environment
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
@@ -73,8 +74,12 @@ def run_study(
         print(_planned(checked, text, run_dir))
         return None
 
+    study_path = run_dir / "study.yaml"
+    is_as_before = study_path.is_file() and read_text(study_path) == text
+    advice = "give another folder with --output"
+    refuse_overwriting([study_path], [None if is_as_before else study], advice)
+    refuse_overwriting([], [checked.settings["data"]["dataset"]], advice, filled=[run_dir])
     with hold_folder(run_dir):
-        study_path = run_dir / "study.yaml"
         if not study_path.is_file() or read_text(study_path) != text:
             atomic_write_text(study_path, text)
         _forget_what_is_gone(checked, run_dir)

@@ -12,7 +12,7 @@ import random
 import sys
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from synboost_monai.io import atomic_path
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.networks.checkpoints import read_checkpoint
 from synboost_monai.networks.lora import merged_state_dict
+from synboost_monai.paths import append_own, refuse_overwriting
 from synboost_monai.processes import take_folder
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,31 @@ def num_epochs(data_loader: Sized, max_epochs: int | None = None, max_iterations
             f"training.py: set max_epochs or max_iterations to at least 1, got {max_epochs} and {max_iterations}"
         )
     return number if max_epochs is not None else math.ceil(number / max(len(data_loader), 1))
+
+
+class KeepInputs:
+    """Refuses a training whose files would replace what it reads; name it first among the trainer's handlers.
+
+    Args:
+        inputs: files, folders and items of data sets (see `refuse_overwriting`), such as init_checkpoint.
+        output_dir: of the training.
+        names: of the files that it writes there.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[Any],
+        output_dir: str | os.PathLike[str],
+        names: Sequence[str] = ("model.pt", "history.csv", "log.txt", "resume.ckpt"),
+    ) -> None:
+        self.inputs = inputs
+        self.paths = [Path(output_dir, name) for name in names]
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        refuse_overwriting(self.paths, self.inputs)
 
 
 class EpochSeed:
@@ -534,7 +560,7 @@ class LogToFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.handler: logging.Handler | None = None
+        self.handler: logging.StreamHandler[TextIO] | None = None
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._open)
@@ -544,7 +570,7 @@ class LogToFile:
     def _open(self, engine: Engine) -> None:
         if is_main_process():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.handler = logging.FileHandler(self.path, encoding="utf-8")
+            self.handler = logging.StreamHandler(append_own(self.path))
             self.handler.setFormatter(logging.Formatter(self.FORMAT))
             root = logging.getLogger()
             root.addHandler(self.handler)
@@ -554,6 +580,7 @@ class LogToFile:
     def _close(self, engine: Engine) -> None:
         if self.handler is not None:
             logging.getLogger().removeHandler(self.handler)
+            self.handler.stream.close()
             self.handler.close()
             self.handler = None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,11 +26,12 @@ from synboost_monai.dicom.reasons import NotUsableError, Outcome
 from synboost_monai.dicom.scan import ScannedFile, is_uid, mark_duplicates, scan
 from synboost_monai.hospital.clip import FRAME_CHOICES, VIEW_CHOICES
 from synboost_monai.hospital.engines import ENGINES, Engine, create_engine
-from synboost_monai.hospital.ledger import Ledger, Result
+from synboost_monai.hospital.ledger import DATABASE, TABLE, Ledger, Result
 from synboost_monai.hospital.privacy import PATHS, Naming, path_display
-from synboost_monai.hospital.report import write_report_page
+from synboost_monai.hospital.report import MEASURES_NAME, REPORT_NAME, write_report_page
 from synboost_monai.hospital.study import STUDIES, StudyOptions
 from synboost_monai.io import read_text
+from synboost_monai.paths import check_own_folders, refuse_overwriting, remove_own_folder
 from synboost_monai.processes import hold_folder, private_files
 
 ALL_DONE, SOME_REFUSED, FAILED = 0, 1, 2
@@ -120,6 +120,9 @@ def run_dicom(
         raise ValueError(
             f"{key_path}: the key would lie among the outputs, and be given away with them; move it elsewhere"
         )
+    read = [given_path, key_path, checkpoint_path]
+    outputs = [out_dir / name for name in (DATABASE, TABLE, REPORT_NAME, MEASURES_NAME)]
+    refuse_overwriting(outputs, read, "give another folder for the results")
     options = StudyOptions(
         frames=frames,
         view=VIEW_CHOICES[view],
@@ -165,6 +168,7 @@ def work_through(
         ValueError: if `out_dir` is of another run.
     """
     settings, naming = run_settings(in_dir, runner, options, paths), Naming(options.key)
+    check_own_folders(out_dir, [STUDIES])
     with Ledger.open(out_dir, settings, resume, naming) as ledger:
         for name in filter(_UNFINISHED.fullmatch, os.listdir(out_dir)):  # when the process was ended
             (out_dir / name).unlink(missing_ok=True)
@@ -241,8 +245,8 @@ def _remove_unlisted(out_dir: Path, ledger: Ledger) -> None:
     """Remove folders of studies that no result names: of a process that was ended, or of a study that is done again or not any more."""
     named = {Path(output).parts[1] for row in ledger.rows() for output in row["outputs"]}
     for folder in (out_dir / STUDIES).glob("*"):
-        if _STUDY_FOLDER.fullmatch(folder.name) and folder.name not in named and not folder.is_symlink():
-            shutil.rmtree(folder, ignore_errors=True)
+        if _STUDY_FOLDER.fullmatch(folder.name) and folder.name not in named:
+            remove_own_folder(folder)
 
 
 def _record_unused(ledger: Ledger, waiting: Iterable[ScannedFile], progress: bool) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from synboost_monai.dicom.network_send import Destination, NotReachableError, send_files
 from synboost_monai.dicom.objects import sync_folder
 from synboost_monai.io import atomic_path, sha256_of
+from synboost_monai.paths import is_real_folder
 
 RECORD = "delivery.json"
 """Name of the record, in a run's folder."""
@@ -223,6 +224,8 @@ def deliveries(runs_dir: Path) -> dict[Path, Delivery]:
     """Records of all runs below a folder."""
     found: dict[Path, Delivery] = {}
     for path in sorted(runs_dir.glob(f"*/*/{RECORD}")):
+        if not (is_real_folder(path.parent) and is_real_folder(path.parent.parent)):
+            continue  # somebody's link
         with contextlib.suppress(
             ValueError, KeyError, TypeError
         ):  # written whole or not at all; a foreign file is none of ours

@@ -19,6 +19,7 @@ from synboost_monai.dicom.objects import sync_folder
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.dicom.scan import SOP_INSTANCE, STUDY, is_uid, short_hash
 from synboost_monai.dicom.structure import walk_file
+from synboost_monai.paths import is_real_folder, own_folder
 
 
 class Inbox:
@@ -32,7 +33,8 @@ class Inbox:
 
     def __init__(self, folder: Path, limits: Limits, max_mb: float) -> None:
         self.folder, self._limits, self._max_bytes = folder, limits, max_mb * 2**20
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        own_folder(folder)
         self._lock = threading.Lock()
         self._num_bytes = sum(path.stat().st_size for path in folder.glob("*/*.dcm"))
         self._last: dict[str, float] = {}
@@ -69,12 +71,12 @@ class Inbox:
             with open(path, "rb") as opened:
                 os.fsync(opened.fileno())
             with self._lock:  # not while the study's folder is being removed
-                target.parent.mkdir(exist_ok=True)
+                own_folder(target.parent)
                 os.replace(path, target)
                 sync_folder(target.parent)
                 sync_folder(self.folder)
                 self._last[study] = time.monotonic()
-        except OSError:
+        except (OSError, ValueError):
             with self._lock:
                 self._num_bytes -= size
             raise
@@ -95,7 +97,7 @@ class Inbox:
 
     def studies(self) -> list[str]:
         """Names of all studies."""
-        return sorted(path.name for path in self.folder.iterdir() if path.is_dir())
+        return sorted(path.name for path in self.folder.iterdir() if is_real_folder(path))
 
     def names(self, study: str) -> list[str]:
         """Names of a study's objects."""
@@ -123,6 +125,8 @@ class Inbox:
             if study in self._last:
                 return
             folder = self.folder / study
+            if not is_real_folder(folder):
+                return
             for path in sorted(folder.glob("*")):
                 self._num_bytes -= path.stat().st_size
                 path.unlink()

@@ -349,13 +349,16 @@ class Ledger:
 
 
 def _check_place(path: Path) -> None:
-    """Refuse a ledger that is no regular file: SQLite would wait for a pipe and follow a link."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(mode):
-        raise ValueError(f"{path}: expected a ledger or nothing, got something that is no regular file; move it away")
+    """Refuse a ledger that is no regular file, nor its journal: SQLite would wait for a pipe and follow a link."""
+    for place in (path, *(path.with_name(path.name + end) for end in ("-journal", "-wal", "-shm"))):
+        try:
+            mode = os.lstat(place).st_mode
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(mode):
+            raise ValueError(
+                f"{place}: expected a ledger or nothing, got something that is no regular file; move it away"
+            )
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, wanted: dict[str, str], resume: bool) -> None:

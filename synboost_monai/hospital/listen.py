@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -35,6 +34,7 @@ from synboost_monai.hospital.delivery import Courier, Delivery, deliveries
 from synboost_monai.hospital.engines import Engine, create_engine
 from synboost_monai.hospital.inbox import Inbox
 from synboost_monai.hospital.study import StudyOptions
+from synboost_monai.paths import check_own_folders, own_folder, remove_own_folder
 from synboost_monai.processes import hold_folder, private_files
 
 INBOX, RUNS, WORK = "inbox", "runs", "work"
@@ -136,6 +136,7 @@ def run_listen(
         limits=limits or Limits(),
     )
     out_dir = Path(out_dir)
+    check_own_folders(out_dir, [INBOX, RUNS, WORK])
     with (
         private_files(),
         hold_folder(out_dir),
@@ -197,7 +198,7 @@ class Node:
             OSError: if the port is taken.
         """
         work = self.out_dir / WORK
-        shutil.rmtree(work, ignore_errors=True)
+        remove_own_folder(work)
         with quiet_network(), StorageServer(self.inbox, work / "receiving", self.server_options, self.say) as server:
             self.port = server.port
             if self.destination is not None:
@@ -256,6 +257,7 @@ class Node:
         run_dir = self.out_dir / RUNS / study / hashlib.sha256(settings.encode()).hexdigest()[:16]
         try:
             with self._lock_of(run_dir):
+                own_folder(own_folder(own_folder(self.out_dir / RUNS) / study) / run_dir.name)
                 rows = work_through(in_dir, run_dir, self.engine, self.options, resume=True)
                 outputs = {o for row in rows for o in row["outputs"] if o.endswith(".dcm")}
                 delivery = Delivery.load(run_dir) or Delivery([])
@@ -303,7 +305,7 @@ class Node:
             ):
                 continue
             self.inbox.remove(study)  # first: what is left of a run without its objects is found again the next time
-            shutil.rmtree(self.out_dir / RUNS / study, ignore_errors=True)
+            remove_own_folder(self.out_dir / RUNS / study)
             self.say(f"study {study}: removed after {age / DAY:.1f} days")
 
 

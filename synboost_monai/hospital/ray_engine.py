@@ -33,6 +33,7 @@ from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.dicom.scan import ScannedFile
 from synboost_monai.hospital.ledger import Result
 from synboost_monai.hospital.study import StudyOptions, StudyProcessor, study_folder
+from synboost_monai.paths import remove_own_folder
 from synboost_monai.processes import ends_with_parent
 
 if TYPE_CHECKING:
@@ -327,7 +328,7 @@ def ray_session(address: str | None = None, num_cpus: int = 1) -> Iterator[None]
 
 def _refuse(files: Study, options: StudyOptions, out_dir: Path, times: int) -> list[Result]:
     """Results of a study on which actors die, nothing of which stays."""
-    shutil.rmtree(study_folder(out_dir, options, files[0].study_uid), ignore_errors=True)
+    remove_own_folder(study_folder(out_dir, options, files[0].study_uid))
     results = []
     for file in files:
         digest = ""

@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import os
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from synboost_monai.hospital.ledger import Result
 from synboost_monai.hospital.measures import measure_study
 from synboost_monai.hospital.privacy import Naming
 from synboost_monai.hospital.results import report_measurements, study_results, write_results
+from synboost_monai.paths import own_folder, remove_own_folder
 from synboost_monai.records import VIEWS
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class StudyProcessor:
                 for file in files
             ]
         folder = study_folder(self.out_dir, self.options, files[0].study_uid)
-        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was cut short
+        remove_own_folder(folder)  # of an attempt that was cut short
         results: dict[str, Result] = {}
         segmented: list[_Segmented] = []
         for file in files:
@@ -213,7 +213,8 @@ class StudyProcessor:
             header = deidentify_header(header, options.key)
         found = _Segmented(file, short_hash(str(header.SOPInstanceUID)), header, clip)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+            own_folder(own_folder(folder.parent) / folder.name)
             self._write_segmentation(found, folder)
             self._write_pictures(found, folder, read)
             if options.key is not None:
@@ -290,12 +291,12 @@ class StudyProcessor:
     def _finish_or_remove(self, folder: Path, segmented: Sequence[_Segmented]) -> NotUsableError | None:
         """Write what is of the study as a whole; if that fails, nothing of the study stays, and the reason is returned."""
         if not segmented:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_own_folder(folder)
             return None
         try:
             self._finish(folder, segmented)
         except Exception as error:  # noqa: BLE001  as for a file
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_own_folder(folder)
             return problem_of(error)
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -153,6 +154,14 @@ def test_other_patients_in_the_folder_are_not_mixed_in(tmp_path: Path) -> None:
     (tmp_path / "database_nifti" / "patient0007").mkdir(parents=True)
     with pytest.raises(ValueError, match="already holds 1 patients .* patient0007"):
         write_phantom(tmp_path, num_patients=2, progress=False)
+
+
+def test_other_patients_of_the_same_names_are_kept(camus_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(camus_dir / "database_nifti" / "patient0001", tmp_path / "database_nifti" / "patient0001")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="patient0001 is another patient"):
+        write_phantom(tmp_path, num_patients=2, image_height=48, progress=False)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -111,11 +111,24 @@ def test_folder_without_datalist_is_one_section(camus_dir: Path):
     assert sources[0]["image"].endswith("patient0001_2CH_ED.nii.gz")
 
 
-def test_two_cases_of_one_name_are_refused(tmp_path: Path):
+def test_two_cases_of_one_name_are_told_apart(tmp_path: Path):
     for folder in "ab":
         write_nifti(np.zeros((4, 4), np.uint8), (1, 1), tmp_path / folder / "case_gt.nii.gz")
-    with pytest.raises(ValueError, match="have one name; rename one"):
-        list_sources(tmp_path, ["training"])
+    assert [source["case"] for source in list_sources(tmp_path, "training")] == ["a_case", "b_case"]
+
+
+def test_what_a_synthesis_made_within_its_input_is_not_its_next_input(tmp_path: Path):
+    write_nifti(np.zeros((4, 4), np.uint8), (1, 1), tmp_path / "case.nii.gz")
+    for name, mark in (
+        ("own", "{}"),
+        ("before", '{"names": "CASE_vN"}'),
+        ("drawn", '{"versions": {"synboost_monai": "1"}}'),
+    ):
+        write_nifti(np.zeros((4, 4), np.uint8), (1, 1), tmp_path / name / "labels" / "case_v0.nii.gz")
+        (tmp_path / name / ("provenance.json" if name == "drawn" else "settings.json")).write_text(mark)
+    (tmp_path / "contact_sheet.png").write_bytes(b"")
+    assert [s["case"] for s in list_sources(tmp_path, "training", exclude=tmp_path / "own")] == ["case"]
+    assert [s["case"] for s in list_sources(tmp_path / "before", "training")] == ["case_v0"]
 
 
 def test_empty_folder_is_refused(tmp_path: Path):
