@@ -642,18 +642,25 @@ def demo(
     bundle: str = "echo_cris",
     checkpoint_path: str | None = None,
     synthesis_checkpoint_path: str | None = None,
+    folders: str = "",
+    host: str = "127.0.0.1",
     port: int = 7860,
+    token: str | bool | None = None,
     **overrides: Any,
 ) -> None:
     """Open a page on this machine to segment images by words and to synthesise them from label maps, step by step.
 
-    It listens at 127.0.0.1 alone and asks for nothing from elsewhere; what is uploaded is removed when it ends.
+    By default it listens to this machine alone; it asks for nothing from elsewhere, and what is uploaded is removed when it ends.
 
     Args:
         bundle: of a segmenter.
         checkpoint_path: its weights; by default the bundle's own.
         synthesis_checkpoint_path: weights of echo_semantic_diffusion; without any, the page only segments.
+        folders: with commas between, those whose files may be opened by their paths; others have to be uploaded.
+        host: address to listen at. Any other than this machine's own needs a token.
         port: of the page.
+        token: what the page asks for, part of the address that is printed; without a value a new one is made. SYNBOOST_DEMO_TOKEN of
+            the environment hides it from lists of processes.
         **overrides: keys of the segmenter's inference.yaml, such as --preset small --image_size 128; with `synthesis.` before them of
             echo_semantic_diffusion's: --synthesis.preset small --synthesis.image_size 64.
     """
@@ -661,7 +668,16 @@ def demo(
     from synboost_monai.demo.serve import run_demo
 
     quiet_warnings()
-    run_demo(bundle, checkpoint_path, synthesis_checkpoint_path, port, overrides)
+    run_demo(
+        bundle,
+        checkpoint_path,
+        synthesis_checkpoint_path,
+        port,
+        overrides,
+        host=host,
+        token=token,
+        folders=[word for word in folders.split(",") if word],
+    )
 
 
 def version() -> None:

@@ -14,7 +14,19 @@ PACKAGE = "synboost_monai"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
-        {"__init__", "labels", "letterbox", "records", "errors", "io", "formats", "csv_files", "paths", "processes"}
+        {
+            "__init__",
+            "door",
+            "labels",
+            "letterbox",
+            "records",
+            "errors",
+            "io",
+            "formats",
+            "csv_files",
+            "paths",
+            "processes",
+        }
     ),
     frozenset({"dicom"}),
     frozenset({"prompts", "transforms", "networks", "diffusion", "metrics", "losses"}),

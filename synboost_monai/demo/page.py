@@ -8,7 +8,9 @@ import inspect
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,14 @@ from synboost_monai.records import IMAGE_QUALITIES, PHASES, VIEWS
 TITLE = "SynBoost-MONAI"
 NETWORK = "network"
 """Events of this group wait for each other: one network, one image at a time."""
+PAGE = "page"
+"""So do all others: one file is read at a time."""
+MAX_OPEN_BYTES = 2 << 30
+"""Of the images and clips that all pages together have open."""
+MAX_DRAWINGS, MAX_LAYERS = 8, 8
+"""Drawings that wait to be taken, of all pages together; layers of each."""
+FORGOTTEN = (600, 86_400)
+"""Seconds: so often files are removed that gradio has made longer ago than the second number."""
 SEGMENT, SYNTHESISE = "segment", "synthesise"
 """Names of the tabs."""
 PHANTOM, FILE, DRAWN = "Phantom", "File", "Draw"
@@ -68,35 +78,50 @@ footer {display: none !important}
 logger = logging.getLogger(__name__)
 
 
-def build_page(segmenter: Segmenter, synthesiser: Synthesiser | str, folder: Path) -> gr.Blocks:
+def build_page(
+    segmenter: Segmenter, synthesiser: Synthesiser | str, folder: Path, folders: Sequence[Path] = ()
+) -> gr.Blocks:
     """The whole page.
 
     Args:
         segmenter: of the first tab.
         synthesiser: of the second; or what to say in its place.
         folder: for files of this session.
+        folders: whose files may be opened by their paths, besides.
     """
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+    places = Places(folder, tuple(folders))
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=FORGOTTEN) as page:
         gr.HTML(
             f'<div class="head"><h1>{TITLE}</h1><p>Echocardiograms segmented by words ({html.escape(segmenter.name)}), and synthesised '
             'from label maps. <span class="research">Research only, not for diagnosis.</span></p></div>'
         )
         with gr.Tabs() as tabs:
             with gr.Tab("Segment", id=SEGMENT):
-                first = _SegmentTab(segmenter, folder, page)
+                first = _SegmentTab(segmenter, places, page)
             with gr.Tab("Synthesise", id=SYNTHESISE):
                 if isinstance(synthesiser, str):
                     gr.Markdown(synthesiser)
                 else:
-                    _SynthesiseTab(synthesiser, folder, page, tabs, first)
+                    _SynthesiseTab(synthesiser, places, page, tabs, first)
     return page
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where files may be read."""
+
+    session: Path
+    """Uploads and what is written."""
+    folders: tuple[Path, ...]
+    """Whose files may be opened by their paths, as of `sources.checked_folder`."""
 
 
 class _SegmentTab:
     """Image, prompt and attributes on the left, pictures and what is to be said of them on the right."""
 
-    def __init__(self, segmenter: Segmenter, folder: Path, page: gr.Blocks) -> None:
-        self.segmenter, self.folder = segmenter, folder
+    def __init__(self, segmenter: Segmenter, places: Places, page: gr.Blocks) -> None:
+        self.segmenter, self.places, self.folder = segmenter, places, places.session
+        self.open_images: list[weakref.ref[OpenImage]] = []
         self.image = gr.State(None)
         self.result = gr.State(None)
         with gr.Row():
@@ -112,7 +137,7 @@ class _SegmentTab:
             self.seed, self.phantom_view, self.phantom_phase = _phantom_inputs()
         with file_group:
             self.upload, self.path, self.open_path = _file_inputs(
-                "Image or clip: PNG, NIfTI, MetaImage, ultrasound DICOM"
+                "Image or clip: PNG, NIfTI, MetaImage, ultrasound DICOM", self.places
             )
         self.frame = gr.Slider(1, 2, 1, step=1, label="Frame", visible=False)
         self.prompt = gr.Textbox(
@@ -158,8 +183,8 @@ class _SegmentTab:
         phantom = [self.seed, self.phantom_view, self.phantom_phase]
         for event in (page.load, *(part.change for part in phantom)):
             _on(event, self.draw, phantom, self.opened)
-        _on(self.upload.upload, self.read, [self.upload], self.opened)
-        for event in (self.open_path.click, self.path.submit):
+        _on(self.upload.upload, self.read_upload, [self.upload], self.opened)
+        for event in (self.open_path.click, self.path.submit) if self.places.folders else ():
             _on(event, self.read, [self.path], self.opened)
         for button, words in zip(self.examples, (*EXAMPLE_PROMPTS, "")):
             _on(button.click, functools.partial(str, words), [], [self.prompt])
@@ -179,14 +204,20 @@ class _SegmentTab:
         return self.accept(draw_phantom(_whole(seed, "seed"), view, phase, self.folder).source())
 
     def read(self, path: str | None) -> list[Any]:
-        """A file, uploaded or on this machine."""
+        """A file on this machine."""
         if not path or not path.strip():
             raise ValueError("name an image file first")
-        return self.accept(file_source(path.strip()))
+        return self.accept(file_source(path.strip(), self.places.folders))
+
+    def read_upload(self, path: str | None) -> list[Any]:
+        """A file that was uploaded."""
+        if not path:
+            raise ValueError("name an image file first")
+        return self.accept(file_source(path, [self.folder]))
 
     def accept(self, source: Source) -> list[Any]:
         """Values of `opened`: an image and what is known of it; earlier results go."""
-        image = self.segmenter.open(source)
+        image = self._kept(self.segmenter.open(source))
         num_frames = len(image.frames)
         known = [image.attributes.get(key) or "" for key in ("view", "phase", "sex")]
         return [
@@ -201,6 +232,15 @@ class _SegmentTab:
             *(None, gr.Image(None, visible=True), "", "", ""),
             gr.DownloadButton(value=None, interactive=False),
         ]
+
+    def _kept(self, image: OpenImage) -> OpenImage:
+        """An image, counted with those that all pages together have open."""
+        self.open_images = [known for known in self.open_images if known() is not None]
+        held = sum(other.num_bytes for known in self.open_images if (other := known()) is not None)
+        if held + image.num_bytes > MAX_OPEN_BYTES:
+            raise ValueError("other pages hold too many long clips open; close them, and try again")
+        self.open_images.append(weakref.ref(image))
+        return image
 
     def show_frame(self, image: OpenImage | None, frame: float) -> Any:
         """Another frame of the clip."""
@@ -249,9 +289,9 @@ class _SynthesiseTab:
     """Label map on the left, the image that comes of it on the right."""
 
     def __init__(
-        self, synthesiser: Synthesiser, folder: Path, page: gr.Blocks, tabs: gr.Tabs, first: _SegmentTab
+        self, synthesiser: Synthesiser, places: Places, page: gr.Blocks, tabs: gr.Tabs, first: _SegmentTab
     ) -> None:
-        self.synthesiser, self.folder, self.first = synthesiser, folder, first
+        self.synthesiser, self.places, self.folder, self.first = synthesiser, places, places.session, first
         self.numbers = itertools.count(1)
         self.source, self.condition, self.synthetic = gr.State(None), gr.State(None), gr.State(None)
         with gr.Row():
@@ -267,7 +307,7 @@ class _SynthesiseTab:
             self.seed, self.phantom_view, self.phantom_phase = _phantom_inputs()
         with file_group:
             self.upload, self.path, self.open_path = _file_inputs(
-                "Label map: NIfTI, MetaImage or PNG with classes 0 to 3"
+                "Label map: NIfTI, MetaImage or PNG with classes 0 to 3", self.places
             )
         with drawn_group:
             colours = drawing.brush_colours()
@@ -286,6 +326,7 @@ class _SynthesiseTab:
                 format="png",
                 elem_id="editor",
             )
+            _bound_drawings(self.editor)
             gr.HTML(_legend() + f" The sector counts as {drawing.CANVAS_DEPTH_MM:.0f} mm deep.", elem_classes="facts")
             self.take_drawing = gr.Button("Take the drawing", size="sm")
         with gr.Accordion("Perturbation", open=True), gr.Row():
@@ -312,8 +353,8 @@ class _SynthesiseTab:
         phantom = [self.seed, self.phantom_view, self.phantom_phase]
         for event in (page.load, *(part.change for part in phantom)):
             _on(event, self.draw, [*phantom, *perturbation], outputs)
-        _on(self.upload.upload, self.read, [self.upload, *perturbation], outputs)
-        for event in (self.open_path.click, self.path.submit):
+        _on(self.upload.upload, self.read_upload, [self.upload, *perturbation], outputs)
+        for event in (self.open_path.click, self.path.submit) if self.places.folders else ():
             _on(event, self.read, [self.path, *perturbation], outputs)
         _on(self.take_drawing.click, self.take, [self.editor, *perturbation], outputs)
         for event in (self.strength.release, self.perturbation_seed.change):
@@ -337,10 +378,17 @@ class _SynthesiseTab:
         return self.perturb(phantom.label_source(), strength, perturbation_seed)
 
     def read(self, path: str | None, strength: float, perturbation_seed: float) -> list[Any]:
-        """A label map from a file, uploaded or on this machine."""
+        """A label map from a file on this machine."""
         if not path or not path.strip():
             raise ValueError("name a label map's file first")
-        return self.perturb(file_label_source(path.strip()), strength, perturbation_seed)
+        source = file_label_source(path.strip(), self.places.folders)
+        return self.perturb(source, strength, perturbation_seed)
+
+    def read_upload(self, path: str | None, strength: float, perturbation_seed: float) -> list[Any]:
+        """A label map from a file that was uploaded."""
+        if not path:
+            raise ValueError("name a label map's file first")
+        return self.perturb(file_label_source(path, [self.folder]), strength, perturbation_seed)
 
     def take(self, editor: dict[str, Any] | None, strength: float, perturbation_seed: float) -> list[Any]:
         """What was drawn by hand."""
@@ -404,11 +452,29 @@ def _phantom_inputs() -> tuple[gr.Number, gr.Dropdown, gr.Dropdown]:
     return seed, view, phase
 
 
-def _file_inputs(label: str) -> tuple[gr.File, gr.Textbox, gr.Button]:
-    """Upload, or a path and the button that opens it."""
-    upload = gr.File(label=label, height=130)
-    path = gr.Textbox(label="or a path on this machine", placeholder="/data/patient0001_4CH_ED.nii.gz", max_lines=1)
-    return upload, path, gr.Button("Open", size="sm")
+def _file_inputs(label: str, places: Places) -> tuple[gr.File, gr.Textbox, gr.Button]:
+    """Upload, or a path and the button that opens it, if there are folders whose files may be opened."""
+    upload, is_shown = gr.File(label=label, height=130), bool(places.folders)
+    example = str(places.folders[0] / "patient0001_4CH_ED.nii.gz") if is_shown else ""
+    path = gr.Textbox(label="or a path on this machine", placeholder=example, max_lines=1, visible=is_shown)
+    return upload, path, gr.Button("Open", size="sm", visible=is_shown)
+
+
+def _bound_drawings(editor: gr.ImageEditor) -> None:
+    """Let pages send so many drawings of so many layers alone; gradio keeps whatever comes, under any number of names."""
+    accept = editor.accept_blobs
+
+    def accept_blobs(data: Any) -> Any:
+        index = data.data.get("index")
+        if str(index).isdecimal() and int(index) >= MAX_LAYERS:
+            raise gr.Error(f"a drawing has at most {MAX_LAYERS} layers", print_exception=False)
+        for name in [*editor.blob_storage][: -MAX_DRAWINGS + 1]:
+            if name != data.data.get("id"):
+                editor.blob_storage.pop(name, None)
+        return accept(data)
+
+    accept_blobs._is_server_fn = True  # type: ignore[attr-defined]
+    editor.accept_blobs = accept_blobs  # type: ignore[method-assign]
 
 
 def _empty_canvas() -> dict[str, Any]:
@@ -432,7 +498,7 @@ def _on(
     event: Any, handler: Callable[..., Any], inputs: list[Any], outputs: list[Any], uses_network: bool = False
 ) -> Any:
     """Wire an event; mistakes are shown as sentences."""
-    group = {"concurrency_id": NETWORK, "concurrency_limit": 1} if uses_network else {}
+    group = {"concurrency_id": NETWORK if uses_network else PAGE, "concurrency_limit": 1}
     shown = "full" if uses_network else "hidden"
     return event(_explained(handler), inputs, outputs, show_progress=shown, api_visibility="private", **group)
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "models/model.pt"
 """Where a bundle keeps its weights, below its folder."""
+MAX_CLIP_BYTES = 1 << 30
+"""Of an open clip: its grey levels and its frames in the network's square."""
 MAX_PROMPTS = 8
 """So many prompts' text features are kept."""
 
@@ -55,6 +57,12 @@ class OpenImage:
     """The pipeline's item, its image in the network's square (T, N, N)."""
     affine: NDArray[np.float64]
     """Pixel (column, row, frame) of what is shown -> mm."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        boxed = self.item["image"]
+        return int(self.frames.nbytes + boxed.numel() * boxed.element_size())
 
     @property
     def name(self) -> str:
@@ -116,6 +124,7 @@ class Segmenter:
         values |= {"bundle_root": str(root), "checkpoint_path": str(self.checkpoint_path), "prompt": ""}
         values["sequences"] = True  # one plane is a clip of one frame
         self._parser = config_parser(files, values)
+        self.image_size = int(self._parsed("image_size"))
         network, assessor, preprocessing = (self._parsed(key) for key in ("network", "doubt", "preprocessing"))
         self.network = network.eval()
         self.device = torch.device(self._parsed("device"))
@@ -138,6 +147,11 @@ class Segmenter:
         """
         item = applied(self._load, {**source.attributes, "image": str(source.path)})
         read: MetaTensor = item["image"]
+        if read.numel() + 4 * len(read) * self.image_size**2 > MAX_CLIP_BYTES:
+            raise ValueError(
+                f"{source.path.name}: a clip of {len(read)} frames of {read.shape[-2]} x {read.shape[-1]} pixels is too long for this "
+                "page; cut it, or use `synboost segment`"
+            )
         row, column = (float(s) for s in item["spacing_mm"])
         is_calibrated = bool(item[CALIBRATED_KEY])
         return OpenImage(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,31 +103,58 @@ def draw_phantom(seed: int, view: str, phase: str, folder: Path, image_height: i
     return Phantom(*paths, label_maps[index], attributes)
 
 
-def file_source(path: str | os.PathLike[str]) -> Source:
+def checked_folder(folder: str | os.PathLike[str]) -> Path:
+    """A folder whose files may be opened, where it really lies.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; --folders names those whose files the page may open")
+    return path.resolve()
+
+
+def file_source(path: str | os.PathLike[str], folders: Sequence[Path]) -> Source:
     """An image file of any kind that the project reads; its name may tell view and phase, as CAMUS's names do.
 
+    Args:
+        path: of the file.
+        folders: of `checked_folder`, in one of which it must really lie.
     Raises:
         FileNotFoundError, ValueError: if it is no such file.
     """
-    (item,) = list_images(_checked(path), sequences=True)
+    (item,) = list_images(_checked(path, folders), sequences=True)
     return Source(Path(item["image"]), {key: item[key] for key in ATTRIBUTES if key in item})
 
 
-def file_label_source(path: str | os.PathLike[str]) -> LabelSource:
+def file_label_source(path: str | os.PathLike[str], folders: Sequence[Path]) -> LabelSource:
     """A label map in a file (NIfTI, MetaImage or PNG); NAME_gt goes with the image NAME beside it.
 
+    Args:
+        path, folders: as of `file_source`.
     Raises:
         FileNotFoundError, ValueError: if it is no such file.
     """
-    (item,) = list_label_maps(_checked(path))
+    (item,) = list_label_maps(_checked(path, folders))
     image = item.get("image")
+    if image is not None and not _lies_in(Path(image), folders):
+        image = None
     known = {key: item[key] for key in ("view", "phase") if key in item}
     return LabelSource(Path(item["label"]), None if image is None else Path(image), known)
 
 
-def _checked(path: str | os.PathLike[str]) -> Path:
+def _lies_in(path: Path, folders: Sequence[Path]) -> bool:
+    """Whether a path, links followed, is below one of the folders."""
+    really = Path(os.path.realpath(path))
+    return any(really.is_relative_to(folder) for folder in folders)
+
+
+def _checked(path: str | os.PathLike[str], folders: Sequence[Path]) -> Path:
     """The path of one image file: no folder, and no datalist, which would name other files."""
     path = Path(path).expanduser()
+    if not _lies_in(path, folders):  # said before anything of the file, even whether it is there
+        raise ValueError(f"{path.name}: lies in no folder of --folders, with which this page was started; upload it")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     if not path.is_file():

@@ -9,25 +9,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from synboost_monai.door import Refused
+
 MAX_PARTS = 8
 """Most parts of a form; viewers send two."""
 
 _BOUNDARY = re.compile(r'multipart/form-data\s*;\s*boundary=("?)([^\s";,]{1,70})\1\s*', re.IGNORECASE)
 _NAME = re.compile(r';\s*name="([^"\r\n]{1,64})"')
 _FILE_NAME = re.compile(r';\s*filename="([^"\r\n]*)"')
-
-
-class Refused(Exception):
-    """A request that does not pass.
-
-    Args:
-        status: of the answer.
-        reason: in one line.
-    """
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.reason = status, reason
 
 
 class File(NamedTuple):

@@ -10,19 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import parse_qsl
 
-from synboost_monai.label.forms import Refused
+from synboost_monai.door import App, Door, Message, Receive, Refused, Scope, Send, check_headers, headers_of
 from synboost_monai.label.routes import MAX_FILE_BYTES, Route, Rules, checked_body, checked_query, find_route
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TOKEN_PATH = "/token/"
 """Beginning of a path that holds the token: viewers whose only setting is the server's address give it there."""
@@ -39,16 +30,6 @@ _SECURITY_HEADERS = [
     (b"referrer-policy", b"no-referrer"),  # an address may hold the token
     (b"cache-control", b"no-store"),
 ]
-
-
-@dataclass(frozen=True)
-class Door:
-    """Who may come in."""
-
-    hosts: frozenset[str]
-    """Names of the server with its port, as in the header Host; the address that a connection came in at counts as well."""
-    token: str | None = field(default=None, repr=False)
-    """None: none is asked for."""
 
 
 class Guard:
@@ -70,9 +51,9 @@ class Guard:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008, "reason": "no websockets here"})
-        headers = _headers(scope)
+        headers = headers_of(scope)
         try:
-            _check_headers(headers, scope, self.door)
+            check_headers(headers, scope, self.door)
             path, query = _without_token(headers, scope, self.door)
             if path == "/" and scope["method"] == "GET":
                 return await _answer(send, 200, WELCOME.encode(), b"text/plain; charset=utf-8")
@@ -137,30 +118,6 @@ class Guard:
 
 
 # ---- helpers
-
-
-def _headers(scope: Scope) -> dict[str, str]:
-    """Headers by lower-case name; one that is there twice is joined, and so no single value any more."""
-    headers: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip()
-        headers[key] = f"{headers[key]}, {text}" if key in headers else text
-    return headers
-
-
-def _check_headers(headers: dict[str, str], scope: Scope, door: Door) -> None:
-    """Refuse another Host, which a page gets by having its own name resolve to this machine, and every other origin."""
-    host = headers.get("host", "").lower()
-    address, port = scope.get("server") or ("", None)
-    if host not in door.hosts and host != f"{f'[{address}]' if ':' in address else address}:{port}":
-        raise Refused(403, f"the Host {host[:80]!r} is not this server; use {', '.join(sorted(door.hosts))}")
-    own = f"{scope.get('scheme', 'http')}://{host}"
-    if headers.get("origin", own).lower() != own:
-        raise Refused(403, f"pages of {headers['origin'][:80]!r} may not ask this server")
-    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        raise Refused(403, "a page of another site may not ask this server")
-    if not f"{headers.get('referer', own)}/".lower().startswith(f"{own}/"):
-        raise Refused(403, "a page of another site may not ask this server")
 
 
 def _without_token(headers: dict[str, str], scope: Scope, door: Door) -> tuple[str, bytes]:

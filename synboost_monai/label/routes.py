@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode
 
+from synboost_monai.door import Refused
 from synboost_monai.io import IMAGE_SUFFIXES, NIFTI_SUFFIXES
-from synboost_monai.label.forms import File, Refused, read_form, read_json, write_form, write_json
+from synboost_monai.label.forms import File, read_form, read_json, write_form, write_json
 from synboost_monai.prompts.free import CONFIG_LETTERS, checked_prompt
 
 MAX_TEXT_BYTES = 1 << 20

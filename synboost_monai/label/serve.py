@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
-import re
-import secrets
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from synboost_monai.door import LOOPBACK, Door, addresses_of, checked_token, own_hosts
 from synboost_monai.io import IMAGE_SUFFIXES
 from synboost_monai.label.app_folder import make_app_folder, plan_bundles
-from synboost_monai.label.guard import TOKEN_PATH, Door, Guard
+from synboost_monai.label.guard import TOKEN_PATH, Guard
 from synboost_monai.label.routes import Rules
 from synboost_monai.label.versions import check_versions
 
-HOST = "127.0.0.1"
-"""Unless another address is asked for, the server listens to this machine alone."""
 TOKEN_VARIABLE = "SYNBOOST_LABEL_TOKEN"
 """Environment variable with the token, which a list of processes would show as part of the command."""
 DATASTORE_NAME = "datastore_v2.json"
@@ -35,7 +31,7 @@ def run_label(
     bundles: Sequence[str],
     checkpoint_paths: Sequence[str] | None = None,
     app_dir: str | None = None,
-    host: str = HOST,
+    host: str = LOOPBACK,
     port: int = 8000,
     token: str | bool | None = None,
     dry_run: bool = False,
@@ -70,8 +66,8 @@ def run_label(
     if folder.is_relative_to(studies_dir):
         raise ValueError(f"label: the app folder {folder} lies within the studies; choose another --app_dir")
     _check_studies(studies_dir)
-    addresses = _addresses(host, port)
-    known = checked_token(token, is_needed=not all(address.is_loopback for address in addresses))
+    addresses = addresses_of(host, port)
+    known = checked_token(token, TOKEN_VARIABLE, is_needed=not all(address.is_loopback for address in addresses))
     check_versions()
     if not dry_run:
         _check_port(host, port)
@@ -82,37 +78,6 @@ def run_label(
         print(how_to_connect(shown, port, names, known), flush=True)
         _serve(folder, studies_dir, names, Door(own_hosts(host, port, addresses), known), host, port)
     return folder
-
-
-def checked_token(token: str | bool | None, *, is_needed: bool) -> str | None:
-    """The token to ask for, made anew where one is wanted and none is given; None: none is asked for.
-
-    Raises:
-        ValueError: if it is short or has letters that an address cannot hold as they are.
-    """
-    given = (
-        os.environ.pop(TOKEN_VARIABLE, "") if token in (None, True) else token
-    )  # no process of a training needs to see it
-    if not given:
-        return secrets.token_urlsafe(24) if is_needed or token is True else None
-    if not re.fullmatch(r"[A-Za-z0-9_-]{16,128}", str(given)):
-        raise ValueError(
-            f"label: a token has 16 to 128 letters, digits, _ or -, got {len(str(given))} letters; --token alone makes one"
-        )
-    return str(given)
-
-
-def own_hosts(
-    host: str, port: int, addresses: Sequence[ipaddress.IPv4Address | ipaddress.IPv6Address]
-) -> frozenset[str]:
-    """What the header Host of a request to this server may say, besides the address it comes in at."""
-    names = [host]
-    if all(address.is_loopback or address.is_unspecified for address in addresses):
-        names += [HOST, "localhost", "::1"]
-    if any(address.is_unspecified for address in addresses):
-        names.append(socket.gethostname())
-    bracketed = [f"[{name}]" if ":" in name else name for name in names]
-    return frozenset(f"{name}:{port}".lower() for name in bracketed) | frozenset(bracketed if port == 80 else ())
 
 
 def server_environment(app_dir: Path) -> dict[str, str]:
@@ -162,21 +127,6 @@ def how_to_connect(host: str, port: int, names: Sequence[str], token: str | None
 
 
 # ---- helpers
-
-
-def _addresses(host: str, port: int) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """Addresses of a host."""
-    if not isinstance(port, int) or not 0 < port < 65536:
-        raise ValueError(f"label: --port must be between 1 and 65535, got {port}")
-    try:
-        found = (
-            socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM) if re.fullmatch(r"[\w.:-]+", host) else []
-        )
-    except OSError:
-        found = []
-    if not found:
-        raise ValueError(f"label: --host must be a name or address of this machine, got {host!r}")
-    return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
 
 
 def _check_port(host: str, port: int) -> None:

@@ -45,7 +45,7 @@ class Demo:
         self.port, self.log_path, self.temporary = free_port(), folder / "hosts.txt", folder / "tmp"
         self.temporary.mkdir()
         given = ["--checkpoint_path", str(weights["echo_cris"]), "--port", str(self.port), *ARGUMENTS]
-        given += ["--synthesis_checkpoint_path", str(weights["echo_semantic_diffusion"])]
+        given += ["--synthesis_checkpoint_path", str(weights["echo_semantic_diffusion"]), "--folders", str(folder)]
         environment = {**os.environ, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
         environment |= {"HTTP_PROXY": "http://192.0.2.1:9", "http_proxy": "http://192.0.2.1:9"}  # must not be asked
         self.output_path = folder / "output.txt"

@@ -72,7 +72,7 @@ def test_segmentation_equals_the_bundles_own_run(
     prompt: str,
     frame_index: int,
 ) -> None:
-    image = segmenters[bundle].open(file_source(files[name]))
+    image = segmenters[bundle].open(file_source(files[name], [files[name].parent]))
     found = segmenters[bundle].segment(image, prompt, frame_index=frame_index)
     is_clip = len(image.frames) > 1
     run_bundle(
@@ -117,13 +117,13 @@ def test_segmentation_equals_the_bundles_own_run(
 
 def test_only_what_prompts_say_is_taken_from_a_header(segmenters: dict[str, Segmenter], files: dict[str, Path]) -> None:
     segmenter = segmenters["echo_clipseg"]
-    clip = segmenter.open(file_source(files["clip.dcm"]))
+    clip = segmenter.open(file_source(files["clip.dcm"], [files["clip.dcm"].parent]))
     assert clip.attributes == {"view": VIEW, "phase": None, "sex": "female", "age": 51, "image_quality": None}
     assert clip.frames.shape[0] == 3 and clip.spacing_mm == pytest.approx((0.9, 0.9))
-    still = segmenter.open(file_source(files["still_2CH_ED.nii.gz"]))
+    still = segmenter.open(file_source(files["still_2CH_ED.nii.gz"], [files["still_2CH_ED.nii.gz"].parent]))
     assert (still.attributes["view"], still.attributes["phase"]) == ("apical_two_chamber", "end_diastole")
     assert still.spacing_mm == pytest.approx((0.9, 1.1))
-    assert segmenter.open(file_source(files["still.png"])).spacing_mm is None
+    assert segmenter.open(file_source(files["still.png"], [files["still.png"].parent])).spacing_mm is None
     words = " ".join(segmenter.segment(clip).prompts)
     assert "four-chamber" in words and "Somebody" not in words
 
@@ -132,7 +132,7 @@ def test_attributes_of_the_page_replace_those_of_the_file(
     segmenters: dict[str, Segmenter], files: dict[str, Path]
 ) -> None:
     segmenter = segmenters["echo_cris"]
-    clip = segmenter.open(file_source(files["clip.dcm"]))
+    clip = segmenter.open(file_source(files["clip.dcm"], [files["clip.dcm"].parent]))
     changed = {"view": "apical_two_chamber", "phase": "end_diastole", "sex": "male", "age": 40, "image_quality": ""}
     said = segmenter.segment(clip, attributes=changed)
     assert all("two-chamber view" in text and "forty-year-old male." in text for text in said.prompts)
@@ -214,11 +214,34 @@ def test_what_is_no_image_file_is_refused(tmp_path: Path) -> None:
     ):
         for read in (file_source, file_label_source):
             with pytest.raises(kind, match=message):
-                read(tmp_path / name)
+                read(tmp_path / name, [tmp_path])
     with pytest.raises(ValueError, match="seed must be a whole number from 0, got -1"):
         draw_phantom(-1, VIEW, PHASE, tmp_path)
     with pytest.raises(ValueError, match="apical_two_chamber, apical_four_chamber"):
         draw_phantom(1, "parasternal", PHASE, tmp_path)
+
+
+def test_files_outside_of_the_folders_are_not_even_looked_for(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir(), outside.mkdir()
+    (outside / "secret.png").write_bytes(b"x")
+    (inside / "link.png").symlink_to(outside / "secret.png")
+    names = (
+        outside / "secret.png",
+        outside / "nowhere.png",
+        inside / "../outside/secret.png",
+        inside / "link.png",
+        "~/x.png",
+    )
+    for name in names:
+        for read in (file_source, file_label_source):
+            with pytest.raises(ValueError, match=r"\w+\.png: lies in no folder of --folders"):
+                read(name, [inside])
+    phantom = draw_phantom(1, VIEW, PHASE, outside, image_height=64)
+    (inside / phantom.image_path.name).symlink_to(phantom.image_path)
+    label_path = phantom.label_path.rename(inside / phantom.label_path.name)
+    assert file_label_source(label_path, [inside]).image_path is None  # it really lies outside
+    assert file_label_source(label_path, [tmp_path]).image_path is not None
 
 
 # ---- what is said

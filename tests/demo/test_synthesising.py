@@ -48,7 +48,9 @@ def test_image_equals_the_bundles_own_run(
     }
     run_bundle("echo_semantic_diffusion", "inference", settings)
     (record,) = json.loads((out / "provenance.json").read_text())["images"]
-    condition = synthesiser.condition(file_label_source(source.path), 1.0, record["perturbation_seed"])
+    condition = synthesiser.condition(
+        file_label_source(source.path, [source.path.parent]), 1.0, record["perturbation_seed"]
+    )
     last = finished(synthesiser, condition, record["noise_seed"])
     assert last.result is not None
     assert np.array_equal(last.result.image, load_echo(out / record["image"])[0].numpy()[0])

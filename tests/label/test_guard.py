@@ -12,9 +12,10 @@ from urllib.parse import unquote
 
 import pytest
 
+from synboost_monai.door import Door
 from synboost_monai.label import guard as guard_module
 from synboost_monai.label.forms import File, read_form, write_form, write_json
-from synboost_monai.label.guard import MAX_HELD_BYTES, Door, Guard
+from synboost_monai.label.guard import MAX_HELD_BYTES, Guard
 from synboost_monai.label.routes import MAX_FILE_BYTES, MAX_TEXT_BYTES, Rules
 
 HOST = "127.0.0.1:8000"

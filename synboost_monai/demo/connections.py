@@ -1,0 +1,57 @@
+"""Connections to the page's server: so many at a time, and each of them has to ask for something soon."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+MAX_CONNECTIONS = 64
+"""At a time; for one more, the one that has waited longest without a request is ended."""
+REQUEST_SECONDS = 20.0
+"""Longest time that a request may take until its headers are there."""
+
+
+class BoundedConnection(H11Protocol):
+    """uvicorn's connection, which does not wait for ever for a request that comes a byte at a time."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._patience: asyncio.TimerHandle | None = None
+        self._watch()
+        if len(self.connections) > MAX_CONNECTIONS:
+            idle = [c for c in self.connections if isinstance(c, BoundedConnection) and c.is_waiting]
+            oldest = min(idle, key=lambda c: c.waits_until)
+            self.connections.discard(oldest)  # it is told only later that it is lost
+            oldest.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no whole request is there to be answered."""
+        return bool(self.conn.their_state is h11.IDLE) and (self.cycle is None or self.cycle.response_complete)
+
+    @property
+    def waits_until(self) -> float:
+        """Time of the loop at which it is ended."""
+        return 0.0 if self._patience is None else self._patience.when()
+
+    def _watch(self) -> None:
+        if not self.is_waiting:
+            self._forget()
+        elif self._patience is None:
+            self._patience = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+
+    def _forget(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None

@@ -1,0 +1,288 @@
+"""The guard in front of gradio: one ASGI layer that every request of the page passes, or is refused by with a reason.
+
+gradio serves far more than the page needs (it fetches addresses for whoever asks, keeps what any number of sessions send), and bounds
+neither connections nor what uploads add up to. Here the routes that a browser needs pass, and bodies, uploads and slots are counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from synboost_monai.door import App, Door, Message, Receive, Refused, Scope, Send, answer, check_headers, headers_of
+
+API = "/gradio_api"
+MAX_REQUESTS = 48
+"""At a time, those included that a page keeps open to hear of its results."""
+MAX_UPLOADS = 2
+"""At a time."""
+MAX_UPLOAD_BYTES = 1 << 30
+"""Of one upload."""
+MAX_FOLDER_BYTES = 4 << 30
+"""Of everything that is uploaded and written while the page is served."""
+MAX_JSON_BYTES = 1 << 20
+"""Of a request that is no upload."""
+MAX_DRAWING_BYTES = 16 << 20
+"""Of a picture that was drawn."""
+PAUSE_SECONDS = 30.0
+"""Longest wait for the next piece of a body."""
+BODY_SECONDS = 900.0
+"""Longest time for a whole body."""
+
+_GET = re.compile(
+    r"/|/(?:config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)/?"
+    r"|/(?:assets|static|svelte)/[^?]*"
+    rf"|{API}/(?:app_id|info|startup-events|theme\.css|login_check|user|queue/data|queue/status|upload_progress)/?"
+    rf"|{API}/heartbeat/\w+|{API}/file=/.*"
+)
+_POST = {
+    f"{API}/upload": MAX_UPLOAD_BYTES,
+    f"{API}/component_server": MAX_DRAWING_BYTES,
+    f"{API}/queue/join": MAX_JSON_BYTES,
+    f"{API}/cancel": MAX_JSON_BYTES,
+    f"{API}/reset": MAX_JSON_BYTES,
+}
+"""Path -> bytes that its body may have."""
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),  # an address may hold the token
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+_CHECKED_SECONDS = 2.0  # so long the size of the folder counts as known
+
+
+class Guard:
+    """Refuses what does not come from the page itself, or asks for more than it needs.
+
+    Args:
+        app: gradio's.
+        door: who may come in.
+        folder: of the session, where uploads lie; the only place whose files a request may name.
+    """
+
+    def __init__(self, app: App, door: Door, folder: Path) -> None:
+        self.app, self.door, self.folder = app, door, folder.resolve()
+        self.cookie = f"synboost-demo-{abs(hash(sorted(door.hosts)[0])) % 10**6}"
+        self._num_requests = self._num_uploads = self._announced = 0
+        self._known_bytes, self._known_at = 0, -_CHECKED_SECONDS
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1008, "reason": "no websockets here"})
+        try:
+            with self._slot():
+                await self._pass_on(scope, receive, send)
+        except Refused as refused:
+            reason = json.dumps({"detail": refused.reason}).encode()
+            await answer(send, refused.status, reason, [(b"content-type", b"application/json"), *_HEADERS])
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check a request, and hand it on."""
+        headers = headers_of(scope)
+        check_headers(headers, scope, self.door)
+        method, path = scope["method"], scope["path"]
+        if self._brings_token(scope):
+            return await self._let_in(scope, send)
+        if not self.door.knows(*self._cookies(headers), headers.get("authorization", "").removeprefix("Bearer ")):
+            raise Refused(401, "this page asks for its token: open the address that `synboost demo` printed")
+        if method in ("GET", "HEAD") and _GET.fullmatch(path):
+            return await self.app(scope, receive, _with_headers(send))
+        max_bytes = _POST.get(path.removesuffix("/"))
+        if method != "POST" or max_bytes is None:
+            raise Refused(404, "the page does not need this")
+        length = _length(headers, max_bytes)
+        self._check_folder(length)
+        if path.startswith(f"{API}/upload"):
+            with self._upload(length):
+                return await self.app(scope, _bounded(receive, length), _with_headers(send))
+        body = await _read(_bounded(receive, length))
+        if headers.get("content-type", "").startswith("application/json"):
+            self._check_json(body)
+        elif not path.startswith(f"{API}/component_server"):
+            raise Refused(415, "expected application/json")
+        await self.app(scope, _replay(body, receive), _with_headers(send))
+
+    # ---- token
+
+    def _brings_token(self, scope: Scope) -> bool:
+        """Whether an address holds the token; a wrong one is refused."""
+        words = [value for key, value in _query(scope) if key == "token"]
+        if not words or self.door.token is None or scope["method"] != "GET":
+            return False
+        if not self.door.knows(*words):
+            raise Refused(401, "this is not the token that `synboost demo` printed")
+        return True
+
+    async def _let_in(self, scope: Scope, send: Send) -> None:
+        """Keep the token in a cookie, and take it out of the address."""
+        rest = urlencode([(key, value) for key, value in _query(scope) if key != "token"])
+        to = f"/?{rest}" if rest else "/"
+        cookie = f"{self.cookie}={self.door.token}; Path=/; HttpOnly; SameSite=Strict"
+        await answer(send, 303, b"", [(b"location", to.encode()), (b"set-cookie", cookie.encode()), *_HEADERS])
+
+    def _cookies(self, headers: dict[str, str]) -> list[str]:
+        try:
+            found = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
+        except CookieError:
+            return []
+        return [] if found is None else [found.value]
+
+    # ---- bounds
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        """One of the requests that are worked on at a time."""
+        if self._num_requests >= MAX_REQUESTS:
+            raise Refused(503, "too many requests at a time; close other pages of this demo")
+        self._num_requests += 1
+        try:
+            yield
+        finally:
+            self._num_requests -= 1
+
+    @contextmanager
+    def _upload(self, length: int) -> Iterator[None]:
+        """One of the uploads that are taken at a time; what it will bring counts as there."""
+        if self._num_uploads >= MAX_UPLOADS:
+            raise Refused(503, "too many uploads at a time; try again")
+        self._num_uploads += 1
+        self._announced += length
+        try:
+            yield
+        finally:
+            self._num_uploads -= 1
+            self._announced -= length
+            self._known_at = -_CHECKED_SECONDS
+
+    def _check_folder(self, length: int) -> None:
+        """Refuse to add to a folder that is full."""
+        if time.monotonic() - self._known_at >= _CHECKED_SECONDS:
+            self._known_bytes, self._known_at = _bytes_of(self.folder), time.monotonic()
+        if self._known_bytes + self._announced + length > MAX_FOLDER_BYTES:
+            raise Refused(507, f"uploads and results fill {MAX_FOLDER_BYTES >> 20} MB; end the demo and start it again")
+
+    def _check_json(self, body: bytes) -> None:
+        """Refuse a body that names a file which was not uploaded here."""
+        try:
+            content = json.loads(body)
+        except (ValueError, RecursionError):
+            raise Refused(400, "expected JSON") from None
+        for name in _named_files(content):
+            if not Path(os.path.realpath(name)).is_relative_to(self.folder):
+                raise Refused(403, "a request may name files that were uploaded here alone")
+
+
+# ---- helpers
+
+
+def _named_files(content: Any) -> Iterator[str]:
+    """Every path or address of a file in a request, wherever it stands."""
+    waiting = [content]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            path = part.get("path")
+            if path is not None:
+                yield path if isinstance(path, str) and "\0" not in path else "/"
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
+
+
+def _length(headers: dict[str, str], max_bytes: int) -> int:
+    """Bytes of a body, as announced."""
+    text = headers.get("content-length", "")
+    if not text.isdecimal() or len(text) > 15:
+        raise Refused(411, "expected a Content-Length")
+    if int(text) > max_bytes:
+        raise Refused(413, f"the body has {text} bytes; at most {max_bytes} are taken here")
+    return int(text)
+
+
+def _bounded(receive: Receive, length: int) -> Receive:
+    """A receive that gives up on a body that is longer than announced, or too slow."""
+    left, end = length, time.monotonic() + BODY_SECONDS
+    is_over = False
+
+    async def bounded() -> Message:
+        nonlocal left, is_over
+        if is_over:  # gradio waits for the end of the connection
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), min(PAUSE_SECONDS, max(end - time.monotonic(), 0.01)))
+        except asyncio.TimeoutError:
+            return {"type": "http.disconnect"}
+        if message["type"] == "http.request":
+            left -= len(message.get("body", b""))
+            is_over = not message.get("more_body", False)
+            if left < 0:
+                return {"type": "http.disconnect"}
+        return message
+
+    return bounded
+
+
+async def _read(receive: Receive) -> bytes:
+    """A whole body."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise Refused(408, "the request ended, or paused for too long, before its body was there")
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A receive that gives a body first, and then what comes."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay
+
+
+def _with_headers(send: Send) -> Send:
+    """A send whose answers no other page can read or frame."""
+
+    async def changed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            kept = [
+                pair
+                for pair in message.get("headers", [])
+                if not pair[0].lower().startswith(b"access-control-") and pair[0].lower() not in dict(_HEADERS)
+            ]
+            message = {**message, "headers": [*kept, *_HEADERS]}
+        await send(message)
+
+    return changed
+
+
+def _query(scope: Scope) -> list[tuple[str, str]]:
+    return parse_qsl(scope.get("query_string", b"").decode("latin-1"))
+
+
+def _bytes_of(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(parent, name)).st_size
+            except OSError:  # gone in between
+                pass
+    return total
