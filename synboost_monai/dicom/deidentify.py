@@ -1,11 +1,11 @@
 """De-identified copies of ultrasound objects: a header without the patient, and pixels of the sector alone.
 
 The header follows the Basic Application Level Confidentiality Profile (DICOM PS3.15 annex E; `basic_profile.txt`), and goes
-further: what the profile does not name is kept only if it is a number, a coded word or a code that the standard knows, with its meaning
-there. So text that somebody typed, private elements, curves and overlays go, and of the device all but its maker's name. A number,
-time or code that repeats the digits of an ID, a telephone or a birthday goes too. UIDs become hashes under a key: references between
-the copies of one key still hold, and nobody without the key can find the original. Dates move back by a number of days that the key
-gives each patient, or go.
+further: what the profile does not name is kept only if it is a number, a coded word of the system or a code that the standard knows,
+with its meaning there. So text that somebody typed, private elements, curves and overlays go, and of the device all but its maker's
+name. A number, time or code that repeats the digits of an ID, a telephone or a birthday goes too. UIDs become hashes under a key:
+references between the copies of one key still hold, and nobody without the key can find the original. Dates move back by a number of
+days that the key gives each patient, or go.
 
 Pixels are decoded and written as grey, uncompressed, black outside the sector, a window at a time: names that are burned in around it are
 gone, and memory does not grow with the clip. Text within the sector stays. Only a clip in which none is found (`sector.has_text`) says
@@ -88,6 +88,15 @@ MAKERS = {
 """Makers of ultrasound systems, and words by which they are known; Manufacturer is free text, and becomes one of these names or empty."""
 BODY_PARTS = frozenset({"HEART", "CHEST", "THORAX"})
 """Body Part Examined that is kept; many systems let people type it."""
+CODED_WORDS = frozenset(
+    "ImageType Modality PatientSex Laterality ImageLaterality FrameLaterality BodyPartExamined PatientOrientation "
+    "PhotometricInterpretation LossyImageCompression LossyImageCompressionMethod PresentationLUTShape "
+    "BurnedInAnnotation RecognizableVisualFeatures QualityControlImage FrameType PixelPresentation "
+    "VolumetricProperties VolumeBasedCalculationTechnique ContentQualification TransducerType DataType "
+    "UltrasoundAcquisitionGeometry ApexPosition PositionMeasuringDeviceUsed CardiacSynchronizationTechnique "
+    "CardiacSignalSource DimensionOrganizationType LongitudinalTemporalInformationModified".split()
+)
+"""Attributes of coded words (VR CS) that an ultrasound system fills in by itself; of others, such as Content Label, people type some."""
 MIN_ID_DIGITS, MIN_INNER_DIGITS = 4, 6
 """A number is taken for an ID if it is all of its digits, so many at least; or holds them, so many at least."""
 CHARACTERISTICS = ("PatientSex", "PatientAge", "PatientSize", "PatientWeight")
@@ -399,7 +408,7 @@ class _Cleaner:
         if vr in _NUMBER_TEXT:
             texts = [getattr(part, "original_string", None) or text for part, text in zip(values, texts)]
             return value if all(not text or _NUMBER_TEXT[vr].fullmatch(text) for text in texts) else None
-        if vr != "CS" or not all(_CODED_WORD.fullmatch(text) for text in texts):
+        if vr != "CS" or keyword not in CODED_WORDS or not all(_CODED_WORD.fullmatch(text) for text in texts):
             return None
         if keyword == "BodyPartExamined" and not BODY_PARTS.issuperset(texts):
             return None

@@ -331,6 +331,32 @@ def test_meanings_are_the_standards():
     assert "uber" not in str(item)
 
 
+def test_word_of_a_stranger_survives_in_no_element_of_the_dictionary(tmp_path: Path):
+    """A name that stands nowhere as a name: of every kind of text that a person may type."""
+    from pydicom import datadict
+
+    from synboost_monai.dicom.deidentify import CODED_WORDS
+    from synboost_monai.dicom.objects import save
+
+    header, item = fixtures.ultrasound(), Dataset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for tag, (vr, _, _, _, keyword) in datadict.DicomDictionary.items():
+            value = (
+                "HUBER"
+                if vr in ("CS", "AE")
+                else "of Huber"
+                if vr in ("LO", "SH", "ST", "LT", "UT", "UC", "UR")
+                else None
+            )
+            if value and tag >> 16 not in (0, 2) and keyword not in CODED_WORDS | {"SpecificCharacterSet"}:
+                header.add_new(tag, vr, value)
+                item.add_new(tag, vr, value)
+        header.ReferencedSeriesSequence = [item]
+        save(deidentify_header(header, KEY), tmp_path / "copy.dcm")
+    assert traces((tmp_path / "copy.dcm").read_bytes(), "Huber") == []
+
+
 def test_body_part_that_somebody_typed_goes():
     heart, typed = (fixtures.ultrasound(BodyPartExamined=text) for text in ("HEART", "HEART MRS HUBER"))
     assert deidentify_header(heart, KEY).BodyPartExamined == "HEART"

@@ -172,6 +172,33 @@ def test_outputs_are_for_this_user_alone(in_dir: Path, key_path: Path, tmp_path:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")
+def test_node_and_demo_write_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from synboost_monai.demo.serve import session_folder
+    from synboost_monai.hospital import listen
+
+    class Reached(Exception):
+        pass
+
+    def engine(*_: object, **__: object) -> None:
+        (tmp_path / "out" / "object.dcm").write_bytes(b"")
+        raise Reached
+
+    monkeypatch.setattr(listen, "create_engine", engine)
+    monkeypatch.setattr(listen, "check_installed", lambda: None)
+    before = os.umask(0o022)
+    try:
+        with pytest.raises(Reached):
+            listen.run_listen(tmp_path / "out")
+        with session_folder() as folder:
+            (folder / "upload.dcm").write_bytes(b"")
+            modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / "upload.dcm")]
+    finally:
+        assert os.umask(before) == 0o022  # as it was
+    modes += [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out", tmp_path / "out" / "object.dcm")]
+    assert modes == [0o700, 0o600] * 2
+
+
 GOOD = hashlib.sha256(b"random").digest()
 
 
