@@ -123,6 +123,7 @@ def file_digest(
     mtime_ns: int | None = None,
     offset: int = 0,
     max_seconds: float = math.inf,
+    max_bytes: int | None = None,
 ) -> str:
     """SHA-256 of a file (from `offset` on) as hexadecimal digits.
 
@@ -132,6 +133,7 @@ def file_digest(
         mtime_ns: time of its last change then.
         offset: first byte that counts.
         max_seconds: that it may take: a file with holes can say that it has terabytes.
+        max_bytes: that count at most; None for all.
     Raises:
         NotUsableError: as `open_regular`; timeout; changed if it is not what was listed, or changes while it is read.
     """
@@ -140,13 +142,14 @@ def file_digest(
     with open_regular(path) as file:
         listed = (file.size if size is None else size, file.mtime_ns if mtime_ns is None else mtime_ns)
         position = offset
-        while block := file.read(position, BLOCK):
+        end = file.size if max_bytes is None else min(file.size, offset + max_bytes)
+        while block := file.read(position, BLOCK if max_bytes is None else min(BLOCK, max(end - position, 0))):
             digest.update(block)
             position += len(block)
             if time.monotonic() > deadline:
                 raise NotUsableError("timeout", seconds=f"{max_seconds:g}")
         status = os.fstat(file.descriptor)
-        if (status.st_size, status.st_mtime_ns) != listed or position != max(offset, file.size):
+        if (status.st_size, status.st_mtime_ns) != listed or position != max(offset, end):
             raise NotUsableError("changed")
     return digest.hexdigest()
 

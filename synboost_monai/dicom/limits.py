@@ -13,8 +13,10 @@ class Limits:
     """MB (2^20 bytes) of everything before the pixel data; an ultrasound header has a few kB, with private data a few MB."""
     max_rows_columns: int = 8192
     """Pixels a side of the image; ultrasound systems write 480 to 1,200."""
-    max_frames: int = 20_000
-    """Frames of a clip; more than five minutes at 60 frames a second."""
+    max_frames: int = 3_600
+    """Frames of a clip, each of which costs the network's time: two minutes at 30 frames a second. Loops have some hundred."""
+    max_study_frames: int = 60_000
+    """Frames of a study; a stress echo of a hundred loops has a third of that. The shortest clips are taken first."""
     max_values: float = 4e9
     """Rows x columns x frames x samples: what a header may announce before anything is decoded."""
     max_inflated_mb: float = 2048

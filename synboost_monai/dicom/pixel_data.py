@@ -20,7 +20,7 @@ from synboost_monai.dicom.structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLI
 NATIVE_SYNTAXES = frozenset({IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN})
 """Transfer syntaxes whose pixel data are one block, not fragments."""
 MAX_FRAGMENTS = 1_000_000
-"""Of an object; a clip at the limit of 20,000 frames has as many, or some more where frames are split."""
+"""Of an object; many times the frames of a clip, which some writers split."""
 
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD

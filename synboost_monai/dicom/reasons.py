@@ -83,6 +83,7 @@ REASONS: dict[str, Reason] = _table(
     ("too_small", R, "{rows} x {columns} pixels; an image needs at least {minimum} x {minimum}"),
     ("too_large", R, "{rows} x {columns} pixels x {frames} frames are more than the limit of {limit} values"),
     ("too_many_frames", R, "{frames} frames are more than the limit of {limit}"),
+    ("study_too_long", R, "its study would have more than {limit} frames with it"),
     ("inflates_too_far", R, "compressed {ratio} times: it would inflate to more than the limit of {limit_mb} MB"),
     ("video", R, "{syntax} is video, which is not decoded; ask the archive for frames (JPEG, RLE or uncompressed)"),
     ("unsupported_syntax", R, "the transfer syntax {syntax} is not supported"),

@@ -6,12 +6,14 @@ names may be any bytes, links are not followed, pipes are not opened, and a UID 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from pydicom._uid_dict import UID_dictionary
 
@@ -73,6 +75,19 @@ _ROWS, _COLUMNS, _FRAMES = 0x00280010, 0x00280011, 0x00280008
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _IDENTIFYING = as_tags(IDENTIFYING_KEYWORDS)
 _WANTED = _IDENTIFYING | {SOP_CLASS, SOP_INSTANCE, STUDY, SERIES, MODALITY, _ROWS, _COLUMNS, _FRAMES}
+
+QUICK_MB = 0.25
+"""MB (2^20 bytes) of a header that is read in the process of the scan; one that is longer is read in a process that may die of it."""
+HEADER_SECONDS, HEADER_MEMORY_MB = 60.0, 512.0
+"""Limits of that process."""
+MAX_IDENTIFYING_BYTES = 1 << 14
+"""Of all values that identify, together; headers have some hundred. More would be kept for every file of a folder."""
+MAX_IDENTIFYING_VALUE = 1 << 10
+"""Of each of them where there are more."""
+MAX_WORDS = 1000
+"""Words that identify, of one header; usual are a hundred."""
+MAX_KNOWN = 200
+"""Headers whose words are remembered."""
 
 _Known = dict[tuple[object, ...], tuple[str, frozenset[str]]]
 """Identifying values as stored -> patient key and words: the files of a study share them, so they are worked out once."""
@@ -139,24 +154,72 @@ def scan(
     if not os.path.lexists(root):
         raise FileNotFoundError(f"{in_dir}: no such folder")
     known: _Known = {}
-    for path, relative, problem in _entries(root, frozenset(_identity(folder) for folder in exclude)):
-        yield _look_at(path, relative, problem, limits, known)
+    quick = replace(limits, max_header_mb=min(QUICK_MB, limits.max_header_mb))
+    with contextlib.ExitStack() as stack:
+        reader = _LongHeaders(limits, stack)
+        for path, relative, problem in _entries(root, frozenset(_identity(folder) for folder in exclude)):
+            file = _look_at(path, relative, problem, quick, known)
+            is_long = file.reason is not None and file.reason.reason.code == "header_too_large"
+            yield reader.look(file) if is_long and quick != limits else file
+
+
+def look(path: str, limits: Limits) -> dict[str, Any]:
+    """What a header says, as plain values; runs in a worker (`worker.ReaderPool.look`)."""
+    file = _look_at(path, path, None, limits, {})
+    values = {field.name: getattr(file, field.name) for field in fields(file)}
+    reason = None if file.reason is None else [file.reason.reason.code, file.reason.facts]
+    return {**values, "reason": reason, "identifiers": sorted(file.identifiers)}
+
+
+class _LongHeaders:
+    """Reads headers that are long in a process that may die of them; it is started with the first and ends with the scan."""
+
+    def __init__(self, limits: Limits, stack: contextlib.ExitStack) -> None:
+        seconds = min(limits.seconds_per_file, HEADER_SECONDS)
+        self._limits = replace(limits, seconds_per_file=seconds, memory_mb=min(limits.memory_mb, HEADER_MEMORY_MB))
+        self._stack = stack
+        self._pool: Any = None
+
+    def look(self, file: ScannedFile) -> ScannedFile:
+        """The file with what its header says."""
+        if self._pool is None:
+            from synboost_monai.dicom.worker import ReaderPool  # loads decoders
+
+            self._pool = self._stack.enter_context(ReaderPool(1, self._limits))
+        try:
+            values = self._pool.look(file.path)
+        except NotUsableError as problem:
+            return replace(file, reason=problem)
+        reason = values.pop("reason")
+        return ScannedFile(
+            **{
+                **values,
+                "path": file.path,
+                "relative": file.relative,
+                "reason": None if reason is None else NotUsableError(reason[0], **reason[1]),
+                "identifiers": frozenset(values["identifiers"]),
+            }
+        )
 
 
 def mark_duplicates(
     files: Iterable[ScannedFile],
     digest: Callable[[ScannedFile], str] | None = None,
     limits: Limits | None = None,
+    check: Callable[[ScannedFile], None] | None = None,
 ) -> list[ScannedFile]:
     """Give files that share a SOP Instance UID their reason: `duplicate` for a copy, `conflicting_duplicate` for a contradiction.
 
     Of files with the same content the first by path is kept. The same content is the same data set in the same transfer syntax; the
-    preamble and the file meta information, which say who wrote a file, do not count. If any two differ, none is kept.
+    preamble and the file meta information, which say who wrote a file, do not count, nor does what may stand behind the last frame. Of
+    files that differ each must be readable, its header and all its frames, to count: one that is not is refused by itself. If any two
+    that are readable differ, none is kept.
 
     Args:
         files: of one scan.
         digest: SHA-256 of a file, if the caller keeps them; by `files.file_digest` where None.
         limits: of a file; the defaults where None.
+        check: raises the reason for which a file cannot be read whole; by a worker process where None.
     Returns:
         All files in their order.
     """
@@ -168,23 +231,31 @@ def mark_duplicates(
     for index, file in enumerate(files):
         if file.reason is None:
             groups.setdefault(file.sop_instance_uid, []).append(index)
-    for indices in groups.values():
-        if len(indices) > 1:
-            _judge_copies(files, sorted(indices, key=lambda index: sort_key(files[index].relative)), digest, limits)
+    with contextlib.ExitStack() as stack:
+        check = check or _check_by_worker(limits, stack)
+        for indices in groups.values():
+            if len(indices) > 1:
+                indices.sort(key=lambda index: sort_key(files[index].relative))
+                _judge_copies(files, indices, digest, check, limits)
     return files
 
 
-def content_digest(file: ScannedFile, limits: Limits | None = None) -> str:
+def content_digest(file: ScannedFile, limits: Limits | None = None, max_bytes: int | None = None) -> str:
     """SHA-256 of a file's transfer syntax and data set, without preamble and file meta information.
 
+    Args:
+        file: of a scan.
+        limits: of a file; the defaults where None.
+        max_bytes: of the data set that count; None for all.
     Raises:
         NotUsableError: if it cannot be read any more, or has changed since the scan.
     """
     limits = limits or Limits()
     with open_regular(file.path) as opened:
         structure = walk_file(opened, limits, frozenset())
+    seconds = limits.seconds_per_file
     content = file_digest(
-        file.path, file.size, file.mtime_ns, structure.data_set_offset, max_seconds=limits.seconds_per_file
+        file.path, file.size, file.mtime_ns, structure.data_set_offset, max_seconds=seconds, max_bytes=max_bytes
     )
     return f"{structure.transfer_syntax}:{content}"
 
@@ -304,6 +375,10 @@ def _with_facts(file: ScannedFile, structure: Structure, known: _Known) -> Scann
 def _identity_of(structure: Structure, known: _Known) -> tuple[str, frozenset[str]]:
     """Patient key and identifying words of a header."""
     elements = {tag: element for tag, element in structure.elements.items() if tag in _IDENTIFYING}
+    if sum(len(element.value or b"") for element in elements.values()) > MAX_IDENTIFYING_BYTES:
+        words = f"the values that name its patient have more than {MAX_IDENTIFYING_BYTES} bytes"
+        structure.problem = structure.problem or NotUsableError("broken_header", problem=words)
+        elements = {t: e for t, e in elements.items() if e.value and len(e.value) <= MAX_IDENTIFYING_VALUE}
     stored = (structure.is_little_endian, *elements.values())
     if stored not in known:
         try:
@@ -312,10 +387,16 @@ def _identity_of(structure: Structure, known: _Known) -> tuple[str, frozenset[st
             structure.problem = structure.problem or problem
             return "", frozenset()
         text = patient_text(dataset)
-        if len(known) >= 1000:
+        if len(known) >= MAX_KNOWN:
             known.clear()
         known[stored] = (short_hash(text) if text else "", identifiers(dataset))
-    return known[stored]
+    key, words_of_it = known[stored]
+    if len(words_of_it) > MAX_WORDS:
+        words = f"more than {MAX_WORDS} words of it name its patient"
+        structure.problem = structure.problem or NotUsableError("broken_header", problem=words)
+        known[stored] = key, frozenset(sorted(words_of_it)[:MAX_WORDS])
+        return known.pop(stored)
+    return key, words_of_it
 
 
 def _reason(structure: Structure) -> NotUsableError | None:
@@ -365,8 +446,26 @@ def _uid_or_none(text: str) -> str:
     return text if is_uid(text) else ""
 
 
+def _check_by_worker(limits: Limits, stack: contextlib.ExitStack) -> Callable[[ScannedFile], None]:
+    """Reads files whole in a worker process, which is started with the first."""
+    pools: list[Any] = []
+
+    def check(file: ScannedFile) -> None:
+        if not pools:
+            from synboost_monai.dicom.worker import ReaderPool  # loads decoders
+
+            pools.append(stack.enter_context(ReaderPool(1, limits)))
+        pools[0].check(file.path)
+
+    return check
+
+
 def _judge_copies(
-    files: list[ScannedFile], indices: list[int], digest: Callable[[ScannedFile], str], limits: Limits | None
+    files: list[ScannedFile],
+    indices: list[int],
+    digest: Callable[[ScannedFile], str],
+    check: Callable[[ScannedFile], None],
+    limits: Limits,
 ) -> None:
     """Mark files that share a UID; one that cannot be read any more gets that as its reason and has no say."""
     whole: dict[int, str] = {}
@@ -382,7 +481,48 @@ def _judge_copies(
             except NotUsableError as problem:
                 del whole[index]
                 files[index] = replace(files[index], reason=problem)
+    if len(set(whole.values())) > 1:
+        _leave_readable(files, whole, check)
+        _join_cut_ends(files, whole, limits)
     is_conflict = len(set(whole.values())) > 1
     for index in list(whole)[0 if is_conflict else 1 :]:
         code = "conflicting_duplicate" if is_conflict else "duplicate"
         files[index] = replace(files[index], reason=NotUsableError(code))
+
+
+def _leave_readable(files: list[ScannedFile], whole: dict[int, str], check: Callable[[ScannedFile], None]) -> None:
+    """Give those that cannot be read whole their reason; they contradict nobody."""
+    problems: dict[str, NotUsableError | None] = {}
+    for index, content in list(whole.items()):
+        if content not in problems:
+            problems[content] = None
+            try:
+                check(files[index])
+            except NotUsableError as problem:
+                problems[content] = problem
+        if (found := problems[content]) is not None:
+            del whole[index]
+            files[index] = replace(files[index], reason=found)
+
+
+def _join_cut_ends(files: list[ScannedFile], whole: dict[int, str], limits: Limits) -> None:
+    """Take files that are the longest one without its end, but with all frames, for copies of it; the longest comes first."""
+    if len(set(whole.values())) < 2:
+        return
+    sizes = {index: _data_set_bytes(files[index], limits) for index in whole}
+    longest = max(whole, key=lambda index: sizes[index])
+    for index in whole:
+        with contextlib.suppress(NotUsableError):  # changed in between: then they differ
+            if content_digest(files[longest], limits, sizes[index]) == whole[index]:
+                whole[index] = whole[longest]
+    if len(set(whole.values())) == 1:
+        first = {longest: whole.pop(longest), **whole}
+        whole.clear()
+        whole.update(first)
+
+
+def _data_set_bytes(file: ScannedFile, limits: Limits) -> int:
+    """Length of a file without preamble and file meta information; 0 where it cannot be opened any more."""
+    with contextlib.suppress(NotUsableError), open_regular(file.path) as opened:
+        return opened.size - walk_file(opened, limits, frozenset()).data_set_offset
+    return 0

@@ -385,7 +385,7 @@ class _Walk:
         stream = self.stream
         self._bound(at, at + 8, end, keep_from)
         if not is_implicit:
-            code = stream.data[at - stream.base + 4 :][:2]
+            code = stream.data[at - stream.base + 4 : at - stream.base + 6]  # a slice to the end would copy all of it
             is_end = self._tag_and_length(stream.data, at - stream.base)[0] == 0xFFFE
             is_implicit = not is_end and not (code.isalpha() and code.isupper())
         while end is None or at < end:

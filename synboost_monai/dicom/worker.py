@@ -41,6 +41,7 @@ from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.read import ClipFacts, open_ultrasound
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.dicom.regions import Region
+from synboost_monai.dicom.scan import look
 from synboost_monai.processes import ends_with_parent
 
 PREFETCH = 2
@@ -92,22 +93,8 @@ class ReaderPool:
         """
         if window < 1:
             raise ValueError(f"worker.py: window must be at least 1 frame, got {window}")
-        if self._is_closed:
-            raise ValueError("worker.py: the pool is closed")
-        worker = self._places.get()
-        if worker is None or not worker.is_alive():
-            try:
-                worker = self._start()
-            except BaseException:
-                self._places.put(None)
-                raise
         request = {"path": os.fsdecode(path), "window": window, "frames": None if frames is None else list(frames)}
-        stream = ClipStream(self, worker, request)
-        try:
-            stream.begin()
-        except BaseException:
-            stream.close()
-            raise
+        stream = self._begin(request)
         num_frames = stream.facts.num_frames
         if frames is not None and not all(0 <= index < num_frames for index in frames):
             stream.close()
@@ -120,6 +107,25 @@ class ReaderPool:
         """Windows of a file, (T, rows, columns) uint8 of the region; see `open`."""
         with self.open(path, window, frames) as stream:
             yield from stream
+
+    def check(self, path: str | os.PathLike[str]) -> None:
+        """Make sure that a file can be read whole: its header, and every frame.
+
+        Raises:
+            NotUsableError: as `open`, or of the first frame that cannot be decoded.
+        """
+        request = {"path": os.fsdecode(path), "window": 32, "frames": None, "is_check": True}
+        with self._begin(request) as stream:
+            list(stream)
+
+    def look(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """What the scan wants of a header (`scan.look`), as plain values.
+
+        Raises:
+            NotUsableError: timeout, out_of_memory or decoder_died.
+        """
+        with ClipStream(self, self._take(), {"look": os.fsdecode(path)}) as stream:
+            return stream.ask()
 
     def facts(self, path: str | os.PathLike[str]) -> ClipFacts:
         """Facts of a file, whose frames are not read (but the first that shows something)."""
@@ -141,6 +147,29 @@ class ReaderPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _begin(self, request: dict[str, Any]) -> ClipStream:
+        """The answer to a request for a clip, once its facts are there."""
+        stream = ClipStream(self, self._take(), request)
+        try:
+            stream.begin()
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def _take(self) -> _Worker:
+        """A worker that is free."""
+        if self._is_closed:
+            raise ValueError("worker.py: the pool is closed")
+        worker = self._places.get()
+        if worker is None or not worker.is_alive():
+            try:
+                worker = self._start()
+            except BaseException:
+                self._places.put(None)
+                raise
+        return worker
 
     def _start(self) -> _Worker:
         worker = self._starter.submit(_Worker, self.limits).result()
@@ -173,11 +202,21 @@ class ClipStream:
 
     def begin(self) -> None:
         """Send the request and wait for the facts."""
+        self._send()
+        self.facts = _facts_of_json(self._receive()["facts"])
+
+    def ask(self) -> dict[str, Any]:
+        """Send the request and wait for the one answer that it has."""
+        self._send()
+        answer = self._receive()
+        self._is_done = True
+        return answer
+
+    def _send(self) -> None:
         try:
             self._worker.send(self._request)
         except OSError:
             raise self._died() from None
-        self.facts = _facts_of_json(self._receive()["facts"])
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         region = self.facts.region
@@ -379,6 +418,9 @@ def _serve(request: dict[str, Any], limits: Limits, answers: int) -> None:
     is_idle = True
     try:
         signal.alarm(spare)
+        if "look" in request:
+            sender.finish(look(request["look"], limits))
+            return
         with open_ultrasound(request["path"], limits) as clip:
             region = clip.facts.region
             sender.put({"facts": _json_of_facts(clip.facts)})
@@ -388,7 +430,8 @@ def _serve(request: dict[str, Any], limits: Limits, answers: int) -> None:
                 signal.alarm(spare)
                 images = clip.read_frames(frames[start : start + window])
                 signal.alarm(0)  # a slow consumer is no fault of the file
-                sender.put(images)
+                if "is_check" not in request:
+                    sender.put(images)
         sender.finish({})
         return
     except NotUsableError as error:

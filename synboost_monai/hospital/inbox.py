@@ -21,6 +21,9 @@ from synboost_monai.dicom.scan import SOP_INSTANCE, STUDY, is_uid, short_hash
 from synboost_monai.dicom.structure import walk_file
 from synboost_monai.paths import is_real_folder, own_folder
 
+MIN_BYTES = 1 << 16
+"""What an object counts at least, however small: files cost the disk more than their bytes, and studies their time."""
+
 
 class Inbox:
     """What has come in; all methods may be called from any thread.
@@ -36,7 +39,7 @@ class Inbox:
         folder.parent.mkdir(parents=True, exist_ok=True)
         own_folder(folder)
         self._lock = threading.Lock()
-        self._num_bytes = sum(path.stat().st_size for path in folder.glob("*/*.dcm"))
+        self._num_bytes = sum(_counted(path.stat().st_size) for path in folder.glob("*/*.dcm"))
         self._last: dict[str, float] = {}
         """Study that is not done -> when it was last heard of, monotonic seconds."""
         self._study_of: dict[int, str] = {}
@@ -47,7 +50,7 @@ class Inbox:
         try:
             with open_regular(path) as file:
                 structure = walk_file(file, self._limits, frozenset({SOP_INSTANCE, STUDY}))
-                size = file.size
+                size = _counted(file.size)
             content = file_digest(path)
         except NotUsableError:
             return Status.CANNOT_UNDERSTAND
@@ -128,7 +131,11 @@ class Inbox:
             if not is_real_folder(folder):
                 return
             for path in sorted(folder.glob("*")):
-                self._num_bytes -= path.stat().st_size
+                self._num_bytes -= _counted(path.stat().st_size)
                 path.unlink()
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def _counted(size: int) -> int:
+    return max(size, MIN_BYTES)

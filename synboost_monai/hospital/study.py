@@ -156,11 +156,14 @@ class StudyProcessor:
         remove_own_folder(folder)  # of an attempt that was cut short
         results: dict[str, Result] = {}
         segmented: list[_Segmented] = []
+        too_long = _too_long(files, self.options.limits.max_study_frames)
         for file in files:
             start = time.monotonic()
             digest = ""
             try:
                 check_unchanged(file)
+                if file.path in too_long:
+                    raise NotUsableError("study_too_long", limit=self.options.limits.max_study_frames)
                 digest = file_digest(
                     file.path, file.size, file.mtime_ns, max_seconds=self.options.limits.seconds_per_file
                 )
@@ -362,6 +365,18 @@ def problem_of(error: Exception) -> NotUsableError:
     ours = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(PACKAGE)]
     place = f" at line {ours[-1].lineno} of {Path(ours[-1].filename).relative_to(PACKAGE).as_posix()}" if ours else ""
     return NotUsableError("model_failed", problem=f"an unforeseen error{place}")
+
+
+def _too_long(files: Sequence[ScannedFile], max_frames: int) -> frozenset[str]:
+    """Paths of a study's clips that are beyond its frames; the shortest are taken first, so that one more cannot push out the others."""
+    num_frames = 0
+    found = set()
+    for file in sorted(files, key=lambda file: file.frames or 0):
+        if num_frames + (file.frames or 0) > max_frames:
+            found.add(file.path)
+        else:
+            num_frames += file.frames or 0
+    return frozenset(found)
 
 
 def _digest(file: ScannedFile, limits: Limits) -> str:

@@ -6,18 +6,33 @@ import os
 import pickle
 import socket
 import time
+import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 
+from synboost_monai.dicom.elements import SEQUENCE_END, UNDEFINED_LENGTH, element, element_header, item
 from synboost_monai.dicom.files import file_digest
 from synboost_monai.dicom.header import read_header
 from synboost_monai.dicom.identifiers import fold, identifiers
+from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.quiet import quiet
 from synboost_monai.dicom.reasons import NotUsableError, Outcome
-from synboost_monai.dicom.scan import ScannedFile, check_unchanged, content_digest, is_uid, mark_duplicates, scan
-from synboost_monai.dicom.structure import EXPLICIT, IMPLICIT
+from synboost_monai.dicom.scan import (
+    MAX_WORDS,
+    ScannedFile,
+    check_unchanged,
+    content_digest,
+    is_uid,
+    mark_duplicates,
+    scan,
+)
+from synboost_monai.dicom.structure import DEFLATED, EXPLICIT, IMPLICIT
+from tests.dicom.conftest import make
 
 CLIP, STILL = "1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.6.1"
 WriteUltrasound = Callable[..., Path]
@@ -245,15 +260,88 @@ def test_copies_are_duplicates_and_contradictions_are_conflicts(tmp_path: Path, 
         write(name, SOPInstanceUID="1.2.5", pixels=pixels)
     write("8", SOPInstanceUID="1.2.8")
     write("9", SOPInstanceUID="1.2.8", syntax=IMPLICIT)
-    files = mark_duplicates(scan(tmp_path / "in"))
+    files = mark_duplicates(scan(tmp_path / "in"), check=lambda file: None)
     assert codes(files) == {
         **{"1": "", "2": "duplicate", "3": "", "4": "duplicate"},
         **dict.fromkeys("56789", "conflicting_duplicate"),
     }
     assert files[1].reason is not None and files[1].reason.reason.outcome is Outcome.SKIPPED
     assert content_digest(files[2]) == content_digest(files[3])
-    reordered = mark_duplicates(reversed(list(scan(tmp_path / "in"))))
+    reordered = mark_duplicates(reversed(list(scan(tmp_path / "in"))), check=lambda file: None)
     assert codes(reordered) == codes(files)
+
+
+def test_damaged_copy_takes_nothing_from_the_good_one(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (6, 48, 64), dtype=np.uint8)
+    (tmp_path / "in").mkdir()
+    for name, encoding, uid in (
+        ("jpeg", "jpeg", "1.2.1"),
+        ("plain", "explicit", "1.2.2"),
+        ("deflated", "deflated", "1.2.3"),
+    ):
+        good = make(tmp_path / f"in/{name}_b_good", frames, encoding, SOPInstanceUID=uid).read_bytes()
+        (tmp_path / f"in/{name}_c_copy").write_bytes(good)
+        for part in (300, len(good) // 2, len(good) - 200):  # within the header, in the middle, within the last frame
+            (tmp_path / f"in/{name}_a_cut_{part}").write_bytes(good[:part])
+        if encoding == "jpeg":
+            last = good.rindex(b"\xff\xd8\xff")
+            damaged = good[:last] + bytes(100) + good[last + 100 :]
+            (tmp_path / f"in/{name}_damaged").write_bytes(damaged)
+            (tmp_path / f"in/{name}_a_no_end").write_bytes(good[:-6])
+    for seed in (1, 2):
+        other = np.random.default_rng(seed).integers(0, 255, (6, 48, 64), dtype=np.uint8)
+        cut = make(tmp_path / f"in/other_{seed}", other, "jpeg", SOPInstanceUID="1.2.4").read_bytes()
+    (tmp_path / "in/other_cut").write_bytes(cut[: len(cut) // 2])
+    found = codes(mark_duplicates(scan(tmp_path / "in")))
+    assert [name for name, code in found.items() if not code] == ["deflated_b_good", "jpeg_b_good", "plain_b_good"]
+    assert {found[f"{name}_c_copy"] for name in ("jpeg", "plain", "deflated")} == {"duplicate"}
+    assert found["jpeg_a_no_end"] == "duplicate"  # all frames are there
+    assert found["other_1"] == found["other_2"] == "conflicting_duplicate" and found["other_cut"] == "truncated_pixels"
+    assert {code for name, code in found.items() if "_a_cut" in name or "damaged" in name} <= {
+        *("truncated_header", "truncated_pixels", "broken_frame", "damaged_frame"),
+    }
+
+
+def lengthened(path: Path, num_items: int, size: int = 184, is_deflated: bool = False) -> None:
+    """Put a sequence of so many items before the pixel data."""
+    content = path.read_bytes()
+    syntax = content.index(b"\x02\x00\x10\x00UI")  # the last of the file meta information
+    start = syntax + 8 + int.from_bytes(content[syntax + 6 : syntax + 8], "little")
+    data = zlib.decompress(content[start:], -15) if is_deflated else content[start:]
+    pixels = data.rindex(b"\xe0\x7f\x10\x00")
+    items = item(element(0x00080104, "LO", "x" * size)) * num_items
+    long = element_header(0x00540220, "SQ", UNDEFINED_LENGTH) + items + SEQUENCE_END
+    data = data[:pixels] + long + data[pixels:]
+    path.write_bytes(content[:start] + (zlib.compress(data, wbits=-15) if is_deflated else data))
+
+
+def test_what_a_header_costs_and_leaves_is_bounded(tmp_path: Path, write: WriteUltrasound) -> None:
+    many = [Dataset() for _ in range(3000)]
+    for number, one in enumerate(many):
+        one.PatientID = f"word{number}"
+    with quiet():
+        write("a_many_ids", OtherPatientIDsSequence=many)
+        write("b_long_name", PatientName="Jane " * 4000)
+    lengthened(write("c_long"), 2000)
+    write("d_short")
+    files = list(scan(tmp_path / "in"))
+    assert codes(files) == {"a_many_ids": "broken_header", "b_long_name": "broken_header", "c_long": "", "d_short": ""}
+    for file in files:
+        assert len(file.identifiers) <= MAX_WORDS and sum(map(len, file.identifiers)) < 20_000
+        assert "004711" in file.identifiers  # its path can still be hidden
+    assert replace(files[2], **dict.fromkeys(("path", "relative"), ""), size=0, mtime_ns=0) == replace(
+        files[3], **dict.fromkeys(("path", "relative"), ""), size=0, mtime_ns=0
+    )
+    assert codes(list(scan(tmp_path / "in", Limits(max_header_mb=0.3))))["c_long"] == "header_too_large"
+
+
+def test_header_that_ends_its_reader_costs_itself_alone(tmp_path: Path, write: WriteUltrasound) -> None:
+    lengthened(write("a", syntax=DEFLATED), 49_000, 308, is_deflated=True)  # it inflates to 15 MB
+    write("b")
+    lengthened(write("c"), 2000)
+    found = codes(list(scan(tmp_path / "in", Limits(memory_mb=24))))
+    assert found.pop("a") in ("out_of_memory", "decoder_died") and found == {"b": "", "c": ""}
+    assert codes(list(scan(tmp_path / "in"))) == {"a": "", "b": "", "c": ""}
 
 
 def test_only_files_that_share_a_uid_are_hashed(tmp_path: Path, write: WriteUltrasound) -> None:

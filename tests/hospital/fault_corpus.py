@@ -726,12 +726,17 @@ def _bombs(c: _Corpus) -> None:
         ("huge", {"Rows": 60000, "Columns": 60000, "NumberOfFrames": 500}, "too_large"),
         ("wide", {"Columns": 65535}, "too_large"),
         ("many", {"NumberOfFrames": 2_000_000_000}, "too_many_frames"),
-        ("many_small", {"NumberOfFrames": 20_000}, "truncated_pixels"),
+        ("many_small", {"NumberOfFrames": 3_600}, "truncated_pixels"),
         ("large", {"Rows": 8192, "Columns": 8192, "NumberOfFrames": 59}, "truncated_pixels"),
     ):
         for encoding in ("explicit", "jpeg", "rle", "deflated"):
             others = {"deflated": ("inflates_too_far",), "explicit": (), "jpeg": (), "rle": ()}[encoding]
             c.clip(f"bombs/{name}_{encoding}.dcm", REFUSED, *reasons, *others, encoding=encoding, **values)
+    tiny = compressed(beating(1, 32, 32)[0], "rle", 8)
+    c.clip("bombs/hours_of_network.dcm", REFUSED, "too_many_frames", frames=np.zeros((4000, 32, 32), np.uint8), encoding="rle",
+           fragments=[tiny] * 4000)  # fmt: skip
+    ids = sequence(0x00101002, *(item(element(0x00100020, "LO", f"other id {number}")) for number in range(3000)))
+    c.clip("bombs/many_identities.dcm", REFUSED, "broken_header", edit=before_pixels(ids))
     too_many = element(0x00181030, "UC", b"\\" * 70_000)
     c.clip("bombs/too_many_values.dcm", REFUSED, "broken_header", edit=before_pixels(too_many))
     many = {
@@ -1227,6 +1232,14 @@ def _identity(c: _Corpus) -> None:
         **other,
         PatientName="Y^Y",
     )
+    good = {"SOPInstanceUID": f"{ROOT}.7.1", "StudyInstanceUID": f"{ROOT}.7.2", "SeriesInstanceUID": f"{ROOT}.7.3"}
+    c.clip("identity/whole.dcm", frames=frames, encoding="jpeg", **good)
+    for part, reason in ((0.5, "truncated_pixels"), (0.9, "truncated_pixels")):
+        c.cut(f"identity/a_copy_cut_at_{part}.dcm", REFUSED, reason, frames=frames, encoding="jpeg", **good,
+              at=lambda data, part=part: int(part * len(data)))  # fmt: skip
+    fragments = [jpeg(frame) for frame in frames]
+    c.clip("identity/copy_damaged.dcm", REFUSED, "broken_frame", "damaged_frame", frames=frames, encoding="jpeg",
+           fragments=[*fragments[:3], bytes(500)], **good)  # fmt: skip
     for name, values in {
         "a": {"PatientID": "XID-4711"},
         "b": {"PatientID": "XID-4712"},

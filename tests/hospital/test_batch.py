@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from synboost_monai.dicom.deidentify import read_key
+from synboost_monai.dicom.limits import Limits
 from synboost_monai.hospital.batch import ALL_DONE, SOME_REFUSED, read_given, run_dicom
 from tests.hospital.kill_batch import end_state, kill, ledger, start, write_study
 from tests.hospital.launch_batch import run
@@ -124,6 +125,31 @@ def test_contradiction_that_comes_later_takes_the_results_back(tmp_path: Path) -
     (mine / "other.dcm").unlink()
     assert run(mine, out, resume=True) == SOME_REFUSED  # the contradiction has gone, its line stays
     assert sorted(row["reason"] for row in ledger(out)) == ["conflicting_duplicate", "segmented", "segmented"]
+
+
+def test_damaged_copy_that_comes_later_takes_nothing_back(tmp_path: Path) -> None:
+    mine, out = tmp_path / "in", tmp_path / "out"
+    write_study(mine, 0)
+    assert run(mine, out) == ALL_DONE
+    before = {path: path.read_bytes() for path in out.glob("studies/*/*")}
+    clip = (mine / "Mueller_0" / "apical_two_chamber.dcm").read_bytes()
+    for name, part in (("a_header", 400), ("a_middle", len(clip) // 2), ("z_end", len(clip) - 3)):
+        (mine / f"{name}.dcm").write_bytes(clip[:part])
+    assert run(mine, out, resume=True) == SOME_REFUSED
+    reasons = sorted(row["reason"] for row in ledger(out))
+    assert reasons == ["segmented", "segmented", "truncated_header", "truncated_pixels", "truncated_pixels"]
+    assert {path: path.read_bytes() for path in out.glob("studies/*/*")} == before
+    fresh = tmp_path / "fresh"
+    run(mine, fresh)
+    assert end_state(out) == end_state(fresh)
+
+
+def test_longest_clips_of_a_study_that_is_too_long_are_refused(tmp_path: Path) -> None:
+    write_study(tmp_path / "in", 0)
+    assert run(tmp_path / "in", tmp_path / "out", limits=Limits(max_study_frames=20)) == SOME_REFUSED
+    assert sorted(row["reason"] for row in ledger(tmp_path / "out")) == ["segmented", "study_too_long"]
+    assert run(tmp_path / "in", tmp_path / "other", limits=Limits(max_frames=11)) == SOME_REFUSED
+    assert {row["reason"] for row in ledger(tmp_path / "other")} == {"too_many_frames"}
 
 
 def test_other_patient_that_joins_a_study_takes_its_numbers_back(tmp_path: Path) -> None:

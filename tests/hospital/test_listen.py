@@ -218,6 +218,17 @@ def test_object_that_comes_twice_is_kept_once(studies: list[list[Path]], tmp_pat
         assert len(stored(tmp_path)) == 2
 
 
+def test_second_sending_that_is_cut_off_takes_nothing_from_the_first(studies: list[list[Path]], tmp_path: Path) -> None:
+    def cut(dataset: Dataset) -> None:
+        dataset.PixelData = dataset.PixelData[: len(dataset.PixelData) // 4 * 2]
+
+    with running(tmp_path) as (node, said):
+        assert send(node.port, *studies[0]) == [Status.SUCCESS] * 2
+        wait_for(lambda: any("2 processed" in line for line in said))
+        assert send(node.port, studies[0][0], change=cut) == [Status.SUCCESS]
+        wait_for(lambda: any("2 processed, 1 refused" in line for line in said))
+
+
 def test_objects_that_cannot_be_filed_are_refused(studies: list[list[Path]], tmp_path: Path) -> None:
     def without_study(dataset: Dataset) -> None:
         del dataset.StudyInstanceUID
