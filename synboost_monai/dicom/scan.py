@@ -22,7 +22,7 @@ from synboost_monai.dicom.header import as_dataset, as_tags
 from synboost_monai.dicom.identifiers import IDENTIFYING_KEYWORDS, identifiers, patient_text
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.structure import SOP_CLASS, Structure, walk_file
+from synboost_monai.dicom.structure import SOP_CLASS, Element, Structure, walk_file
 
 ULTRASOUND_CLASSES = frozenset(
     {
@@ -74,6 +74,7 @@ _MEDIA_SOP_CLASS = 0x00020002
 _ROWS, _COLUMNS, _FRAMES = 0x00280010, 0x00280011, 0x00280008
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _IDENTIFYING = as_tags(IDENTIFYING_KEYWORDS)
+_IDENTIFYING_SEQUENCES = as_tags(name for name in IDENTIFYING_KEYWORDS if name.endswith("Sequence")) - as_tags(())
 _WANTED = _IDENTIFYING | {SOP_CLASS, SOP_INSTANCE, STUDY, SERIES, MODALITY, _ROWS, _COLUMNS, _FRAMES}
 
 QUICK_MB = 0.25
@@ -81,9 +82,9 @@ QUICK_MB = 0.25
 HEADER_SECONDS, HEADER_MEMORY_MB = 60.0, 512.0
 """Limits of that process."""
 MAX_IDENTIFYING_BYTES = 1 << 14
-"""Of all values that identify, together; headers have some hundred. More would be kept for every file of a folder."""
+"""Of all values that identify, together; headers have some hundred. What they give is kept for every file of a folder."""
 MAX_IDENTIFYING_VALUE = 1 << 10
-"""Of each of them where there are more."""
+"""Of each of them, where they have more together."""
 MAX_WORDS = 1000
 """Words that identify, of one header; usual are a hundred."""
 MAX_KNOWN = 200
@@ -376,9 +377,7 @@ def _identity_of(structure: Structure, known: _Known) -> tuple[str, frozenset[st
     """Patient key and identifying words of a header."""
     elements = {tag: element for tag, element in structure.elements.items() if tag in _IDENTIFYING}
     if sum(len(element.value or b"") for element in elements.values()) > MAX_IDENTIFYING_BYTES:
-        words = f"the values that name its patient have more than {MAX_IDENTIFYING_BYTES} bytes"
-        structure.problem = structure.problem or NotUsableError("broken_header", problem=words)
-        elements = {t: e for t, e in elements.items() if e.value and len(e.value) <= MAX_IDENTIFYING_VALUE}
+        elements = _shortened(elements, structure)
     stored = (structure.is_little_endian, *elements.values())
     if stored not in known:
         try:
@@ -392,11 +391,23 @@ def _identity_of(structure: Structure, known: _Known) -> tuple[str, frozenset[st
         known[stored] = (short_hash(text) if text else "", identifiers(dataset))
     key, words_of_it = known[stored]
     if len(words_of_it) > MAX_WORDS:
-        words = f"more than {MAX_WORDS} words of it name its patient"
-        structure.problem = structure.problem or NotUsableError("broken_header", problem=words)
-        known[stored] = key, frozenset(sorted(words_of_it)[:MAX_WORDS])
-        return known.pop(stored)
-    return key, words_of_it
+        known[stored] = key, frozenset(sorted(words_of_it, key=lambda word: (len(word) < 3, word))[:MAX_WORDS])
+    return known[stored]
+
+
+def _shortened(elements: dict[int, Element], structure: Structure) -> dict[int, Element]:
+    """The starts of long values, which still tell the words that identify; a sequence as long is refused."""
+    kept = {}
+    for tag, element in elements.items():
+        value = element.value or b""
+        if len(value) <= MAX_IDENTIFYING_VALUE:
+            kept[tag] = element
+        elif element.vr == "SQ" or tag in _IDENTIFYING_SEQUENCES:
+            words = f"a sequence that names its patient has more than {MAX_IDENTIFYING_VALUE} bytes"
+            structure.problem = structure.problem or NotUsableError("broken_header", problem=words)
+        else:
+            kept[tag] = element._replace(value=value[:MAX_IDENTIFYING_VALUE])
+    return kept
 
 
 def _reason(structure: Structure) -> NotUsableError | None:
