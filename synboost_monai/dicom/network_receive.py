@@ -433,9 +433,10 @@ class _Connection:
         def guarded(event: str) -> None:
             try:
                 act(event)
-            except Exception:  # noqa: BLE001  whatever it is, this connection is over
+            except Exception as error:  # noqa: BLE001  whatever it is, this connection is over
                 if not self.is_ending:
-                    self.cut("what it sent came at the wrong time")
+                    number = error.errno if isinstance(error, OSError) else None
+                    self.cut(os.strerror(number).lower() if number else "what it sent came at the wrong time")
                 self.association.dul.kill_dul()
 
         return guarded

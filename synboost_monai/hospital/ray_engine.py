@@ -333,7 +333,8 @@ def _refuse(files: Study, options: StudyOptions, out_dir: Path, times: int) -> l
     for file in files:
         digest = ""
         with contextlib.suppress(NotUsableError):
-            digest = file_digest(file.path, file.size, file.mtime_ns)
+            seconds = options.limits.seconds_per_file
+            digest = file_digest(file.path, file.size, file.mtime_ns, max_seconds=seconds)
         results.append(Result.of(file, NotUsableError("worker_lost", times=times), sha256=digest))
     return results
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 import threading
@@ -307,3 +308,23 @@ def test_peer_that_does_not_wait_for_answers_is_cut(tmp_path: Path) -> None:
             echo = struct.pack(">L", len(echo) - 4) + echo[4:]
             connection.sendall(pdu(4, echo * 20))
         wait_for(lambda: any("it does not wait for answers" in line for line in said))
+
+
+def test_disk_that_is_full_ends_one_connection_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pynetdicom import dimse_messages
+
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with serving(tmp_path, timeout=5.0) as (server, said, shelf):
+        with monkeypatch.context() as patch, connect(server) as connection:
+            patch.setattr(dimse_messages, "NamedTemporaryFile", full)
+            connection.sendall(request())
+            assert answer(connection) == ACCEPTED
+            connection.sendall(part(3, command(1, True)))
+            assert answer(connection) in (0, ABORTED)
+        assert any("cut: no space left on device" in line for line in said)
+        wait_for(lambda: server.num_connections == 0)
+        with connect(server) as connection:
+            connection.sendall(request())
+            assert answer(connection) == ACCEPTED
