@@ -36,6 +36,9 @@ SPECIFIC_CHARACTER_SET = 0x00080005
 MAX_VALUES = 50_000
 """Texts and numbers in texts, all of a header's; times of 20,000 frames are the most that ultrasound has. Each becomes an object of some
 hundred bytes, so that a header within `Limits.max_header_mb` could take gigabytes and minutes."""
+MAX_ITEMS = 20_000
+"""Items of the sequences that are kept, likewise; ultrasound headers have some dozen. Each becomes a data set, a kB in memory."""
+_ITEM_STARTS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 _TEXTS = frozenset("AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split())
 _NUMBERS = frozenset("AT FD FL SL SS SV UL US UV".split())
 _BYTES = frozenset("OB OD OF OL OV OW UN".split())
@@ -144,6 +147,13 @@ def _count_values(elements: dict[int, Element]) -> None:
     )
     if num_values > MAX_VALUES:
         raise NotUsableError("broken_header", problem=f"it has more than {MAX_VALUES:,} values")
+    num_items = sum(
+        max(map(element.value.count, _ITEM_STARTS))
+        for tag, element in elements.items()
+        if element.value and not tag >> 16 & 1 and (element.vr or _vr_of(tag)) in ("SQ", "UN")
+    )
+    if num_items > MAX_ITEMS:
+        raise NotUsableError("broken_header", problem=f"its sequences have more than {MAX_ITEMS:,} items")
 
 
 def _vr_of(tag: int) -> str:

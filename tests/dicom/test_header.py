@@ -185,6 +185,7 @@ BROKEN = {
     ),
     "deep sequences": (head() + body(extra=nested(500)), "broken_header", "nested more than 32 deep"),
     "many elements": (head() + body(extra=unending(0x00186011, "SQ", item() * 120_000)), "broken_header", "100,000"),
+    "many items": (head() + body(extra=unending(0x00186011, "SQ", item() * 30_000)), "broken_header", "20,000 items"),
     "the same element twice": (head() + body(extra=element(0x00100010, "PN", b"Roe^Mary")), "broken_header", "twice"),
     "item outside of a sequence": (head() + body(extra=item(b"ab")), "broken_header", "outside of a sequence"),
     "wrong byte order": (head(BIG_ENDIAN) + body(), "broken_header", "byte order"),
