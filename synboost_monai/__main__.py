@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib
 import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from synboost_monai.errors import in_one_line
@@ -728,10 +730,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     with in_one_line(f"synboost {argv[0]}", _written_to(argv)):
         words = checked_arguments(argv)
+        _load_matplotlib_elsewhere()
         os.environ["PAGER"] = "cat"  # `synboost VERB --help` prints, it does not page
         import fire
 
         fire.Fire(VERBS, command=words, name="synboost")
+
+
+def _load_matplotlib_elsewhere() -> None:
+    """Load matplotlib where no matplotlibrc lies: it takes the working directory's first, which may be somebody else's."""
+    if not os.path.exists("matplotlibrc") or find_spec("matplotlib") is None:
+        return
+    here = os.getcwd()
+    os.chdir(os.path.dirname(os.path.abspath(__file__)))
+    try:
+        importlib.import_module("matplotlib")
+    finally:
+        os.chdir(here)
 
 
 _BARE = ("bool", "str | bool | None")  # parameters whose flag may stand without a value

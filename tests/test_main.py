@@ -1,7 +1,9 @@
 """The command line: verbs, flags, and what comes out of a mistake."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -133,3 +135,11 @@ def test_prepare_writes_a_datalist(tmp_path, capsys):
     assert code == 0
     assert "training" in out and str(tmp_path / "real" / "datalist.json") in out
     assert (tmp_path / "real" / "summary.txt").is_file()
+
+
+def test_matplotlib_takes_no_settings_from_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 77")
+    code = "from synboost_monai.__main__ import main; main(['version']); import matplotlib; print(matplotlib.rcParams['lines.linewidth'])"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "1.5", done.stderr

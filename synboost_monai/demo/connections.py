@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import h11
@@ -42,8 +43,8 @@ class BoundedConnection(H11Protocol):
 
     @property
     def waits_until(self) -> float:
-        """Time of the loop at which it is ended."""
-        return 0.0 if self._patience is None else self._patience.when()
+        """Time of the loop at which it is ended; of one that has asked already, later than all others."""
+        return math.inf if self._patience is None else self._patience.when()
 
     def _watch(self) -> None:
         if not self.is_waiting:

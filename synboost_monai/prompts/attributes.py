@@ -142,9 +142,13 @@ def _load_model(model_path: str) -> tuple[Any, Any]:
     if model_path not in _MODELS:
         from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
 
+        options = {
+            "local_files_only": True,
+            "trust_remote_code": False,
+        }  # code in the folder is not run, nor asked about
         try:
-            model = AutoModelForVisualQuestionAnswering.from_pretrained(model_path, local_files_only=True).eval()
-            processor = AutoProcessor.from_pretrained(model_path, local_files_only=True)
+            model = AutoModelForVisualQuestionAnswering.from_pretrained(model_path, **options).eval()
+            processor = AutoProcessor.from_pretrained(model_path, **options)
         except (OSError, ValueError, ImportError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
