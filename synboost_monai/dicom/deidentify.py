@@ -93,7 +93,7 @@ CODED_WORDS = frozenset(
     "PhotometricInterpretation LossyImageCompression LossyImageCompressionMethod PresentationLUTShape "
     "BurnedInAnnotation RecognizableVisualFeatures QualityControlImage FrameType PixelPresentation "
     "VolumetricProperties VolumeBasedCalculationTechnique ContentQualification TransducerType DataType "
-    "UltrasoundAcquisitionGeometry ApexPosition PositionMeasuringDeviceUsed CardiacSynchronizationTechnique "
+    "UltrasoundAcquisitionGeometry PositionMeasuringDeviceUsed CardiacSynchronizationTechnique "
     "CardiacSignalSource DimensionOrganizationType LongitudinalTemporalInformationModified".split()
 )
 """Attributes of coded words (VR CS) that an ultrasound system fills in by itself; of others, such as Content Label, people type some."""

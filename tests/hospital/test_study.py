@@ -226,10 +226,15 @@ def test_failure_of_the_model_is_a_reason_without_its_words(clips: list[PhantomC
 
 def test_deidentified_outputs_hold_nothing_of_the_patient(clips: list[PhantomClip], tmp_path: Path) -> None:
     write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
-    process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips), key=KEY)
+    model = TruthModel.of(clips)
+    process(tmp_path / "in", tmp_path / "out", model, key=KEY)
+    assert model.asked and not any({"sex", "age"} & asked.keys() for asked in model.asked)  # prompts are written
     original = pydicom.dcmread(tmp_path / "in" / "a.dcm")
     made = contents(tmp_path / "out")
     assert any("deidentified_" in name for name in made)
+    for path in (p for p in (tmp_path / "out").rglob("*.dcm") if p.name.startswith(("deidentified_", "overlay_"))):
+        assert pydicom.dcmread(path).BurnedInAnnotation == "YES"  # a phantom's speckle stands still as text does
+    assert results_of(tmp_path / "out")[0]["clips"][0]["text_in_sector"] == "possible"
     for secret in (
         str(original.PatientName),
         original.PatientID,
