@@ -151,6 +151,9 @@ def check(work_dir: Path, log_path: Path, num_epochs: int, image_size: int) -> i
             for kind in KINDS:
                 check_image(table, url, bundle, "", kind, images_dir, after, "after /train/: ")
         check_what_slicer_asks(table, url, images_dir)
+        started = start_training(url, work_dir / "app")
+    left = [process for process in started if process.is_running() and process.status() != "zombie"]
+    table.add("processes of an ended server", bool(started) and not left, f"{len(left)} of {len(started)} left")
     is_kept = all(sha256_of(checkpoints[bundle]) == hashes[bundle] for bundle in BUNDLES)
     table.add("weights that were given", is_kept, "unchanged by the training")
     has_run = (work_dir / "code_ran").exists()
@@ -614,6 +617,25 @@ def traces(work_dir: Path) -> list[tuple[str, int]]:
         for p in work_dir.rglob("*")
         if p.suffix not in (".log", ".lock")
     ]
+
+
+def start_training(url: str, app_dir: Path) -> list[Any]:
+    """Begin a training that is long when the server ends; its processes."""
+    import psutil
+    import requests
+
+    request = {"max_epochs": 1000, "val_split": 0.25}
+    requests.post(f"{url}/train/echo_cris", json=request, timeout=600).raise_for_status()
+    for _ in range(60):
+        time.sleep(1)
+        found = [
+            p
+            for p in psutil.process_iter(["cmdline"])
+            if "monailabel.interfaces.utils.app" in (p.info["cmdline"] or [])
+        ]
+        if found := [p for p in found if p.cwd() == str(app_dir)]:
+            break
+    return found
 
 
 def wait_for_training(url: str) -> dict[str, Any]:

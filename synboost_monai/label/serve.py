@@ -7,6 +7,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,7 @@ def _serve(app_dir: Path, studies_dir: Path, names: Sequence[str], door: Door, h
     from monailabel.app import app
     from monailabel.interfaces.utils.app import app_instance
     from monailabel.main import Main
+    from monailabel.utils.async_tasks.task import AsyncTask
 
     def image_path(name: str) -> str:
         return str(app_instance().datastore().get_image_uri(name))
@@ -189,4 +191,9 @@ def _serve(app_dir: Path, studies_dir: Path, names: Sequence[str], door: Door, h
         prefix="synboost-label-"
     ) as private:  # images and label maps on their way, for nobody else
         os.environ["TMPDIR"] = tempfile.tempdir = private
-        server.action_start_server(arguments)
+        try:
+            server.action_start_server(arguments)
+        finally:
+            for task in ("train", "scoring"):
+                with suppress(Exception):  # one that has just ended
+                    AsyncTask.stop(task)
