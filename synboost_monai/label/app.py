@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "doubt_"
 """Strategy and scoring method of a bundle: this and the bundle's name."""
+NO_CHOICE = ("device", "model_filename")
+"""Options that the stock app offers viewers: they become code, and name files of this machine."""
 SCORING_SECONDS = 20.0
 """A strategy segments images that have no score yet for so long before it chooses."""
 
@@ -166,6 +168,11 @@ class EchoBundles:
         if not path:
             raise ValueError(f"there is no image {request.get('image')!r} in the datastore")
         request = {**request, "image": path}
+        task = self._infers.get(request.get("model"))  # type: ignore[attr-defined]
+        for key, default in getattr(
+            task, "displayable_configs", {}
+        ).items():  # they become a part of the bundle's config
+            request[key] = as_literal(request.get(key, default))
         if not request.get("result_extension") and is_dicom(path):
             request["result_extension"] = ".nii.gz"
         return super().infer(request, datastore)  # type: ignore[misc]
@@ -173,10 +180,7 @@ class EchoBundles:
     def init_infers(self) -> dict[str, Any]:
         infers = super().init_infers()  # type: ignore[misc]
         for task in infers.values():
-            for option in (
-                "device",
-                "model_filename",
-            ):  # no viewer's choice: they become code and files of this machine
+            for option in NO_CHOICE:
                 task._config.pop(option, None)
             if isinstance(task, BundleInferTask):
                 task.bundle_config["bundle_root"] = as_literal(task.bundle_path)

@@ -17,6 +17,7 @@ from synboost_monai.label.app_folder import make_app_folder, plan_bundles
 from synboost_monai.label.guard import TOKEN_PATH, Guard
 from synboost_monai.label.routes import Rules
 from synboost_monai.label.versions import check_versions
+from synboost_monai.processes import safe_environment
 
 TOKEN_VARIABLE = "SYNBOOST_LABEL_TOKEN"
 """Environment variable with the token, which a list of processes would show as part of the command."""
@@ -167,11 +168,8 @@ def _check_studies(studies_dir: Path) -> None:
 
 def _serve(app_dir: Path, studies_dir: Path, names: Sequence[str], door: Door, host: str, port: int) -> None:
     """Run MONAI Label's server in this process until it is ended."""
-    os.environ.update(server_environment(app_dir))
     # MONAI Label reads `.env` of the working directory, and its trainings import from there: never from where somebody's files lie
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path
-    )
+    os.environ.update(safe_environment(**server_environment(app_dir)))
     os.chdir(app_dir)
     from synboost_monai.label.stand_ins import import_without_torchvision
 

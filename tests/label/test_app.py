@@ -1,0 +1,78 @@
+"""What our app asks of MONAI Label's stock app, for which a stand-in stands here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+USED = {
+    "monailabel.interfaces.app": "MONAILabelApp",
+    "monailabel.interfaces.datastore": "Datastore",
+    "monailabel.interfaces.tasks.scoring": "ScoringMethod",
+    "monailabel.interfaces.tasks.strategy": "Strategy",
+    "monailabel.tasks.infer.bundle": "BundleInferTask",
+    "monailabel.tasks.train.bundle": "BundleTrainTask",
+}
+"""Module of MONAI Label -> the class that app.py takes from it."""
+
+
+class StockApp:
+    """Answers with the request that it gets."""
+
+    def __init__(self, images: dict[str, str], prompt: str) -> None:
+        self.images, self.prompt = images, prompt
+        self._infers = self.init_infers()
+
+    def datastore(self) -> Any:
+        return SimpleNamespace(get_image_uri=lambda name: self.images.get(name, ""))
+
+    def init_infers(self) -> dict[str, Any]:
+        config = {"device": ["cpu"], "model_filename": ["model.pt"], "prompt": self.prompt}
+        return {"echo_cris": SimpleNamespace(_config=config, displayable_configs={"prompt": self.prompt})}
+
+    def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        return request
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name, used in USED.items():
+        parts = name.split(".")
+        for i in range(1, len(parts) + 1):
+            monkeypatch.setitem(sys.modules, ".".join(parts[:i]), ModuleType(".".join(parts[:i])))
+        setattr(sys.modules[name], used, type(used, (), {}))
+    monkeypatch.delitem(sys.modules, "synboost_monai.label.app", raising=False)
+    from synboost_monai.label.app import EchoBundles
+
+    yield lambda images, prompt="": type("App", (EchoBundles, StockApp), {})(images, prompt)
+    sys.modules.pop("synboost_monai.label.app", None)
+
+
+def test_images_of_the_datastore_alone(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").mkdir()
+    app = make({"a": "/studies/a.png", "d": "/studies/d.dcm", "secret": "/studies/secret.png"})
+    assert app.infer({"model": "echo_cris", "image": "a"})["image"] == "/studies/a.png"
+    assert app.infer({"model": "echo_cris", "image": "secret"})["image"] == "/studies/secret.png"  # not the folder here
+    assert app.infer({"model": "echo_cris", "image": "d"})["result_extension"] == ".nii.gz"
+    for image in (str(tmp_path / "secret"), "other", "", None):
+        with pytest.raises(ValueError, match="there is no image"):
+            app.infer({"model": "echo_cris", "image": image})
+
+
+def test_options_reach_the_config_as_they_are(make: Any) -> None:
+    from monai.bundle import ConfigParser
+
+    for asked, default in (("left # atrium", ""), (None, "$1 + 1"), (None, "@network"), ("left atrium", "$1 + 1")):
+        request = {"model": "echo_cris", "image": "a"} | ({"prompt": asked} if asked else {})
+        told = make({"a": "/a.png"}, default).infer(request)["prompt"]
+        parser = ConfigParser({"prompt": told})
+        assert parser.get_parsed_content("prompt") == (asked or default)
+
+
+def test_no_viewer_chooses_devices_or_files(make: Any) -> None:
+    assert make({}, "")._infers["echo_cris"]._config == {"prompt": ""}
