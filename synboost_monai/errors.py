@@ -17,12 +17,14 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from synboost_monai.processes import TERMINATED, Terminated, told_to_end
+from synboost_monai.processes import INTERRUPTED, TERMINATED, Terminated, check_temporary_folder, told_to_end
 
 TRACEBACK_VARIABLE = "SYNBOOST_TRACEBACK"
 """Environment variable: set to 1, errors of the user keep their traceback too."""
-USER_MISTAKE, INTERRUPTED = 2, 130
-"""Exit codes: what a user or the system caused; Ctrl-C."""
+USER_MISTAKE = 2
+"""Exit code of what a user or the system caused."""
+LINE_VARIABLE = "SYNBOOST_ERROR_LINE"
+"""Environment variable: a file that the line is written to as well, for the process that started this one."""
 
 _ADVICE = {
     errno.ENOENT: "check the path",
@@ -156,6 +158,7 @@ def in_one_line(name: str, where: str | None = None) -> Iterator[None]:
     try:
         with told_to_end() as ending:
             try:
+                check_temporary_folder()
                 yield
                 _flush()
             except BaseException as error:
@@ -233,3 +236,6 @@ def _say(line: str) -> None:
     """A line on stderr, wherever that leads."""
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
+    if LINE_VARIABLE in os.environ:
+        with contextlib.suppress(OSError), open(os.environ[LINE_VARIABLE], "w", encoding="utf-8") as file:
+            file.write(line + "\n")

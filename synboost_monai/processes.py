@@ -9,19 +9,29 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import multiprocessing.util
 import os
 import platform
 import signal
+import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from synboost_monai.paths import open_own
 
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after SIGINT (Ctrl-C) and SIGTERM."""
+GRACE_SECONDS = 60.0
+"""How long a child may take to end: to the end of a step, and to save what it must."""
+MAX_TEMPORARY_BYTES = 60
+"""Of the folder for temporary files; what is made below it for sockets adds up to 40 to its path."""
 LOCK_NAME = ".lock"
 """File in a run's folder that its process holds; it says which process that is."""
 _HELD: dict[tuple[int, int], int] = {}
@@ -164,6 +174,66 @@ def safe_environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", **more}
 
 
+def check_temporary_folder() -> None:
+    """See that TMPDIR can be used, by the sockets of worker processes too, whose names end at 107 bytes; for this process and its children.
+
+    A long one is reached over a short link from then on, as it may be the disk with room. Without this a training with workers waits for
+    ever: the process that would pass tensors on cannot open its socket, and says so to nobody.
+
+    Raises:
+        OSError: if TMPDIR is no folder that can be written.
+        ValueError: if it is too long and there is no place for a link.
+    """
+    named = os.environ.get("TMPDIR")
+    if not named:
+        return
+    if not os.path.isdir(named):
+        number = errno.ENOTDIR if os.path.exists(named) else errno.ENOENT
+        raise OSError(number, f"{os.strerror(number)} (TMPDIR, the folder of temporary files)", named)
+    if not os.access(named, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, f"{os.strerror(errno.EACCES)} (TMPDIR, the folder of temporary files)", named)
+    target = os.path.abspath(named)
+    if len(os.fsencode(target)) <= MAX_TEMPORARY_BYTES:
+        return
+    for place in ("/tmp", "/var/tmp", "/dev/shm"):
+        with contextlib.suppress(OSError):
+            folder = tempfile.mkdtemp(prefix="synboost-", dir=place)
+            os.symlink(target, os.path.join(folder, "t"))
+            # after multiprocessing has removed its own folder there, which it does at -100
+            multiprocessing.util.Finalize(None, _remove_link, (folder, os.getpid()), exitpriority=-200)
+            os.environ["TMPDIR"] = tempfile.tempdir = os.path.join(folder, "t")
+            return
+    raise ValueError(
+        f"{named}: TMPDIR has {len(os.fsencode(target))} bytes, which sockets of worker processes cannot take; set it to a folder whose "
+        f"path has {MAX_TEMPORARY_BYTES} at most"
+    )
+
+
+def _remove_link(folder: str, process: int) -> None:
+    """At the end of the process that made it."""
+    if os.getpid() == process:
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(folder, "t"))
+            os.rmdir(folder)
+
+
+def end_child(process: subprocess.Popen[Any], told: KeyboardInterrupt) -> int:
+    """Let a child end in order that a signal tells to, and return the exit code of that; it is killed after `GRACE_SECONDS`.
+
+    Args:
+        process: the child; Ctrl-C reaches it too, SIGTERM is passed on to it.
+        told: what the signal was raised as.
+    """
+    if isinstance(told, Terminated):
+        process.terminate()
+    try:
+        process.wait(GRACE_SECONDS)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.kill()
+        process.wait()  # nothing outlives SIGKILL
+    return TERMINATED if isinstance(told, Terminated) else INTERRUPTED
+
+
 def ends_with_parent() -> Callable[[], None] | None:
     """`preexec_fn` of a child that ends when its parent does, even by `kill -9`; None where the system has no such thing."""
     return _ask_linux if sys.platform == "linux" else None
@@ -173,10 +243,6 @@ def _ask_linux() -> None:
     """In the child: ask Linux to kill it when its parent ends."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-
-
-TERMINATED = 143
-"""Exit code after SIGTERM."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -202,7 +268,8 @@ def told_to_end() -> Iterator[threading.Event]:
         came.set()
         raise Terminated
 
-    if threading.current_thread() is not threading.main_thread():
+    is_ignored = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # whoever started this process wants it so
+    if is_ignored or threading.current_thread() is not threading.main_thread():
         yield came
         return
     before = signal.signal(signal.SIGTERM, end)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from synboost_monai.processes import hold_folder, module_command, safe_environment, take_folder
+from synboost_monai.processes import check_temporary_folder, hold_folder, module_command, safe_environment, take_folder
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
@@ -113,6 +113,41 @@ def test_the_environment_of_a_child_finds_this_package_and_adds_no_working_direc
     environment = safe_environment(OMP_NUM_THREADS="3")
     assert environment["PYTHONPATH"].split(os.pathsep) == [str(Path(__file__).parents[1]), "/somewhere"]
     assert environment["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_temporary_folder_with_a_long_name_is_reached_over_a_short_link(tmp_path: Path) -> None:
+    """Workers pass tensors on over a socket there; without the link the training waits for ever."""
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    code = """
+import os, tempfile
+from multiprocessing.connection import Listener
+from synboost_monai.processes import check_temporary_folder
+check_temporary_folder()
+check_temporary_folder()
+print(os.environ["TMPDIR"])
+Listener(family="AF_UNIX").close()
+with tempfile.NamedTemporaryFile() as file:
+    print(os.path.realpath(file.name))
+"""
+    environment = {**ENVIRONMENT, "TMPDIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    link, file = map(Path, done.stdout.split())
+    assert len(str(link)) < 40 and not link.parent.exists()
+    assert file.parent == folder and list(folder.iterdir()) == []
+
+
+def test_a_temporary_folder_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for name, kind in (("nowhere", FileNotFoundError), ("file", NotADirectoryError)):
+        monkeypatch.setenv("TMPDIR", str(tmp_path / name))
+        with pytest.raises(kind, match="TMPDIR, the folder of temporary files"):
+            check_temporary_folder()
+    before = str(tmp_path)[:0] or "/tmp"
+    monkeypatch.setenv("TMPDIR", before)
+    check_temporary_folder()
+    assert os.environ["TMPDIR"] == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")

@@ -25,7 +25,7 @@ from synboost_monai.auto3dseg.train import PROGRESS_NAME
 from synboost_monai.io import atomic_write_text, read_text
 from synboost_monai.labels import BACKGROUND_INDEX, NUM_CLASSES, STRUCTURES
 from synboost_monai.paths import append_own
-from synboost_monai.processes import ends_with_parent, module_command, safe_environment
+from synboost_monai.processes import end_child, ends_with_parent, module_command, safe_environment
 
 MODALITIES = ("ultrasound", "us", "echo", "echocardiography")
 """Words of AutoRunner's `modality` that these algorithms are for."""
@@ -143,9 +143,13 @@ def run_logged(
 ) -> subprocess.CompletedProcess:
     """Run a command to its end; what it prints is added to a file, what it says on stderr is shown."""
     with append_own(log_path) as log:
-        return subprocess.run(
-            list(command), stdout=log, env=dict(environment), check=False, preexec_fn=ends_with_parent()
-        )
+        process = subprocess.Popen(list(command), stdout=log, env=dict(environment), preexec_fn=ends_with_parent())
+    try:
+        # a training may take days; it ends by itself, or with the signal that ends this process
+        return subprocess.CompletedProcess(list(command), process.wait())
+    except KeyboardInterrupt as told:
+        end_child(process, told)
+        raise
 
 
 def refusal(statistics: Mapping[str, Any], source: Mapping[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -10,7 +11,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ from synboost_monai.experiments.settings import read_study
 from synboost_monai.experiments.study import KINDS, Study, count_by_kind
 from synboost_monai.io import atomic_write_text, read_text
 from synboost_monai.paths import refuse_overwriting
-from synboost_monai.processes import hold_folder, module_command, safe_environment
+from synboost_monai.processes import GRACE_SECONDS, Terminated, end_child, hold_folder, module_command, safe_environment
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 """The DAG of stages."""
 PROFILES_DIR = Path(__file__).with_name("profiles")
 """Shipped Snakemake profiles, one folder each."""
+CACHE_NAME = ".snakemake/cache"
+"""Folder of caches in a run, for users who have none of their own."""
 PARENT_VARIABLE = "SYNBOOST_STUDY_PROCESS"
 """Environment variable: machine and process of the study, `HOST:PID`; stages on that machine end when it is gone."""
 
@@ -84,9 +86,9 @@ def run_study(
             atomic_write_text(study_path, text)
         _forget_what_is_gone(checked, run_dir)
         quiet = ["--quiet", "all"] if profile is None else []  # why a cluster refused a job, Snakemake alone tells
-        code = _snakemake(study_path, run_dir, *where, *quiet).returncode
-    if code:
-        raise SystemExit(_failure(run_dir, str(study), code))
+        code = _snakemake(study_path, run_dir, run_dir / CACHE_NAME, *where, *quiet).returncode
+        if code:
+            raise SystemExit(_failure(run_dir, study_path, code))
     return run_dir / "report.html"
 
 
@@ -133,18 +135,56 @@ def _forget_what_is_gone(study: Study, run_dir: Path) -> None:
             changed.add(stage.name)
 
 
-def _snakemake(study_path: Path, run_dir: Path, *more: str, is_quiet: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run the DAG; with `is_quiet` the output is kept instead of shown."""
+def _snakemake(
+    study_path: Path, run_dir: Path, cache_dir: Path, *more: str, is_quiet: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run the DAG; with `is_quiet` the output is kept instead of shown.
+
+    Where the user's own folder of caches cannot be written (a container's user without HOME), `cache_dir` stands for it.
+    """
     command = [*module_command("snakemake"), "--snakefile", str(SNAKEFILE), "--configfile", str(study_path)]
     command += ["--directory", str(run_dir), "--nolock", "--rerun-incomplete"]
     command += ["--workflow-profile", "none"]  # else profiles/default of the working directory
     command += ["--scheduler", "greedy", "--rerun-triggers", "mtime", "params", "input", *more]
     environment = safe_environment(**{PARENT_VARIABLE: f"{platform.node()}:{os.getpid()}"})
+    if not _has_caches():
+        environment |= {"XDG_CACHE_HOME": str(cache_dir), "MPLCONFIGDIR": str(cache_dir / "matplotlib")}
+    pipe = subprocess.PIPE if is_quiet else None
+    process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
     try:
-        return subprocess.run(command, env=environment, check=False, capture_output=is_quiet, text=True)
-    except KeyboardInterrupt:
-        time.sleep(1)  # Snakemake and the stage got the signal too
+        # a study may take weeks; Snakemake ends with its last stage, or with the signal that ends this process
+        out, err = process.communicate()
+    except KeyboardInterrupt as told:
+        _end_stages(process, told)
         raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _has_caches() -> bool:
+    """Whether the user's folder of caches can be written, or made."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~"), ".cache"))
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _end_stages(process: subprocess.Popen[str], told: KeyboardInterrupt) -> None:
+    """End Snakemake and its stages: SIGTERM is passed on to them, Ctrl-C they got too."""
+    import psutil  # which Snakemake needs
+
+    with contextlib.suppress(psutil.Error):
+        below = psutil.Process(process.pid).children(recursive=True)
+        if isinstance(told, Terminated):
+            process.kill()  # or it would wait for its stages, and then begin others
+            for child in below:
+                if any(
+                    "synboost_monai.experiments.stage" in word for word in child.cmdline()
+                ):  # it passes the signal on
+                    child.terminate()
+        _, left = psutil.wait_procs(below, timeout=GRACE_SECONDS + 10)
+        for child in left:
+            child.kill()
+    end_child(process, told)
 
 
 def _planned(study: Study, text: str, run_dir: Path) -> str:
@@ -157,7 +197,7 @@ def _planned(study: Study, text: str, run_dir: Path) -> str:
         study_path = Path(empty_dir, "study.yaml")
         study_path.write_text(text, encoding="utf-8")
         directory = run_dir if run_dir.is_dir() else Path(empty_dir)
-        done = _snakemake(study_path, directory, "--cores", "1", "--dry-run", is_quiet=True)
+        done = _snakemake(study_path, directory, Path(empty_dir), "--cores", "1", "--dry-run", is_quiet=True)
     output = done.stdout + done.stderr
     if done.returncode:
         raise RuntimeError(f"Snakemake's dry run failed with code {done.returncode}:\n{output}")
@@ -169,22 +209,23 @@ def _planned(study: Study, text: str, run_dir: Path) -> str:
     return "\n".join([head, *counts, *([""] if planned else []), *(stage.name for stage in planned)])
 
 
-def _failure(run_dir: Path, study: str, code: int) -> int:
-    """Say which stage failed; the exit code: 2 if that was a mistake of the user."""
-    failed = []
+def _failure(run_dir: Path, study_path: Path, code: int) -> int:
+    """Say which stage failed, and why; the exit code: 2 if that was a mistake of the user."""
+    failed: list[tuple[str, int, str]] = []
     for path in sorted((run_dir / ".stages").glob("*.json"), key=lambda p: p.stat().st_mtime):
         state = json.loads(read_text(path))
         if state.get("status") == "failed":
-            failed.append((path.stem, state["returncode"]))
-    if not failed:
-        print(
-            f"synboost experiment: Snakemake ended with code {code}; its log is in {run_dir}/.snakemake/log",
-            file=sys.stderr,
-        )
+            failed.append((path.stem, state["returncode"], state.get("line", "")))
+    if not failed:  # Snakemake shows errors of its own only where it is not quiet: ask it again
+        done = _snakemake(study_path, run_dir, run_dir / CACHE_NAME, "--cores", "1", "--dry-run", is_quiet=True)
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] if done.returncode else []
+        reason = lines[-1] if lines else f"its log is in {run_dir}/.snakemake/log"
+        print(f"synboost experiment: Snakemake ended with code {code}: {reason}", file=sys.stderr)
         return 1
-    stage, stage_code = failed[-1]
+    stage, stage_code, line = failed[-1]
+    why = f" ({line})" if line else ", see above"
     print(
-        f"synboost experiment: stage {stage} failed with code {stage_code}, see above; the same command goes on from there",
+        f"synboost experiment: stage {stage} failed with code {stage_code}{why}; the same command goes on from there",
         file=sys.stderr,
     )
     return 2 if stage_code == 2 else 1

@@ -17,15 +17,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from synboost_monai.bundle_run import nearest
+from synboost_monai.errors import LINE_VARIABLE, in_one_line
 from synboost_monai.experiments.run import PARENT_VARIABLE
 from synboost_monai.experiments.settings import read_run
 from synboost_monai.io import atomic_write_text, read_text
-from synboost_monai.processes import ends_with_parent, module_command, safe_environment
+from synboost_monai.processes import end_child, ends_with_parent, module_command, safe_environment
 
 _PROGRAMS = ("python", "torchrun")
 """First words of a full command."""
@@ -75,8 +76,13 @@ def run_stage(
     again = " (goes on after an interruption)" if goes_on else ""
     print(f"\n[{min(num_done + 1, total)}/{total}] {title}{again}", file=sys.stderr, flush=True)
 
-    code = _supervise(words, state, state_path, threads)
+    line_path = state_path.with_suffix(".line").resolve()
+    line_path.unlink(missing_ok=True)
+    code = _supervise(words, state, state_path, threads, {LINE_VARIABLE: str(line_path)})
     state |= {"status": "failed" if code else "done", "returncode": code}
+    if line_path.is_file():
+        state["line"] = read_text(line_path, errors="replace").strip()
+        line_path.unlink()
     atomic_write_text(state_path, json.dumps(state, indent=2) + "\n")
     if code:
         return code
@@ -86,13 +92,15 @@ def run_stage(
     return 0
 
 
-def _supervise(words: Sequence[str], state: dict[str, Any], state_path: Path, threads: int | None) -> int:
+def _supervise(
+    words: Sequence[str], state: dict[str, Any], state_path: Path, threads: int | None, variables: Mapping[str, str]
+) -> int:
     """Run the command; save the time spent every so often; end it when the study's process is gone."""
     host, _, study_process = os.environ.get(PARENT_VARIABLE, "").rpartition(":")
     if host not in ("", platform.node()):  # on another machine of a cluster: its scheduler ends what is to end
         study_process = ""
     before, start, saved = state["seconds"], time.monotonic(), 0.0
-    environment = safe_environment(**({} if threads is None else {"OMP_NUM_THREADS": str(threads)}))
+    environment = safe_environment(**variables, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)}))
     log_path = Path("logs", f"{state['name']}.txt")  # what bundles print: every metric of every epoch
     log_path.parent.mkdir(exist_ok=True)
     with open(log_path if "run" in words else os.devnull, "a", encoding="utf-8") as log:
@@ -110,9 +118,8 @@ def _supervise(words: Sequence[str], state: dict[str, Any], state_path: Path, th
             return code if code >= 0 else 128 - code
         except subprocess.TimeoutExpired:
             pass
-        except KeyboardInterrupt:
-            process.wait()
-            return 130
+        except KeyboardInterrupt as told:
+            return end_child(process, told)
         if study_process and not _is_alive(int(study_process)):
             process.kill()
             process.wait()
@@ -152,15 +159,14 @@ def main() -> None:
     parser.add_argument("name", help="a stage of the study whose run this folder is")
     parser.add_argument("--threads", type=int, help="cores that it may use")
     arguments = parser.parse_args()
-    study = read_run(Path("."))
-    if arguments.name not in study.stages:
-        raise SystemExit(
-            f"stage.py: {study.name} has no stage {arguments.name!r}{nearest(arguments.name, study.stage_names)}"
-        )
-    stage = study.stages[arguments.name]
-    inputs = [study.stages[name].timing for name in stage.needs]
-    total = len(study.stages)
-    code = run_stage(stage.name, stage.title, stage.output_dir, inputs, total, stage.command, arguments.threads)
+    with in_one_line(f"stage {arguments.name}", str(Path.cwd())):
+        study = read_run(Path("."))
+        if arguments.name not in study.stages:
+            raise ValueError(f"{study.name} has no such stage{nearest(arguments.name, study.stage_names)}")
+        stage = study.stages[arguments.name]
+        inputs = [study.stages[name].timing for name in stage.needs]
+        total = len(study.stages)
+        code = run_stage(stage.name, stage.title, stage.output_dir, inputs, total, stage.command, arguments.threads)
     raise SystemExit(code)
 
 

@@ -17,8 +17,10 @@ import math
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -317,9 +319,14 @@ def ray_session(address: str | None = None, num_cpus: int = 1) -> Iterator[None]
         import ray  # now: it reads its variables when it is loaded
 
         cleanup.callback(ray.shutdown)
+        on_sigterm = signal.getsignal(
+            signal.SIGTERM
+        )  # Ray puts its own in place, which ends the process without a word
         try:
             with _on_loopback(address is None), _in_package_folder():
                 ray.init(**options)
+            if threading.current_thread() is threading.main_thread() and on_sigterm is not None:
+                signal.signal(signal.SIGTERM, on_sigterm)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             where = "Ray does not start on this machine" if address is None else f"no Ray cluster answers at {address}"
             raise ValueError(f"ray_engine.py: {where} ({_first_line(error)})") from error

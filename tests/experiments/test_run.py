@@ -1,17 +1,24 @@
 """A study's DAG, and runs that fail, go on, or lose their owner."""
 
 import json
+import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from synboost_monai.experiments import run
 from synboost_monai.experiments.run import PROFILES_DIR, run_study
 from synboost_monai.experiments.settings import read_study
+from synboost_monai.experiments.stage import run_stage
 from synboost_monai.experiments.study import KINDS
+from synboost_monai.processes import told_to_end
 
 FULL = {"segmenters.strategies": ["real", "synthetic_then_real"], "segmenters.prompts": "P2,P7"}
 
@@ -46,12 +53,16 @@ def test_a_study_runs_goes_on_after_a_failure_and_repeats_nothing(
         (incoming / f"{name}.py").write_text(f"open('{incoming}/ran', 'w'); raise SystemExit(9)")
     monkeypatch.chdir(incoming)
     output = tmp_path / "out {x} #2 $(touch ran) 'q' %s @y"
+    (tmp_path / "file").touch()  # no folder of caches can be made: as where HOME cannot be written
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
     with pytest.raises(SystemExit) as caught:
         run_study(study_path, output=output, settings={"segmenters.train.max_epochs": 13})
     assert caught.value.code == 2
     err = capfd.readouterr().err
     assert "synboost run: fake_stage.py: 13 epochs bring bad luck; take 12\n" in err
-    assert "stage train_cris_real_P1_seed0 failed with code 2" in err
+    why = "stage train_cris_real_P1_seed0 failed with code 2 (synboost run: fake_stage.py: 13 epochs bring bad luck; take 12)"
+    assert f"synboost experiment: {why}; the same command goes on from there" in err
+    assert (output / ".snakemake" / "cache").is_dir()
     assert "Traceback" not in err
     assert not (output / "report.html").exists()
 
@@ -169,3 +180,36 @@ def test_the_slurm_profile_knows_the_kinds_of_stages():
     assert set(profile["set-resources"]) <= set(KINDS)
     trains = {"train_diffusion", "synthesise", "train", "evaluate"}
     assert not trains & set(profile["set-resources"])  # these have the GPU
+
+
+def test_sigterm_is_passed_on_to_the_command_of_a_stage(tmp_path, monkeypatch):
+    """The command ends in order, and the stage goes on from its folder the next time."""
+    monkeypatch.chdir(tmp_path)
+    Path("timing").mkdir()
+    code = "import signal, sys, time, pathlib\n"
+    code += "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('ended').touch(), sys.exit(143)))\n"
+    code += "pathlib.Path('begun').touch()\ntime.sleep(60)"
+
+    def end() -> None:
+        while not Path("begun").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=end)
+    with told_to_end():
+        thread.start()
+        assert run_stage("a", "a stage", None, [], 1, ["python", "-c", code]) == 143
+    thread.join(10)
+    state = json.loads(Path(".stages/a.json").read_text())
+    assert Path("ended").exists() and (state["status"], state["returncode"]) == ("failed", 143)
+
+
+def test_error_of_snakemake_itself_is_shown(study_path, tiny_bundles, tmp_path, capfd, monkeypatch):
+    """Without a stage that failed, and without a word in its log."""
+    monkeypatch.setattr(run, "_has_caches", lambda: True)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    with pytest.raises(SystemExit):
+        run_study(study_path, output=tmp_path / "run")
+    err = capfd.readouterr().err
+    assert "synboost experiment: Snakemake ended with code 1: NotADirectoryError: [Errno 20] Not a directory" in err
