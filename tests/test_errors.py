@@ -155,6 +155,9 @@ def test_error_of_a_thread_is_said_once(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_sigterm_says_what_sigint_says(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    before_all = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a suite in the background of a shell ignores
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for number, word, code in ((signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 143)):
         before = signal.getsignal(signal.SIGTERM)
         with pytest.raises(SystemExit) as caught, in_one_line("synboost x"), atomic_path(tmp_path / "a") as temporary:
@@ -163,6 +166,8 @@ def test_sigterm_says_what_sigint_says(capsys: pytest.CaptureFixture[str], tmp_p
         assert caught.value.code == code and signal.getsignal(signal.SIGTERM) is before
         assert capsys.readouterr().err == f"synboost x: {word}; the same command goes on from here\n"
         assert list(tmp_path.iterdir()) == []
+    for number, handler in before_all.items():
+        signal.signal(number, handler)
 
 
 def test_error_that_sigterm_caused_is_not_told(capsys: pytest.CaptureFixture[str]) -> None:
