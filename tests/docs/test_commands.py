@@ -56,7 +56,7 @@ SMALLER = {
 NETWORK = "--preset tiny --image_size 32"
 LEARNING = (
     f"{NETWORK} --max_epochs 8 --batch_size 8 --learning_rate 0.01 --encoder_learning_rate_scale 1.0 --layer_decay 1.0 --weight_decay 0.0 "
-    "--warm_up_steps 5 --ema_decay 0.0 --augment false --val_interval 8 --image_encoder_weights $None"
+    "--warm_up_steps 5 --ema_decay 0.0 --augment false --val_interval 8 --image_encoder_weights None"
 )
 """Of a segmenter that finds something after some fifty steps: a calibration refuses one that finds nothing."""
 JUDGE = "--segmenter_preset tiny --segmenter_image_size 32 --num_bootstrap 20"
@@ -64,7 +64,7 @@ BRIEF = f"{NETWORK} --max_epochs 1 --batch_size 8 --val_interval 1"
 SMALLER_BY_ADDING = {
     r"synboost synthesise": "--num_variations 1 --num_inference_steps 2 --limit 2",
     r"synboost run echo_semantic_diffusion train_small": BRIEF,
-    r"synboost run echo_\w+ train_small": f"{BRIEF} --image_encoder_weights $None",
+    r"synboost run echo_\w+ train_small": f"{BRIEF} --image_encoder_weights None",
     r"synboost evaluate echo_semantic_diffusion": "--num_bootstrap 20",
     r"synboost (dicom|run|segment|package|export)": NETWORK,
     r"python -m monai\.bundle run --config_file .*train_small": LEARNING,
