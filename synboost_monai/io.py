@@ -221,11 +221,7 @@ def read_frames(
             f"{path}: expected one plane, got {num_frames} of {height} rows and {width} columns; "
             f"set sequences: true to segment every one of them (--sequences true), or export one plane{hint}"
         )
-    grid = _lying_as(grid, like)
-    pixels = grid.to_display(_grey(file))
-    _check_finite(pixels, path)
-    _check_spacing(grid.spacing_mm, path)
-    return Frames(pixels, grid)
+    return _frames(file, _lying_as(grid, like))
 
 
 def read_plane(path: str | os.PathLike[str]) -> Plane:
@@ -247,12 +243,13 @@ def read_plane(path: str | os.PathLike[str]) -> Plane:
             f"{path}: expected a NIfTI or MetaImage file ({', '.join(NIFTI_SUFFIXES + METAIMAGE_SUFFIXES)})"
         )
     file = _header(path, suffix)
-    if file.grid is None or file.grid.frames_shape[0] > 1 or file.is_colour or not file.is_real:
+    grid = file.grid
+    if grid is None or grid.frames_shape[0] > 1 or file.is_colour or not file.is_real:
         raise ValueError(
             f"{path}: expected one grey image (H, W), got an array of shape {file.shape[::-1]} {file.dtype}"
             + (" of colours" if file.is_colour else "")
         )
-    frames = read_frames(path)
+    frames = _frames(file, grid)
     return Plane(frames.pixels[0], frames.spacing_mm)
 
 
@@ -308,6 +305,14 @@ def _lying_as(grid: Grid, image_path: str | os.PathLike[str] | None) -> Grid:
         return grid
     image = read_grid(image_path)
     return replace(grid, order=image.order) if image.volume_shape == grid.volume_shape else grid
+
+
+def _frames(file: NiftiFile | MetaImageFile, grid: Grid) -> Frames:
+    """All of a file, checked."""
+    pixels = grid.to_display(_grey(file))
+    _check_finite(pixels, file.path)
+    _check_spacing(grid.spacing_mm, file.path)
+    return Frames(pixels, grid)
 
 
 def _grey(file: NiftiFile | MetaImageFile) -> NDArray[Any]:

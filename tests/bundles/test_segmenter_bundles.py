@@ -251,6 +251,37 @@ def test_clips_are_segmented_frame_by_frame(bundle: str, trained: Path, tmp_path
     assert "frames" not in json.loads((tmp_path / "out" / "still.json").read_text())
 
 
+def test_turned_images_get_the_same_masks_in_space(bundle: str, trained: Path, tmp_path: Path) -> None:
+    import nibabel as nib
+
+    (tmp_path / "images").mkdir()
+    pixels = np.random.default_rng(0).rayleigh(40, (50, 36)).clip(0, 255).astype(np.uint8)
+    image = nib.Nifti1Image(pixels.T[:, :, None], np.diag([-0.2, -0.4, 1, 1]))
+    turns: dict[str, Any] = {
+        "straight": None,
+        "closest": [[0, -1], [1, -1], [2, 1]],
+        "mirrored": [[0, -1], [1, 1], [2, 1]],
+    }
+    turns |= {"quarter": [[1, 1], [0, -1], [2, 1]], "first_axis": [[1, -1], [2, 1], [0, 1]]}
+    for name, turn in turns.items():
+        turned = image if name == "straight" else image.as_reoriented(turn)
+        nib.save(turned, tmp_path / "images" / f"{name}.nii.gz")
+    options = {"checkpoint_path": str(trained / "model.pt"), "threshold": 0.05}
+    folders = {"dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "out")}
+    workflow(bundle, ["inference"], "infer", **folders, **options).run()
+    for end in ("", "_spread"):
+        expected = np.asarray(nib.load(tmp_path / "out" / f"straight{end}.nii.gz").dataobj)
+        assert expected.any()
+        for name in turns:
+            found, stored = (
+                nib.load(f) for f in (tmp_path / f"out/{name}{end}.nii.gz", tmp_path / f"images/{name}.nii.gz")
+            )
+            assert found.shape == stored.shape and np.array_equal(found.affine, stored.affine)
+            back = found if name == "straight" else nib.as_closest_canonical(found)
+            back = np.asarray(back.dataobj)
+            assert np.array_equal(back if name == "straight" else back[::-1, ::-1], expected), name
+
+
 def test_dicom_is_segmented_in_its_region_and_comes_back_on_the_whole_frame(
     bundle: str, trained: Path, tmp_path: Path
 ) -> None:
