@@ -146,6 +146,8 @@ def is_dicom(path: str | os.PathLike[str]) -> bool:
     suffix = image_suffix(path)
     if suffix is not None:
         return suffix in DICOM_SUFFIXES
+    if not os.path.isfile(path):  # a pipe would make us wait
+        return False
     try:
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"

@@ -288,6 +288,37 @@ def test_cut_off_file_other_suffix_and_no_file(tmp_path: Path) -> None:
         read_frames(tmp_path / "nowhere.png")
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "1"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.bmp", "a.png"])
+def test_pictures_of_every_kind(tmp_path: Path, name: str, mode: str) -> None:
+    from PIL import Image
+
+    smooth = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint8)  # JPEG keeps what is smooth
+    image = Image.fromarray(smooth).convert("RGB").convert(mode)
+    if mode == "P" and name.lower().endswith(("jpg", "jpeg")):
+        image = image.convert("L")
+    image.save(tmp_path / name, **({"quality": 95} if "j" in name.lower() else {}))
+    found = read_frames(tmp_path / name)
+    assert found.pixels.shape == (1, 40, 60) and found.spacing_mm == (1.0, 1.0)
+    expected = np.asarray(image.convert("L"), dtype=int)
+    assert np.abs(found.pixels[0] - expected).max() <= (
+        0 if name.endswith(("png", "bmp")) else {"1": 255, "P": 12}.get(mode, 3)
+    )
+    read_as_png = tmp_path / "other.png"
+    (tmp_path / name).rename(read_as_png)
+    assert np.array_equal(read_frames(read_as_png).pixels, found.pixels)  # as ever, whatever it is called
+
+
+def test_jpeg_that_says_it_is_turned_is_turned_back(tmp_path: Path) -> None:
+    from PIL import Image
+
+    smooth = np.add.outer(np.arange(40) * 3, np.arange(60)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: to be turned clockwise
+    Image.fromarray(np.rot90(smooth)).save(tmp_path / "a.jpg", quality=100, exif=exif)
+    assert np.abs(read_frames(tmp_path / "a.jpg").pixels[0].astype(int) - smooth).max() <= 3
+
+
 def test_animated_png_is_refused(tmp_path: Path) -> None:
     from PIL import Image
 

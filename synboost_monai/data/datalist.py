@@ -11,6 +11,7 @@ ultrasound sector on the label map's grid) and is_synthetic. An item may lack th
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -22,6 +23,7 @@ from synboost_monai.data.splits import SECTIONS, check_disjoint
 from synboost_monai.io import (
     FRAME_SUFFIXES,
     IMAGE_SUFFIXES,
+    METAIMAGE_SUFFIXES,
     atomic_write_text,
     image_stem,
     image_suffix,
@@ -31,6 +33,8 @@ from synboost_monai.io import (
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.paths import PATH_KEYS
 from synboost_monai.records import IMAGE_QUALITIES, PHASES, SHAPES, VIEWS, EchoRecord
+
+logger = logging.getLogger(__name__)
 
 DATALIST_NAME = "datalist.json"
 """Name of the file in a data set's folder."""
@@ -43,6 +47,13 @@ _OWN_MARKS = {
     "provenance.json": '"synboost_monai"',
 }  # of `synthesise`, of `label-maps` and `merge`
 _OWN_PICTURES = re.compile(r"contact_sheet\.png|prompt_sensitivity\.png|bland_altman_\w+\.png")
+_DATA_SUFFIXES = (".raw", ".zraw")
+_OTHER_DICOM = frozenset(
+    {"not_dicom", "dicomdir", "other_modality", "not_an_image", "operating_system_file", "no_pixels"}
+)
+"""Reasons of the scan that say that a file was never meant to be segmented."""
+_MAX_KINDS = 8
+"""So many kinds of files that were not taken are listed."""
 _VALUE_KEYS = ("patient", "view", "phase", "sex", "age", "image_quality", "ejection_fraction")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "view": tuple(VIEWS.values()),
@@ -157,11 +168,11 @@ def list_images(
 ) -> list[dict[str, Any]]:
     """Images to segment: of a datalist, of a folder (with those within it), or one file.
 
-    In a folder every NIfTI, MetaImage, PNG or DICOM (.dcm) file counts except label maps (`..._gt`), sequences (`..._sequence`),
-    hidden files, and results of an earlier segmentation (the label map and the spread that a CASE.json beside them names). A folder
-    within that holds what another run made (a synthetic data set, sampled label maps, a study's run, results of DICOM studies) is passed
-    over; given itself, it is taken. A single DICOM file may have any name; patient, view and phase are taken from names like CAMUS's
-    (patient0001_4CH_ED).
+    In a folder every NIfTI, MetaImage, PNG, JPEG, BMP or DICOM file counts (.dcm; of another name, if it is DICOM and of ultrasound)
+    except label maps (`..._gt`), sequences (`..._sequence`), hidden files, and results of an earlier segmentation (the label map and
+    the spread that a CASE.json beside them names). A folder within that holds what another run made (a synthetic data set, sampled
+    label maps, a study's run, results of DICOM studies) is passed over; given itself, it is taken. What is not taken is counted in
+    one line of the log. Patient, view and phase are taken from names like CAMUS's (patient0001_4CH_ED).
 
     Args:
         dataset_dir: folder of images, folder that holds datalist.json, the JSON file, or one image file.
@@ -176,8 +187,11 @@ def list_images(
     path = Path(dataset_dir)
     if _is_datalist(path):
         return read_datalist(path, section, limit=limit)
-    files = _image_files(path, sequences, exclude, ("label_map", "spread"))
-    items = [_item_of_file(file) for file in files if path.is_file() or not _is_label_map(file)]
+    files, not_taken = _image_files(path, sequences, exclude, ("label_map", "spread"), nameless_dicom=True)
+    images = [file for file in files if path.is_file() or not _is_label_map(file)]
+    not_taken["label maps (..._gt)"] += len(files) - len(images)
+    items = [_item_of_file(file) for file in images]
+    _log_not_taken(path, not_taken)
     if not items:
         raise ValueError(
             f"{path}: no images ({', '.join(IMAGE_SUFFIXES)}; label maps ..._gt and results of `segment` do not count) and no "
@@ -215,7 +229,8 @@ def list_label_maps(
                 f"{path}: no item of section {_joined(section)} has a label map; give a section with labels"
             )
         return _spread(items, limit)
-    files = _image_files(path, exclude=exclude, left_out=("spread",))
+    files, not_taken = _image_files(path, exclude=exclude, left_out=("spread",))
+    _log_not_taken(path, not_taken)
     label_paths = [file for file in files if _is_label_map(file)] or [file for file in files if not is_dicom(file)]
     if not label_paths:
         raise ValueError(
@@ -437,24 +452,27 @@ def _image_files(
     sequences: bool = False,
     exclude: str | os.PathLike[str] | None = None,
     left_out: Sequence[str] = (),
-) -> list[Path]:
-    """The image files of a folder and those within it, sorted; hidden files and, unless asked for, sequences are passed over.
+    nameless_dicom: bool = False,
+) -> tuple[list[Path], Counter[str]]:
+    """The image files of a folder and those within it, sorted, and how many of which other kinds there are.
 
     Args:
         path: folder or file.
-        sequences: take them too.
+        sequences: take files called `..._sequence` too.
         exclude: folder within that is passed over.
         left_out: kinds of results of earlier runs that are (see `_results_in`).
+        nameless_dicom: look for ultrasound in DICOM files whose names end as those of no image.
     Raises:
         FileNotFoundError: if there is no such path.
         ValueError: if it is a file of another kind.
     """
+    not_taken: Counter[str] = Counter()
     if path.is_file():
         if image_suffix(path) is None and not is_dicom(path):
             raise ValueError(
                 f"{path}: not an image by its name; expected {', '.join(IMAGE_SUFFIXES)} or {DATALIST_NAME}"
             )
-        return [path.absolute()]
+        return [path.absolute()], not_taken
     if not path.is_dir():
         raise FileNotFoundError(
             f"{path}: no such file or folder; give a folder of images or one that holds {DATALIST_NAME}"
@@ -470,12 +488,53 @@ def _image_files(
             name for name in folder_names if not name.startswith(".") and os.path.join(folder, name) != excluded
         )
         results = _results_in(folder, names, left_out)
+        headers = {image_stem(name) for name in names if image_suffix(name) in METAIMAGE_SUFFIXES}
         for name in sorted(names):
-            is_sequence = image_stem(name).removesuffix("_gt").endswith("_sequence")
-            is_wanted = name not in results and not _OWN_PICTURES.fullmatch(name) and (sequences or not is_sequence)
-            if image_suffix(name) and not name.startswith(".") and is_wanted:
-                files.append(Path(folder) / name)
-    return files
+            file = Path(folder) / name
+            stem, suffix = os.path.splitext(name)
+            if name in results or _OWN_PICTURES.fullmatch(name):
+                not_taken["results of an earlier run"] += 1
+            elif name.startswith("."):
+                not_taken["hidden"] += 1
+            elif not sequences and image_stem(name).removesuffix("_gt").endswith("_sequence"):
+                not_taken["sequences (..._sequence)"] += 1
+            elif image_suffix(name) or (nameless_dicom and is_dicom(file) and _is_ultrasound(file)):
+                files.append(file)
+            elif not (suffix.lower() in _DATA_SUFFIXES and stem in headers):  # the pixels of a .mhd
+                not_taken[_kind_of(file, "DICOM without an ultrasound image" if nameless_dicom else "DICOM")] += 1
+    return files, not_taken
+
+
+def _is_ultrasound(path: Path) -> bool:
+    """Whether a DICOM file is one of those that are segmented, or might be if it were whole; by its header."""
+    from synboost_monai.dicom.scan import scan
+
+    if path.name.upper() == "DICOMDIR":  # a table of contents, whole or not
+        return False
+    (file,) = scan(os.path.realpath(path))
+    return file.reason is None or file.reason.reason.code not in _OTHER_DICOM
+
+
+def _kind_of(path: Path, dicom: str) -> str:
+    """What a file that is not taken is called in the log (DICOM as given); of its name no more than a plain suffix."""
+    if is_dicom(path):
+        return dicom
+    suffix = path.suffix.lower()
+    if not suffix:
+        return "without suffix"
+    return suffix if re.fullmatch(r"\.[a-z0-9_]{1,10}", suffix) else "of other names"
+
+
+def _log_not_taken(path: Path, counts: Mapping[str, int]) -> None:
+    """One line of what a folder holds beside the images."""
+    kinds = sorted(((kind, count) for kind, count in counts.items() if count), key=lambda pair: (-pair[1], pair[0]))
+    if not kinds:
+        return
+    total = sum(count for _, count in kinds)
+    listed = [f"{count} {kind}" for kind, count in kinds[:_MAX_KINDS]]
+    if len(kinds) > _MAX_KINDS:
+        listed.append(f"{sum(count for _, count in kinds[_MAX_KINDS:])} others")
+    logger.warning(f"{path}: {total} {'files were' if total > 1 else 'file was'} not taken: {', '.join(listed)}")
 
 
 def _is_own_data(folder: str, names: Sequence[str], folder_names: Sequence[str]) -> bool:
@@ -498,7 +557,7 @@ def _beginning(path: str) -> str:
 
 
 def _results_in(folder: str, names: Sequence[str], kinds: Sequence[str]) -> set[str]:
-    """Files of a folder that a CASE.json beside them names as results of a segmentation.
+    """Files of a folder that a CASE.json beside them names as results of a segmentation, and that record itself.
 
     Args:
         folder: path.
@@ -515,6 +574,7 @@ def _results_in(folder: str, names: Sequence[str], kinds: Sequence[str]) -> set[
         except (ValueError, RecursionError):  # a file of somebody else
             continue
         if isinstance(record, dict) and {"synboost_version", "label_map"} <= record.keys():
+            found.add(name)
             found.update(str(record[kind]) for kind in kinds if record.get(kind))
     return found
 

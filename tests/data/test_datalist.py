@@ -8,11 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from synboost_monai.data import list_images, list_label_maps, read_camus, read_datalist, write_datalist
 from synboost_monai.io import atomic_path, atomic_write_text
 from synboost_monai.records import EchoRecord
+from synboost_monai.transforms import load_echo
 
 
 def write_json(folder: Path, **sections: Any) -> Path:
@@ -243,6 +245,67 @@ def test_images_of_mixed_formats_are_found_and_other_files_passed_over(tmp_path:
     for name in ("b.PNG", "a.nii", "c.mhd", "c.raw", "d.mha", "notes.txt", ".hidden.png", "a_gt.nii"):
         (tmp_path / name).touch()
     assert [Path(item["image"]).name for item in list_images(tmp_path)] == ["a.nii", "b.PNG", "c.mhd", "d.mha"]
+
+
+def test_pictures_are_images(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.JPEG", "c.bmp", "d.tif"):
+        (tmp_path / name).touch()
+    assert [Path(item["image"]).name for item in list_images(tmp_path)] == ["a.jpg", "b.JPEG", "c.bmp"]
+
+
+def test_dicom_of_any_name_is_found_if_it_is_ultrasound(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import pydicom
+
+    from synboost_monai.dicom.write_image import write_dicom_pair
+
+    pixels, folder = np.random.default_rng(0).integers(0, 255, (40, 50), dtype=np.uint8), tmp_path / "images"
+    folder.mkdir()
+    about = {"name": "x", "patient": "p", "view": "apical_four_chamber", "sex": "female", "age": 64}
+    write_dicom_pair(pixels, np.zeros_like(pixels), (0.4, 0.2), folder / "IM_0001", tmp_path / "seg.dcm", **about)
+    (folder / "1.2.840.1").symlink_to(folder / "IM_0001")
+    (tmp_path / "seg.dcm").rename(folder / "IM_0002")  # a segmentation is no image
+    dataset = pydicom.dcmread(folder / "IM_0001")
+    dataset.Modality, dataset.SOPClassUID = "CT", "1.2.840.10008.5.1.4.1.1.2"
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.save_as(folder / "slice.ct")
+    (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(40))
+    (folder / "list").write_text("IM_0001")
+    os.mkfifo(folder / "pipe")
+    assert [Path(item["image"]).name for item in list_images(folder)] == ["1.2.840.1", "IM_0001"]
+    (line,) = caplog.messages
+    assert line == (f"{folder}: 5 files were not taken: 3 DICOM without an ultrasound image, 2 without suffix")
+    assert load_echo(folder / "IM_0001")[0].shape == (1, 40, 50)
+
+
+def test_what_is_not_taken_is_counted_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [
+        "a.nii.gz",
+        "a_gt.nii.gz",
+        "a_sequence.nii.gz",
+        "b.mhd",
+        "b.raw",
+        "c.raw",
+        "d.txt",
+        "e.TXT",
+        "f.nrrd",
+        ".g.png",
+    ]
+    for name in [*names, "evil.x\ny", "no_end"]:
+        (tmp_path / name).touch()
+    record = {"synboost_version": "1", "label_map": "h.nii.gz", "spread": "h_spread.nii.gz"}
+    (tmp_path / "h.json").write_text(json.dumps(record))
+    for name in ("h.nii.gz", "h_spread.nii.gz"):
+        (tmp_path / name).touch()
+    assert [Path(item["image"]).name for item in list_images(tmp_path)] == ["a.nii.gz", "b.mhd"]
+    assert caplog.messages == [
+        f"{tmp_path}: 12 files were not taken: 3 results of an earlier run, 2 .txt, 1 .nrrd, 1 .raw, 1 hidden, "
+        "1 label maps (..._gt), 1 of other names, 1 sequences (..._sequence), 1 others"
+    ]
+    caplog.clear()
+    assert list_label_maps(tmp_path)
+    assert len(caplog.messages) == 1 and "2 .txt" in caplog.messages[0]
+    caplog.clear()
+    assert list_images(tmp_path / "a.nii.gz") and not caplog.messages
 
 
 def test_one_image_file_is_a_list_of_one(tmp_path: Path) -> None:
