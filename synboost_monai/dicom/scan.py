@@ -21,6 +21,7 @@ from synboost_monai.dicom.files import check_kind, file_digest, open_regular, os
 from synboost_monai.dicom.header import as_dataset, as_tags
 from synboost_monai.dicom.identifiers import IDENTIFYING_KEYWORDS, identifiers, patient_text
 from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.objects import MANUFACTURER
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.dicom.structure import SOP_CLASS, Element, Structure, walk_file
 
@@ -33,6 +34,13 @@ ULTRASOUND_CLASSES = frozenset(
     }
 )
 """SOP classes that are segmented."""
+MULTI_FRAME_CAPTURES = frozenset(
+    {
+        "1.2.840.10008.5.1.4.1.1.7.2",  # Multi-frame Grayscale Byte Secondary Capture Image
+        "1.2.840.10008.5.1.4.1.1.7.4",  # Multi-frame True Color Secondary Capture Image
+    }
+)
+"""SOP classes as which some archives and exports keep clips; segmented where the modality is US."""
 DICOMDIR = "1.2.840.10008.1.3.10"
 """SOP class Media Storage Directory."""
 
@@ -70,12 +78,13 @@ MODALITIES = frozenset(
 """Defined terms of Modality (PS3.3, C.7.3.1.1.1, with some that are retired); no other word of a header gets into a sentence."""
 
 SOP_INSTANCE, STUDY, SERIES, MODALITY = 0x00080018, 0x0020000D, 0x0020000E, 0x00080060
+_MANUFACTURER = 0x00080070
 _MEDIA_SOP_CLASS = 0x00020002
 _ROWS, _COLUMNS, _FRAMES = 0x00280010, 0x00280011, 0x00280008
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _IDENTIFYING = as_tags(IDENTIFYING_KEYWORDS)
 _IDENTIFYING_SEQUENCES = as_tags(name for name in IDENTIFYING_KEYWORDS if name.endswith("Sequence")) - as_tags(())
-_WANTED = _IDENTIFYING | {SOP_CLASS, SOP_INSTANCE, STUDY, SERIES, MODALITY, _ROWS, _COLUMNS, _FRAMES}
+_WANTED = _IDENTIFYING | {SOP_CLASS, SOP_INSTANCE, STUDY, SERIES, MODALITY, _MANUFACTURER, _ROWS, _COLUMNS, _FRAMES}
 
 QUICK_MB = 0.25
 """MB (2^20 bytes) of a header that is read in the process of the scan; one that is longer is read in a process that may die of it."""
@@ -417,7 +426,10 @@ def _reason(structure: Structure) -> NotUsableError | None:
     modality = structure.text(MODALITY).upper()
     if DICOMDIR in (sop_class, media_class):
         return NotUsableError("dicomdir")
-    is_ours = sop_class in ULTRASOUND_CLASSES
+    is_ours = sop_class in ULTRASOUND_CLASSES or (
+        # an overlay of ours is such a capture too: a result, and no input of the next run
+        sop_class in MULTI_FRAME_CAPTURES and modality == "US" and structure.text(_MANUFACTURER) != MANUFACTURER
+    )
     if sop_class and not is_ours or modality and modality != "US":
         facts = {"sop_class": _class_name(sop_class)}
         if modality == "US" and not _is_other_image(sop_class):

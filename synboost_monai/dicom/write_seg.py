@@ -28,6 +28,7 @@ from synboost_monai.dicom.objects import (
     settle,
     uid_of,
 )
+from synboost_monai.dicom.scan import MULTI_FRAME_CAPTURES
 from synboost_monai.dicom.write_image import CODE_OF_STRUCTURE, ULTRASOUND_IMAGE
 from synboost_monai.labels import NUM_CLASSES, STRUCTURES
 
@@ -110,7 +111,7 @@ def write_segmentation(
 def names_frames(sop_class: str, frame_numbers: Sequence[int]) -> bool:
     """Whether a reference to these frames gives their numbers: to a clip; and to frames that an object of the class for one has all
     the same, against the standard, as nothing else would tell them."""
-    return sop_class in MULTI_FRAME_ULTRASOUND or max(frame_numbers) > 1
+    return sop_class in MULTI_FRAME_ULTRASOUND or sop_class in MULTI_FRAME_CAPTURES or max(frame_numbers) > 1
 
 
 def _checked_numbers(frame_numbers: Sequence[int], num_source_frames: int) -> list[int]:

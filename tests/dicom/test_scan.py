@@ -123,6 +123,17 @@ def test_ultrasound_image_is_found_with_its_facts(tmp_path: Path, write: WriteUl
         ({"Modality": "IVUS"}, "other_modality", "a IVUS object"),
         ({"Modality": "DOE JANE"}, "other_modality", "a non-ultrasound object"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "other_modality", "Secondary Capture Image"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.2"}, "", ""),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4"}, "", ""),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4", "Manufacturer": "A company"}, "", ""),
+        (
+            {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4", "Manufacturer": "SynBoost-MONAI"},  # an overlay of ours
+            "other_modality",
+            "Multi-frame True Color Secondary Capture",
+        ),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4", "Modality": "OT"}, "other_modality", "a OT object"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4", "Modality": None}, "other_modality", "a non-ultrasound object"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.3"}, "other_modality", "Multi-frame Grayscale Word"),
         ({"SOPClassUID": "1.3.6.1.4.1.99.1"}, "not_an_image", "of an unknown class"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.33", "Modality": "SR"}, "other_modality", "Comprehensive SR"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.33"}, "not_an_image", "Comprehensive SR"),
