@@ -62,7 +62,7 @@ def refuse_overwriting(
                 lost.setdefault(path, f"would fill {os.fspath(folder)}, in which it lies, with its own files")
     if lost:
         path, what = next(iter(lost.items()))
-        others = f", as {len(lost) - 1} more" if len(lost) > 1 else ""
+        others = f", and so {len(lost) - 1} more" if len(lost) > 1 else ""
         raise ValueError(f"{path}: this run reads it and {what}{others}; {advice}")
 
 

@@ -75,7 +75,7 @@ def test_the_message_counts_the_files(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for path in paths:
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"0\.png: .*, as 2 more; pack elsewhere"):
+    with pytest.raises(ValueError, match=r"0\.png: .*, and so 2 more; pack elsewhere"):
         refuse_overwriting(paths, paths, "pack elsewhere")
 
 

@@ -484,9 +484,10 @@ def _image_files(
         if folder != root and _is_own_data(folder, names, folder_names):
             folder_names.clear()
             continue
-        folder_names[:] = sorted(
-            name for name in folder_names if not name.startswith(".") and os.path.join(folder, name) != excluded
-        )
+        folder_names[:] = sorted(name for name in folder_names if not name.startswith("."))
+        for name in [name for name in folder_names if os.path.join(folder, name) == excluded]:
+            _check_excluded(Path(folder, name), sequences)
+            folder_names.remove(name)
         results = _results_in(folder, names, left_out)
         headers = {image_stem(name) for name in names if image_suffix(name) in METAIMAGE_SUFFIXES}
         for name in sorted(names):
@@ -535,6 +536,28 @@ def _log_not_taken(path: Path, counts: Mapping[str, int]) -> None:
     if len(kinds) > _MAX_KINDS:
         listed.append(f"{sum(count for _, count in kinds[_MAX_KINDS:])} others")
     logger.warning(f"{path}: {total} {'files were' if total > 1 else 'file was'} not taken: {', '.join(listed)}")
+
+
+def _check_excluded(path: Path, sequences: bool) -> None:
+    """Refuse an output folder within the input that holds images of the input: they would be passed over without a word.
+
+    Raises:
+        ValueError: that names the first.
+    """
+    if _is_own_data(str(path), *_names_in(path)):
+        return
+    others = _image_files(path, sequences, left_out=("label_map", "spread"))
+    if others:
+        raise ValueError(
+            f"{path}: the output would lie among the input: it holds {others[0].name}, which is no result of an earlier run"
+            f"{f', and {len(others) - 1} more such files' if len(others) > 1 else ''}; give another output_dir"
+        )
+
+
+def _names_in(path: Path) -> tuple[list[str], list[str]]:
+    """Names of the files and of the folders in a folder."""
+    _, folder_names, names = next(os.walk(path))
+    return names, folder_names
 
 
 def _is_own_data(folder: str, names: Sequence[str], folder_names: Sequence[str]) -> bool:

@@ -140,3 +140,13 @@ def test_results_within_the_input_are_not_the_next_input(data: Path, weights: Pa
     assert len(list_images(data)) == len(images)
     with pytest.raises(ValueError, match="results of `segment` do not count"):
         list_images(data / "masks")
+
+
+def test_an_output_folder_with_images_of_the_input_is_refused(data: Path) -> None:
+    (data / "datalist.json").unlink()
+    (data / "more").mkdir()
+    image = next(data.glob("*_ED.nii.gz"))
+    shutil.move(image, data / "more" / image.name)
+    with pytest.raises(ValueError, match=f"more: the output would lie among the input: it holds {image.name}"):
+        list_images(data, exclude=data / "more")
+    assert list_images(data, exclude=data / "more" / "masks") == list_images(data)

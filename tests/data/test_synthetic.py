@@ -120,7 +120,7 @@ def test_two_cases_of_one_name_are_told_apart(tmp_path: Path):
 def test_what_a_synthesis_made_within_its_input_is_not_its_next_input(tmp_path: Path):
     write_nifti(np.zeros((4, 4), np.uint8), (1, 1), tmp_path / "case.nii.gz")
     for name, mark in (
-        ("own", "{}"),
+        ("own", '{"names": "CASE_vN_rM"}'),
         ("before", '{"names": "CASE_vN"}'),
         ("drawn", '{"versions": {"synboost_monai": "1"}}'),
     ):
