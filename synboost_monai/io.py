@@ -110,8 +110,12 @@ def read_text(path: str | os.PathLike[str], errors: str = "strict") -> str:
         OSError: if it cannot be read.
         ValueError: if it is UTF-16 or UTF-32, larger than any text that is read here, or (with `strict`) not UTF-8.
     """
-    with open(path, "rb") as file:
-        content = file.read(MAX_TEXT_BYTES + 1)
+    content = bytearray()
+    with open(
+        path, "rb"
+    ) as file:  # block by block: `read` takes as much memory as it is asked for, whatever the file holds
+        while len(content) <= MAX_TEXT_BYTES and (block := file.read(1 << 20)):
+            content += block
     if len(content) > MAX_TEXT_BYTES:
         raise ValueError(f"{path}: expected a text file of at most {MAX_TEXT_BYTES >> 20} MB; is this the right file?")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
