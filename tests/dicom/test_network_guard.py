@@ -227,36 +227,45 @@ def wait_for(condition: object, seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-def test_slow_peers_lose_their_places_and_others_get_through_meanwhile(tmp_path: Path) -> None:
-    num_threads = threading.active_count()
-    with serving(tmp_path, max_connections=4) as (server, said, _):
-        before = [connect(server) for _ in range(2)]  # that never ask
+def test_one_address_takes_half_of_the_places_at_most(tmp_path: Path) -> None:
+    with serving(tmp_path, max_connections=4, timeout=60.0) as (server, said, _), contextlib.ExitStack() as stack:
+
+        def opened(address: str = "127.0.0.1") -> socket.socket:
+            return stack.enter_context(connect(server, address))
+
+        def asked(connection: socket.socket) -> int:
+            connection.sendall(request())
+            return answer(connection)
+
+        silent = [opened(), opened()]
         wait_for(lambda: server.num_connections == 2)
-        turned_away = connect(server)
-        assert answer(turned_away) == 0
-        with connect(server, "127.0.0.2") as other:
-            other.sendall(request())
-            assert answer(other) == ACCEPTED
-        slow = []
+        assert answer(opened()) == 0
+        assert asked(opened("127.0.0.2")) == ACCEPTED
+        assert [asked(one) for one in silent] == [ACCEPTED] * 2
+        assert asked(opened()) == REJECTED
+        assert asked(opened("127.0.0.2")) == ACCEPTED
+        assert asked(opened("127.0.0.3")) == REJECTED
+        told = " ".join(said)
+        assert "not asked for anything yet" in told and "too many connections of its address" in told
+        assert "there are too many connections" in told
+
+
+def test_silent_and_slow_peers_lose_their_places(tmp_path: Path) -> None:
+    num_threads = threading.active_count()
+    with serving(tmp_path, timeout=0.5) as (server, said, _):
+        with connect(server) as silent:
+            assert answer(silent) == 0
+        with connect(server) as slow:
+            slow.sendall(request())
+            assert answer(slow) == ACCEPTED
+            with contextlib.suppress(OSError):
+                for byte in part(3, command(1, True)):  # a byte at a time
+                    slow.sendall(bytes([byte]))
+                    time.sleep(0.05)
+            assert answer(slow) == 0
         wait_for(lambda: server.num_connections == 0)
-        for _ in range(2):
-            slow.append(connect(server))
-            slow[-1].sendall(request())
-            assert answer(slow[-1]) == ACCEPTED
-            slow[-1].sendall(part(3, command(1, True))[:-1])
-        with connect(server) as third:
-            third.sendall(request())
-            assert answer(third) == REJECTED
-        with connect(server, "127.0.0.2") as other:
-            other.sendall(request())
-            assert answer(other) == ACCEPTED
-        wait_for(lambda: server.num_connections == 0)
-        assert all(answer(one) in (0, ABORTED) for one in slow)
-        for one in (*before, *slow, turned_away):
-            one.close()
         told = " ".join(said)
         assert "silent or too slow, before its association" in told and "too slow, in the middle of" in told
-        assert "too many connections of its address" in told and "not asked for anything yet" in told
         wait_for(lambda: threading.active_count() <= num_threads + 3)
 
 
