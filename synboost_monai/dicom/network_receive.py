@@ -45,7 +45,7 @@ SPACE_CHECK = 16 << 20
 RECEIVE_BYTES = 1 << 16
 """Bytes that are asked for at a time."""
 LATER = 5.0
-"""Seconds after a connection's time is over at which pynetdicom would end it, too."""
+"""Seconds after a connection's time is over at which pynetdicom would end it, too; and that a peer has to hang up once all is over."""
 _A_REJECT, _P_DATA, _A_RELEASED, _A_ABORT = 3, 4, 6, 7
 
 
@@ -221,9 +221,13 @@ class StorageServer:
             self._tell(f"a connection from {address} was refused: its address is not allowed")
             return False
         with self._lock:
-            asking = [c for c in self._connections.values() if not (c.incoming.is_admitted or c.is_ending)]
-            of_peer = sum(c.address == address for c in asking)
-        if len(asking) >= self._options.max_connections or of_peer >= self._options.max_of_peer:
+            asking = [c.address for c in self._connections.values() if not (c.incoming.is_admitted or c.is_ending)]
+            of_peer = sum(c.address == address for c in self._connections.values())
+        is_full = len(asking) >= self._options.max_connections or asking.count(address) >= self._options.max_of_peer
+        if of_peer >= 3 * self._options.max_of_peer:
+            self._tell(f"a connection from {address} was refused: it leaves too many open that are over")
+            return False
+        if is_full:
             self._tell(
                 f"a connection from {address} was refused: too many are open that have not asked for anything yet"
             )
@@ -277,7 +281,9 @@ class StorageServer:
                 association = connection.association
                 if association.ident is not None and not association.is_alive():
                     self._forget(association)
-                elif connection.patience.is_out and not connection.is_cut:
+                elif connection.patience.is_out and connection.is_ending:
+                    _hang_up(connection.socket)
+                elif connection.patience.is_out:
                     asking = "in the middle of" if connection.incoming.is_admitted else "before"
                     connection.cut(f"it was silent or too slow, {asking} its association")
 
@@ -356,7 +362,7 @@ class _Connection:
             _Connection._count += 1
             self.number = _Connection._count
         options = server._options
-        self._server, self.association, self._socket, self.address = server, association, connected, address
+        self._server, self.association, self.socket, self.address = server, association, connected, address
         self.patience = Patience(min(options.timeout, NEGOTIATION_SECONDS))
         self.incoming = Incoming(options.max_pdu, options.max_object_mb, self._admit)
         self.is_cut = False
@@ -381,7 +387,7 @@ class _Connection:
         with memoryview(data) as view:
             start = 0
             while start < count:
-                got = self._socket.recv_into(view[start:], min(count - start, RECEIVE_BYTES))
+                got = self.socket.recv_into(view[start:], min(count - start, RECEIVE_BYTES))
                 if not got:
                     self.is_ending = True
                     break
@@ -415,7 +421,9 @@ class _Connection:
         """pynetdicom's way to send, watched."""
 
         def watched(data: bytes) -> None:
-            self.is_ending = self.is_ending or data[0] in (_A_RELEASED, _A_ABORT)
+            if data[0] in (_A_RELEASED, _A_ABORT):
+                self.is_ending = True
+                self.patience.refill(LATER)
             self.patience.resume()  # a peer that does not read holds its place, too
             if data[0] == _A_ABORT and not self.is_cut:
                 self._server._tell(f"an association with {self.address} was aborted: what it sent could not be taken")
@@ -449,9 +457,9 @@ class _Connection:
         self._server._tell(f"{what.format(self.address)}: {problem}")
         if answer:
             with contextlib.suppress(OSError, ValueError):
-                self._socket.settimeout(1)
-                self._socket.sendall(answer)
-        _hang_up(self._socket)
+                self.socket.settimeout(1)
+                self.socket.sendall(answer)
+        _hang_up(self.socket)
 
 
 def received_syntaxes() -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason='pynetdicom is not installed: pip install "synboost-monai[listen]"')
 
-from synboost_monai.dicom import network_guard  # noqa: E402
+from synboost_monai.dicom import network_guard, network_receive  # noqa: E402
 from synboost_monai.dicom.network import Status, quiet_network  # noqa: E402
 from synboost_monai.dicom.network_guard import Incoming, Patience, RefusalLog, RefusedError  # noqa: E402
 from synboost_monai.dicom.network_receive import ServerOptions, StorageServer  # noqa: E402
@@ -267,6 +267,19 @@ def test_silent_and_slow_peers_lose_their_places(tmp_path: Path) -> None:
         told = " ".join(said)
         assert "silent or too slow, before its association" in told and "too slow, in the middle of" in told
         wait_for(lambda: threading.active_count() <= num_threads + 3)
+
+
+def test_connections_that_are_over_are_not_held_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_receive, "LATER", 1.0)
+    with serving(tmp_path, max_connections=2, timeout=60.0) as (server, said, _), contextlib.ExitStack() as stack:
+        for _ in range(3):
+            one = stack.enter_context(connect(server))
+            one.sendall(request())
+            assert answer(one) == ACCEPTED
+            one.sendall(pdu(5, bytes(4)))
+            assert answer(one) == 6  # released, and the peer does not hang up
+        wait_for(lambda: server.num_connections == 0)
+        assert not any("slow" in line for line in said)
 
 
 def test_whoever_breaks_the_rules_is_told_so_and_leaves_a_line(tmp_path: Path) -> None:
