@@ -44,6 +44,8 @@ SPACE_CHECK = 16 << 20
 """Bytes that are received between two looks at the free space of the disk."""
 RECEIVE_BYTES = 1 << 16
 """Bytes that are asked for at a time."""
+BACKLOG = 128
+"""Connections that the system holds until they are looked at; with pynetdicom's 5 a few that are refused would keep out the others."""
 LATER = 5.0
 """Seconds after a connection's time is over at which pynetdicom would end it, too; and that a peer has to hang up once all is over."""
 _A_REJECT, _P_DATA, _A_RELEASED, _A_ABORT = 3, 4, 6, 7
@@ -175,7 +177,8 @@ class StorageServer:
         except BaseException:
             tempfile.tempdir = self._temporary_before
             raise
-        assert self._server is not None
+        assert self._server is not None and self._server.socket is not None
+        self._server.socket.listen(BACKLOG)
         self._server.verify_request = self._may_connect  # type: ignore[method-assign]  # before it costs two threads
         self._is_closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="network-watch", daemon=True)
@@ -261,8 +264,10 @@ class StorageServer:
         with self._lock:
             self._connections[event.address[:2]] = connection
         wrapped.recv, wrapped.send = connection.receive, connection.sending(wrapped.send)
-        machine = association.dul.state_machine
-        machine.do_action = connection.acting(machine.do_action)
+        machine, negotiation = association.dul.state_machine, association.acse
+        machine.do_action = connection.guarding(machine.do_action)
+        negotiation.negotiate_association = connection.guarding(negotiation.negotiate_association)
+        association._run_reactor = connection.guarding(association._run_reactor)
 
     def _on_accepted(self, event: Any) -> None:
         """An association stands."""
@@ -280,6 +285,7 @@ class StorageServer:
             for connection in connections:
                 association = connection.association
                 if association.ident is not None and not association.is_alive():
+                    _hang_up(connection.socket)
                     self._forget(association)
                 elif connection.patience.is_out and connection.is_ending:
                     _hang_up(connection.socket)
@@ -435,16 +441,18 @@ class _Connection:
 
         return watched
 
-    def acting(self, act: Callable[[str], None]) -> Callable[[str], None]:
-        """pynetdicom's protocol, which raises, with a traceback, where a peer acts or leaves at a moment that was not foreseen."""
+    def guarding(self, act: Callable[..., None]) -> Callable[..., None]:
+        """A part of pynetdicom, which raises, with a traceback, where a peer sends or does what was not foreseen."""
 
-        def guarded(event: str) -> None:
+        def guarded(*arguments: Any) -> None:
             try:
-                act(event)
+                act(*arguments)
             except Exception as error:  # noqa: BLE001  whatever it is, this connection is over
                 if not self.is_ending:
                     number = error.errno if isinstance(error, OSError) else None
-                    self.cut(os.strerror(number).lower() if number else "what it sent came at the wrong time")
+                    self.cut(
+                        os.strerror(number).lower() if number else "what it sent is damaged or came at a wrong time"
+                    )
                 self.association.dul.kill_dul()
 
         return guarded

@@ -306,6 +306,8 @@ def test_whoever_breaks_the_rules_is_told_so_and_leaves_a_line(tmp_path: Path) -
         assert tell(request(), part(3, command(1, True)), part(0, bytes(100)), pdu(7, bytes(4))) == [ACCEPTED, 0]
         with connect(server) as connection:
             connection.sendall(request())  # and gone, before there is an answer
+        assert tell(request(more=item(0x20, bytes([5, 0, 0, 0])) * 50)) == [0]  # contexts of nothing
+        assert any("cut: what it sent is damaged" in line for line in said)
         wait_for(lambda: any("in the middle of an object" in line for line in said))
         wait_for(lambda: not list((tmp_path / "in").iterdir()))
         for words in (
