@@ -6,7 +6,6 @@ import asyncio
 import math
 from typing import Any
 
-import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 64
@@ -38,8 +37,8 @@ class BoundedConnection(H11Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether no whole request is there to be answered."""
-        return bool(self.conn.their_state is h11.IDLE) and (self.cycle is None or self.cycle.response_complete)
+        """Whether no request is there to be answered, or none any more."""
+        return self.cycle is None or bool(self.cycle.response_complete)
 
     @property
     def waits_until(self) -> float:

@@ -86,7 +86,11 @@ class Guard:
                 await self._pass_on(scope, receive, send)
         except Refused as refused:
             reason = json.dumps({"detail": refused.reason}).encode()
-            await answer(send, refused.status, reason, [(b"content-type", b"application/json"), *_HEADERS])
+            kind = (
+                (b"content-type", b"application/json"),
+                (b"connection", b"close"),
+            )  # whatever else it was about to send
+            await answer(send, refused.status, reason, [*kind, *_HEADERS])
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request, and hand it on."""

@@ -307,6 +307,22 @@ def test_slow_connections_hold_no_slot(server: Server, monkeypatch: pytest.Monke
             connection.close()
 
 
+def test_refused_uploads_hold_no_slot(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(guard, "MAX_UPLOADS", 1)
+    head = f"POST {API}/upload HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Length: 1000000\r\n\r\n"
+    opened = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(12)]
+    try:
+        for connection in opened:
+            connection.sendall(head.encode())  # and nothing of the body
+        time.sleep(0.5)
+        with server.client() as client:
+            assert client.get("/theme.css").status_code == 200
+    finally:
+        for connection in opened:
+            connection.close()
+
+
 def test_so_many_requests_at_a_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "MAX_REQUESTS", 3)
     with server.client() as client:
