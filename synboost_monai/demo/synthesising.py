@@ -179,7 +179,7 @@ class Synthesiser:
         thread.start()
         try:
             while True:
-                item = sampling.items.get()
+                item = sampling.items.get()  # the thread puts its result or its error last, whatever happens
                 if isinstance(item, BaseException):
                     raise item
                 yield item

@@ -162,7 +162,7 @@ class ReaderPool:
         """A worker that is free."""
         if self._is_closed:
             raise ValueError("worker.py: the pool is closed")
-        worker = self._places.get()
+        worker = self._places.get()  # ends when a stream is closed: each file has its limit of time
         if worker is None or not worker.is_alive():
             try:
                 worker = self._start()
@@ -342,7 +342,7 @@ class _Worker:
                 self._answers.close()
                 with contextlib.suppress(OSError):
                     self._requests.close()
-            return self._process.wait()
+            return self._process.wait()  # nothing outlives SIGKILL
 
     def _is_hung_up(self) -> bool:
         """Whether the process has closed its end of the pipe."""
@@ -466,7 +466,7 @@ class _Sender:
         """Send the last message and wait until all is sent."""
         self._queue.put(message)
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join()  # it writes into a pipe, which breaks when the reader is gone
         if self._error is not None:
             raise self._error
 
