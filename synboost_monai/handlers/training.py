@@ -29,7 +29,7 @@ from synboost_monai.labels import STRUCTURES
 from synboost_monai.networks.checkpoints import read_checkpoint
 from synboost_monai.networks.lora import merged_state_dict
 from synboost_monai.paths import append_own, refuse_overwriting
-from synboost_monai.processes import take_folder
+from synboost_monai.processes import check_temporary_folder, take_folder
 
 logger = logging.getLogger(__name__)
 
@@ -543,6 +543,7 @@ class HoldFolder:
         Raises:
             ValueError: if another process is at work there.
         """
+        check_temporary_folder()  # MONAI's own command has not, and its workers would wait for ever
         if is_main_process():
             give_back = take_folder(self.path, waits=False)
             # after all that the other handlers do in the end; after an error the process keeps it until it ends or trains there again
