@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from synboost_monai.door import LOOPBACK, Door, addresses_of, checked_token, own_hosts
-from synboost_monai.io import IMAGE_SUFFIXES
+from synboost_monai.io import IMAGE_SUFFIXES, read_text
 from synboost_monai.label.app_folder import make_app_folder, plan_bundles
 from synboost_monai.label.guard import TOKEN_PATH, Guard
 from synboost_monai.label.routes import Rules
@@ -154,11 +154,11 @@ def _check_studies(studies_dir: Path) -> None:
     if not record.is_file():
         return
     try:
-        known = json.loads(record.read_text(encoding="utf-8"))
+        known = json.loads(read_text(record))
         is_right = (known["images_dir"], known["labels_dir"]) == (".", "labels")
         words = [w for name, entry in known["objects"].items() for w in (name, entry["image"]["ext"], *entry["labels"])]
         is_right &= not any(os.sep in word or word == os.pardir for word in words)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         is_right = False
     if not is_right:
         raise ValueError(
