@@ -17,7 +17,8 @@ from typing import Any
 from synboost_monai.data import list_images
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.data.splits import SECTIONS, check_disjoint, rank_patients
-from synboost_monai.io import FRAME_SUFFIXES, atomic_write_text, image_suffix, read_text
+from synboost_monai.formats.metaimage import check_for_other_readers
+from synboost_monai.io import FRAME_SUFFIXES, METAIMAGE_SUFFIXES, atomic_write_text, image_suffix, read_text
 from synboost_monai.records import EchoRecord
 
 Items = list[dict[str, Any]]
@@ -187,5 +188,8 @@ def _item(raw: Any, dataroot: Path, where: str, needs_label: bool) -> dict[str, 
         raise ValueError(f"{where}: {item['image']} is no NIfTI, MetaImage or PNG file by its name")
     if not os.path.isfile(paths["image"]):
         raise FileNotFoundError(f"{where}: image {paths['image']} does not exist; is dataroot right?")
+    for path in paths.values():  # MONAI's analyser and its readers open them, too
+        if image_suffix(path) in METAIMAGE_SUFFIXES and os.path.isfile(path):
+            check_for_other_readers(Path(path))
     known = {key: item[key] for key in _KEPT if item.get(key) is not None}
     return {**list_images(paths["image"])[0], **known, **paths}

@@ -228,6 +228,22 @@ def read_metaimage_header(path: Path) -> MetaImageFile:
     return file
 
 
+def check_for_other_readers(path: Path) -> None:
+    """Refuse a MetaImage that ITK, through a reader of MONAI's, might read from another place than we do.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_metaimage_header`; or if the data file is not named once, plainly.
+    """
+    file, (keys, length) = read_metaimage_header(path), _keys(path)
+    with path.open("rb") as opened:
+        num_named = opened.read(length).lower().count(b"elementdatafile")
+    if num_named != 1 or (file.data_path != path and keys["ElementDataFile"] != file.data_path.name):
+        raise ValueError(
+            f"{path}: expected LOCAL or the plain name of the file beside the header as its one ElementDataFile; save the image as "
+            "one .mha file"
+        )
+
+
 def _keys(path: Path) -> tuple[dict[str, str], int]:
     """Keys of a header, up to ElementDataFile, which is the last; and the header's length in bytes."""
     keys: dict[str, str] = {}

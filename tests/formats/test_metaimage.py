@@ -124,6 +124,29 @@ def test_stale_path_finds_the_file_beside(folder: Path, name: str) -> None:
     assert np.array_equal(load_echo(folder / "a.mhd")[0][0].numpy(), PIXELS)
 
 
+@pytest.mark.parametrize(
+    ("name", "lines", "is_refused"),
+    [
+        ("a.raw", "", False),
+        ("a.raw", "Comment = heart\n", False),
+        ("/gone/a.raw", "", True),
+        ("a.raw", "ElementDataFile : /etc/services = y\n", True),
+        ("a.raw", "elementdatafile = /etc/services\n", True),
+    ],
+)
+def test_what_itk_may_read_elsewhere_is_not_handed_on(folder: Path, name: str, lines: str, is_refused: bool) -> None:
+    from synboost_monai.auto3dseg.folds import read_items
+
+    (folder / "a.raw").write_bytes(PIXELS.tobytes())
+    (folder / "a.mhd").write_text(header(name, lines))
+    (folder / "list.json").write_text('{"training": [{"image": "a.mhd", "label": "a.mhd"}]}')
+    if is_refused:
+        with pytest.raises(ValueError, match="as its one ElementDataFile"):
+            read_items(folder / "list.json", folder)
+    else:
+        assert read_items(folder / "list.json", folder)["training"]
+
+
 HONEST = {
     "plain": ("", PIXELS.tobytes()),
     "compressed": (
