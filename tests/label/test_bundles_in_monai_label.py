@@ -20,7 +20,7 @@ from synboost_monai.dicom.write_image import write_dicom_pair
 from synboost_monai.io import read_plane
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.networks import create_segmenter
-from synboost_monai.transforms import display_order
+from synboost_monai.transforms import display_order, load_echo
 from synboost_monai.transforms.postprocessing import mean_logits
 
 BUNDLES_DIR = Path(__file__).parents[2] / "bundles"
@@ -128,9 +128,8 @@ def segmented(bundle: str, weights: Path, path: Path, output_dir: Path, prompt: 
 
 
 def read_written(path: Path) -> np.ndarray:
-    if path.suffix == ".png":
-        return np.asarray(Image.open(path))
-    return np.asarray(nib.load(path).dataobj).T.squeeze()
+    """As on the screen: the affine of these images says that they are stored upside down."""
+    return load_echo(path)[0][0].numpy()
 
 
 @pytest.mark.parametrize("kind", ["flat", "slice", "png", "dicom"])
