@@ -49,7 +49,7 @@ def refuse_overwriting(
     folders: dict[str, str] = {}
     known = {key: path for path in _files_of(inputs) for key in _identities(path, folders)}
     lost: dict[str, str] = {}
-    for output in map(os.fspath, outputs):
+    for output in [os.fspath(output) for output in outputs]:
         for key in _identities(output, folders):
             if key in known:
                 is_other_name = os.path.abspath(known[key]) != os.path.abspath(output)

@@ -546,7 +546,7 @@ def _check_excluded(path: Path, sequences: bool) -> None:
     """
     if _is_own_data(str(path), *_names_in(path)):
         return
-    others = _image_files(path, sequences, left_out=("label_map", "spread"))
+    others, _ = _image_files(path, sequences, left_out=("label_map", "spread"))
     if others:
         raise ValueError(
             f"{path}: the output would lie among the input: it holds {others[0].name}, which is no result of an earlier run"
