@@ -209,9 +209,10 @@ def session_folder() -> Iterator[Path]:
     before = {key: os.environ.get(key) for key in (*settings, "GRADIO_TEMP_DIR")}
     largest, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PLANE_PIXELS // 2  # twice as many are an error
     with private_files(), tempfile.TemporaryDirectory(prefix=SESSION_PREFIX, ignore_cleanup_errors=True) as name:
-        os.environ.update(settings | {"GRADIO_TEMP_DIR": name})
+        folder = os.path.realpath(name)  # a path of an upload is compared with it, links followed
+        os.environ.update(settings | {"GRADIO_TEMP_DIR": folder})
         try:
-            yield Path(name)
+            yield Path(folder)
         finally:
             Image.MAX_IMAGE_PIXELS = largest
             for key, value in before.items():

@@ -121,6 +121,12 @@ class DoubtStrategy(Strategy):
         return {"id": image_id, "weight": 1 - (scores[image_id].get("predicted_dice") or 0.0)}
 
 
+def may_replace_its_start(handler: Mapping[str, Any]) -> dict[str, Any]:
+    """A handler of a training's config, where the weights that the training starts from are those that it makes better."""
+    inputs = handler.get("inputs")
+    return {**handler, "inputs": [i for i in inputs if i != "@init_checkpoint"]} if inputs else dict(handler)
+
+
 class CorrectedLabelsTraining(BundleTrainTask):
     """Trains a bundle on the corrected labels, from the weights that are served."""
 
@@ -154,6 +160,7 @@ class CorrectedLabelsTraining(BundleTrainTask):
         """Change a training's overrides in place: names of files are text for MONAI's parser, never expressions."""
         handlers = self.const.key_train_handlers()  # of the bundle's own config
         overrides |= {key: as_literal(value) for key, value in overrides.items() if key != handlers}
+        overrides[handlers] = [may_replace_its_start(handler) for handler in overrides[handlers]]
         overrides["init_checkpoint"] = as_literal(self._init_checkpoint) if self._init_checkpoint else "$None"
         return overrides
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +222,20 @@ def test_what_is_no_image_file_is_refused(tmp_path: Path) -> None:
         draw_phantom(-1, VIEW, PHASE, tmp_path)
     with pytest.raises(ValueError, match="apical_two_chamber, apical_four_chamber"):
         draw_phantom(1, "parasternal", PHASE, tmp_path)
+
+
+def test_uploads_are_opened_where_the_temporary_folder_is_a_link(
+    phantom: Phantom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from synboost_monai.demo.serve import session_folder
+
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "link"))
+    with session_folder() as folder:
+        upload = Path(os.environ["GRADIO_TEMP_DIR"], "a.nii.gz")
+        shutil.copy(phantom.image_path, upload)
+        assert file_source(upload, [folder]).path == upload
 
 
 def test_files_outside_of_the_folders_are_not_even_looked_for(tmp_path: Path) -> None:

@@ -76,3 +76,17 @@ def test_options_reach_the_config_as_they_are(make: Any) -> None:
 
 def test_no_viewer_chooses_devices_or_files(make: Any) -> None:
     assert make({}, "")._infers["echo_cris"]._config == {"prompt": ""}
+
+
+def test_a_training_may_replace_the_weights_that_it_starts_from_and_nothing_else_that_it_reads(make: Any) -> None:
+    import yaml
+
+    from synboost_monai.bundle_run import config_files
+    from synboost_monai.label.app import may_replace_its_start
+
+    for bundle in ("echo_cris", "echo_clipseg"):
+        handlers = yaml.safe_load(config_files(bundle, "train")[0].read_text(encoding="utf-8"))["train"]["handlers"]
+        changed = [may_replace_its_start(handler) for handler in handlers]
+        different = [(old["inputs"], new["inputs"]) for old, new in zip(handlers, changed) if old != new]
+        ((before, after),) = different
+        assert [i for i in before if i not in after] == ["@init_checkpoint"] and "@train::dataset::data" in after
