@@ -37,7 +37,7 @@ def merge_synthetic(output_dir: str | os.PathLike[str], *dirs: str | os.PathLike
     datalists = [_load(folder / DATALIST_NAME) for folder in folders]
     names = ("provenance.json", "contact_sheet.png", DATALIST_NAME)
     read = [folder / name for folder in folders for name in names]
-    read += [path for folder, datalist in zip(folders, datalists) for path in files_of(datalist, folder)]
+    read += [Path(path) for folder, datalist in zip(folders, datalists) for path in files_of(datalist, folder)]
     refuse_overwriting([target / name for name in names], read)
     sections_there = [n for n in SECTIONS if any(n in datalist for datalist in datalists)]
     sections_there += sorted(
