@@ -82,7 +82,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_training_writes_averaged_weights_and_logs(trained: Path):
     weights = torch.load(trained / "model.pt", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in weights.values())
-    assert sorted(p.name for p in trained.iterdir()) == ["log.txt", "model.pt", "tensorboard"]
+    assert sorted(p.name for p in trained.iterdir()) == [".lock", "log.txt", "model.pt", "tensorboard"]
     assert "val_loss" in (trained / "log.txt").read_text()
 
 

@@ -360,11 +360,16 @@ def test_training_killed_for_good_goes_on_to_the_same_file(launched: Path, name:
     """kill -9 of every process, twice, right after a saving and a little later."""
     whole = launched / ("one" if name == "one" else "two_0")
     assert (launched / f"{name}_killed" / "model.pt").read_bytes() == (whole / "model.pt").read_bytes()
-    assert sorted(p.name for p in (launched / f"{name}_killed").iterdir()) == ["log.txt", "model.pt", "tensorboard"]
+    assert sorted(p.name for p in (launched / f"{name}_killed").iterdir()) == [
+        ".lock",
+        "log.txt",
+        "model.pt",
+        "tensorboard",
+    ]
 
 
 def test_rank_0_alone_writes(launched: Path):
-    assert sorted(p.name for p in (launched / "two_0").iterdir()) == ["log.txt", "model.pt", "tensorboard"]
+    assert sorted(p.name for p in (launched / "two_0").iterdir()) == [".lock", "log.txt", "model.pt", "tensorboard"]
     assert not (launched / "two_1").exists()
 
 

@@ -61,7 +61,7 @@ def trained(bundle: str, datalist_dir: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def test_training_writes_weights_log_and_tensorboard(trained: Path) -> None:
-    assert sorted(p.name for p in trained.iterdir()) == ["history.csv", "log.txt", "model.pt", "tensorboard"]
+    assert sorted(p.name for p in trained.iterdir()) == [".lock", "history.csv", "log.txt", "model.pt", "tensorboard"]
     assert "val_mean_dice" in (trained / "log.txt").read_text()
     weights = torch.load(trained / "model.pt", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in weights.values())
@@ -130,6 +130,7 @@ def test_distributed_training_runs(datalist_dir: Path, tmp_path: Path) -> None:
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
     assert not any(name.startswith("module.") for name in weights)
     assert done.stderr.count("100%|") >= 1 and sorted(p.name for p in tmp_path.iterdir()) == [
+        ".lock",
         "history.csv",
         "log.txt",
         "model.pt",
