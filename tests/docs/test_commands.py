@@ -56,7 +56,7 @@ SMALLER = {
 NETWORK = "--preset tiny --image_size 32"
 LEARNING = (
     f"{NETWORK} --max_epochs 8 --batch_size 8 --learning_rate 0.01 --encoder_learning_rate_scale 1.0 --layer_decay 1.0 --weight_decay 0.0 "
-    "--warm_up_steps 5 --ema_decay 0.0 --augment false --val_interval 8 --image_encoder_weights None"
+    "--warm_up_steps 5 --ema_decay 0.0 --augment false --val_interval 8"
 )
 """Of a segmenter that finds something after some fifty steps: a calibration refuses one that finds nothing."""
 JUDGE = "--segmenter_preset tiny --segmenter_image_size 32 --num_bootstrap 20"
@@ -67,7 +67,8 @@ SMALLER_BY_ADDING = {
     r"synboost run echo_\w+ train_small": f"{BRIEF} --image_encoder_weights None",
     r"synboost evaluate echo_semantic_diffusion": "--num_bootstrap 20",
     r"synboost (dicom|run|segment|package|export)": NETWORK,
-    r"python -m monai\.bundle run --config_file .*train_small": LEARNING,
+    # MONAI passes over None, and runs what begins with $
+    r"python -m monai\.bundle run --config_file .*train_small": f"{LEARNING} --image_encoder_weights $None",
     r"python -m monai\.bundle run --config_file configs/train\.yaml": BRIEF,
     r"python -m monai\.bundle run --config_file configs/evaluate\.yaml": JUDGE,
     r"python -m monai\.bundle run .*SYNTHETIC": f"{NETWORK} --num_variations 1 --num_inference_steps 2 --limit 2",
@@ -155,7 +156,11 @@ def readers_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     for name in ("echo_cris", "echo_clipseg"):
-        run(shlex.split(f"synboost train {name} --dataset_dir {place}/DATA --output_dir {place}/{name} {LEARNING}"))
+        run(
+            shlex.split(
+                f"synboost train {name} --dataset_dir {place}/DATA --output_dir {place}/{name} {LEARNING} --image_encoder_weights None"
+            )
+        )
     quickstart = "runs/quickstart/segmenters/cris/synthetic_then_real/P2/seed0"
     for folder in (".", quickstart, "runs/a", "runs/cris"):
         (place / folder).mkdir(parents=True, exist_ok=True)
