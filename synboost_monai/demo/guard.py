@@ -23,8 +23,8 @@ from synboost_monai.door import App, Door, Message, Receive, Refused, Scope, Sen
 API = "/gradio_api"
 MAX_REQUESTS = 48
 """At a time, those included that a page keeps open to hear of its results."""
-MAX_UPLOADS = 2
-"""At a time."""
+MAX_UPLOADS, MAX_DRAWN_UPLOADS = 2, 24
+"""At a time: large ones, and those no larger than a drawing, of which the editor sends a handful at every stroke."""
 MAX_UPLOAD_BYTES = 1 << 30
 """Of one upload."""
 MAX_FOLDER_BYTES = 4 << 30
@@ -73,7 +73,8 @@ class Guard:
     def __init__(self, app: App, door: Door, folder: Path) -> None:
         self.app, self.door, self.folder = app, door, folder.resolve()
         self.cookie = f"synboost-demo-{abs(hash(sorted(door.hosts)[0])) % 10**6}"
-        self._num_requests = self._num_uploads = self._announced = 0
+        self._num_requests = self._announced = 0
+        self._num_uploads = {False: 0, True: 0}  # small, large
         self._known_bytes, self._known_at = 0, -_CHECKED_SECONDS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -159,14 +160,15 @@ class Guard:
     @contextmanager
     def _upload(self, length: int) -> Iterator[None]:
         """One of the uploads that are taken at a time; what it will bring counts as there."""
-        if self._num_uploads >= MAX_UPLOADS:
+        is_large = length > MAX_DRAWING_BYTES
+        if self._num_uploads[is_large] >= (MAX_UPLOADS if is_large else MAX_DRAWN_UPLOADS):
             raise Refused(503, "too many uploads at a time; try again")
-        self._num_uploads += 1
+        self._num_uploads[is_large] += 1
         self._announced += length
         try:
             yield
         finally:
-            self._num_uploads -= 1
+            self._num_uploads[is_large] -= 1
             self._announced -= length
             self._known_at = -_CHECKED_SECONDS
 

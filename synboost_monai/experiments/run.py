@@ -218,7 +218,9 @@ def _failure(run_dir: Path, study_path: Path, code: int) -> int:
             failed.append((path.stem, state["returncode"], state.get("line", "")))
     if not failed:  # Snakemake shows errors of its own only where it is not quiet: ask it again
         done = _snakemake(study_path, run_dir, run_dir / CACHE_NAME, "--cores", "1", "--dry-run", is_quiet=True)
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] if done.returncode else []
+        # the last words of the one or the other: releases differ in where a traceback goes
+        said = (done.stdout + done.stderr).splitlines() if done.returncode else []
+        lines = [line.strip() for line in said if line.strip()]
         reason = lines[-1] if lines else f"its log is in {run_dir}/.snakemake/log"
         print(f"synboost experiment: Snakemake ended with code {code}: {reason}", file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -309,7 +310,7 @@ def test_slow_connections_hold_no_slot(server: Server, monkeypatch: pytest.Monke
 
 def test_refused_uploads_hold_no_slot(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 4)
-    monkeypatch.setattr(guard, "MAX_UPLOADS", 1)
+    monkeypatch.setattr(guard, "MAX_DRAWN_UPLOADS", 1)
     head = f"POST {API}/upload HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Length: 1000000\r\n\r\n"
     opened = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(12)]
     try:
@@ -321,6 +322,20 @@ def test_refused_uploads_hold_no_slot(server: Server, monkeypatch: pytest.Monkey
     finally:
         for connection in opened:
             connection.close()
+
+
+def test_a_drawing_may_come_in_many_uploads_at_a_time_and_large_files_may_not(tmp_path: Path) -> None:
+    guarded = guard.Guard(None, guard.Door(frozenset({"here"})), tmp_path)  # type: ignore[arg-type]
+    for length, most in (
+        (guard.MAX_DRAWING_BYTES, guard.MAX_DRAWN_UPLOADS),
+        (guard.MAX_DRAWING_BYTES + 1, guard.MAX_UPLOADS),
+    ):
+        with contextlib.ExitStack() as uploads:
+            for _ in range(most):
+                uploads.enter_context(guarded._upload(length))
+            with pytest.raises(guard.Refused, match="too many uploads"), guarded._upload(length):
+                pass
+    assert guard.MAX_DRAWN_UPLOADS >= 20 and guarded._announced == 0
 
 
 def test_so_many_requests_at_a_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

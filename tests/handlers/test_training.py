@@ -442,5 +442,6 @@ def test_a_second_training_in_one_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bundle", ["echo_clipseg", "echo_cris", "echo_semantic_diffusion"])
 def test_every_training_holds_its_folder_before_it_writes(bundle: str) -> None:
     config = yaml.safe_load((Path(__file__).parents[2] / "bundles" / bundle / "configs/train.yaml").read_text())
-    first = config["train"]["handlers"][0]
-    assert first == {"_target_": "synboost_monai.handlers.HoldFolder", "path": "@output_dir"}
+    first, second = config["train"]["handlers"][:2]
+    assert first["_target_"] == "synboost_monai.handlers.KeepInputs"  # it looks, and writes nothing
+    assert second == {"_target_": "synboost_monai.handlers.HoldFolder", "path": "@output_dir"}
