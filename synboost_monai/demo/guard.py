@@ -18,7 +18,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from synboost_monai.door import App, Door, Message, Receive, Refused, Scope, Send, answer, check_headers, headers_of
+from synboost_monai.door import (
+    App,
+    Door,
+    Message,
+    Receive,
+    Refused,
+    Scope,
+    Send,
+    answer,
+    check_headers,
+    headers_of,
+    replay,
+)
 
 API = "/gradio_api"
 MAX_REQUESTS = 48
@@ -117,7 +129,7 @@ class Guard:
             self._check_json(body)
         elif not path.startswith(f"{API}/component_server"):
             raise Refused(415, "expected application/json")
-        await self.app(scope, _replay(body, receive), _with_headers(send))
+        await self.app(scope, replay(body, receive), _with_headers(send))
 
     # ---- token
 
@@ -250,16 +262,6 @@ async def _read(receive: Receive) -> bytes:
         body += message.get("body", b"")
         if not message.get("more_body", False):
             return bytes(body)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A receive that gives a body first, and then what comes."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return replay
 
 
 def _with_headers(send: Send) -> Send:

@@ -261,7 +261,12 @@ def _facts(evaluation_dir: Path) -> dict[str, Any]:
             raise FileNotFoundError(
                 f"{evaluation_dir}: expected {name} in this folder; give the folder that `synboost evaluate` wrote"
             )
-    return dict(json.loads(read_text(evaluation_dir / "summary.json")))
+    try:
+        return dict(json.loads(read_text(evaluation_dir / "summary.json")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{evaluation_dir}/summary.json: is damaged ({error}); run `synboost evaluate` into this folder again"
+        ) from error
 
 
 def _dataset_path(evaluation_dir: Path, facts: Mapping[str, Any]) -> Path:

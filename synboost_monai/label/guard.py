@@ -12,7 +12,7 @@ import json
 import secrets
 from urllib.parse import parse_qsl
 
-from synboost_monai.door import App, Door, Message, Receive, Refused, Scope, Send, check_headers, headers_of
+from synboost_monai.door import App, Door, Message, Receive, Refused, Scope, Send, check_headers, headers_of, replay
 from synboost_monai.label.routes import MAX_FILE_BYTES, Route, Rules, checked_body, checked_query, find_route
 
 TOKEN_PATH = "/token/"
@@ -76,10 +76,10 @@ class Guard:
             new_scope = {**scope, "path": path, "raw_path": path.encode(), "root_path": "", "headers": new_headers}
             if scope["method"] != "PUT":
                 new_scope["query_string"] = checked_query(query, route, self.rules)
-                return await self.app(new_scope, _replay(new_body, receive), _cleaned(send))
+                return await self.app(new_scope, replay(new_body, receive), _cleaned(send))
             async with self._writing:  # one at a time: a name that is free must be so until it is taken
                 new_scope["query_string"] = checked_query(query, route, self.rules)
-                await self.app(new_scope, _replay(new_body, receive), _cleaned(send))
+                await self.app(new_scope, replay(new_body, receive), _cleaned(send))
         finally:
             self._held_bytes -= len(body)
 
@@ -142,16 +142,6 @@ def _without_token(headers: dict[str, str], scope: Scope, door: Door) -> tuple[s
     if door.token and not any(secrets.compare_digest(word.encode(), door.token.encode()) for word in offered):
         raise Refused(401, "this server asks for its token: in the address, as Authorization: Bearer, or as ?token=")
     return path, query
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A receive that gives a body first, and then what comes."""
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return replay
 
 
 def _cleaned(send: Send) -> Send:

@@ -229,3 +229,12 @@ def test_mistakes_are_told(copy: Path, tmp_path: Path) -> None:
 def test_a_plot_of_two_pairs_is_refused() -> None:
     with pytest.raises(ValueError, match="needs 3 pairs or more, got 2"):
         bland_altman_plot([1.0, 2.0], [1.0, 3.0], quantity="volume", unit="ml")
+
+
+def test_a_damaged_summary_is_named(tmp_path):
+    from synboost_monai.experiments.clinical import clinical_measures
+
+    (tmp_path / "metrics.csv").write_text("case\n")
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(ValueError, match="summary.json: is damaged .*run `synboost evaluate`"):
+        clinical_measures(tmp_path, None)
