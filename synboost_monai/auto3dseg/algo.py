@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import shlex
@@ -39,6 +40,12 @@ class EchoAlgo(BundleAlgo):
     Its folder then holds configs/hyper_parameters.yaml (filled), data/datalist.json (the fold) and model/ (model.pt, history.csv,
     inference.yaml, progress.yaml, log, TensorBoard; resume.ckpt while it trains).
     """
+
+    def __init__(self, template_path: str | os.PathLike[str] | None = None) -> None:
+        """Take the folder of the templates; where MONAI's parser has rewritten it (`#` becomes `::`), that of the class's own file."""
+        if template_path is not None and not os.path.isdir(template_path):
+            template_path = Path(inspect.getfile(type(self))).resolve().parents[2]
+        super().__init__(None if template_path is None else str(template_path))
 
     def pre_check_skip_algo(self, skip_bundlegen: bool = False, skip_info: str = "") -> tuple[bool, str]:
         """Whether the data is not for this algorithm, and why: another modality, more than two axes, other labels than 0..3."""

@@ -63,10 +63,12 @@ def test_bundle_gen_makes_every_fold_of_both(
     folded_input: Callable[..., Path], statistics_path: Path, tmp_path: Path
 ) -> None:
     source = folded_input(num_epochs=3, echocris={"freeze_encoders": True})
-    history = generate(tmp_path / "my work", source, statistics_path)
-    made = sorted(path.parents[1].name for path in (tmp_path / "my work").glob("echo*/configs/hyper_parameters.yaml"))
+    history = generate(tmp_path / "my #1 $work", source, statistics_path)
+    made = sorted(
+        path.parents[1].name for path in (tmp_path / "my #1 $work").glob("echo*/configs/hyper_parameters.yaml")
+    )
     assert made == ["echoclipseg_0", "echoclipseg_1", "echocris_0", "echocris_1"] and len(history) == 4
-    filled = yaml.safe_load((tmp_path / "my work/echocris_1/configs/hyper_parameters.yaml").read_text())
+    filled = yaml.safe_load((tmp_path / "my #1 $work/echocris_1/configs/hyper_parameters.yaml").read_text())
     assert (filled["bundle"], filled["fold"], filled["num_epochs"], filled["freeze_encoders"]) == (
         "echo_cris",
         1,
