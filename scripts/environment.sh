@@ -45,7 +45,7 @@ make_environment() {
     # torch first and by itself, so that pip's own settings decide which build of it comes.
     "$PYTHON" -m pip install -qq -c "$ROOT/constraints.txt" torch
     echo "Installing the rest (2 of 2) ..." >&2
-    "$PYTHON" -m pip install -qq -c "$ROOT/constraints.txt" -e "$ROOT[experiments,lora,weights,dicom,listen,ray,export,demo,docs,dev]"
+    "$PYTHON" -m pip install -qq -c "$ROOT/constraints.txt" -e "$ROOT[experiments,lora,weights,video,dicom,listen,ray,export,demo,docs,dev]"
     fingerprint >"$VENV/.stamp.new"
     mv "$VENV/.stamp.new" "$VENV/.stamp"
     rm -f "$VENV/.installing"

@@ -195,12 +195,18 @@ def merge(output_dir: str, *dataset_dirs: str) -> None:
 
 
 def segment(bundle: str, **overrides: Any) -> None:
-    """Segment a folder of images or a datalist: short for `run BUNDLE inference`.
+    """Segment a folder of images, one image or clip, or a datalist: short for `run BUNDLE inference`.
+
+    Of an AVI or MP4 file every frame is segmented; in a folder such clips are taken with --sequences true.
 
     Args:
         bundle: echo_clipseg or echo_cris.
         overrides: --dataset_dir, --output_dir, --checkpoint_path, --prompt "left atrium" and every other key of its config.
     """
+    from synboost_monai.io import CLIP_SUFFIXES, image_suffix
+
+    if image_suffix(str(overrides.get("dataset_dir", ""))) in CLIP_SUFFIXES:
+        overrides.setdefault("sequences", True)
     run(bundle, "inference", **overrides)
 
 

@@ -1,4 +1,4 @@
-"""Files: writing them whole or not at all, and reading planes of NIfTI, MetaImage, PNG, JPEG or BMP, checked to their end.
+"""Files: writing them whole or not at all, and reading planes of NIfTI, MetaImage, PNG, JPEG, BMP, AVI or MP4, checked to their end.
 
 `read_plane` takes the one grey plane of a file (CAMUS's images and label maps); `read_frames` takes whatever an
 ultrasound export holds: one plane or a sequence, grey or colour, any number type.
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synboost_monai.errors import as_system_error
+from synboost_monai.formats.clip import CLIP_SUFFIXES, clip_grid, read_clip
 from synboost_monai.formats.colour import luma
 from synboost_monai.formats.grid import Grid
 from synboost_monai.formats.metaimage import MetaImageFile, read_metaimage_header
@@ -35,11 +36,13 @@ NIFTI_SUFFIXES = (".nii.gz", ".nii")
 METAIMAGE_SUFFIXES = (".mhd", ".mha")
 """Ends of the names of MetaImage files."""
 FRAME_SUFFIXES = (*NIFTI_SUFFIXES, *METAIMAGE_SUFFIXES, *PICTURE_SUFFIXES)
-"""Ends of the names of the files that `read_frames` reads, lower case."""
+"""Ends of the names of images and label maps that keep every pixel as it is (JPEG apart), lower case."""
 DICOM_SUFFIXES = (".dcm", ".dicom")
 """Ends of the names of DICOM files; many have none."""
-IMAGE_SUFFIXES = (*FRAME_SUFFIXES, *DICOM_SUFFIXES)
+IMAGE_SUFFIXES = (*FRAME_SUFFIXES, *CLIP_SUFFIXES, *DICOM_SUFFIXES)
 """Ends of the names of every image file that the project reads, lower case."""
+UNCALIBRATED_SUFFIXES = (*PICTURE_SUFFIXES, *CLIP_SUFFIXES)
+"""Ends of the names of files that know neither the size of a pixel nor how the image lies."""
 
 MAX_TEXT_BYTES = 1 << 28
 """Largest text file that is read: a datalist of a million images has fewer bytes."""
@@ -180,7 +183,7 @@ class Frames:
 
     @property
     def spacing_mm(self) -> tuple[float, float]:
-        """(row, column); 1 mm where the file knows none (PNG, JPEG, BMP)."""
+        """(row, column); 1 mm where the file knows none (`UNCALIBRATED_SUFFIXES`)."""
         return self.grid.spacing_mm
 
 
@@ -190,15 +193,16 @@ def read_frames(
     """Read an image file of any number type, grey or colour, all of it: a truncated or damaged file is an error.
 
     Colour becomes grey by luma, 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), over black where an alpha channel says transparent.
-    Colour is: PNG, JPEG and BMP of any mode; NIfTI of type RGB24 or RGBA32, with a fifth axis of 3 or 4, or with a last axis of 3 or 4
-    and the intent RGB_VECTOR or RGBA_VECTOR; MetaImage with 3 or 4 channels. A bare last axis of 3 counts as 3 frames.
+    Colour is: PNG, JPEG and BMP of any mode; AVI and MP4, of which luma is taken as it is stored; NIfTI of type RGB24 or RGBA32, with a
+    fifth axis of 3 or 4, or with a last axis of 3 or 4 and the intent RGB_VECTOR or RGBA_VECTOR; MetaImage with 3 or 4 channels. A bare
+    last axis of 3 counts as 3 frames.
 
     An image whose affine says that it is turned or mirrored is turned back (see `formats.grid`). Sizes are bounded before memory is
     taken (see `formats.bounded`).
 
     Args:
-        path: .nii.gz, .nii, .mhd, .mha, .png, .jpg, .jpeg or .bmp.
-        sequences: take several planes: (x, y, t) or (x, y, 1, t) as stored, time last.
+        path: of one of `FRAME_SUFFIXES` or `CLIP_SUFFIXES`.
+        sequences: take several planes: (x, y, t) or (x, y, 1, t) as stored, time last; a clip (AVI, MP4) counts as several.
         like: the image whose label map this is; where the label map's own header does not say how it lies, it lies as the image.
     Raises:
         FileNotFoundError: if there is no such file (or a .mhd's data file is missing).
@@ -210,8 +214,15 @@ def read_frames(
     if suffix in PICTURE_SUFFIXES:
         pixels = read_picture(path)
         return Frames(pixels[None], _lying_as(picture_grid(pixels.shape), like))
+    if suffix in CLIP_SUFFIXES:
+        if not sequences:
+            raise ValueError(
+                f"{path}: is a clip; set sequences: true to segment every frame (--sequences true), or export one as a picture"
+            )
+        pixels = read_clip(path)
+        return Frames(pixels, clip_grid(pixels.shape))
     if suffix not in FRAME_SUFFIXES:
-        raise ValueError(f"{path}: expected an image file ({', '.join(FRAME_SUFFIXES)})")
+        raise ValueError(f"{path}: expected an image file ({', '.join((*FRAME_SUFFIXES, *CLIP_SUFFIXES))})")
     file = _header(path, suffix)
     grid = file.grid
     if grid is None or not file.is_real:
@@ -269,6 +280,8 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
     suffix = image_suffix(path)
     if suffix in PICTURE_SUFFIXES:
         return picture_grid(read_picture(path).shape)
+    if suffix in CLIP_SUFFIXES:
+        return clip_grid(read_clip(path).shape)
     grid = _header(path, suffix).grid
     if grid is None:
         raise ValueError(
@@ -307,7 +320,12 @@ def _header(path: Path, suffix: str | None) -> NiftiFile | MetaImageFile:
 
 def _lying_as(grid: Grid, image_path: str | os.PathLike[str] | None) -> Grid:
     """The grid of a label map whose header does not say how it lies, as its image lies, if it has the image's shape."""
-    if image_path is None or grid.is_oriented or is_dicom(image_path) or image_suffix(image_path) in PICTURE_SUFFIXES:
+    if (
+        image_path is None
+        or grid.is_oriented
+        or is_dicom(image_path)
+        or image_suffix(image_path) in UNCALIBRATED_SUFFIXES
+    ):
         return grid
     image = read_grid(image_path)
     return replace(grid, order=image.order) if image.volume_shape == grid.volume_shape else grid

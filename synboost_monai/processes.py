@@ -245,6 +245,28 @@ def _ask_linux() -> None:
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
+def limit_memory(num_bytes: int) -> None:
+    """Let this process take so much more memory than it has now, and leave no core dump, which would hold images.
+
+    Systems without such limits go on without them.
+    """
+    try:
+        import resource
+    except ImportError:
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        pages = int(Path("/proc/self/statm").read_bytes().split()[0])
+    except (OSError, ValueError):
+        pages = 0
+    most = pages * resource.getpagesize() + num_bytes
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    with contextlib.suppress(ValueError, OSError):  # a system that does not take it
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, where Python raises KeyboardInterrupt for SIGINT: what is open is closed, what is half written is removed."""
 

@@ -281,7 +281,8 @@ def test_cut_off_file_other_suffix_and_no_file(tmp_path: Path) -> None:
         read_frames(path)
     (tmp_path / "a.tif").write_bytes(b"x")
     with pytest.raises(
-        ValueError, match=r"a.tif: expected an image file \(.nii.gz, .nii, .mhd, .mha, .png, .jpg, .jpeg, .bmp\)"
+        ValueError,
+        match=r"a.tif: expected an image file \(.nii.gz, .nii, .mhd, .mha, .png, .jpg, .jpeg, .bmp, .avi, .mp4\)",
     ):
         read_frames(tmp_path / "a.tif")
     with pytest.raises(FileNotFoundError, match="nowhere.png: no such file"):

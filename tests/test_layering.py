@@ -53,10 +53,11 @@ FORBIDDEN = {
     "onnx": {"export"},
     "onnxruntime": {"export", "onnx_segmenter"},
     "gradio": {"demo"},
+    "av": {"formats"},
 }
 """Library -> the only areas that may import it."""
 
-FILE_LIBRARIES = {"nibabel", "itk", "pydicom", "PIL", "pandas"}
+FILE_LIBRARIES = {"nibabel", "itk", "pydicom", "PIL", "pandas", "av"}
 """Libraries that read or write files of images and tables."""
 
 

@@ -143,3 +143,16 @@ def test_matplotlib_takes_no_settings_from_the_working_directory(tmp_path: Path)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "1.5", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sequences"),
+    [(["a/b.AVI"], True), (["b.mp4", "--sequences", "false"], "false"), (["folder"], None), (["a.nii.gz"], None)],
+)
+def test_a_clip_by_its_name_is_segmented_frame_by_frame(words, sequences, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        "synboost_monai.bundle_run.run_bundle", lambda bundle, config, overrides: seen.update(overrides)
+    )
+    main(["segment", "echo_cris", "--dataset_dir", *words])
+    assert seen.get("sequences") == sequences

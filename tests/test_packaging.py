@@ -64,6 +64,7 @@ def test_every_requirement_is_pinned() -> None:
         "experiments",
         "weights",
         "lora",
+        "video",
         "dicom",
         "jpeg-lossless",
         "ray",

@@ -28,6 +28,14 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
     assert out == "in\n" and f"process {os.getpid()} on {platform.node()} is at work here; waiting" in err
 
 
+def test_memory_of_a_process_is_limited() -> None:
+    code = (
+        "from synboost_monai.processes import limit_memory; limit_memory(1 << 27); small = bytearray(1 << 24)\n"
+        "try: bytearray(1 << 28)\nexcept MemoryError: print('refused')"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], env=ENVIRONMENT, text=True) == "refused\n"
+
+
 def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
     code = f"import time\nfrom synboost_monai.processes import hold_folder\nwith hold_folder({str(tmp_path)!r}): time.sleep(60)"
     first = subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT)

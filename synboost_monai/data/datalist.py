@@ -21,6 +21,7 @@ from typing import Any
 
 from synboost_monai.data.splits import SECTIONS, check_disjoint
 from synboost_monai.io import (
+    CLIP_SUFFIXES,
     FRAME_SUFFIXES,
     IMAGE_SUFFIXES,
     METAIMAGE_SUFFIXES,
@@ -48,6 +49,7 @@ _OWN_MARKS = {
 }  # of `synthesise`, of `label-maps` and `merge`
 _OWN_PICTURES = re.compile(r"contact_sheet\.png|prompt_sensitivity\.png|bland_altman_\w+\.png")
 _DATA_SUFFIXES = (".raw", ".zraw")
+_CLIPS = "clips (taken with --sequences true)"
 _OTHER_DICOM = frozenset(
     {"not_dicom", "dicomdir", "other_modality", "not_an_image", "operating_system_file", "no_pixels"}
 )
@@ -169,8 +171,8 @@ def list_images(
     """Images to segment: of a datalist, of a folder (with those within it), or one file.
 
     In a folder every NIfTI, MetaImage, PNG, JPEG, BMP or DICOM file counts (.dcm; of another name, if it is DICOM and of ultrasound)
-    except label maps (`..._gt`), sequences (`..._sequence`), hidden files, and results of an earlier segmentation (the label map and
-    the spread that a CASE.json beside them names). A folder within that holds what another run made (a synthetic data set, sampled
+    except label maps (`..._gt`), sequences (`..._sequence`, AVI, MP4), hidden files, and results of an earlier segmentation (the label
+    map and the spread that a CASE.json beside them names). A folder within that holds what another run made (a synthetic data set, sampled
     label maps, a study's run, results of DICOM studies) is passed over; given itself, it is taken. What is not taken is counted in
     one line of the log. Patient, view and phase are taken from names like CAMUS's (patient0001_4CH_ED).
 
@@ -178,7 +180,7 @@ def list_images(
         dataset_dir: folder of images, folder that holds datalist.json, the JSON file, or one image file.
         section: of the datalist; without a datalist it has no meaning.
         limit: at most so many, spread evenly.
-        sequences: files called `..._sequence` in a folder count too (`LoadEchod(sequences=True)` reads both kinds).
+        sequences: AVI, MP4 and files called `..._sequence` in a folder count too (`LoadEchod(sequences=True)` reads both kinds).
         exclude: a folder within that is passed over, such as the run's own output_dir.
     Raises:
         FileNotFoundError: if there is no such file or folder.
@@ -194,9 +196,8 @@ def list_images(
     _log_not_taken(path, not_taken)
     if not items:
         raise ValueError(
-            f"{path}: no images ({', '.join(IMAGE_SUFFIXES)}; label maps ..._gt and results of `segment` do not count) and no "
-            f"{DATALIST_NAME}; "
-            "give a folder of images or of a data set"
+            f"{path}: no images ({', '.join(IMAGE_SUFFIXES)}; label maps ..._gt and results of `segment` do not count, clips with "
+            f"--sequences true alone) and no {DATALIST_NAME}; give a folder of images or of a data set"
         )
     return _spread(items, limit)
 
@@ -232,6 +233,7 @@ def list_label_maps(
     files, not_taken = _image_files(path, exclude=exclude, left_out=("spread",))
     _log_not_taken(path, not_taken)
     label_paths = [file for file in files if _is_label_map(file)] or [file for file in files if not is_dicom(file)]
+    label_paths = [file for file in label_paths if image_suffix(file) not in CLIP_SUFFIXES]
     if not label_paths:
         raise ValueError(
             f"{path}: no label maps ({', '.join(FRAME_SUFFIXES)}) and no {DATALIST_NAME}; give a folder of label maps "
@@ -291,7 +293,7 @@ def _item_of_label(path: Path) -> dict[str, Any]:
     """An item of a label map file, with its image where that lies beside it."""
     stem = image_stem(path).removesuffix("_gt")
     item = {"label": str(path), **_attributes_of_name(stem)}
-    beside = [path.with_name(stem + suffix) for suffix in IMAGE_SUFFIXES]
+    beside = [path.with_name(stem + suffix) for suffix in IMAGE_SUFFIXES if suffix not in CLIP_SUFFIXES]
     image = next((file for file in beside if file != path and file.is_file()), None)
     return {"image": str(image), **item} if image else item
 
@@ -458,7 +460,7 @@ def _image_files(
 
     Args:
         path: folder or file.
-        sequences: take files called `..._sequence` too.
+        sequences: take AVI, MP4 and files called `..._sequence` too.
         exclude: folder within that is passed over.
         left_out: kinds of results of earlier runs that are (see `_results_in`).
         nameless_dicom: look for ultrasound in DICOM files whose names end as those of no image.
@@ -499,6 +501,8 @@ def _image_files(
                 not_taken["hidden"] += 1
             elif not sequences and image_stem(name).removesuffix("_gt").endswith("_sequence"):
                 not_taken["sequences (..._sequence)"] += 1
+            elif not sequences and image_suffix(name) in CLIP_SUFFIXES:
+                not_taken[_CLIPS] += 1
             elif image_suffix(name) or (nameless_dicom and is_dicom(file) and _is_ultrasound(file)):
                 files.append(file)
             elif not (suffix.lower() in _DATA_SUFFIXES and stem in headers):  # the pixels of a .mhd

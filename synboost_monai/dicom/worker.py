@@ -42,7 +42,7 @@ from synboost_monai.dicom.read import ClipFacts, open_ultrasound
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.dicom.regions import Region
 from synboost_monai.dicom.scan import look
-from synboost_monai.processes import ends_with_parent
+from synboost_monai.processes import ends_with_parent, limit_memory
 
 PREFETCH = 2
 """Windows that a worker decodes ahead of the consumer."""
@@ -362,7 +362,7 @@ def main(limits_text: str) -> None:
     if end_with_parent := ends_with_parent():
         end_with_parent()
     _import_all()
-    _limit_resources(limits)
+    limit_memory(int(limits.memory_mb * 2**20))
     with contextlib.suppress(OSError):  # the pool is gone: so are we
         _write(answers, b"!")
         for line in requests:
@@ -390,25 +390,6 @@ def _import_all() -> None:
     for module in ("PIL.JpegImagePlugin", "openjpeg", "jpeg_ls", "rle.rle", "libjpeg"):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
-
-
-def _limit_resources(limits: Limits) -> None:
-    """No core dumps; no more memory than now and the limit."""
-    try:
-        import resource
-    except ImportError:  # no such limits on this system
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except (OSError, ValueError):
-        pages = 0
-    most = pages * resource.getpagesize() + int(limits.memory_mb * 2**20)
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard != resource.RLIM_INFINITY:
-        most = min(most, hard)
-    with contextlib.suppress(ValueError, OSError):  # a system that does not take it
-        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 def _serve(request: dict[str, Any], limits: Limits, answers: int) -> None:

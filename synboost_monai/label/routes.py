@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode
 
 from synboost_monai.door import Refused
-from synboost_monai.io import IMAGE_SUFFIXES, NIFTI_SUFFIXES
+from synboost_monai.io import CLIP_SUFFIXES, IMAGE_SUFFIXES, NIFTI_SUFFIXES
 from synboost_monai.label.forms import File, read_form, read_json, write_form, write_json
 from synboost_monai.prompts.free import CONFIG_LETTERS, checked_prompt
 
@@ -25,8 +25,8 @@ MAX_TEXT_BYTES = 1 << 20
 """Most bytes of a body without a file."""
 MAX_FILE_BYTES = 64 << 20
 """Most bytes of a body with a file: one image or label map of two dimensions is far smaller."""
-UPLOAD_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix != ".mhd")
-"""Ends of the names of images that may come in; the header .mhd names another file."""
+UPLOAD_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in (".mhd", *CLIP_SUFFIXES))
+"""Ends of the names of images that may come in; the header .mhd names another file, and MONAI Label shows no clips."""
 LABEL_SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".png")
 """Ends of the names of label maps that a training can read."""
 RESULT_SUFFIXES = (".nrrd", ".seg.nrrd", ".nii.gz", ".nii", ".mha", ".png")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from synboost_monai.door import LOOPBACK, Door, addresses_of, checked_token, own_hosts
-from synboost_monai.io import IMAGE_SUFFIXES, read_text
+from synboost_monai.io import CLIP_SUFFIXES, IMAGE_SUFFIXES, read_text
 from synboost_monai.label.app_folder import make_app_folder, plan_bundles
 from synboost_monai.label.guard import TOKEN_PATH, Guard
 from synboost_monai.label.routes import Rules
@@ -86,7 +86,7 @@ def server_environment(app_dir: Path) -> dict[str, str]:
     """Environment variables of MONAI Label: files of our kinds, one request at a time, nothing from the network."""
     return {
         "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(
-            [f"*{suffix}" for suffix in sorted(IMAGE_SUFFIXES, key=len, reverse=True)]
+            [f"*{suffix}" for suffix in sorted({*IMAGE_SUFFIXES} - {*CLIP_SUFFIXES}, key=lambda s: (-len(s), s))]
         ),
         "MONAI_LABEL_INFER_CONCURRENCY": "1",  # requests share one parser of the config, which holds the prompt
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # it starts a process for each sample; the strategies score by themselves

@@ -20,10 +20,11 @@ from torch import Tensor
 from synboost_monai.formats.grid import to_stored
 from synboost_monai.formats.metaimage import read_metaimage_header
 from synboost_monai.formats.nifti import read_nifti_header
-from synboost_monai.formats.picture import PICTURE_SUFFIXES
 from synboost_monai.io import (
+    CLIP_SUFFIXES,
     METAIMAGE_SUFFIXES,
     NIFTI_SUFFIXES,
+    UNCALIBRATED_SUFFIXES,
     atomic_path,
     image_stem,
     image_suffix,
@@ -61,9 +62,9 @@ def load_echo(
     `region` and `full_shape` say what part of the file's frame the pixels are: of ultrasound DICOM the tissue region, of others all.
 
     Args:
-        path: NIfTI, MetaImage, PNG, JPEG or BMP of any number type, or an ultrasound DICOM object (see `load_ultrasound`); colours
-            become grey (see `io.read_frames`); the spacing of a picture (PNG, JPEG, BMP), and of DICOM without a calibration, is taken
-            as 1 mm (`is_calibrated` false).
+        path: NIfTI, MetaImage, PNG, JPEG, BMP, AVI or MP4 of any number type, or an ultrasound DICOM object (see
+            `load_ultrasound`); colours become grey (see `io.read_frames`); the spacing of a picture (PNG, JPEG, BMP) or clip (AVI,
+            MP4), and of DICOM without a calibration, is taken as 1 mm (`is_calibrated` false).
         sequences: take a file of several planes over time; without it, such a file is an error.
         like: the image whose label map this is; it lies as the image where its own header does not say how.
     Returns:
@@ -86,7 +87,7 @@ def load_echo(
         ORDER_KEY: np.array(grid.order, dtype=np.int64),
         REGION_KEY: np.array([0, 0, *grid.frames_shape[1:]]),
         FULL_SHAPE_KEY: np.array(grid.frames_shape[1:]),
-        CALIBRATED_KEY: image_suffix(path) not in PICTURE_SUFFIXES,
+        CALIBRATED_KEY: image_suffix(path) not in UNCALIBRATED_SUFFIXES,
     }
     dtype = np.uint8 if sequences and frames.pixels.dtype == np.uint8 else np.float32
     pixels = torch.from_numpy(np.require(frames.pixels, dtype, ["C", "W"]))  # copied only where it must be
@@ -125,7 +126,8 @@ def write_label_map(
         label_map: (H, W), or (T, H, W) of a sequence, in display order.
         image_path: the image that it belongs to; its header is copied.
         target: where to write, without a suffix; the format decides it: .nii.gz for NIfTI and for DICOM (of the whole frame), .mha
-            for MetaImage (header and pixels in one file, so that it appears whole or not at all), .png for PNG.
+            for MetaImage (header and pixels in one file, so that it appears whole or not at all), .png for PNG, JPEG and BMP,
+            .nii.gz of (x, y, t) for AVI and MP4.
         output_format: "same" as the image, or "nifti".
     Returns:
         path of the file.
@@ -150,7 +152,7 @@ def write_label_map(
         if output_format == "nifti":
             return _write_nifti(to_stored(frames, grid.order), grid.affine, path)
         return _write_metaimage_like(frames, image_path, path)
-    if output_format == "nifti":
+    if output_format == "nifti" or suffix in CLIP_SUFFIXES:
         return _write_nifti(frames.T, np.diag([-1.0, -1.0, 1.0, 1.0]), path)
     from PIL import Image
 
@@ -166,7 +168,7 @@ def label_map_path(
 ) -> Path:
     """The file that `write_label_map` writes: the format decides the suffix."""
     suffix = image_suffix(image_path)
-    if output_format == "nifti" or suffix in NIFTI_SUFFIXES or is_dicom(image_path):
+    if output_format == "nifti" or suffix in NIFTI_SUFFIXES + CLIP_SUFFIXES or is_dicom(image_path):
         return Path(f"{target}.nii.gz")
     return Path(f"{target}.mha" if suffix in METAIMAGE_SUFFIXES else f"{target}.png")
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from synboost_monai.bundle_run import check_overrides, config_files
 from synboost_monai.errors import user_error
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.transforms import load_echo
+from tests.clips import write_clip
 
 BUNDLES_DIR = Path(__file__).parents[2] / "bundles"
 BUNDLES = ("echo_cris", "echo_clipseg")
@@ -240,6 +242,7 @@ def test_clips_are_segmented_frame_by_frame(bundle: str, trained: Path, tmp_path
     frames = np.random.default_rng(0).rayleigh(40, (5, 50, 36)).clip(0, 255).astype(np.uint8)
     nib.save(nib.Nifti1Image(frames.T, np.diag([-0.2, -0.4, 1, 1])), tmp_path / "images" / "clip.nii.gz")
     nib.save(nib.Nifti1Image(frames[2].T, np.diag([-0.2, -0.4, 1, 1])), tmp_path / "images" / "still.nii.gz")
+    film = find_spec("av") and write_clip(tmp_path / "images" / "film.avi", frames)
     options = {"checkpoint_path": str(trained / "model.pt"), "threshold": 0.05, "sequences": True, "batch_size": 2}
     folders = {"dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "out")}
     workflow(bundle, ["inference"], "infer", **folders, **options).run()
@@ -250,6 +253,9 @@ def test_clips_are_segmented_frame_by_frame(bundle: str, trained: Path, tmp_path
     record = json.loads((tmp_path / "out" / "clip.json").read_text())
     assert record["num_frames"] == 5 and [f["frame_index"] for f in record["frames"]] == [0, 1, 2, 3, 4]
     assert "frames" not in json.loads((tmp_path / "out" / "still.json").read_text())
+    if film:
+        assert load_echo(tmp_path / "out" / "film.nii.gz", True)[0].shape == (5, 50, 36)
+        assert json.loads((tmp_path / "out" / "film.json").read_text())["num_frames"] == 5
 
 
 def test_turned_images_get_the_same_masks_in_space(bundle: str, trained: Path, tmp_path: Path) -> None:

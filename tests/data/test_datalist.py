@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from synboost_monai.data import list_images, list_label_maps, read_camus, read_datalist, write_datalist
-from synboost_monai.io import atomic_path, atomic_write_text
+from synboost_monai.io import atomic_path, atomic_write_text, image_stem
+from synboost_monai.paths import result_names
 from synboost_monai.records import EchoRecord
 from synboost_monai.transforms import load_echo
 
@@ -251,6 +252,26 @@ def test_pictures_are_images(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.JPEG", "c.bmp", "d.tif"):
         (tmp_path / name).touch()
     assert [Path(item["image"]).name for item in list_images(tmp_path)] == ["a.jpg", "b.JPEG", "c.bmp"]
+
+
+def test_clips_of_a_folder_are_listed_when_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.avi", "a.mp4", "a.MP4", "a.png", "b_gt.nii.gz", "b.avi", "c.mov"):
+        (tmp_path / name).touch()
+    assert [Path(item["image"]).name for item in list_images(tmp_path)] == ["a.png"]
+    assert "4 clips (taken with --sequences true), 1 .mov" in caplog.messages[0]
+    items = list_images(tmp_path, sequences=True)
+    assert [Path(item["image"]).name for item in items] == ["a.MP4", "a.avi", "a.mp4", "a.png", "b.avi"]
+    cases = result_names([item["image"] for item in items], [image_stem(item["image"]) for item in items])
+    assert len({case.casefold() for case in cases}) == 5 and cases[4] == "b"
+    (label,) = list_label_maps(tmp_path)  # a clip is no label map, nor the image of one plane
+    assert Path(label["label"]).name == "b_gt.nii.gz" and "image" not in label
+    for name in ("a.png", "b_gt.nii.gz"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match="no images .*clips with --sequences true alone"):
+        list_images(tmp_path)
+    with pytest.raises(ValueError, match="no label maps"):
+        list_label_maps(tmp_path)
+    assert [Path(item["image"]).name for item in list_images(tmp_path / "a.avi")] == ["a.avi"]
 
 
 def test_dicom_of_any_name_is_found_if_it_is_ultrasound(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

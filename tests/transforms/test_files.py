@@ -24,6 +24,7 @@ from synboost_monai.transforms.files import (
     write_label_map,
 )
 from synboost_monai.transforms.postprocessing import logits_to_label_map, restore_logits
+from tests.clips import moving_block, write_clip
 
 SHAPE = (118, 150)
 """Native (H, W): not square, not even multiples of anything."""
@@ -227,6 +228,20 @@ def test_label_map_of_another_number_of_frames_is_not_written(tmp_path: Path, fo
     png = write_image(tmp_path / "case", known_label_map(), "png")
     with pytest.raises(ValueError, match="a PNG holds one plane, but the label map to write has 4 frames"):
         write_label_map(known_sequence(), png, tmp_path / "out" / "case")
+
+
+def test_label_maps_of_clips_are_nifti_over_time(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    clip = write_clip(tmp_path / "clip.avi", moving_block((4, 40, 52)))
+    image, spacing_mm = load_echo(clip, sequences=True)
+    assert image.shape == (4, 40, 52) and image.dtype == torch.uint8 and spacing_mm == (1.0, 1.0)
+    assert image.meta["spatial_shape"].tolist() == [52, 40, 4] and not image.meta["is_calibrated"]
+    label_map = np.random.default_rng(0).integers(0, 4, (4, 40, 52), np.uint8)
+    for output_format in ("same", "nifti"):
+        written = write_label_map(label_map, clip, tmp_path / "out" / output_format, output_format)
+        assert written.name == f"{output_format}.nii.gz"
+        again = load_echo(written, sequences=True)[0]
+        assert np.array_equal(np.asarray(again), label_map)
 
 
 def test_items_with_sequences(tmp_path: Path) -> None:
