@@ -44,6 +44,8 @@ BASE_OF_CONFIG = {
     "deploy": "inference",
 }
 """Config that another one is merged onto when it does not define a network itself."""
+PROMPT_KEYS = ("prompt", "displayable_configs::prompt", "displayable_configs#prompt")
+"""Keys of a segmenter's config that hold a free prompt."""
 RUN_ARGUMENTS = ("run_id", "init_id", "final_id", "tracking")
 """Arguments of `monai.bundle run` which are not keys of a config."""
 
@@ -129,7 +131,8 @@ def check_overrides(files: Sequence[str | os.PathLike[str]], overrides: Mapping[
     Returns:
         the same keys with values in the config's types; for MONAI they still have to pass `as_literal`.
     Raises:
-        ValueError: if a key is unknown or says which class is called, or a value has the wrong type.
+        ValueError: if a key is unknown or says which class is called, a value has the wrong type, or the prompt of a segmenter names
+            nothing that it was taught.
     """
     config = _merged(files)
     where = "+".join(Path(f).name for f in files)
@@ -156,6 +159,10 @@ def check_overrides(files: Sequence[str | os.PathLike[str]], overrides: Mapping[
             checked[key] = None
         else:
             checked[key] = _convert(key, value, _referred(config, current), f"{bundle}/{where}")
+        if key in PROMPT_KEYS and "free_words" in config and isinstance(checked[key], str):
+            from synboost_monai.prompts.understanding import understand_if_any  # here: not every verb needs numpy
+
+            understand_if_any(checked[key])  # before anything is loaded
     return checked
 
 

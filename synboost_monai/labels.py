@@ -1,4 +1,4 @@
-"""The one table of labelled structures: index, name, prompt words, colour.
+"""The one table of labelled structures: index, name, prompt words, colour, synonyms.
 
 Two label maps exist. The segmentation label map (H, W) has the four classes of CAMUS. The sector label map, which conditions
 the semantic diffusion model, has a fifth: it tells tissue inside the ultrasound sector from the dark outside of it.
@@ -21,11 +21,57 @@ class Structure:
     """How a prompt names it (paper, Table 1)."""
     colour: tuple[int, int, int]
     """RGB for overlays, 0..255."""
+    synonyms: tuple[str, ...] = ()
+    """Other words for it that a prompt may use, in any order and case (`prompts.understanding`)."""
+
+    @property
+    def words(self) -> str:
+        """Its name as people read it."""
+        return self.name.replace("_", " ")
 
 
-LEFT_VENTRICULAR_CAVITY = Structure(1, "left_ventricular_cavity", "Left ventricular cavity", (230, 75, 60))
-MYOCARDIUM = Structure(2, "myocardium", "Myocardium", (60, 170, 90))
-LEFT_ATRIUM = Structure(3, "left_atrium", "Left atrium cavity", (70, 120, 230))
+LEFT_VENTRICULAR_CAVITY = Structure(
+    1,
+    "left_ventricular_cavity",
+    "Left ventricular cavity",
+    (230, 75, 60),
+    (
+        *("left ventricle", "LV", "cavity of the left ventricle", "LV cavity", "LVC", "left ventricular chamber"),
+        *("left ventricular lumen", "LV lumen", "left ventricular blood pool", "LV blood pool", "LVBP"),
+        *("blood in the left ventricle", "inside of the left ventricle", "endocardium", "endocardial cavity"),
+        *("left ventricular endocardium", "LV endocardium", "left ventricular endocardial cavity", "LV endo"),
+    ),
+)
+MYOCARDIUM = Structure(
+    2,
+    "myocardium",
+    "Myocardium",
+    (60, 170, 90),
+    (
+        *("heart muscle", "cardiac muscle", "LVM", "myo", "left ventricular myocardium", "LV myocardium", "LV myo"),
+        *("left ventricular wall", "LV wall", "wall of the left ventricle", "left ventricular myocardial wall"),
+        *(
+            "myocardial wall",
+            "myocardial tissue",
+            "heart muscle tissue",
+            "heart wall",
+            "left ventricular muscle",
+            "LV muscle",
+        ),
+        *("muscle of the left ventricular wall", "muscle around the left ventricle", "epicardium to endocardium"),
+    ),
+)
+LEFT_ATRIUM = Structure(
+    3,
+    "left_atrium",
+    "Left atrium cavity",
+    (70, 120, 230),
+    (
+        *("LA", "left atrial cavity", "LA cavity", "cavity of the left atrium", "left atrial chamber"),
+        *("left atrial lumen", "left atrial blood pool", "LA blood pool", "blood in the left atrium"),
+        *("inside of the left atrium", "left auricle"),
+    ),
+)
 
 STRUCTURES: tuple[Structure, ...] = (LEFT_VENTRICULAR_CAVITY, MYOCARDIUM, LEFT_ATRIUM)
 """All prompted structures, in the order of their class index."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES
 from synboost_monai.letterbox import LetterboxGeometry, byte_scale, letterbox_geometry
 from synboost_monai.prompts import PromptTokenizer, structure_prompts
+from synboost_monai.prompts.understanding import understand
 
 SETTINGS_KEY = "synboost"
 """Under this name the ONNX file's metadata holds, as JSON, what the network's input has to look like."""
@@ -73,9 +74,12 @@ class OnnxSegmenter:
 
         Args:
             image: (H, W), grey values.
-            prompts: sentences, each naming one structure, such as "Left atrium cavity of the heart."; None: the three structures.
+            prompts: each names one structure, such as "left atrium" or "Left atrium cavity in two-chamber view of the heart."; None: the
+                three structures. The network is given sentences in the paper's words as they are, and of all others that of the structure.
             spacing_mm: (row, column); its ratio alone counts.
             threshold: probability above which a pixel belongs to a structure; None: as exported.
+        Raises:
+            ValueError: if a prompt does not name one structure that the network was taught, the image is not grey, or the threshold wrong.
         """
         logits = self.logits(image, prompts, spacing_mm)
         threshold = float(self.settings["threshold"] if threshold is None else threshold)
@@ -95,9 +99,15 @@ class OnnxSegmenter:
             raise ValueError(f"onnx_segmenter.py: expected a grey image (H, W), got {image.shape}")
         size, keep_aspect = int(self.settings["image_size"]), bool(self.settings["keep_aspect"])
         geometry = letterbox_geometry(image.shape, spacing_mm, size, keep_aspect)
-        if prompts is None:
-            prompts = [prompt.text for prompt in structure_prompts("P1", {})]
-        feed = {"image": self._network_image(image, geometry), "input_ids": np.asarray([self.tokenizer.rows(prompts)])}
+        sentences = [prompt.text for prompt in structure_prompts("P1", {})]
+        if prompts is not None:
+            taught = dict(zip(STRUCTURES, sentences))
+            named = [understand(prompt) for prompt in prompts]
+            sentences = [u.prompt if u.goes_itself(free_words=False) else taught[u.structure] for u in named]
+        feed = {
+            "image": self._network_image(image, geometry),
+            "input_ids": np.asarray([self.tokenizer.rows(sentences)]),
+        }
         (logits,) = self.session.run(None, feed)
         g = geometry
         inner = logits[0, :, g.top : g.top + g.inner_height, g.left : g.left + g.inner_width]

@@ -207,8 +207,18 @@ def test_each_text_of_a_shipped_config_is_what_was_given(name: str) -> None:
         keys = [k for k, v in config.items() if v is None or isinstance(v, str) and k != "device" and "::" not in k]
         for shift in (0, 8):  # each key gets two of the texts, each text goes to several keys
             given = {key: TEXTS[(i + shift) % len(TEXTS)] for i, key in enumerate(keys)}
-            parser = config_parser(files, check_overrides(files, given))
+            checked = check_overrides(files, {key: text for key, text in given.items() if key != "prompt"})
+            parser = config_parser(files, {**given, **checked})  # no prompt passes the check with such words
             assert {key: parser.get_parsed_content(key) for key in keys} == given
+
+
+@pytest.mark.parametrize("key", ["prompt", "displayable_configs::prompt"])
+@pytest.mark.parametrize("config", ["inference", "evaluate", "deploy"])
+def test_a_prompt_that_nobody_taught_is_refused_before_anything_is_loaded(key: str, config: str) -> None:
+    for name in ("echo_cris", "echo_clipseg"):
+        with pytest.raises(ValueError, match="the right ventricle is not among the structures"):
+            check_overrides(config_files(name, config), {key: "the RV"})
+        assert check_overrides(config_files(name, config), {key: "the LV"}) == {key: "the LV"}
 
 
 @pytest.mark.parametrize(

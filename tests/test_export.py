@@ -193,6 +193,15 @@ def test_onnx_segmenter_gives_the_bundle_s_label_maps(
         assert label_map.shape == expected.shape and label_map.dtype == np.uint8
         agreements.append((label_map == expected).mean())
     assert len(agreements) == 4 and min(agreements) > 0.99
+    logits = segmenter.logits(plane.pixels)
+    assert np.array_equal(
+        segmenter.logits(plane.pixels, ["heart muscle", "LA"]), logits[1:]
+    )  # in the words that it was taught
+    assert not np.allclose(
+        segmenter.logits(plane.pixels, ["Myocardium in the cardiac ultrasound."]), logits[1:2]
+    )  # as it is
+    with pytest.raises(ValueError, match="the liver is not among the structures"):
+        segmenter(plane.pixels, ["left atrium", "liver"])
 
 
 EXAMPLE = """

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from synboost_monai.demo.segmenting import Segmentation
-from synboost_monai.labels import STRUCTURES, Structure
-from synboost_monai.metrics.doubt import FREE_PROMPT
+from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.per_case import case_metrics
 from synboost_monai.metrics.volumes import CannotMeasureError, disk_volume_ml, measure_ventricle
 
@@ -48,12 +47,13 @@ def structure_findings(segmentation: Segmentation) -> list[StructureFinding]:
         rows = case_metrics(segmentation.label_map, truth, segmentation.image.aspect)
         dice = {row["structure"]: float(row["dice"]) for row in rows}
     found = []
+    asked = segmentation.understood
     for name, values in segmentation.doubt["structures"].items():
-        structure = _structure(segmentation, name)
+        structure = asked.structure if asked is not None else next(s for s in STRUCTURES if s.name == name)
         area = values["area_mm2"]
         found.append(
             StructureFinding(
-                f"“{segmentation.prompt}”" if name == FREE_PROMPT else structure.prompt_words,
+                structure.prompt_words if asked is None else f"“{asked.prompt}”, {asked.reading}",
                 structure.colour,
                 values["predicted_dice"],
                 values["mean_spread"],
@@ -67,7 +67,7 @@ def structure_findings(segmentation: Segmentation) -> list[StructureFinding]:
 def ventricle_measures(segmentation: Segmentation) -> list[Measure]:
     """Length and single-plane volume of the left ventricle; none for a free prompt or without a calibration."""
     spacing_mm = segmentation.image.spacing_mm
-    if spacing_mm is None or segmentation.prompt:
+    if spacing_mm is None or segmentation.understood is not None:
         return []
     names = "Length of the left ventricle", "Its volume, one plane (method of disks)"
     try:
@@ -81,13 +81,3 @@ def ventricle_measures(segmentation: Segmentation) -> list[Measure]:
 def reasons(doubt: dict[str, Any]) -> list[str]:
     """Why a person should look, a sentence each."""
     return [reason["message"][:1].upper() + reason["message"][1:] for reason in doubt["reasons"]]
-
-
-def _structure(segmentation: Segmentation, name: str) -> Structure:
-    """The structure of a result; a free prompt's is the one whose class its mask is written with."""
-    if name != FREE_PROMPT:
-        return next(s for s in STRUCTURES if s.name == name)
-    from synboost_monai.transforms.prompt_tokens import class_index_of_prompt
-
-    index = class_index_of_prompt(segmentation.prompt)
-    return next(s for s in STRUCTURES if s.class_index == index)

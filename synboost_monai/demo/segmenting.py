@@ -23,7 +23,8 @@ from synboost_monai.demo.sources import ATTRIBUTES, Source
 from synboost_monai.errors import user_error
 from synboost_monai.formats.grid import shown_affine
 from synboost_monai.io import image_stem, is_dicom
-from synboost_monai.prompts.free import checked_prompt
+from synboost_monai.labels import STRUCTURES
+from synboost_monai.prompts.understanding import Understood, understand_if_any
 from synboost_monai.transforms import Letterboxd, LoadEchod, PromptTokensd, display_order, write_label_map
 from synboost_monai.transforms.array import plain, scale_to_bytes
 from synboost_monai.transforms.postprocessing import DOUBT_KEY, SPREAD_KEY
@@ -76,8 +77,8 @@ class Segmentation:
 
     image: OpenImage
     frame_index: int
-    prompt: str
-    """The free prompt; empty: all structures."""
+    understood: Understood | None
+    """The free prompt and what it names; None: all structures."""
     label_map: NDArray[np.uint8]
     """(H, W), classes 0..3."""
     full_label_map: NDArray[np.uint8]
@@ -174,13 +175,14 @@ class Segmenter:
 
         Args:
             image: of `open`.
-            prompt: words that name one structure; empty: all three, in one label map.
+            prompt: words that name one structure; empty, or "all": all three, in one label map.
             attributes: of `sources.ATTRIBUTES`, for the prompts in place of those found; None: those found.
             frame_index: from 0.
         Raises:
-            ValueError: if the prompt is too long or no plain words, an attribute cannot be said, or there is no such frame.
+            ValueError: if the prompt does not name one structure (`understand`), an attribute cannot be said, or there is no such frame.
         """
-        prompt = checked_prompt(prompt)
+        understood = understand_if_any(prompt)
+        prompt = understood.prompt if understood else ""
         if not 0 <= frame_index < len(image.frames):
             raise ValueError(f"there are frames 0 to {len(image.frames) - 1}, got {frame_index}")
         known = {key: (image.attributes if attributes is None else attributes).get(key) for key in ATTRIBUTES}
@@ -188,10 +190,13 @@ class Segmenter:
         item |= {key: value for key, value in known.items() if value not in (None, "")}
         boxed = image.item["image"]
         item["image"] = MetaTensor(plain(boxed)[frame_index : frame_index + 1], meta=boxed.meta)
-        said = (prompt,) if prompt or self._tokens is None else self._tokens.texts(item)
+        said = self._tokens.texts(item) if self._tokens is not None else ()
         item = applied(self._finish, item)
         with self._lock:
             inferer, postprocessing = self._with_prompt(prompt)
+            if understood is not None:
+                num, place = len(STRUCTURES), STRUCTURES.index(understood.structure)
+                said = (prompt,) if inferer.goes_itself else said[place::num]
             inputs = plain(item["image"])[None].to(self.device)  # (1, 1, 3, N, N)
             logits = inferer(inputs, self.network, item["input_ids"][None])
             item = applied(postprocessing, {**item, "pred": logits[0]})
@@ -200,7 +205,7 @@ class Segmenter:
         region = np.s_[first_row : first_row + rows, first_column : first_column + columns]
         spread = display_order(item[SPREAD_KEY].cpu()).numpy()[region] if SPREAD_KEY in item else None
         return Segmentation(
-            image, frame_index, prompt, full[region], full, spread, item[DOUBT_KEY], tuple(dict.fromkeys(said))
+            image, frame_index, understood, full[region], full, spread, item[DOUBT_KEY], tuple(dict.fromkeys(said))
         )
 
     def _with_prompt(self, prompt: str) -> tuple[Any, Any]:

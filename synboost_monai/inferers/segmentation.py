@@ -5,6 +5,7 @@ B: batch, S: prompts of an image, L: tokens of a prompt, T: frames of a clip, N:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,10 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from synboost_monai.labels import STRUCTURES
 from synboost_monai.networks.text import PromptTable
-from synboost_monai.prompts import PromptTokenizer
+from synboost_monai.prompts import PromptTokenizer, structure_prompts
+from synboost_monai.prompts.understanding import understand_if_any
 from synboost_monai.transforms.prompt_tokens import PROMPT_IDS_KEY
 
 __all__ = ["PreparePromptedBatch", "PromptedSegmentationInferer"]
@@ -23,23 +26,29 @@ __all__ = ["PreparePromptedBatch", "PromptedSegmentationInferer"]
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """Names of the types of mixed precision, as configs write them."""
 
+logger = logging.getLogger(__name__)
+
 
 class PromptedSegmentationInferer(Inferer):
     """Runs a segmenter on images and prompts.
 
-    Which prompts: the free `prompt` if there is one; else the batch's `input_ids`; else those in the images' meta data, where
-    `PromptTokensd` leaves them for callers that hand over images alone, such as MONAI Label; else none, which asks for the three
-    structures.
+    Which prompts: the batch's `input_ids`; else those in the images' meta data, where `PromptTokensd` leaves them for callers that hand
+    over images alone, such as MONAI Label; else none, which asks for the three structures. A free `prompt` is understood first. Of the
+    prompts above the network is then given those of the structure that it names, in words that it was taught. Where the prompt goes itself
+    (`Understood.goes_itself`), it comes first, and behind it one prompt of each structure, to compare the masks.
     A prompt that was seen before is not encoded again while the text encoder's weights stay as they are; in a training only where the
     text encoder is frozen.
 
     Args:
-        prompt: words that say what to segment; "" for the structures of the project.
+        prompt: words that name one structure; "" for the structures of the project.
         autocast_dtype: "bfloat16" computes in mixed precision, on CPUs too; None in the type of the weights. Logits are float32 always.
         channels_last: memory layout of the images; convolutions in mixed precision are faster with it.
         context_length, padding_id: as in `PromptTokenizer`.
         images_at_once: so many images, or frames of a clip, go through the network together; None: the whole batch.
         cache_text: False encodes prompts anew each time.
+        free_words: whether the text encoder knows more words than those of the paper's prompts.
+    Raises:
+        ValueError: if the prompt does not name one structure that the networks were taught (`understand`), or an option is wrong.
     """
 
     def __init__(
@@ -51,6 +60,7 @@ class PromptedSegmentationInferer(Inferer):
         padding_id: int = 0,
         images_at_once: int | None = None,
         cache_text: bool = True,
+        free_words: bool = False,
     ) -> None:
         super().__init__()
         if autocast_dtype is not None and autocast_dtype not in AUTOCAST_DTYPES:
@@ -63,7 +73,12 @@ class PromptedSegmentationInferer(Inferer):
         self.channels_last = channels_last
         self.images_at_once = images_at_once
         self.cache_text = cache_text
-        self.prompt_ids = PromptTokenizer(context_length, padding_id)([prompt]) if prompt else None  # (1, L)
+        self.understood = understand_if_any(prompt)
+        self.goes_itself = self.understood is not None and self.understood.goes_itself(free_words)
+        self._tokenizer = PromptTokenizer(context_length, padding_id)
+        if self.understood is not None:
+            logger.info(f"prompt {self.understood.prompt!r}: {self.understood.reading}")
+            self._prompt_ids = self._tokenizer([self.understood.prompt]) if self.goes_itself else None  # (1, L)
         self._tables: dict[int, PromptTable] = {}
 
     def __call__(
@@ -89,10 +104,10 @@ class PromptedSegmentationInferer(Inferer):
         batch_size = len(features[0])
         if input_ids is None and isinstance(inputs, MetaTensor):
             input_ids = _prompts_of(inputs)
-        if self.prompt_ids is not None:
-            input_ids = self.prompt_ids.expand(batch_size, 1, -1)
         if input_ids is not None:
             input_ids = _plain(input_ids)
+        if self.understood is not None:
+            input_ids = self._of_one_structure(input_ids, batch_size)
         if clip_shape is not None:
             features = [features[0].flatten(0, 1)]
             input_ids = None if input_ids is None else input_ids.repeat_interleave(clip_shape[1], dim=0)
@@ -104,6 +119,23 @@ class PromptedSegmentationInferer(Inferer):
             logits.append(self._logits(part[0] if isinstance(inputs, Tensor) else tuple(part), network, ids))
         joined = torch.cat(logits) if len(logits) > 1 else logits[0]
         return joined if clip_shape is None else joined.unflatten(0, clip_shape)
+
+    def _of_one_structure(self, input_ids: Tensor | None, batch_size: int) -> Tensor:
+        """Prompts (B, E, L) of the structure asked for, out of (B, E * S, L); or (B, 1 + S, L), the free prompt itself first."""
+        assert self.understood is not None
+        num = len(STRUCTURES)
+        if input_ids is None:
+            input_ids = self._tokenizer([prompt.text for prompt in structure_prompts("P1", {})]).expand(
+                batch_size, -1, -1
+            )
+        if input_ids.shape[1] % num:
+            raise ValueError(
+                f"segmentation.py: expected groups of {num} prompts, one a structure, got {input_ids.shape[1]}"
+            )
+        if self._prompt_ids is not None:
+            itself = self._prompt_ids.to(input_ids.device).expand(batch_size, 1, -1)
+            return torch.cat([itself, input_ids[:, :num]], dim=1)
+        return input_ids[:, STRUCTURES.index(self.understood.structure) :: num]
 
     def _logits(self, inputs: Tensor | tuple[Tensor, ...], network: nn.Module, input_ids: Tensor | None) -> Tensor:
         """Logits of images or features (B, ...)."""

@@ -20,6 +20,7 @@ from synboost_monai.door import Refused
 from synboost_monai.io import CLIP_SUFFIXES, IMAGE_SUFFIXES, NIFTI_SUFFIXES
 from synboost_monai.label.forms import File, read_form, read_json, write_form, write_json
 from synboost_monai.prompts.free import CONFIG_LETTERS, checked_prompt
+from synboost_monai.prompts.understanding import understand_if_any
 
 MAX_TEXT_BYTES = 1 << 20
 """Most bytes of a body without a file."""
@@ -116,6 +117,7 @@ def _text(value: Any, rules: Rules) -> str:
 def _words(value: Any, rules: Rules) -> str:
     if not isinstance(value, str):
         raise ValueError("expected words")
+    understand_if_any(value)
     return checked_prompt(value)
 
 

@@ -40,7 +40,7 @@ MAX_REVIEW_FRAMES = 0.2
 WORST_SHARE = 0.05
 """Share of the images with the lowest mean Dice that an evaluation looks for among those sent to review."""
 FREE_PROMPT = "prompt"
-"""Name in the results of what a free prompt segments."""
+"""Name in the results of what a free prompt segments, and of how it was read."""
 PREDICTION_CODES = ("low_predicted_dice", "high_spread")
 """Codes of the reasons that a calibration decides about."""
 
@@ -88,6 +88,16 @@ def segmentation_evidence(
             "filled_share": float(filled_shares[i]),
         }
     return {"num_groups": len(probability), "structures": structures}
+
+
+def mask_overlaps(mask: NDArray[Any], label_map: NDArray[Any]) -> dict[str, float]:
+    """Return the Dice of a mask (h, w) with each structure of a label map (h, w), by name; 0 where both are empty."""
+    overlaps = {}
+    for structure in STRUCTURES:
+        other = label_map == structure.class_index
+        total = np.count_nonzero(mask) + np.count_nonzero(other)
+        overlaps[structure.name] = 2 * np.count_nonzero(mask & other) / max(total, 1)
+    return overlaps
 
 
 class DoubtAssessor:
@@ -149,7 +159,7 @@ class DoubtAssessor:
             pixel_aspect: (row, column) in any unit, used for proportions where `spacing_mm` is None.
         Returns:
             calibrated, structures, predicted_dice (mean over the structures), anatomy, verdict, reasons, model_sha256, settings; of
-            a clip also frames, the same for each by itself. Ready for JSON.
+            a clip also frames, the same for each by itself; of a free prompt also prompt, how it was read. Ready for JSON.
         """
         frames = [self._frame(m, e, spacing_mm, pixel_aspect) for m, e in zip(label_map, evidence)]
         known = {"model_sha256": self.model_sha256, "settings": self.settings}
@@ -191,6 +201,8 @@ class DoubtAssessor:
         if calibration is not None and (is_free or calibration.num_groups != evidence["num_groups"]):
             calibration = None  # it knows nothing of such prompts
         frame: dict[str, Any] = {"calibrated": calibration is not None, "structures": {}, "anatomy": anatomy}
+        if FREE_PROMPT in evidence:
+            frame[FREE_PROMPT] = dict(evidence[FREE_PROMPT])
         for name, found in evidence["structures"].items():
             area = np.count_nonzero(label_map == found["class_index"]) * math.prod(spacing_mm or (math.nan,))
             frame["structures"][name] = {
@@ -228,7 +240,7 @@ class DoubtAssessor:
         reasons: list[dict[str, Any]] = []
         for name, values in frame["structures"].items():
             fitted = None if calibration is None else calibration.structures[name]
-            words = name.replace("_", " ")
+            words = _words(name, frame)
             if values["is_empty"]:
                 reasons.append(_reason("empty", name, f"no {words} was found"))
                 continue
@@ -249,6 +261,7 @@ class DoubtAssessor:
             reasons += self._low(
                 None, text, frame["predicted_dice"], None if calibration is None else calibration.review_below
             )
+        reasons += _other_structure(frame.get(FREE_PROMPT, {}))
         for problem in (frame["anatomy"] or {"problems": []})["problems"]:
             if problem["code"] != "missing":  # said already: empty
                 structure = problem["subject"] if problem["code"] != "range" else None
@@ -270,6 +283,8 @@ class DoubtAssessor:
             "num_frames": len(frames),
             "structures": {},
         }
+        if FREE_PROMPT in frames[0]:
+            clip[FREE_PROMPT] = {key: value for key, value in frames[0][FREE_PROMPT].items() if key != "overlaps"}
         reasons = []
         for name in frames[0]["structures"]:
             of_frames = [f["structures"][name] for f in frames]
@@ -278,7 +293,7 @@ class DoubtAssessor:
             values["lowest_predicted_dice"] = min(v["predicted_dice"] for v in of_frames)
             num_empty = values["num_empty_frames"] = sum(v["is_empty"] for v in of_frames)
             clip["structures"][name] = values
-            words = name.replace("_", " ")
+            words = _words(name, clip)
             if num_empty:
                 reasons.append(_reason("empty", name, f"no {words} was found in {num_empty} of {len(frames)} frames"))
             fitted = self.calibration.structures[name] if self.calibration is not None and clip["calibrated"] else None
@@ -348,6 +363,24 @@ def _sha256_once(path: str, size: int, mtime_ns: int) -> str:
 
 def _reason(code: str, structure: str | None, message: str) -> dict[str, Any]:
     return {"code": code, "structure": structure, "message": message}
+
+
+def _words(name: str, result: Mapping[str, Any]) -> str:
+    """A structure in words; of a free prompt the one that it names."""
+    named = result.get(FREE_PROMPT, {}).get("structure", name) if name == FREE_PROMPT else name
+    return str(named).replace("_", " ")
+
+
+def _other_structure(prompt: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The reason that the mask of a free prompt is rather that of another structure than of the one named."""
+    overlaps: Mapping[str, float] = prompt.get("overlaps", {})
+    nearest = max(overlaps, key=lambda name: overlaps[name], default=None)
+    if nearest is None or overlaps[nearest] <= overlaps[prompt["structure"]]:
+        return []
+    named, found = (name.replace("_", " ") for name in (prompt["structure"], nearest))
+    text = f"the prompt was {prompt['reading']}, but its mask is rather the {found} (Dice {overlaps[nearest]:.2f}) than the {named} "
+    text += f"({overlaps[prompt['structure']]:.2f})"
+    return [_reason("other_structure", prompt["structure"], text)]
 
 
 def _mean(values: Sequence[float | None]) -> Any:

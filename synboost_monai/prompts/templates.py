@@ -20,7 +20,8 @@ at its end tells real from synthetic, `Myocardium of the heart in a real image.`
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
@@ -162,6 +163,11 @@ def prompt_levels(level: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(level))
 
 
+def is_sentence(text: str) -> bool:
+    """Return whether a text is word for word a prompt of P1 ... P7, in either phrasing."""
+    return _sentence_pattern().fullmatch(text) is not None
+
+
 def age_in_words(age: int) -> str:
     """Age in years as a prompt says it: 73 -> seventy-three.
 
@@ -178,6 +184,25 @@ def _number_in_words(number: int) -> str:
     from num2words import num2words  # here: the package must import quickly
 
     return num2words(number, lang="en").replace(" ", "-")
+
+
+@cache
+def _sentence_pattern() -> re.Pattern[str]:
+    """What `_sentence` can make."""
+
+    def one_of(words: Iterable[str]) -> str:
+        return f"(?:{'|'.join(map(re.escape, words))})"
+
+    return re.compile(
+        one_of(s.prompt_words for s in STRUCTURES)
+        + rf"(?: of {one_of(SHAPE_WORDS.values())} shape)?"
+        + rf"(?: in {one_of(VIEW_WORDS.values())} view)?"
+        + f" {one_of(PHRASINGS)}"
+        + rf"(?: at end of the {one_of(PHASE_WORDS.values())} cycle)?"
+        + rf"(?: of a (?:[a-z-]+-year-old {one_of([*SEX_WORDS.values(), 'patient'])}|{one_of(SEX_WORDS.values())}))?"
+        + rf"(?: with {one_of(QUALITY_WORDS.values())} image quality)?"
+        + rf"(?: in a {one_of(DOMAIN_WORDS.values())} image)?\."
+    )
 
 
 def _check_level(level: Any) -> None:

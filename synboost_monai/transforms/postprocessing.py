@@ -22,9 +22,9 @@ from torch import Tensor
 from synboost_monai.formats.grid import to_display, to_stored
 from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES
 from synboost_monai.letterbox import LetterboxGeometry
-from synboost_monai.metrics.doubt import FREE_PROMPT, DoubtAssessor, segmentation_evidence
+from synboost_monai.metrics.doubt import FREE_PROMPT, DoubtAssessor, mask_overlaps, segmentation_evidence
+from synboost_monai.prompts.understanding import understand_if_any
 from synboost_monai.transforms.array import masks_of_label_map, plain, resize
-from synboost_monai.transforms.prompt_tokens import class_index_of_prompt
 from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY, stored_order
 
 Item = Mapping[Hashable, Any]
@@ -137,12 +137,16 @@ class RestoreLabelMapd(MapTransform):
 
     Args:
         keys: logits.
-        prompt: the free prompt that the network was given; empty: the three structures, arbitrated into one label map (see
-            `logits_to_label_map`); otherwise the mask is written with the class that the prompt names (`class_index_of_prompt`).
+        prompt: the free prompt; empty: the three structures, arbitrated into one label map (see `logits_to_label_map`); otherwise the
+            logits are those of `PromptedSegmentationInferer` with this prompt, and the mask has the class of the structure that it names.
         threshold: probability above which a pixel belongs to a structure.
         image_key: the image whose meta data the label map gets.
         keep_largest: take stray pieces off (`remove_strays`). False, as published, and fill_holes False: the plain arbitration.
         fill_holes: afterwards fill holes and enclosed gaps (`fill_enclosed`).
+        free_words: as of the inferer. Where the prompt itself went to the network, its mask is compared with those of the structures, and
+            `evidence` says how much it overlaps with each.
+    Raises:
+        ValueError: if the prompt does not name one structure (`understand`).
     """
 
     def __init__(
@@ -154,10 +158,14 @@ class RestoreLabelMapd(MapTransform):
         keep_largest: bool = False,
         fill_holes: bool = False,
         allow_missing_keys: bool = False,
+        free_words: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.class_indices = [class_index_of_prompt(prompt)] if prompt else [s.class_index for s in STRUCTURES]
-        self.names = [FREE_PROMPT] if prompt else [s.name for s in STRUCTURES]
+        self.understood = understand_if_any(prompt)
+        self.is_compared = self.understood is not None and self.understood.goes_itself(free_words)
+        structures = STRUCTURES if self.understood is None else (self.understood.structure,)
+        self.class_indices = [s.class_index for s in structures]
+        self.names = [s.name for s in structures] if self.understood is None else [FREE_PROMPT]
         self.threshold = threshold
         self.image_key = image_key
         self.keep_largest, self.fill_holes = keep_largest, fill_holes
@@ -169,8 +177,9 @@ class RestoreLabelMapd(MapTransform):
         for key in self.key_iterator(item):
             logits = plain(item[key])
             frames = logits if logits.ndim == 4 else logits[None]
-            num_groups, rest = divmod(frames.shape[1], len(self.class_indices))
-            if rest or not num_groups:
+            num_compared = len(STRUCTURES) if self.is_compared else 0
+            num_groups, rest = divmod(frames.shape[1] - num_compared, len(self.class_indices))
+            if rest or num_groups < 1:
                 raise ValueError(
                     f"postprocessing.py: {len(self.class_indices)} class indices for logits of {frames.shape[1]} structures"
                 )
@@ -183,7 +192,9 @@ class RestoreLabelMapd(MapTransform):
 
     def _restore(self, logits: Tensor, geometry: LetterboxGeometry) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
         """Label map (H, W), spread (H, W) and evidence of one frame's logits (E * S, N, N)."""
-        inner = _without_padding(logits, geometry).float().unflatten(0, (-1, len(self.class_indices)))  # (E, S, h, w)
+        whole = _without_padding(logits, geometry).float()
+        whole, compared = whole.tensor_split([len(whole) - len(STRUCTURES) * self.is_compared])
+        inner = whole.unflatten(0, (-1, len(self.class_indices)))  # (E, S, h, w)
         probability = inner.sigmoid()
         size = geometry.native_height, geometry.native_width
         spread = None
@@ -192,7 +203,7 @@ class RestoreLabelMapd(MapTransform):
             largest = probability.std(dim=0, correction=0).amax(dim=0, keepdim=True)
             spread = resize(largest, *size)[0].clamp(0, 0.5)
         else:
-            native = restore_logits(logits, geometry)
+            native = resize(inner[0], *size)
         label_map = logits_to_label_map(native, self.class_indices, self.threshold)
         removed = filled = [0.0] * len(self.class_indices)
         if self.keep_largest or self.fill_holes:
@@ -203,6 +214,15 @@ class RestoreLabelMapd(MapTransform):
         )
         small = label_map.cpu().numpy()[np.ix_(rows, columns)]
         found = segmentation_evidence(probability.cpu().numpy(), small, self.class_indices, self.names, removed, filled)
+        if self.understood is not None:
+            found[FREE_PROMPT] = {
+                "text": self.understood.prompt,
+                "structure": self.understood.structure.name,
+                "reading": self.understood.reading,
+            }
+        if self.is_compared:
+            structures = logits_to_label_map(compared, threshold=self.threshold).cpu().numpy()
+            found[FREE_PROMPT]["overlaps"] = mask_overlaps(small != BACKGROUND_INDEX, structures)
         return label_map, spread, found
 
     def _clean(self, label_map: Tensor, logits: Tensor) -> tuple[Tensor, list[float], list[float]]:

@@ -64,16 +64,6 @@ def draw_phrasings(random_state: np.random.RandomState) -> list[int]:
     return [int(i) for i in random_state.randint(NUM_PHRASINGS, size=len(STRUCTURES))]
 
 
-_PROMPT_STEMS = {1: ("ventricular cavity", "left ventric", "endocard"), 2: ("myocard",), 3: ("atri",)}
-"""Beginnings of the words by which a free prompt names a structure, by class index."""
-
-
-def class_index_of_prompt(prompt: str) -> int:
-    """Class that a free prompt's mask is written with: of the one structure that it names, 1 if it names none or several."""
-    named = [index for index, stems in _PROMPT_STEMS.items() if any(stem in prompt.lower() for stem in stems)]
-    return named[0] if len(named) == 1 else 1
-
-
 @cache
 def _tokenizer(context_length: int, padding_id: int) -> PromptTokenizer:
     return PromptTokenizer(context_length, padding_id)

@@ -362,7 +362,7 @@ def three_formats(folder: Path) -> dict[str, np.ndarray]:
     return {"a.nii.gz": pixels, "b.mhd": pixels, "c.png": pixels}
 
 
-@pytest.mark.parametrize("prompt", ["", "left atrium"])
+@pytest.mark.parametrize("prompt", ["", "LA"])
 def test_inference_on_a_folder_of_all_formats(bundle: str, trained: Path, tmp_path: Path, prompt: str) -> None:
     three_formats(tmp_path / "images")
     workflow(
@@ -375,9 +375,7 @@ def test_inference_on_a_folder_of_all_formats(bundle: str, trained: Path, tmp_pa
         prompt=prompt,
         threshold=0.05,
     ).run()
-    stems = (
-        ["a", "b", "c"] if prompt else ["a", "a_spread", "b", "b_spread", "c", "c_spread"]
-    )  # a free prompt is one prompt
+    stems = ["a", "a_spread", "b", "b_spread", "c", "c_spread"]
     names = {f"{stem}{'.nii.gz' if stem[0] == 'a' else '.mha' if stem[0] == 'b' else '.png'}" for stem in stems}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names | {"a.json", "b.json", "c.json"}
     for image_name, written in (("a.nii.gz", "a.nii.gz"), ("b.mhd", "b.mha"), ("c.png", "c.png")):
@@ -390,6 +388,7 @@ def test_inference_on_a_folder_of_all_formats(bundle: str, trained: Path, tmp_pa
         assert (record["image"], record["label_map"]) == (image_name, written)
         assert set(record["structures"]) == ({"prompt"} if prompt else {s.name for s in STRUCTURES})
         assert str(tmp_path) not in json.dumps(record)
+        assert record.get("prompt", {}).get("reading") == ("read as left atrium" if prompt else None)
         if not prompt:
             spread, spacing_again = load_echo(tmp_path / "out" / record["spread"])
             assert spread.shape == image.shape and spacing_again == spacing_mm and spread.max() > 0
@@ -457,7 +456,7 @@ def test_monai_label_calls(bundle: str, trained: Path, datalist_dir: Path, tmp_p
     data = {"image": read_datalist(datalist_dir, "testing")[0]["image"], "model": bundle, "result_dtype": "uint8"}
     data = parser.get_parsed_content("preprocessing")(data)
     logits = parser.get_parsed_content("inferer")(data["image"][None], parser.get_parsed_content("network").eval())
-    assert logits.shape == (1, 1, 32, 32)
+    assert logits.shape == (1, 2, 32, 32)  # both phrasings of the left atrium
     data["pred"] = logits[0]
     data = parser.get_parsed_content("postprocessing")(data)
     assert data["pred"].shape == (1, 40, 48, 1) and data["result_dtype"] == "uint8"

@@ -21,7 +21,7 @@ from synboost_monai.demo.pictures import image_picture, mask_picture, spread_pic
 from synboost_monai.demo.segmenting import OpenImage, Segmentation, Segmenter, write_segmentation
 from synboost_monai.demo.sources import Phantom, Source, draw_phantom, file_label_source, file_source
 from synboost_monai.dicom.write_clip import write_clip
-from synboost_monai.labels import STRUCTURES
+from synboost_monai.labels import MYOCARDIUM, STRUCTURES
 from synboost_monai.metrics.doubt import DoubtAssessor, segmentation_evidence
 from synboost_monai.transforms import load_echo
 
@@ -100,15 +100,15 @@ def test_segmentation_equals_the_bundles_own_run(
     for key in ("structures", "predicted_dice", "verdict", "reasons", "anatomy", "calibrated"):
         assert json.loads(json.dumps(found.doubt[key])) == said[key], key
     if prompt:
-        assert found.spread is None and found.prompts == (prompt,)
-    else:
-        spread = nib.load(tmp_path / "run" / record["spread"]).get_fdata().T
-        of_frame = spread[frame_index] if is_clip else spread
-        rows, columns = np.nonzero(of_frame)
-        inside = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        assert found.spread is not None and found.spread.max() > 0
-        assert np.abs(of_frame[inside].max() - found.spread.max()) <= 5e-4  # rounded in the file
-        assert len(found.prompts) == 6
+        assert all(text.startswith("Left atrium cavity") for text in found.prompts)
+        assert said["prompt"] == found.doubt["prompt"] and said["prompt"]["reading"] == "read as left atrium"
+    spread = nib.load(tmp_path / "run" / record["spread"]).get_fdata().T
+    of_frame = spread[frame_index] if is_clip else spread
+    rows, columns = np.nonzero(of_frame)
+    inside = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    assert found.spread is not None and found.spread.max() > 0
+    assert np.abs(of_frame[inside].max() - found.spread.max()) <= 5e-4  # rounded in the file
+    assert len(found.prompts) == (2 if prompt else 6)  # in both phrasings
 
     # what is offered for download holds the same pixels
     path = write_segmentation(found, tmp_path)
@@ -150,7 +150,7 @@ def test_prompts_are_kept_and_the_network_is_not_made_again(segmenters: dict[str
     image, network = segmenter.open(phantom.source()), segmenter.network
     first = segmenter.segment(image, "left atrium").label_map
     for i in range(10):
-        segmenter.segment(image, f"myocardium {i}")
+        segmenter.segment(image, MYOCARDIUM.synonyms[i])
     assert len(segmenter._of_prompt) == 8 and "left atrium" not in segmenter._of_prompt
     assert np.array_equal(segmenter.segment(image, "  left   atrium ").label_map, first)
     assert segmenter.network is network and segmenter._parser["network"] is network
@@ -165,8 +165,11 @@ def test_prompts_are_kept_and_the_network_is_not_made_again(segmenters: dict[str
         ("%configs/inference.yaml::run", "plain words"),
         ("left\x00atrium", "plain words"),
         ("left atrium " * 40, "at most 300 letters, got 479"),
-        ("a b c " * 40, "at most 77 fit"),
-        ("<|endoftext|>", "CLIP's own start or end token"),
+        ("a b c " * 40, "nobody taught this network the words 'b', 'c'"),
+        ("<|endoftext|>", "nobody taught this network the word 'endoftext'"),
+        ("banana", "nobody taught this network the word 'banana'"),
+        ("the right ventricle", "the right ventricle is not among the structures"),
+        ("the LV and the LA", "it names left ventricular cavity and left atrium"),
     ],
 )
 def test_a_prompt_is_never_code(segmenters: dict[str, Segmenter], phantom: Phantom, prompt: str, message: str) -> None:
@@ -275,7 +278,7 @@ def perfect(
     evidence = segmentation_evidence(probability, label_map, indices, names, [0.0] * 3, [0.0] * 3)
     doubt = DoubtAssessor(None)(label_map[None], [evidence], spacing_mm, aspect)
     image = OpenImage(phantom.source(), {}, pixels.numpy().astype(np.uint8), spacing_mm, aspect, {}, np.eye(4))
-    return Segmentation(image, 0, "", label_map, label_map, None, doubt, ("",))
+    return Segmentation(image, 0, None, label_map, label_map, None, doubt, ("",))
 
 
 def test_measures_of_the_phantom_are_those_of_its_label_map(phantom: Phantom) -> None:

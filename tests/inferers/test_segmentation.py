@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from synboost_monai.inferers import PreparePromptedBatch, PromptedSegmentationInferer
 from synboost_monai.networks import create_segmenter, to_inference
-from synboost_monai.prompts import PromptTokenizer
+from synboost_monai.prompts import PromptTokenizer, structure_prompts
 
 
 class Recorder(nn.Module):
@@ -42,11 +44,44 @@ def test_images_alone_ask_for_the_three_structures() -> None:
     assert type(network.image) is Tensor  # meta data costs time in each layer
 
 
-def test_free_prompt_wins() -> None:
-    network = Recorder()
-    inferer = PromptedSegmentationInferer(prompt="left atrium")
-    assert inferer(torch.rand(2, 3, 8, 8), network, input_ids=torch.zeros(2, 3, 77, dtype=torch.int64)).shape[1] == 1
-    assert torch.equal(network.input_ids, PromptTokenizer()(["left atrium"]).expand(2, 1, -1))
+@pytest.mark.parametrize(("prompt", "place"), [("LA", 2), ("heart muscle", 1), ("the left ventrcle", 0)])
+def test_a_free_prompt_is_asked_in_the_words_that_the_network_was_taught(prompt: str, place: int) -> None:
+    network, input_ids = Recorder(), torch.arange(2 * 6 * 77).reshape(2, 6, 77)  # two groups
+    inferer = PromptedSegmentationInferer(prompt=prompt)
+    assert inferer(torch.rand(2, 3, 8, 8), network, input_ids=input_ids).shape[1] == 2
+    assert torch.equal(network.input_ids, input_ids[:, [place, place + 3]])
+    inferer(torch.rand(2, 3, 8, 8), network)
+    taught = [prompt.text for prompt in structure_prompts("P1", {})]
+    assert torch.equal(network.input_ids, PromptTokenizer()([taught[place]]).expand(2, 1, -1))
+    with pytest.raises(ValueError, match="expected groups of 3 prompts, one a structure, got 4"):
+        inferer(torch.rand(2, 3, 8, 8), network, input_ids=input_ids[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "free_words"), [("heart muscle", True), ("Myocardium in two-chamber view of the heart.", False)]
+)
+def test_words_that_the_network_knows_go_themselves_beside_those_of_each_structure(
+    prompt: str, free_words: bool
+) -> None:
+    network, input_ids = Recorder(), torch.arange(2 * 6 * 77).reshape(2, 6, 77)
+    inferer = PromptedSegmentationInferer(prompt=prompt, free_words=free_words)
+    assert inferer(torch.rand(2, 3, 8, 8), network, input_ids=input_ids).shape[1] == 4
+    assert torch.equal(network.input_ids[:, :1], PromptTokenizer()([prompt]).expand(2, 1, -1))
+    assert torch.equal(network.input_ids[:, 1:], input_ids[:, :3])
+
+
+@pytest.mark.parametrize("free_words", [False, True])
+def test_words_that_nobody_taught_are_refused_before_any_image(free_words: bool) -> None:
+    with pytest.raises(
+        ValueError, match="the liver is not among the structures .*; there are: left ventricular cavity"
+    ):
+        PromptedSegmentationInferer(prompt="liver", free_words=free_words)
+
+
+def test_the_log_says_how_a_prompt_was_read(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="synboost_monai"):
+        PromptedSegmentationInferer(prompt=" left atrum")
+    assert caplog.messages == ["prompt 'left atrum': read as left atrium (atrum as atrium)"]
 
 
 def test_mixed_precision_inside_float32_outside() -> None:

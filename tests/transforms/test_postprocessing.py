@@ -114,6 +114,40 @@ def test_a_free_prompt_is_one_structure() -> None:
     assert list(found["evidence"][0]["structures"]) == ["prompt"]
     clip = RestoreLabelMapd(prompt="left atrium")(item_of(random_logits(2, 1)))
     assert clip["pred"].shape == (1, 40, 48, 2)
+    groups = RestoreLabelMapd(prompt="LV")(item_of(random_logits(4)))  # several sentences of the one structure
+    assert (
+        groups["pred"].unique().tolist() == [0, 1] and groups["evidence"][0]["num_groups"] == 4 and "spread" in groups
+    )
+    assert groups["evidence"][0]["prompt"] == {
+        "text": "LV",
+        "structure": "left_ventricular_cavity",
+        "reading": "read as left ventricular cavity",
+    }
+
+
+@pytest.mark.parametrize("prompt", ["banana", "left ventricle and left atrium", "not the left atrium", "RV"])
+def test_a_mask_of_words_that_name_no_structure_is_never_made(prompt: str) -> None:
+    with pytest.raises(ValueError, match="there are: left ventricular cavity"):
+        RestoreLabelMapd(prompt=prompt)
+
+
+@pytest.mark.parametrize(("shown", "is_other"), [(2, False), (3, True)])
+def test_a_free_mask_that_is_another_structures_goes_to_review(shown: int, is_other: bool) -> None:
+    """Logits of the words themselves first, then those of the three structures."""
+    structures = torch.full((3, 32, 32), -9.0)
+    for i in range(3):
+        structures[i, 8:24, 6 + 6 * i : 12 + 6 * i] = 9.0
+    item = {**item_of(torch.cat([structures[shown - 1 : shown], structures])), "is_calibrated": True}
+    found = AssessDoubtd(DoubtAssessor(None))(RestoreLabelMapd(prompt="heart muscle", free_words=True)(item))
+    assert found["pred"].unique().tolist() == [0, 2] and "spread" not in found
+    overlaps = found["doubt"]["prompt"]["overlaps"]
+    assert max(overlaps, key=lambda name: overlaps[name]) == ("left_atrium" if is_other else "myocardium")
+    codes = [reason["code"] for reason in found["doubt"]["reasons"]]
+    assert codes == (["other_structure"] if is_other else []) and (found["doubt"]["verdict"] == "review") == is_other
+    if is_other:
+        assert found["doubt"]["reasons"][0]["message"].startswith(
+            "the prompt was read as myocardium, but its mask is rather the left atrium (Dice 1.00) than the myocardium (0.00)"
+        )
 
 
 @pytest.mark.parametrize("num_logits", [1, 4])

@@ -16,7 +16,6 @@ from synboost_monai.transforms.prompt_tokens import (
     PromptTokensd,
     RandPromptTokensd,
     TileMasksd,
-    class_index_of_prompt,
     prompt_tokens,
 )
 
@@ -55,21 +54,6 @@ def test_tokens_fall_with_missing_attributes_and_follow_synthetic_templates() ->
         prompt_tokens(whole | {"is_synthetic": True}, "P6", [0, 0, 0]), prompt_tokens(whole, "P6", [0, 0, 0])
     )
     assert prompt_tokens(real, "P1", [0, 1, 0]).shape == (3, 77)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "class_index"),
-    [
-        ("left atrium", 3),
-        ("Myocardium of the heart.", 2),
-        ("Left ventricular cavity", 1),
-        ("the left ventricle", 1),
-        ("heart", 1),
-        ("myocardium and left atrium", 1),
-    ],
-)
-def test_free_prompt_names_a_class(prompt: str, class_index: int) -> None:
-    assert class_index_of_prompt(prompt) == class_index
 
 
 # ---- drawn for training
