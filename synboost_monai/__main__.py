@@ -50,12 +50,12 @@ def prepare(
     training_fraction: float | None = None,
     seed: int = 0,
 ) -> None:
-    """Read a CAMUS folder, say what it lacks, and write datalist.json for every later stage.
+    """Read a folder of CAMUS or EchoNet-Dynamic, say what it lacks, and write datalist.json for every later stage.
 
     Args:
-        dataset: folder of CAMUS (NIfTI or MetaImage release, whole or partial) or of a phantom.
-        output_dir: folder for datalist.json and summary.txt.
-        split: official, or paper (the first 50 of the 450 as validation).
+        dataset: folder of CAMUS (NIfTI or MetaImage release, whole or partial), of EchoNet-Dynamic, or of a phantom.
+        output_dir: folder for datalist.json and summary.txt; of EchoNet-Dynamic for images and label maps too.
+        split: official, or paper (the first 50 of CAMUS's 450 as validation).
         strict: anything missing or unreadable is an error.
         shape_source: where the shape word of each structure comes from: rule, none, or the folder of a visual question
             answering model.

@@ -23,7 +23,8 @@ class EchoRecord:
     `image` is None for a label map without image, as `synboost label-maps` makes them. `shape` maps a structure's name
     to one of `SHAPES`. `ejection_fraction` is in percent. `sequence` is the file of the half heart cycle (end-diastole
     to end-systole or back) that the image was taken from, `sequence_label` that of its label maps. `sector` is the file
-    of the ultrasound sector's mask (0 and 1) on the grid of image and label map.
+    of the ultrasound sector's mask (0 and 1) on the grid of image and label map. `labelled_structures` names those that the label map
+    shows, where an expert did not draw all of them; None: all.
     """
 
     image: Path | None
@@ -40,3 +41,4 @@ class EchoRecord:
     sequence: Path | None = None
     sequence_label: Path | None = None
     sector: Path | None = None
+    labelled_structures: tuple[str, ...] | None = None

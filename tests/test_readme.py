@@ -45,7 +45,7 @@ PLAIN = {
 LABEL_ENVIRONMENT = ".venv_label/bin/"
 """Where scripts/setup_label.sh puts its commands."""
 MARKER = re.compile(
-    r"needs? (?:an? |two |eight |the |your )*(?:GPUs?|cluster|downloaded weights|CAMUS|scanner|Ray|server|paper's file)\b",
+    r"needs? (?:an? |two |eight |the |your )*(?:GPUs?|cluster|downloaded weights|CAMUS|EchoNet-Dynamic|scanner|Ray|server|paper's file)\b",
     re.IGNORECASE,
 )
 """How a comment in a block says what its commands need that no test has."""
@@ -53,6 +53,7 @@ NEEDS = {
     r"--profile |--ray_address|multi_gpu_train|torchrun": "GPU|cluster",
     r"weights (get|convert)": "downloaded weights",
     r"--dataset PATH|\bCAMUS_DIR\b|^synboost published \S": "CAMUS|paper's file",
+    r"\bECHONET_DIR\b": "EchoNet-Dynamic",
     r"train_published": "GPU",
 }
 """Command -> what its block's comment must say that it needs."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from synboost_monai.data import list_images
-from synboost_monai.data.datalist import DATALIST_NAME
+from synboost_monai.data.datalist import DATALIST_NAME, check_fully_labelled
 from synboost_monai.data.splits import SECTIONS, check_disjoint, rank_patients
 from synboost_monai.formats.metaimage import check_for_other_readers
 from synboost_monai.io import FRAME_SUFFIXES, METAIMAGE_SUFFIXES, atomic_write_text, image_suffix, read_text
@@ -183,6 +183,8 @@ def _item(raw: Any, dataroot: Path, where: str, needs_label: bool) -> dict[str, 
             raise ValueError(f"{where}: {key} must be the path of one file, got {item[key]!r}")
     if needs_label and not item.get("label"):
         raise ValueError(f"{where}: has no label map (key label), which training and validation need")
+    if needs_label:
+        check_fully_labelled([item], where)
     paths = {key: os.path.abspath(os.path.join(dataroot, item[key])) for key in PATH_KEYS if item.get(key)}
     if image_suffix(paths["image"]) not in FRAME_SUFFIXES:
         raise ValueError(f"{where}: {item['image']} is no NIfTI, MetaImage or PNG file by its name")

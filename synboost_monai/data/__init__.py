@@ -17,6 +17,7 @@ _MODULE_OF = {
     "list_images": "datalist",
     "list_label_maps": "datalist",
     "read_datalist": "datalist",
+    "read_echonet": "echonet",
     "sample_label_maps": "label_map_sampling",
     "training_dataset": "training_data",
     "write_datalist": "datalist",

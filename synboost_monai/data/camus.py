@@ -32,6 +32,7 @@ from synboost_monai.data.splits import (
     divide_official,
     take_subset,
 )
+from synboost_monai.data.summary import count_records, some, summary_text
 from synboost_monai.io import METAIMAGE_SUFFIXES, NIFTI_SUFFIXES, Plane, count_frames, image_stem, read_plane, read_text
 from synboost_monai.labels import NUM_CLASSES, STRUCTURES, Structure
 from synboost_monai.records import IMAGE_QUALITIES, PHASES, VIEWS, EchoRecord
@@ -68,16 +69,8 @@ class CamusSummary:
 
     def __str__(self) -> str:
         """Several lines: counts by section, then decisions, lacks and problems (the first 20 of them)."""
-        lines = [f"CAMUS, {self.release} release: {self.root}"]
-        for section, count in self.counts.items():
-            kinds = ", ".join(f"{kind} {n}" for kind, n in count.items() if kind not in ("patients", "images"))
-            lines.append(f"  {section:<10} {count['patients']:4d} patients {count['images']:5d} images  ({kinds})")
-        for title, entries in (("Splits", self.notes), ("This copy lacks", self.lacks), ("Problems", self.problems)):
-            if entries:
-                lines.append(f"{title}:")
-                lines += [f"  - {entry}" for entry in entries[:20]]
-                lines += [f"  - and {len(entries) - 20} more"] if len(entries) > 20 else []
-        return "\n".join(lines)
+        groups = {"Splits": self.notes, "This copy lacks": self.lacks, "Problems": self.problems}
+        return summary_text(f"CAMUS, {self.release} release: {self.root}", self.counts, groups)
 
 
 @dataclass(frozen=True)
@@ -182,7 +175,7 @@ def read_camus(
         notes.append(f"training: {len(chosen)} of {len(patients)} patients, drawn by seed {seed}, as asked")
 
     lacks = layout.lacks + _lacks_of(reading)
-    counts = {section: _count(part) for section, part in splits.items()}
+    counts = {section: count_records(part) for section, part in splits.items()}
     summary = CamusSummary(root, layout.release, counts, tuple(notes), tuple(lacks), tuple(reading.problems))
     if strict and (lacks or reading.problems):
         raise ValueError(_strict_message(summary))
@@ -247,7 +240,7 @@ def _flat_layout(images_dir: Path, split_dir: Path) -> _Layout:
     named = {patient for patients in layout.lists.values() for patient in patients}
     gaps = [f"patient{n:04d}" for n in range(1, max(numbers)) if n not in numbers and f"patient{n:04d}" not in named]
     if gaps:
-        layout.lacks.append(f"{len(gaps)} patients below {max(patient_dirs)} ({_some(gaps)})")
+        layout.lacks.append(f"{len(gaps)} patients below {max(patient_dirs)} ({some(gaps)})")
     return layout
 
 
@@ -345,7 +338,7 @@ def _check_label_map(image: Plane, label: Plane) -> None:
         raise ValueError(f"{sizes} (rows, columns); re-download this patient")
     values = np.unique(label.pixels)
     if not np.isin(values, np.arange(NUM_CLASSES)).all():
-        found = _some([f"{value:g}" for value in values], 8)
+        found = some([f"{value:g}" for value in values], 8)
         raise ValueError(
             f"label map has the classes {found} where 0 to {NUM_CLASSES - 1} are known; re-download this patient"
         )
@@ -595,17 +588,6 @@ def _lacks_of(reading: _Reading) -> list[str]:
     return lacks
 
 
-def _count(records: list[EchoRecord]) -> dict[str, int]:
-    """Patients, images, and images by view and by phase, in the short forms of tables."""
-    counts = {"patients": len(_patients(records)), "images": len(records)}
-    for short_names, attribute in ((VIEWS, "view"), (PHASES, "phase")):
-        for short, name in short_names.items():
-            count = sum(getattr(record, attribute) == name for record in records)
-            if count:
-                counts[short] = count
-    return counts
-
-
 def _strict_message(summary: CamusSummary) -> str:
     """One line that lists what is amiss."""
     entries = [*summary.lacks, *summary.problems]
@@ -623,11 +605,6 @@ def _patients(records: list[EchoRecord]) -> set[str]:
 def _find(names: set[str], stem: str) -> str | None:
     """The file called `stem` with one of the image suffixes."""
     return next((stem + suffix for suffix in _SUFFIXES if stem + suffix in names), None)
-
-
-def _some(names: list[str], limit: int = 3) -> str:
-    """The first names, and how many follow."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _without(error: Exception, folder: Path) -> str:

@@ -5,7 +5,8 @@
 
 An item has `image` and `label` (paths relative to the file) and, where they are known, patient, view, phase, sex, age,
 image_quality, ejection_fraction, shape (structure's name -> word), sequence, sequence_label, sector (mask of the
-ultrasound sector on the label map's grid) and is_synthetic. An item may lack the image or the label, not both.
+ultrasound sector on the label map's grid), labelled_structures (names of those that the label map shows, where an
+expert did not draw all of them) and is_synthetic. An item may lack the image or the label, not both.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def read_datalist(
     phase: str | None = None,
     extra_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     balance: bool = False,
+    partly_labelled: bool = False,
 ) -> list[dict[str, Any]]:
     """The items of one section (or several) of a datalist, with absolute paths; the files must exist.
 
@@ -136,6 +138,8 @@ def read_datalist(
         extra_dir: another data set, or several, whose items of the same section are added; None or an empty list: none.
         balance: repeat the items of the smaller data sets a whole number of times, so that each has about as many: few real images
             then count as much as many synthetic ones.
+        partly_labelled: take items whose label maps show some of the structures alone (`labelled_structures`), as EchoNet-Dynamic's
+            do; without it they are an error, since what nobody drew would count as absent.
     Raises:
         FileNotFoundError: if there is no datalist, or a file that it names is missing.
         ValueError: if a datalist is not valid, lacks the section, the section is empty, no item is of that view and
@@ -154,6 +158,8 @@ def read_datalist(
             continue
         of_path = [item for one in there for item in _items_of_section(path, content, one)]
         of_path = _of_view_and_phase(of_path, view, phase, f"{path}: section {_joined(there)}")
+        if not partly_labelled:
+            check_fully_labelled(of_path, f"{path}: section {_joined(there)}")
         base_dir = path.parent.resolve()
         groups.append([_with_absolute_paths(item, base_dir, path) for item in _spread(of_path, limit)])
     largest = max(map(len, groups))
@@ -188,7 +194,7 @@ def list_images(
     """
     path = Path(dataset_dir)
     if _is_datalist(path):
-        return read_datalist(path, section, limit=limit)
+        return read_datalist(path, section, limit=limit, partly_labelled=True)
     files, not_taken = _image_files(path, sequences, exclude, ("label_map", "spread"), nameless_dicom=True)
     images = [file for file in files if path.is_file() or not _is_label_map(file)]
     not_taken["label maps (..._gt)"] += len(files) - len(images)
@@ -258,6 +264,8 @@ def _item_of(record: EchoRecord, base_dir: str) -> dict[str, Any]:
     item.update({key: getattr(record, key) for key in _VALUE_KEYS if getattr(record, key) is not None})
     if record.shape:
         item["shape"] = dict(record.shape)
+    if record.labelled_structures is not None:
+        item["labelled_structures"] = list(record.labelled_structures)
     item["is_synthetic"] = record.is_synthetic
     return item
 
@@ -278,10 +286,13 @@ def _check_item(item: Any, where: str) -> None:
     shape = item.get("shape", {})
     if not isinstance(shape, dict) or any(word not in SHAPES for word in shape.values()):
         raise ValueError(f"{where}: shape must give each structure's name one of {', '.join(SHAPES)}, got {shape!r}")
-    unknown = set(shape) - {structure.name for structure in STRUCTURES}
-    if unknown:
-        known = ", ".join(structure.name for structure in STRUCTURES)
-        raise ValueError(f"{where}: shape names {', '.join(sorted(unknown))}, but the structures are {known}")
+    labelled = item.get("labelled_structures", [STRUCTURES[0].name])
+    if not isinstance(labelled, list) or not labelled or not all(isinstance(name, str) for name in labelled):
+        raise ValueError(f"{where}: labelled_structures must be a list of structures' names, got {labelled!r}")
+    for key, names in (("shape", shape), ("labelled_structures", labelled)):
+        if unknown := set(names) - {structure.name for structure in STRUCTURES}:
+            known = ", ".join(structure.name for structure in STRUCTURES)
+            raise ValueError(f"{where}: {key} names {', '.join(sorted(unknown))}, but the structures are {known}")
 
 
 def _item_of_file(path: Path) -> dict[str, Any]:
@@ -357,6 +368,24 @@ def rebased_item(
         key: os.path.relpath(os.path.realpath(Path(old_dir, item[key])), target) for key in PATH_KEYS if item.get(key)
     }
     return {**item, **{key: Path(path).as_posix() for key, path in moved.items()}}
+
+
+def check_fully_labelled(items: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Refuse items whose label maps show some of the structures alone.
+
+    Args:
+        items: of a datalist.
+        where: file and section, for the message.
+    Raises:
+        ValueError: that names the first.
+    """
+    for item in items:
+        names = item.get("labelled_structures")
+        if names is not None and len(set(names)) < len(STRUCTURES):
+            raise ValueError(
+                f"{where}: the label map {item.get('label')} shows {', '.join(names)} alone, and what nobody drew would count as "
+                "absent; such data can be segmented and evaluated, give data with every structure labelled for anything else"
+            )
 
 
 def files_of(content: Mapping[str, Any], folder: Path) -> list[str]:

@@ -20,7 +20,15 @@ from synboost_monai import __version__
 from synboost_monai.csv_files import frame_text, read_frame
 from synboost_monai.data.datalist import DATALIST_NAME, read_datalist
 from synboost_monai.experiments.tables import Table
-from synboost_monai.io import FRAME_SUFFIXES, atomic_path, atomic_write_text, read_frames, read_text
+from synboost_monai.io import (
+    FRAME_SUFFIXES,
+    UNCALIBRATED_SUFFIXES,
+    atomic_path,
+    atomic_write_text,
+    image_suffix,
+    read_frames,
+    read_text,
+)
 from synboost_monai.metrics.agreement import MIN_PAIRS, STATISTICS, agreement
 from synboost_monai.metrics.clinical import MEASURES, METHODS, ClinicalMeasure, measure_patient
 from synboost_monai.metrics.per_case import this_command
@@ -127,7 +135,8 @@ def clinical_measures(
 ) -> ClinicalResult:
     """Volumes, ejection fraction and lengths from an evaluation's label maps and from the experts', and how they agree.
 
-    The image quality of a biplane measure is the poorer one of its views. Methods that need a view which no patient has are left
+    Pictures (PNG) have no pixel size: of them only the ejection fraction of single views is told. The image quality of a biplane measure
+    is the poorer one of its views. Methods that need a view which no patient has are left
     out of clinical.csv and told in clinical.json.
 
     Args:
@@ -146,7 +155,8 @@ def clinical_measures(
     facts = _facts(evaluation_dir)
     dataset = _dataset_path(evaluation_dir, facts) if dataset_dir is None else Path(dataset_dir)
     section = section or str(facts.get("section") or "testing")
-    patients, skipped = _patients(evaluation_dir, read_datalist(dataset, section), f"{dataset}: section {section}")
+    items = read_datalist(dataset, section, partly_labelled=True)
+    patients, skipped = _patients(evaluation_dir, items, f"{dataset}: section {section}")
     views = {view for items in patients.values() for view, _ in items}
     methods = [method for method, (_, needed) in METHODS.items() if views.issuperset(needed)]
     rows = [
@@ -322,7 +332,8 @@ def _patients(
 
 def _rows(patient: str, items: Items, evaluation_dir: Path, methods: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of clinical.csv of a patient."""
-    predicted = measure_patient({key: _predicted(evaluation_dir, item["case"]) for key, item in items.items()})
+    frames = {key: _predicted(evaluation_dir, item) for key, item in items.items()}
+    predicted = measure_patient(frames, is_one_clip=True)
     files = {key: item.get("label") for key, item in items.items()}
     times = tuple(0 if path is None else os.stat(path).st_mtime_ns for path in files.values())
     expert = _measured_experts(tuple(files.items()), times)
@@ -358,7 +369,9 @@ def _measured_experts(
         files: ((view, phase), path) of each; no path: there is no label map.
         times_ns: when they were written; others are measured anew.
     """
-    return measure_patient({key: "no label map" if path is None else _read(path) for key, path in files})
+    return measure_patient(
+        {key: "no label map" if path is None else _read(path) for key, path in files}, is_one_clip=True
+    )
 
 
 def _joined(texts: Sequence[tuple[str, str]]) -> str | None:
@@ -372,20 +385,23 @@ def _quality(items: Items, views: Sequence[str]) -> str | None:
     return max((q for q in known if q in IMAGE_QUALITIES), key=IMAGE_QUALITIES.index, default=None)
 
 
-def _predicted(evaluation_dir: Path, case: str) -> tuple[NDArray[Any], tuple[float, float] | None] | str:
-    """Predicted label map of a case and its spacing, or that there is none."""
-    paths = [evaluation_dir / "label_maps" / f"{case}{suffix}" for suffix in FRAME_SUFFIXES]
+def _predicted(evaluation_dir: Path, item: Mapping[str, Any]) -> tuple[NDArray[Any], tuple[float, float] | None] | str:
+    """Predicted label map of an item and its spacing, or that there is none."""
+    paths = [evaluation_dir / "label_maps" / f"{item['case']}{suffix}" for suffix in FRAME_SUFFIXES]
     path = next((p for p in paths if p.is_file()), None)
-    return "the label map was not kept" if path is None else _read(path)
+    if path is None:
+        return "the label map was not kept"
+    pixels, spacing_mm = _read(path)  # NIfTI, whatever the image was: a picture's has a spacing that nobody measured
+    return pixels, None if image_suffix(item.get("image") or "") in UNCALIBRATED_SUFFIXES else spacing_mm
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[NDArray[Any], tuple[float, float] | None]:
-    """A label map and its spacing; a PNG knows none."""
+    """A label map and its spacing; a picture knows none."""
     frames = read_frames(path)
     pixels = frames.pixels[0]
     if pixels.dtype.kind == "f" and (pixels == pixels.round()).all():
         pixels = pixels.astype("int64")
-    return pixels, None if str(path).lower().endswith(".png") else frames.spacing_mm
+    return pixels, None if image_suffix(path) in UNCALIBRATED_SUFFIXES else frames.spacing_mm
 
 
 # ---- agreement

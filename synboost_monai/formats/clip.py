@@ -64,10 +64,7 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
             not one of `clip_decoder.CODECS`, or PyAV is not installed.
     """
     kind = check_clip(path)
-    if find_spec("av") is None:
-        raise ValueError(
-            f"{path}: AVI and MP4 are read by PyAV, which is not installed: pip install 'synboost-monai[video]'"
-        )
+    check_pyav(path)
     command = "import sys; sys.path[:1] = [sys.argv[1]]; from synboost_monai.formats.clip_decoder import main; main(*sys.argv[2:])"
     root = str(Path(__file__).resolve().parents[2])
     child = subprocess.Popen(
@@ -92,6 +89,18 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
         child.kill()
         child.stdout.close()
         child.wait()
+
+
+def check_pyav(path: Path) -> None:
+    """Refuse to read clips where PyAV is not installed.
+
+    Args:
+        path: of a clip, or of a folder of clips, for the message.
+    """
+    if find_spec("av") is None:
+        raise ValueError(
+            f"{path}: AVI and MP4 are read by PyAV, which is not installed: pip install 'synboost-monai[video]'"
+        )
 
 
 def clip_grid(shape: tuple[int, ...]) -> Grid:

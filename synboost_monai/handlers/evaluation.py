@@ -26,10 +26,11 @@ from synboost_monai.io import (
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.calibration import FEATURES, fit_calibration
 from synboost_monai.metrics.doubt import FREE_PROMPT, PREDICTION_CODES, DoubtAssessor, doubt_summary
-from synboost_monai.metrics.per_case import case_metrics, write_metrics_csv, write_summary
+from synboost_monai.metrics.per_case import DISTANCES, case_metrics, write_metrics_csv, write_summary
 from synboost_monai.paths import refuse_overwriting
 from synboost_monai.transforms.files import OUTPUT_FORMATS, label_map_path, load_echo, write_label_map
 from synboost_monai.transforms.postprocessing import DOUBT_KEY, EVIDENCE_KEY, SPREAD_KEY, display_order
+from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY
 
 PNG_SPREAD_SCALE = 510
 """Grey level of a PNG spread map for each unit of spread: 255 is 0.5, the largest that can be."""
@@ -159,7 +160,8 @@ class CaseMetrics:
 
     Args:
         items: of `checked_items`: case, the expert's label map (read here, since native sizes differ within a batch), patient, view
-            and phase.
+            and phase. Structures that the expert did not draw (`labelled_structures` names the others) get no row; label maps without
+            a pixel size (pictures) get no distances.
         output_dir: where the two files go.
         dataset_dir, section, seed, checkpoint_path, facts: noted in summary.json.
         paper_grid: also measure on the paper's 512 x 512 grid (columns dice_512, iou_512, hausdorff_512; see `case_metrics`).
@@ -209,7 +211,12 @@ class CaseMetrics:
             known = self.items[item["case"]]
             truth, spacing_mm = load_echo(known["label"], like=known.get("image"))
             attributes = {key: known.get(key) for key in ("case", "patient", "view", "phase")}
+            labelled = known.get("labelled_structures")
             for row in case_metrics(display_order(output["pred"].cpu()), truth[0], spacing_mm, self.paper_grid):
+                if labelled is not None and row["structure"] not in labelled:
+                    continue
+                if not truth.meta[CALIBRATED_KEY]:
+                    row |= dict.fromkeys(DISTANCES)  # pixels are no millimetres
                 said = _said(output.get(DOUBT_KEY), row["structure"])
                 self.rows.append({**attributes, **row, **said})
 

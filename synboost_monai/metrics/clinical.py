@@ -73,21 +73,29 @@ class ClinicalMeasure:
     """Why the value is in doubt."""
 
 
-def measure_patient(frames: Mapping[tuple[str, str], Frame]) -> list[ClinicalMeasure]:
+def measure_patient(frames: Mapping[tuple[str, str], Frame], *, is_one_clip: bool = False) -> list[ClinicalMeasure]:
     """Every measure of `MEASURES` by every method that applies, in that order.
 
     Args:
         frames: (view, phase), such as ("apical_four_chamber", "end_systole"), -> label map (H, W) with classes 0..3 and its
             spacing_mm (row, column; None if it is not known); or a text that says why there is none. What is left out is missing.
+        is_one_clip: both moments of a view come from one clip, at one scale and with square pixels, so that its ejection fraction, a
+            ratio, can be had without a spacing.
     Raises:
         ValueError: if a view or phase is unknown, or a label map is no label map.
     """
     known = {(view, phase) for view in VIEWS.values() for phase in PHASES.values()}
     if unknown := set(frames) - known:
         raise ValueError(f"clinical.py: expected (view, phase) of {sorted(known)}, got {sorted(unknown)}")
+    unscaled = {
+        key: (frame[0], (1.0, 1.0))
+        for key, frame in frames.items()
+        if is_one_clip and not isinstance(frame, str) and frame[1] is None
+    }
     heart = _Heart(
         {key: _attempt(measure_ventricle, key, frames) for key in known},
         {key: _attempt(measure_atrium, key, frames) for key in known},
+        {key: _attempt(measure_ventricle, key, unscaled) for key in unscaled},
     )
     found = []
     for method in METHODS:
@@ -102,6 +110,8 @@ class _Heart:
 
     ventricles: Mapping[tuple[str, str], Ventricle | str]
     atria: Mapping[tuple[str, str], Atrium | str]
+    unscaled: Mapping[tuple[str, str], Ventricle | str]
+    """Ventricles of frames whose spacing is not known, a pixel taken as 1 mm: for ratios within a view."""
 
     def ventricular(self, method: str) -> list[ClinicalMeasure]:
         """Volumes and ejection fraction."""
@@ -111,6 +121,11 @@ class _Heart:
             _measured("end_systolic_volume_ml", method, systolic, self._warning(method, END_SYSTOLE)),
         ]
         warnings = [m.warning for m in found if m.warning]
+        views = METHODS[method][1]
+        if len(views) == 1 and all((views[0], phase) in self.unscaled for phase in (END_DIASTOLE, END_SYSTOLE)):
+            diastolic, systolic = (
+                _from_all(disk_volume_ml, self.unscaled, views, [phase]) for phase in (END_DIASTOLE, END_SYSTOLE)
+            )
         fraction: float | str
         if isinstance(diastolic, str) or isinstance(systolic, str):
             fraction = "; ".join(dict.fromkeys(v for v in (diastolic, systolic) if isinstance(v, str)))

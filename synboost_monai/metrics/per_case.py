@@ -36,6 +36,8 @@ from synboost_monai.labels import NUM_CLASSES, STRUCTURES
 METRICS = ("dice", "iou", "hd_mm", "hd95_mm", "asd_mm")
 """Measured numbers: Dice and intersection over union in [0, 1]; Hausdorff distance, 95 % Hausdorff distance and average symmetric
 surface distance in millimetres."""
+DISTANCES = ("hd_mm", "hd95_mm", "asd_mm")
+"""Those of `METRICS` that need the size of a pixel."""
 PAPER_METRICS = ("dice_512", "iou_512", "hausdorff_512")
 """The same on the paper's grid: in [0, 1], and the Hausdorff distance in pixels of that grid (the published column is 100 times it)."""
 PAPER_GRID = (512, 512)
@@ -99,7 +101,7 @@ def _measure(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) 
         row = {"structure": structure.name, "dice": dice[i], "iou": iou[i]}
         if is_empty_prediction or is_empty_truth:
             is_absent = is_empty_prediction and is_empty_truth
-            row |= dict.fromkeys(("hd_mm", "hd95_mm", "asd_mm"), 0.0 if is_absent else None)
+            row |= dict.fromkeys(DISTANCES, 0.0 if is_absent else None)
         else:
             row |= _border_distances(*masks, spacing)
         rows.append(row | {"is_empty_prediction": is_empty_prediction, "is_empty_truth": is_empty_truth})

@@ -23,9 +23,13 @@ from monai.inferers import Inferer
 
 from synboost_monai.bundle_run import check_overrides, config_files
 from synboost_monai.errors import user_error
+from synboost_monai.experiments.clinical import clinical_measures
+from synboost_monai.experiments.prepare import prepare_dataset
 from synboost_monai.labels import STRUCTURES
+from synboost_monai.metrics.per_case import read_metrics
 from synboost_monai.transforms import load_echo
 from tests.clips import write_clip
+from tests.echonet_copy import write_echonet
 
 BUNDLES_DIR = Path(__file__).parents[2] / "bundles"
 BUNDLES = ("echo_cris", "echo_clipseg")
@@ -256,6 +260,30 @@ def test_clips_are_segmented_frame_by_frame(bundle: str, trained: Path, tmp_path
     if film:
         assert load_echo(tmp_path / "out" / "film.nii.gz", True)[0].shape == (5, 50, 36)
         assert json.loads((tmp_path / "out" / "film.json").read_text())["num_frames"] == 5
+
+
+def test_what_the_expert_did_not_draw_is_not_scored(bundle: str, trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    prepare_dataset(write_echonet(tmp_path / "copy"), tmp_path / "data")
+    options = {
+        "checkpoint_path": str(trained / "model.pt"),
+        "dataset_dir": str(tmp_path / "data"),
+        "section": "training",
+    }
+    workflow(bundle, ["inference", "evaluate"], "infer", output_dir=str(tmp_path / "out"), **options).run()
+    rows = read_metrics(tmp_path / "out")
+    assert len(rows) == 4 and set(rows["structure"]) == {"left_ventricular_cavity"}
+    assert rows["dice"].notna().all() and rows[["hd_mm", "hd95_mm", "asd_mm"]].isna().all().all()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["structures"]) == ["left_ventricular_cavity"] and summary["overall"]["num_dice"] == 4
+    measures = clinical_measures(tmp_path / "out", plots=False).frame
+    of_fraction = measures["measure"] == "ejection_fraction"
+    assert set(measures[of_fraction]["reference"]) == {51.0, 54.0} and measures[~of_fraction]["predicted"].isna().all()
+    with pytest.raises(ValueError, match="what nobody drew would count as absent"):
+        try:
+            train(bundle, tmp_path / "data", tmp_path / "trained").run()
+        except Exception as error:
+            raise user_error(error) or error from error
 
 
 def test_turned_images_get_the_same_masks_in_space(bundle: str, trained: Path, tmp_path: Path) -> None:

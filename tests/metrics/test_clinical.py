@@ -100,6 +100,18 @@ def test_no_spacing_and_no_label_map_give_no_number():
     frames = make_frames()
     unknown = {key: (label_map, None) for key, (label_map, _) in frames.items()}
     assert all(m.value is None and "the pixel spacing is not known" in m.reason for m in measure_patient(unknown))
+    whole, ratios = (
+        found(frames),
+        {m.method: m for m in measure_patient(unknown, is_one_clip=True) if m.value is not None},
+    )
+    assert ratios.keys() == {"four_chamber", "two_chamber"}  # of one view, where the scale cancels out
+    assert {m.measure for m in ratios.values()} == {"ejection_fraction"}
+    square = all(row_mm == column_mm for _, (row_mm, column_mm) in frames.values())
+    assert square and all(m.value == pytest.approx(whole["ejection_fraction", k].value) for k, m in ratios.items())
+    one = unknown | {(FOUR, SYSTOLE): frames[FOUR, SYSTOLE]}  # nothing says that both have one scale
+    assert "four_chamber" not in {
+        m.method for m in measure_patient(one, is_one_clip=True) if "fraction" in m.measure and m.value
+    }
     lost = found(frames | {(TWO, SYSTOLE): "the label map was not kept"})
     assert (
         lost["end_systolic_volume_ml", "two_chamber"].reason

@@ -1,0 +1,46 @@
+"""Text of summary.txt: what reading a data set found, decided and missed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from synboost_monai.records import PHASES, VIEWS, EchoRecord
+
+_MAX_ENTRIES = 20
+"""So many entries of a group are listed."""
+
+
+def summary_text(title: str, counts: Mapping[str, Mapping[str, int]], groups: Mapping[str, Sequence[str]]) -> str:
+    """Several lines: counts by section, then each group's first entries under its title; a group without entries is left out.
+
+    Args:
+        title: the first line.
+        counts: section -> numbers of `count_records`.
+        groups: title -> entries.
+    """
+    lines = [title]
+    for section, count in counts.items():
+        kinds = ", ".join(f"{kind} {n}" for kind, n in count.items() if kind not in ("patients", "images"))
+        lines.append(f"  {section:<10} {count['patients']:4d} patients {count['images']:5d} images  ({kinds})")
+    for heading, entries in groups.items():
+        if entries:
+            lines.append(f"{heading}:")
+            lines += [f"  - {entry}" for entry in entries[:_MAX_ENTRIES]]
+            lines += [f"  - and {len(entries) - _MAX_ENTRIES} more"] if len(entries) > _MAX_ENTRIES else []
+    return "\n".join(lines)
+
+
+def count_records(records: Sequence[EchoRecord]) -> dict[str, int]:
+    """Patients, images, and images by view and by phase, in the short forms of tables."""
+    counts = {"patients": len({record.patient for record in records}), "images": len(records)}
+    for short_names, attribute in ((VIEWS, "view"), (PHASES, "phase")):
+        for short, name in short_names.items():
+            count = sum(getattr(record, attribute) == name for record in records)
+            if count:
+                counts[short] = count
+    return counts
+
+
+def some(names: Sequence[str], limit: int = 3) -> str:
+    """The first names, and how many follow."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
