@@ -33,6 +33,8 @@ from synboost_monai.processes import check_temporary_folder, take_folder
 
 logger = logging.getLogger(__name__)
 
+_OFF = ("0.0", "0", "False", "None")  # values of a setting that is not used
+
 
 class Stateful(Protocol):
     """Whatever can be saved and restored."""
@@ -208,6 +210,10 @@ class Resume:
             return
         checkpoint = self._read()
         old, new = checkpoint["settings"], self._all_settings()
+        was_off = {
+            key: new[key] for key in new.keys() - old.keys() if new[key] in _OFF
+        }  # older than the setting itself
+        old = {**old, **was_off}
         changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
         if changed or set(checkpoint["objects"]) != set(self.objects):
             what = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in changed) or "other objects"

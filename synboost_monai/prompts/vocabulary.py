@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from synboost_monai.labels import Structure
 from synboost_monai.prompts.templates import DOMAIN_WORDS, PHASE_WORDS, QUALITY_WORDS, SEX_WORDS, SHAPE_WORDS
 
 
@@ -73,9 +74,17 @@ OTHER_STRUCTURES: tuple[OtherStructure, ...] = (
     OtherStructure("foetus", ("fetus", "baby", "embryo")),
     OtherStructure("uterus", ("womb", "ovary", "prostate")),
     OtherStructure("carotid artery", ("carotid", "jugular vein", "artery", "vein")),
-    OtherStructure("background"),
+    OtherStructure("background", (), False),
 )
 """What people may well ask for in an image of the heart or another ultrasound image."""
+
+APART_STRUCTURES = tuple(
+    Structure(0, words.replace(" ", "_"), words, (0, 0, 0))
+    for other in OTHER_STRUCTURES
+    if other.is_apart
+    for words in (other.name, *other.synonyms)
+)
+"""What a training can ask for to teach that it has no mask: all words for all that lies apart from the labelled structures."""
 
 SPELLINGS = {
     "left": "links linke linker linkes linken linkem gauche izquierdo izquierda sinistro sinistra esquerdo esquerda",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -18,13 +19,16 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable, Transform
 from torch import Tensor
 
-from synboost_monai.labels import STRUCTURES
+from synboost_monai.labels import STRUCTURES, Structure
 from synboost_monai.prompts import ATTRIBUTES, LEVELS, NUM_PHRASINGS, PromptTokenizer, prompt_levels, prompt_text
+from synboost_monai.prompts.vocabulary import APART_STRUCTURES
 
 Item = Mapping[Hashable, Any]
 
 PROMPT_IDS_KEY = "input_ids"
 """Where an item keeps its prompts, and the meta data of its image too."""
+ABSENT_KEY = "is_absent"
+"""Where `RandPromptTokensd` says of each prompt whether its mask is empty."""
 PAPER_ENSEMBLE = "paper"
 """`ensemble` of `PromptTokensd`: the paper's prompts of every level up to the one asked for, in both phrasings."""
 
@@ -76,10 +80,11 @@ def _prompt_texts(
     left_out: Sequence[Collection[str]] | None,
     domain_word: bool,
     is_quiet: bool = False,
+    structures: Sequence[Structure] = STRUCTURES,
 ) -> tuple[str, ...]:
     """The prompts of one image; arguments as in `prompt_tokens`; `is_quiet`: no word about attributes that the item lacks."""
     texts = []
-    for i, (structure, phrasing) in enumerate(zip(STRUCTURES, phrasings)):
+    for i, (structure, phrasing) in enumerate(zip(structures, phrasings)):
         prompt = prompt_text(
             structure,
             level,
@@ -174,6 +179,10 @@ class RandPromptTokensd(Randomizable, Transform):
         num_groups: E; the masks are repeated as often by `TileMasksd`.
         attribute_dropout: probability with which an attribute of the level is left out of a sentence, each by itself.
         domain_word: the sentence ends by telling whether the item `is_synthetic`: joint training on real and synthetic data.
+        synonyms: probability with which a prompt names its structure in other words of the table, each by itself; half of these are the
+            words alone, as people type them, half stand in the sentence. P0 has no words.
+        absent_structures: probability with which a prompt asks for one of `vocabulary.APART_STRUCTURES` in place of its structure, each by
+            itself; `is_absent` (E * S,) is added, and `TileMasksd` empties these masks.
     Raises:
         ValueError: if a level does not exist, or a number is out of range.
     """
@@ -186,36 +195,57 @@ class RandPromptTokensd(Randomizable, Transform):
         num_groups: int = 1,
         attribute_dropout: float = 0.0,
         domain_word: bool = False,
+        synonyms: float = 0.0,
+        absent_structures: float = 0.0,
     ) -> None:
         if isinstance(num_groups, bool) or not isinstance(num_groups, int) or num_groups < 1:
             raise ValueError(f"prompt_tokens.py: num_groups must be a whole number of at least 1, got {num_groups!r}")
-        if isinstance(attribute_dropout, bool) or not 0 <= attribute_dropout <= 1:
-            raise ValueError(
-                f"prompt_tokens.py: attribute_dropout must be a probability, 0 ... 1, got {attribute_dropout!r}"
-            )
+        chances = {"attribute_dropout": attribute_dropout, "synonyms": synonyms, "absent_structures": absent_structures}
+        for name, chance in chances.items():
+            if isinstance(chance, bool) or not 0 <= chance <= 1:
+                raise ValueError(f"prompt_tokens.py: {name} must be a probability, 0 ... 1, got {chance!r}")
         self.levels = prompt_levels(level)
         self.is_random = isinstance(level, str) and len(self.levels) > 1
         self.context_length, self.padding_id = context_length, padding_id
         self.num_groups, self.attribute_dropout = num_groups, attribute_dropout
         self.domain_word = domain_word
+        self.synonyms, self.absent_structures = synonyms, absent_structures
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
-        texts = tuple(text for _ in range(self.num_groups) for text in self._draw_group(data))  # type: ignore[arg-type]
-        return {**data, "input_ids": _tokenizer(self.context_length, self.padding_id)(texts)}
+        drawn = [pair for _ in range(self.num_groups) for pair in self._draw_group(data)]  # type: ignore[arg-type]
+        texts, is_absent = zip(*drawn)
+        item = {**data, "input_ids": _tokenizer(self.context_length, self.padding_id)(texts)}
+        return {**item, ABSENT_KEY: torch.tensor(is_absent)} if self.absent_structures > 0 else item
 
-    def _draw_group(self, attributes: Mapping[str, Any]) -> tuple[str, ...]:
-        """S prompts; nothing is drawn for what is switched off."""
+    def _draw_group(self, attributes: Mapping[str, Any]) -> list[tuple[str, bool]]:
+        """S prompts, each with whether its structure is absent; nothing is drawn for what is switched off."""
         level = self.levels[self.R.randint(len(self.levels))] if len(self.levels) > 1 else self.levels[0]
         phrasings = draw_phrasings(self.R)
         left_out = None
         if self.attribute_dropout > 0:
             is_left_out = self.R.uniform(size=(len(STRUCTURES), len(ATTRIBUTES))) < self.attribute_dropout
             left_out = [[name for name, is_out in zip(ATTRIBUTES, row) if is_out] for row in is_left_out]
-        return _prompt_texts(attributes, level, phrasings, left_out, self.domain_word, is_quiet=self.is_random)
+        asked = [self._draw_words(structure) if level != LEVELS[0] else (structure, False) for structure in STRUCTURES]
+        structures = [structure for structure, _ in asked]
+        is_quiet = self.is_random or self.absent_structures > 0  # what is not there has no shape
+        texts = _prompt_texts(attributes, level, phrasings, left_out, self.domain_word, is_quiet, structures)
+        said = [s.prompt_words if is_bare else text for text, (s, is_bare) in zip(texts, asked)]
+        return [(text, s in APART_STRUCTURES) for text, s in zip(said, structures)]
+
+    def _draw_words(self, structure: Structure) -> tuple[Structure, bool]:
+        """What a prompt asks for in place of a structure, in which words, and whether these stand alone."""
+        is_bare = False
+        if self.synonyms > 0 and self.R.uniform() < self.synonyms:
+            words = (structure.words, *structure.synonyms)
+            structure = replace(structure, prompt_words=words[self.R.randint(len(words))])
+            is_bare = self.R.uniform() < 0.5
+        if self.absent_structures > 0 and self.R.uniform() < self.absent_structures:
+            structure = APART_STRUCTURES[self.R.randint(len(APART_STRUCTURES))]
+        return structure, is_bare
 
 
 class TileMasksd(MapTransform):
-    """Repeats masks (S, N, N) for each group of prompts, (E * S, N, N), in the order of the prompts.
+    """Repeats masks (S, N, N) for each group of prompts, (E * S, N, N), in the order of the prompts; those that `is_absent` are emptied.
 
     Args:
         keys: of the masks.
@@ -241,6 +271,8 @@ class TileMasksd(MapTransform):
                 )
             if num_prompts > num_masks:
                 item[key] = torch.tile(masks, (num_prompts // num_masks, 1, 1))
+            if ABSENT_KEY in item:
+                item[key] = item[key] * ~item[ABSENT_KEY][:, None, None]
         return item
 
 

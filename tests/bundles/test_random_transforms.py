@@ -17,8 +17,8 @@ from synboost_monai.data import read_datalist
 
 CHANCES = {
     "echo_semantic_diffusion": {"affine_probability"},
-    "echo_cris": {"flip_probability", "attribute_dropout"},
-    "echo_clipseg": {"flip_probability", "attribute_dropout"},
+    "echo_cris": {"flip_probability", "attribute_dropout", "synonyms", "absent_structures"},
+    "echo_clipseg": {"flip_probability", "attribute_dropout", "synonyms", "absent_structures"},
 }
 """Bundle -> its keys that are probabilities of a transform."""
 KEYS = [(bundle, key) for bundle, keys in CHANCES.items() for key in sorted(keys)]

@@ -141,6 +141,14 @@ def test_finished_training_starts_anew(tmp_path: Path) -> None:
     assert losses[: len(losses) // 2] == losses[len(losses) // 2 :]
 
 
+def test_a_training_from_before_a_setting_goes_on_while_that_is_off(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path / "a.ckpt", kill_at=3, settings={"learning_rate": 0.01})
+    with pytest.raises(ValueError, match=r"synonyms None -> 0.5"):
+        train(tmp_path / "a.ckpt", settings={"learning_rate": 0.01, "synonyms": 0.5})
+    train(tmp_path / "a.ckpt", settings={"learning_rate": 0.01, "synonyms": 0.0})
+
+
 def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train(tmp_path / "a.ckpt", kill_at=3, settings={"learning_rate": 0.01})

@@ -12,6 +12,8 @@ from monai.data import MetaTensor
 
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.prompts import LEVELS, PromptTokenizer, prompt_text
+from synboost_monai.prompts.templates import is_sentence
+from synboost_monai.prompts.understanding import understand
 from synboost_monai.transforms.prompt_tokens import (
     PromptTokensd,
     RandPromptTokensd,
@@ -133,6 +135,47 @@ def test_dropping_everything_is_p1() -> None:
     assert torch.equal(transform(WHOLE)["input_ids"], tokens_of(WHOLE, "P1", tuple(int(i) for i in phrasings)))
 
 
+def words_of(transform: RandPromptTokensd, item: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sentences that a transform draws, before they are token ids."""
+    said: list[str] = []
+    monkeypatch.setattr(
+        "synboost_monai.transforms.prompt_tokens._tokenizer",
+        lambda *_: lambda texts: said.extend(texts) or torch.zeros(len(texts), 77),
+    )
+    transform(item)
+    return said
+
+
+def test_synonyms_are_taught_alone_and_in_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = words_of(seeded(RandPromptTokensd("P2", num_groups=400, synonyms=0.5)), WHOLE, monkeypatch)
+    assert [understand(text).structure for text in said] == list(STRUCTURES) * 400
+    is_alone = np.array(["view" not in text for text in said])
+    is_papers = np.array([is_sentence(text) for text in said])
+    assert abs(is_alone.mean() - 0.25) < 0.04 and abs(is_papers.mean() - 0.5) < 0.06
+    for structure in STRUCTURES:
+        assert {structure.words, *structure.synonyms} <= {text for text, alone in zip(said, is_alone) if alone}
+    assert set(words_of(seeded(RandPromptTokensd("P0", synonyms=1.0, absent_structures=1.0)), WHOLE, monkeypatch)) == {
+        ""
+    }
+
+
+def test_what_no_label_map_has_is_asked_for_with_an_empty_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    transform = seeded(RandPromptTokensd("P3", num_groups=200, synonyms=0.5, absent_structures=0.2))
+    item = {"label": MetaTensor(torch.ones(3, 2, 2)), **transform(WHOLE)}
+    is_absent = item["is_absent"]
+    assert is_absent.shape == (600,) and abs(float(is_absent.float().mean()) - 0.2) < 0.06
+    masks = TileMasksd()(item)["label"]
+    assert torch.equal(masks.amax(dim=(1, 2)) == 0, is_absent) and torch.equal(item["label"], torch.ones(3, 2, 2))
+    said = words_of(seeded(transform), WHOLE, monkeypatch)
+    for text, absent in zip(said, is_absent.tolist()):
+        if absent:
+            with pytest.raises(ValueError, match="is not among the structures"):
+                understand(text)
+        else:
+            understand(text)
+    assert "is_absent" not in RandPromptTokensd("P3")(WHOLE)
+
+
 @pytest.mark.parametrize("is_synthetic", [False, True])
 def test_the_domain_word_comes_from_the_item(is_synthetic: bool) -> None:
     item = {**WHOLE, "is_synthetic": is_synthetic}
@@ -152,6 +195,8 @@ def test_the_domain_word_comes_from_the_item(is_synthetic: bool) -> None:
         ({"level": "P1", "num_groups": 0}, "num_groups must be a whole number of at least 1, got 0"),
         ({"level": "P1", "num_groups": 1.5}, "num_groups must be a whole number of at least 1, got 1.5"),
         ({"level": "P1", "attribute_dropout": 1.5}, "attribute_dropout must be a probability, 0 ... 1, got 1.5"),
+        ({"level": "P1", "synonyms": -0.1}, "synonyms must be a probability, 0 ... 1, got -0.1"),
+        ({"level": "P1", "absent_structures": True}, "absent_structures must be a probability, 0 ... 1, got True"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
