@@ -201,7 +201,7 @@ def segment(bundle: str, **overrides: Any) -> None:
 
     Args:
         bundle: echo_clipseg or echo_cris.
-        overrides: --dataset_dir, --output_dir, --checkpoint_path, --prompt "left atrium" and every other key of its config.
+        overrides: --dataset_dir, --output_dir, --checkpoint_path, --prompt "heart muscle" and every other key of its config.
     """
     from synboost_monai.io import CLIP_SUFFIXES, image_suffix
 

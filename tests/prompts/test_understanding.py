@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -165,3 +166,15 @@ def test_the_tables_do_not_contradict_each_other() -> None:
     names = [set(map(str.lower, (s.words, *s.synonyms))) for s in STRUCTURES]
     names += [set(map(str.lower, (o.name, *o.synonyms))) for o in OTHER_STRUCTURES]
     assert sum(map(len, names)) == len(set().union(*names))
+
+
+def test_the_page_on_prompts_has_the_whole_table() -> None:
+    page = (Path(__file__).parents[2] / "docs/howto/prompts.md").read_text(encoding="utf-8")
+    for structure in STRUCTURES:
+        assert f"| {structure.words} | {structure.class_index} | {', '.join(structure.synonyms)} |" in page
+    assert f"Known by name, to be refused by it: {', '.join(other.name for other in OTHER_STRUCTURES)}." in page
+    part = page.split("## What is refused")[1].split("Known by name")[0]
+    rows = [row.split("|")[1] for row in part.splitlines() if row.startswith("| `")]
+    for prompt in (prompt for row in rows for prompt in row.split("`")[1::2]):
+        with pytest.raises(PromptRefusedError):
+            understand(prompt)
