@@ -69,7 +69,7 @@ LEFT_ATRIUM = Structure(
     (
         *("LA", "left atrial cavity", "LA cavity", "cavity of the left atrium", "left atrial chamber"),
         *("left atrial lumen", "left atrial blood pool", "LA blood pool", "blood in the left atrium"),
-        *("inside of the left atrium", "left auricle"),
+        *("inside of the left atrium",),
     ),
 )
 

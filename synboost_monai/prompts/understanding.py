@@ -27,8 +27,8 @@ from synboost_monai.prompts.vocabulary import (
     SPELLINGS,
 )
 
-ALL_PROMPTS = frozenset({"all", "all structures", "all three", "all three structures", "everything"})
-"""Prompts that ask for all structures, as the empty one does."""
+ALL_WORDS = frozenset({"all", "everything"})
+"""Words that ask for all structures, as the empty prompt does, where nothing but fillers stands beside them."""
 MIN_SLIP_LETTERS = 5
 """Letters that a word must have to be taken for a misspelt one, and for the right one of it."""
 
@@ -98,7 +98,9 @@ def understand(prompt: str) -> Understood:
 def understand_if_any(prompt: str) -> Understood | None:
     """Return what a prompt names; None if it asks for all structures, because it is empty or says so. Raises as `understand`."""
     text = checked_prompt(prompt)
-    return None if not text or " ".join(_words(text)) in ALL_PROMPTS else understand(text)
+    words = set(_words(text))
+    is_for_all = bool(words & ALL_WORDS) and words <= FILLERS | ALL_WORDS | {"three", "structures"}
+    return None if not text or is_for_all else understand(text)
 
 
 def _read(text: str) -> tuple[Structure, tuple[str, str] | None]:
@@ -129,8 +131,8 @@ def _refused(reason: str, text: str, why: str) -> PromptRefusedError:
 def _words(text: str) -> list[str]:
     """Words in small letters without accents and punctuation; joints and commas by themselves, what describes the image taken out."""
     text = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
-    text = re.sub(r"\b(?:[a-z]\.){2,}", lambda dotted: dotted[0].replace(".", "") + " ", text)  # l.v.
-    text = re.sub(r"['’]s\b", "", text.replace("n't", "nt"))
+    text = re.sub(r"\b(?:[a-z]\.)+[a-z]\b\.?", lambda dotted: dotted[0].replace(".", "") + " ", text)  # l.v.
+    text = re.sub(r"['’]s\b|\b[ld]['’]", "", text.replace("n't", "nt"))  # of the heart's muscle, of l'oreillette
     text = re.sub(r"[&+/;|]", " and ", text)
     text = " ".join(re.sub(r"[^\w,]|_", " ", text).replace(",", " , ").split())
     for phrase, meaning in _PHRASES.items():

@@ -25,7 +25,7 @@ class OtherStructure:
 
 OTHER_STRUCTURES: tuple[OtherStructure, ...] = (
     OtherStructure("right ventricle", ("RV", "right ventricular cavity", "right ventricular wall")),
-    OtherStructure("right atrium", ("RA", "right atrial cavity", "right auricle")),
+    OtherStructure("right atrium", ("RA", "right atrial cavity")),
     OtherStructure("right heart", ("right side of the heart", "right chambers")),
     OtherStructure("aorta", ("Ao", "aortic root", "aortic arch")),
     OtherStructure("aortic valve", ("AV",)),
@@ -39,7 +39,7 @@ OTHER_STRUCTURES: tuple[OtherStructure, ...] = (
     OtherStructure("coronary artery", ("coronary", "LAD")),
     OtherStructure("coronary sinus", ("sinus",)),
     OtherStructure("outflow tract", ("LVOT", "RVOT", "outflow"), False),
-    OtherStructure("left atrial appendage", ("LAA", "appendage"), False),
+    OtherStructure("atrial appendage", ("left atrial appendage", "LAA", "auricle", "auricule", "herzohr"), False),
     OtherStructure("atrial wall", ("wall of the atrium", "atrial myocardium", "atrial muscle", "LA wall"), False),
     OtherStructure("septum", ("interventricular septum", "IVS", "interatrial septum", "IAS", "septal wall"), False),
     OtherStructure("lateral wall", ("left ventricular lateral wall",), False),
@@ -90,10 +90,10 @@ SPELLINGS = {
     "left": "links linke linker linkes linken linkem gauche izquierdo izquierda sinistro sinistra esquerdo esquerda",
     "right": "rechts rechte rechter rechtes rechten rechtem droit droite derecho derecha destro destra direito direita",
     "ventricle": "ventricles ventricular ventrikel ventrikels herzkammer kammer kamer ventricule ventriculo ventricolo",
-    "atrium": "atrial atria auricle auricles auricular vorhof vorhofs boezem oreillette auricula atrio",
+    "atrium": "atrial atria vorhof vorhofs vorkammer boezem oreillette auricula atrio",
     "cavity": "cavities chamber chambers lumen cavite cavidad cavita cavidade hohle",
     "wall": "walls wand paroi pared parete parede",
-    "muscle": "muscles muscular musculature",
+    "muscle": "muscles muscular musculature muskel musculo muscolo",
     "blood": "",
     "pool": "",
     "tissue": "",
@@ -101,7 +101,7 @@ SPELLINGS = {
     "around": "surrounding",
     "myocardium": "myocardial myocard myokard herzmuskel hartspier myocarde miocardio myo",
     "endocardium": "endocardial endo",
-    "heart": "cardiac hearts",
+    "heart": "cardiac hearts herz herzens cardiaque cardiaco cardiaca corazon cuore",
     "valve": "valves",
     "leaflet": "leaflets",
     "aorta": "aortic ao",
@@ -133,13 +133,13 @@ NEGATIONS = frozenset(
 JOINTS = frozenset("and or plus with including containing und oder mit et ou avec y con e com en".split())
 """Words that may join one structure to another."""
 FILLERS = frozenset(
-    "the a an of in from this that its my our your me us please kindly now here there is are was where what which "
+    "the a an of in from this that its our your me us please kindly now here there is are was where what which "
     "segment segmentation show find mark mask label outline contour delineate draw highlight see give get locate identify "
     "region area structure whole entire complete full "
     "normal healthy dilated enlarged hypertrophied hypertrophic thickened thick thin big large small "
     "ultrasound image images picture echo echocardiogram echocardiography echocardiographic sonogram scan frame view views "
     "human adult patient patients man woman shape shaped quality systolic diastolic ed es "
-    "der die das des dem den von vom im le les du de d l el los las il lo gli del dello della di do da dos het van teh".split()
+    "der die das des dem den von vom im le les du de el los las il lo gli del dello della di do da dos het van teh".split()
 ).union(
     *(table.values() for table in (PHASE_WORDS, SEX_WORDS, QUALITY_WORDS, SHAPE_WORDS, DOMAIN_WORDS)),
 )
@@ -155,5 +155,6 @@ CONTEXT_PATTERNS = (
     rf"\b(?:(?:{'|'.join(NUMBERS)}|and|\d{{1,3}}) )+years? old\b",
     r"\b(?:at |in |during )?(?:the )?(?:end (?:of )?(?:the )?)?(?:systole|diastole|end systolic|end diastolic)(?: cycle| phase| frame)?\b",
     r"\bin the cardiac ultrasound\b",
+    r"\bla (?=(?:pared|paroi|parete|cavidad|cavite|cavita|auricula|oreillette)\b)",  # an article there, no abbreviation
 )
-"""What a prompt says of view, age, phase and place: several words that mean something together alone."""
+"""What says nothing of a structure as a whole: view, age, phase, place."""

@@ -26,8 +26,8 @@ UNDERSTOOD = {
     MYO: """myocardium|Myocardium.|heart muscle|cardiac muscle|the heart's muscle|muscle of the heart|LVM|LV wall|left ventricular wall
         left ventricle wall|wall of the left ventricle|left ventricular myocardium|LV myocardium|epicardium to endocardium|heart wall
         muscle around the left ventricle|myocardial tissue|thickened myocardium|mycardium|myocradium|hart muscle|wall, left ventricle
-        Herzmuskel|myocarde|miocardio|Wand des linken Ventrikels|parete del ventricolo sinistro|miocárdio""",
-    LA: """left atrium|LA|la|the LA|left atrial cavity|atrium left|left_atrium|left  ATRIUM!|cavity of the left atrium|left auricle
+        Herzmuskel|myocarde|miocardio|Wand des linken Ventrikels|la pared del ventrículo izquierdo|músculo cardiaco|miocárdio""",
+    LA: """left atrium|LA|la|the LA|left atrial cavity|atrium left|left_atrium|left  ATRIUM!|cavity of the left atrium|L.A
         left atrium of the heart|left atrium in the two chamber view|enlarged left atrium|left atrum|left artium|letf atrium
         linker Vorhof|oreillette gauche|l'oreillette gauche|aurícula izquierda|atrio sinistro|átrio esquerdo
         left atrium of a 70 year old woman at end of systole""",
@@ -36,7 +36,8 @@ REFUSED = {
     "other": """right ventricle|RV|the right ventricle of the heart|rihgt ventricle|right ventricular wall|right atrium|RA|RA cavity
         right heart|aorta|aortic valve|mitral valve|tricuspid valve|pericardium|pericardial effusion|papillary muscle|left papillary muscle
         septum|interventricular septum|pulmonary vein|liver|left lung|left kidney|thrombus|blood clot in the left atrium|pacemaker lead
-        left atrial appendage|coronary sinus|left atrial wall|LA wall|myocardium of the left atrium|LVOT|left ventricular outflow tract
+        left atrial appendage|coronary sinus|left auricle|auricule gauche
+        left atrial wall|LA wall|myocardium of the left atrium|LVOT|left ventricular outflow tract
         lateral wall of the left ventricle|apex of the left ventricle|left ventricle with papillary muscles|left and right ventricle
         rechter Ventrikel|oreillette droite|ventrículo derecho|atrio destro|oesophagus|esophagus|left coronary artery|epicardium
         right ventrcle|brain ventricle""",
@@ -53,7 +54,7 @@ REFUSED = {
         leftatrium|P2""",
     "unclear": """ventricle|atrium|the wall|heart|muscle|blood|left|cavity|left heart|ventricular wall|left chamber|left of the ventricle
         the ventricle in the left of the image|blood in the heart muscle|inside of the heart muscle|image|good image quality
-        auricle|atria""",
+        atria""",
 }
 
 
@@ -149,7 +150,9 @@ def test_the_reading_names_the_slip_and_the_prompt_keeps_its_words() -> None:
     assert understand("left atrum").reading == "read as left atrium (atrum as atrium)"
 
 
-@pytest.mark.parametrize("prompt", ["", "  ", "all", "All structures", "all three", "everything"])
+@pytest.mark.parametrize(
+    "prompt", ["", "  ", "all", "All structures", "segment all three structures", "everything in the image"]
+)
 def test_all_structures_are_no_single_one(prompt: str) -> None:
     assert understand_if_any(prompt) is None
     assert understand_if_any("the LA") == understand("the LA")
