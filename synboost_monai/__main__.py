@@ -437,10 +437,12 @@ def dicom(
         ray_address: of a Ray cluster; by default one is started here.
         **overrides: keys of the bundle's inference.yaml, such as preset, image_size, calibration_path, device.
     """
-    from synboost_monai.bundle_run import quiet_warnings
+    from synboost_monai.bundle_run import quiet_warnings, say_shipped_weights
     from synboost_monai.hospital.batch import run_dicom
 
     quiet_warnings()
+    if checkpoint_path is None:
+        say_shipped_weights(bundle)
     code = run_dicom(
         in_dir,
         out_dir,
@@ -499,10 +501,12 @@ def listen(
         keep_days: studies whose results were delivered so long ago are removed; by default none are.
         **overrides: keys of the bundle's inference.yaml, such as preset, image_size, device.
     """
-    from synboost_monai.bundle_run import quiet_warnings
+    from synboost_monai.bundle_run import quiet_warnings, say_shipped_weights
     from synboost_monai.hospital.listen import run_listen
 
     quiet_warnings()
+    if checkpoint_path is None:
+        say_shipped_weights(bundle)
     code = run_listen(
         out_dir,
         bundle=bundle,
@@ -554,10 +558,12 @@ def label(
         **overrides: keys of the bundles' inference.yaml and train.yaml, such as preset, image_size, learning_rate; for one bundle of
             several --echo_cris.image_size 416.
     """
-    from synboost_monai.bundle_run import quiet_warnings
+    from synboost_monai.bundle_run import quiet_warnings, say_shipped_weights
     from synboost_monai.label.serve import run_label
 
     quiet_warnings()
+    for name in [] if checkpoint_path else filter(None, bundle.split(",")):
+        say_shipped_weights(name)
     run_label(
         studies,
         bundles=[word for word in bundle.split(",") if word],
@@ -577,24 +583,29 @@ def weights(
     output: str | None = None,
     *,
     architecture: str | None = None,
-    preset: str = "published",
+    preset: str | None = None,
     partial: bool = False,
     sha256: str | None = None,
+    dtype: str = "float32",
+    licence: str | None = None,
 ) -> None:
-    """List public weights, get them (checked by their hash), or convert them to a bundle's model.pt.
+    """List public weights, get them (checked by their hash), or convert them to a bundle's model.pt with its model.json.
 
     Args:
         action: list; get NAME FOLDER (the only use of the network in this software); convert FILE MODEL.PT.
         source: get: a name of the list. convert: a checkpoint, an archive, or a folder of transformers.
         output: get: where to put the file. convert: the model.pt to write, such as bundles/echo_clipseg/models/model.pt.
         architecture: convert: clipseg, cris or semantic_diffusion; told from the keys by default.
-        preset: convert: the size that the checkpoint was made with.
+        preset: convert: the size that the checkpoint was made with; by default what the model.json beside it says, else published.
         partial: convert: also take CLIP alone for CRIS; the rest is then random, good to start a training from.
         sha256: get: the hash to expect, for weights of which the list has none.
+        dtype: convert: float32, or float16 or bfloat16 for a file of half the size.
+        licence: convert: of the weights, for model.json.
     """
     from synboost_monai.weights import run_action
 
-    print(run_action(action, source, output, architecture=architecture, preset=preset, partial=partial, sha256=sha256))
+    choices = {"architecture": architecture, "preset": preset, "partial": partial, "dtype": dtype, "licence": licence}
+    print(run_action(action, source, output, sha256=sha256, **choices))
 
 
 def package(bundle: str, *, checkpoint_path: str | None = None, output: str | None = None, **overrides: Any) -> None:
@@ -607,8 +618,11 @@ def package(bundle: str, *, checkpoint_path: str | None = None, output: str | No
         overrides: keys of its inference.yaml that the weights need, such as --preset small --image_size 160; they become defaults of
             the package. --calibration_path packs a calibration.
     """
+    from synboost_monai.bundle_run import say_shipped_weights
     from synboost_monai.package import package_bundle
 
+    if checkpoint_path is None:
+        say_shipped_weights(bundle)
     path = package_bundle(bundle, output, checkpoint_path=checkpoint_path, overrides=overrides)
     print(f"package: {path}")
 
@@ -630,8 +644,11 @@ def export(
         output: the file; BUNDLE.onnx or BUNDLE.ts by default.
         overrides: keys of its inference.yaml that the weights need, such as --preset small --image_size 160.
     """
+    from synboost_monai.bundle_run import say_shipped_weights
     from synboost_monai.export import export_bundle
 
+    if checkpoint_path is None:
+        say_shipped_weights(bundle)
     path, difference = export_bundle(
         bundle, output, format=format, checkpoint_path=checkpoint_path, overrides=overrides
     )
@@ -672,10 +689,12 @@ def demo(
         **overrides: keys of the segmenter's inference.yaml, such as --preset small --image_size 128; with `synthesis.` before them of
             echo_semantic_diffusion's: --synthesis.preset small --synthesis.image_size 64.
     """
-    from synboost_monai.bundle_run import quiet_warnings
+    from synboost_monai.bundle_run import quiet_warnings, say_shipped_weights
     from synboost_monai.demo.serve import run_demo
 
     quiet_warnings()
+    if checkpoint_path is None:
+        say_shipped_weights(bundle)
     run_demo(
         bundle,
         checkpoint_path,

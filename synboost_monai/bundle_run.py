@@ -27,6 +27,7 @@ import yaml
 
 from synboost_monai.errors import user_error
 from synboost_monai.io import read_text
+from synboost_monai.model_card import check_fact, read_card
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -46,6 +47,8 @@ BASE_OF_CONFIG = {
 """Config that another one is merged onto when it does not define a network itself."""
 PROMPT_KEYS = ("prompt", "displayable_configs::prompt", "displayable_configs#prompt")
 """Keys of a segmenter's config that hold a free prompt."""
+WEIGHTS = "models/model.pt"
+"""Where a bundle keeps its weights, below its folder."""
 RUN_ARGUMENTS = ("run_id", "init_id", "final_id", "tracking")
 """Arguments of `monai.bundle run` which are not keys of a config."""
 
@@ -98,6 +101,55 @@ def bundle_dir(bundle: str | os.PathLike[str]) -> Path:
         f"bundle_run.py: no bundle {str(bundle)!r}{nearest(str(bundle), names)}; give the path, with a slash, of a folder with "
         f"configs/ such as ./{Path(bundle).name or 'FOLDER'}, or one of: {', '.join(names) or 'none found'}"
     )
+
+
+def bundle_weights(root: Path, given: str | os.PathLike[str] | None = None, flag: str = "--checkpoint_path") -> Path:
+    """File of weights: the given one, or the bundle's own.
+
+    Args:
+        root: folder of the bundle.
+        given: path, or None.
+        flag: that gives it.
+    Raises:
+        FileNotFoundError: if there are none; the message says how to get some.
+    """
+    path = root / WEIGHTS if given is None else Path(given).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such weights; give {flag}, a model.pt of a training of {root.name}. To train one: synboost run {root.name} "
+            f"train_small --dataset_dir DATA --output_dir OUT, then {flag} OUT/model.pt. Published weights: synboost weights list"
+        )
+    return path
+
+
+def is_segmenter(bundle: str | os.PathLike[str]) -> bool:
+    """Whether a bundle segments by prompts: its inference config lets a request change the prompt."""
+    return "prompt" in (_merged(config_files(bundle, "inference")).get("displayable_configs") or {})
+
+
+def say_shipped_weights(bundle: str | os.PathLike[str]) -> None:
+    """Print which weights a bundle has of its own, as the first line of a command that names none; nothing where there are none."""
+    path = bundle_dir(bundle) / WEIGHTS
+    if path.is_file():
+        card = read_card(path)
+        print(f"weights: {path} ({'no model.json says what they are' if card is None else card.title()})", flush=True)
+
+
+def parsed(parser: ConfigParser, key: str) -> Any:
+    """An entry of a config, with the user's mistake as the error where MONAI wraps it."""
+    try:
+        return parser.get_parsed_content(key)
+    except RuntimeError as error:
+        known = user_error(error)
+        if known is None:
+            raise
+        raise known from error
+
+
+def setting_of(parser: ConfigParser, key: str) -> Any:
+    """Value of a key of an inference config; of a fact of the model what `facts` has found."""
+    facts = parsed(parser, "facts") if "facts" in parser else {}
+    return facts[key] if key in facts else parsed(parser, key)
 
 
 def config_files(bundle: str | os.PathLike[str], config: str | Sequence[str]) -> list[Path]:
@@ -163,6 +215,8 @@ def check_overrides(files: Sequence[str | os.PathLike[str]], overrides: Mapping[
             from synboost_monai.prompts.understanding import understand_if_any  # here: not every verb needs numpy
 
             understand_if_any(checked[key])  # before anything is loaded
+        if key in config.get("facts", {}).get("said", {}) and checked[key] is not None:
+            check_fact(key, checked[key], f"{bundle}/{where}: --{key}")
     return checked
 
 
@@ -202,6 +256,10 @@ def run_bundle(
     values = {key: value if key in RUN_ARGUMENTS else as_literal(value) for key, value in checked.items()}
     values |= {key: "$None" for key, value in values.items() if value is None}  # MONAI passes over None
     configs_dir = files[0].parent
+    if "checkpoint_path" not in checked and _is_own_weights(_merged(files).get("checkpoint_path")):
+        bundle_weights(configs_dir.parent)
+        if os.environ.get("RANK", "0") == "0":
+            say_shipped_weights(configs_dir.parent)
     arguments: dict[str, Any] = {
         "config_file": [str(f) for f in files],
         "workflow_type": "train" if files[0].stem.endswith("train") else "infer",
@@ -287,6 +345,11 @@ def _config_file(root: Path, name: str) -> Path:
     raise FileNotFoundError(
         f"bundle_run.py: bundle {root.name} has no config {name!r}{nearest(name, have)}; it has {', '.join(have)}"
     )
+
+
+def _is_own_weights(path: Any) -> bool:
+    """Whether a config's checkpoint_path is the bundle's own weights."""
+    return isinstance(path, str) and path.replace('"', "'") == f"$@bundle_root + '/{WEIGHTS}'"
 
 
 def _merged(files: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from synboost_monai import __version__
-from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files, config_parser
+from synboost_monai.bundle_run import bundle_dir, config_files, is_segmenter, quiet_warnings
 from synboost_monai.io import atomic_path, read_text, sha256_of
+from synboost_monai.model_card import read_card
 from synboost_monai.paths import refuse_overwriting
+from synboost_monai.predictor import OpenBundle, open_bundle
 
 if TYPE_CHECKING:
-    from monai.bundle import ConfigParser
     from torch import Tensor, nn
 
 SUFFIX_OF_FORMAT = {"onnx": ".onnx", "torchscript": ".ts"}
@@ -45,34 +46,16 @@ class Difference(NamedTuple):
     """Largest difference of a probability."""
 
 
-def parsed_inference(bundle: str | os.PathLike[str], overrides: Mapping[str, Any]) -> tuple[ConfigParser, Path]:
-    """A bundle's inference config with overrides, and the checkpoint that it names.
+def loaded_network(opened: OpenBundle) -> nn.Module:
+    """The network of an open bundle on the CPU with its weights, in evaluation mode.
 
     Raises:
-        ValueError, FileNotFoundError: if there is no such bundle or key.
-    """
-    from synboost_monai.bundle_run import quiet_warnings
-
-    quiet_warnings()
-    files = config_files(bundle, "inference")
-    values = {**check_overrides(files, overrides), "bundle_root": str(files[0].parents[1])}
-    parser = config_parser(files, values)
-    return parser, Path(str(parser.get_parsed_content("checkpoint_path")))
-
-
-def loaded_network(parser: ConfigParser, checkpoint_path: Path) -> nn.Module:
-    """The config's network on the CPU with the weights of a file, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: if there is no such file; ValueError: if it does not fit.
+        ValueError: if they do not fit.
     """
     from synboost_monai.networks import load_weights
 
-    if not checkpoint_path.is_file():
-        raise FileNotFoundError(
-            f"{checkpoint_path}: no such weights; give --checkpoint_path, a model.pt of a training of this bundle"
-        )
-    return load_weights(parser.get_parsed_content("network_def"), checkpoint_path).requires_grad_(False).eval()
+    quiet_warnings()
+    return load_weights(opened.setting("network_def"), opened.checkpoint_path).requires_grad_(False).eval()
 
 
 def export_bundle(
@@ -100,15 +83,17 @@ def export_bundle(
     """
     if format not in SUFFIX_OF_FORMAT:
         raise ValueError(f"--format must be {' or '.join(SUFFIX_OF_FORMAT)}, got {format!r}")
-    parser, default_path = parsed_inference(bundle, overrides or {})
-    if "prompt" not in parser.config:
+    if not is_segmenter(bundle):
         raise ValueError(f"{bundle} is no segmenter's bundle; echo_clipseg and echo_cris can be exported")
-    weights_path = Path(checkpoint_path) if checkpoint_path is not None else default_path
+    opened = open_bundle(bundle, checkpoint_path, overrides)
+    weights_path = opened.checkpoint_path
     path = Path(output) if output is not None else Path(f"{bundle_dir(bundle).name}{SUFFIX_OF_FORMAT[format]}")
     refuse_overwriting([path], [weights_path, config_files(bundle, "inference")], "name another file with --output")
-    network = loaded_network(parser, weights_path)
-    settings = {key: parser.get_parsed_content(key) for key in SETTINGS}
+    network = loaded_network(opened)
+    settings = {key: opened.setting(key) for key in SETTINGS}
+    card = read_card(weights_path)
     settings |= {
+        "model_card": None if card is None else card.as_json(),
         "bundle": bundle_dir(bundle).name,
         "classes": json.loads(read_text(bundle_dir(bundle) / "configs/metadata.json"))["network_data_format"][
             "outputs"

@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,17 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def known_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, computed again only when it changed: weights are asked for theirs by whatever uses them."""
+    status = os.stat(path)
+    return _sha256_of_state(os.path.abspath(path), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _sha256_of_state(path: str, inode: int, size: int, mtime_ns: int) -> str:
+    return sha256_of(path)
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -18,9 +18,11 @@ import yaml
 
 from synboost_monai import __version__
 from synboost_monai.bundle_run import as_literal, bundle_dir, check_overrides, config_files
-from synboost_monai.export import loaded_network, parsed_inference
+from synboost_monai.export import loaded_network
 from synboost_monai.io import atomic_path, read_text, sha256_of
+from synboost_monai.model_card import card_path, read_card
 from synboost_monai.paths import refuse_overwriting
+from synboost_monai.predictor import open_bundle
 
 MODEL_KEYS = (
     "preset",
@@ -69,14 +71,20 @@ def package_bundle(
     root = bundle_dir(bundle)
     checked = check_overrides(config_files(bundle, "inference"), overrides or {})
     _check_keys(root, checked)
-    parser, default_path = parsed_inference(bundle, {k: v for k, v in checked.items() if k != "checkpoint_path"})
-    weights_path = Path(checkpoint_path) if checkpoint_path is not None else default_path
+    opened = open_bundle(bundle, checkpoint_path, {k: v for k, v in checked.items() if k != "checkpoint_path"})
+    weights_path = opened.checkpoint_path
     path = Path(output) if output is not None else Path(f"{root.name}.zip")
     if path.is_dir():
         path = path / f"{root.name}.zip"
-    packed = [weights_path, checked.get("calibration_path"), *(file for file in root.rglob("*") if file.is_file())]
+    card = read_card(weights_path)
+    packed = [
+        weights_path,
+        card_path(weights_path),
+        checked.get("calibration_path"),
+        *(file for file in root.rglob("*") if file.is_file()),
+    ]
     refuse_overwriting([path], packed, "name another file with --output")
-    network = loaded_network(parser, weights_path)
+    network = loaded_network(opened)
     _check_plain(weights_path)
 
     files = {
@@ -89,9 +97,12 @@ def package_bundle(
     if (root / "large_files.yml").is_file():
         files["large_files.yml"] = (root / "large_files.yml").read_bytes()
     sources = {"models/model.pt": weights_path}
+    if card is not None:
+        sources["models/model.json"] = card_path(weights_path)
     if checked.get("calibration_path") is not None:
         sources[f"models/{CALIBRATION}"] = _calibration(Path(str(checked["calibration_path"])), weights_path)
-    written = {k: as_literal(v) for k, v in checked.items()}
+    # what the weights are also stands in the configs: not everything that reads these finds the file beside the weights
+    written = {k: as_literal(v) for k, v in ({**card.facts, **checked} if card is not None else checked).items()}
     if checked.get("calibration_path") is not None:
         written["calibration_path"] = f"$@bundle_root + '/models/{CALIBRATION}'"
     for name in ("inference", "train"):
@@ -100,7 +111,7 @@ def package_bundle(
         values = {k: v for k, v in written.items() if k in known and (name == "inference" or k in MODEL_KEYS)}
         files[key] = with_values(files[key].decode(), values, f"{root.name}/{name}.yaml").encode()
     metadata = json.loads(files["configs/metadata.json"])
-    fit_metadata(metadata, int(parser.get_parsed_content("image_size")), network, checked)
+    fit_metadata(metadata, int(opened.setting("image_size")), network, written)
     files["configs/metadata.json"] = (json.dumps(metadata, indent=4, ensure_ascii=False) + "\n").encode()
     files["docs/README.md"] += _about_weights(sources, written).encode()
 

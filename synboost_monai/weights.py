@@ -11,13 +11,14 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from synboost_monai import __version__
-from synboost_monai.io import atomic_path, sha256_of
+from synboost_monai.io import sha256_of
+from synboost_monai.model_card import ModelCard, card_path, known_facts, read_card, write_model
 
 ACTIONS = ("list", "get", "convert")
 """What `synboost weights` does."""
@@ -25,6 +26,8 @@ ARCHITECTURES = ("clipseg", "cris", "semantic_diffusion")
 """Networks that weights can be converted to."""
 TIMEOUT_S = 60.0
 """Seconds without an answer after which a download counts as broken."""
+DTYPES = ("float32", "float16", "bfloat16")
+"""Types that weights can be written in."""
 _BLOCK_BYTES = 1 << 20
 """Bytes that are read at a time."""
 _MAX_BYTES = 4_000_000_000
@@ -154,15 +157,17 @@ def run_action(
     output: str | None = None,
     *,
     architecture: str | None = None,
-    preset: str = "published",
+    preset: str | None = None,
     partial: bool = False,
     sha256: str | None = None,
+    dtype: str = "float32",
+    licence: str | None = None,
 ) -> str:
     """What `synboost weights` does; the text to print.
 
     Args:
         action: `list`, `get` (source: name; output: file or folder) or `convert` (source: checkpoint; output: model.pt).
-        architecture, preset, partial: see `convert_weights`.
+        architecture, preset, partial, dtype, licence: see `convert_weights`.
         sha256: see `get_weights`.
     Raises:
         ValueError, FileNotFoundError: in one line, whatever a user can cause.
@@ -178,7 +183,7 @@ def run_action(
         raise ValueError(f"{action} needs two words, {words}; see `synboost weights --help`")
     if action == "get":
         return f"weights: {get_weights(source, output, sha256)}"
-    return convert_weights(source, output, architecture, preset, partial)
+    return convert_weights(source, output, architecture, preset, partial, dtype, licence)
 
 
 def weights_table() -> str:
@@ -383,18 +388,24 @@ def convert_weights(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     architecture: str | None = None,
-    preset: str = "published",
+    preset: str | None = None,
     partial: bool = False,
+    dtype: str = "float32",
+    licence: str | None = None,
 ) -> str:
-    """Write a published checkpoint as a bundle's model.pt: tensors only, our names, one flat state dict.
+    """Write a published checkpoint, or a model.pt of ours, as a bundle's model.pt: tensors only, our names, one flat state dict.
+
+    What is known of the weights is written beside them as model.json; that of the source, where it has one, goes on to hold.
 
     Args:
         source: file or folder, in any form that `networks.load_published` takes.
         output: the file, such as models/model.pt; or a folder, for a model.pt in it.
-        architecture: one of `ARCHITECTURES`; None: by the names in the checkpoint.
-        preset: that the checkpoint was made with.
+        architecture: one of `ARCHITECTURES`; None: by the source's model.json, or the names in the checkpoint.
+        preset: that the checkpoint was made with; None: by the source's model.json, else published.
         partial: take CLIP RN50 alone too: neck, decoder and projector of the CRIS are then random, so that it only serves to start
             a training.
+        dtype: of `DTYPES`; those of 16 bits make a file of half the size, which every network of ours loads.
+        licence: of the weights, for model.json; None: the source's.
     Returns:
         what was written, for the reader: architecture, parameters, SHA-256, licence.
     Raises:
@@ -408,10 +419,17 @@ def convert_weights(
     path = Path(output)
     if path.is_dir() or str(output).endswith(("/", os.sep)):
         path = path / "model.pt"
-    if path.exists():
-        raise ValueError(f"{path} is there already; name another file, or remove it")
+    for there in (path, card_path(path)):
+        if there.exists():
+            raise ValueError(f"{there} is there already; name another file, or remove it")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be {', '.join(DTYPES)}, got {dtype!r}")
     state_dict = published.read_published(Path(source))
     kind = published.kind_of_weights(state_dict)
+    known = read_card(source)
+    said = {} if preset is None else {"preset": preset}
+    facts = {"preset": "published", **known_facts(source, said, architecture=architecture), **said}
+    preset, architecture = str(facts["preset"]), architecture or (known.architecture if known is not None else None)
     if architecture is None and kind is None:
         raise ValueError(f"{source} is none of the networks known here; say which with --architecture")
     architecture = architecture or (kind.architecture if kind is not None else "")
@@ -424,26 +442,33 @@ def convert_weights(
         )
     network = _create(architecture, preset)
     published.load_published_state(network, state_dict, Path(source))
-    write_model(network, path)
+    card = known or ModelCard(architecture, facts, training={"converted_from": Path(source).name})
+    card = replace(card, facts=facts, licence=licence or (card.licence if known else _licence_of(source)))
+    card = write_model(_in_dtype(network, dtype), path, card) or card
     num_parameters = sum(p.numel() for p in network.parameters())
     lines = [
         f"weights: {path}",
         f"  network    {type(network).__name__} ({architecture}, preset {preset}), {num_parameters:,} parameters",
-        f"  sha256     {sha256_of(path)}",
-        f"  licence    {_licence_of(source)}",
+        f"  type       {card.dtype}, {path.stat().st_size:,} bytes",
+        f"  sha256     {card.weights_sha256}",
+        f"  licence    {card.licence}",
+        f"  says so    {card_path(path)}",
     ]
     if is_clip_alone:
         lines.append("  partial    neck, decoder and projector are random: use it as init_checkpoint only")
     return "\n".join(lines)
 
 
-def write_model(network: Any, path: str | os.PathLike[str]) -> None:
-    """Write a network's weights as `handlers.WriteWeights` does: a flat state dict of tensors, whole or not at all."""
+def _in_dtype(network: Any, dtype: str) -> dict[str, Any]:
+    """A network's weights in a type; whole numbers stay as they are."""
     import torch
 
-    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        torch.save(weights, file)  # an open file: torch would write the temporary name into it, and its hash would vary
+    weights = {}
+    for name, value in network.state_dict().items():
+        weights[name] = value.to(getattr(torch, dtype)) if value.is_floating_point() else value
+        if not weights[name].isfinite().all() and value.isfinite().all():
+            raise ValueError(f"{name} has values that {dtype} cannot hold; take --dtype bfloat16, or leave it out")
+    return weights
 
 
 def _create(architecture: str, preset: str) -> Any:

@@ -174,14 +174,14 @@ def make_inputs(work: Path) -> None:
     """Everything that a verb reads, tiny."""
     import torch
 
+    from synboost_monai.model_card import write_model
     from synboost_monai.networks import create_segmenter, create_semantic_diffusion_unet
-    from synboost_monai.weights import write_model
 
     at = work / "inputs"
     at.mkdir(parents=True)
     torch.manual_seed(0)
-    write_model(create_segmenter("cris", "small"), at / "cris.pt")
-    write_model(create_semantic_diffusion_unet("small"), at / "diffusion.pt")
+    write_model(create_segmenter("cris", "small").state_dict(), at / "cris.pt")
+    write_model(create_semantic_diffusion_unet("small").state_dict(), at / "diffusion.pt")
     (at / "images").mkdir()
     (at / "input.yaml").write_text(f"modality: ultrasound\ndatalist: {at}/real/datalist.json\ndataroot: {at}/real\n")
     for words in (

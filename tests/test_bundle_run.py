@@ -23,6 +23,7 @@ from synboost_monai.bundle_run import (
     run_bundle,
 )
 from synboost_monai.errors import one_line, user_error
+from synboost_monai.model_card import PUBLISHED_FACTS
 
 CONFIG = """\
 bundle_root: .
@@ -205,6 +206,7 @@ def test_each_text_of_a_shipped_config_is_what_was_given(name: str) -> None:
         files = config_files(name, file.stem)
         config = yaml.safe_load(file.read_text())
         keys = [k for k, v in config.items() if v is None or isinstance(v, str) and k != "device" and "::" not in k]
+        keys = [k for k in keys if not any(k in facts for facts in PUBLISHED_FACTS.values())]  # checked at the door
         for shift in (0, 8):  # each key gets two of the texts, each text goes to several keys
             given = {key: TEXTS[(i + shift) % len(TEXTS)] for i, key in enumerate(keys)}
             checked = check_overrides(files, {key: text for key, text in given.items() if key != "prompt"})

@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "io",
             "formats",
             "csv_files",
+            "model_card",
             "paths",
             "processes",
         }
@@ -31,7 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"dicom"}),
     frozenset({"prompts", "transforms", "networks", "diffusion", "metrics", "losses"}),
     frozenset({"inferers", "handlers", "data", "onnx_segmenter"}),
-    frozenset({"bundle_run", "weights", "export", "package"}),
+    frozenset({"bundle_run", "weights", "export", "package", "predictor"}),
     frozenset({"experiments", "auto3dseg", "hospital", "label"}),
     frozenset({"demo"}),
     frozenset({"__main__"}),

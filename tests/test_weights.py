@@ -8,6 +8,7 @@ import http.server
 import threading
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from synboost_monai import weights
+from synboost_monai.model_card import PUBLISHED_FACTS, new_card, read_card, resolve_facts, write_model
 from synboost_monai.networks import create_segmenter, create_semantic_diffusion_unet, load_weights
 from synboost_monai.weights import PublicWeights, convert_weights, get_weights, run_action, weights_table
 
@@ -385,6 +387,51 @@ def test_same_checkpoint_gives_the_same_file(tmp_path: Path) -> None:
     for name in ("one", "two"):
         convert_weights(tmp_path / "a.bin", tmp_path / f"{name}.pt", preset="tiny")
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
+
+
+def test_what_is_known_of_weights_goes_on_to_be_known(tmp_path: Path) -> None:
+    facts = {"architecture": "clipseg", **PUBLISHED_FACTS["clipseg"], "preset": "tiny", "image_size": 32}
+    source = tiny("clipseg")
+    card = replace(new_card(facts, {"seed": 3}, "P7"), measured={"val_mean_dice": 0.9})
+    write_model(source.state_dict(), tmp_path / "model.pt", card)
+    words = [str(tmp_path / "model.pt"), str(tmp_path / "half" / "model.pt")]
+    text = run_action("convert", *words, dtype="float16", licence="Apache-2.0")
+    assert "clipseg, preset tiny" in text and "float16" in text and "licence    Apache-2.0" in text
+    half = read_card(words[1])
+    assert half is not None and half.facts == card.facts and half.measured == card.measured
+    assert (half.dtype, half.licence, half.training, half.prompt_level) == ("float16", "Apache-2.0", {"seed": 3}, "P7")
+    sizes = [Path(path).stat().st_size for path in words]
+    assert sizes[1] < 0.6 * sizes[0]
+    loaded = load_weights(tiny("clipseg", 1), words[1])
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert is_equal(
+        loaded, {k: v.half().float() if v.is_floating_point() else v for k, v in source.state_dict().items()}
+    )
+    with pytest.raises(ValueError, match="made with preset tiny, but --preset says small"):
+        run_action("convert", words[0], str(tmp_path / "no"), preset="small")
+    with pytest.raises(ValueError, match="dtype must be float32, float16, bfloat16, got 'int8'"):
+        run_action("convert", words[0], str(tmp_path / "no.pt"), dtype="int8")
+    (tmp_path / "in_the_way.json").write_text("{}")
+    with pytest.raises(ValueError, match="in_the_way.json is there already"):
+        run_action("convert", words[0], str(tmp_path / "in_the_way.pt"))
+
+
+def test_weights_of_which_little_is_known_say_so(tmp_path: Path) -> None:
+    torch.save(tiny("cris").state_dict(), tmp_path / "a.bin")
+    convert_weights(tmp_path / "a.bin", tmp_path / "model.pt", preset="tiny")
+    card = read_card(tmp_path / "model.pt")
+    assert card is not None and card.facts == {"preset": "tiny"} and card.training == {"converted_from": "a.bin"}
+    # how the published code padded is not known of a file: it may be said
+    assert resolve_facts("cris", tmp_path / "model.pt", {"padding_id": 49407})["preset"] == "tiny"
+
+
+def test_values_too_large_for_half_precision_are_refused(tmp_path: Path) -> None:
+    state = tiny("clipseg").state_dict()
+    next(value for value in state.values() if value.ndim == 2)[0, 0] = 1e6
+    torch.save(state, tmp_path / "a.bin")
+    with pytest.raises(ValueError, match="cannot hold; take --dtype bfloat16"):
+        convert_weights(tmp_path / "a.bin", tmp_path / "model.pt", preset="tiny", dtype="float16")
+    assert not (tmp_path / "model.pt").exists()
 
 
 def test_cris_with_its_own_longest_prompt_loads_in_the_bundle(tmp_path: Path) -> None:

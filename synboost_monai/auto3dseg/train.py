@@ -19,7 +19,7 @@ from synboost_monai.auto3dseg.settings import (
     bundle_training,
     read_hyper_parameters,
 )
-from synboost_monai.bundle_run import config_files, config_parser, literal, run_bundle
+from synboost_monai.bundle_run import config_files, config_parser, literal, run_bundle, setting_of
 from synboost_monai.errors import in_one_line
 from synboost_monai.io import atomic_write_text, read_text
 from synboost_monai.prompts import LEVELS, prompt_levels
@@ -135,6 +135,6 @@ def inference_facts(bundle: str, config: str, overrides: Mapping[str, Any]) -> d
 
     parser = config_parser(config_files(bundle, config), overrides)
     known = ConfigParser.load_config_files([str(file) for file in config_files(bundle, "inference")])
-    facts = {key: parser.get_parsed_content(key) for key in _FACTS if key in known and key in parser.get()}
+    facts = {key: setting_of(parser, key) for key in _FACTS if key in known and key in parser.get()}
     levels = prompt_levels(parser.get_parsed_content("val_prompt_level"))
     return {**facts, "prompt_level": max(levels, key=LEVELS.index)}

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files
+from synboost_monai.bundle_run import WEIGHTS, bundle_dir, check_overrides, config_files
 from synboost_monai.demo.sources import SESSION_PREFIX, checked_folder
 from synboost_monai.door import LOOPBACK, Door, addresses_of, checked_token, own_hosts
 from synboost_monai.formats.bounded import MAX_PLANE_PIXELS
@@ -249,7 +249,6 @@ def _check_gradio() -> None:
 
 def _synthesiser(checkpoint_path: str | None, overrides: Mapping[str, Any]) -> Synthesiser | str:
     """The second tab's model, or what to say without its weights."""
-    from synboost_monai.demo.segmenting import WEIGHTS
     from synboost_monai.demo.synthesising import BUNDLE, HOW_TO_TRAIN, Synthesiser
 
     check_overrides(config_files(BUNDLE, "inference"), overrides)

@@ -12,14 +12,13 @@ from synboost_monai.data import list_images, list_label_maps
 from synboost_monai.data.phantom import draw_phantom_frames, draw_phantom_patient
 from synboost_monai.data.synthetic_writers import write_nifti
 from synboost_monai.io import IMAGE_SUFFIXES, image_suffix, is_dicom
+from synboost_monai.predictor import ATTRIBUTES
 from synboost_monai.records import PHASES, VIEWS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality")
-"""What the page shows of an image and lets be changed; prompts say it. Nothing else of a file's header is looked at."""
 SESSION_PREFIX = "synboost-demo-"
 """How the name of the folder begins that holds uploads and results while the page is served."""
 PHANTOM_HEIGHT = 320
@@ -32,7 +31,7 @@ class Source:
 
     path: Path
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """Of `ATTRIBUTES`, and `is_synthetic`: what is known beside the file."""
+    """Of `predictor.ATTRIBUTES`, and `is_synthetic`: what is known beside the file."""
     label_map: NDArray[np.uint8] | None = None
     """(H, W), classes 0..3: what it was drawn from, where that is known."""
 

@@ -17,12 +17,12 @@ import torch
 from monai.transforms import Compose
 from torch import Tensor
 
-from synboost_monai.bundle_run import check_overrides, config_files, config_parser
+from synboost_monai.bundle_run import parsed
 from synboost_monai.data.synthetic import spacing_in_square
 from synboost_monai.data.synthetic_writers import write_nifti
-from synboost_monai.demo.segmenting import applied, checked_weights, parsed
 from synboost_monai.demo.sources import LabelSource, Source
 from synboost_monai.networks import load_weights
+from synboost_monai.predictor import open_bundle, unwrapped
 from synboost_monai.transforms.label_map_array import colour_sector_label_map
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ HIGHEST_STRENGTH = 2.0
 """Of a perturbation in the page; 1 is published."""
 HOW_TO_TRAIN = (
     "synboost run echo_semantic_diffusion train_small --dataset_dir DATA --output_dir OUT",
-    "--synthesis_checkpoint_path OUT/model.pt --synthesis.preset small",
+    "--synthesis_checkpoint_path OUT/model.pt",
 )
 """Command that makes weights, and the flags of `synboost demo` that use them."""
 
@@ -109,18 +109,15 @@ class Synthesiser:
     def __init__(
         self, checkpoint_path: str | None = None, overrides: Mapping[str, Any] | None = None, bundle: str = BUNDLE
     ) -> None:
-        files = config_files(bundle, "inference")
-        root = files[0].parents[1]
         ours = {"images_at_once": 1, "num_threads": torch.get_num_threads(), "num_variations": 1}
-        values = check_overrides(files, {**ours, **(overrides or {})})
-        path = checked_weights(root, checkpoint_path, "--synthesis_checkpoint_path", *HOW_TO_TRAIN)
-        self._parser = config_parser(files, values | {"bundle_root": str(root), "checkpoint_path": str(path)})
-        self.network = parsed(self._parser, "network")
-        self._inferer = parsed(self._parser, "inferer")
-        load_weights(self.network, str(path))
+        values = {**ours, **(overrides or {})}
+        opened = open_bundle(bundle, checkpoint_path, values, flag="--synthesis_checkpoint_path")
+        self._parser = opened.parser
+        self.network, self._inferer = opened.setting("network"), opened.setting("inferer")
+        load_weights(self.network, opened.checkpoint_path)
         self.network.eval()
-        self.device = torch.device(parsed(self._parser, "device"))
-        self.image_size = int(parsed(self._parser, "image_size"))
+        self.device = torch.device(opened.setting("device"))
+        self.image_size = int(opened.setting("image_size"))
         multiple = int(getattr(self.network, "size_multiple", 1))
         if self.image_size % multiple:
             raise ValueError(
@@ -152,7 +149,7 @@ class Synthesiser:
         with self._lock:
             self._parser["perturbation_strength"] = float(strength)
             preprocessing = parsed(self._parser, "preprocessing")
-        item = applied(preprocessing, item)
+        item = unwrapped(preprocessing, item)
         label_map = torch.as_tensor(item["label"])[0].to(torch.uint8).numpy()
         sector_label_map = torch.as_tensor(item["sector_label_map"])[0].numpy()
         return Condition(
@@ -212,7 +209,7 @@ class Synthesiser:
                     pred = self._inferer(label_onehot, self.network, torch.tensor([seed]), class_labels)
                 finally:
                     self._inferer.on_images = None
-            item = applied(self._finish, {**condition.item, "pred": pred[0]})
+            item = unwrapped(self._finish, {**condition.item, "pred": pred[0]})
             image = torch.as_tensor(item["pred"])[0].cpu().numpy().round().astype(np.uint8)
             sampling.items.put(Step(total, total, image, Synthetic(image, condition)))
         except _StoppedError:

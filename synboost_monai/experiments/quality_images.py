@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from synboost_monai.bundle_run import check_overrides, config_files, config_parser
+from synboost_monai.bundle_run import check_overrides, config_files, config_parser, setting_of
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.data.splits import SECTIONS
 from synboost_monai.errors import user_error
@@ -123,7 +123,7 @@ class JudgingSegmenter:
         self.postprocessing = Compose([step for step in finishing if isinstance(step, RestoreLabelMapd)])
         self.device = next(self.network.parameters()).device
         self.checkpoint_path = Path(checkpoint_path)
-        settings = {key: parser.get_parsed_content(key) for key in ("preset", "image_size", "prompt_level")}
+        settings = {key: setting_of(parser, key) for key in ("preset", "image_size", "prompt_level")}
         self.facts = {"bundle": Path(bundle).name, **settings}
 
         encoder = self.network.image_encoder

@@ -11,6 +11,7 @@ import os
 import random
 import sys
 from collections.abc import Mapping, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -26,6 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from synboost_monai.io import atomic_path
 from synboost_monai.labels import STRUCTURES
+from synboost_monai.model_card import ModelCard, card_path, write_model
 from synboost_monai.networks.checkpoints import read_checkpoint
 from synboost_monai.networks.lora import merged_state_dict
 from synboost_monai.paths import append_own, refuse_overwriting
@@ -119,7 +121,7 @@ class KeepInputs:
         self,
         inputs: Sequence[Any],
         output_dir: str | os.PathLike[str],
-        names: Sequence[str] = ("model.pt", "history.csv", "log.txt", "resume.ckpt"),
+        names: Sequence[str] = ("model.pt", "model.json", "history.csv", "log.txt", "resume.ckpt"),
     ) -> None:
         self.inputs = inputs
         self.paths = [Path(output_dir, name) for name in names]
@@ -281,7 +283,7 @@ class Resume:
 
 
 class WriteWeights:
-    """Writes a network's weights: tensors alone, one flat state dict, low-rank adapters merged, whole or not at all.
+    """Writes a network's weights, tensors alone in one flat state dict, low-rank adapters merged, and model.json, which says what they are.
 
     Args:
         network: what to write (for an average, the averaged copy).
@@ -289,19 +291,27 @@ class WriteWeights:
         key_metric: attached to a validator: written whenever this metric is the best so far. None: written after each `interval`
             epochs of the trainer, the last one stays.
         interval: see above.
+        card: of the training (`model_card.new_card`); each writing adds what was measured. None: no model.json.
     """
 
     def __init__(
-        self, network: nn.Module, path: str | os.PathLike[str], key_metric: str | None = None, interval: int = 1
+        self,
+        network: nn.Module,
+        path: str | os.PathLike[str],
+        key_metric: str | None = None,
+        interval: int = 1,
+        card: ModelCard | None = None,
     ) -> None:
         self.network = network
+        self.card = card
         self.path = Path(path)
         self.key_metric = key_metric
         self.interval = interval
         self.best = -math.inf
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED(once=1), lambda engine: _remove_leftovers(self.path))
+        for path in (self.path, card_path(self.path)):
+            engine.add_event_handler(Events.STARTED(once=1), lambda engine, path=path: _remove_leftovers(path))
         if self.key_metric is not None:
             engine.add_event_handler(Events.COMPLETED, self.write_best)
         else:
@@ -319,11 +329,9 @@ class WriteWeights:
     def write(self, engine: Engine) -> None:
         """Write the weights as they are now."""
         if is_main_process():
-            weights = {n: value.detach().cpu().contiguous() for n, value in merged_state_dict(self.network).items()}
-            with atomic_path(self.path) as temporary, open(temporary, "wb") as file:
-                torch.save(
-                    weights, file
-                )  # an open file: torch would write the temporary name into it, and its hash would vary
+            metrics = {name: value for name, value in engine.state.metrics.items() if isinstance(value, float)}
+            card = self.card and replace(self.card, measured={"epoch": engine.state.epoch, **metrics})
+            write_model(merged_state_dict(self.network), self.path, card)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

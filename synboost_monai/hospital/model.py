@@ -12,7 +12,6 @@ import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +19,10 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from synboost_monai.bundle_run import check_overrides, config_files, config_parser
-from synboost_monai.io import sha256_of
+from synboost_monai.io import known_sha256
 from synboost_monai.labels import LEFT_VENTRICULAR_CAVITY, STRUCTURES
 from synboost_monai.letterbox import LetterboxGeometry, letterbox_geometry
+from synboost_monai.predictor import open_bundle
 from synboost_monai.prompts import prompt_text
 from synboost_monai.transforms import PromptTokensd, RestoreLabelMapd
 from synboost_monai.transforms.array import letterbox_frames, normalise_image
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 
 FIRST_LEVEL = "P1"
 """Prompts of a frame of which nothing is known but the structure."""
-WEIGHTS = "models/model.pt"
-"""Where a bundle keeps its weights, below its folder."""
 RESULT_KEYS = (
     *("preset", "image_size", "keep_aspect", "mask_padding", "padding_id", "image_mean", "image_std", "dtype", "autocast_dtype"),
     *("prompt_level", "prompt_ensemble", "domain_word", "threshold", "keep_largest", "fill_holes", "review_below", "anatomy_ranges"),
@@ -78,25 +75,15 @@ class EchoSegmenter:
     def __init__(
         self, bundle: str, checkpoint_path: str | None = None, overrides: Mapping[str, Any] | None = None
     ) -> None:
-        files = config_files(bundle, "inference")
-        root = files[0].parents[1]
-        self.checkpoint_path = Path(checkpoint_path) if checkpoint_path else root / WEIGHTS
-        if not self.checkpoint_path.is_file():
-            raise FileNotFoundError(
-                f"{self.checkpoint_path}: no such weights; give --checkpoint_path, a model.pt of a training of this bundle"
-            )
-        values = {**check_overrides(files, overrides or {}), "bundle_root": str(root)}
-        values["checkpoint_path"] = str(self.checkpoint_path)
-        self.parser = config_parser(files, values)
-        self.name = root.name
-        self.settings = {key: self.parser.get_parsed_content(key) for key in RESULT_KEYS}
-        if self.parser.get_parsed_content("prompt"):
+        opened = open_bundle(bundle, checkpoint_path, overrides)
+        self.name, self.checkpoint_path = opened.name, opened.checkpoint_path
+        self.settings = {key: opened.setting(key) for key in RESULT_KEYS}
+        if opened.setting("prompt"):
             raise ValueError("a study is segmented into all structures: leave `prompt` empty")
-        self.device = torch.device(self.parser.get_parsed_content("device"))
-        self.network = self.parser.get_parsed_content("network").eval()
-        self.inferer = self.parser.get_parsed_content("inferer")
-        self.assessor = self.parser.get_parsed_content("doubt")
-        self.batch_size = int(self.parser.get_parsed_content("batch_size"))
+        self.device = torch.device(opened.setting("device"))
+        self.network = opened.setting("network").eval()
+        self.inferer, self.assessor = opened.setting("inferer"), opened.setting("doubt")
+        self.batch_size = int(opened.setting("batch_size"))
         self.network_seconds = 0.0
         self._lock = threading.Lock()  # several studies share the network
         self._restore = RestoreLabelMapd(
@@ -109,7 +96,7 @@ class EchoSegmenter:
     @cached_property
     def weights_sha256(self) -> str:
         """SHA-256 of the file of weights."""
-        return sha256_of(self.checkpoint_path)
+        return known_sha256(self.checkpoint_path)
 
     @cached_property
     def settings_digest(self) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 from synboost_monai import __version__
-from synboost_monai.bundle_run import as_literal, bundle_dir, check_overrides
-from synboost_monai.io import atomic_path, sha256_of
+from synboost_monai.bundle_run import WEIGHTS, as_literal, bundle_dir, bundle_weights, check_overrides, is_segmenter
+from synboost_monai.io import sha256_of
+from synboost_monai.model_card import known_facts, read_card, write_model
 
 STOCK_APP = "monailabel/sample-apps/monaibundle"
 """The sample app for bundles, below the prefix that MONAI Label is installed to."""
@@ -25,8 +26,6 @@ STOCK_MODULE = "monaibundle_app"
 """The stock app's main.py under another name, since ours takes its place."""
 RECORD_NAME = "synboost.json"
 """What an app folder was made of."""
-WEIGHTS = "models/model.pt"
-"""Weights of a bundle, below its folder; MONAI Label serves these, and its training writes them anew."""
 
 _REFUSED = {
     "bundle_root": "the app folder decides it",
@@ -103,16 +102,14 @@ def plan_bundles(
             raise ValueError(f"label: --{key} is for the bundle {name}, but {', '.join(names)} will be served")
     planned = []
     for i, folder in enumerate(folders):
-        if not (folder / "configs/inference.yaml").is_file() or not _is_segmenter(folder):
+        if not (folder / "configs/inference.yaml").is_file() or not is_segmenter(folder):
             raise ValueError(f"label: {folder.name} does not segment; MONAI Label can serve echo_clipseg and echo_cris")
-        checkpoint_path = Path(checkpoint_paths[i]) if checkpoint_paths else folder / WEIGHTS
-        if not checkpoint_path.is_file():
-            raise FileNotFoundError(
-                f"{checkpoint_path}: no such weights; give --checkpoint_path, a model.pt of a training of {folder.name}"
-            )
+        checkpoint_path = bundle_weights(folder, checkpoint_paths[i] if checkpoint_paths else None)
         own = {key: value for key, value in overrides.items() if "." not in key}
         own |= {k.partition(".")[2]: value for k, value in overrides.items() if k.startswith(f"{folder.name}.")}
-        planned.append(ServedBundle(folder, checkpoint_path, _checked(folder, own)))
+        checked = _checked(folder, own)
+        # into the configs as well: MONAI Label takes parts of them without the weights' place
+        planned.append(ServedBundle(folder, checkpoint_path, {**known_facts(checkpoint_path, checked), **checked}))
     return planned
 
 
@@ -197,12 +194,6 @@ def with_values(text: str, values: Mapping[str, Any]) -> str:
 # ---- helpers
 
 
-def _is_segmenter(folder: Path) -> bool:
-    """Whether a bundle lets a request change its prompt, as segmenters do."""
-    config = yaml.safe_load((folder / "configs/inference.yaml").read_text(encoding="utf-8"))
-    return "prompt" in config.get("displayable_configs", {})
-
-
 def _checked(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides in the types of the configs; a key may be of inference.yaml, of train.yaml or of both."""
     inference, train = folder / "configs/inference.yaml", folder / "configs/train.yaml"
@@ -262,13 +253,13 @@ def _copy_bundle(bundle: ServedBundle, target: Path) -> None:
 
 def _write_weights(bundle: ServedBundle, target: Path) -> None:
     """Weights as MONAI Label loads them, one flat state dict; of weights that do not fit it only warns, and serves noise."""
-    import torch
     from monai.bundle import ConfigParser
 
     from synboost_monai.networks import load_weights
 
     parser = ConfigParser()
     parser.read_config(str(target / "configs/inference.yaml"))
+    parser.update({"checkpoint_path": None})  # what the weights are stands in the config already
     network = parser.get_parsed_content("network_def")
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     try:
@@ -281,5 +272,4 @@ def _write_weights(bundle: ServedBundle, target: Path) -> None:
             f"{bundle.checkpoint_path}: {grown[0]} is {tuple(weights[grown[0]].shape)}, but MONAI Label loads it into "
             f"{tuple(shapes[grown[0]])}; these weights work with `synboost segment`, or here after a training from them"
         )
-    with atomic_path(target / WEIGHTS) as temporary:
-        torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary)
+    write_model(weights, target / WEIGHTS, read_card(bundle.checkpoint_path))

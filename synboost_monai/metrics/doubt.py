@@ -13,12 +13,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from synboost_monai.io import sha256_of
+from synboost_monai.io import known_sha256
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.anatomy import ADULT_RANGES, MEASURES, AnatomyProblem, examine_anatomy, out_of_range
 from synboost_monai.metrics.calibration import FEATURES, Calibration, rank_correlation, read_calibration
@@ -138,10 +138,7 @@ class DoubtAssessor:
     @cached_property
     def model_sha256(self) -> str | None:
         """SHA-256 of the weights."""
-        if self.checkpoint_path is None:
-            return None
-        status = os.stat(self.checkpoint_path)
-        return _sha256_once(os.path.abspath(self.checkpoint_path), status.st_size, status.st_mtime_ns)
+        return None if self.checkpoint_path is None else known_sha256(self.checkpoint_path)
 
     def __call__(
         self,
@@ -353,12 +350,6 @@ def doubt_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 # ---- helpers
-
-
-@lru_cache(maxsize=8)
-def _sha256_once(path: str, size: int, mtime_ns: int) -> str:
-    """SHA-256 of a file, computed again when it changed; MONAI Label makes an assessor for every request."""
-    return sha256_of(path)
 
 
 def _reason(code: str, structure: str | None, message: str) -> dict[str, Any]:

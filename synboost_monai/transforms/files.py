@@ -6,6 +6,7 @@ transposes, writing transposes back. H, W: native rows and columns. T: frames of
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,6 +93,47 @@ def load_echo(
     dtype = np.uint8 if sequences and frames.pixels.dtype == np.uint8 else np.float32
     pixels = torch.from_numpy(np.require(frames.pixels, dtype, ["C", "W"]))  # copied only where it must be
     return MetaTensor(pixels, affine=torch.from_numpy(grid.affine), meta=meta), grid.spacing_mm
+
+
+def echo_of_array(pixels: Any, spacing_mm: Sequence[float] | None = None) -> tuple[MetaTensor, Tensor]:
+    """Take an image or clip that is in memory, in display order, as `load_echo` gives one of a file.
+
+    Args:
+        pixels: (H, W), or (T, H, W); grey levels of any number type.
+        spacing_mm: (row, column); None: a pixel is taken as 1 mm.
+    Returns:
+        pixels (T, H, W), float32 (bytes stay uint8); spacing_mm (2,).
+    Raises:
+        ValueError: if it has other axes, is empty or too small, or a number is none.
+    """
+    array = np.asarray(pixels)
+    if array.ndim not in (2, 3) or array.size == 0 or array.dtype.kind not in "buif":
+        raise ValueError(
+            f"expected grey levels (H, W), or (T, H, W) of a clip, got an array {array.shape} of {array.dtype}"
+        )
+    if array.ndim == 3 and array.shape[-1] <= 4:
+        raise ValueError(
+            f"expected grey levels (H, W), or (T, H, W) of a clip, got an array {array.shape}: a colour image is to be made grey"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError("expected grey levels, got an array with NaN or infinite values")
+    frames = array[None] if array.ndim == 2 else array
+    spacing = (1.0, 1.0) if spacing_mm is None else tuple(float(s) for s in spacing_mm)
+    if len(spacing) != 2 or not all(0 < s < math.inf for s in spacing):
+        raise ValueError(f"spacing_mm is (row, column), two lengths above 0, got {spacing_mm}")
+    affine = torch.diag(torch.tensor([-spacing[1], -spacing[0], 1.0, 1.0], dtype=torch.float64))
+    meta = {
+        "filename_or_obj": "array",
+        "original_affine": affine.numpy(),
+        "spatial_shape": np.array([*frames.shape[:0:-1], len(frames)]),
+        REGION_KEY: np.array([0, 0, *frames.shape[1:]]),
+        FULL_SHAPE_KEY: np.array(frames.shape[1:]),
+        CALIBRATED_KEY: spacing_mm is not None,
+    }
+    dtype = np.uint8 if frames.dtype == np.uint8 else np.float32
+    image = MetaTensor(torch.from_numpy(np.array(frames, dtype, order="C")), affine=affine, meta=meta)
+    check_image_size(image, "array")
+    return image, torch.tensor(spacing, dtype=torch.float64)
 
 
 def check_image_size(image: Tensor, path: str) -> None:

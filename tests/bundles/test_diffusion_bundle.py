@@ -72,6 +72,12 @@ def synthesise(datalist_dir: Path, trained: Path, tmp_path: Path) -> Callable[..
     return run
 
 
+@pytest.fixture
+def without_card(trained: Path, tmp_path: Path) -> str:
+    """The same weights alone: nothing says what they are, so the user may."""
+    return str(shutil.copy(trained / "model.pt", tmp_path / "alone.pt"))
+
+
 def pixels(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj)
 
@@ -82,7 +88,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_training_writes_averaged_weights_and_logs(trained: Path):
     weights = torch.load(trained / "model.pt", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in weights.values())
-    assert sorted(p.name for p in trained.iterdir()) == [".lock", "log.txt", "model.pt", "tensorboard"]
+    assert sorted(p.name for p in trained.iterdir()) == [".lock", "log.txt", "model.json", "model.pt", "tensorboard"]
     assert "val_loss" in (trained / "log.txt").read_text()
 
 
@@ -247,8 +253,8 @@ def test_all_formats_and_repeats(synthesise: Callable[..., Path]):
     np.testing.assert_array_equal(pixels(out / "labels" / one.name), pixels(out / "labels" / other.name))
 
 
-def test_squashed_images_fill_the_square_and_say_their_spacing(synthesise: Callable[..., Path]):
-    out = synthesise(keep_aspect=False, sections="validation", limit=1)
+def test_squashed_images_fill_the_square_and_say_their_spacing(synthesise: Callable[..., Path], without_card: str):
+    out = synthesise(keep_aspect=False, sections="validation", limit=1, checkpoint_path=without_card)
     image = nib.load(next((out / "images").iterdir()))
     np.testing.assert_allclose(image.header.get_zooms(), (2.0 * 40 / 32, 1.5 * 48 / 32))  # 48 x 40 px of 1.5 x 2 mm
     assert np.asarray(image.dataobj)[:, [1, -1]].any(axis=0).all()  # no padding above and below
@@ -350,9 +356,11 @@ def test_checkpoint_of_another_architecture_writes_nothing(synthesise: Callable[
     assert not (tmp_path / "synthetic").exists()
 
 
-def test_size_that_the_network_cannot_halve_writes_nothing(synthesise: Callable[..., Path], tmp_path: Path):
+def test_size_that_the_network_cannot_halve_writes_nothing(
+    synthesise: Callable[..., Path], without_card: str, tmp_path: Path
+):
     with pytest.raises(ValueError, match="image_size is 30 px but this network halves its grid to multiples of 4 px"):
-        synthesise(image_size=30)
+        synthesise(image_size=30, checkpoint_path=without_card)
     assert not (tmp_path / "synthetic").exists()
 
 
@@ -361,6 +369,17 @@ def test_empty_folder_writes_nothing(synthesise: Callable[..., Path], tmp_path: 
     with pytest.raises(ValueError, match="no label maps"):
         synthesise(dataset_dir=str(tmp_path / "empty"))
     assert not (tmp_path / "synthetic").exists()
+
+
+def test_weights_know_what_they_are(synthesise: Callable[..., Path], trained: Path):
+    card = json.loads((trained / "model.json").read_text())
+    assert (card["architecture"], card["preset"], card["image_size"]) == ("semantic_diffusion", "tiny", 32)
+    assert card["measured"]["epoch"] == TRAIN["max_epochs"] and "num_class_embeds" in card
+    with pytest.raises(ValueError, match="made with image_size 32, but --image_size says 30; leave --image_size out"):
+        synthesise(image_size=30)
+    said = synthesise("said", sections="validation", limit=1)
+    unsaid = synthesise("unsaid", sections="validation", limit=1, preset=None, image_size=None)
+    assert same_but_for_the_folder(files_of(said), files_of(unsaid))
 
 
 def test_misspelt_key_is_refused(synthesise: Callable[..., Path]):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from synboost_monai.bundle_run import bundle_dir, config_files, run_bundle
 from synboost_monai.diffusion import DiffusionPrepareBatch, HybridLoss
 from synboost_monai.labels import NUM_VIEW_PHASE_CLASSES
+from synboost_monai.model_card import PUBLISHED_FACTS
 from synboost_monai.networks import create_semantic_diffusion_unet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +112,12 @@ def tiny(**options: Any) -> nn.Module:
 
 def test_defaults_are_the_published_recipe(parsed: Callable[..., Any]):
     """As the public code was called: image_train.py with config.py and the arguments of its README, 8 processes."""
-    config = read_config("train")
+    config = {key: value for key, value in read_config("train").items() if value is not None}
+    config = {
+        **dict.fromkeys(("max_epochs", "min_snr_gamma", "init_checkpoint")),
+        **PUBLISHED_FACTS["semantic_diffusion"],
+        **config,
+    }
     published = {
         "preset": "published",
         "image_size": 256,
@@ -363,13 +369,16 @@ def test_training_killed_for_good_goes_on_to_the_same_file(launched: Path, name:
     assert sorted(p.name for p in (launched / f"{name}_killed").iterdir()) == [
         ".lock",
         "log.txt",
+        "model.json",
         "model.pt",
         "tensorboard",
     ]
 
 
 def test_rank_0_alone_writes(launched: Path):
-    assert sorted(p.name for p in (launched / "two_0").iterdir()) == [".lock", "log.txt", "model.pt", "tensorboard"]
+    assert sorted(p.name for p in (launched / "two_0").iterdir()) == [
+        *(".lock", "log.txt", "model.json", "model.pt", "tensorboard")
+    ]
     assert not (launched / "two_1").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from synboost_monai.experiments.clinical import clinical_measures
 from synboost_monai.experiments.prepare import prepare_dataset
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.per_case import read_metrics
+from synboost_monai.model_card import PUBLISHED_FACTS, read_card
 from synboost_monai.transforms import load_echo
 from tests.clips import write_clip
 from tests.echonet_copy import write_echonet
@@ -67,7 +69,9 @@ def trained(bundle: str, datalist_dir: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def test_training_writes_weights_log_and_tensorboard(trained: Path) -> None:
-    assert sorted(p.name for p in trained.iterdir()) == [".lock", "history.csv", "log.txt", "model.pt", "tensorboard"]
+    assert sorted(p.name for p in trained.iterdir()) == [
+        *(".lock", "history.csv", "log.txt", "model.json", "model.pt", "tensorboard")
+    ]
     assert "val_mean_dice" in (trained / "log.txt").read_text()
     weights = torch.load(trained / "model.pt", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in weights.values())
@@ -77,6 +81,51 @@ def test_training_writes_weights_log_and_tensorboard(trained: Path) -> None:
     events = EventAccumulator(str(trained / "tensorboard")).Reload()
     assert {"train_loss", "val_loss", "val_mean_dice", "learning_rate"} <= set(events.Tags()["scalars"])
     assert len(events.Images("image, expert, prediction")) == 2
+
+
+def test_training_says_what_its_weights_are(bundle: str, trained: Path) -> None:
+    card = read_card(trained / "model.pt")
+    assert card is not None and card.architecture == bundle.removeprefix("echo_")
+    assert (card.facts["preset"], card.facts["image_size"], card.prompt_level) == ("tiny", 32, "P7")
+    assert card.facts.keys() == PUBLISHED_FACTS[card.architecture].keys()
+    assert card.training["learning_rate"] == 1e-3 and "/" not in card.training["dataset_dir"]
+    rows = list(csv.DictReader((trained / "history.csv").read_text().splitlines()))
+    best = max(rows, key=lambda row: float(row["val_mean_dice"]))
+    assert card.measured["epoch"] == int(best["epoch"])
+    assert card.measured["val_mean_dice"] == pytest.approx(float(best["val_mean_dice"]), abs=1e-4)
+    assert card.measured["val_loss"] == pytest.approx(float(best["val_loss"]), abs=1e-4)
+
+
+def test_what_model_json_says_need_not_be_said(bundle: str, trained: Path, tmp_path: Path) -> None:
+    """Also of weights that nothing is said of beside their name; what contradicts it is one line, and nothing is written."""
+    three_formats(tmp_path / "images")
+    folder = {"dataset_dir": str(tmp_path / "images"), "checkpoint_path": str(trained / "model.pt")}
+    workflow(bundle, ["inference"], "infer", output_dir=str(tmp_path / "said"), **folder).run()
+    silent = {"preset": "$None", "image_size": "$None"}
+    workflow(bundle, ["inference"], "infer", output_dir=str(tmp_path / "unsaid"), **folder, **silent).run()
+    for path in sorted((tmp_path / "said").iterdir()):
+        assert path.read_bytes() == (tmp_path / "unsaid" / path.name).read_bytes(), path.name
+    for key, value in (("image_size", 64), ("padding_id", 49407), ("keep_aspect", False), ("preset", "small")):
+        with pytest.raises((ValueError, RuntimeError)) as caught:
+            workflow(bundle, ["inference"], "infer", output_dir=str(tmp_path / "none"), **folder, **{key: value}).run()
+        assert f"model.json: these weights were made with {key}" in str(user_error(caught.value))
+        assert not (tmp_path / "none").exists()
+
+
+def test_a_training_starts_as_its_weights_were_made(
+    bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path
+) -> None:
+    silent = {"preset": "$None", "image_size": "$None", "init_checkpoint": str(trained / "model.pt")}
+    run = train(bundle, datalist_dir, tmp_path / "a", **silent, padding_id=49407)
+    facts = run.parser.get_parsed_content("facts")
+    assert (facts["preset"], facts["image_size"], facts["padding_id"]) == (
+        "tiny",
+        32,
+        49407,
+    )  # it may learn other words
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        train(bundle, datalist_dir, tmp_path / "b", **{**silent, "preset": "small"}).run()
+    assert "made with preset tiny, but --preset says small" in str(user_error(caught.value))
 
 
 def test_short_training_is_validated_in_the_end(bundle: str, datalist_dir: Path, tmp_path: Path) -> None:
@@ -139,6 +188,7 @@ def test_distributed_training_runs(datalist_dir: Path, tmp_path: Path) -> None:
         ".lock",
         "history.csv",
         "log.txt",
+        "model.json",
         "model.pt",
         "tensorboard",
     ]
@@ -543,10 +593,17 @@ def read_yaml(bundle: str, name: str) -> dict[str, Any]:
 def test_configs_agree_with_each_other(bundle: str) -> None:
     """What must be the same in training and inference is the same."""
     training, inference = read_yaml(bundle, "train"), read_yaml(bundle, "inference")
-    for key in ("image_size", "keep_aspect", "preset", "prompt_level", "image_mean", "image_std", "threshold"):
+    published = PUBLISHED_FACTS[bundle.removeprefix("echo_")]
+    for key in (*published, "prompt_level", "threshold"):
         assert training[key] == inference[key], key
     for key, value in inference["network_def"].items():
         assert training["network_def"][key] == value
+    assert training["facts"]["said"] == inference["facts"]["said"] == {key: f"@{key}" for key in published}
+    assert (
+        training["facts"]["architecture"]
+        == inference["facts"]["architecture"]
+        == training["network_def"]["architecture"]
+    )
 
     def geometry(transforms: list[dict[str, Any]]) -> dict[str, Any]:
         letterbox = next(t for t in transforms if t["_target_"].endswith("Letterboxd"))
@@ -566,7 +623,7 @@ def test_bundles_differ_only_where_the_networks_do() -> None:
         assert [key for key in cris if key != "mask_padding"] == list(clipseg)
         differing = {key for key in clipseg if cris[key] != clipseg[key]}
         assert differing <= {
-            "image_size", "batch_size", "learning_rate", "encoder_learning_rate_scale", "image_mean", "image_std", "network_def", "train",
+            "facts", "batch_size", "learning_rate", "encoder_learning_rate_scale", "network_def", "recipe", "train",
         }  # fmt: skip
 
 
@@ -576,7 +633,7 @@ def test_metadata_names_the_classes(bundle: str) -> None:
     assert meta["network_data_format"]["outputs"]["pred"]["channel_def"] == expected
     assert next(iter(meta["network_data_format"]["inputs"])) == "image"
     assert meta["version"] in meta["changelog"]
-    size = read_yaml(bundle, "inference")["image_size"]
+    size = PUBLISHED_FACTS[bundle.removeprefix("echo_")]["image_size"]
     assert meta["network_data_format"]["inputs"]["image"]["spatial_shape"] == [size, size]
     assert {p.name for p in (BUNDLES_DIR / bundle).iterdir()} >= {"LICENSE", "configs", "docs", "models"}
     assert (BUNDLES_DIR / bundle / "docs" / "data_license.txt").is_file()

@@ -276,4 +276,4 @@ def test_without_weights_for_the_synthesis_its_tab_says_how_to_get_them(
     page = build_page(Segmenter("echo_cris", str(weights["echo_cris"]), keys), instead, tmp_path)
     said = [str(block.get("props", {}).get("value")) for block in page.get_config_file()["components"]]
     assert any("synboost run echo_semantic_diffusion train_small --dataset_dir real" in text for text in said)
-    assert any("--synthesis_checkpoint_path OUT/model.pt --synthesis.preset small" in text for text in said)
+    assert any("--synthesis_checkpoint_path OUT/model.pt" in text for text in said)

@@ -1,0 +1,286 @@
+"""A bundle's segmenter, loaded once: the loader that hospital, demo and export share, and `load_segmenter` for Python.
+
+    from synboost_monai import load_segmenter
+    found = load_segmenter()("echo.dcm", "left ventricle")
+    found.mask, found.label_map, found.spacing_mm, found.doubt.verdict
+
+It is the bundle's own inference.yaml, part by part: what `synboost segment` makes of the same file, pixel for pixel.
+
+T: frames of a clip. H, W: rows and columns of the image; of DICOM, of its whole frame.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synboost_monai.bundle_run import (
+    as_literal,
+    bundle_weights,
+    check_overrides,
+    config_files,
+    config_parser,
+    parsed,
+    quiet_warnings,
+    setting_of,
+)
+from synboost_monai.errors import user_error
+from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES
+from synboost_monai.prompts.understanding import Understood, understand_if_any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from monai.bundle import ConfigParser
+    from numpy.typing import NDArray
+
+DEFAULT_BUNDLE = "echo_cris"
+"""The segmenter that is loaded where nobody names one."""
+ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality")
+"""What prompts say of an image, where it is known."""
+MAX_PROMPTS = 8
+"""So many prompts' text features are kept."""
+
+
+@dataclass(frozen=True)
+class OpenBundle:
+    """A bundle's inference config with its weights and the user's keys."""
+
+    name: str
+    checkpoint_path: Path
+    parser: ConfigParser
+
+    def setting(self, key: str) -> Any:
+        """A part or value of the config; a fact of the model as model.json has it.
+
+        Raises:
+            ValueError, FileNotFoundError: if weights and settings do not belong together.
+        """
+        return setting_of(self.parser, key)
+
+
+def open_bundle(
+    bundle: str | os.PathLike[str],
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    flag: str = "--checkpoint_path",
+    **fixed: Any,
+) -> OpenBundle:
+    """Open a bundle's inference config; nothing of it is made yet.
+
+    Args:
+        bundle: name or folder.
+        checkpoint_path: weights; None: those of the bundle.
+        overrides: of keys of inference.yaml, from outside.
+        flag: of a command that names weights, for errors.
+        fixed: keys that the caller decides.
+    Raises:
+        FileNotFoundError: if there is no such bundle, or no weights; the message says how to get some.
+        ValueError: if a key does not exist, or its value has the wrong type.
+    """
+    files = config_files(bundle, "inference")
+    root = files[0].parents[1]
+    values = check_overrides(files, overrides or {})
+    path = bundle_weights(root, checkpoint_path or values.get("checkpoint_path"), flag)
+    parser = config_parser(files, {**values, **fixed, "bundle_root": str(root), "checkpoint_path": str(path)})
+    return OpenBundle(root.name, path, parser)
+
+
+class Doubt(dict[str, Any]):
+    """How far a segmentation can be trusted: the entries of CASE.json that `synboost segment` writes (`metrics.doubt`)."""
+
+    @property
+    def verdict(self) -> str:
+        """`accept`, or `review`: a person has to look."""
+        return str(self["verdict"])
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why a person has to look, in sentences."""
+        return [str(reason["message"]) for reason in self["reasons"]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network made of an image, or of a clip: then with T in front."""
+
+    label_map: NDArray[np.uint8]
+    """(H, W), classes 0..3."""
+    mask: NDArray[np.bool_]
+    """(H, W): what the prompt names; without a prompt all structures."""
+    spacing_mm: tuple[float, float] | None
+    """(row, column); None: the file tells none."""
+    doubt: Doubt
+    prompts: tuple[str, ...]
+    """The sentences that the network was given, each once."""
+    understood: Understood | None
+    """How a free prompt was read; None: all structures were asked for."""
+    spread: NDArray[np.float32] | None
+    """(H, W), 0..0.5: where prompts that mean the same disagree; None with one prompt."""
+
+
+class Segmenter:
+    """A bundle's network with its reading, prompts and postprocessing; call it with an image.
+
+    Args:
+        bundle: name or folder.
+        checkpoint_path: weights; None: those of the bundle.
+        overrides: of keys of inference.yaml, such as calibration_path, device, threshold.
+    Raises:
+        FileNotFoundError, ValueError: as `open_bundle`; if weights and settings do not belong together.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str] = DEFAULT_BUNDLE,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        quiet_warnings()
+        import torch
+        from monai.transforms import Compose
+
+        from synboost_monai.transforms import Letterboxd, LoadEchod, PromptTokensd
+
+        # one plane is a clip of one frame
+        opened = open_bundle(bundle, checkpoint_path, overrides, prompt="", sequences=True)
+        self.name, self.checkpoint_path, self._parser = opened.name, opened.checkpoint_path, opened.parser
+        self.image_size = int(opened.setting("image_size"))
+        self.network, assessor = opened.setting("network").eval(), opened.setting("doubt")
+        steps = list(opened.setting("preprocessing").transforms)
+        self.device = torch.device(opened.setting("device"))
+        # as objects: what is parsed anew for a prompt does not make them again
+        self._parser["network"], self._parser["doubt"] = self.network, assessor
+        at = next((i for i, step in enumerate(steps) if isinstance(step, Letterboxd)), None)
+        if at is None or not isinstance(steps[0], LoadEchod):
+            raise ValueError(f"{self.name}: its preprocessing must begin with LoadEchod and have Letterboxd")
+        self._load, self._fit, self._finish = steps[0], Compose(steps[1 : at + 1]), Compose(steps[at + 1 :])
+        self._tokens = next((step for step in steps if isinstance(step, PromptTokensd)), None)
+        self._of_prompt: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
+        self._lock = threading.Lock()  # one network, one image at a time
+
+    def __call__(
+        self,
+        image: str | os.PathLike[str] | NDArray[Any],
+        prompt: str = "",
+        *,
+        spacing_mm: Sequence[float] | None = None,
+        **attributes: Any,
+    ) -> Prediction:
+        """Segment an image or clip.
+
+        Args:
+            image: path of a file of any format that the project reads, or grey levels (H, W), or (T, H, W) of a clip.
+            prompt: words that name one structure, such as "left atrium"; empty, or "all": all three, in one label map.
+            spacing_mm: (row, column), of an array; None: not known. A file tells its own.
+            attributes: of `ATTRIBUTES`, for the prompts; they come before those that a file tells.
+        Raises:
+            FileNotFoundError, ValueError: if there is no such image or it cannot be used; for a prompt that names no structure which the
+                network was taught (`prompts.understanding`), and attributes that cannot be said.
+        """
+        understood = understand_if_any(prompt)
+        unknown = [name for name in attributes if name not in ATTRIBUTES]
+        if unknown:
+            raise ValueError(f"load_segmenter: no attribute is called {unknown[0]}; there are {', '.join(ATTRIBUTES)}")
+        item = self.read(image, spacing_mm)
+        item = {**item, **{key: value for key, value in attributes.items() if value is not None}}
+        return self.predict(self.fit(item), understood)
+
+    def read(
+        self, image: str | os.PathLike[str] | NDArray[Any], spacing_mm: Sequence[float] | None = None
+    ) -> dict[Any, Any]:
+        """Read an image, all its frames, as the pipeline's item; arguments as of a call."""
+        from synboost_monai.data import list_images
+        from synboost_monai.transforms.files import echo_of_array
+        from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY
+
+        if isinstance(image, (str, os.PathLike)):
+            if not os.path.isfile(image):
+                raise FileNotFoundError(f"{os.fspath(image)}: expected the file of an image; there is none")
+            if spacing_mm is not None:
+                raise ValueError(
+                    f"{os.fspath(image)}: a file tells its own spacing; give spacing_mm with an array alone"
+                )
+            return unwrapped(self._load, list_images(image)[0])
+        read, spacing = echo_of_array(image, spacing_mm)
+        known = {"spacing_mm": spacing, CALIBRATED_KEY: spacing_mm is not None, "is_sequence": True}
+        return {"image": read, **known}
+
+    def fit(self, item: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Fit an item of `read` into the network's square."""
+        return unwrapped(self._fit, dict(item))
+
+    def predict(self, item: Mapping[Any, Any], understood: Understood | None = None) -> Prediction:
+        """Segment an item of `fit`: what a prompt names; None: all structures."""
+        import torch
+
+        from synboost_monai.transforms import display_order
+        from synboost_monai.transforms.array import plain
+        from synboost_monai.transforms.postprocessing import DOUBT_KEY, SPREAD_KEY
+        from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY
+
+        prompt = understood.prompt if understood else ""
+        said = self._tokens.texts(item) if self._tokens is not None else ()
+        item = unwrapped(self._finish, dict(item))
+        with self._lock, torch.no_grad():
+            inferer, postprocessing = self._with_prompt(prompt)
+            if understood is not None:
+                place = STRUCTURES.index(understood.structure)
+                said = (prompt,) if inferer.goes_itself else said[place :: len(STRUCTURES)]
+            inputs = plain(item["image"])[None].to(self.device)  # (1, T, 3, N, N)
+            logits = inferer(inputs, self.network, item["input_ids"][None])
+            item = unwrapped(postprocessing, {**item, "pred": logits[0]})
+        label_map = display_order(item["pred"].cpu()).numpy()
+        row, column = (float(s) for s in item["spacing_mm"])
+        return Prediction(
+            label_map,
+            label_map != BACKGROUND_INDEX,
+            (row, column) if item[CALIBRATED_KEY] else None,
+            Doubt(item[DOUBT_KEY]),
+            tuple(dict.fromkeys(said)),
+            understood,
+            display_order(item[SPREAD_KEY].cpu()).numpy() if SPREAD_KEY in item else None,
+        )
+
+    def _with_prompt(self, prompt: str) -> tuple[Any, Any]:
+        """Inferer and postprocessing of a prompt, kept: text is encoded once."""
+        if prompt not in self._of_prompt:
+            self._parser["displayable_configs::prompt"] = as_literal(prompt)
+            self._of_prompt[prompt] = parsed(self._parser, "inferer"), parsed(self._parser, "postprocessing")
+        self._of_prompt.move_to_end(prompt)
+        while len(self._of_prompt) > MAX_PROMPTS:
+            self._of_prompt.popitem(last=False)
+        return self._of_prompt[prompt]
+
+
+def load_segmenter(
+    bundle: str | os.PathLike[str] = DEFAULT_BUNDLE,
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> Segmenter:
+    """Load a segmenter: a function of an image and a prompt.
+
+    Args:
+        bundle: echo_cris, echo_clipseg, or the folder of a bundle.
+        checkpoint_path: its weights, a model.pt; by default the bundle's own. What they are says the model.json beside them.
+        settings: keys of the bundle's inference.yaml, such as device, threshold, calibration_path, prompt_level.
+    Raises:
+        FileNotFoundError, ValueError: in one line, if there are no weights, or they do not fit.
+    """
+    return Segmenter(bundle, checkpoint_path, settings)
+
+
+def unwrapped(transform: Any, item: dict[Any, Any]) -> dict[Any, Any]:
+    """What a transform makes of an item, with the user's mistake as the error where MONAI wraps it."""
+    try:
+        return transform(item)  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        known = user_error(error)
+        if known is None:
+            raise
+        raise known from error

@@ -1,0 +1,193 @@
+"""The segmenter for Python gives what `synboost segment` writes, for files, arrays and clips."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import synboost_monai
+from synboost_monai.bundle_run import run_bundle
+from synboost_monai.model_card import PUBLISHED_FACTS, new_card, write_model
+from synboost_monai.networks import create_segmenter
+from synboost_monai.predictor import Segmenter, load_segmenter
+from synboost_monai.transforms import load_echo
+
+SETTINGS: dict[str, Any] = {"device": "cpu", "threshold": 0.45}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of a tiny network, in half precision, which say what they are."""
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = create_segmenter("cris", "tiny").state_dict()
+    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    facts = {"architecture": "cris", **PUBLISHED_FACTS["cris"], "preset": "tiny", "image_size": 32}
+    write_model(half, path, new_card(facts, {}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def segmenter(weights: Path) -> Segmenter:
+    return synboost_monai.load_segmenter("echo_cris", weights, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An image of each kind, and a clip."""
+    from synboost_monai.dicom.write_image import write_dicom_pair
+
+    folder = tmp_path_factory.mktemp("files")
+    frames = np.random.default_rng(0).rayleigh(40, (3, 50, 36)).clip(0, 255).astype(np.uint8)
+    nib.save(nib.Nifti1Image(frames[0].T[..., None], np.diag([-0.2, -0.4, 1, 1])), folder / "a_4CH_ED.nii.gz")
+    nib.save(nib.Nifti1Image(frames.T, np.diag([-0.2, -0.4, 1, 1])), folder / "clip.nii.gz")
+    Image.fromarray(frames[0]).save(folder / "a.png")
+    Image.fromarray(frames[0]).save(folder / "a.jpg", quality=90)
+    about = {"name": "a", "patient": "p", "view": "apical_four_chamber", "sex": "female", "age": 64}
+    write_dicom_pair(frames[0], frames[0] * 0, (0.4, 0.2), folder / "a.dcm", folder / "a_gt.dcm", **about)
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        ("a_4CH_ED.nii.gz", ""),
+        ("a.png", "left atrium"),
+        ("a.jpg", ""),
+        ("a.dcm", ""),
+        ("clip.nii.gz", "left ventricle"),
+    ],
+)
+def test_a_file_is_segmented_as_by_segment(
+    segmenter: Segmenter, weights: Path, files: dict[str, Path], tmp_path: Path, name: str, prompt: str
+) -> None:
+    found = segmenter(files[name], prompt)
+    values = {"checkpoint_path": str(weights), "dataset_dir": str(files[name]), "output_dir": str(tmp_path), **SETTINGS}
+    run_bundle("echo_cris", "inference", {**values, "prompt": prompt, "sequences": name.startswith("clip")})
+    (record_path,) = tmp_path.glob("*.json")
+    record = json.loads(record_path.read_text())
+    written = load_echo(tmp_path / record["label_map"], sequences=True)[0].numpy()
+    shown = written if len(written) > 1 else written[0]
+    assert np.array_equal(found.label_map, shown) and found.label_map.dtype == np.uint8 and shown.any()
+    assert found.mask.dtype == bool and np.array_equal(found.mask, shown > 0)
+    assert found.spacing_mm == (None if name.endswith(("png", "jpg")) else pytest.approx((0.4, 0.2)))
+    assert {"verdict", "reasons", "predicted_dice", "structures", "model_sha256"} <= found.doubt.keys() <= record.keys()
+    assert json.loads(json.dumps(found.doubt)) == {key: record[key] for key in found.doubt}
+    assert found.doubt.verdict == record["verdict"]
+    assert found.doubt.reasons == [reason["message"] for reason in record["reasons"]]
+    assert found.spread is not None and len(found.prompts) == (2 if prompt else 6)  # in both phrasings
+    assert (found.understood is None) == (prompt == "") and (not prompt or found.understood.prompt == prompt)
+
+
+def test_an_array_is_segmented_as_its_file(segmenter: Segmenter, files: dict[str, Path]) -> None:
+    pixels, clip = (load_echo(files[name], sequences=True)[0].numpy() for name in ("a_4CH_ED.nii.gz", "clip.nii.gz"))
+    known = {"view": "apical_four_chamber", "phase": "end_diastole"}
+    of_file, of_array = segmenter(files["a_4CH_ED.nii.gz"]), segmenter(pixels[0], spacing_mm=(0.4, 0.2), **known)
+    assert np.array_equal(of_file.label_map, of_array.label_map) and of_file.prompts == of_array.prompts
+    assert of_file.doubt.reasons == of_array.doubt.reasons and of_array.spacing_mm == (0.4, 0.2)
+    whole = segmenter(clip, "left atrium", spacing_mm=(0.4, 0.2))
+    assert whole.label_map.shape == clip.shape and len(whole.doubt["frames"]) == 3
+    assert np.array_equal(whole.label_map, segmenter(files["clip.nii.gz"], "left atrium").label_map)
+    assert segmenter(pixels[0]).spacing_mm is None
+    assert segmenter(pixels[0].astype(np.float64) * 3 - 9).label_map.shape == pixels[0].shape
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (np.zeros((40, 40, 3)), {}, "a colour image is to be made grey"),
+        (np.zeros(40), {}, r"expected grey levels \(H, W\)"),
+        (np.full((40, 40), np.nan), {}, "NaN or infinite"),
+        (np.zeros((8, 40)), {}, "at least 16 x 16 pixels"),
+        (np.full((40, 40), "a"), {}, "expected grey levels"),
+        (np.zeros((40, 40)), {"spacing_mm": (0.0, 1.0)}, "two lengths above 0"),
+        (np.zeros((40, 40)), {"eye_colour": "blue"}, "no attribute is called eye_colour; there are view"),
+        (np.zeros((40, 40)), {"prompt": "$__import__('os')"}, "plain words"),
+        (np.zeros((40, 40)), {"prompt": "the right ventricle"}, "the right ventricle is not among the structures"),
+        ("a.png", {"spacing_mm": (1, 1)}, "tells its own spacing"),
+    ],
+)
+def test_mistakes_are_sentences(
+    segmenter: Segmenter, files: dict[str, Path], image: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        segmenter(files[image] if isinstance(image, str) else image, **options)
+
+
+def test_no_file_and_no_weights(segmenter: Segmenter, weights: Path, tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.dcm"):
+        with pytest.raises(FileNotFoundError, match="expected the file of an image"):
+            segmenter(path)
+    with pytest.raises(
+        FileNotFoundError, match="no such weights; give --checkpoint_path.*synboost run echo_cris train_small"
+    ):
+        load_segmenter(checkpoint_path=tmp_path / "none.pt")
+    with pytest.raises(ValueError, match="made with image_size 32, but --image_size says 64"):
+        load_segmenter(checkpoint_path=weights, image_size=64)
+    with pytest.raises(ValueError, match="weights of cris, not of clipseg; take the bundle echo_cris"):
+        load_segmenter("echo_clipseg", weights)
+
+
+def test_the_bundles_own_weights_are_taken_and_said(
+    weights: Path,
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """As they will ship: models/model.pt with model.json in the bundle, and no command names them."""
+    from synboost_monai.__main__ import main
+    from synboost_monai.bundle_run import bundle_dir
+
+    bundle = shutil.copytree(
+        bundle_dir("echo_cris"), tmp_path / "bundles/echo_cris", ignore=lambda d, n: {"models"} & set(n)
+    )
+    for name in ("model.pt", "model.json"):
+        (bundle / "models").mkdir(exist_ok=True)
+        shutil.copy(weights.with_name(name), bundle / "models")
+    monkeypatch.setenv("SYNBOOST_BUNDLES", str(tmp_path / "bundles"))
+    assert load_segmenter()(files["a.png"]).label_map.shape == (50, 36)
+    main(["segment", "echo_cris", "--dataset_dir", str(files["a.png"]), "--output_dir", str(tmp_path / "out")])
+    first = capfd.readouterr().out.splitlines()[0]
+    assert first.startswith(
+        f"weights: {bundle}/models/model.pt (cris, preset tiny, 32 px, licence not stated, SHA-256 "
+    )
+    assert (tmp_path / "out/a.png").is_file()
+    for words in (["export", "echo_cris", "--format", "torchscript"], ["package", "echo_cris"]):
+        end = ".ts" if words[0] == "export" else ".zip"
+        main([*words, "--output", str(tmp_path / f"made{end}")])
+        assert capfd.readouterr().out.splitlines()[0] == first and (tmp_path / f"made{end}").is_file()
+
+
+def test_without_weights_the_first_line_says_what_to_do(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from synboost_monai.__main__ import main
+    from synboost_monai.bundle_run import bundle_dir
+
+    shutil.copytree(bundle_dir("echo_cris"), tmp_path / "bundles/echo_cris", ignore=lambda d, n: {"models"} & set(n))
+    monkeypatch.setenv("SYNBOOST_BUNDLES", str(tmp_path / "bundles"))
+    with pytest.raises(SystemExit):
+        main(["segment", "echo_cris", "--dataset_dir", str(files["a.png"]), "--output_dir", str(tmp_path / "out")])
+    said = capfd.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert "models/model.pt: no such weights; give --checkpoint_path" in said.err
+
+
+def test_the_loader_comes_when_it_is_asked_for() -> None:
+    code = (
+        "import sys, synboost_monai as s; a = 'torch' in sys.modules; s.load_segmenter; print(a, hasattr(s, 'nothing'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
