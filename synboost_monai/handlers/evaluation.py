@@ -119,7 +119,7 @@ def write_spread(spread: NDArray[np.float32], label_map_path: Path, target: Path
     Returns:
         path of the file: NIfTI and MetaImage float32, rounded to `SPREAD_DECIMALS`; PNG 8 bits, spread x `PNG_SPREAD_SCALE`.
     """
-    rounded = np.round(spread, SPREAD_DECIMALS).astype(np.float32)
+    rounded = np.round(spread, SPREAD_DECIMALS).astype(np.float32, copy=False)
     rounded = rounded[None] if rounded.ndim == 2 else rounded
     suffix = image_suffix(label_map_path)
     if suffix in NIFTI_SUFFIXES:

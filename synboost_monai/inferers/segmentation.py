@@ -112,12 +112,17 @@ class PromptedSegmentationInferer(Inferer):
             features = [features[0].flatten(0, 1)]
             input_ids = None if input_ids is None else input_ids.repeat_interleave(clip_shape[1], dim=0)
         at_once = self.images_at_once or len(features[0])
-        logits = []
+        joined: Tensor | None = None
         for start in range(0, len(features[0]), at_once):
             part = [f[start : start + at_once] for f in features]
             ids = None if input_ids is None else input_ids[start : start + at_once]
-            logits.append(self._logits(part[0] if isinstance(inputs, Tensor) else tuple(part), network, ids))
-        joined = torch.cat(logits) if len(logits) > 1 else logits[0]
+            logits = self._logits(part[0] if isinstance(inputs, Tensor) else tuple(part), network, ids)
+            if joined is None:  # of a long clip they are the most that is held: never twice
+                joined = (
+                    logits if at_once >= len(features[0]) else logits.new_empty(len(features[0]), *logits.shape[1:])
+                )
+            joined[start : start + at_once] = logits
+        assert joined is not None
         return joined if clip_shape is None else joined.unflatten(0, clip_shape)
 
     def _of_one_structure(self, input_ids: Tensor | None, batch_size: int) -> Tensor:

@@ -183,11 +183,11 @@ class RestoreLabelMapd(MapTransform):
                 raise ValueError(
                     f"postprocessing.py: {len(self.class_indices)} class indices for logits of {frames.shape[1]} structures"
                 )
-            label_maps, spreads, evidence = zip(*(self._restore(frame, geometry) for frame in frames))
-            item[key] = _stored(torch.stack(label_maps), meta)
-            item[EVIDENCE_KEY] = list(evidence)
+            restored = map(list, zip(*(self._restore(frame, geometry) for frame in frames)))
+            label_maps, spreads, item[EVIDENCE_KEY] = restored
+            item[key] = _stored(_stacked(label_maps), meta)
             if num_groups > 1:
-                item[SPREAD_KEY] = _stored(torch.stack(spreads), meta)
+                item[SPREAD_KEY] = _stored(_stacked(spreads), meta)
         return item
 
     def _restore(self, logits: Tensor, geometry: LetterboxGeometry) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
@@ -300,6 +300,15 @@ def _without_padding(logits: Tensor, geometry: LetterboxGeometry) -> Tensor:
     """(..., N, N) -> (..., h, w), the part that the image takes."""
     g = geometry
     return logits[..., g.top : g.top + g.inner_height, g.left : g.left + g.inner_width]
+
+
+def _stacked(frames: list[Tensor]) -> Tensor:
+    """Frames (H, W) -> (T, H, W); each is let go once it is copied, since those of a long clip are gigabytes."""
+    whole = frames[0].new_empty(len(frames), *frames[0].shape)
+    for number, frame in enumerate(frames):
+        whole[number] = frame
+        frames[number] = whole[number]
+    return whole
 
 
 def _stored(frames: Tensor, meta: Mapping[str, Any]) -> MetaTensor:
