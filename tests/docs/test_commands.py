@@ -85,6 +85,7 @@ WRITTEN = {
     "docs/howto/evaluate.md": ("runs/a/calibration.json", "runs/words/sensitivity.csv", "runs/comparison/*.csv"),
     "docs/howto/fine_tune.md": ("runs/quality/quality.html", "runs/joint/model.pt", "runs/adapters/model.pt"),
     "docs/howto/your_data.md": ("MASKS/*.json", "SYNTHETIC/provenance.json", "FOLD_0/datalist.json"),
+    "docs/howto/prompts.md": ("runs/muscle/*.json", "runs/words_taught/model.pt"),
     "docs/howto/weights.md": ("runs/sdm/all/datalist.json",),
     "bundles/echo_cris/docs/README.md": ("bundles/echo_cris/echo_cris.zip", "bundles/echo_cris/models/model.onnx"),
     "bundles/echo_clipseg/docs/README.md": (
