@@ -101,6 +101,8 @@ def package_bundle(
         sources["models/model.json"] = card_path(weights_path)
     if checked.get("calibration_path") is not None:
         sources[f"models/{CALIBRATION}"] = _calibration(Path(str(checked["calibration_path"])), weights_path)
+    elif (beside := weights_path.with_name(CALIBRATION)).is_file():
+        sources[f"models/{CALIBRATION}"] = _calibration(beside, weights_path)
     # what the weights are also stands in the configs: not everything that reads these finds the file beside the weights
     written = {k: as_literal(v) for k, v in ({**card.facts, **checked} if card is not None else checked).items()}
     if checked.get("calibration_path") is not None:

@@ -186,3 +186,28 @@ def test_values_are_written_beside_their_comments() -> None:
     )
     with pytest.raises(ValueError, match="x.yaml: --range cannot be written into a package"):
         with_values(text, {"range": 3}, "x.yaml")
+
+
+def test_what_the_weights_are_goes_along(tmp_path: Path) -> None:
+    """Into the configs too: MONAI Deploy and others read these without the weights' place."""
+    from synboost_monai.model_card import PUBLISHED_FACTS, new_card, read_card, write_model
+
+    facts = {"architecture": "clipseg", **PUBLISHED_FACTS["clipseg"], "preset": "tiny", "image_size": SIZE}
+    write_model(
+        create_segmenter("clipseg", "tiny").state_dict(), tmp_path / "any.pt", new_card(facts, {}, licence="MIT")
+    )
+    path = package_bundle("echo_clipseg", tmp_path / "a.zip", checkpoint_path=tmp_path / "any.pt")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path)
+    folder = tmp_path / "echo_clipseg"
+    assert read_card(folder / "models/model.pt") == read_card(tmp_path / "any.pt")
+    for name in ("inference", "train"):
+        config = yaml.safe_load((folder / f"configs/{name}.yaml").read_text(encoding="utf-8"))
+        assert {key: config[key] for key in facts if key != "architecture"} == {
+            **PUBLISHED_FACTS["clipseg"],
+            **OVERRIDES,
+        }
+    with pytest.raises(ValueError, match=f"made with image_size {SIZE}, but --image_size says 64"):
+        package_bundle(
+            "echo_clipseg", tmp_path / "b.zip", checkpoint_path=tmp_path / "any.pt", overrides={"image_size": 64}
+        )

@@ -4,13 +4,16 @@ import configparser
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 import synboost_monai
 from synboost_monai.__main__ import main
+from synboost_monai.model_card import read_card
 
 ROOT = Path(__file__).resolve().parents[1]
 SETUP = configparser.ConfigParser()
@@ -43,6 +46,29 @@ def test_every_folder_of_a_bundle_is_shipped() -> None:
         folders = {path.parent for path in bundle.rglob("*") if path.suffix and path.is_file()}
         for folder in folders - {bundle, bundle / "models"}:
             assert f"{folder.relative_to(ROOT).as_posix()}/*" in shipped
+
+
+@pytest.mark.parametrize("bundle", ["echo_clipseg", "echo_cris"])
+def test_weights_of_a_bundle_ship_with_what_they_are(bundle: str) -> None:
+    """Whichever lie there; of none the patterns still stand."""
+    folder = ROOT / "bundles" / bundle / "models"
+    patterns = SETUP["options.data_files"][f"share/synboost_monai/bundles/{bundle}/models"].split(", ")
+    for name in ("model.pt", "model.json", "calibration.json"):
+        assert any(Path(f"bundles/{bundle}/models/{name}").match(pattern) for pattern in patterns), name
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert ignored.index("*.pt") < ignored.index(f"!bundles/{bundle}/models/model.pt")
+    limit = next(hook for hook in pre_commit_hooks() if hook["id"] == "check-added-large-files")
+    assert re.match(limit["exclude"], f"bundles/{bundle}/models/model.pt")
+    if (folder / "model.pt").is_file():
+        card = read_card(folder / "model.pt")
+        assert card is not None and card.architecture == bundle.removeprefix("echo_")
+        assert (card.licence, card.dtype) == ("Apache-2.0", "float16") and card.measured
+        assert (folder / "model.pt").stat().st_size <= 20e6
+
+
+def pre_commit_hooks() -> list[dict[str, Any]]:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    return [hook for repository in config["repos"] for hook in repository["hooks"]]
 
 
 def test_console_script_is_the_verb_function() -> None:

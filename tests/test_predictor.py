@@ -170,6 +170,20 @@ def test_the_bundles_own_weights_are_taken_and_said(
         assert capfd.readouterr().out.splitlines()[0] == first and (tmp_path / f"made{end}").is_file()
 
 
+def test_hospital_and_demo_read_what_the_weights_are(weights: Path) -> None:
+    from synboost_monai.demo.segmenting import Segmenter as OfThePage
+    from synboost_monai.experiments.quality_images import JudgingSegmenter
+    from synboost_monai.hospital.model import EchoSegmenter
+
+    model = EchoSegmenter("echo_cris", str(weights), {"device": "cpu"})
+    assert (model.settings["preset"], model.settings["image_size"], model.settings["padding_id"]) == ("tiny", 32, 0)
+    assert next(model.network.parameters()).dtype == torch.float32  # of weights in half precision
+    assert OfThePage("echo_cris", str(weights), {"device": "cpu"}).image_size == 32
+    assert JudgingSegmenter("echo_cris", weights, device="cpu").facts["preset"] == "tiny"
+    with pytest.raises(ValueError, match="made with preset tiny, but --preset says small"):
+        EchoSegmenter("echo_cris", str(weights), {"preset": "small"})
+
+
 def test_without_weights_the_first_line_says_what_to_do(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -235,12 +235,12 @@ class WriteCalibration:
 
     Args:
         items: of `checked_items`: case, the expert's label map, patient (else each image counts as one).
-        assessor: the one that judged the label maps, without a calibration of its own.
+        assessor: the one that judged the label maps, without a calibration that was asked for (features are the same with one).
         path: the JSON file.
         dataset_dir, section, seed: noted in it.
         review_share: largest share of the section's images that may go to review for their predicted Dice.
     Raises:
-        ValueError: if the assessor has a calibration already, or there is nothing to fit (`fit_calibration`).
+        ValueError: if the assessor was given a calibration, or there is nothing to fit (`fit_calibration`).
     """
 
     def __init__(
@@ -254,7 +254,7 @@ class WriteCalibration:
         seed: int | None = None,
         review_share: float = 0.1,
     ) -> None:
-        if assessor.calibration is not None:
+        if assessor.calibration_path is not None:
             raise ValueError("evaluation.py: a calibration is fitted without another one; set calibration_path to null")
         self.items = {item["case"]: item for item in items}
         self.assessor = assessor

@@ -9,11 +9,13 @@ h, w: rows and columns of the image in the network's square. H, W: of the file. 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +28,10 @@ from synboost_monai.metrics.calibration import FEATURES, Calibration, rank_corre
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+logger = logging.getLogger(__name__)
+
+CALIBRATION_NAME = "calibration.json"
+"""File of a calibration, beside its weights."""
 VERDICTS = ("accept", "review")
 """What is said of a segmentation: it may be used as it is, or a person should look at it."""
 REVIEW_BELOW = 0.85
@@ -105,7 +111,8 @@ class DoubtAssessor:
 
     Args:
         checkpoint_path: weights in use; a calibration is for these alone.
-        calibration_path: calibration.json; None: the predicted Dice is the expected Dice, and the results say `calibrated: false`.
+        calibration_path: calibration.json; None: that beside the weights, if it is for these weights and settings; else the predicted
+            Dice is the expected Dice, and the results say `calibrated: false`.
         settings: of the inference, by name: all that the probabilities and the label map depend on beside weights and image; a
             calibration is for these alone.
         review_below: predicted Dice below which a structure, or their mean, goes to review; None: the calibration's thresholds, or
@@ -131,8 +138,11 @@ class DoubtAssessor:
         self.review_below = review_below
         self.ranges = dict(ADULT_RANGES if ranges is None else ranges)
         out_of_range({}, self.ranges)  # unknown measures
-        self.calibration = None if calibration_path is None else read_calibration(calibration_path)
-        if self.calibration is not None:
+        self.calibration_path = calibration_path
+        if calibration_path is None:
+            self.calibration = self._calibration_beside()
+        else:
+            self.calibration = read_calibration(calibration_path)
             self._check_calibration(self.calibration, str(calibration_path))
 
     @cached_property
@@ -168,6 +178,19 @@ class DoubtAssessor:
         """The calibration's features of one structure in a result of an image."""
         found = {**(doubt["anatomy"] or {"measures": {}})["measures"], **doubt["structures"][structure]}
         return {name: found.get(name) for name in FEATURES}
+
+    def _calibration_beside(self) -> Calibration | None:
+        """The calibration that lies beside the weights, where it counts: nobody asked for it, so any other one is passed over."""
+        path = None if self.checkpoint_path is None else Path(self.checkpoint_path).with_name(CALIBRATION_NAME)
+        if path is None or not path.is_file() or not os.path.isfile(str(self.checkpoint_path)):
+            return None
+        try:
+            calibration = read_calibration(path)
+            self._check_calibration(calibration, str(path))
+        except ValueError as error:
+            logger.info(f"not used: {error}")
+            return None
+        return calibration
 
     def _check_calibration(self, calibration: Calibration, path: str) -> None:
         if calibration.checkpoint_sha256 != self.model_sha256:

@@ -258,6 +258,20 @@ def test_a_calibration_serves_the_weights_it_was_fitted_to(
     assert len(records) == 4 and all(r["calibrated"] for r in records)
     assert {r["model_sha256"] for r in records} == {calibration["checkpoint_sha256"]}
 
+    # beside its weights it is found, and passed over where it does not fit
+    (tmp_path / "beside").mkdir()
+    for path in (trained / "model.pt", trained / "model.json", made / "calibration.json"):
+        shutil.copy(path, tmp_path / "beside")
+    found = {**common, "checkpoint_path": str(tmp_path / "beside/model.pt")}
+    workflow(bundle, ["inference"], "infer", output_dir=str(tmp_path / "found"), **found).run()
+    assert [json.loads(p.read_text()) for p in (tmp_path / "found").glob("*.json")] == records
+    other_words = {**found, "prompt_ensemble": None}
+    workflow(bundle, ["inference"], "infer", output_dir=str(tmp_path / "words"), **other_words).run()
+    assert not any(json.loads(p.read_text())["calibrated"] for p in (tmp_path / "words").glob("*.json"))
+    again = {"output_dir": str(tmp_path / "again"), "section": "training"}
+    workflow(bundle, ["inference", "calibrate"], "infer", **{**found, **again}).run()
+    assert json.loads((tmp_path / "again/calibration.json").read_text())["structures"] == calibration["structures"]
+
     knobs = {"prompt_ensemble": ["P6"], "keep_largest": True, "fill_holes": True}
     workflow(bundle, ["inference", "evaluate"], "infer", output_dir=str(tmp_path / "scores"), **use, **knobs).run()
     assert json.loads((tmp_path / "scores" / "summary.json").read_text())["doubt"]["calibrated"] is True

@@ -18,6 +18,7 @@ from synboost_monai.label.app_folder import (
     stock_app_dir,
     with_values,
 )
+from synboost_monai.model_card import PUBLISHED_FACTS, new_card, read_card, write_model
 from synboost_monai.networks import create_segmenter
 
 TINY = {"preset": "tiny", "image_size": "32"}
@@ -141,3 +142,19 @@ def test_values_are_written_and_all_else_stays():
     for key in ("nested", "missing"):
         with pytest.raises(ValueError, match=f"--{key} cannot be set here"):
             with_values(text, {key: 1})
+
+
+def test_weights_say_what_they_are_and_go_on_to(checkpoints: dict[str, Path], stock_dir: Path, tmp_path: Path) -> None:
+    facts = {"architecture": "cris", **PUBLISHED_FACTS["cris"], "preset": "tiny", "image_size": 32}
+    half = {name: value.half() for name, value in torch.load(checkpoints["echo_cris"], weights_only=True).items()}
+    write_model(half, tmp_path / "half.pt", new_card(facts, {}, licence="MIT"))
+    planned = plan_bundles(["echo_cris"], [str(tmp_path / "half.pt")], {})
+    assert make_app_folder(tmp_path / "app", planned, stock_dir)
+    copy = tmp_path / "app/model/echo_cris"
+    for name in ("inference", "train"):
+        config = yaml.safe_load((copy / f"configs/{name}.yaml").read_text())
+        assert (config["preset"], config["image_size"], config["padding_id"]) == ("tiny", 32, 0)
+    card = read_card(copy / "models/model.pt")  # of the weights as they lie there, in float32
+    assert card is not None and (card.licence, card.dtype, card.facts["preset"]) == ("MIT", "float32", "tiny")
+    with pytest.raises(ValueError, match="made with preset tiny, but --preset says small"):
+        plan_bundles(["echo_cris"], [str(tmp_path / "half.pt")], {"preset": "small"})
