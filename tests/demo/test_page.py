@@ -153,12 +153,12 @@ def test_the_page_segments_and_synthesises_and_speaks_to_nobody_else(demo: Demo,
         page.wait_for_selector("#image-picture img")
         expect(page.get_by_text("phantom1_4CH_ED")).to_be_visible()
         assert share_of(page, "#image-picture", COLOURFUL) == 0
-        page.fill("#prompt textarea, #prompt input", "left atrium")
+        page.fill("#prompt textarea, #prompt input", "the LA")
         page.click("#segment")
         expect(page.locator("#verdict .verdict")).to_contain_text("Predicted Dice")
-        expect(page.locator("#findings")).to_contain_text("“left atrium”")
+        expect(page.locator("#findings")).to_contain_text("“the LA”, read as left atrium")
         expect(page.locator("#findings")).to_contain_text("Not for diagnosis")
-        expect(page.locator("#said")).to_contain_text("left atrium")
+        expect(page.locator("#said")).to_contain_text("Left atrium cavity")
         page.wait_for_selector("#mask-picture img")
         assert share_of(page, "#mask-picture", COLOURFUL) > 0
         with page.expect_download() as download:
