@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from synboost_monai.dicom.write_clip import write_clip
 from synboost_monai.labels import MYOCARDIUM, STRUCTURES
 from synboost_monai.metrics.doubt import DoubtAssessor, segmentation_evidence
 from synboost_monai.transforms import load_echo
+from tests.clips import write_clip as write_film
 
 SEGMENTER = {"preset": "tiny", "image_size": 32, "device": "cpu", "threshold": 0.45}
 """Keys of inference.yaml; a random network is just above or below one half."""
@@ -53,6 +55,9 @@ def files(phantom: Phantom, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     )
     options: dict[str, Any] = {"patient": "Somebody^Else", "study": "s", "view": VIEW, "frame_time_ms": 40.0}
     write_clip(clip, (0.9, 0.9), folder / "clip.dcm", sex="female", age=51, **options)
+    if find_spec("av"):
+        write_film(folder / "film.avi", clip)
+        (folder / "list.mp4").write_text("#EXTM3U\nfile:///etc/passwd\n")
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -63,6 +68,13 @@ def files(phantom: Phantom, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         ("echo_cris", "still.png", "left atrium", 0),
         ("echo_cris", "clip.nii", "", 2),
         ("echo_clipseg", "clip.dcm", "", 1),
+        pytest.param(
+            "echo_clipseg",
+            "film.avi",
+            "",
+            2,
+            marks=pytest.mark.skipif(not find_spec("av"), reason="PyAV is not installed"),
+        ),
     ],
 )
 def test_segmentation_equals_the_bundles_own_run(
@@ -116,6 +128,14 @@ def test_segmentation_equals_the_bundles_own_run(
     assert np.array_equal(again, found.full_label_map)
     suffix = f"_frame{frame_index + 1:03d}" if is_clip else ""
     assert path.name == f"{image.name}{suffix}_label_map.nii.gz"
+
+
+def test_a_clip_is_known_by_its_content(segmenters: dict[str, Segmenter], files: dict[str, Path]) -> None:
+    pytest.importorskip("av")
+    film = segmenters["echo_cris"].open(file_source(files["film.avi"], [files["film.avi"].parent]))
+    assert len(film.frames) == 3 and film.spacing_mm is None
+    with pytest.raises(ValueError, match="list.mp4: its content is neither AVI nor MP4"):
+        segmenters["echo_cris"].open(file_source(files["list.mp4"], [files["list.mp4"].parent]))
 
 
 def test_only_what_prompts_say_is_taken_from_a_header(segmenters: dict[str, Segmenter], files: dict[str, Path]) -> None:
