@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = ("echo_cris", "echo_clipseg")
 KINDS = {"nifti_2d": ".nii.gz", "nifti_slice": ".nii.gz", "png": ".png", "dicom": ".dcm"}
 """Name of an image -> its suffix."""
-PROMPT, PROMPT_CLASS = "left atrium", 3
+PROMPT, PROMPT_CLASS = "the LA", 3
 LEARNING = {
     "learning_rate": 1e-2,
     "encoder_learning_rate_scale": 1.0,
@@ -556,6 +556,8 @@ def check_refused(table: Table, url: str, work_dir: Path, images_dir: Path) -> N
     ask("infer on a folder of the server", 404, "POST", "/infer/echo_cris?image=model", **with_params({}))
     ask("image in the parameters", 400, "POST", infer, **with_params({"image": "/etc/passwd"}))
     ask("code as prompt", 400, "POST", infer, **with_params({"prompt": code}))
+    ask("word that nobody taught", 400, "POST", infer, **with_params({"prompt": "banana"}))
+    ask("structure that nobody taught", 400, "POST", infer, **with_params({"prompt": "right ventricle"}))
     ask("code as device", 400, "POST", infer, **with_params({"device": code}))
     ask("macro as result type", 400, "POST", infer, **with_params({"result_dtype": "%/etc/passwd"}))
     ask("result as a path", 400, "POST", infer, **with_params({"result_extension": "/../../escaped"}))
