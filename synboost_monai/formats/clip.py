@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from synboost_monai.formats.bounded import MAX_PIXELS, check_sizes
 from synboost_monai.formats.grid import Grid
-from synboost_monai.processes import safe_environment
+from synboost_monai.processes import module_command, safe_environment
 
 CLIP_SUFFIXES = (".avi", ".mp4")
 """Ends of the names of clips; which of the two a file is, its first bytes say."""
@@ -65,10 +64,8 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
     """
     kind = check_clip(path)
     check_pyav(path)
-    command = "import sys; sys.path[:1] = [sys.argv[1]]; from synboost_monai.formats.clip_decoder import main; main(*sys.argv[2:])"
-    root = str(Path(__file__).resolve().parents[2])
     child = subprocess.Popen(
-        [sys.executable, "-c", command, root, str(path), kind],
+        [*module_command("synboost_monai.formats.clip_decoder"), str(path), kind],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # libraries in C print as they like
@@ -241,9 +238,7 @@ def _mp4_parts(file: BinaryIO, start: int, end: int, path: Path) -> Iterator[_Pa
         begin = start + 8
         if length == 1 and len(head) == 16:
             length, begin = struct.unpack(">Q", head[8:])[0], start + 16
-        part_end = end if length == 0 else start + length
-        if length == 0 and name == b"\0\0\0\0":  # zeros behind the end
-            part_end = end
+        part_end = end if length == 0 else start + length  # 0: to the end
         if part_end > end or part_end < begin:
             raise _cut_off(path, f"its part {_name(name)} ends at byte {part_end:,} of {end:,}")
         file.seek(begin)

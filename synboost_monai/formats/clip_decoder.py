@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -172,3 +173,7 @@ def _turned(path: Path, grey: NDArray[np.uint8], frame: Any) -> NDArray[np.uint8
     if (b or c) and not (a or d):
         return grey.T[:: -1 if b < 0 else 1, :: -1 if c < 0 else 1]
     raise ValueError(f"{path}: is turned by other than quarters; export it upright")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
