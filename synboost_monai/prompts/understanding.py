@@ -107,7 +107,7 @@ def _read(text: str) -> tuple[Structure, tuple[str, str] | None]:
     """The structure of a prompt, and the slip that was forgiven."""
     words = _words(text)
     if negation := next((word for word in words if word in NEGATIONS), None):
-        raise _refused(NEGATED, text, f"it says {negation!r}, and a prompt can ask for a structure alone")
+        raise _refused(NEGATED, text, f"it says {negation!r}, but a prompt can only name what to segment")
     words, slip = _without_slip(words, text)
     parts = [part for part in _parts(words) if _stems(part) - _HEART]
     found = [_structure(part) for part in parts]
@@ -119,7 +119,10 @@ def _read(text: str) -> tuple[Structure, tuple[str, str] | None]:
     named = [s for s in STRUCTURES if any(known <= stems for stems in said for known in _sets(s))]
     if len(named) > 1:
         raise _refused(SEVERAL, text, f"it names {' and '.join(s.words for s in named)}; ask for one at a time")
-    raise _refused(UNCLEAR, text, "it names no single structure that this network was taught")
+    stems: frozenset[str] = frozenset().union(*said)
+    likely = [s.words for s in STRUCTURES if stems and any(stems < known for known in _sets(s))]
+    hint = f"; do you mean the {' or the '.join(likely)}" if likely else ""
+    raise _refused(UNCLEAR, text, f"it names no single structure that this network was taught{hint}")
 
 
 def _refused(reason: str, text: str, why: str) -> PromptRefusedError:

@@ -158,6 +158,19 @@ def test_all_structures_are_no_single_one(prompt: str) -> None:
     assert understand_if_any("the LA") == understand("the LA")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "hint"),
+    [
+        ("the atrium", "; do you mean the left atrium;"),
+        ("ventricle", "; do you mean the left ventricular cavity or the myocardium;"),
+        ("good image", "was taught; there are"),
+    ],
+)
+def test_words_that_name_too_little_get_a_hint(prompt: str, hint: str) -> None:
+    with pytest.raises(PromptRefusedError, match=hint):
+        understand(prompt)
+
+
 def test_a_prompt_that_is_no_plain_words_or_too_long_is_refused_first() -> None:
     for prompt in ("$left atrium", "left\x00atrium", "left atrium " * 40):
         with pytest.raises(ValueError, match="a prompt"):
@@ -176,6 +189,8 @@ def test_the_page_on_prompts_has_the_whole_table() -> None:
     for structure in STRUCTURES:
         assert f"| {structure.words} | {structure.class_index} | {', '.join(structure.synonyms)} |" in page
     assert f"Known by name, to be refused by it: {', '.join(other.name for other in OTHER_STRUCTURES)}." in page
+    bullets = page.split("- In any order")[1].split("## What is refused")[0].replace("`prompt_level`", "")
+    assert [understand(prompt).structure for prompt in bullets.split("`")[1::2]] == [LV, LA, LA, LV, MYO]
     part = page.split("## What is refused")[1].split("Known by name")[0]
     rows = [row.split("|")[1] for row in part.splitlines() if row.startswith("| `")]
     for prompt in (prompt for row in rows for prompt in row.split("`")[1::2]):
