@@ -99,7 +99,7 @@ def understand_if_any(prompt: str) -> Understood | None:
     """Return what a prompt names; None if it asks for all structures, because it is empty or says so. Raises as `understand`."""
     text = checked_prompt(prompt)
     words = set(_words(text))
-    is_for_all = bool(words & ALL_WORDS) and words <= FILLERS | ALL_WORDS | {"three", "structures"}
+    is_for_all = bool(words & ALL_WORDS) and words <= FILLERS | ALL_WORDS | {"three", "structures", ","}
     return None if not text or is_for_all else understand(text)
 
 
@@ -132,11 +132,12 @@ def _refused(reason: str, text: str, why: str) -> PromptRefusedError:
 
 
 def _words(text: str) -> list[str]:
-    """Words in small letters without accents and punctuation; joints and commas by themselves, what describes the image taken out."""
+    """Words in small letters without accents; joints and commas (any other stop too) by themselves, what describes the image taken out."""
     text = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
     text = re.sub(r"\b(?:[a-z]\.)+[a-z]\b\.?", lambda dotted: dotted[0].replace(".", "") + " ", text)  # l.v.
     text = re.sub(r"['’]s\b|\b[ld]['’]", "", text.replace("n't", "nt"))  # of the heart's muscle, of l'oreillette
     text = re.sub(r"[&+/;|]", " and ", text)
+    text = re.sub(r"[.:=()\[\]!?]|\s[-–—]\s", " , ", text)
     text = " ".join(re.sub(r"[^\w,]|_", " ", text).replace(",", " , ").split())
     for phrase, meaning in _PHRASES.items():
         text = re.sub(rf"\b{phrase}\b", meaning, text)
@@ -159,7 +160,7 @@ def _without_slip(words: Sequence[str], text: str) -> tuple[list[str], tuple[str
 
 
 def _parts(words: Iterable[str]) -> list[list[str]]:
-    """What stands between joints; a comma joins too where both of its sides name something by themselves."""
+    """What stands between joints; a comma, or what is written like one, joins too where all its sides name something by themselves."""
     parts: list[list[list[str]]] = [[[]]]
     for word in words:
         if word in JOINTS:

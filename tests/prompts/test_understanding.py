@@ -27,7 +27,9 @@ UNDERSTOOD = {
         left ventricle wall|wall of the left ventricle|left ventricular myocardium|LV myocardium|epicardium to endocardium|heart wall
         muscle around the left ventricle|myocardial tissue|thickened myocardium|mycardium|myocradium|hart muscle|wall, left ventricle
         Herzmuskel|myocarde|miocardio|Wand des linken Ventrikels|la pared del ventrículo izquierdo|músculo cardiaco|miocárdio""",
-    LA: """left atrium|LA|la|the LA|left atrial cavity|atrium left|left_atrium|left  ATRIUM!|cavity of the left atrium|L.A
+    LA: """left atrium|LA|la|left atrium (LA)|Please: the LA!|atrium (left)|the LA|left atrial cavity|atrium left|left_atrium|left  ATRIUM!
+        cavity of the left atrium
+        L.A
         left atrium of the heart|left atrium in the two chamber view|enlarged left atrium|left atrum|left artium|letf atrium
         linker Vorhof|oreillette gauche|l'oreillette gauche|aurícula izquierda|atrio sinistro|átrio esquerdo
         left atrium of a 70 year old woman at end of systole""",
@@ -43,7 +45,7 @@ REFUSED = {
         right ventrcle|brain ventricle""",
     "several": """left ventricle and left atrium|LV and LA|LV/LA|LV + LA|left ventricle, left atrium|left ventricle and myocardium
         left ventricle with myocardium|LV LA|left ventricle or left atrium|left ventricle, atrium|linker Ventrikel und linker Vorhof
-        endocardium of the left atrium
+        endocardium of the left atrium|left ventricle. Myocardium.|left ventricle (myocardium)|LV: myocardium|LV - LA|LV = LA?
         left atrium left ventricle|myocardium around the left ventricle""",
     "negated": """not the left atrium|no left ventricle|everything but the left ventricle|everything except the myocardium
         left ventricle without the myocardium|anything other than the left atrium|ohne linken Vorhof|pas l'oreillette gauche
