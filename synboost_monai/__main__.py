@@ -435,7 +435,7 @@ def dicom(
         paths: how the ledger shows the input's paths: redacted, plain or hashed.
         given: CSV with columns sop_instance_uid, end_diastole, end_systole, of frames that somebody chose.
         ray_address: of a Ray cluster; by default one is started here.
-        **overrides: keys of the bundle's inference.yaml, such as preset, image_size, calibration_path, device.
+        **overrides: keys of the bundle's inference.yaml, such as prompt_level, calibration_path, device.
     """
     from synboost_monai.bundle_run import quiet_warnings, say_shipped_weights
     from synboost_monai.hospital.batch import run_dicom
@@ -499,7 +499,7 @@ def listen(
         quiet_seconds: a study is complete when so long nothing of it came.
         max_object_mb, max_inbox_mb: largest object, and largest inbox.
         keep_days: studies whose results were delivered so long ago are removed; by default none are.
-        **overrides: keys of the bundle's inference.yaml, such as preset, image_size, device.
+        **overrides: keys of the bundle's inference.yaml, such as prompt_level, device.
     """
     from synboost_monai.bundle_run import quiet_warnings, say_shipped_weights
     from synboost_monai.hospital.listen import run_listen
@@ -555,8 +555,8 @@ def label(
         token: what viewers have to know, part of the address that is printed; without a value a new one is made. SYNBOOST_LABEL_TOKEN
             of the environment hides it from lists of processes.
         dry_run: only make and check the app folder.
-        **overrides: keys of the bundles' inference.yaml and train.yaml, such as preset, image_size, learning_rate; for one bundle of
-            several --echo_cris.image_size 416.
+        **overrides: keys of the bundles' inference.yaml and train.yaml, such as threshold, learning_rate; for one bundle of several
+            --echo_cris.learning_rate 1e-4.
     """
     from synboost_monai.bundle_run import quiet_warnings, say_shipped_weights
     from synboost_monai.label.serve import run_label
@@ -604,8 +604,19 @@ def weights(
     """
     from synboost_monai.weights import run_action
 
-    choices = {"architecture": architecture, "preset": preset, "partial": partial, "dtype": dtype, "licence": licence}
-    print(run_action(action, source, output, sha256=sha256, **choices))
+    print(
+        run_action(
+            action,
+            source,
+            output,
+            architecture=architecture,
+            preset=preset,
+            partial=partial,
+            sha256=sha256,
+            dtype=dtype,
+            licence=licence,
+        )
+    )
 
 
 def package(bundle: str, *, checkpoint_path: str | None = None, output: str | None = None, **overrides: Any) -> None:
@@ -615,8 +626,8 @@ def package(bundle: str, *, checkpoint_path: str | None = None, output: str | No
         bundle: echo_semantic_diffusion, echo_clipseg, echo_cris, or the folder of a bundle.
         checkpoint_path: its weights, a model.pt; by default the bundle's own.
         output: the zip; BUNDLE.zip by default.
-        overrides: keys of its inference.yaml that the weights need, such as --preset small --image_size 160; they become defaults of
-            the package. --calibration_path packs a calibration.
+        overrides: keys of its inference.yaml, such as --threshold 0.4; they become defaults of the package, beside what the weights'
+            model.json says. --calibration_path packs a calibration.
     """
     from synboost_monai.bundle_run import say_shipped_weights
     from synboost_monai.package import package_bundle
@@ -642,7 +653,7 @@ def export(
         format: onnx, or torchscript.
         checkpoint_path: its weights, a model.pt; by default the bundle's own.
         output: the file; BUNDLE.onnx or BUNDLE.ts by default.
-        overrides: keys of its inference.yaml that the weights need, such as --preset small --image_size 160.
+        overrides: keys of its inference.yaml, such as --threshold 0.4; for weights without model.json --preset and --image_size.
     """
     from synboost_monai.bundle_run import say_shipped_weights
     from synboost_monai.export import export_bundle
@@ -686,8 +697,8 @@ def demo(
         port: of the page.
         token: what the page asks for, part of the address that is printed; without a value a new one is made. SYNBOOST_DEMO_TOKEN of
             the environment hides it from lists of processes.
-        **overrides: keys of the segmenter's inference.yaml, such as --preset small --image_size 128; with `synthesis.` before them of
-            echo_semantic_diffusion's: --synthesis.preset small --synthesis.image_size 64.
+        **overrides: keys of the segmenter's inference.yaml, such as --threshold 0.4; with `synthesis.` before them of
+            echo_semantic_diffusion's: --synthesis.num_inference_steps 50.
     """
     from synboost_monai.bundle_run import quiet_warnings, say_shipped_weights
     from synboost_monai.demo.serve import run_demo

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -32,6 +33,8 @@ FORMAT_VERSION = 1
 """Entry `format_version`; raised when a reader of before could not understand a card."""
 MAX_CARD_BYTES = 1 << 20
 """Largest card that is read."""
+WRITING_SECONDS = 0.2
+"""After which weights and card that do not belong together are read once more: a training may be between writing the two."""
 VOCABULARY = "CLIP byte pair encoding, 49408 tokens"
 """Of the prompts of every segmenter of the project."""
 NOT_STATED = "not stated"
@@ -236,12 +239,16 @@ def read_card(weights_path: str | os.PathLike[str]) -> ModelCard | None:
     path, weights_path = card_path(weights_path), Path(weights_path)
     if not weights_path.is_file() or not path.is_file():
         return None
-    content = _content(path)
-    if content is None:
-        return None
-    card = _checked(content, path)
-    found = known_sha256(weights_path)
-    if found != card.weights_sha256:
+    for is_second in (False, True):
+        content = _content(path)
+        if content is None:
+            return None
+        card, found = _checked(content, path), known_sha256(weights_path)
+        if found == card.weights_sha256:
+            break
+        if not is_second:
+            time.sleep(WRITING_SECONDS)
+    else:
         raise ValueError(
             f"{path}: speaks of weights with SHA-256 {card.weights_sha256[:12]}..., but {weights_path.name} has {found[:12]}...: one of "
             "the two was replaced, or a training was stopped between writing them; run that training again, or copy both files "

@@ -96,6 +96,16 @@ def test_killed_between_weights_and_card(weights_path: Path, monkeypatch: pytest
     assert read_card(weights_path) is not None
 
 
+def test_a_reader_waits_for_who_is_writing(weights_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as MONAI Label's server, while its training writes better weights."""
+    old = weights_path.with_suffix(".json").read_bytes()
+    card = write_model({"a": torch.zeros(2)}, weights_path, read_card(weights_path))
+    new = weights_path.with_suffix(".json").read_bytes()
+    weights_path.with_suffix(".json").write_bytes(old)
+    monkeypatch.setattr(model_card.time, "sleep", lambda seconds: weights_path.with_suffix(".json").write_bytes(new))
+    assert read_card(weights_path) == card
+
+
 def test_a_card_of_other_weights_does_not_stay(weights_path: Path) -> None:
     write_model({"a": torch.zeros(2)}, weights_path)
     assert not weights_path.with_suffix(".json").exists()

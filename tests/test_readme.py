@@ -51,7 +51,7 @@ MARKER = re.compile(
 """How a comment in a block says what its commands need that no test has."""
 NEEDS = {
     r"--profile |--ray_address|multi_gpu_train|torchrun": "GPU|cluster",
-    r"weights (get|convert)": "downloaded weights",
+    r"weights (get|convert (?!model\.pt))": "downloaded weights",
     r"--dataset PATH|\bCAMUS_DIR\b|^synboost published \S": "CAMUS|paper's file",
     r"\bECHONET_DIR\b": "EchoNet-Dynamic",
     r"train_published": "GPU",

@@ -137,6 +137,7 @@ def readers_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from synboost_monai.data import read_datalist, write_phantom
     from synboost_monai.experiments.prepare import prepare_dataset
     from synboost_monai.hospital.phantom_studies import write_phantom_studies
+    from synboost_monai.model_card import PUBLISHED_FACTS, new_card, write_model
     from synboost_monai.networks import create_segmenter, create_semantic_diffusion_unet
 
     place = tmp_path_factory.mktemp("reader")
@@ -150,10 +151,16 @@ def readers_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(item["label"], place / "LABEL_MAPS")
     write_phantom_studies(place / "STUDIES", num_studies=1, seed=1, image_height=64, num_frames=24)
 
-    def save(network: torch.nn.Module, *names: str) -> None:
+    def save(network: torch.nn.Module, architecture: str, *names: str) -> None:
+        facts = {"architecture": architecture, **PUBLISHED_FACTS[architecture], "preset": "tiny", "image_size": 32}
         for name in names:
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            torch.save(network.state_dict(), place / name)
+            write_model(network.state_dict(), place / name, new_card(facts, {}))
+
+    def copy(source: Path, target: Path, name: str = "model") -> None:
+        """Weights, and what they are."""
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / "model.pt", target / (f"{name}.pt" if name == "model" else name))
+        shutil.copy(source / "model.json", target / f"{name}.json")
 
     torch.manual_seed(0)
     for name in ("echo_cris", "echo_clipseg"):
@@ -164,20 +171,19 @@ def readers_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     quickstart = "runs/quickstart/segmenters/cris/synthetic_then_real/P2/seed0"
     for folder in (".", quickstart, "runs/a", "runs/cris"):
-        (place / folder).mkdir(parents=True, exist_ok=True)
-        shutil.copy(place / "echo_cris/model.pt", place / folder)
-    save(create_segmenter("cris", "tiny"), "runs/b/model.pt")
-    save(create_semantic_diffusion_unet("tiny", image_size=32), "diffusion.pt", "runs/steps/diffusion/model.pt")
+        copy(place / "echo_cris", place / folder)
+    save(create_segmenter("cris", "tiny"), "cris", "runs/b/model.pt")
+    diffusion = create_semantic_diffusion_unet("tiny", image_size=32)
+    save(diffusion, "semantic_diffusion", "diffusion.pt", "runs/steps/diffusion/model.pt")
     for name in ("echo_cris", "echo_clipseg", "echo_semantic_diffusion"):
         bundle = place / "bundles" / name
         shutil.copytree(ROOT / "bundles" / name, bundle, ignore=shutil.ignore_patterns("models"))
         shutil.copytree(place / "IMAGES", bundle / "IMAGES")
         prepare_dataset(place / "PHANTOM", bundle / "DATA", progress=False)
         if name != "echo_semantic_diffusion":
-            (bundle / "models").mkdir()
-            shutil.copy(place / name / "model.pt", bundle / "models")
-            shutil.copy(place / name / "model.pt", bundle)
-        shutil.copy(place / "echo_cris/model.pt", bundle / "MODEL")
+            copy(place / name, bundle / "models")
+            copy(place / name, bundle)
+        copy(place / "echo_cris", bundle, "MODEL")
     return place
 
 
