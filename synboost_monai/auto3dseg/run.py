@@ -22,7 +22,7 @@ from synboost_monai.auto3dseg.evaluate import (
 )
 from synboost_monai.auto3dseg.settings import HYPER_PARAMETERS
 from synboost_monai.auto3dseg.source import check_training, chosen_algorithms, folded_datalist, read_source
-from synboost_monai.bundle_run import literal, quiet_warnings
+from synboost_monai.bundle_run import as_literal, literal, quiet_warnings
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.errors import user_error
 from synboost_monai.formats.grid import to_display
@@ -128,7 +128,7 @@ class _Run:
 
     def train(self) -> None:
         """Analyse the data, generate the algorithms and train what is not trained."""
-        self._run_auto_runner(ensemble=False)
+        self._run_auto_runner()
         lost = {f"{name}_{fold}" for name in self.algorithms for fold in range(self.num_fold)} - {
             str(entry["name"]) for entry in self._history()
         }
@@ -183,12 +183,25 @@ class _Run:
     def _evaluate_ensemble(
         self, method: str, members: list[str], items: Sequence[Mapping[str, Any]], weights: Mapping[str, str]
     ) -> dict[str, Any] | None:
-        """Let AutoRunner predict with an ensemble, and measure it, unless that is done."""
+        """Let an ensemble of MONAI predict as AutoRunner does, and measure it, unless that is done."""
         folder, facts = self.out / "ensemble" / method, {"members": {name: weights[name] for name in members}}
         if (known := known_evaluation(folder, facts)) is not None:
             return known
         predicted = self.out / "ensemble_output" / method
-        self._run_auto_runner(ensemble=True, method=method, output_dir=str(predicted))
+        saving = {
+            "_target_": "SaveImage",
+            "output_dir": as_literal(
+                str(predicted)
+            ),  # AutoRunner hands over the path itself, of which MONAI's parser rewrites each #
+            "data_root_dir": as_literal(self.config["dataroot"]),
+            "output_postfix": "ensemble",
+            "output_dtype": "$np.uint8",
+            "resample": False,
+            "print_log": False,
+            "savepath_in_metadict": True,
+            "separate_folder": False,
+        }
+        self._ensemble_of(method)(pred_param={"image_save_func": saving, "rank": 0})
         predictions = ((item, self._saved(predicted, item)) for item in items)
         return write_evaluation(
             folder,
@@ -211,28 +224,21 @@ class _Run:
         path = folder / relative / f"{image_stem(item['image'])}_ensemble.nii.gz"
         return plain(load_echo(path)[0])[0].byte().numpy()
 
-    def _run_auto_runner(self, *, ensemble: bool, method: str | None = None, output_dir: str | None = None) -> None:
-        """One call of MONAI's AutoRunner; what its cache has is not done again."""
+    def _run_auto_runner(self) -> None:
+        """Call MONAI's AutoRunner for everything but the ensembles; what its cache has is not done again."""
         quiet_warnings()
-        import torch
         from monai.apps.auto3dseg import AutoRunner
 
-        saving = {} if output_dir is None else {"output_dir": output_dir, "data_root_dir": self.config["dataroot"]}
         runner = AutoRunner(
             work_dir=str(self.out),
             input=dict(self.config),
             algos=self.algorithms,
-            ensemble=ensemble,
+            ensemble=False,
             allow_skip=False,  # what is not fit for an algorithm is an error here, not a shorter run
             templates_path_or_url=str(TEMPLATES_DIR),
-            **saving,
         )
         runner.set_analyze_params({"device": "cpu", "worker": 0})
         runner.set_training_params(self.training)
-        if method is not None:
-            runner.set_ensemble_method(ENSEMBLES[method], **({"n_best": self.n_best} if method == "best_n" else {}))
-            if torch.cuda.device_count() > 1:  # AutoRunner would start torchrun, which the folder's spaces break
-                runner.set_device_info(cuda_visible_devices=[0])
         try:
             with warnings.catch_warnings():
                 # DataAnalyzer turns volumes the right way up, which a plane cannot be
@@ -254,21 +260,26 @@ class _Run:
         entries = import_bundle_algo_history(str(self.out), only_trained=True)
         return [{"name": e[AlgoKeys.ID], "algo": e[AlgoKeys.ALGO], "score": e[AlgoKeys.SCORE]} for e in entries]
 
-    def _members(self, method: str) -> list[str]:
-        """Names of the networks that an ensemble of MONAI takes."""
+    def _ensemble_of(self, method: str) -> Any:
+        """Return an ensemble of MONAI of the trained networks."""
         from monai.apps.auto3dseg import (
             AlgoEnsembleBestByFold,
             AlgoEnsembleBestN,
             AlgoEnsembleBuilder,
             import_bundle_algo_history,
         )
-        from monai.utils.enums import AlgoKeys
 
         history = import_bundle_algo_history(str(self.out), only_trained=True)
         builder = AlgoEnsembleBuilder(history, str(self.out / "input.yaml"))
         chosen = AlgoEnsembleBestN(self.n_best) if method == "best_n" else AlgoEnsembleBestByFold(self.num_fold)
         builder.set_ensemble_method(chosen)
-        return sorted(str(entry[AlgoKeys.ID]) for entry in builder.get_ensemble().get_algo_ensemble())
+        return builder.get_ensemble()
+
+    def _members(self, method: str) -> list[str]:
+        """Return the names of the networks that an ensemble of MONAI takes."""
+        from monai.utils.enums import AlgoKeys
+
+        return sorted(str(entry[AlgoKeys.ID]) for entry in self._ensemble_of(method).get_algo_ensemble())
 
     def _testing(self) -> list[dict[str, Any]]:
         """Items of the testing section."""
