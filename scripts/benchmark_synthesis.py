@@ -142,7 +142,7 @@ def label_maps(options: argparse.Namespace) -> Tensor:
     from monai.transforms import Compose
 
     from synboost_monai.data import list_label_maps
-    from synboost_monai.data.phantom import write_phantom
+    from synboost_monai.simulation.phantom import write_phantom
     from synboost_monai.transforms import Letterboxd, LoadEchod
     from synboost_monai.transforms.label_map_dictionary import SectorLabelMapd, SectorMaskd
 

@@ -171,8 +171,8 @@ def check(work_dir: Path, log_path: Path, num_epochs: int, image_size: int) -> i
 
 def make_data(work_dir: Path) -> Path:
     """A phantom data set with its datalist."""
-    from synboost_monai.data.phantom import write_phantom
     from synboost_monai.experiments.prepare import prepare_dataset
+    from synboost_monai.simulation.phantom import write_phantom
 
     if not (work_dir / "data/datalist.json").is_file():
         write_phantom(work_dir / "phantom", num_patients=6, image_height=160, num_frames=2, workers=1, progress=False)

@@ -20,6 +20,7 @@ CONFIG_ORDER = (
     "train",
     "train_small",
     "train_published",
+    "train_simulated",
     "multi_gpu_train",
     "evaluate",
     "calibrate",

@@ -25,10 +25,10 @@ def phantom(output_dir: str, *, num_patients: int = 10, seed: int = 0, **options
         output_dir: folder to make.
         num_patients: how many; each has two views with their end-diastole, end-systole and half sequence.
         seed: the same seed gives the same files.
-        options: further arguments of synboost_monai.data.phantom.write_phantom, such as --image_height.
+        options: further arguments of synboost_monai.simulation.phantom.write_phantom, such as --image_height.
     """
     from synboost_monai.bundle_run import literal
-    from synboost_monai.data import phantom as module
+    from synboost_monai.simulation import phantom as module
 
     known = [n for n in inspect.signature(module.write_phantom).parameters if n != "output_dir"]
     for name in options:
@@ -37,6 +37,33 @@ def phantom(output_dir: str, *, num_patients: int = 10, seed: int = 0, **options
     values = {name: literal(value) for name, value in options.items()}
     path = module.write_phantom(output_dir, num_patients=num_patients, seed=seed, **values)
     print(f"phantom data set: {path}")
+
+
+def simulate(
+    output_dir: str,
+    *,
+    num_images: int = 1000,
+    sequences: int = 0,
+    seed: int = 0,
+    image_size: int = 320,
+    num_frames: int = 20,
+    workers: int | None = None,
+) -> None:
+    """Make a data set of simulated hearts: wide anatomy, wide acoustics, exact label maps, no person's image.
+
+    Args:
+        output_dir: folder to make; an interrupted run goes on with what is missing.
+        num_images: images, each of a heart of its own; in datalist.json with view, phase, sex, age, quality, shape.
+        sequences: beating hearts with the truth of each frame, in sequences/ and sequences.csv.
+        seed: the same seed gives the same files.
+        image_size: pixels of the longer side.
+        num_frames: of a sequence, one heart beat.
+        workers: processes; one per processor by default.
+    """
+    from synboost_monai.data.simulated import SimulatedSettings, write_simulated
+
+    settings = SimulatedSettings(num_images, sequences, seed, image_size, num_frames)
+    print(f"simulated hearts: {write_simulated(output_dir, settings, workers=workers)}")
 
 
 def prepare(
@@ -730,6 +757,7 @@ VERBS: dict[str, Callable[..., None]] = {
     for f in (
         phantom,
         phantom_studies,
+        simulate,
         prepare,
         subset,
         label_maps,

@@ -38,6 +38,7 @@ BASE_OF_CONFIG = {
     "multi_gpu_train": "train",
     "train_small": "train",
     "train_published": "train",
+    "train_simulated": "train_small",
     "multi_gpu_evaluate": "evaluate",
     "evaluate": "inference",
     "calibrate": "inference",

@@ -34,6 +34,7 @@ Case = Callable[[str, str], Sequence[str]]
 CASES: dict[str, Case] = {
     "phantom": lambda at, out: [out, "--num_patients", "1", "--image_height", "48", "--num_frames", "2"],
     "phantom-studies": lambda at, out: [out, "--num_studies", "1", "--image_height", "64", "--num_frames", "8"],
+    "simulate": lambda at, out: [out, "--num_images", "2", "--image_size", "48"],
     "prepare": lambda at, out: [f"{at}/phantom", out],
     "subset": lambda at, out: [f"{at}/real", out, "--patients", "2"],
     "label-maps": lambda at, out: [f"{at}/real", out, "--num_maps", "1"],
@@ -102,6 +103,7 @@ CASES: dict[str, Case] = {
 SAME = {
     "phantom": "phantom",
     "phantom-studies": "studies",
+    "simulate": "real",
     "prepare": "phantom",
     "dicom": "studies",
     "segment": "images",

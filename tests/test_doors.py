@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from synboost_monai.data.phantom import write_phantom
+from synboost_monai.simulation.phantom import write_phantom
 from tests.doors import CASES, NOWHERE, ask
 
-READING = sorted(set(CASES) - {"phantom", "phantom-studies"})
+READING = sorted(set(CASES) - {"phantom", "phantom-studies", "simulate"})
 """Verbs that read something."""
 WRITING = {
     "phantom": ["{out}", "--num_patients", "1", "--image_height", "48", "--num_frames", "2"],
     "phantom-studies": ["{out}", "--num_studies", "1", "--image_height", "64", "--num_frames", "8"],
+    "simulate": ["{out}", "--num_images", "2", "--image_size", "48"],
     "prepare": ["{data}", "{out}"],
     "experiment": ["quickstart", "--output", "{out}"],
 }
@@ -46,7 +47,7 @@ def test_output_that_is_a_file_is_one_line(verb: str, data_dir: Path, tmp_path: 
     assert (tmp_path / "file").read_text() == "kept"
 
 
-@pytest.mark.parametrize("verb", ["phantom", "phantom-studies", "prepare"])
+@pytest.mark.parametrize("verb", ["phantom", "phantom-studies", "simulate", "prepare"])
 def test_disk_that_takes_no_more_is_one_line(verb: str, data_dir: Path, tmp_path: Path) -> None:
     """A limit of the size of files stands for it: whatever writes fails in the middle."""
     words = [word.format(out=tmp_path / "out", data=data_dir) for word in WRITING[verb]]

@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"dicom"}),
-    frozenset({"prompts", "transforms", "networks", "diffusion", "metrics", "losses"}),
+    frozenset({"prompts", "transforms", "networks", "diffusion", "metrics", "losses", "simulation"}),
     frozenset({"inferers", "handlers", "data", "onnx_segmenter"}),
     frozenset({"bundle_run", "weights", "export", "package", "predictor"}),
     frozenset({"experiments", "auto3dseg", "hospital", "label"}),

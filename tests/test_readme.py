@@ -169,7 +169,7 @@ def check_verb(words: list[str], tmp_path: Path) -> None:
         others = {key: value for key, value in free.items() if key not in (*BUNDLE_KEY_OF, *HYPER_PARAMETERS)}
         check_overrides(config_files("echo_cris", "train"), others)
     elif name == "phantom":
-        from synboost_monai.data import write_phantom
+        from synboost_monai.simulation import write_phantom
 
         assert set(free) <= set(inspect.signature(write_phantom).parameters), words
     elif free:

@@ -21,7 +21,7 @@ _MODULE_OF = {
     "sample_label_maps": "label_map_sampling",
     "training_dataset": "training_data",
     "write_datalist": "datalist",
-    "write_phantom": "phantom",
+    "write_simulated": "simulated",
     "write_subset": "subset",
 }
 """Public name -> module of this folder that defines it."""

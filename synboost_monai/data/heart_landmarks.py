@@ -14,9 +14,9 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from synboost_monai.data.phantom_anatomy import fill_polygon
 from synboost_monai.labels import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, MYOCARDIUM, STRUCTURES
 from synboost_monai.metrics.anatomy import long_axis
+from synboost_monai.simulation.geometry import fill_polygon
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

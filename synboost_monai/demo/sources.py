@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synboost_monai.data import list_images, list_label_maps
-from synboost_monai.data.phantom import draw_phantom_frames, draw_phantom_patient
 from synboost_monai.data.synthetic_writers import write_nifti
 from synboost_monai.io import IMAGE_SUFFIXES, image_suffix, is_dicom
 from synboost_monai.predictor import ATTRIBUTES
 from synboost_monai.records import PHASES, VIEWS
+from synboost_monai.simulation.phantom import draw_phantom_frames, draw_phantom_patient
 
 if TYPE_CHECKING:
     import numpy as np

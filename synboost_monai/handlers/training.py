@@ -141,7 +141,7 @@ class EpochSeed:
 
     Args:
         seed: of the run.
-        dataset: its `transform` is seeded too; None for none.
+        dataset: its `transform` is seeded too, and it is told the epoch if it has `set_epoch`; None for none.
     """
 
     def __init__(self, seed: int, dataset: Any = None) -> None:
@@ -162,6 +162,8 @@ class EpochSeed:
         transform: Any = getattr(self.dataset, "transform", None)
         if hasattr(transform, "set_random_state"):
             transform.set_random_state(seed=for_transforms)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(int(engine.state.epoch))
 
 
 class Resume:

@@ -515,7 +515,7 @@ def test_properties_of_inference(bundle: str, config: str, trained: Path, datali
     assert not list(tmp_path.iterdir())  # making all the parts writes nothing
 
 
-@pytest.mark.parametrize("config", ["train", "train_small", "train_published", "multi_gpu_train"])
+@pytest.mark.parametrize("config", ["train", "train_small", "train_published", "train_simulated", "multi_gpu_train"])
 def test_properties_of_training(
     bundle: str, config: str, datalist_dir: Path, tmp_path: Path, one_process: None
 ) -> None:

@@ -80,6 +80,26 @@ def test_small_recipe_trains(bundle: str, datalist_dir: Path, tmp_path: Path) ->
     assert (tmp_path / "model.pt").is_file()
 
 
+def test_simulated_recipe_needs_no_data(bundle: str, tmp_path: Path) -> None:
+    files = ["train", "train_small", "train_simulated"]
+    assert [path.stem for path in config_files(bundle, "train_simulated")] == files
+    sizes = {
+        "simulated_images": 4,
+        "simulated_validation_images": 2,
+        "batch_size": 2,
+        "max_epochs": 1,
+        "num_workers": 0,
+    }
+    run = workflow(bundle, files, tmp_path / "there is none", tmp_path / "out", image_encoder_weights=None, **sizes)
+    items = run.parser.get_parsed_content("train::dataset")
+    items.set_epoch(1)
+    first = items[0]["image"].clone()
+    items.set_epoch(2)
+    assert len(items) == 4 and not torch.equal(items[0]["image"], first)
+    run.run()
+    assert (tmp_path / "out" / "model.pt").is_file()
+
+
 def test_cross_entropy_takes_part(bundle: str, datalist_dir: Path, tmp_path: Path) -> None:
     """In the published code it was always 0."""
     run = workflow(bundle, ["train"], datalist_dir, tmp_path)

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from synboost_monai.data import label_map_sampling, list_label_maps, read_datalist, sample_label_maps, write_datalist
-from synboost_monai.data.phantom_anatomy import draw_label_map, draw_patient
 from synboost_monai.data.synthetic_writers import write_nifti
 from synboost_monai.io import read_plane
 from synboost_monai.metrics.anatomy import check_anatomy
 from synboost_monai.records import EchoRecord
+from synboost_monai.simulation.phantom_anatomy import draw_label_map, draw_patient
 from synboost_monai.transforms.dictionary import LoadEchod
 from synboost_monai.transforms.label_map_array import default_sector_mask
 from synboost_monai.transforms.label_map_dictionary import SectorLabelMapd, SectorMaskd

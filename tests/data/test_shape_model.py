@@ -20,7 +20,6 @@ from synboost_monai.data.heart_landmarks import (
     draw_landmarks,
     find_landmarks,
 )
-from synboost_monai.data.phantom_anatomy import draw_label_map, draw_patient
 from synboost_monai.data.shape_model import (
     Frame,
     HeartCase,
@@ -36,6 +35,7 @@ from synboost_monai.data.shape_model import (
     read_case,
 )
 from synboost_monai.metrics.anatomy import check_anatomy
+from synboost_monai.simulation.phantom_anatomy import draw_label_map, draw_patient
 from synboost_monai.transforms.label_map_array import default_sector_mask
 
 SHAPE = (300, 320)
@@ -57,7 +57,7 @@ def heart(width: float = 18.0, length: float = 70.0, atrium: float = 36.0) -> np
 
 def draw_polygons(cavity: np.ndarray, outer: np.ndarray, atrium: np.ndarray) -> np.ndarray:
     """Label map (300, 320) of 0.5 mm; the origin of the polygons lies at (80, 95) mm."""
-    from synboost_monai.data.phantom_anatomy import fill_polygon
+    from synboost_monai.simulation.geometry import fill_polygon
 
     label_map = np.zeros(SHAPE, np.uint8)
     for polygon, class_index in ((atrium, 3), (outer, 2), (cavity, 1)):

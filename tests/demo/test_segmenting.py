@@ -216,7 +216,7 @@ def test_weights_of_another_size_and_unknown_keys_are_one_sentence(weights: dict
 
 
 def test_the_phantom_is_that_of_synboost_phantom(tmp_path: Path) -> None:
-    from synboost_monai.data import write_phantom
+    from synboost_monai.simulation import write_phantom
 
     folder = write_phantom(tmp_path / "p", num_patients=1, seed=3, image_height=96, num_frames=2, progress=False)
     drawn = draw_phantom(3, "apical_two_chamber", PHASE, tmp_path, image_height=96)

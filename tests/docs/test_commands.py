@@ -24,6 +24,7 @@ ELSEWHERE = {
     r"bash scripts/quickstart\.sh": "tests/experiments/test_run.py",
     r"synboost experiment grid_small$": "tests/experiments/test_run.py",
     r"snakemake ": "tests/experiments/test_run.py",
+    r"synboost run echo_cris train_simulated ": "tests/bundles/test_segmenter_training.py",
     r"synboost report ": "tests/experiments/test_report.py",
     r"synboost auto3dseg ": "tests/auto3dseg/test_run.py",
     r"synboost listen ": "tests/hospital/test_listen.py",
@@ -44,6 +45,7 @@ SMALLER = {
     r"preset small": "preset tiny",
     r"image_size \d+": "image_size 32",
     r"--num_patients \d+": "--num_patients 4 --image_height 64 --num_frames 2",
+    r"--num_images \d+": "--num_images 3",
     r"--num_studies \d+": "--num_studies 1 --image_height 64 --num_frames 24",
     r"--num_maps \d+": "--num_maps 2",
     r"--patients \d+": "--patients 2",
@@ -134,11 +136,12 @@ def readers_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the pages take for granted: DATA, IMAGES, LABEL_MAPS, STUDIES, and weights of tiny networks."""
     import torch
 
-    from synboost_monai.data import read_datalist, write_phantom
+    from synboost_monai.data import read_datalist
     from synboost_monai.experiments.prepare import prepare_dataset
     from synboost_monai.hospital.phantom_studies import write_phantom_studies
     from synboost_monai.model_card import PUBLISHED_FACTS, new_card, write_model
     from synboost_monai.networks import create_segmenter, create_semantic_diffusion_unet
+    from synboost_monai.simulation import write_phantom
 
     place = tmp_path_factory.mktemp("reader")
     write_phantom(place / "PHANTOM", num_patients=20, image_height=64, num_frames=2, progress=False)

@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from synboost_monai.data.phantom_anatomy import draw_label_map, draw_patient
 from synboost_monai.experiments.clinical import COLUMNS, bland_altman_plot, clinical_measures
 from synboost_monai.experiments.tables import to_text
 from synboost_monai.metrics.agreement import agreement
 from synboost_monai.metrics.per_case import case_metrics, write_metrics_csv, write_summary
 from synboost_monai.records import PHASES, VIEWS
+from synboost_monai.simulation.phantom_anatomy import draw_label_map, draw_patient
 
 HEIGHT = 128
 NUM_PATIENTS = 4

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from synboost_monai.data.phantom_anatomy import draw_label_map, draw_patient
 from synboost_monai.metrics.anatomy import (
     ADULT_RANGES,
     MEASURES,
@@ -15,6 +14,7 @@ from synboost_monai.metrics.anatomy import (
     long_axis,
     measure_anatomy,
 )
+from synboost_monai.simulation.phantom_anatomy import draw_label_map, draw_patient
 
 
 def make_heart(spacing_mm: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:

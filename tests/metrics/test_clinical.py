@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from synboost_monai.data.phantom_anatomy import draw_label_map, draw_patient
 from synboost_monai.metrics.clinical import MEASURES, METHODS, ClinicalMeasure, measure_patient
 from synboost_monai.metrics.volumes import camus_volumes_ml, disk_volume_ml, measure_ventricle
 from synboost_monai.records import PHASES, VIEWS
+from synboost_monai.simulation.phantom_anatomy import draw_label_map, draw_patient
 
 PATIENT = draw_patient(np.random.default_rng(5), is_female=True)
 HEIGHT = 160

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from synboost_monai.data.phantom_anatomy import draw_label_map, draw_patient
 from synboost_monai.metrics.volumes import (
     NUM_DISKS,
     Atrium,
@@ -21,6 +20,7 @@ from synboost_monai.metrics.volumes import (
     measure_atrium,
     measure_ventricle,
 )
+from synboost_monai.simulation.phantom_anatomy import draw_label_map, draw_patient
 
 SPACINGS = [(0.3, 0.3), (0.5, 0.5), (0.3, 0.5), (0.5, 0.31)]
 

@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from synboost_monai.data.phantom import draw_phantom_patient
-from synboost_monai.data.phantom_anatomy import draw_label_map
-from synboost_monai.data.phantom_ultrasound import (
+from synboost_monai.simulation.phantom import draw_phantom_patient
+from synboost_monai.simulation.phantom_anatomy import draw_label_map
+from synboost_monai.simulation.phantom_ultrasound import (
     DYNAMIC_RANGE_DB,
     MYOCARDIUM_GREY,
     PULSE_LENGTH_MM,

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synboost_monai.labels import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, MYOCARDIUM
+from synboost_monai.simulation.geometry import fill_polygon
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -163,22 +164,6 @@ def draw_patient(generator: np.random.Generator, *, is_female: bool) -> PatientA
     bottoms = [view.contours(s).left_atrium[:, 1].max() for view in views.values() for s in (0.0, 1.0)]
     depth = float(np.clip(5 * np.round(max(bottoms) * generator.uniform(0.9, 1.15) / 5), 120, 210))
     return PatientAnatomy(depth, half_angle, views, ejection_fraction)
-
-
-def fill_polygon(rows: FloatArray, columns: FloatArray, shape: tuple[int, int]) -> BoolArray:
-    """Pixels whose centre lies inside a closed polygon (even-odd rule): polygons that share an edge share no pixel.
-
-    Args:
-        rows, columns: corners, (K,), in pixels; the centre of the first pixel is (0, 0).
-        shape: (H, W).
-    """
-    next_rows, next_columns = np.roll(rows, -1), np.roll(columns, -1)
-    lines = np.arange(shape[0])[:, None]
-    row, edge = np.nonzero((rows <= lines) != (next_rows <= lines))
-    slope = (next_columns - columns)[edge] / (next_rows - rows)[edge]
-    first = np.clip(np.ceil(columns[edge] + (row - rows[edge]) * slope), 0, shape[1]).astype(np.int64)
-    toggles = np.bincount(row * (shape[1] + 1) + first, minlength=shape[0] * (shape[1] + 1))
-    return np.cumsum(toggles.reshape(shape[0], -1)[:, : shape[1]], axis=1) % 2 == 1
 
 
 def draw_label_map(

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from synboost_monai.data.phantom import _split, draw_phantom_patient, systole_at, write_phantom
+from synboost_monai.simulation.phantom import _split, draw_phantom_patient, systole_at, write_phantom
 
 HEIGHT, NUM_FRAMES = 96, 3
 

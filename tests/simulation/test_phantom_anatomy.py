@@ -9,9 +9,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from synboost_monai.data.phantom import draw_phantom_patient
-from synboost_monai.data.phantom_anatomy import PatientAnatomy, draw_label_map, fill_polygon
-from synboost_monai.data.phantom_ultrasound import sector_width
+from synboost_monai.simulation.geometry import fill_polygon
+from synboost_monai.simulation.phantom import draw_phantom_patient
+from synboost_monai.simulation.phantom_anatomy import PatientAnatomy, draw_label_map
+from synboost_monai.simulation.phantom_ultrasound import sector_width
 
 HEIGHT = 256
 NUMBERS = range(1, 9)

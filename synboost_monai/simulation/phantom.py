@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from synboost_monai.data.phantom_anatomy import PatientAnatomy, draw_label_map, draw_patient
-from synboost_monai.data.phantom_ultrasound import UltrasoundView
 from synboost_monai.io import atomic_path, atomic_write_text
 from synboost_monai.records import IMAGE_QUALITIES, VIEWS
+from synboost_monai.simulation.phantom_anatomy import PatientAnatomy, draw_label_map, draw_patient
+from synboost_monai.simulation.phantom_ultrasound import UltrasoundView
 
 SPLIT_FRACTIONS = {"training": 0.70, "validation": 0.15, "testing": 0.15}
 """Share of the patients in each split."""
@@ -151,8 +151,8 @@ def _write_patient(folder: Path, patient: PhantomPatient, seed: int, image_heigh
         images, label_maps, spacing_mm = draw_phantom_frames(patient, view_name, seed, image_height, num_frames)
         stem = f"{patient.name}_{view_name}"
         for name, frames in {"ED": slice(0, 1), "ES": slice(-1, None), "half_sequence": slice(None)}.items():
-            _write_nifti(folder / f"{stem}_{name}.nii.gz", images[frames], spacing_mm)
-            _write_nifti(folder / f"{stem}_{name}_gt.nii.gz", label_maps[frames], spacing_mm)
+            write_frames(folder / f"{stem}_{name}.nii.gz", images[frames], spacing_mm)
+            write_frames(folder / f"{stem}_{name}_gt.nii.gz", label_maps[frames], spacing_mm)
         atomic_write_text(folder / f"Info_{view_name}.cfg", _info(patient, view_name, num_frames))
 
 
@@ -171,8 +171,8 @@ def _info(patient: PhantomPatient, view_name: str, num_frames: int) -> str:
     return "".join(f"{key}: {value}\n" for key, value in info.items())
 
 
-def _write_nifti(path: Path, frames: NDArray[np.uint8], spacing_mm: float) -> None:
-    """Write (T, H, W) as CAMUS does: stored (x, y), several frames (x, y, t), the affine negative in x and y."""
+def write_frames(path: Path, frames: NDArray[np.uint8], spacing_mm: float) -> None:
+    """Write frames (T, H, W) as CAMUS does: stored (x, y) or (x, y, t), the affine negative in x and y; the same bytes each time."""
     import nibabel as nib
 
     stored = np.ascontiguousarray(frames.T)

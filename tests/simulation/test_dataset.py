@@ -1,0 +1,40 @@
+"""Simulated hearts in training: new in each epoch, the same whatever the number of workers."""
+
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader
+from monai.transforms import Compose, RandGaussianNoised, SelectItemsd
+
+from synboost_monai.simulation import SimulatedEchoDataset, simulate, simulated_items
+
+
+def test_an_item_is_what_the_simulator_gives() -> None:
+    item = SimulatedEchoDataset(simulated_items(3, 4), longer_side=48)[2]
+    echo = simulate(4, 2, longer_side=48)
+    assert np.array_equal(item["image"].numpy(), echo.images) and np.array_equal(item["label"].numpy(), echo.label_maps)
+    assert item["spacing_mm"].tolist() == [echo.spacing_mm] * 2
+    assert {"view", "sex", "age", "image_quality", "shape"} <= set(item)
+
+
+def test_each_epoch_has_new_hearts_but_in_validation() -> None:
+    endless, fixed = (SimulatedEchoDataset(simulated_items(2, 4), longer_side=48, is_endless=e) for e in (True, False))
+    for dataset in (endless, fixed):
+        dataset.set_epoch(3)
+    assert np.array_equal(endless[1]["image"].numpy(), simulate(4, 3 * 2 + 1, longer_side=48).images)
+    assert np.array_equal(fixed[1]["image"].numpy(), simulate(4, 1, longer_side=48).images)
+
+
+def test_workers_change_nothing() -> None:
+    noise = Compose([SelectItemsd(["image"]), RandGaussianNoised("image", prob=1)])
+    batches = []
+    for num_workers in (0, 1):
+        dataset = SimulatedEchoDataset(simulated_items(3, 4), longer_side=32, transform=noise)
+        dataset.set_epoch(1)
+        batches.append([b["image"].clone() for b in DataLoader(dataset, batch_size=1, num_workers=num_workers)])
+    assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+
+
+def test_items_must_make_sense() -> None:
+    with pytest.raises(ValueError, match="num_images must be 1 or more"):
+        simulated_items(0, 1)
