@@ -287,7 +287,27 @@ def write_model(
         return None
     kinds = {str(value.dtype).removeprefix("torch.") for value in state.values() if value.is_floating_point()}
     card = replace(card, weights_sha256=digest, dtype="+".join(sorted(kinds)) or card.dtype)
-    atomic_write_text(beside, json.dumps(card.as_json(), indent=2, ensure_ascii=False) + "\n")
+    _write(card, beside)
+    return card
+
+
+def add_measured(weights_path: str | os.PathLike[str], measured: Mapping[str, Any]) -> ModelCard:
+    """Add to what the card beside weights says was measured; the weights stay as they are.
+
+    Args:
+        weights_path: such as model.pt.
+        measured: name -> number, text, or a mapping of these; a name that is there already is replaced.
+    Raises:
+        FileNotFoundError: if there is no card.
+        ValueError: as `read_card`.
+    """
+    card = read_card(weights_path)
+    if card is None:
+        raise FileNotFoundError(
+            f"{card_path(weights_path)}: no card beside the weights; `synboost weights convert` makes one"
+        )
+    card = replace(card, measured={**card.measured, **measured})
+    _write(card, card_path(weights_path))
     return card
 
 
@@ -376,6 +396,10 @@ def _checked(content: Mapping[str, Any], path: Path) -> ModelCard:
         )
     kept = ("prompt_level", "licence", "training", "measured", "dtype", "synboost_version", "commit", "weights_sha256")
     return ModelCard(architecture, facts, **{key: content[key] for key in kept if key in content})
+
+
+def _write(card: ModelCard, path: Path) -> None:
+    atomic_write_text(path, json.dumps(card.as_json(), indent=2, ensure_ascii=False) + "\n")
 
 
 def _is_level(value: Any) -> bool:
