@@ -1,7 +1,7 @@
 """Hearts and their ultrasound from nothing: no image and no label map of a person enters here.
 
 `simulate` draws hearts and scanners widely, for training; `write_phantom` draws them narrowly, with volumes that are known exactly, for
-tests and first steps. Names load on first use, so that importing stays cheap.
+tests and first steps; `simulate_stranger` draws what is no apical view. Names load on first use, so that importing stays cheap.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 _MODULE_OF = {
     "SimulatedEcho": "simulator",
     "SimulatedEchoDataset": "dataset",
+    "Stranger": "strangers",
     "simulate": "simulator",
+    "simulate_stranger": "strangers",
     "simulated_items": "dataset",
     "write_phantom": "phantom",
 }
