@@ -18,6 +18,7 @@ import yaml
 from monai.bundle import ConfigWorkflow
 
 from synboost_monai.bundle_run import config_files
+from synboost_monai.model_card import read_card
 from synboost_monai.networks import create_segmenter, load_weights
 
 BUNDLES_DIR = Path(__file__).parents[2] / "bundles"
@@ -97,7 +98,8 @@ def test_simulated_recipe_needs_no_data(bundle: str, tmp_path: Path) -> None:
     items.set_epoch(2)
     assert len(items) == 4 and not torch.equal(items[0]["image"], first)
     run.run()
-    assert (tmp_path / "out" / "model.pt").is_file()
+    card = read_card(tmp_path / "out" / "model.pt")
+    assert card is not None and (card.training["simulated_images"], card.training["simulation_seed"]) == (4, 20261128)
 
 
 def test_cross_entropy_takes_part(bundle: str, datalist_dir: Path, tmp_path: Path) -> None:
