@@ -140,7 +140,7 @@ class Scene:
         self._fields = self._draw_fields(outlines)
         self._layers = self._draw_layers(outlines)
         self._spots = self._draw_spots(outlines)
-        self._num_looks = int(draw.choice(1, 2, 3))
+        self._num_looks = int(draw.choice(1, 2, 3, 4))
         self._speckle = [self._noise() for _ in range(self._num_looks)]
         self._pulse, self._beams, self._padded = self._draw_beam()
         self._transmission = self._draw_transmission()
@@ -279,16 +279,21 @@ class Scene:
     def _draw_levels(self) -> FloatArray:
         """Return the echo of each class in decibels against myocardium."""
         uniform, normal, chance = self.draw.uniform, self.draw.normal, self.draw.chance
-        is_wild = chance(0.18)  # contrasts that no scanner shows, such as blood brighter than muscle
-        blood, spread = (uniform(-25, 12), 6) if is_wild else (-uniform(3, 32), 2)
+        is_wild = chance(0.12)  # contrasts that no scanner shows, such as blood brighter than muscle
+        blood, spread = (uniform(-25, 12), 6) if is_wild else (-uniform(5, 32), 2)
         level = np.zeros(len(Tissue), np.float32)
         level[Tissue.OUTSIDE] = uniform(-14, 10)
         for chamber in (Tissue.RIGHT_VENTRICLE, Tissue.RIGHT_ATRIUM, Tissue.LEFT_ATRIUM):
             level[chamber] = blood + normal(0, spread)
-        if chance(0.3):
-            level[Tissue.LEFT_ATRIUM] = blood * uniform(-0.1, 0.8)  # filled with clutter
-        if chance(0.15):
-            level[Tissue.RIGHT_VENTRICLE] = blood * uniform(0, 1)
+        for chamber, probability, highest in (
+            (Tissue.LEFT_ATRIUM, 0.65, -0.3),
+            (Tissue.RIGHT_ATRIUM, 0.4, 0.0),
+            (Tissue.RIGHT_VENTRICLE, 0.6, 0.0),
+        ):
+            if chance(
+                probability
+            ):  # filled with clutter: brighter than the left ventricle, a deep atrium than the wall
+                level[chamber] = blood * uniform(highest, 0.95)
         level[Tissue.CAVITY] = blood
         level[Tissue.PAPILLARY] = normal(-1, 4)
         level[Tissue.DARK_BODY] = blood + uniform(-2, 12)
@@ -300,11 +305,11 @@ class Scene:
 
     def _draw_trabeculae(self) -> Points | None:
         """Return which inner share (K,) of the wall looks like blood, or None."""
-        if not self.draw.chance(0.55):
+        if not self.draw.chance(0.7):
             return None
         s = np.linspace(-1, 1, NUM_ENDO)
         sides = np.where(s < 0, self.draw.uniform(0.2, 1), self.draw.uniform(0.4, 1.2))
-        return np.clip(self.draw.uniform(0.1, 0.5) * sides * np.exp(self.draw.curve(NUM_ENDO, 8, 0.4)), 0, 0.75)
+        return np.clip(self.draw.uniform(0.15, 0.6) * sides * np.exp(self.draw.curve(NUM_ENDO, 8, 0.4)), 0, 0.75)
 
     def _draw_surroundings(self, outlines: Outlines) -> list[tuple[Points, Tissue]]:
         """Return bodies around the heart (lung, liver, fat): outlines and whether they are bright or dark."""
@@ -342,15 +347,15 @@ class Scene:
     def _draw_glow(self, outlines: Outlines, bottom: float) -> FloatArray:
         """Return the glow (R, A) of the pericardium and lung around the heart in decibels, which decays with the distance to it."""
         draw, grid = self.draw, self.grid
-        if not draw.chance(0.7):
+        if not draw.chance(0.85):
             return np.zeros(grid.shape, np.float32)
         heart = np.isin(self._tissue(outlines), (Tissue.OUTSIDE, Tissue.DARK_BODY, Tissue.BRIGHT_BODY))[::2, ::2]
         sampling = (2 * grid.range_step_mm, 2 * grid.angle_step * outlines.hinges[:, 1].mean())
         distance = ndimage.distance_transform_edt(heart, sampling=sampling).astype(np.float32).repeat(2, 0).repeat(2, 1)
         side = _rises(grid.ranges, draw.uniform(0.3, 0.95) * bottom, draw.uniform(5, 15))
-        side = side * _rises(grid.angles / grid.half_angle * draw.choice(-1, 0, 1, 1), draw.uniform(-0.8, 0.3), 0.15)
+        side = side * _rises(grid.angles / grid.half_angle * draw.choice(-1, 0, 1, 1, 1), draw.uniform(-0.8, 0.3), 0.15)
         decay = np.exp(-np.maximum(distance - draw.uniform(0, 4), 0) / draw.uniform(3, 20))
-        return (draw.uniform(4, 22) * side * decay).astype(np.float32)
+        return (draw.uniform(8, 32) * side * decay).astype(np.float32)
 
     def _draw_layers(self, outlines: Outlines) -> list[Layer]:
         """Return the thin layers: pericardium, borders and core of the septum, walls of the atria, valves, strands."""
@@ -376,12 +381,12 @@ class Scene:
                 Layer(line, span, level, specular, width, more.get("offset_mm", 0.0), more.get("depth_share", 0.0))
             )
 
-        if chance(0.75):
+        if chance(0.85):
             add(
                 "pericardium",
                 (int(uniform(40, 60)), NUM_ENDO),
                 uniform(1.5, 6),
-                uniform(0, 16),
+                uniform(2, 18),
                 uniform(0, 1.2),
                 uniform(0, 0.5),
                 offset_mm=uniform(0, 3),
@@ -536,7 +541,7 @@ class Scene:
             haze = haze + uniform(2, 7) * np.cos(2 * np.pi * r / uniform(4, 14) + uniform(0, 6)) * np.exp(
                 -r / uniform(20, 80)
             )
-        noise = uniform(-36, -12) + uniform(0, 0.14) * (r - 80)
+        noise = uniform(-38, -14) + uniform(0, 0.14) * (r - 80)
         return np.power(10, haze / 20).astype(np.float32), np.power(10, noise / 20).astype(np.float32)
 
 

@@ -48,13 +48,13 @@ class Display:
     def __init__(self, draw: Draw, grid: Grid, longer_side: int) -> None:
         self.draw, self.grid = draw, grid
         self.frame = _draw_frame(draw, grid, longer_side)
-        self._range_db = draw.uniform(28, 75)
-        self._grey = draw.normal(105, 35)
+        self._range_db = draw.uniform(36, 85)
+        self._grey = draw.normal(112, 32)
         self._gamma = float(np.exp(draw.normal(0, 0.35)))
         self._reference_share = draw.uniform(50, 90)
-        self._smoothing = (draw.uniform(0, 1.2), draw.uniform(0, 1.5)) if draw.chance(0.4) else None
+        self._smoothing = (draw.uniform(0, 1.2), draw.uniform(0, 1.7)) if draw.chance(0.6) else None
         self._has_median = draw.chance(0.15)
-        self._blur = draw.uniform(0.2, 0.9) if draw.chance(0.3) else 0.0
+        self._blur = draw.uniform(0.2, 1.0) if draw.chance(0.5) else 0.0
         self._edges = draw.uniform(0.3, 1.5) if draw.chance(0.25) else 0.0
         self._persistence = draw.uniform(0.1, 0.6) if draw.chance(0.5) else 0.0
         self._near_mm = draw.uniform(0, 6) if draw.chance(0.3) else 0.0
