@@ -45,7 +45,13 @@ _CLIP = {
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-_OF_SEGMENTERS = {"preset": "published", "keep_aspect": True, "padding_id": 0, "domain_word": False}
+_OF_SEGMENTERS = {
+    "preset": "published",
+    "keep_aspect": True,
+    "padding_id": 0,
+    "domain_word": False,
+    "has_view_head": False,
+}
 
 PUBLISHED_FACTS: Mapping[str, Mapping[str, Any]] = {
     "cris": {**_OF_SEGMENTERS, "image_size": 416, "mask_padding": True, **_CLIP},
@@ -84,6 +90,7 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "keep_aspect": _IS_BOOL,
     "mask_padding": _IS_BOOL,
     "domain_word": _IS_BOOL,
+    "has_view_head": _IS_BOOL,
     "padding_id": ("a token, 0 to 49407", lambda value: _is_whole(value, 0, 49407)),
     "image_mean": ("three numbers", _are_channels),
     "image_std": ("three numbers above 0", lambda value: _are_channels(value) and min(value) > 0),

@@ -440,7 +440,10 @@ def convert_weights(
             "segments nothing; give it to `synboost train echo_cris --init_checkpoint` as it is, or pass --partial true for a model.pt "
             "that only starts a training"
         )
-    network = _create(architecture, preset)
+    has_view_head = published.has_view_head(state_dict)
+    if has_view_head:  # also of weights without a card
+        facts["has_view_head"] = True
+    network = _create(architecture, preset, **({"has_view_head": True} if has_view_head else {}))
     published.load_published_state(network, state_dict, Path(source))
     card = known or ModelCard(architecture, facts, training={"converted_from": Path(source).name})
     card = replace(card, facts=facts, licence=licence or (card.licence if known else _licence_of(source)))
@@ -471,7 +474,7 @@ def _in_dtype(network: Any, dtype: str) -> dict[str, Any]:
     return weights
 
 
-def _create(architecture: str, preset: str) -> Any:
+def _create(architecture: str, preset: str, **of_network: Any) -> Any:
     """The network that weights are to be of; whatever of it stays random is the same every time."""
     import torch
 
@@ -481,7 +484,7 @@ def _create(architecture: str, preset: str) -> Any:
         torch.manual_seed(0)
         if architecture == "semantic_diffusion":
             return create_semantic_diffusion_unet(preset)
-        return create_segmenter(architecture, preset)
+        return create_segmenter(architecture, preset, **of_network)
 
 
 def _licence_of(source: str | os.PathLike[str]) -> str:

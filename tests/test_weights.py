@@ -389,6 +389,18 @@ def test_same_checkpoint_gives_the_same_file(tmp_path: Path) -> None:
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
 
 
+def test_a_head_for_the_view_goes_along(tmp_path: Path) -> None:
+    """Also of weights that come without a card: their names say it."""
+    torch.manual_seed(0)
+    source = create_segmenter("cris", "tiny", has_view_head=True)
+    write_model(source.state_dict(), tmp_path / "model.pt")
+    run_action("convert", str(tmp_path / "model.pt"), str(tmp_path / "converted.pt"), preset="tiny")
+    card = read_card(tmp_path / "converted.pt")
+    assert card is not None and card.facts["has_view_head"] is True
+    loaded = load_weights(create_segmenter("cris", "tiny", has_view_head=True), tmp_path / "converted.pt")
+    assert is_equal(loaded, source.state_dict())
+
+
 def test_what_is_known_of_weights_goes_on_to_be_known(tmp_path: Path) -> None:
     facts = {"architecture": "clipseg", **PUBLISHED_FACTS["clipseg"], "preset": "tiny", "image_size": 32}
     source = tiny("clipseg")

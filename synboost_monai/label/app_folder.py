@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ _REFUSED = {
 """Keys of the configs that make no sense here, and why."""
 _SET_IN_TRAINING = {"resume": False}
 """Keys of train.yaml that differ in the app folder."""
+_NOT_SERVED = frozenset({"has_view_head"})
+"""Parts of a network that are left out here: the corrected labels do not teach them, so the first training would leave them behind."""
 
 _MAIN = '''"""MONAI Label's stock app for bundles, with the doubt of SynBoost's segmenters. Made by `synboost label`."""
 
@@ -109,7 +111,10 @@ def plan_bundles(
         own |= {k.partition(".")[2]: value for k, value in overrides.items() if k.startswith(f"{folder.name}.")}
         checked = _checked(folder, own)
         # into the configs as well: MONAI Label takes parts of them without the weights' place
-        planned.append(ServedBundle(folder, checkpoint_path, {**known_facts(checkpoint_path, checked), **checked}))
+        facts = {**known_facts(checkpoint_path, checked), **checked}
+        planned.append(
+            ServedBundle(folder, checkpoint_path, {**facts, **dict.fromkeys(_NOT_SERVED & facts.keys(), False)})
+        )
     return planned
 
 
@@ -255,7 +260,7 @@ def _write_weights(bundle: ServedBundle, target: Path) -> None:
     """Weights as MONAI Label loads them, one flat state dict; of weights that do not fit it only warns, and serves noise."""
     from monai.bundle import ConfigParser
 
-    from synboost_monai.networks import load_weights
+    from synboost_monai.networks import load_published
 
     parser = ConfigParser()
     parser.read_config(str(target / "configs/inference.yaml"))
@@ -263,7 +268,8 @@ def _write_weights(bundle: ServedBundle, target: Path) -> None:
     network = parser.get_parsed_content("network_def")
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     try:
-        weights = load_weights(network, bundle.checkpoint_path).state_dict()
+        # what is not served is left out, as where weights start a training
+        weights = load_published(network, bundle.checkpoint_path).state_dict()
     except ValueError as error:
         raise ValueError(f"{error}; give the --preset and --image_size that {bundle.name} was trained with") from error
     grown = [name for name, tensor in weights.items() if tensor.shape != shapes[name]]
@@ -272,4 +278,7 @@ def _write_weights(bundle: ServedBundle, target: Path) -> None:
             f"{bundle.checkpoint_path}: {grown[0]} is {tuple(weights[grown[0]].shape)}, but MONAI Label loads it into "
             f"{tuple(shapes[grown[0]])}; these weights work with `synboost segment`, or here after a training from them"
         )
-    write_model(weights, target / WEIGHTS, read_card(bundle.checkpoint_path))
+    card = read_card(bundle.checkpoint_path)
+    if card is not None:
+        card = replace(card, facts={k: False if k in _NOT_SERVED else v for k, v in card.facts.items()})
+    write_model(weights, target / WEIGHTS, card)

@@ -30,6 +30,7 @@ from .text import (
     distinct_prompts,
     trim_to_end,
 )
+from .view_head import ViewHead
 
 
 class HybridPatchEmbedding(nn.Module):
@@ -88,6 +89,7 @@ class CLIPSeg(PromptedSegmenter):
         has_skips: the map at stride 4 also goes into the upsampling (EfficientNet only; not in the paper).
         freeze_encoders: image and text encoder are not trained; their batch norms keep their statistics.
         freeze_token_embedding: the table of tokens is not trained: a table from scratch learns little from a few prompts.
+        has_view_head: says of an image which view it shows, at which moment (`view_logits`; not in the paper).
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class CLIPSeg(PromptedSegmenter):
         has_skips: bool = False,
         freeze_encoders: bool = False,
         freeze_token_embedding: bool = False,
+        has_view_head: bool = False,
     ) -> None:
         super().__init__()
         if image_encoder not in ("patches", "efficientnet_lite0"):
@@ -161,6 +164,7 @@ class CLIPSeg(PromptedSegmenter):
             self.clip.vision_model.embeddings.patch_embedding = HybridPatchEmbedding(vision_width)
             self._initialise_for_training_from_scratch()
         self.skip_head = _SkipHead(reduced_width // 2, projection_width) if has_skips else None
+        self.view_head = ViewHead(vision_width) if has_view_head else None
         self.register_buffer("default_input_ids", default_input_ids(), persistent=False)
         self.extract_layers = tuple(extract_layers)
         self.context_length = context_length
@@ -245,6 +249,12 @@ class CLIPSeg(PromptedSegmenter):
             if index in self.extract_layers:
                 activations.append(x)
         return (*activations, features[4]) if self.skip_head is not None else tuple(activations)
+
+    def deepest_features(self, features: Sequence[Tensor]) -> Tensor:
+        """Return the last extracted layer's patches as a map; the images were squares."""
+        patches = features[len(self.extract_layers) - 1][:, 1:]  # without the class token
+        side = round(patches.shape[1] ** 0.5)
+        return patches.transpose(1, 2).unflatten(-1, (side, side))
 
     def encode_prompts(self, input_ids: Tensor) -> tuple[Tensor]:
         """Text embeddings (N, P) of token ids (N, L), from the first end token: the token with the highest id."""

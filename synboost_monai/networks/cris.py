@@ -32,6 +32,7 @@ from .text import (
     is_recorded,
     trim_padding,
 )
+from .view_head import ViewHead
 
 
 def _conv_layer(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
@@ -574,6 +575,7 @@ class CRIS(PromptedSegmenter):
             padded with 49407, so its mask never fired: load its checkpoints with False and pad with 49407.
         freeze_encoders: image and text encoder are not trained; their batch norms keep their statistics.
         freeze_token_embedding: the table of tokens is not trained: a table from scratch learns little from a few prompts.
+        has_view_head: says of an image which view it shows, at which moment (`view_logits`; not in the paper).
     """
 
     def __init__(
@@ -600,6 +602,7 @@ class CRIS(PromptedSegmenter):
         mask_padding: bool = True,
         freeze_encoders: bool = False,
         freeze_token_embedding: bool = False,
+        has_view_head: bool = False,
     ) -> None:
         super().__init__()
         width = neck_channels[1]
@@ -627,6 +630,7 @@ class CRIS(PromptedSegmenter):
         self.decoder = TextImageDecoder(decoder_layers, width, decoder_heads, decoder_ffn_width, dropout)
         first, last = projector_channels or (width, width // 2)
         self.proj = Projector(state_width, width, (first, last), visual.skip_channels if has_skips else None)
+        self.view_head = ViewHead(visual.channels[2]) if has_view_head else None
         self.register_buffer("default_input_ids", default_input_ids(), persistent=False)
         self.upsampling = upsampling
         self.mask_padding = mask_padding
@@ -666,6 +670,10 @@ class CRIS(PromptedSegmenter):
         check_image(image)
         maps, finest = self.backbone.visual(image)
         return tuple(maps) if self.proj.skips is None else (*maps, finest)
+
+    def deepest_features(self, features: Sequence[Tensor]) -> Tensor:
+        """Return the coarsest map."""
+        return features[2]
 
     def encode_prompts(self, input_ids: Tensor) -> tuple[Tensor, ...]:
         """Words (N, L', D), sentence states (N, E) and, if padding is masked, where it is (N, L') of token ids (N, L); L' <= L."""

@@ -31,6 +31,8 @@ _CRIS_OWN = "visual.attnpool.connect."
 """The part of CRIS's image encoder that CLIP does not have."""
 _CLASSES_OWN = "class_embedding.weight"
 """What a SemanticDiffusionUNet with classes has beyond the published one: starts at zero, so the network is still the published one."""
+_VIEW_HEAD = "view_head."
+"""The part of our segmenters that says the view. A training says whether its network has one, whatever it starts from."""
 _POSITIONS = "backbone.positional_embedding"
 """CRIS's position codes of tokens: as many rows as its longest prompt has tokens (17 in the first release, 77 in the echo paper)."""
 
@@ -78,6 +80,7 @@ def load_published(network: nn.Module, path: str | Path | None) -> nn.Module:
     - CRIS: a training checkpoint (`{"state_dict": {"module.backbone...": ...}}`), or CLIP's RN50 TorchScript archive, which fills the
       backbone but for `visual.attnpool.connect`, CRIS's own.
     - SemanticDiffusionUNet: a flat state dict (`ema_0.9999_050000.pt`). A network with classes takes one without, too.
+    - A segmenter that says the view takes weights without that head, which stays as it is; one that does not leaves a head out.
 
     Args:
         network: made by `create_segmenter` or `create_semantic_diffusion_unet`.
@@ -103,6 +106,9 @@ def load_published_state(network: nn.Module, state_dict: Mapping[str, Tensor], p
         kept = {key: value for key, value in backbone.state_dict().items() if key.startswith(_CRIS_OWN)}
         _load_strictly(backbone, {**kept, **state_dict}, path)
         return network
+    own_head = {key: value for key, value in network.state_dict().items() if key.startswith(_VIEW_HEAD)}
+    if bool(own_head) != has_view_head(state_dict):
+        state_dict = {**{k: v for k, v in state_dict.items() if not k.startswith(_VIEW_HEAD)}, **own_head}
     _load_strictly(network, state_dict, path)
     return network
 
@@ -124,6 +130,11 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
 def kind_of_weights(state_dict: Mapping[str, Tensor]) -> WeightsKind | None:
     """What network the names of a state dict belong to; None if to none that we know."""
     return next((kind for kind in KINDS if all(any(k.startswith(p) for k in state_dict) for p in kind.prefixes)), None)
+
+
+def has_view_head(state_dict: Mapping[str, Tensor]) -> bool:
+    """Return whether weights are of a network that says the view."""
+    return any(key.startswith(_VIEW_HEAD) for key in state_dict)
 
 
 def load_weights(network: nn.Module, path: str | Path | None) -> nn.Module:

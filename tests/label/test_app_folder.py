@@ -19,7 +19,7 @@ from synboost_monai.label.app_folder import (
     with_values,
 )
 from synboost_monai.model_card import PUBLISHED_FACTS, new_card, read_card, write_model
-from synboost_monai.networks import create_segmenter
+from synboost_monai.networks import create_segmenter, load_weights
 
 TINY = {"preset": "tiny", "image_size": "32"}
 
@@ -158,3 +158,23 @@ def test_weights_say_what_they_are_and_go_on_to(checkpoints: dict[str, Path], st
     assert card is not None and (card.licence, card.dtype, card.facts["preset"]) == ("MIT", "float32", "tiny")
     with pytest.raises(ValueError, match="made with preset tiny, but --preset says small"):
         plan_bundles(["echo_cris"], [str(tmp_path / "half.pt")], {"preset": "small"})
+
+
+def test_a_head_for_the_view_is_not_served(stock_dir: Path, tmp_path: Path) -> None:
+    """A training on corrected labels does not teach it: the weights after it would no longer fit the network that is served."""
+    network = create_segmenter("cris", "tiny", has_view_head=True)
+    facts = {
+        "architecture": "cris",
+        **PUBLISHED_FACTS["cris"],
+        "preset": "tiny",
+        "image_size": 32,
+        "has_view_head": True,
+    }
+    write_model(network.state_dict(), tmp_path / "model.pt", new_card(facts, {}))
+    assert make_app_folder(tmp_path / "app", plan_bundles(["echo_cris"], [str(tmp_path / "model.pt")], {}), stock_dir)
+    copy = tmp_path / "app/model/echo_cris"
+    for name in ("inference", "train"):
+        assert yaml.safe_load((copy / f"configs/{name}.yaml").read_text())["has_view_head"] is False
+    card = read_card(copy / "models/model.pt")
+    assert card is not None and card.facts["has_view_head"] is False
+    load_weights(create_segmenter("cris", "tiny"), copy / "models/model.pt")  # strictly
