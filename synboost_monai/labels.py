@@ -90,6 +90,8 @@ SECTOR_INDEX_OF_CLASS = {BACKGROUND_INDEX: SECTOR_TISSUE_INDEX, 1: 1, 2: 3, 3: 4
 NUM_SECTOR_CLASSES = 5
 """Classes of a sector label map: outside, left ventricular cavity, tissue, myocardium, left atrium."""
 
+VIEW_CLASSES = ("no_apical_view", "apical_two_chamber", "apical_four_chamber")
+"""What a network with a head for the view says of an image, in the order of its logits."""
 NUM_VIEW_PHASE_CLASSES = 5
 """Classes of what a diffusion model can be told of an image: 0 unknown, 1 + 2 view index + phase index (`ViewPhaseClassd`)."""
 

@@ -36,6 +36,8 @@ class PromptedSegmentationInferer(Inferer):
     over images alone, such as MONAI Label; else none, which asks for the three structures. A free `prompt` is understood first. Of the
     prompts above the network is then given those of the structure that it names, in words that it was taught. Where the prompt goes itself
     (`Understood.goes_itself`), it comes first, and behind it one prompt of each structure, to compare the masks.
+    Of a network that knows the view, its four logits can come behind the masks' (`networks.view_head.join_view`); the image is encoded
+    once for both.
     A prompt that was seen before is not encoded again while the text encoder's weights stay as they are; in a training only where the
     text encoder is frozen.
 
@@ -47,6 +49,7 @@ class PromptedSegmentationInferer(Inferer):
         images_at_once: so many images, or frames of a clip, go through the network together; None: the whole batch.
         cache_text: False encodes prompts anew each time.
         free_words: whether the text encoder knows more words than those of the paper's prompts.
+        with_view: the network has a head for the view, and what it says is wanted too.
     Raises:
         ValueError: if the prompt does not name one structure that the networks were taught (`understand`), or an option is wrong.
     """
@@ -61,6 +64,7 @@ class PromptedSegmentationInferer(Inferer):
         images_at_once: int | None = None,
         cache_text: bool = True,
         free_words: bool = False,
+        with_view: bool = False,
     ) -> None:
         super().__init__()
         if autocast_dtype is not None and autocast_dtype not in AUTOCAST_DTYPES:
@@ -73,6 +77,7 @@ class PromptedSegmentationInferer(Inferer):
         self.channels_last = channels_last
         self.images_at_once = images_at_once
         self.cache_text = cache_text
+        self.with_view = with_view
         self.understood = understand_if_any(prompt)
         self.goes_itself = self.understood is not None and self.understood.goes_itself(free_words)
         self._tokenizer = PromptTokenizer(context_length, padding_id)
@@ -87,6 +92,7 @@ class PromptedSegmentationInferer(Inferer):
         network: nn.Module,
         input_ids: Tensor | None = None,
         *args: Any,
+        teaches_view: bool = False,
         **kwargs: Any,
     ) -> Tensor:
         """Logits of a batch.
@@ -96,8 +102,11 @@ class PromptedSegmentationInferer(Inferer):
                 segmenters gives them.
             network: a segmenter, also wrapped in DistributedDataParallel.
             input_ids: prompts of each image or clip, (B, S, L), best left on the CPU; None as described above.
+            teaches_view: in training, whether the batch says the views of its images.
         Returns:
-            (B, S, N, N), of clips (B, T, S, N, N); float32.
+            (B, S, N, N), of clips (B, T, S, N, N); float32. With the view S + 4 in place of S.
+        Raises:
+            ValueError: if a network with a head for the view is trained on images of which nothing says the view.
         """
         features: list[Tensor] = [_plain(t) for t in inputs] if not isinstance(inputs, Tensor) else [_plain(inputs)]
         clip_shape = features[0].shape[:2] if isinstance(inputs, Tensor) and inputs.ndim == 5 else None
@@ -111,12 +120,13 @@ class PromptedSegmentationInferer(Inferer):
         if clip_shape is not None:
             features = [features[0].flatten(0, 1)]
             input_ids = None if input_ids is None else input_ids.repeat_interleave(clip_shape[1], dim=0)
+        known = {"teaches_view": True} if teaches_view else {}
         at_once = self.images_at_once or len(features[0])
         joined: Tensor | None = None
         for start in range(0, len(features[0]), at_once):
             part = [f[start : start + at_once] for f in features]
             ids = None if input_ids is None else input_ids[start : start + at_once]
-            logits = self._logits(part[0] if isinstance(inputs, Tensor) else tuple(part), network, ids)
+            logits = self._logits(part[0] if isinstance(inputs, Tensor) else tuple(part), network, ids, **known)
             if joined is None:  # of a long clip they are the most that is held: never twice
                 joined = (
                     logits if at_once >= len(features[0]) else logits.new_empty(len(features[0]), *logits.shape[1:])
@@ -142,9 +152,22 @@ class PromptedSegmentationInferer(Inferer):
             return torch.cat([itself, input_ids[:, :num]], dim=1)
         return input_ids[:, STRUCTURES.index(self.understood.structure) :: num]
 
-    def _logits(self, inputs: Tensor | tuple[Tensor, ...], network: nn.Module, input_ids: Tensor | None) -> Tensor:
+    def _logits(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        network: nn.Module,
+        input_ids: Tensor | None,
+        teaches_view: bool = False,
+    ) -> Tensor:
         """Logits of images or features (B, ...)."""
         segmenter = network.module if isinstance(network, DistributedDataParallel) else network
+        has_head = getattr(segmenter, "view_head", None) is not None
+        if has_head and segmenter.training and not teaches_view:
+            raise ValueError(
+                "segmentation.py: the network has a head for the view (has_view_head), but the training data says no view; set "
+                "has_view_head to false, or train with train_simulated.yaml"
+            )
+        extra = {"with_view": True} if has_head and (teaches_view or self.with_view) else {}
         first = inputs if isinstance(inputs, Tensor) else inputs[0]
         parameter = next(segmenter.parameters(), None)
         if self.autocast_dtype is None and parameter is not None and first.dtype != parameter.dtype:
@@ -158,7 +181,7 @@ class PromptedSegmentationInferer(Inferer):
         is_mixed = self.autocast_dtype is not None
         with torch.autocast(first.device.type, dtype=self.autocast_dtype, enabled=is_mixed):
             text = self._known_text(segmenter, first, input_ids)
-            logits = network(inputs, input_ids) if text is None else network(inputs, None, text)
+            logits = network(inputs, input_ids, **extra) if text is None else network(inputs, None, text, **extra)
         return logits.float()
 
     def _known_text(self, segmenter: nn.Module, first: Tensor, input_ids: Tensor | None) -> tuple[Tensor, ...] | None:
@@ -175,7 +198,8 @@ class PromptedSegmentationInferer(Inferer):
 class PreparePromptedBatch:
     """MONAI's `prepare_batch` for segmenters: (images or features, masks or None, (), {"input_ids": prompts}).
 
-    Images and masks go to the device; prompts stay on the CPU, where repeated ones are found without a wait.
+    Images and masks go to the device; prompts stay on the CPU, where repeated ones are found without a wait. Of a batch that says the
+    views of its images, the target is what `MasksAndViewLoss` takes, and the inferer is told so.
     """
 
     def __call__(
@@ -184,14 +208,18 @@ class PreparePromptedBatch:
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Any, Tensor | None, tuple[()], dict[str, Tensor]]:
+    ) -> tuple[Any, Tensor | dict[str, Tensor] | None, tuple[()], dict[str, Any]]:
         def moved(value: Any) -> Any:
             if isinstance(value, (list, tuple)):
                 return tuple(moved(part) for part in value)
             return value.to(device=device, non_blocking=non_blocking, **kwargs) if isinstance(value, Tensor) else None
 
-        known = {key: batchdata[key] for key in ("input_ids",) if isinstance(batchdata.get(key), Tensor)}
-        return moved(batchdata["image"]), moved(batchdata.get("label")), (), known
+        known: dict[str, Any] = {k: batchdata[k] for k in ("input_ids",) if isinstance(batchdata.get(k), Tensor)}
+        target = moved(batchdata.get("label"))
+        if "view_class" in batchdata:
+            target = {"masks": target, **{key: moved(batchdata[key]) for key in ("view_class", "systole")}}
+            known["teaches_view"] = True
+        return moved(batchdata["image"]), target, (), known
 
 
 def _prompts_of(images: MetaTensor) -> Tensor | None:

@@ -1,4 +1,7 @@
-"""Simulated echocardiograms as a dataset: made while a network trains, never the same twice, always the same again."""
+"""Simulated echocardiograms as a dataset: made while a network trains, never the same twice, always the same again.
+
+T: frames, here 1. H, W: rows and columns.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,36 @@ from typing import Any
 
 import torch
 from monai.data import Dataset, MetaTensor
+from torch import Tensor
 
+from synboost_monai.labels import BACKGROUND_INDEX, VIEW_CLASSES
 from synboost_monai.simulation.simulator import simulate
+from synboost_monai.simulation.strangers import simulate_stranger
 
 
-def simulated_items(num_images: int, seed: int) -> list[dict[str, int]]:
-    """Return the items of a `SimulatedEchoDataset`: seed and number of each image.
+def simulated_items(num_images: int, seed: int, stranger_share: float = 0.0) -> list[dict[str, int]]:
+    """Return the items of a `SimulatedEchoDataset`: seed and number of each image, and whether it is a stranger's.
 
+    Args:
+        num_images: hearts and strangers together.
+        seed: of the simulator.
+        stranger_share: share of pictures that are no apical view (`simulate_stranger`), evenly spread.
     Raises:
-        ValueError: if there would be no image, or the seed is negative.
+        ValueError: if there would be no image, the seed is negative, or the share is none.
     """
     if num_images < 1 or seed < 0:
         raise ValueError(f"dataset.py: num_images must be 1 or more and seed 0 or more, got {num_images} and {seed}")
-    return [{"seed": int(seed), "number": number} for number in range(int(num_images))]
+    if not 0 <= stranger_share < 1:
+        raise ValueError(f"dataset.py: stranger_share must be at least 0 and below 1, got {stranger_share}")
+    strangers = [int((n + 1) * stranger_share) - int(n * stranger_share) for n in range(int(num_images))]
+    return [{"seed": int(seed), "number": n, "is_stranger": found} for n, found in enumerate(strangers)]
 
 
 class SimulatedEchoDataset(Dataset):
     """Gives items as `LoadEchod` does, without a file: image and label map (1, H, W), `spacing_mm` and attributes.
+
+    Beside them `view_class`, index in `labels.VIEW_CLASSES`, and `systole`, the moment of the beat: 0 end-diastole, 1 end-systole. A
+    stranger has an empty label map and no attributes.
 
     Item i of epoch e is image e * N + i of its seed, so each epoch has new hearts. What is random in `transform` is seeded from that
     number too: an item depends neither on the number of workers nor on the items before it.
@@ -52,19 +68,40 @@ class SimulatedEchoDataset(Dataset):
 
     def _transform(self, index: int) -> Any:
         seed, number = self.data[index]["seed"], self.epoch * len(self.data) + self.data[index]["number"]
-        echo = simulate(seed, number, longer_side=self.longer_side)
-        name = f"simulated heart {number} of seed {seed}"
-        item = {
-            "image": MetaTensor(torch.from_numpy(echo.images).float(), meta={"filename_or_obj": name}),
-            "label": MetaTensor(torch.from_numpy(echo.label_maps).float(), meta={"filename_or_obj": name}),
-            "spacing_mm": torch.tensor([echo.spacing_mm] * 2, dtype=torch.float64),
-            "is_calibrated": True,
-            "is_synthetic": False,
-            "shape": echo.shapes,
-            **echo.attributes,
-        }
+        make = self._stranger if self.data[index].get("is_stranger") else self._heart
+        item = make(seed, number)
         if self.transform is None:
             return item
         if hasattr(self.transform, "set_random_state"):
             self.transform.set_random_state(seed=(seed * 2**20 + number) % 2**32)
         return self.transform(item)
+
+    def _heart(self, seed: int, number: int) -> dict[str, Any]:
+        echo = simulate(seed, number, longer_side=self.longer_side)
+        images, label_maps = torch.from_numpy(echo.images), torch.from_numpy(echo.label_maps)
+        item = _item(images, label_maps, f"simulated heart {number} of seed {seed}", echo.spacing_mm)
+        view = VIEW_CLASSES.index(echo.attributes["view"])
+        return {
+            **item,
+            "shape": echo.shapes,
+            **echo.attributes,
+            "view_class": view,
+            "systole": torch.tensor(echo.systole[0]),
+        }
+
+    def _stranger(self, seed: int, number: int) -> dict[str, Any]:
+        images = torch.tensor(simulate_stranger(seed, number, longer_side=self.longer_side).image)[None]
+        label_maps = torch.full_like(images, BACKGROUND_INDEX)
+        item = _item(images, label_maps, f"simulated stranger {number} of seed {seed}", 1.0)
+        return {**item, "shape": {}, "view_class": VIEW_CLASSES.index("no_apical_view"), "systole": torch.tensor(0.0)}
+
+
+def _item(images: Tensor, label_maps: Tensor, name: str, spacing_mm: float) -> dict[str, Any]:
+    """Return what hearts and strangers have, of images and label maps (T, H, W)."""
+    return {
+        "image": MetaTensor(images.float(), meta={"filename_or_obj": name}),
+        "label": MetaTensor(label_maps.float(), meta={"filename_or_obj": name}),
+        "spacing_mm": torch.tensor([spacing_mm] * 2, dtype=torch.float64),
+        "is_calibrated": True,
+        "is_synthetic": False,
+    }

@@ -18,6 +18,7 @@ import yaml
 from monai.bundle import ConfigWorkflow
 
 from synboost_monai.bundle_run import config_files
+from synboost_monai.errors import user_error
 from synboost_monai.model_card import read_card
 from synboost_monai.networks import create_segmenter, load_weights
 
@@ -90,16 +91,29 @@ def test_simulated_recipe_needs_no_data(bundle: str, tmp_path: Path) -> None:
         "batch_size": 2,
         "max_epochs": 1,
         "num_workers": 0,
+        "stranger_share": 0.5,
     }
     run = workflow(bundle, files, tmp_path / "there is none", tmp_path / "out", image_encoder_weights=None, **sizes)
+    head = run.parser.get_parsed_content("network").view_head
+    before = [p.clone() for p in head.parameters()]
     items = run.parser.get_parsed_content("train::dataset")
     items.set_epoch(1)
     first = items[0]["image"].clone()
     items.set_epoch(2)
     assert len(items) == 4 and not torch.equal(items[0]["image"], first)
     run.run()
+    assert not any(torch.equal(a, b) for a, b in zip(before, head.parameters(), strict=True))
     card = read_card(tmp_path / "out" / "model.pt")
-    assert card is not None and (card.training["simulated_images"], card.training["simulation_seed"]) == (4, 20261128)
+    assert card is not None and card.facts["has_view_head"] is True
+    assert (card.training["stranger_share"], card.training["lambda_view"]) == (0.5, 0.2)
+    assert (card.training["simulated_images"], card.training["simulation_seed"]) == (4, 20261128)
+
+
+def test_a_head_that_nothing_teaches_is_refused(bundle: str, datalist_dir: Path, tmp_path: Path) -> None:
+    run = workflow(bundle, ["train"], datalist_dir, tmp_path, has_view_head=True)
+    with pytest.raises(RuntimeError) as caught:
+        run.run()
+    assert "the training data says no view; set has_view_head to false" in str(user_error(caught.value))
 
 
 def test_cross_entropy_takes_part(bundle: str, datalist_dir: Path, tmp_path: Path) -> None:
