@@ -125,6 +125,40 @@ def test_mistakes_are_sentences(
         segmenter(files[image] if isinstance(image, str) else image, **options)
 
 
+@pytest.mark.parametrize("architecture", ["cris", "clipseg"])
+def test_a_network_that_knows_the_view_says_it(architecture: str, files: dict[str, Path], tmp_path: Path) -> None:
+    """The masks are those of the network without its head; what is no apical view goes to review, whatever is asked for."""
+    torch.manual_seed(0)
+    seeing = create_segmenter(architecture, "tiny", has_view_head=True)
+    plain = {key: value for key, value in seeing.state_dict().items() if not key.startswith("view_head.")}
+    facts = {"architecture": architecture, **PUBLISHED_FACTS[architecture], "preset": "tiny", "image_size": 32}
+    write_model(plain, tmp_path / "plain.pt", new_card(facts, {}))
+    bundle, images = f"echo_{architecture}", {name: files[name] for name in ("a.png", "clip.nii.gz")}
+    expected = {name: load_segmenter(bundle, tmp_path / "plain.pt", **SETTINGS)(path) for name, path in images.items()}
+    for is_apical, bias in ((True, [-9.0, 9.0, 0.0, 0.0]), (False, [9.0, 0.0, 0.0, 0.0])):
+        with torch.no_grad():
+            seeing.view_head.last.bias.copy_(torch.tensor(bias))
+        path = tmp_path / f"{is_apical}.pt"
+        write_model(seeing.state_dict(), path, new_card({**facts, "has_view_head": True}, {}))
+        segmenter = load_segmenter(bundle, path, **SETTINGS)
+        for name, image in images.items():
+            found, asked = segmenter(image), segmenter(image, "left ventricle")
+            assert np.array_equal(found.label_map, expected[name].label_map)
+            for doubt in (found.doubt, asked.doubt):
+                assert doubt["view"]["name"] == ("apical_two_chamber" if is_apical else "no_apical_view")
+                assert ("not_apical" in {reason["code"] for reason in doubt["reasons"]}) is not is_apical
+    assert len(found.doubt["frames"]) == 3 and "systole" in found.doubt["frames"][0]["view"]
+    # a hospital's clips, frame by frame
+    from synboost_monai.hospital.model import EchoSegmenter
+
+    model = EchoSegmenter(bundle, str(path), SETTINGS)
+    frames = nib.load(files["clip.nii.gz"]).get_fdata().T.astype(np.uint8)
+    hospital = model.segment(frames, None, {}, judge=True)
+    assert hospital.views is not None and len(hospital.views) == len(hospital.doubts or []) == 3
+    assert {doubt["view"]["name"] for doubt in hospital.doubts or []} == {"no_apical_view"}
+    assert model.segment(frames, None, {}, is_first=True, is_small=True).views is None
+
+
 def test_no_file_and_no_weights(segmenter: Segmenter, weights: Path, tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.dcm"):
         with pytest.raises(FileNotFoundError, match="expected the file of an image"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from synboost_monai.demo.segmenting import Segmentation
-from synboost_monai.labels import STRUCTURES
+from synboost_monai.labels import STRUCTURES, VIEW_CLASSES
 from synboost_monai.metrics.per_case import case_metrics
 from synboost_monai.metrics.volumes import CannotMeasureError, disk_volume_ml, measure_ventricle
 
@@ -81,3 +81,12 @@ def ventricle_measures(segmentation: Segmentation) -> list[Measure]:
 def reasons(doubt: dict[str, Any]) -> list[str]:
     """Why a person should look, a sentence each."""
     return [reason["message"][:1].upper() + reason["message"][1:] for reason in doubt["reasons"]]
+
+
+def view_in_words(doubt: dict[str, Any]) -> str:
+    """What the network sees of view and moment; "" where it knows no views, or sees none of the two."""
+    view = doubt.get("view")
+    if view is None or view["name"] == VIEW_CLASSES[0]:
+        return ""
+    words = f"The network sees an {view['name'].replace('_', ' ')} view (probability {view['probability']:.2f})"
+    return f"{words}, {view['systole']:.0%} of the way from end-diastole to end-systole."

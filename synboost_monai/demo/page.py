@@ -601,6 +601,7 @@ def _table(result: Segmentation) -> str:
     ]
     notes = ["True Dice: with the label map that the image was made from."] if has_truth else []
     notes += [] if result.image.spacing_mm else [findings.NO_CALIBRATION]
+    notes += [words] if (words := findings.view_in_words(result.doubt)) else []
     note = " ".join([*notes, "Not for diagnosis."])
     tables = ["".join(f"<tr>{line}</tr>" for line in part) for part in (lines, measures) if part]
     return "".join(f'<table class="found">{body}</table>' for body in tables) + f'<div class="facts">{note}</div>'

@@ -107,7 +107,9 @@ class JudgingSegmenter:
         parser = config_parser(files, checked)
         # judged by what the network says of one prompt, not by what is made of it afterwards
         parser.update({"prompt_ensemble": None, "keep_largest": False, "fill_holes": False})
-        parser.update({"inferer::images_at_once": None})  # features are those of a whole batch
+        parser.update(
+            {"inferer::with_view": False, "inferer::images_at_once": None}
+        )  # features are those of a whole batch
         try:
             self.network: nn.Module = parser.get_parsed_content("network").eval()
         except RuntimeError as error:  # MONAI's wrapping of what a component raises

@@ -32,6 +32,8 @@ VIEW_CHOICES = {"auto": None, "a4c": VIEWS["4CH"], "a2c": VIEWS["2CH"]}
 """`--view` -> the view that all clips have; None: each by itself."""
 NUM_VIEW_FRAMES = 4
 """Frames, spread over the clip, on which the model is asked for its view."""
+MIN_VIEW_PROBABILITY = 0.8
+"""Mean probability of a view over these frames from which the network's word for it is taken."""
 END_DIASTOLE, END_SYSTOLE = PHASES["ED"], PHASES["ES"]
 
 ReadFrames = Callable[[Sequence[int] | None], Iterator["NDArray[np.uint8]"]]
@@ -67,9 +69,9 @@ class SegmentedClip:
     """Left ventricular cavity in each frame, in pixels, (T,), of the first prompts."""
     view: str | None = None
     view_source: str = "unknown"
-    """option, tag, model, or unknown."""
+    """option, tag, network (it sees the view), model (it is surer of its masks with that view's prompt), or unknown."""
     view_confidence: Mapping[str, float] = field(default_factory=dict)
-    """Expected Dice under the prompt of each view, where the model was asked."""
+    """Of each view its probability by the network, or the expected Dice under its prompt by the model."""
     beats: tuple[Beat, ...] = ()
     beat: Beat | None = None
     """The one that is measured."""
@@ -182,7 +184,7 @@ def _choose_beat(clip: SegmentedClip, given: tuple[int, int] | None) -> None:
 
 
 def _choose_view(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames, view: str | None) -> None:
-    """By option, by the header, or by which view's prompt the network is surer of."""
+    """By option, by the header, by the network that sees it, or by which view's prompt the network is surer of."""
     if view is not None:
         clip.view, clip.view_source = view, "option"
     elif clip.facts.view in VIEWS.values():
@@ -194,7 +196,12 @@ def _choose_view(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames, vi
         for name in VIEWS.values():
             found = model.segment(frames, clip.facts.spacing_mm, {"view": name})
             sure[name] = float(found.expected_dice.mean())
-        clip.view, clip.view_source, clip.view_confidence = max(sure, key=lambda name: sure[name]), "model", sure
+        source = "model"
+        if found.views is not None:  # the prompts do not matter to it
+            seen = {n: float(np.mean([v["probabilities"][n] for v in found.views])) for n in VIEWS.values()}
+            if max(seen.values()) >= MIN_VIEW_PROBABILITY:
+                source, sure = "network", seen
+        clip.view, clip.view_source, clip.view_confidence = max(sure, key=lambda name: sure[name]), source, sure
 
 
 def _second_pass(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames) -> None:

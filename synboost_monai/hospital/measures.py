@@ -102,6 +102,11 @@ def _of_study(found: ClinicalMeasure, clips: Mapping[str, SegmentedClip], chosen
             warnings.append(NEEDS_REVIEW)
         if clip.view_source == "model":
             warnings.append("the view is the model's opinion")
+        if clip.view_source == "network":
+            words = str(clip.view).replace("_", " ")
+            warnings.append(
+                f"the view is what the network sees: {words}, probability {clip.view_confidence[str(clip.view)]:.2f}"
+            )
         if clip.beat is not None and not clip.beat.is_whole:
             warnings.append("the beat reaches an end of the clip")
     value, reason = found.value, found.reason

@@ -22,6 +22,7 @@ from torch import Tensor
 from synboost_monai.io import known_sha256
 from synboost_monai.labels import LEFT_VENTRICULAR_CAVITY, STRUCTURES
 from synboost_monai.letterbox import LetterboxGeometry, letterbox_geometry
+from synboost_monai.networks.view_head import split_view
 from synboost_monai.predictor import open_bundle
 from synboost_monai.prompts import prompt_text
 from synboost_monai.transforms import PromptTokensd, RestoreLabelMapd
@@ -56,6 +57,8 @@ class SegmentedFrames:
     """(T, S), by the network's own probabilities (see `metrics.doubt.segmentation_evidence`); NaN on the network's grid."""
     areas: NDArray[np.float64]
     """(T,), of the left ventricular cavity on the network's grid, in pixels of the frame."""
+    views: list[dict[str, Any]] | None = None
+    """What the network says of the view of each frame (`metrics.doubt.view_evidence`); None where it knows none, and on its own grid."""
     doubts: list[dict[str, Any]] | None = None
     """Of each frame, if it was asked for: predicted Dice, anatomy, verdict, reasons (see `metrics.doubt.DoubtAssessor`)."""
 
@@ -77,12 +80,14 @@ class EchoSegmenter:
     ) -> None:
         opened = open_bundle(bundle, checkpoint_path, overrides)
         self.name, self.checkpoint_path = opened.name, opened.checkpoint_path
-        self.settings = {key: opened.setting(key) for key in RESULT_KEYS}
+        known = opened.parser.get()  # mask_padding is of CRIS alone
+        self.settings: dict[str, Any] = {key: opened.setting(key) if key in known else None for key in RESULT_KEYS}
         if opened.setting("prompt"):
             raise ValueError("a study is segmented into all structures: leave `prompt` empty")
         self.device = torch.device(opened.setting("device"))
         self.network = opened.setting("network").eval()
         self.inferer, self.assessor = opened.setting("inferer"), opened.setting("doubt")
+        self.knows_view = bool(opened.setting("has_view_head"))
         self.batch_size = int(opened.setting("batch_size"))
         self.network_seconds = 0.0
         self._lock = threading.Lock()  # several studies share the network
@@ -91,6 +96,7 @@ class EchoSegmenter:
             threshold=self.settings["threshold"],
             keep_largest=self.settings["keep_largest"],
             fill_holes=self.settings["fill_holes"],
+            with_view=self.knows_view,
         )
 
     @cached_property
@@ -151,7 +157,8 @@ class EchoSegmenter:
                 began = time.perf_counter()
                 logits = self.inferer(inputs, self.network, input_ids.expand(len(part), -1, -1)).cpu()
                 self.network_seconds += time.perf_counter() - began
-            small = [self._small_map(self._mean(frame), geometry) for frame in logits]
+            of_masks = split_view(logits)[0] if self.knows_view else logits
+            small = [self._small_map(self._mean(frame), geometry) for frame in of_masks]
             areas.extend(frame_pixels * float((m == LEFT_VENTRICULAR_CAVITY.class_index).mean()) for m in small)
             if is_small:
                 label_maps.extend(small)
@@ -173,7 +180,8 @@ class EchoSegmenter:
         if judge:
             spacing = None if spacing_mm is None else tuple(spacing_mm)
             doubts = [self.assessor(m[None], [e], spacing, aspect) for m, e in zip(stacked, evidence)]
-        return SegmentedFrames(stacked, np.array(expected, dtype=np.float64), np.array(areas), doubts)
+        views = [e["view"] for e in evidence if "view" in e] or None
+        return SegmentedFrames(stacked, np.array(expected, dtype=np.float64), np.array(areas), views, doubts)
 
     def _mean(self, logits: Tensor) -> Tensor:
         """Logits (E * S, N, N) -> (S, N, N), those of the mean probability of the groups."""

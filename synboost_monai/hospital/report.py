@@ -127,9 +127,7 @@ def _pictures(out_dir: Path, studies: Sequence[Mapping[str, Any]]) -> list[Block
                 _cell(path, clip)
                 for path in sorted((out_dir / "studies" / study["study"]).glob(f"frame_{clip['clip']}_*.png"))
             ]
-            view = str(clip["view"]).replace("_", "-") + (
-                "" if clip["view_source"] == "tag" else f" (by {clip['view_source']})"
-            )
+            view = str(clip["view"]).replace("_", "-") + _known_by(clip)
             spacing = "no calibration" if clip["spacing_mm"] is None else f"{clip['spacing_mm'][0]:.3f} mm a pixel"
             beat = clip["no_beat_reason"] or f"{len(clip['beats'])} beats, by {clip['phase_source']}"
             title = f"clip {clip['clip']}: {view}, {clip['num_frames']} frames, {spacing}, {beat}"
@@ -141,6 +139,13 @@ def _pictures(out_dir: Path, studies: Sequence[Mapping[str, Any]]) -> list[Block
     if len(studies) > MAX_STUDIES:
         blocks.append(Text(f"And {len(studies) - MAX_STUDIES} more studies, in their folders."))
     return blocks or [Text("There are no pictures.")]
+
+
+def _known_by(clip: Mapping[str, Any]) -> str:
+    """How the view of a clip is known, where no tag says it."""
+    if clip["view_source"] == "network":
+        return f" (by the network, probability {clip['view_confidence'][clip['view']]:.2f})"
+    return "" if clip["view_source"] == "tag" else f" (by {clip['view_source']})"
 
 
 def _cell(path: Path, clip: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synboost_monai.io import known_sha256
-from synboost_monai.labels import STRUCTURES
+from synboost_monai.labels import STRUCTURES, VIEW_CLASSES
 from synboost_monai.metrics.anatomy import ADULT_RANGES, MEASURES, AnatomyProblem, examine_anatomy, out_of_range
 from synboost_monai.metrics.calibration import FEATURES, Calibration, rank_correlation, read_calibration
 
@@ -43,6 +43,8 @@ MAX_CHANGED_SHARE = 0.05
 """Largest share of a structure that removed pieces and filled holes may make up."""
 MAX_REVIEW_FRAMES = 0.2
 """Largest share of a clip's frames that may need review by themselves."""
+MIN_APICAL = 0.5
+"""Probability of an apical view below which an image, or a clip in the mean of its frames, goes to review."""
 WORST_SHARE = 0.05
 """Share of the images with the lowest mean Dice that an evaluation looks for among those sent to review."""
 FREE_PROMPT = "prompt"
@@ -94,6 +96,20 @@ def segmentation_evidence(
             "filled_share": float(filled_shares[i]),
         }
     return {"num_groups": len(probability), "structures": structures}
+
+
+def view_evidence(logits: NDArray[Any]) -> dict[str, Any]:
+    """Return what a network that knows the view says of an image.
+
+    Args:
+        logits: (4,), of `labels.VIEW_CLASSES` and of the moment of the beat.
+    Returns:
+        probabilities, class -> 0..1; and systole, the moment: 0 end-diastole, 1 end-systole.
+    """
+    of_classes, of_moment = np.split(np.asarray(logits, dtype=np.float64), [len(VIEW_CLASSES)])
+    likely = np.exp(of_classes - of_classes.max())
+    probabilities = dict(zip(VIEW_CLASSES, (likely / likely.sum()).tolist(), strict=True))
+    return {"probabilities": probabilities, "systole": float(0.5 + 0.5 * np.tanh(of_moment[0] / 2))}
 
 
 def mask_overlaps(mask: NDArray[Any], label_map: NDArray[Any]) -> dict[str, float]:
@@ -161,12 +177,14 @@ class DoubtAssessor:
 
         Args:
             label_map: (T, H, W) integers, classes 0..3; T = 1 for an image.
-            evidence: of `segmentation_evidence`, for each frame.
+            evidence: of `segmentation_evidence`, for each frame; with `view`, of `view_evidence`, where the network knows it.
             spacing_mm: (row, column); None: the file does not tell.
             pixel_aspect: (row, column) in any unit, used for proportions where `spacing_mm` is None.
         Returns:
             calibrated, structures, predicted_dice (mean over the structures), anatomy, verdict, reasons, model_sha256, settings; of
-            a clip also frames, the same for each by itself; of a free prompt also prompt, how it was read. Ready for JSON.
+            a clip also frames, the same for each by itself; of a free prompt also prompt, how it was read; where the network knows the
+            view also view: the likeliest class with its probability, apical, the probability of any apical view, and of an image
+            systole, the moment of the beat. Ready for JSON.
         """
         frames = [self._frame(m, e, spacing_mm, pixel_aspect) for m, e in zip(label_map, evidence)]
         known = {"model_sha256": self.model_sha256, "settings": self.settings}
@@ -223,6 +241,8 @@ class DoubtAssessor:
         frame: dict[str, Any] = {"calibrated": calibration is not None, "structures": {}, "anatomy": anatomy}
         if FREE_PROMPT in evidence:
             frame[FREE_PROMPT] = dict(evidence[FREE_PROMPT])
+        if "view" in evidence:
+            frame["view"] = {**_view(evidence["view"]["probabilities"]), "systole": evidence["view"]["systole"]}
         for name, found in evidence["structures"].items():
             area = np.count_nonzero(label_map == found["class_index"]) * math.prod(spacing_mm or (math.nan,))
             frame["structures"][name] = {
@@ -257,7 +277,7 @@ class DoubtAssessor:
 
     def _judged(self, frame: dict[str, Any], calibration: Calibration | None) -> dict[str, Any]:
         """A frame with its mean predicted Dice, verdict and reasons."""
-        reasons: list[dict[str, Any]] = []
+        reasons = _not_apical(frame)
         for name, values in frame["structures"].items():
             fitted = None if calibration is None else calibration.structures[name]
             words = _words(name, frame)
@@ -305,7 +325,10 @@ class DoubtAssessor:
         }
         if FREE_PROMPT in frames[0]:
             clip[FREE_PROMPT] = {key: value for key, value in frames[0][FREE_PROMPT].items() if key != "overlaps"}
-        reasons = []
+        if "view" in frames[0]:
+            of_classes = {c: _mean([f["view"]["probabilities"][c] for f in frames]) for c in VIEW_CLASSES}
+            clip["view"] = _view(of_classes)
+        reasons = _not_apical(clip)
         for name in frames[0]["structures"]:
             of_frames = [f["structures"][name] for f in frames]
             keys = ("predicted_dice", "expected_dice", "mean_spread", "area_mm2", "removed_share", "filled_share")
@@ -383,6 +406,25 @@ def _words(name: str, result: Mapping[str, Any]) -> str:
     """A structure in words; of a free prompt the one that it names."""
     named = result.get(FREE_PROMPT, {}).get("structure", name) if name == FREE_PROMPT else name
     return str(named).replace("_", " ")
+
+
+def _view(probabilities: Mapping[str, float]) -> dict[str, Any]:
+    """The likeliest class of the view, and how likely any apical view is."""
+    likeliest = max(probabilities, key=lambda name: probabilities[name])
+    return {
+        "name": likeliest,
+        "probability": probabilities[likeliest],
+        "apical": 1 - probabilities[VIEW_CLASSES[0]],
+        "probabilities": dict(probabilities),
+    }
+
+
+def _not_apical(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The reason that an image or clip is no apical view, if the network knows views and says so."""
+    if "view" not in result or result["view"]["apical"] >= MIN_APICAL:
+        return []
+    text = f"this does not look like an apical view of a heart: its probability is {result['view']['apical']:.2f}; expected at least "
+    return [_reason("not_apical", None, f"{text}{MIN_APICAL:.2f}")]
 
 
 def _other_structure(prompt: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -22,7 +22,14 @@ from torch import Tensor
 from synboost_monai.formats.grid import to_display, to_stored
 from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES
 from synboost_monai.letterbox import LetterboxGeometry
-from synboost_monai.metrics.doubt import FREE_PROMPT, DoubtAssessor, mask_overlaps, segmentation_evidence
+from synboost_monai.metrics.doubt import (
+    FREE_PROMPT,
+    DoubtAssessor,
+    mask_overlaps,
+    segmentation_evidence,
+    view_evidence,
+)
+from synboost_monai.networks.view_head import NUM_VIEW_LOGITS, split_view
 from synboost_monai.prompts.understanding import understand_if_any
 from synboost_monai.transforms.array import masks_of_label_map, plain, resize
 from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY, stored_order
@@ -145,6 +152,7 @@ class RestoreLabelMapd(MapTransform):
         fill_holes: afterwards fill holes and enclosed gaps (`fill_enclosed`).
         free_words: as of the inferer. Where the prompt itself went to the network, its mask is compared with those of the structures, and
             `evidence` says how much it overlaps with each.
+        with_view: as of the inferer: the last four planes are the logits of the view; `evidence` says what they mean.
     Raises:
         ValueError: if the prompt does not name one structure (`understand`).
     """
@@ -159,6 +167,7 @@ class RestoreLabelMapd(MapTransform):
         fill_holes: bool = False,
         allow_missing_keys: bool = False,
         free_words: bool = False,
+        with_view: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.understood = understand_if_any(prompt)
@@ -169,13 +178,14 @@ class RestoreLabelMapd(MapTransform):
         self.threshold = threshold
         self.image_key = image_key
         self.keep_largest, self.fill_holes = keep_largest, fill_holes
+        self.with_view = with_view
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
         geometry = LetterboxGeometry(*(int(n) for n in item["geometry"]))
         meta = dict(item[self.image_key].meta)
         for key in self.key_iterator(item):
-            logits = plain(item[key])
+            logits, views = split_view(plain(item[key])) if self.with_view else (plain(item[key]), None)
             frames = logits if logits.ndim == 4 else logits[None]
             num_compared = len(STRUCTURES) if self.is_compared else 0
             num_groups, rest = divmod(frames.shape[1] - num_compared, len(self.class_indices))
@@ -184,7 +194,11 @@ class RestoreLabelMapd(MapTransform):
                     f"postprocessing.py: {len(self.class_indices)} class indices for logits of {frames.shape[1]} structures"
                 )
             restored = map(list, zip(*(self._restore(frame, geometry) for frame in frames)))
-            label_maps, spreads, item[EVIDENCE_KEY] = restored
+            label_maps, spreads, evidence = restored
+            if views is not None:
+                of_frames = views.reshape(-1, NUM_VIEW_LOGITS).float().cpu().numpy()
+                evidence = [{**e, "view": view_evidence(v)} for e, v in zip(evidence, of_frames, strict=True)]
+            item[EVIDENCE_KEY] = evidence
             item[key] = _stored(_stacked(label_maps), meta)
             if num_groups > 1:
                 item[SPREAD_KEY] = _stored(_stacked(spreads), meta)

@@ -17,13 +17,13 @@ from PIL import Image
 
 from synboost_monai.bundle_run import run_bundle
 from synboost_monai.data.synthetic_writers import write_nifti
-from synboost_monai.demo.findings import reasons, structure_findings, ventricle_measures
+from synboost_monai.demo.findings import reasons, structure_findings, ventricle_measures, view_in_words
 from synboost_monai.demo.pictures import image_picture, mask_picture, spread_picture
 from synboost_monai.demo.segmenting import OpenImage, Segmentation, Segmenter, write_segmentation
 from synboost_monai.demo.sources import Phantom, Source, draw_phantom, file_label_source, file_source
 from synboost_monai.dicom.write_clip import write_clip
 from synboost_monai.labels import MYOCARDIUM, STRUCTURES
-from synboost_monai.metrics.doubt import DoubtAssessor, segmentation_evidence
+from synboost_monai.metrics.doubt import DoubtAssessor, segmentation_evidence, view_evidence
 from synboost_monai.transforms import load_echo
 from tests.clips import write_clip as write_film
 
@@ -360,3 +360,17 @@ def test_source_of_a_synthetic_image_says_so_in_prompts_that_know_the_word(
         source = Source(phantom.image_path, {**phantom.attributes, "is_synthetic": is_synthetic})
         prompts = segmenter.segment(segmenter.open(source)).prompts
         assert all(f"in a {word} image." in text for text in prompts)
+
+
+def test_what_the_network_sees_is_said() -> None:
+    def words(logits: list[float]) -> str:
+        evidence = segmentation_evidence(
+            np.zeros((1, 1, 4, 4)), np.zeros((4, 4), np.uint8), [2], ["myocardium"], [0.0], [0.0]
+        )
+        evidence["view"] = view_evidence(np.array(logits))
+        return view_in_words(DoubtAssessor(None)(np.zeros((1, 4, 4), np.uint8), [evidence], None))
+
+    assert words([0, 0, 9, np.log(4)]) == (
+        "The network sees an apical four chamber view (probability 1.00), 80% of the way from end-diastole to end-systole."
+    )
+    assert words([9, 0, 0, 0]) == "" == view_in_words({})

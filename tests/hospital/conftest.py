@@ -28,6 +28,8 @@ class TruthModel:
     truth: dict[str, NDArray[np.uint8]]
     confidence: float = 0.99
     """Probability inside each structure."""
+    views: dict[str, float] | None = None
+    """Probability of each view that the network sees, if it sees any."""
     name: str = "truth"
     weights_sha256: str = "0" * 64
     settings_digest: str = "1" * 16
@@ -57,7 +59,8 @@ class TruthModel:
         sure = self.confidence - (0.2 if attributes.get("view") == "apical_two_chamber" else 0.0)
         doubts = [self._doubt(m, spacing_mm) for m in maps] if judge else None
         areas = (maps == LEFT_VENTRICULAR_CAVITY.class_index).sum(axis=(1, 2)).astype(float)
-        return SegmentedFrames(maps, np.full((len(maps), len(STRUCTURES)), sure), areas, doubts)
+        views = None if self.views is None else [{"probabilities": self.views, "systole": 0.5}] * len(maps)
+        return SegmentedFrames(maps, np.full((len(maps), len(STRUCTURES)), sure), areas, views, doubts)
 
     def _doubt(self, label_map: NDArray[np.uint8], spacing_mm: Sequence[float] | None) -> dict[str, Any]:
         masks = np.stack([label_map == s.class_index for s in STRUCTURES])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from synboost_monai.inferers import PreparePromptedBatch, PromptedSegmentationInferer
 from synboost_monai.networks import create_segmenter, to_inference
+from synboost_monai.networks.view_head import split_view
 from synboost_monai.prompts import PromptTokenizer, structure_prompts
 
 
@@ -150,3 +151,18 @@ def test_batch_is_prepared_with_prompts_on_the_cpu() -> None:
     assert arguments == () and keywords["input_ids"] is ids
     inputs, target, _, keywords = prepare({"image": [images, masks]}, "cpu")
     assert isinstance(inputs, tuple) and torch.equal(inputs[1], masks) and target is None and keywords == {}
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 32, 32), (1, 3, 3, 32, 32)])
+def test_the_view_comes_with_the_masks_of_one_encoding(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    network = create_segmenter("cris", "tiny", has_view_head=True).eval()
+    images = torch.randn(shape)
+    encoded = []
+    network.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    with torch.no_grad():
+        masks, view = split_view(PromptedSegmentationInferer(with_view=True, images_at_once=2)(images, network))
+        assert len(encoded) == 2  # parts, of two and of one
+        assert torch.equal(masks, PromptedSegmentationInferer(images_at_once=2)(images, network))
+        expected = network.view_logits(network.encode_image(images.reshape(-1, 3, 32, 32)))
+    assert torch.allclose(view.reshape(-1, 4), expected, atol=1e-6)

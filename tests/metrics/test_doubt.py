@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from synboost_monai.io import sha256_of
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.calibration import Calibration, StructureCalibration
-from synboost_monai.metrics.doubt import DoubtAssessor, doubt_summary, segmentation_evidence
+from synboost_monai.metrics.doubt import DoubtAssessor, doubt_summary, segmentation_evidence, view_evidence
 
 NAMES = [s.name for s in STRUCTURES]
 SPACING_MM = (1.0, 1.0)
@@ -273,3 +273,43 @@ def test_thresholds_of_the_calibration_are_used(calibration: Calibration) -> Non
     strict = {n: replace(c, review_below=0.99) for n, c in calibration.structures.items()}
     assessor.calibration = replace(calibration, structures=strict, review_below=0.0)
     assert codes(assessor(HEART[None], [evidence_of()], SPACING_MM)) == [("low_predicted_dice", n) for n in NAMES]
+
+
+def test_the_view_worked_out_by_hand() -> None:
+    view = view_evidence(np.log([1.0, 2.0, 5.0, 4.0]))
+    assert view["probabilities"] == pytest.approx(
+        {"no_apical_view": 0.125, "apical_two_chamber": 0.25, "apical_four_chamber": 0.625}
+    )
+    assert view["systole"] == pytest.approx(0.8)  # 4 / (4 + 1)
+    assert view_evidence(np.array([-1e4, 0, 1e4, -1e4]))["systole"] == 0.0
+
+
+@pytest.mark.parametrize("is_free", [False, True])
+def test_what_is_no_apical_view_goes_to_review(is_free: bool) -> None:
+    """However sure the network is of its masks, and whatever was asked for."""
+    found = evidence_of()
+    if is_free:
+        found["structures"] = {"prompt": found["structures"]["myocardium"]}
+        found["prompt"] = {"text": "LVM", "structure": "myocardium", "reading": "read as myocardium"}
+    verdicts = {}
+    for logit in (-0.1, 0.1):  # of no apical view, against log 1 of the two views together
+        logits = np.array([logit, np.log(0.3), np.log(0.7), 0.0])
+        doubt = DoubtAssessor(None)(HEART[None], [{**found, "view": view_evidence(logits)}], SPACING_MM)
+        verdicts[logit] = doubt["verdict"], codes(doubt)
+        assert doubt["view"]["apical"] == pytest.approx(1 / (1 + math.exp(logit)))
+        assert doubt["view"]["systole"] == 0.5
+    assert verdicts == {-0.1: ("accept", []), 0.1: ("review", [("not_apical", None)])}
+    assert doubt["view"]["name"] == "no_apical_view" and "expected at least 0.50" in doubt["reasons"][0]["message"]
+    json.dumps(doubt, allow_nan=False)
+
+
+def test_the_view_of_a_clip_is_the_mean_of_its_frames() -> None:
+    sure, not_sure = (view_evidence(np.log([p, 0.9 - p, 0.1, 1.0])) for p in (0.05, 0.6))
+    frames = [{**evidence_of(), "view": view} for view in (sure, sure, sure, sure, not_sure)]
+    clip = DoubtAssessor(None)(np.stack([HEART] * 5), frames, SPACING_MM)
+    assert (
+        clip["view"]["apical"] == pytest.approx((4 * 0.95 + 0.4) / 5) and clip["view"]["name"] == "apical_two_chamber"
+    )
+    assert clip["verdict"] == "accept" and [f["verdict"] for f in clip["frames"]] == ["accept"] * 4 + ["review"]
+    clip = DoubtAssessor(None)(np.stack([HEART] * 2), [frames[4]] * 2, SPACING_MM)
+    assert ("not_apical", None) in codes(clip)
