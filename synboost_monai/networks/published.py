@@ -226,10 +226,12 @@ def _load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], path: P
         shapes = f"{key!r} is {tuple(state_dict[key].shape)}, the network has {tuple(own[key].shape)}"
         problems.append(f"{len(misshapen)} keys have another shape (first: {shapes})")
     if problems:
-        raise ValueError(
-            f"weights: {path} does not fit {type(network).__name__}: {'; '.join(problems)}; "
-            "choose the architecture and preset that the checkpoint was made with"
-        )
+        differs = missing + unexpected
+        is_head = bool(differs) and all(key.startswith(_VIEW_HEAD) for key in differs)
+        advice = "choose the architecture and preset that the checkpoint was made with"
+        if is_head:
+            advice = f"set has_view_head to {str(bool(unexpected)).lower()}"
+        raise ValueError(f"weights: {path} does not fit {type(network).__name__}: {'; '.join(problems)}; {advice}")
     if positions is not None:
         backbone, stored = network.get_submodule("backbone"), network.get_parameter(_POSITIONS)
         backbone.positional_embedding = nn.Parameter(stored.new_empty(positions.shape), stored.requires_grad)

@@ -16,6 +16,7 @@ from synboost_monai.dicom.worker import ReaderPool
 from synboost_monai.dicom.write_clip import MARGIN_SIDE, MARGIN_TOP
 from synboost_monai.hospital.ledger import Result
 from synboost_monai.hospital.phantom_studies import PhantomClip
+from synboost_monai.hospital.report import write_report_page
 from synboost_monai.hospital.study import StudyOptions, StudyProcessor
 from synboost_monai.labels import STRUCTURES
 from tests.hospital.conftest import TruthModel, write_phantom_clip
@@ -195,6 +196,14 @@ def test_a_network_that_sees_the_view_is_believed_if_it_is_sure(
         words = "the view is what the network sees: apical two chamber, probability 0.90"
         assert all(words in m["warnings"] for m in results["measures"] if m["value"] is not None)
         assert results["verdict"] == "review"
+        row = {
+            "study": results["study"],
+            "outcome": "processed",
+            "reason": "segmented",
+            "outputs": [f"studies/{results['study']}/a"],
+        }
+        page = write_report_page(tmp_path / "out_network", [row], {})
+        assert "(by the network, probability 0.90)" in page.read_text(encoding="utf-8")
 
 
 def test_other_views_are_skipped(clips: list[PhantomClip], tmp_path: Path) -> None:

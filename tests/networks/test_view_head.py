@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from synboost_monai.networks import create_segmenter, load_published, load_weights
+from synboost_monai.networks import add_lora, create_segmenter, load_published, load_weights, merged_state_dict
 from synboost_monai.networks.view_head import NUM_VIEW_LOGITS, ViewHead, join_view, split_view
 
 ARCHITECTURES = ("cris", "clipseg")
@@ -44,8 +44,19 @@ def test_a_training_chooses_whether_there_is_a_head(architecture: str, tmp_path)
     load_published(create_segmenter(architecture, "tiny"), tmp_path / "seeing.pt")
     load_published(other, tmp_path / "seeing.pt")
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in seeing.state_dict().items())
-    with pytest.raises(ValueError, match="keys are unexpected .*view_head"):
+    with pytest.raises(ValueError, match="keys are unexpected .*view_head.*; set has_view_head to true"):
         load_weights(create_segmenter(architecture, "tiny"), tmp_path / "seeing.pt")
+    with pytest.raises(ValueError, match="keys are missing .*view_head.*; set has_view_head to false"):
+        load_weights(other, tmp_path / "plain.pt")
+
+
+def test_adapters_leave_the_head_to_learn() -> None:
+    network = network_of("clipseg", True)
+    add_lora(network, rank=2)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    network(images, with_view=True).sum().backward()
+    assert all(p.grad is not None for p in network.view_head.parameters())
+    create_segmenter("clipseg", "tiny", has_view_head=True).load_state_dict(merged_state_dict(network))
 
 
 def test_the_head_tells_one_side_from_the_other() -> None:
