@@ -443,6 +443,8 @@ class Scene:
                     uniform(0, 1),
                     uniform(0, 0.5) if chance(0.5) else 0.0,
                 )
+            elif name == "pacing_lead":
+                add(name, (0, len(line)), uniform(0.8, 2.5), uniform(6, 20), 0.0, uniform(0, 0.3))
             elif name.startswith("strand"):
                 add(name, (0, len(line)), uniform(0.8, 2), uniform(-4, 8), 0.0, 0.0)
         return layers

@@ -168,6 +168,8 @@ class RightHeart:
     atrium_bulge_mm: float
     septum_mm: float
     """Thickness between the atria."""
+    has_lead: bool
+    """Whether a pacing lead runs through atrium and ventricle."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ class Outlines:
     bodies: dict[str, FloatArray]
     """Closed outlines: papillary0 ..., vein, effusion."""
     lines: dict[str, FloatArray]
-    """Open lines: mitral0 and 1, tricuspid0 and 1, left_atrial_wall, right_atrial_wall, right_free_wall, atrial_septum, strand0 ..."""
+    """Open lines: leaflets, walls of the atria and the right ventricle, septum between the atria, pacing_lead, strand0 ..."""
     hinges: FloatArray
     """(2, 2) ends of the mitral annulus, left and right."""
 
@@ -365,6 +367,7 @@ def _draw_right_heart(draw: Draw, size: float) -> RightHeart:
         atrium_length_mm=draw.normal(48, 10, 24, 75) * size,
         atrium_bulge_mm=draw.uniform(-6, 10),
         septum_mm=draw.uniform(2, 7),
+        has_lead=draw.chance(0.06),
     )
 
 
@@ -481,11 +484,16 @@ def _right_outlines(
     outer = smoothed(resampled(corners, 30), 4)
     wall = free_wall + right.wall_mm * normals(free_wall, septum.mean(axis=0))
     middle = np.stack([atrium_left[2:34, 0] - right.septum_mm / 2, atrium_left[2:34, 1]], axis=1)
+    lines = {"right_free_wall": free_wall, "right_atrial_wall": outer, "atrial_septum": middle}
+    if right.has_lead:
+        inside = (septum + free_wall) / 2
+        way = np.stack([(outer[-6] + inner[-1]) / 2, (foot + septum[0]) / 2, inside[len(inside) // 3], septum[-4]])
+        lines["pacing_lead"] = smoothed(resampled(way, 40), 3)
     return (
         np.concatenate([septum, free_wall[::-1]]),
         np.concatenate([inner, outer[::-1]]),
         np.concatenate([septum, wall[::-1]]),
-        {"right_free_wall": free_wall, "right_atrial_wall": outer, "atrial_septum": middle},
+        lines,
     )
 
 
