@@ -82,9 +82,15 @@ class ManyPromptsInferer(PromptedSegmentationInferer):
             raise ValueError(f"sensitivity.py: prompts_at_once must be at least 1, got {prompts_at_once}")
         self.prompts_at_once = prompts_at_once
 
-    def _logits(self, inputs: Tensor | tuple[Tensor, ...], network: nn.Module, input_ids: Tensor | None) -> Tensor:
+    def _logits(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        network: nn.Module,
+        input_ids: Tensor | None,
+        teaches_view: bool = False,
+    ) -> Tensor:
         if input_ids is None or input_ids.shape[1] <= self.prompts_at_once:
-            return super()._logits(inputs, network, input_ids)
+            return super()._logits(inputs, network, input_ids, teaches_view)
         if isinstance(inputs, Tensor):
             inputs = self._encoded(inputs, network)
         parts = input_ids.split(self.prompts_at_once, dim=1)
