@@ -57,10 +57,10 @@ class SegmentedFrames:
     """(T, S), by the network's own probabilities (see `metrics.doubt.segmentation_evidence`); NaN on the network's grid."""
     areas: NDArray[np.float64]
     """(T,), of the left ventricular cavity on the network's grid, in pixels of the frame."""
-    views: list[dict[str, Any]] | None = None
-    """What the network says of the view of each frame (`metrics.doubt.view_evidence`); None where it knows none, and on its own grid."""
     doubts: list[dict[str, Any]] | None = None
     """Of each frame, if it was asked for: predicted Dice, anatomy, verdict, reasons (see `metrics.doubt.DoubtAssessor`)."""
+    views: list[dict[str, Any]] | None = None
+    """What the network says of the view of each frame (`metrics.doubt.view_evidence`); None where it knows none, and on its own grid."""
 
 
 class EchoSegmenter:
@@ -181,7 +181,7 @@ class EchoSegmenter:
             spacing = None if spacing_mm is None else tuple(spacing_mm)
             doubts = [self.assessor(m[None], [e], spacing, aspect) for m, e in zip(stacked, evidence)]
         views = [e["view"] for e in evidence if "view" in e] or None
-        return SegmentedFrames(stacked, np.array(expected, dtype=np.float64), np.array(areas), views, doubts)
+        return SegmentedFrames(stacked, np.array(expected, dtype=np.float64), np.array(areas), doubts, views)
 
     def _mean(self, logits: Tensor) -> Tensor:
         """Logits (E * S, N, N) -> (S, N, N), those of the mean probability of the groups."""

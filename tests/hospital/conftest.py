@@ -60,7 +60,7 @@ class TruthModel:
         doubts = [self._doubt(m, spacing_mm) for m in maps] if judge else None
         areas = (maps == LEFT_VENTRICULAR_CAVITY.class_index).sum(axis=(1, 2)).astype(float)
         views = None if self.views is None else [{"probabilities": self.views, "systole": 0.5}] * len(maps)
-        return SegmentedFrames(maps, np.full((len(maps), len(STRUCTURES)), sure), areas, views, doubts)
+        return SegmentedFrames(maps, np.full((len(maps), len(STRUCTURES)), sure), areas, doubts, views)
 
     def _doubt(self, label_map: NDArray[np.uint8], spacing_mm: Sequence[float] | None) -> dict[str, Any]:
         masks = np.stack([label_map == s.class_index for s in STRUCTURES])
