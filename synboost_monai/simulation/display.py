@@ -46,7 +46,7 @@ class Display:
     """
 
     def __init__(self, draw: Draw, grid: Grid, longer_side: int) -> None:
-        self.draw, self.grid = draw, grid
+        self.grid = grid
         self.frame = _draw_frame(draw, grid, longer_side)
         self._range_db = draw.uniform(36, 85)
         self._grey = draw.normal(112, 32)

@@ -19,7 +19,7 @@ MAX_CUT_SHARE = 0.12
 """Largest share of the endocardium that may lie beside the sector."""
 MIN_APEX_DEPTH_MM = 3.0
 GOOD_CONTRAST, POOR_CONTRAST = 0.88, 0.7
-"""Of `quality_of`: about a third of the simulated images lies in each grade."""
+"""Of `quality_of`."""
 
 
 @dataclass(frozen=True)
