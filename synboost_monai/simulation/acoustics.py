@@ -29,7 +29,7 @@ from scipy import fft, ndimage
 from synboost_monai.simulation.draw import Draw
 from synboost_monai.simulation.geometry import FloatArray as Points
 from synboost_monai.simulation.geometry import normals
-from synboost_monai.simulation.hearts import NUM_ENDO, Outlines
+from synboost_monai.simulation.hearts import NUM_ENDO, Outlines, between
 
 FloatArray = NDArray[np.float32]
 ComplexArray = NDArray[np.complex64]
@@ -191,7 +191,7 @@ class Scene:
         fill(outlines.bodies.get("vein"), Tissue.LEFT_ATRIUM)
         fill(outlines.wall_outline, Tissue.MYOCARDIUM)
         if self._trabeculae is not None:
-            share = self._trabeculae[:, None]
+            share = between(self._trabeculae, outlines.systole)[:, None]
             fill(outlines.cavity * (1 - share) + outlines.epicardium * share, Tissue.TRABECULAE)
         fill(outlines.cavity, Tissue.CAVITY)
         for name, body in outlines.bodies.items():
@@ -208,8 +208,7 @@ class Scene:
         level += np.where(is_outside, outside, 0)
         level += np.where(tissue == Tissue.MYOCARDIUM, wall, 0)
         level += np.where((tissue == Tissue.MYOCARDIUM) | (tissue == Tissue.RIGHT_WALL), septum_and_sides, 0)
-        outer = is_outside | (tissue == Tissue.DARK_BODY) | (tissue == Tissue.BRIGHT_BODY)
-        level += np.where(outer, glow, 0)
+        level += np.where(np.isin(tissue, BLOOD), 0, glow)
         return level
 
     def _draw_lines(self, outlines: Outlines) -> FloatArray:
@@ -282,7 +281,7 @@ class Scene:
         is_wild = chance(0.12)  # contrasts that no scanner shows, such as blood brighter than muscle
         blood, spread = (uniform(-25, 12), 6) if is_wild else (-uniform(5, 32), 2)
         level = np.zeros(len(Tissue), np.float32)
-        level[Tissue.OUTSIDE] = uniform(-14, 10)
+        level[Tissue.OUTSIDE] = uniform(-12, 12)
         for chamber in (Tissue.RIGHT_VENTRICLE, Tissue.RIGHT_ATRIUM, Tissue.LEFT_ATRIUM):
             level[chamber] = blood + normal(0, spread)
         for chamber, probability, highest in (
@@ -303,13 +302,18 @@ class Scene:
         level[Tissue.EFFUSION] = blood + uniform(-6, 1)
         return level
 
-    def _draw_trabeculae(self) -> Points | None:
-        """Return which inner share (K,) of the wall looks like blood, or None."""
-        if not self.draw.chance(0.7):
+    def _draw_trabeculae(self) -> tuple[Points, Points] | None:
+        """Return which inner share (K,) of the wall looks like blood, at end-diastole and at end-systole, or None.
+
+        Wider at the apex and beside the lateral wall, and wider in systole, when trabeculae and papillary muscles close up.
+        """
+        if not self.draw.chance(0.8):
             return None
         s = np.linspace(-1, 1, NUM_ENDO)
-        sides = np.where(s < 0, self.draw.uniform(0.2, 1), self.draw.uniform(0.4, 1.2))
-        return np.clip(self.draw.uniform(0.15, 0.6) * sides * np.exp(self.draw.curve(NUM_ENDO, 8, 0.4)), 0, 0.75)
+        sides = np.where(s < 0, self.draw.uniform(0.2, 1.1), self.draw.uniform(0.45, 1.3))
+        sides = sides + self.draw.uniform(0, 0.9) * np.exp(-((s / 0.25) ** 2))
+        share = self.draw.uniform(0.1, 0.6) * sides * np.exp(self.draw.curve(NUM_ENDO, 8, 0.4))
+        return np.clip(share, 0, 0.75), np.clip(share * self.draw.uniform(1, 2.2), 0, 0.85)
 
     def _draw_surroundings(self, outlines: Outlines) -> list[tuple[Points, Tissue]]:
         """Return bodies around the heart (lung, liver, fat): outlines and whether they are bright or dark."""
@@ -330,15 +334,21 @@ class Scene:
         blood = grid.smooth_field(draw, uniform(10, 50), uniform(10, 50), uniform(0, 3))
         outside = grid.smooth_field(draw, uniform(8, 30), uniform(8, 60), uniform(0, 6))
         outside = outside + uniform(-6, 16) * _rises(grid.ranges, bottom * uniform(0.75, 1.05), uniform(3, 12))
+        outside = outside + uniform(-3, 19) * _rises(-grid.ranges, -bottom * uniform(0.2, 0.6), uniform(5, 20))
+        if draw.chance(0.6):  # the deep corners see lung
+            corner = _rises(np.abs(grid.angles) / np.float32(grid.half_angle), uniform(0.4, 0.9), uniform(0.05, 0.2))
+            outside = outside - uniform(0, 18) * corner * _rises(
+                grid.ranges, bottom * uniform(0.5, 0.8), uniform(5, 15)
+            )
         wall = np.zeros(grid.shape, np.float32)
         if draw.chance(0.5):
             wall = grid.smooth_field(draw, uniform(6, 15), uniform(6, 15), uniform(1, 6))
         middle = outlines.cavity.mean(axis=0)
         side = grid.angles - np.float32(np.arctan2(middle[0], middle[1]))
         apex = outlines.cavity[NUM_ENDO // 2, 1]
-        regions = uniform(-3, 8) * _rises(-side, 0.05, 0.06)
-        if draw.chance(0.6):
-            regions = regions - uniform(0, 10) * _rises(side, 0.05, 0.06)
+        regions = uniform(-1, 14) * _rises(-side, 0.05, 0.06)
+        if draw.chance(0.5):
+            regions = regions - uniform(0, 9) * _rises(side, 0.05, 0.06)
         if draw.chance(0.6):
             regions = regions - uniform(0, 10) * _rises(-grid.ranges, -apex - uniform(0, 20), 6)
         regions = np.broadcast_to(regions, grid.shape).astype(np.float32)
@@ -347,15 +357,25 @@ class Scene:
     def _draw_glow(self, outlines: Outlines, bottom: float) -> FloatArray:
         """Return the glow (R, A) of the pericardium and lung around the heart in decibels, which decays with the distance to it."""
         draw, grid = self.draw, self.grid
-        if not draw.chance(0.85):
+        if not draw.chance(0.9):
             return np.zeros(grid.shape, np.float32)
-        heart = np.isin(self._tissue(outlines), (Tissue.OUTSIDE, Tissue.DARK_BODY, Tissue.BRIGHT_BODY))[::2, ::2]
+        outside = np.isin(self._tissue(outlines), (Tissue.OUTSIDE, Tissue.DARK_BODY, Tissue.BRIGHT_BODY))[::2, ::2]
         sampling = (2 * grid.range_step_mm, 2 * grid.angle_step * outlines.hinges[:, 1].mean())
-        distance = ndimage.distance_transform_edt(heart, sampling=sampling).astype(np.float32).repeat(2, 0).repeat(2, 1)
-        side = _rises(grid.ranges, draw.uniform(0.3, 0.95) * bottom, draw.uniform(5, 15))
+
+        def distance_to(cells: NDArray[np.bool_]) -> FloatArray:
+            """Return the distance (R, A) in mm, computed at every second cell."""
+            distance = ndimage.distance_transform_edt(~cells, sampling=sampling).astype(np.float32)
+            return distance.repeat(2, 0).repeat(2, 1)[: grid.shape[0], : grid.shape[1]]
+
+        distance = distance_to(~outside)
+        side = _rises(grid.ranges, draw.uniform(0.1, 0.85) * bottom, draw.uniform(5, 15))
         side = side * _rises(grid.angles / grid.half_angle * draw.choice(-1, 0, 1, 1, 1), draw.uniform(-0.8, 0.3), 0.15)
         decay = np.exp(-np.maximum(distance - draw.uniform(0, 4), 0) / draw.uniform(3, 20))
-        return (draw.uniform(8, 32) * side * decay).astype(np.float32)
+        if draw.chance(0.6):  # it blooms over the outer part of the wall: no edge where experts draw one
+            decay = decay * np.exp(-distance_to(outside) / draw.uniform(1, 6))
+        else:
+            decay = decay * (distance > 0)
+        return (draw.uniform(8, 34) * side * decay).astype(np.float32)
 
     def _draw_layers(self, outlines: Outlines) -> list[Layer]:
         """Return the thin layers: pericardium, borders and core of the septum, walls of the atria, valves, strands."""
@@ -385,23 +405,23 @@ class Scene:
             add(
                 "pericardium",
                 (int(uniform(40, 60)), NUM_ENDO),
-                uniform(1.5, 6),
-                uniform(2, 18),
+                uniform(1.5, 8),
+                uniform(4, 20),
                 uniform(0, 1.2),
                 uniform(0, 0.5),
-                offset_mm=uniform(0, 3),
+                offset_mm=uniform(-3, 3),
             )
         if chance(0.3):
             add("septum_right", (0, 50), uniform(1, 4), uniform(-2, 10), uniform(0, 1.2), uniform(0, 0.6))
         if chance(0.35):
             add("endocardium", (0, NUM_ENDO), uniform(1, 3), uniform(-3, 10), uniform(0, 1.5), uniform(0, 0.7))
-        if chance(0.6):  # the core of the septum is brighter than its borders
+        if chance(0.75):  # the core of the septum is brighter than its borders
             width = float(np.mean(np.hypot(*(outlines.epicardium[8:36] - outlines.cavity[8:36]).T)))
             add(
                 "septum_core",
                 (0, int(uniform(28, 48))),
                 width * uniform(0.2, 0.8),
-                uniform(-1, 11),
+                uniform(0, 13),
                 uniform(0, 0.5),
                 uniform(0, 0.3),
                 depth_share=uniform(0.25, 0.7),
@@ -466,6 +486,10 @@ class Scene:
                 centre = edge * share + outlines.cavity.mean(axis=0) * (1 - share)
                 radii = (draw.uniform(0.8, 3), draw.uniform(0.8, 5))
                 spots.append((draw.blob(centre, radii, draw.uniform(-0.8, 0.8)), draw.uniform(-8, 12), 1.0))
+        if draw.chance(0.12):  # a calcified or prosthetic ring and its echoes behind the valve
+            middle, half = np.arctan2(*outlines.hinges.mean(axis=0)), draw.uniform(0.08, 0.35)
+            radius, thick = np.hypot(*outlines.hinges.mean(axis=0)) + draw.uniform(2, 25), draw.uniform(3, 18)
+            spots.append((_arc(np.full(16, radius), middle, half, thick), draw.uniform(2, 16), 1.0))
         for _ in range(draw.count(0, 2)):  # arcs: diaphragm, ribs, fat
             bottom, depth = outlines.left_atrium[:, 1].max(), grid.depth_mm
             radius = (
@@ -474,13 +498,9 @@ class Scene:
                 else draw.uniform(0.98 * bottom, 1.1 * max(depth, bottom))
             )
             middle, half = draw.uniform(-1, 1) * grid.half_angle, draw.uniform(0.1, 0.6)
-            angle = np.linspace(-half, half, 16)
-            arc = radius + draw.uniform(-15, 15) * (angle / half) ** 2 + draw.uniform(-8, 8) * angle / half
-            line = arc[:, None] * np.stack([np.sin(angle + middle), np.cos(angle + middle)], axis=1)
-            thick = draw.uniform(1, 6) / np.maximum(np.hypot(*line.T), 1)[:, None]
-            spots.append(
-                (np.concatenate([line * (1 + thick / 2), (line * (1 - thick / 2))[::-1]]), draw.uniform(0, 14), 0.0)
-            )
+            along = np.linspace(-1, 1, 16)
+            bent = radius + draw.uniform(-15, 15) * along**2 + draw.uniform(-8, 8) * along
+            spots.append((_arc(bent, middle, half, draw.uniform(1, 6)), draw.uniform(0, 14), 0.0))
         return spots
 
     def _draw_beam(self) -> tuple[FloatArray, FloatArray, tuple[int, int]]:
@@ -510,9 +530,9 @@ class Scene:
         uniform, depth = draw.uniform, grid.depth_mm
         loss = np.zeros(grid.shape, np.float32)
         for side in (-1, 1):
-            if draw.chance(0.5):
+            if draw.chance(0.4):
                 across = _rises(side * grid.angles / grid.half_angle, uniform(0.25, 0.95), uniform(0.04, 0.2))
-                loss += uniform(2, 20) * across * _rises(grid.ranges, uniform(0, 0.5) * depth, uniform(4, 15))
+                loss += uniform(2, 18) * across * _rises(grid.ranges, uniform(0, 0.7) * depth, uniform(4, 15))
         for _ in range(draw.count(0, 3)):
             centre, width = uniform(-1, 1) * grid.half_angle, np.radians(uniform(1.5, 8))
             across = np.exp(-(((grid.angles - centre) / width) ** 2))
@@ -550,6 +570,13 @@ class Scene:
 def _rises(x: FloatArray, at: float, over: float) -> FloatArray:
     """Return a smooth step from 0 to 1 at a place."""
     return 1 / (1 + np.exp(np.clip((at - x) / np.float32(over), -30, 30)))
+
+
+def _arc(radii_mm: Points, middle: float, half: float, thick_mm: float) -> Points:
+    """Return the outline of a band around the probe: its radii (K,) from angle `middle - half` to `middle + half`, and its thickness."""
+    angle = middle + np.linspace(-half, half, len(radii_mm))
+    ray = np.stack([np.sin(angle), np.cos(angle)], axis=1)
+    return np.concatenate([(radii_mm + thick_mm / 2)[:, None] * ray, ((radii_mm - thick_mm / 2)[:, None] * ray)[::-1]])
 
 
 def _carried(field: NDArray[Any], source: FloatArray | None) -> NDArray[Any]:

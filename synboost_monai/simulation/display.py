@@ -48,8 +48,8 @@ class Display:
     def __init__(self, draw: Draw, grid: Grid, longer_side: int) -> None:
         self.grid = grid
         self.frame = _draw_frame(draw, grid, longer_side)
-        self._range_db = draw.uniform(36, 85)
-        self._grey = draw.normal(112, 32)
+        self._range_db = draw.uniform(34, 78)
+        self._grey = draw.normal(112, 28, 50, 200)
         self._gamma = float(np.exp(draw.normal(0, 0.35)))
         self._reference_share = draw.uniform(50, 90)
         self._smoothing = (draw.uniform(0, 1.2), draw.uniform(0, 1.7)) if draw.chance(0.6) else None

@@ -13,6 +13,7 @@ experts draw them, trabeculae and pericardium included: some 2 mm more than a no
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,7 +31,10 @@ Pair = tuple[float, float]
 """A length or shape at end-diastole and at end-systole."""
 
 
-def between(pair: Pair, systole: float) -> float:
+Value = TypeVar("Value", float, FloatArray)
+
+
+def between(pair: tuple[Value, Value], systole: float) -> Value:
     """Return the value at a moment from 0 (end-diastole) to 1 (end-systole)."""
     return pair[0] + (pair[1] - pair[0]) * systole
 
@@ -62,6 +66,8 @@ class Ventricle:
     """Thickness of the wall."""
     wall_relative: FloatArray
     """(NUM_ENDO,) thickness along the endocardium against `wall_mm`."""
+    apex_thickening: float
+    """How much more the apex thickens than the sides until end-systole, as a share."""
     outer_overhang_mm: Pair
     """How far the outer border goes beyond the annulus, left and right."""
 
@@ -220,6 +226,8 @@ class Outlines:
     """Open lines: leaflets, walls of the atria and the right ventricle, septum between the atria, pacing_lead, strand0 ..."""
     hinges: FloatArray
     """(2, 2) ends of the mitral annulus, left and right."""
+    systole: float = 0.0
+    """Moment of the beat, from 0 (end-diastole) to 1 (end-systole)."""
 
     @property
     def landmarks(self) -> FloatArray:
@@ -313,7 +321,7 @@ def _draw_ventricle(draw: Draw, size: float, ejection_fraction: float, is_four_c
     narrowing = np.sqrt((1 - ejection_fraction / 100) / shortening)
     relative = np.exp(draw.curve(NUM_ENDO, 7, 0.15))
     s = np.linspace(-1, 1, NUM_ENDO)
-    apex_share = draw.uniform(0.65, 1.2)
+    apex_share = draw.uniform(0.7, 1.25)
     relative *= 1 - (1 - apex_share) * np.exp(-((s / draw.uniform(0.2, 0.4)) ** 2))
     relative *= np.where(s < 0, draw.uniform(0.82, 1.15), draw.uniform(0.82, 1.2))
     widest, apex_power = draw.uniform(0.5, 0.85), draw.uniform(1.8, 3.0)
@@ -321,7 +329,7 @@ def _draw_ventricle(draw: Draw, size: float, ejection_fraction: float, is_four_c
         diagnosis = "apical aneurysm"
         widest, apex_power = draw.uniform(0.3, 0.5), draw.uniform(2.4, 3.4)
         relative *= 1 - draw.uniform(0.2, 0.5) * np.exp(-((s / 0.35) ** 2))
-    annulus = float(np.clip(draw.normal(36, 4.5) * size / width, 0.55, 1.0))
+    annulus = float(np.clip(draw.normal(34, 4.5) * size / width, 0.55, 1.0))
     ventricle = Ventricle(
         length_mm=(length, length * shortening),
         width_mm=(width, width * narrowing),
@@ -336,6 +344,7 @@ def _draw_ventricle(draw: Draw, size: float, ejection_fraction: float, is_four_c
         base_shift_mm=(draw.normal(0, 2.5), draw.normal(0, 2.5)),
         wall_mm=(wall, wall * draw.normal(1, 0.06) / shortening),  # its area is kept
         wall_relative=relative,
+        apex_thickening=draw.uniform(0, 0.3),
         outer_overhang_mm=(draw.uniform(-2, 6), draw.uniform(-2, 7)),
     )
     return ventricle, diagnosis
@@ -392,7 +401,9 @@ def _outlines(heart: Heart, systole: float) -> Outlines:
     half = NUM_ENDO // 2 + 1
     cavity = np.concatenate([resampled(left, half), resampled(right, half)[-2::-1]])
     inside = np.array([0.0, 0.6 * between(ventricle.length_mm, systole)])
+    apex = np.exp(-((np.linspace(-1, 1, NUM_ENDO) / 0.3) ** 2))
     thickness = between(ventricle.wall_mm, systole) * ventricle.wall_relative
+    thickness = thickness * (1 + systole * ventricle.apex_thickening * apex)
     epicardium = smoothed(cavity + normals(cavity, inside) * thickness[:, None], 1.5)
     overhang = [np.array([[0.0, mm]]) for mm in ventricle.outer_overhang_mm]
     hinges = cavity[[0, -1]]
@@ -440,6 +451,7 @@ def _outlines(heart: Heart, systole: float) -> Outlines:
         bodies={name: place(body) for name, body in bodies.items()},
         lines={name: place(line) for name, line in lines.items()},
         hinges=place(hinges),
+        systole=systole,
     )
 
 

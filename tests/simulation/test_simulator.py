@@ -34,6 +34,12 @@ def test_images_fill_the_longer_side_and_show_all_structures() -> None:
     assert all(set(np.unique(echo.label_maps)) <= {0, 1, 2, 3} for echo in echoes())
 
 
+@pytest.mark.parametrize("longer_side", [96, 224, 250])
+def test_images_of_any_size_are_made(longer_side: int) -> None:
+    # 224 and 250 need a finer grid, with an odd number of beams
+    assert max(simulate(5, 0, longer_side=longer_side).images.shape[1:]) == longer_side
+
+
 def test_the_atrium_lies_against_the_cavity() -> None:
     # experts draw no wall across the mitral valve
     touching = []
