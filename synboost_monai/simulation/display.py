@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from synboost_monai.labels import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, MYOCARDIUM
-from synboost_monai.simulation.acoustics import FloatArray, Grid
+from synboost_monai.simulation.anatomy import Outlines
 from synboost_monai.simulation.draw import Draw
 from synboost_monai.simulation.geometry import fill_polygon
-from synboost_monai.simulation.hearts import Outlines
+from synboost_monai.simulation.grid import FloatArray, Grid
 
 
 @dataclass(frozen=True)

@@ -1,243 +1,34 @@
-"""Hearts of adults in the apical two- and four-chamber view, drawn at random, at any moment from end-diastole to end-systole.
+"""Hearts of adults in the apical two- and four-chamber view, drawn at random.
 
-Frame of all points: millimetres, (x, y), x to the right, y downwards (depth), the probe at the origin. The left ventricle has an axis
-from its apex (t = 0) to the middle of the mitral annulus (t = 1); across it the cavity reaches `half(t)` to either side.
+Ranges are wider than those of a healthy population, because a network should meet every heart in training: means are those of adults,
+spreads cover dilated, hypertrophied, thinned, aneurysmal and foreshortened ventricles. Walls are as thick as experts draw them,
+trabeculae and pericardium included: some 2 mm more than a normal wall measures. Spreads and what has no published range (bends, slants,
+unevenness) were chosen on 40 training patients of CAMUS, by comparing sizes; no outline of them is in here.
 
-Ranges are wider than those of a healthy population, because a network should meet every heart in training: means are those of adults
-(Lang et al., Recommendations for cardiac chamber quantification, J Am Soc Echocardiogr 2015: length and width of the ventricle, wall
-thickness, size of the atria and of the right heart by sex; D'Oronzio et al. 2012 for the shortening of the long axis; Roberson & Cui
-2009 for the annulus), spreads cover dilated, hypertrophied, thinned, aneurysmal and foreshortened ventricles. Walls are as thick as
-experts draw them, trabeculae and pericardium included: some 2 mm more than a normal wall measures.
+Sources, by the names that the comments use:
+    Lang 2015: Recommendations for cardiac chamber quantification by echocardiography in adults, J Am Soc Echocardiogr 28:1.
+    Klein 2013: Clinical recommendations for multimodality imaging of pericardial disease, J Am Soc Echocardiogr 26:965.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TypeVar
-
 import numpy as np
 
+from synboost_monai.simulation.anatomy import (
+    NUM_AXIS,
+    NUM_ENDO,
+    Atrium,
+    Heart,
+    Papillary,
+    Place,
+    RightHeart,
+    Valve,
+    Ventricle,
+)
 from synboost_monai.simulation.draw import Draw
-from synboost_monai.simulation.geometry import FloatArray, normals, resampled, smoothed
 
 VIEWS = ("apical_two_chamber", "apical_four_chamber")
 """Views that can be drawn."""
-NUM_ENDO = 97
-"""Points of the endocardium, from the left base over the apex to the right base."""
-NUM_AXIS = 90
-"""Points of each side of the cavity along the axis, dense at the apex."""
-
-Pair = tuple[float, float]
-"""A length or shape at end-diastole and at end-systole."""
-
-
-Value = TypeVar("Value", float, FloatArray)
-
-
-def between(pair: tuple[Value, Value], systole: float) -> Value:
-    """Return the value at a moment from 0 (end-diastole) to 1 (end-systole)."""
-    return pair[0] + (pair[1] - pair[0]) * systole
-
-
-@dataclass(frozen=True)
-class Ventricle:
-    """The left ventricle in one view."""
-
-    length_mm: Pair
-    width_mm: Pair
-    annulus: Pair
-    """Width at the mitral annulus, as a share of the largest width."""
-    widest: Pair
-    """Where along the axis it is widest."""
-    apex_power: Pair
-    """How blunt the apex is; 2 is an ellipse."""
-    base_power: float
-    bend: FloatArray
-    """(2,): first and second harmonic of the bend of the axis, as shares of the width."""
-    side_scale: Pair
-    """Left and right half against the mean."""
-    septal_bulge: tuple[float, float]
-    """Of the basal septum: mm and place along the axis."""
-    unevenness_mm: FloatArray
-    """(2, NUM_AXIS) left and right."""
-    base_shift_mm: Pair
-    """How much further the left and the right hinge of the valve lie along the axis."""
-    wall_mm: Pair
-    """Thickness of the wall."""
-    wall_relative: FloatArray
-    """(NUM_ENDO,) thickness along the endocardium against `wall_mm`."""
-    apex_thickening: float
-    """How much more the apex thickens than the sides until end-systole, as a share."""
-    outer_overhang_mm: Pair
-    """How far the outer border goes beyond the annulus, left and right."""
-
-    def sides(self, systole: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the places along the axis (NUM_AXIS,) and the left and right side (NUM_AXIS, 2): mm across and along the axis."""
-        t = np.linspace(1, 0, NUM_AXIS) ** 2
-        length, width = between(self.length_mm, systole), between(self.width_mm, systole)
-        widest, power = between(self.widest, systole), between(self.apex_power, systole)
-        towards_apex, towards_base = np.clip(1 - t / widest, 0, 1), np.clip((t - widest) / (1 - widest), 0, 1)
-        half = (1 - towards_apex**power) ** (1 / power)
-        half = (half - (1 - between(self.annulus, systole)) * towards_base**self.base_power) * width / 2
-        centre = width * (self.bend[0] * np.sin(np.pi * t) + self.bend[1] * np.sin(2 * np.pi * t))
-        rises = np.minimum(1, 4 * t)
-        left = centre - half * self.side_scale[0] + self.unevenness_mm[0] * rises
-        left += self.septal_bulge[0] * np.exp(-(((t - self.septal_bulge[1]) / 0.13) ** 2))
-        right = centre + half * self.side_scale[1] + self.unevenness_mm[1] * rises
-        along = [t * (length + shift) for shift in self.base_shift_mm]
-        return t, np.stack([left, along[0]], axis=1), np.stack([right, along[1]], axis=1)
-
-    def volume_ml(self, systole: float) -> float:
-        """Return the cavity's volume at a moment by disks of this view alone: pi / 4 x the integral of its squared width."""
-        t, left, right = self.sides(systole)
-        width = np.maximum(right[:, 0] - left[:, 0], 0)
-        return float(np.pi / 4 * -np.trapezoid(width**2, t) * between(self.length_mm, systole) / 1000)
-
-    @property
-    def ejection_fraction(self) -> float:
-        """Percent, of `volume_ml`."""
-        end_diastole, end_systole = self.volume_ml(0.0), self.volume_ml(1.0)
-        return 100 * (1 - end_systole / end_diastole)
-
-
-@dataclass(frozen=True)
-class Heart:
-    """A heart in one view, from the probe; `at(systole)` gives its outlines at a moment."""
-
-    view: str
-    ventricle: Ventricle
-    atrium: Atrium
-    right_heart: RightHeart | None
-    """None in the two-chamber view."""
-    mitral: Valve
-    tricuspid: Valve | None
-    papillary: tuple[Papillary, ...]
-    strands: FloatArray
-    """(M, 4) false tendons: place along the axis and share of the half width, at both ends."""
-    effusion_mm: float
-    """Largest width of fluid in the pericardium; 0 is none."""
-    place: Place
-    attributes: dict[str, object] = field(default_factory=dict)
-    """What is known of it: sex, age, ejection_fraction (percent, of this view), diagnosis."""
-
-    def at(self, systole: float) -> Outlines:
-        """Return the outlines at a moment from 0 (end-diastole) to 1 (end-systole)."""
-        return _outlines(self, systole)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the heart lies before the probe."""
-
-    tilt: Pair
-    """Angle of the ventricle's axis against the beam in the middle, radians."""
-    shear: float
-    apex_mm: tuple[Pair, Pair]
-    """x and y of the apex of the cavity, each at end-diastole and end-systole."""
-
-    def __call__(self, points: FloatArray, systole: float) -> FloatArray:
-        """Return points (K, 2), mm across and along the ventricle's axis, in the probe's frame."""
-        angle = between(self.tilt, systole)
-        cos, sin = np.cos(angle), np.sin(angle)
-        x, y = points[:, 0] + self.shear * points[:, 1], points[:, 1]
-        origin = [between(pair, systole) for pair in self.apex_mm]
-        return np.stack([cos * x + sin * y, cos * y - sin * x], axis=1) + origin
-
-
-@dataclass(frozen=True)
-class Atrium:
-    """The left atrium, which hangs from the mitral annulus."""
-
-    length_mm: Pair
-    width_mm: Pair
-    slant: float
-    """Tangent of its axis against the ventricle's."""
-    floor_power: float
-    side_power: float
-    unevenness_mm: FloatArray
-    """(80,) along its outline."""
-    vein: tuple[float, float, float] | None
-    """A pulmonary vein or the appendage: place along the outline (0..1), length and half width in mm."""
-
-
-@dataclass(frozen=True)
-class RightHeart:
-    """Right ventricle and atrium of the four-chamber view."""
-
-    reach: float
-    """How far the ventricle goes towards the apex, as a share of the septum."""
-    width_mm: Pair
-    bulge: float
-    sag_mm: float
-    wall_mm: float
-    atrium_length_mm: float
-    atrium_bulge_mm: float
-    septum_mm: float
-    """Thickness between the atria."""
-    has_lead: bool
-    """Whether a pacing lead runs through atrium and ventricle."""
-
-
-@dataclass(frozen=True)
-class Valve:
-    """Two leaflets."""
-
-    meeting: float
-    """Where the closed leaflets meet, as a share of the annulus."""
-    tent_mm: float
-    """How far that point lies in the ventricle (negative: in the atrium, a prolapse)."""
-    lengths_mm: tuple[float, float]
-    opening: tuple[float, float]
-    """Angle of each open leaflet against the axis, radians."""
-    sag_mm: tuple[float, float]
-    opens: float
-    """0 closed ... 1 open, at end-diastole; at end-systole it is closed."""
-
-
-@dataclass(frozen=True)
-class Papillary:
-    """A papillary muscle: side (-1 left, 1 right), place along the axis, distance from the wall, half axes, angle."""
-
-    side: int
-    place: float
-    inset_mm: float
-    radii_mm: tuple[float, float]
-    angle: float
-
-
-@dataclass(frozen=True)
-class Outlines:
-    """A heart at one moment: closed outlines and open lines, (K, 2) in mm from the probe."""
-
-    cavity: FloatArray
-    """Endocardium, left base over apex to right base; closed by the mitral annulus."""
-    epicardium: FloatArray
-    """Outer border point by point beside `cavity`."""
-    wall_outline: FloatArray
-    """Closed outer outline of the ventricle, overhang included."""
-    left_atrium: FloatArray
-    right_ventricle: FloatArray | None
-    right_atrium: FloatArray | None
-    right_wall: FloatArray | None
-    """Closed outline of the right ventricle with its free wall."""
-    bodies: dict[str, FloatArray]
-    """Closed outlines: papillary0 ..., vein, effusion."""
-    lines: dict[str, FloatArray]
-    """Open lines: leaflets, walls of the atria and the right ventricle, septum between the atria, pacing_lead, strand0 ..."""
-    hinges: FloatArray
-    """(2, 2) ends of the mitral annulus, left and right."""
-    systole: float = 0.0
-    """Moment of the beat, from 0 (end-diastole) to 1 (end-systole)."""
-
-    @property
-    def landmarks(self) -> FloatArray:
-        """Points that can be followed from moment to moment, in the same order at each."""
-        parts = [self.cavity, self.epicardium, self.left_atrium[::2]]
-        parts += [p[::2] for p in (self.right_ventricle, self.right_atrium) if p is not None]
-        return np.concatenate(parts)
-
-
-# ------------------------------------------------------------------------------------------------------------------ drawing
 
 
 def draw_heart(draw: Draw, view: str) -> Heart:
@@ -252,7 +43,7 @@ def draw_heart(draw: Draw, view: str) -> Heart:
     is_female = draw.chance(0.5)
     age = int(round(draw.normal(62, 16, 18, 97)))
     size = (0.96 if is_female else 1.02) * draw.normal(1, 0.04)
-    ejection_fraction = draw.normal(54, 13, 10, 80)
+    ejection_fraction = draw.normal(54, 13, 10, 80)  # healthy: 63 +- 5 (Lang 2015)
     ventricle, diagnosis = _draw_ventricle(draw, size, ejection_fraction, is_four_chamber)
     annulus = [a * w for a, w in zip(ventricle.annulus, ventricle.width_mm)]
     papillary = tuple(
@@ -279,7 +70,7 @@ def draw_heart(draw: Draw, view: str) -> Heart:
         tricuspid=_draw_valve(draw, (draw.uniform(10, 22), draw.uniform(8, 16))) if is_four_chamber else None,
         papillary=papillary,
         strands=np.array(strands).reshape(-1, 4),
-        effusion_mm=draw.uniform(2, 14) if draw.chance(0.06) else 0.0,
+        effusion_mm=draw.uniform(2, 14) if draw.chance(0.06) else 0.0,  # small to moderate: up to 20 mm (Klein 2013)
         place=draw_place(draw, view),
         attributes={
             "sex": "female" if is_female else "male",
@@ -305,15 +96,16 @@ def draw_place(draw: Draw, view: str) -> Place:
 def _draw_ventricle(draw: Draw, size: float, ejection_fraction: float, is_four_chamber: bool) -> tuple[Ventricle, str]:
     """Return the left ventricle and what is wrong with it."""
     diagnosis = "normal"
+    # men: 106 ml at a diameter of 50 +- 4 mm, women: 76 ml at 45 +- 4 (Lang 2015), so ellipsoids of 81 and 72 mm
     length = draw.normal(81, 9, 55, 112) * size
     width = draw.normal(44.5, 6, 30, 64) * size
-    wall = draw.normal(11.6, 1.9, 6.5, 18)
-    if draw.chance(0.28):  # dilated: wider than long hearts are, and weak
+    wall = draw.normal(11.6, 1.9, 6.5, 18)  # septum of the healthy: 6 to 10 mm (Lang 2015)
+    if draw.chance(0.28):  # diameters above 58 mm in men, 52 in women (Lang 2015), and weak
         diagnosis = "dilated"
         width, length = width * draw.uniform(1.02, 1.45), length * draw.uniform(1, 1.12)
         ejection_fraction *= draw.uniform(0.4, 1)
     elif draw.chance(0.15):
-        diagnosis = "hypertrophied"
+        diagnosis = "hypertrophied"  # severely: above 16 mm in men, 15 in women (Lang 2015)
         wall, width = wall + draw.uniform(1, 8), width * draw.uniform(0.8, 1)
     if draw.chance(0.25):
         length *= draw.uniform(0.75, 1)  # foreshortened: the plane misses the apex
@@ -351,6 +143,7 @@ def _draw_ventricle(draw: Draw, size: float, ejection_fraction: float, is_four_c
 
 
 def _draw_atrium(draw: Draw, size: float, annulus_mm: float) -> Atrium:
+    # 44 x 42 mm make 41 ml by area and length; healthy: 16 to 34 ml a square metre of body surface (Lang 2015)
     length, width = draw.normal(44, 9, 22, 76) * size, max(draw.normal(42, 7, 26, 62) * size, 0.8 * annulus_mm)
     unevenness = draw.curve(80, 9, 0.9)
     unevenness[:3] = unevenness[-3:] = 0  # it hangs from the annulus
@@ -366,13 +159,13 @@ def _draw_atrium(draw: Draw, size: float, annulus_mm: float) -> Atrium:
 
 
 def _draw_right_heart(draw: Draw, size: float) -> RightHeart:
-    width = draw.uniform(22, 52) * size
+    width = draw.uniform(22, 52) * size  # healthy: 25 to 41 mm at the base (Lang 2015)
     return RightHeart(
         reach=draw.uniform(0.5, 0.97),
         width_mm=(width, width * draw.uniform(0.7, 0.95)),
         bulge=draw.uniform(0.45, 0.9),
         sag_mm=draw.uniform(-3, 3),
-        wall_mm=draw.uniform(2, 6),
+        wall_mm=draw.uniform(2, 6),  # healthy: 1 to 5 mm (Lang 2015)
         atrium_length_mm=draw.normal(48, 10, 24, 75) * size,
         atrium_bulge_mm=draw.uniform(-6, 10),
         septum_mm=draw.uniform(2, 7),
@@ -389,156 +182,3 @@ def _draw_valve(draw: Draw, lengths_mm: tuple[float, float]) -> Valve:
         sag_mm=(draw.normal(0, 1.5), draw.normal(0, 1.5)),
         opens=1.0 if draw.chance(0.45) else 0.0,
     )
-
-
-# ----------------------------------------------------------------------------------------------------------------- outlines
-
-
-def _outlines(heart: Heart, systole: float) -> Outlines:
-    """See `Heart.at`; made in the ventricle's own frame (mm across and along its axis), then placed."""
-    ventricle = heart.ventricle
-    t, left, right = ventricle.sides(systole)
-    half = NUM_ENDO // 2 + 1
-    cavity = np.concatenate([resampled(left, half), resampled(right, half)[-2::-1]])
-    inside = np.array([0.0, 0.6 * between(ventricle.length_mm, systole)])
-    apex = np.exp(-((np.linspace(-1, 1, NUM_ENDO) / 0.3) ** 2))
-    thickness = between(ventricle.wall_mm, systole) * ventricle.wall_relative
-    thickness = thickness * (1 + systole * ventricle.apex_thickening * apex)
-    epicardium = smoothed(cavity + normals(cavity, inside) * thickness[:, None], 1.5)
-    overhang = [np.array([[0.0, mm]]) for mm in ventricle.outer_overhang_mm]
-    hinges = cavity[[0, -1]]
-    # by the hinges: the wall may go on beside the atrium, not between it and the cavity
-    wall_outline = np.concatenate(
-        [epicardium[:1] + overhang[0], epicardium, epicardium[-1:] + overhang[1], hinges[::-1]]
-    )
-    atrium_left, atrium_right, atrium = _atrium_outline(heart.atrium, hinges, systole)
-    bodies, lines = {}, {"left_atrial_wall": atrium[4:-4]}
-    right_outlines: list[FloatArray | None] = [None, None, None]
-    if heart.right_heart is not None:
-        ventricle_outline, right_atrium, right_wall, right_lines = _right_outlines(
-            heart.right_heart, epicardium, atrium_left, systole
-        )
-        right_outlines = [ventricle_outline, right_atrium, right_wall]
-        lines.update(right_lines)
-        if heart.tricuspid is not None:
-            ends = (right_lines["right_free_wall"][0], epicardium[2])
-            lines.update({f"tricuspid{i}": leaf for i, leaf in enumerate(_leaflets(heart.tricuspid, *ends, systole))})
-    lines.update({f"mitral{i}": leaf for i, leaf in enumerate(_leaflets(heart.mitral, hinges[0], hinges[1], systole))})
-    for i, muscle in enumerate(heart.papillary):
-        wall = (left if muscle.side < 0 else right)[np.argmin(np.abs(t - muscle.place))]
-        centre = wall - np.array([muscle.side * muscle.inset_mm, 0.0])
-        bodies[f"papillary{i}"] = _ellipse(centre, muscle.radii_mm, muscle.angle)
-    for i, (from_t, from_side, to_t, to_side) in enumerate(heart.strands):
-        strand = np.stack([_across(t, left, right, from_t, from_side), _across(t, left, right, to_t, to_side)])
-        lines[f"strand{i}"] = resampled(strand, 14)
-    if heart.atrium.vein is not None:
-        bodies["vein"] = _vein(heart.atrium.vein, atrium)
-    if heart.effusion_mm:
-        width = heart.effusion_mm * np.sin(np.linspace(0.15, np.pi - 0.15, NUM_ENDO)) ** 0.5
-        bodies["effusion"] = epicardium + normals(epicardium, inside) * width[:, None]
-
-    def place(points: FloatArray) -> FloatArray:
-        return heart.place(points, systole)
-
-    return Outlines(
-        cavity=place(cavity),
-        epicardium=place(epicardium),
-        wall_outline=place(wall_outline),
-        left_atrium=place(atrium),
-        right_ventricle=None if right_outlines[0] is None else place(right_outlines[0]),
-        right_atrium=None if right_outlines[1] is None else place(right_outlines[1]),
-        right_wall=None if right_outlines[2] is None else place(right_outlines[2]),
-        bodies={name: place(body) for name, body in bodies.items()},
-        lines={name: place(line) for name, line in lines.items()},
-        hinges=place(hinges),
-        systole=systole,
-    )
-
-
-def _atrium_outline(atrium: Atrium, hinges: FloatArray, systole: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return the left and the right side (40, 2) from the annulus down, and the closed outline (80, 2)."""
-    length, width = between(atrium.length_mm, systole), between(atrium.width_mm, systole)
-    annulus, middle = float(np.hypot(*(hinges[1] - hinges[0]))), hinges.mean(axis=0)
-    q = 1 - np.linspace(1, 0, 40) ** 2
-    half = annulus / 2 + max(0.0, (width - annulus) / 2 * 1.25) * np.sin(np.pi * np.minimum(q, 0.8))
-    half *= (1 - q**atrium.floor_power) ** (1 / atrium.side_power)
-    if width < annulus:
-        half *= 1 - (1 - width / annulus) * np.sin(np.pi * np.minimum(q, 0.5))
-    x, y = middle[0] + atrium.slant * q * length, middle[1] + q * length
-    lean = (hinges[1] - hinges[0])[1] / max(annulus, 1) * half * (1 - q)  # the annulus need not be level
-    left, right = np.stack([x - half, y - lean], axis=1), np.stack([x + half, y + lean], axis=1)
-    outline = np.concatenate([left, right[::-1]])
-    outline = outline + atrium.unevenness_mm[:, None] * normals(outline, outline.mean(axis=0))
-    return left, right, outline
-
-
-def _right_outlines(
-    right: RightHeart, epicardium: FloatArray, atrium_left: FloatArray, systole: float
-) -> tuple[FloatArray, FloatArray, FloatArray, dict[str, FloatArray]]:
-    """Return right ventricle, right atrium, right ventricle with its wall, and the lines of the right heart."""
-    end = max(NUM_ENDO // 2 - int((1 - right.reach) * NUM_ENDO / 2 * 0.9) - 2, 14)
-    septum = epicardium[2:end]
-    x = np.linspace(1, 0, len(septum))  # 1 at the base
-    width = between(right.width_mm, systole)
-    shift = np.stack([width * x**right.bulge * (1 - 0.25 * x**4), right.sag_mm * x - 0.08 * width * x], axis=1)
-    free_wall = septum - shift
-    foot = free_wall[0]
-    inner = atrium_left[2:30] - np.array([[right.septum_mm, 0.0]])
-    length = right.atrium_length_mm
-    corners = np.array(
-        [
-            foot,
-            [foot[0] - right.atrium_bulge_mm, foot[1] + 0.5 * length],
-            [(foot[0] + inner[-1, 0]) / 2, foot[1] + length],
-            inner[-1] - [2, 0],
-        ]
-    )
-    outer = smoothed(resampled(corners, 30), 4)
-    wall = free_wall + right.wall_mm * normals(free_wall, septum.mean(axis=0))
-    middle = np.stack([atrium_left[2:34, 0] - right.septum_mm / 2, atrium_left[2:34, 1]], axis=1)
-    lines = {"right_free_wall": free_wall, "right_atrial_wall": outer, "atrial_septum": middle}
-    if right.has_lead:
-        inside = (septum + free_wall) / 2
-        way = np.stack([(outer[-6] + inner[-1]) / 2, (foot + septum[0]) / 2, inside[len(inside) // 3], septum[-4]])
-        lines["pacing_lead"] = smoothed(resampled(way, 40), 3)
-    return (
-        np.concatenate([septum, free_wall[::-1]]),
-        np.concatenate([inner, outer[::-1]]),
-        np.concatenate([septum, wall[::-1]]),
-        lines,
-    )
-
-
-def _leaflets(valve: Valve, left: FloatArray, right: FloatArray, systole: float) -> list[FloatArray]:
-    """Return the two leaflets (14, 2) of a valve, hinged at two points, at a moment."""
-    tip = left + (right - left) * valve.meeting - [0.0, valve.tent_mm]
-    share = valve.opens * max(0.0, 1 - 4 * systole)  # it closes when the ventricle begins to contract
-    leaflets = []
-    for i, hinge in enumerate((left, right)):
-        closed = np.stack([hinge, (hinge + tip) / 2 - [0.0, valve.sag_mm[i]], tip])
-        side, angle = (1, -1)[i], valve.opening[i]
-        open_tip = hinge + valve.lengths_mm[i] * np.array([side * np.sin(angle), -np.cos(angle)])
-        opened = np.stack([hinge, (hinge + open_tip) / 2 + [valve.sag_mm[i], 0.0], open_tip])
-        leaflets.append(resampled(closed + (opened - closed) * share, 14))
-    return leaflets
-
-
-def _across(t: FloatArray, left: FloatArray, right: FloatArray, place: float, side: float) -> FloatArray:
-    """Return the point at a place along the axis, from the left wall (side -1) to the right one (1)."""
-    i = int(np.argmin(np.abs(t - place)))
-    return left[i] + (right[i] - left[i]) * (side + 1) / 2
-
-
-def _ellipse(centre: FloatArray, radii_mm: tuple[float, float], angle: float) -> FloatArray:
-    theta = np.linspace(0, 2 * np.pi, 36, endpoint=False)
-    x, y = radii_mm[0] * np.cos(theta), radii_mm[1] * np.sin(theta)
-    return centre + np.stack([np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y], axis=1)
-
-
-def _vein(vein: tuple[float, float, float], atrium: FloatArray) -> FloatArray:
-    """Return the outline of a vessel that leaves the atrium."""
-    place, length, half_width = vein
-    start = atrium[int(place * (len(atrium) - 1))]
-    away = start - atrium.mean(axis=0)
-    away /= np.hypot(*away) + 1e-6
-    return _ellipse(start + away * length / 2, (length, half_width), float(np.arctan2(away[1], away[0])))

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from synboost_monai.simulation.acoustics import GRID_SHAPE, Grid, Scene
+from synboost_monai.simulation.acoustics import Scene
+from synboost_monai.simulation.anatomy import NUM_ENDO, Outlines, Place
 from synboost_monai.simulation.display import Display
 from synboost_monai.simulation.draw import Draw
 from synboost_monai.simulation.geometry import FloatArray, normals, smoothed
-from synboost_monai.simulation.hearts import NUM_ENDO, VIEWS, Outlines, Place, draw_heart
+from synboost_monai.simulation.grid import GRID_SHAPE, Grid
+from synboost_monai.simulation.hearts import VIEWS, draw_heart
 
 Pixels = NDArray[np.uint8]
 STRANGER_SEED = 1

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from synboost_monai.simulation.acoustics import Grid, Scene, Tissue
+from synboost_monai.simulation.acoustics import Scene
+from synboost_monai.simulation.anatomy import Outlines
 from synboost_monai.simulation.draw import Draw
-from synboost_monai.simulation.hearts import VIEWS, Outlines, draw_heart
+from synboost_monai.simulation.echogenicity import Tissue
+from synboost_monai.simulation.grid import Grid
+from synboost_monai.simulation.hearts import VIEWS, draw_heart
 from synboost_monai.simulation.simulator import SimulatedEcho, quality_of, simulate
 
 NUM_HEARTS = 60
