@@ -1,7 +1,8 @@
-"""scripts/docs_picture.py: a row for each of two examples of a run, every structure in its colour."""
+"""scripts/pictures.py: a row for each of two examples of a run, every structure in its colour; hearts above their outlines."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def test_picture_of_a_run(tmp_path: Path) -> None:
         items.append({"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz"})
     (examples / "datalist.json").write_text(json.dumps({"testing": items}), encoding="utf-8")
     output = tmp_path / "out/picture.png"
-    command = [sys.executable, str(ROOT / "scripts/docs_picture.py"), str(tmp_path / "run"), str(output)]
+    command = [sys.executable, str(ROOT / "scripts/pictures.py"), "quickstart", str(tmp_path / "run"), str(output)]
     subprocess.run(command, check=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
     pixels = np.array(Image.open(output).convert("RGB")).reshape(-1, 3)
     colours, counts = np.unique(pixels, axis=0, return_counts=True)
@@ -41,3 +42,18 @@ def test_picture_of_a_run(tmp_path: Path) -> None:
     quarters = [found.get(structure.colour, 0) for structure in STRUCTURES]
     assert min(quarters) > 1000 and max(quarters) < 1.2 * min(quarters)
     assert not list(output.parent.glob(".*"))
+
+
+def test_sheets_of_simulated_hearts_and_strangers() -> None:
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "scripts/pictures.py")
+    assert spec and spec.loader
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    rows, _ = pictures.simulated_rows(num_columns=2, num_rows=1)
+    assert [picture.shape for row in rows for picture in row] == [(192, 192, 3)] * 4
+    for plain, outlined in zip(*rows):  # the same heart
+        changed = np.any(plain != outlined, axis=-1)
+        assert 0.01 < changed.mean() < 0.2
+        assert {tuple(c) for c in outlined[changed].tolist()} == {s.colour for s in STRUCTURES}
+    strangers, titles = pictures.stranger_rows(num_rows=1)
+    assert len(strangers[0]) == len(titles) and "M-mode" in titles
