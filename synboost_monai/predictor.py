@@ -117,7 +117,7 @@ class Prediction:
     """(row, column); None: the file tells none."""
     doubt: Doubt
     prompts: tuple[str, ...]
-    """The sentences that the network was given, each once."""
+    """The sentences that asked for the mask, each once."""
     understood: Understood | None
     """How a free prompt was read; None: all structures were asked for."""
     spread: NDArray[np.float32] | None

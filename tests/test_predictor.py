@@ -63,10 +63,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ("name", "prompt"),
     [
         ("a_4CH_ED.nii.gz", ""),
-        ("a.png", "left atrium"),
+        ("a.png", "LA"),
         ("a.jpg", ""),
         ("a.dcm", ""),
-        ("clip.nii.gz", "left ventricle"),
+        ("clip.nii.gz", "left atrium"),
     ],
 )
 def test_a_file_is_segmented_as_by_segment(
@@ -101,6 +101,21 @@ def test_an_array_is_segmented_as_its_file(segmenter: Segmenter, files: dict[str
     assert np.array_equal(whole.label_map, segmenter(files["clip.nii.gz"], "left atrium").label_map)
     assert segmenter(pixels[0]).spacing_mm is None
     assert segmenter(pixels[0].astype(np.float64) * 3 - 9).label_map.shape == pixels[0].shape
+
+
+@pytest.mark.parametrize("name", ["a.dcm", "clip.nii.gz"])
+def test_a_structure_is_that_of_the_whole_label_map_with_its_verdict(
+    segmenter: Segmenter, files: dict[str, Path], name: str
+) -> None:
+    whole = segmenter(files[name])
+    for prompt, index in (("LV", 1), ("heart muscle", 2), ("LA", 3)):
+        found = segmenter(files[name], prompt)
+        assert np.array_equal(found.mask, whole.label_map == index) and np.array_equal(
+            found.label_map, found.mask * index
+        )
+        assert all(
+            found.doubt[key] == whole.doubt[key] for key in ("verdict", "reasons", "structures", "predicted_dice")
+        )
 
 
 @pytest.mark.parametrize(

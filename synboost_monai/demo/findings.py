@@ -40,7 +40,7 @@ class Measure:
 
 
 def structure_findings(segmentation: Segmentation) -> list[StructureFinding]:
-    """What is to be said of each mask: of the three structures, or of that of a free prompt."""
+    """Return what there is to say of each mask that is shown: of the three structures, or of the one that a free prompt names."""
     truth = segmentation.image.source.label_map
     dice: dict[str, float] = {}
     if truth is not None:
@@ -48,8 +48,8 @@ def structure_findings(segmentation: Segmentation) -> list[StructureFinding]:
         dice = {row["structure"]: float(row["dice"]) for row in rows}
     found = []
     asked = segmentation.understood
-    for name, values in segmentation.doubt["structures"].items():
-        structure = asked.structure if asked is not None else next(s for s in STRUCTURES if s.name == name)
+    for structure in STRUCTURES if asked is None else [asked.structure]:
+        values = segmentation.doubt["structures"][structure.name]
         area = values["area_mm2"]
         found.append(
             StructureFinding(

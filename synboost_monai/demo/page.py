@@ -609,4 +609,4 @@ def _table(result: Segmentation) -> str:
 
 def _said(result: Segmentation) -> str:
     listed = "".join(f"<li>{html.escape(text) or '(the empty prompt)'}</li>" for text in result.prompts)
-    return f'<b>Prompts that the network was given</b><ul class="said">{listed}</ul>'
+    return f'<b>Prompts used for the masks shown</b><ul class="said">{listed}</ul>'

@@ -78,7 +78,7 @@ class Segmentation:
     doubt: dict[str, Any]
     """Of `metrics.doubt.DoubtAssessor`."""
     prompts: tuple[str, ...]
-    """The sentences that the network was given, each once."""
+    """The sentences that asked for the mask, each once."""
 
     @property
     def grey(self) -> NDArray[np.uint8]:

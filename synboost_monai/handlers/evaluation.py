@@ -160,7 +160,8 @@ class CaseMetrics:
 
     Args:
         items: of `checked_items`: case, the expert's label map (read here, since native sizes differ within a batch), patient, view
-            and phase. Structures that the expert did not draw (`labelled_structures` names the others) get no row; label maps without
+            and phase. Structures that the expert did not draw (`labelled_structures` names the others) get no row, nor do those that a
+            free prompt does not name; label maps without
             a pixel size (pictures) get no distances.
         output_dir: where the two files go.
         dataset_dir, section, seed, checkpoint_path, facts: noted in summary.json.
@@ -212,9 +213,12 @@ class CaseMetrics:
             truth, spacing_mm = load_echo(known["label"], like=known.get("image"))
             attributes = {key: known.get(key) for key in ("case", "patient", "view", "phase")}
             labelled = known.get("labelled_structures")
+            asked = output.get(DOUBT_KEY, {}).get(FREE_PROMPT)
             for row in case_metrics(display_order(output["pred"].cpu()), truth[0], spacing_mm, self.paper_grid):
                 if labelled is not None and row["structure"] not in labelled:
                     continue
+                if asked is not None and row["structure"] != asked["structure"]:
+                    continue  # the label map shows one structure
                 if not truth.meta[CALIBRATED_KEY]:
                     row |= dict.fromkeys(DISTANCES)  # pixels are no millimetres
                 said = _said(output.get(DOUBT_KEY), row["structure"])
@@ -275,7 +279,7 @@ class WriteCalibration:
 
     def _measure(self, engine: Engine) -> None:
         for item, output in zip(engine.state.batch, engine.state.output):
-            if FREE_PROMPT in output[DOUBT_KEY]["structures"]:
+            if FREE_PROMPT in output[DOUBT_KEY]:
                 raise ValueError("evaluation.py: a calibration is of the three structures; leave prompt empty")
             known = self.items[item["case"]]
             truth, spacing_mm = load_echo(known["label"], like=known.get("image"))

@@ -15,9 +15,8 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from synboost_monai.labels import STRUCTURES
 from synboost_monai.networks.text import PromptTable
-from synboost_monai.prompts import PromptTokenizer, structure_prompts
+from synboost_monai.prompts import PromptTokenizer
 from synboost_monai.prompts.understanding import understand_if_any
 from synboost_monai.transforms.prompt_tokens import PROMPT_IDS_KEY
 
@@ -33,9 +32,9 @@ class PromptedSegmentationInferer(Inferer):
     """Runs a segmenter on images and prompts.
 
     Which prompts: the batch's `input_ids`; else those in the images' meta data, where `PromptTokensd` leaves them for callers that hand
-    over images alone, such as MONAI Label; else none, which asks for the three structures. A free `prompt` is understood first. Of the
-    prompts above the network is then given those of the structure that it names, in words that it was taught. Where the prompt goes itself
-    (`Understood.goes_itself`), it comes first, and behind it one prompt of each structure, to compare the masks.
+    over images alone, such as MONAI Label; else none, which asks for the three structures. A free `prompt` changes nothing about them,
+    since the masks of all three structures judge the one that it names (`RestoreLabelMapd`). Only where it goes itself
+    (`Understood.goes_itself`), it comes first, in front of them.
     Of a network that knows the view, its four logits can come behind the masks' (`networks.view_head.join_view`); the image is encoded
     once for both.
     A prompt that was seen before is not encoded again while the text encoder's weights stay as they are; in a training only where the
@@ -78,12 +77,11 @@ class PromptedSegmentationInferer(Inferer):
         self.images_at_once = images_at_once
         self.cache_text = cache_text
         self.with_view = with_view
-        self.understood = understand_if_any(prompt)
-        self.goes_itself = self.understood is not None and self.understood.goes_itself(free_words)
-        self._tokenizer = PromptTokenizer(context_length, padding_id)
-        if self.understood is not None:
-            logger.info(f"prompt {self.understood.prompt!r}: {self.understood.reading}")
-            self._prompt_ids = self._tokenizer([self.understood.prompt]) if self.goes_itself else None  # (1, L)
+        understood = understand_if_any(prompt)
+        self.goes_itself = understood is not None and understood.goes_itself(free_words)
+        if understood is not None:
+            logger.info(f"prompt {understood.prompt!r}: {understood.reading}")
+            self._prompt_ids = PromptTokenizer(context_length, padding_id)([understood.prompt])  # (1, L)
         self._tables: dict[int, PromptTable] = {}
 
     def __call__(
@@ -104,7 +102,7 @@ class PromptedSegmentationInferer(Inferer):
             input_ids: prompts of each image or clip, (B, S, L), best left on the CPU; None as described above.
             teaches_view: in training, whether the batch says the views of its images.
         Returns:
-            (B, S, N, N), of clips (B, T, S, N, N); float32. With the view S + 4 in place of S.
+            (B, S, N, N), of clips (B, T, S, N, N); float32. A prompt that goes itself is one more, the first; the view four more, the last.
         Raises:
             ValueError: if a network with a head for the view is trained on images of which nothing says the view.
         """
@@ -115,8 +113,11 @@ class PromptedSegmentationInferer(Inferer):
             input_ids = _prompts_of(inputs)
         if input_ids is not None:
             input_ids = _plain(input_ids)
-        if self.understood is not None:
-            input_ids = self._of_one_structure(input_ids, batch_size)
+        if self.goes_itself:
+            taught = (
+                _module(network).default_input_ids.cpu().expand(batch_size, -1, -1) if input_ids is None else input_ids
+            )
+            input_ids = torch.cat([self._prompt_ids.to(taught.device).expand(batch_size, 1, -1), taught], dim=1)
         if clip_shape is not None:
             features = [features[0].flatten(0, 1)]
             input_ids = None if input_ids is None else input_ids.repeat_interleave(clip_shape[1], dim=0)
@@ -135,23 +136,6 @@ class PromptedSegmentationInferer(Inferer):
         assert joined is not None
         return joined if clip_shape is None else joined.unflatten(0, clip_shape)
 
-    def _of_one_structure(self, input_ids: Tensor | None, batch_size: int) -> Tensor:
-        """Prompts (B, E, L) of the structure asked for, out of (B, E * S, L); or (B, 1 + S, L), the free prompt itself first."""
-        assert self.understood is not None
-        num = len(STRUCTURES)
-        if input_ids is None:
-            input_ids = self._tokenizer([prompt.text for prompt in structure_prompts("P1", {})]).expand(
-                batch_size, -1, -1
-            )
-        if input_ids.shape[1] % num:
-            raise ValueError(
-                f"segmentation.py: expected groups of {num} prompts, one a structure, got {input_ids.shape[1]}"
-            )
-        if self._prompt_ids is not None:
-            itself = self._prompt_ids.to(input_ids.device).expand(batch_size, 1, -1)
-            return torch.cat([itself, input_ids[:, :num]], dim=1)
-        return input_ids[:, STRUCTURES.index(self.understood.structure) :: num]
-
     def _logits(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -160,7 +144,7 @@ class PromptedSegmentationInferer(Inferer):
         teaches_view: bool = False,
     ) -> Tensor:
         """Logits of images or features (B, ...)."""
-        segmenter = network.module if isinstance(network, DistributedDataParallel) else network
+        segmenter = _module(network)
         has_head = getattr(segmenter, "view_head", None) is not None
         if has_head and segmenter.training and not teaches_view:
             raise ValueError(
@@ -228,6 +212,11 @@ def _prompts_of(images: MetaTensor) -> Tensor | None:
     if not isinstance(found, Tensor):
         return None
     return found if found.ndim == 3 else found.expand(len(images), *found.shape)
+
+
+def _module(network: nn.Module) -> Any:
+    """The segmenter itself, also of one that is wrapped."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
 
 
 def _plain(tensor: Tensor) -> Tensor:

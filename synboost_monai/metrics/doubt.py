@@ -48,7 +48,7 @@ MIN_APICAL = 0.5
 WORST_SHARE = 0.05
 """Share of the images with the lowest mean Dice that an evaluation looks for among those sent to review."""
 FREE_PROMPT = "prompt"
-"""Name in the results of what a free prompt segments, and of how it was read."""
+"""Name in the results of how a free prompt was read."""
 PREDICTION_CODES = ("low_predicted_dice", "high_spread")
 """Codes of the reasons that a calibration decides about."""
 
@@ -194,7 +194,7 @@ class DoubtAssessor:
 
     def features(self, doubt: Mapping[str, Any], structure: str) -> dict[str, float | None]:
         """The calibration's features of one structure in a result of an image."""
-        found = {**(doubt["anatomy"] or {"measures": {}})["measures"], **doubt["structures"][structure]}
+        found = {**doubt["anatomy"]["measures"], **doubt["structures"][structure]}
         return {name: found.get(name) for name in FEATURES}
 
     def _calibration_beside(self) -> Calibration | None:
@@ -233,11 +233,10 @@ class DoubtAssessor:
         pixel_aspect: Sequence[float],
     ) -> dict[str, Any]:
         """One image, or one frame of a clip."""
-        is_free = FREE_PROMPT in evidence["structures"]
-        anatomy = None if is_free else self._anatomy(label_map, spacing_mm, pixel_aspect)
         calibration = self.calibration
-        if calibration is not None and (is_free or calibration.num_groups != evidence["num_groups"]):
+        if calibration is not None and calibration.num_groups != evidence["num_groups"]:
             calibration = None  # it knows nothing of such prompts
+        anatomy = self._anatomy(label_map, spacing_mm, pixel_aspect)
         frame: dict[str, Any] = {"calibrated": calibration is not None, "structures": {}, "anatomy": anatomy}
         if FREE_PROMPT in evidence:
             frame[FREE_PROMPT] = dict(evidence[FREE_PROMPT])
@@ -280,7 +279,7 @@ class DoubtAssessor:
         reasons = _not_apical(frame)
         for name, values in frame["structures"].items():
             fitted = None if calibration is None else calibration.structures[name]
-            words = _words(name, frame)
+            words = _words(name)
             if values["is_empty"]:
                 reasons.append(_reason("empty", name, f"no {words} was found"))
                 continue
@@ -296,13 +295,12 @@ class DoubtAssessor:
                     text = f"{values[key]:.0%} of the {words} was {done}; expected at most {MAX_CHANGED_SHARE:.0%}"
                     reasons.append(_reason(key.removesuffix("_share"), name, text))
         frame["predicted_dice"] = _mean([v["predicted_dice"] for v in frame["structures"].values()])
-        if len(frame["structures"]) > 1:
-            text = "of the structures together"
-            reasons += self._low(
-                None, text, frame["predicted_dice"], None if calibration is None else calibration.review_below
-            )
-        reasons += _other_structure(frame.get(FREE_PROMPT, {}))
-        for problem in (frame["anatomy"] or {"problems": []})["problems"]:
+        text = "of the structures together"
+        reasons += self._low(
+            None, text, frame["predicted_dice"], None if calibration is None else calibration.review_below
+        )
+        reasons += _other_mask(frame.get(FREE_PROMPT, {}))
+        for problem in frame["anatomy"]["problems"]:
             if problem["code"] != "missing":  # said already: empty
                 structure = problem["subject"] if problem["code"] != "range" else None
                 reasons.append(_reason(f"anatomy_{problem['code']}", structure, problem["message"]))
@@ -336,7 +334,7 @@ class DoubtAssessor:
             values["lowest_predicted_dice"] = min(v["predicted_dice"] for v in of_frames)
             num_empty = values["num_empty_frames"] = sum(v["is_empty"] for v in of_frames)
             clip["structures"][name] = values
-            words = _words(name, clip)
+            words = _words(name)
             if num_empty:
                 reasons.append(_reason("empty", name, f"no {words} was found in {num_empty} of {len(frames)} frames"))
             fitted = self.calibration.structures[name] if self.calibration is not None and clip["calibrated"] else None
@@ -347,9 +345,8 @@ class DoubtAssessor:
                 None if fitted is None else fitted.review_below,
             )
         clip["predicted_dice"] = _mean([f["predicted_dice"] for f in frames])
-        if len(clip["structures"]) > 1:
-            limit = self.calibration.review_below if self.calibration is not None and clip["calibrated"] else None
-            reasons += self._low(None, "of the structures and frames together", clip["predicted_dice"], limit)
+        limit = self.calibration.review_below if self.calibration is not None and clip["calibrated"] else None
+        reasons += self._low(None, "of the structures and frames together", clip["predicted_dice"], limit)
         num_sent = sum(f["verdict"] == "review" for f in frames)
         if num_sent > MAX_REVIEW_FRAMES * len(frames):
             text = f"{num_sent} of {len(frames)} frames need review by themselves; expected at most {MAX_REVIEW_FRAMES:.0%}"
@@ -402,10 +399,8 @@ def _reason(code: str, structure: str | None, message: str) -> dict[str, Any]:
     return {"code": code, "structure": structure, "message": message}
 
 
-def _words(name: str, result: Mapping[str, Any]) -> str:
-    """A structure in words; of a free prompt the one that it names."""
-    named = result.get(FREE_PROMPT, {}).get("structure", name) if name == FREE_PROMPT else name
-    return str(named).replace("_", " ")
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _view(probabilities: Mapping[str, float]) -> dict[str, Any]:
@@ -427,16 +422,19 @@ def _not_apical(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [_reason("not_apical", None, f"{text}{MIN_APICAL:.2f}")]
 
 
-def _other_structure(prompt: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The reason that the mask of a free prompt is rather that of another structure than of the one named."""
+def _other_mask(prompt: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The reason that the mask of a prompt's own words is rather another structure's, or not the one that was judged."""
     overlaps: Mapping[str, float] = prompt.get("overlaps", {})
-    nearest = max(overlaps, key=lambda name: overlaps[name], default=None)
-    if nearest is None or overlaps[nearest] <= overlaps[prompt["structure"]]:
+    named = prompt.get("structure", "")
+    if not overlaps or overlaps[named] >= REVIEW_BELOW:
         return []
-    named, found = (name.replace("_", " ") for name in (prompt["structure"], nearest))
-    text = f"the prompt was {prompt['reading']}, but its mask is rather the {found} (Dice {overlaps[nearest]:.2f}) than the {named} "
-    text += f"({overlaps[prompt['structure']]:.2f})"
-    return [_reason("other_structure", prompt["structure"], text)]
+    nearest = max(overlaps, key=lambda name: overlaps[name])
+    words, dice = _words(named), f"Dice {overlaps[named]:.2f}"
+    text = f"not the {words} that the network's own sentences give ({dice}; expected at least {REVIEW_BELOW:.2f})"
+    if is_other := overlaps[nearest] > overlaps[named]:
+        text = f"rather the {_words(nearest)} (Dice {overlaps[nearest]:.2f}) than the {words} ({dice})"
+    code = "other_structure" if is_other else "other_mask"
+    return [_reason(code, named, f"the prompt was {prompt['reading']}, but its mask is {text}")]
 
 
 def _mean(values: Sequence[float | None]) -> Any:

@@ -20,7 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from synboost_monai.formats.grid import to_display, to_stored
-from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES
+from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES, Structure
 from synboost_monai.letterbox import LetterboxGeometry
 from synboost_monai.metrics.doubt import (
     FREE_PROMPT,
@@ -38,6 +38,8 @@ Item = Mapping[Hashable, Any]
 
 SPREAD_KEY, EVIDENCE_KEY, DOUBT_KEY = "spread", "evidence", "doubt"
 """Where `RestoreLabelMapd` and `AssessDoubtd` put what they find beside the label map."""
+JUDGED_KEY = "judged"
+"""Where `RestoreLabelMapd` leaves the label map of all structures for `AssessDoubtd`, if only one of them was asked for."""
 RESULT_KEY = "result"
 """What MONAI Label takes from an item into the JSON that it answers with."""
 LARGE_PIECE = 0.2
@@ -144,14 +146,14 @@ class RestoreLabelMapd(MapTransform):
 
     Args:
         keys: logits.
-        prompt: the free prompt; empty: the three structures, arbitrated into one label map (see `logits_to_label_map`); otherwise the
-            logits are those of `PromptedSegmentationInferer` with this prompt, and the mask has the class of the structure that it names.
+        prompt: the free prompt of the inferer. The logits are those of the three structures whatever it says, arbitrated into one label
+            map (see `logits_to_label_map`) that is judged as a whole; of it the result has the structure that the prompt names, alone.
         threshold: probability above which a pixel belongs to a structure.
         image_key: the image whose meta data the label map gets.
         keep_largest: take stray pieces off (`remove_strays`). False, as published, and fill_holes False: the plain arbitration.
         fill_holes: afterwards fill holes and enclosed gaps (`fill_enclosed`).
-        free_words: as of the inferer. Where the prompt itself went to the network, its mask is compared with those of the structures, and
-            `evidence` says how much it overlaps with each.
+        free_words: as of the inferer. Where the prompt itself went to the network, its logit comes first, and the result is its mask;
+            `evidence` says how much that overlaps with each structure of the label map.
         with_view: as of the inferer: the last four planes are the logits of the view; `evidence` says what they mean.
     Raises:
         ValueError: if the prompt does not name one structure (`understand`).
@@ -171,10 +173,7 @@ class RestoreLabelMapd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.understood = understand_if_any(prompt)
-        self.is_compared = self.understood is not None and self.understood.goes_itself(free_words)
-        structures = STRUCTURES if self.understood is None else (self.understood.structure,)
-        self.class_indices = [s.class_index for s in structures]
-        self.names = [s.name for s in structures] if self.understood is None else [FREE_PROMPT]
+        self.goes_itself = self.understood is not None and self.understood.goes_itself(free_words)
         self.threshold = threshold
         self.image_key = image_key
         self.keep_largest, self.fill_holes = keep_largest, fill_holes
@@ -187,70 +186,75 @@ class RestoreLabelMapd(MapTransform):
         for key in self.key_iterator(item):
             logits, views = split_view(plain(item[key])) if self.with_view else (plain(item[key]), None)
             frames = logits if logits.ndim == 4 else logits[None]
-            num_compared = len(STRUCTURES) if self.is_compared else 0
-            num_groups, rest = divmod(frames.shape[1] - num_compared, len(self.class_indices))
+            num_groups, rest = divmod(frames.shape[1] - self.goes_itself, len(STRUCTURES))
             if rest or num_groups < 1:
                 raise ValueError(
-                    f"postprocessing.py: {len(self.class_indices)} class indices for logits of {frames.shape[1]} structures"
+                    f"postprocessing.py: {len(STRUCTURES)} class indices for logits of {frames.shape[1] - self.goes_itself} structures"
                 )
-            restored = map(list, zip(*(self._restore(frame, geometry) for frame in frames)))
-            label_maps, spreads, evidence = restored
+            maps, evidence = map(list, zip(*(self._restore(key, frame, geometry) for frame in frames)))
             if views is not None:
                 of_frames = views.reshape(-1, NUM_VIEW_LOGITS).float().cpu().numpy()
                 evidence = [{**e, "view": view_evidence(v)} for e, v in zip(evidence, of_frames, strict=True)]
             item[EVIDENCE_KEY] = evidence
-            item[key] = _stored(_stacked(label_maps), meta)
-            if num_groups > 1:
-                item[SPREAD_KEY] = _stored(_stacked(spreads), meta)
+            for name in list(maps[0]):
+                item[name] = _stored(_stacked([of_frame.pop(name) for of_frame in maps]), meta)
         return item
 
-    def _restore(self, logits: Tensor, geometry: LetterboxGeometry) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-        """Label map (H, W), spread (H, W) and evidence of one frame's logits (E * S, N, N)."""
-        whole = _without_padding(logits, geometry).float()
-        whole, compared = whole.tensor_split([len(whole) - len(STRUCTURES) * self.is_compared])
-        inner = whole.unflatten(0, (-1, len(self.class_indices)))  # (E, S, h, w)
+    def _restore(
+        self, key: Hashable, logits: Tensor, geometry: LetterboxGeometry
+    ) -> tuple[dict[Hashable, Tensor], dict[str, Any]]:
+        """Maps (H, W) by key, and evidence, of one frame's logits (E * S, N, N)."""
+        itself, taught = _without_padding(logits, geometry).float().tensor_split([int(self.goes_itself)])
+        inner = taught.unflatten(0, (-1, len(STRUCTURES)))  # (E, S, h, w)
         probability = inner.sigmoid()
         size = geometry.native_height, geometry.native_width
-        spread = None
+        maps: dict[Hashable, Tensor] = {}
         if len(inner) > 1:
             native = resize(mean_logits(inner), *size)
-            largest = probability.std(dim=0, correction=0).amax(dim=0, keepdim=True)
-            spread = resize(largest, *size)[0].clamp(0, 0.5)
+            shown = slice(None) if self.understood is None else [STRUCTURES.index(self.understood.structure)]
+            largest = probability[:, shown].std(dim=0, correction=0).amax(dim=0, keepdim=True)
+            maps[SPREAD_KEY] = resize(largest, *size)[0].clamp(0, 0.5)
         else:
             native = resize(inner[0], *size)
-        label_map = logits_to_label_map(native, self.class_indices, self.threshold)
-        removed = filled = [0.0] * len(self.class_indices)
-        if self.keep_largest or self.fill_holes:
-            label_map, removed, filled = self._clean(label_map, native)
+        label_map, removed, filled = self._clean(native, STRUCTURES)
+        maps[key] = label_map
         rows, columns = (
             _centres(geometry.native_height, inner.shape[2]),
             _centres(geometry.native_width, inner.shape[3]),
         )
-        small = label_map.cpu().numpy()[np.ix_(rows, columns)]
-        found = segmentation_evidence(probability.cpu().numpy(), small, self.class_indices, self.names, removed, filled)
+        at_centres = np.ix_(rows, columns)
+        small = label_map.cpu().numpy()[at_centres]
+        indices, names = [s.class_index for s in STRUCTURES], [s.name for s in STRUCTURES]
+        found = segmentation_evidence(probability.cpu().numpy(), small, indices, names, removed, filled)
         if self.understood is not None:
-            found[FREE_PROMPT] = {
+            structure = self.understood.structure
+            said: dict[str, Any] = {
                 "text": self.understood.prompt,
-                "structure": self.understood.structure.name,
+                "structure": structure.name,
                 "reading": self.understood.reading,
             }
-        if self.is_compared:
-            structures = logits_to_label_map(compared, threshold=self.threshold).cpu().numpy()
-            found[FREE_PROMPT]["overlaps"] = mask_overlaps(small != BACKGROUND_INDEX, structures)
-        return label_map, spread, found
+            mask = label_map * (label_map == structure.class_index)
+            if self.goes_itself:
+                mask, _, _ = self._clean(resize(itself, *size), [structure])
+                said["overlaps"] = mask_overlaps(mask.cpu().numpy()[at_centres] != BACKGROUND_INDEX, small)
+            maps |= {key: mask, JUDGED_KEY: label_map}
+            found[FREE_PROMPT] = said
+        return maps, found
 
-    def _clean(self, label_map: Tensor, logits: Tensor) -> tuple[Tensor, list[float], list[float]]:
-        """Strays off, holes filled; and the shares of each structure that this took off and added."""
+    def _clean(self, logits: Tensor, structures: Sequence[Structure]) -> tuple[Tensor, list[float], list[float]]:
+        """Label map (H, W) of logits (S, H, W), strays off and holes filled; and the shares that this took off and added."""
+        indices = [s.class_index for s in structures]
+        label_map = logits_to_label_map(logits, indices, self.threshold)
         before = label_map.cpu().numpy()
         rows, columns = np.flatnonzero(before.any(axis=1)), np.flatnonzero(before.any(axis=0))
-        if not rows.size:
-            return label_map, [0.0] * len(self.class_indices), [0.0] * len(self.class_indices)
+        if not rows.size or not (self.keep_largest or self.fill_holes):
+            return label_map, [0.0] * len(indices), [0.0] * len(indices)
         part = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))  # the labelled part: less to look at
-        kept = remove_strays(before[part], self.class_indices) if self.keep_largest else before[part]
+        kept = remove_strays(before[part], indices) if self.keep_largest else before[part]
         filled = kept
         if self.fill_holes:
-            filled = fill_enclosed(kept, logits[:, part[0], part[1]].cpu().numpy(), self.class_indices)
-        sizes = [[int(np.count_nonzero(m == i)) for i in self.class_indices] for m in (before[part], kept, filled)]
+            filled = fill_enclosed(kept, logits[:, part[0], part[1]].cpu().numpy(), indices)
+        sizes = [[int(np.count_nonzero(m == i)) for i in indices] for m in (before[part], kept, filled)]
         removed = [(b - k) / max(b, 1) for b, k in zip(sizes[0], sizes[1])]
         added = [(f - k) / max(f, 1) for k, f in zip(sizes[1], sizes[2])]
         whole = before.copy()
@@ -260,6 +264,8 @@ class RestoreLabelMapd(MapTransform):
 
 class AssessDoubtd(Transform):
     """Adds `doubt`, what a `DoubtAssessor` says of a label map of `RestoreLabelMapd`; also within `result`, for MONAI Label's answer.
+
+    The label map of all structures is judged, also where one of them was asked for: the same image, the same verdict.
 
     Args:
         assessor: it judges.
@@ -271,11 +277,12 @@ class AssessDoubtd(Transform):
         self.assessor, self.key, self.calibrated_key = assessor, key, calibrated_key
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
-        label_map = shown_frames(data[self.key]).cpu().numpy()
-        spacing = [float(s) for s in data["spacing_mm"]]
-        known = spacing if data[self.calibrated_key] else None
-        doubt = self.assessor(label_map, data[EVIDENCE_KEY], known, spacing)
-        return {**data, DOUBT_KEY: doubt, RESULT_KEY: {**data.get(RESULT_KEY, {}), DOUBT_KEY: doubt}}
+        item = dict(data)
+        label_map = shown_frames(item.pop(JUDGED_KEY, item[self.key])).cpu().numpy()
+        spacing = [float(s) for s in item["spacing_mm"]]
+        known = spacing if item[self.calibrated_key] else None
+        doubt = self.assessor(label_map, item[EVIDENCE_KEY], known, spacing)
+        return {**item, DOUBT_KEY: doubt, RESULT_KEY: {**item.get(RESULT_KEY, {}), DOUBT_KEY: doubt}}
 
 
 class LogitsToMasksd(MapTransform):

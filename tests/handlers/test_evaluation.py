@@ -124,6 +124,12 @@ def test_metrics_get_predicted_dice_and_verdict(tmp_path: Path, is_judged: bool)
         assert not {"verdict", "predicted_dice", "is_calibrated"} & set(table) and "doubt" not in summary
 
 
+def test_a_free_prompt_is_measured_on_the_structure_that_it_names(tmp_path: Path) -> None:
+    measure = CaseMetrics(items_of(tmp_path, 1), tmp_path / "out", dataset_dir="d", section="testing")
+    measure._measure(engine_of(tmp_path / "x.nii.gz", "c0", doubt={**said(), "prompt": {"structure": "left_atrium"}}))
+    assert [row["structure"] for row in measure.rows] == ["left_atrium"]
+
+
 @pytest.mark.parametrize("paper_grid", [True, False])
 def test_the_paper_grid_is_measured_when_asked_for(tmp_path: Path, paper_grid: bool) -> None:
     options = {"dataset_dir": "d", "section": "testing", **({"paper_grid": True} if paper_grid else {})}
@@ -159,6 +165,6 @@ def test_a_calibration_is_fitted_to_what_was_measured(tmp_path: Path) -> None:
 def test_a_free_prompt_cannot_be_calibrated(tmp_path: Path) -> None:
     options = {"dataset_dir": "d", "section": "validation"}
     write = WriteCalibration(items_of(tmp_path, 1), DoubtAssessor(None), tmp_path / "c.json", **options)
-    doubt = {**said(), "structures": {"prompt": {}}}
+    doubt = {**said(), "prompt": {"structure": "left_atrium"}}
     with pytest.raises(ValueError, match="leave prompt empty"):
         write._measure(engine_of(tmp_path / "x.nii.gz", "c0", doubt=doubt, evidence=[{"num_groups": 1}]))

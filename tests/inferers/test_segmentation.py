@@ -45,17 +45,13 @@ def test_images_alone_ask_for_the_three_structures() -> None:
     assert type(network.image) is Tensor  # meta data costs time in each layer
 
 
-@pytest.mark.parametrize(("prompt", "place"), [("LA", 2), ("heart muscle", 1), ("the left ventrcle", 0)])
-def test_a_free_prompt_is_asked_in_the_words_that_the_network_was_taught(prompt: str, place: int) -> None:
+@pytest.mark.parametrize("prompt", ["LA", "heart muscle", "the left ventrcle"])
+def test_a_free_prompt_asks_for_all_structures_in_the_words_that_the_network_was_taught(prompt: str) -> None:
     network, input_ids = Recorder(), torch.arange(2 * 6 * 77).reshape(2, 6, 77)  # two groups
     inferer = PromptedSegmentationInferer(prompt=prompt)
-    assert inferer(torch.rand(2, 3, 8, 8), network, input_ids=input_ids).shape[1] == 2
-    assert torch.equal(network.input_ids, input_ids[:, [place, place + 3]])
-    inferer(torch.rand(2, 3, 8, 8), network)
-    taught = [prompt.text for prompt in structure_prompts("P1", {})]
-    assert torch.equal(network.input_ids, PromptTokenizer()([taught[place]]).expand(2, 1, -1))
-    with pytest.raises(ValueError, match="expected groups of 3 prompts, one a structure, got 4"):
-        inferer(torch.rand(2, 3, 8, 8), network, input_ids=input_ids[:, :4])
+    assert inferer(torch.rand(2, 3, 8, 8), network, input_ids=input_ids).shape[1] == 6
+    assert torch.equal(network.input_ids, input_ids)
+    assert inferer(torch.rand(2, 3, 8, 8), network).shape[1] == 3 and network.input_ids is None
 
 
 @pytest.mark.parametrize(
@@ -66,9 +62,12 @@ def test_words_that_the_network_knows_go_themselves_beside_those_of_each_structu
 ) -> None:
     network, input_ids = Recorder(), torch.arange(2 * 6 * 77).reshape(2, 6, 77)
     inferer = PromptedSegmentationInferer(prompt=prompt, free_words=free_words)
-    assert inferer(torch.rand(2, 3, 8, 8), network, input_ids=input_ids).shape[1] == 4
+    assert inferer(torch.rand(2, 3, 8, 8), network, input_ids=input_ids).shape[1] == 7
     assert torch.equal(network.input_ids[:, :1], PromptTokenizer()([prompt]).expand(2, 1, -1))
-    assert torch.equal(network.input_ids[:, 1:], input_ids[:, :3])
+    assert torch.equal(network.input_ids[:, 1:], input_ids)
+    network.default_input_ids = PromptTokenizer()([prompt.text for prompt in structure_prompts("P1", {})])[None]
+    inferer(torch.rand(2, 3, 8, 8), network)
+    assert torch.equal(network.input_ids[:, 1:], network.default_input_ids.expand(2, -1, -1))
 
 
 @pytest.mark.parametrize("free_words", [False, True])

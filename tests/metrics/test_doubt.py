@@ -208,10 +208,11 @@ def test_prompts_that_a_calibration_does_not_know_are_not_calibrated(calibration
     assessor.calibration = calibration
     doubt = assessor(HEART[None], [evidence_of(spread=None)], SPACING_MM)  # one prompt; fitted with two
     assert doubt["calibrated"] is False and doubt["structures"]["myocardium"]["predicted_dice"] == 0.95
-    free = {"num_groups": 2, "structures": {"prompt": evidence_of()["structures"]["left_atrium"]}}
-    doubt = assessor((HEART * (HEART == 3))[None], [free], SPACING_MM)
-    assert doubt["calibrated"] is False and doubt["anatomy"] is None and doubt["verdict"] == "accept"
-    assert doubt["structures"]["prompt"]["area_mm2"] == pytest.approx((HEART == 3).sum())
+    asked = {"text": "LA", "structure": "left_atrium", "reading": "read as left atrium"}
+    plain, free = (assessor(HEART[None], [{**evidence_of(), **more}], SPACING_MM) for more in ({}, {"prompt": asked}))
+    assert (
+        free == {**plain, "prompt": asked} and free["calibrated"] is True
+    )  # one that names a structure is asked as all
 
 
 def test_a_clip_is_judged_by_frame_and_as_a_whole() -> None:
@@ -289,7 +290,6 @@ def test_what_is_no_apical_view_goes_to_review(is_free: bool) -> None:
     """However sure the network is of its masks, and whatever was asked for."""
     found = evidence_of()
     if is_free:
-        found["structures"] = {"prompt": found["structures"]["myocardium"]}
         found["prompt"] = {"text": "LVM", "structure": "myocardium", "reading": "read as myocardium"}
     verdicts = {}
     for logit in (-0.1, 0.1):  # of no apical view, against log 1 of the two views together

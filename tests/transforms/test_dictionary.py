@@ -98,10 +98,9 @@ def test_label_map_returns_through_a_batch(datalist_dir: Path) -> None:
 
 def test_free_prompt_gives_one_class(datalist_dir: Path) -> None:
     item = Letterboxd("image", 32, keep_meta=True)(LoadEchod("image")(read_datalist(datalist_dir, "testing")[0]))
-    item["pred"] = torch.full((1, 32, 32), 5.0)
+    item["pred"] = torch.tensor([-5.0, -5.0, 5.0])[:, None, None].expand(3, 32, 32)
     assert RestoreLabelMapd(prompt="left atrium")(item)["pred"].unique().tolist() == [3]
-    with pytest.raises(ValueError, match="class indices for logits"):
-        RestoreLabelMapd()(item)
+    assert RestoreLabelMapd(prompt="left ventricle")(item)["pred"].unique().tolist() == [0]
 
 
 def test_masks_do_not_overlap_and_logits_stay() -> None:

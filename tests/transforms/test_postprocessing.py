@@ -108,21 +108,25 @@ def test_a_clip_is_its_frames() -> None:
         assert clip["evidence"][t] == frame["evidence"][0]
 
 
-def test_a_free_prompt_is_one_structure() -> None:
-    found = RestoreLabelMapd(prompt="left atrium", keep_largest=True, fill_holes=True)(item_of(random_logits(1)))
-    assert found["pred"].unique().tolist() == [0, 3]
-    assert list(found["evidence"][0]["structures"]) == ["prompt"]
-    clip = RestoreLabelMapd(prompt="left atrium")(item_of(random_logits(2, 1)))
-    assert clip["pred"].shape == (1, 40, 48, 2)
-    groups = RestoreLabelMapd(prompt="LV")(item_of(random_logits(4)))  # several sentences of the one structure
-    assert (
-        groups["pred"].unique().tolist() == [0, 1] and groups["evidence"][0]["num_groups"] == 4 and "spread" in groups
-    )
-    assert groups["evidence"][0]["prompt"] == {
-        "text": "LV",
-        "structure": "left_ventricular_cavity",
-        "reading": "read as left ventricular cavity",
-    }
+@pytest.mark.parametrize("shape", [(3,), (6,), (2, 6)])
+def test_a_free_prompt_is_its_structure_of_the_label_map_of_all(shape: tuple[int, ...]) -> None:
+    """Also where structures compete for a pixel; and the verdict is that of all three."""
+    assess, item = AssessDoubtd(DoubtAssessor(None)), {**item_of(random_logits(*shape)), "is_calibrated": True}
+    steps = {"keep_largest": True, "fill_holes": True}
+    whole = assess(RestoreLabelMapd(**steps)(item))
+    for prompt, index in (("LV", 1), ("heart muscle", 2), ("left atrium", 3)):
+        found = assess(RestoreLabelMapd(prompt=prompt, **steps)(item))
+        expected = torch.where(whole["pred"] == index, index, 0)
+        assert torch.equal(found["pred"].as_tensor(), expected.as_tensor()) and found["pred"].dtype == torch.uint8
+        assert found["pred"].unique().tolist() == [0, index] and found.keys() == whole.keys()
+        said = found["doubt"].pop("prompt")
+        for frame in found["doubt"].get("frames", []):
+            assert frame.pop("prompt") == said
+        assert found["doubt"] == whole["doubt"] and whole["doubt"]["anatomy" if len(shape) == 1 else "frames"]
+    assert said == {"text": "left atrium", "structure": "left_atrium", "reading": "read as left atrium"}
+    if len(shape) == 1 and shape[0] == 6:  # where the prompts of this structure disagree, not those of another
+        spread = random_logits(6).sigmoid()[[2, 5]].std(dim=0, correction=0)
+        assert torch.allclose(display_order(found["spread"]), restore_logits(spread[None], GEOMETRY)[0])
 
 
 @pytest.mark.parametrize("prompt", ["banana", "left ventricle and left atrium", "not the left atrium", "RV"])
@@ -131,23 +135,37 @@ def test_a_mask_of_words_that_name_no_structure_is_never_made(prompt: str) -> No
         RestoreLabelMapd(prompt=prompt)
 
 
-@pytest.mark.parametrize(("shown", "is_other"), [(2, False), (3, True)])
-def test_a_free_mask_that_is_another_structures_goes_to_review(shown: int, is_other: bool) -> None:
+@pytest.mark.parametrize(
+    ("shown", "code", "words"),
+    [
+        ("itself", None, ""),
+        ("atrium", "other_structure", "rather the left atrium (Dice 1.00) than the myocardium (Dice 0.00)"),
+        ("half", "other_mask", "not the myocardium that the network's own sentences give (Dice 0.6"),
+        ("nothing", "other_mask", "not the myocardium that the network's own sentences give (Dice 0.00"),
+    ],
+)
+def test_words_that_segment_something_else_than_their_structure_go_to_review(
+    shown: str, code: str | None, words: str
+) -> None:
     """Logits of the words themselves first, then those of the three structures."""
-    structures = torch.full((3, 32, 32), -9.0)
-    for i in range(3):
-        structures[i, 8:24, 6 + 6 * i : 12 + 6 * i] = 9.0
-    item = {**item_of(torch.cat([structures[shown - 1 : shown], structures])), "is_calibrated": True}
-    found = AssessDoubtd(DoubtAssessor(None))(RestoreLabelMapd(prompt="heart muscle", free_words=True)(item))
-    assert found["pred"].unique().tolist() == [0, 2] and "spread" not in found
+    structures = heart_logits()
+    itself = structures[1:2].clone()
+    if shown == "half":
+        itself[..., :16] = -8
+    itself = {"atrium": structures[2:], "nothing": torch.full((1, 32, 32), -8.0)}.get(shown, itself)
+    item = {**item_of(torch.cat([itself, structures])), "is_calibrated": True}
+    assess = AssessDoubtd(DoubtAssessor(None, ranges={}))
+    found = assess(RestoreLabelMapd(prompt="heart muscle", free_words=True)(item))
+    alone = logits_to_label_map(restore_logits(itself, GEOMETRY), [2])
+    assert torch.equal(display_order(found["pred"]), alone) and "spread" not in found
+    whole = assess(RestoreLabelMapd()({**item, "pred": structures}))["doubt"]
+    assert found["doubt"]["structures"] == whole["structures"] and whole["verdict"] == "accept"
     overlaps = found["doubt"]["prompt"]["overlaps"]
-    assert max(overlaps, key=lambda name: overlaps[name]) == ("left_atrium" if is_other else "myocardium")
-    codes = [reason["code"] for reason in found["doubt"]["reasons"]]
-    assert codes == (["other_structure"] if is_other else []) and (found["doubt"]["verdict"] == "review") == is_other
-    if is_other:
-        assert found["doubt"]["reasons"][0]["message"].startswith(
-            "the prompt was read as myocardium, but its mask is rather the left atrium (Dice 1.00) than the myocardium (0.00)"
-        )
+    assert overlaps["myocardium"] == pytest.approx({"itself": 1, "half": 2 / 3}.get(shown, 0), abs=0.03)
+    assert [reason["code"] for reason in found["doubt"]["reasons"]] == ([code] if code else [])
+    assert not code or found["doubt"]["reasons"][0]["message"].startswith(
+        f"the prompt was read as myocardium, but its mask is {words}"
+    )
 
 
 @pytest.mark.parametrize("num_logits", [1, 4])
