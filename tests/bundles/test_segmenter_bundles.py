@@ -548,7 +548,7 @@ def test_monai_label_calls(bundle: str, trained: Path, datalist_dir: Path, tmp_p
     data = {"image": read_datalist(datalist_dir, "testing")[0]["image"], "model": bundle, "result_dtype": "uint8"}
     data = parser.get_parsed_content("preprocessing")(data)
     logits = parser.get_parsed_content("inferer")(data["image"][None], parser.get_parsed_content("network").eval())
-    assert logits.shape == (1, 2, 32, 32)  # both phrasings of the left atrium
+    assert logits.shape == (1, 6, 32, 32)  # both phrasings of each structure
     data["pred"] = logits[0]
     data = parser.get_parsed_content("postprocessing")(data)
     assert data["pred"].shape == (1, 40, 48, 1) and data["result_dtype"] == "uint8"
