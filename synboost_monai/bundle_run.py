@@ -221,6 +221,20 @@ def check_overrides(files: Sequence[str | os.PathLike[str]], overrides: Mapping[
     return checked
 
 
+def facts_said(files: Sequence[str | os.PathLike[str]]) -> tuple[str, dict[str, Any]] | None:
+    """Read which model configs are for, and what they say of its facts.
+
+    Args:
+        files: config files of a run, in merging order.
+    Returns:
+        its architecture; fact -> value, None where they leave it to model.json. None if they know no facts.
+    """
+    config = _merged(files)
+    if not isinstance(facts := config.get("facts"), dict) or "said" not in facts:
+        return None
+    return facts["architecture"], {key: _referred(config, value) for key, value in facts["said"].items()}
+
+
 def as_literal(value: Any) -> Any:
     """A value for a config of MONAI that its parser gives back as it is, whatever letters are in it.
 

@@ -10,9 +10,16 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-STRATEGIES = ("real", "synthetic", "synthetic_then_real", "real_and_synthetic")
-"""What a segmenter is trained on; the third takes the weights of `synthetic` and goes on with real data, the last sees both together,
-with a word in the prompt that tells which."""
+STRATEGIES = ("real", "synthetic", "synthetic_then_real", "real_and_synthetic", "simulated", "simulated_then_real")
+"""What a segmenter is trained on; `synthetic_then_real` takes the weights of `synthetic` and goes on with real data,
+`real_and_synthetic` sees both together, with a word in the prompt that tells which. `simulated` is not trained by the study: it takes
+weights that know simulated hearts alone, from which `simulated_then_real` goes on with real data."""
+SIMULATED = ("simulated", "simulated_then_real")
+"""Strategies that need weights from outside the study."""
+_STARTS = {
+    "synthetic_then_real": "synthetic",
+    "simulated_then_real": "simulated",
+}  # strategy -> whose weights it starts from
 PROMPT_LEVELS = tuple(f"P{i}" for i in range(8))
 """Prompt levels of the paper."""
 ALL = "all"
@@ -111,14 +118,22 @@ class Segmenter:
     @property
     def initial(self) -> Segmenter | None:
         """The segmenter whose weights this one starts from, if any; P7, which synthetic data do not have, starts from P6."""
-        if self.strategy != "synthetic_then_real":
+        start = _STARTS.get(self.strategy)
+        if start is None:
             return None
-        return replace(self, strategy="synthetic", prompt="P6" if self.prompt == "P7" else self.prompt)
+        return replace(
+            self, strategy=start, prompt="P6" if (start, self.prompt) == ("synthetic", "P7") else self.prompt
+        )
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the study trains it; else its weights are there from the beginning."""
+        return self.strategy != "simulated"
 
     @property
     def needs_synthesis(self) -> bool:
         """Whether synthetic images are needed."""
-        return self.strategy != "real"
+        return "synthetic" in self.strategy
 
     def _words(self) -> list[str]:
         part = replace(self.part, seed=None).name

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from synboost_monai.bundle_run import is_path
-from synboost_monai.experiments.settings import read_study
+from synboost_monai.experiments.settings import read_run, read_study
 from synboost_monai.experiments.study import KINDS, Study, count_by_kind
 from synboost_monai.io import atomic_write_text, read_text
 from synboost_monai.paths import refuse_overwriting
@@ -77,12 +77,13 @@ def run_study(
         return None
 
     study_path = run_dir / "study.yaml"
-    is_as_before = study_path.is_file() and read_text(study_path) == text
+    is_as_before = study_path.is_file() and (read_text(study_path) == text or _says(study_path, study, checked))
     advice = "give another folder with --output"
     refuse_overwriting([study_path], [None if is_as_before else study], advice)
-    refuse_overwriting([], [checked.settings["data"]["dataset"]], advice, filled=[run_dir])
+    read = [checked.settings["data"]["dataset"], *checked.settings["segmenters"]["simulated_weights"].values()]
+    refuse_overwriting([], read, advice, filled=[run_dir])
     with hold_folder(run_dir):
-        if not study_path.is_file() or read_text(study_path) != text:
+        if not is_as_before:
             atomic_write_text(study_path, text)
         _forget_what_is_gone(checked, run_dir)
         quiet = ["--quiet", "all"] if profile is None else []  # why a cluster refused a job, Snakemake alone tells
@@ -90,6 +91,12 @@ def run_study(
         if code:
             raise SystemExit(_failure(run_dir, study_path, code))
     return run_dir / "report.html"
+
+
+def _says(study_path: Path, study: str | os.PathLike[str], checked: Study) -> bool:
+    """Whether a run goes on by its own study.yaml, perhaps of a release that had fewer settings."""
+    is_own = Path(study).is_file() and os.path.samefile(study, study_path)
+    return is_own and read_run(study_path.parent) == checked
 
 
 def _where(profile: str | None, jobs: int | None, cores: int | None) -> list[str]:

@@ -13,6 +13,7 @@ import yaml
 
 from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files, is_path, literal, nearest
 from synboost_monai.experiments.grid import ALL, PROMPT_LEVELS, STRATEGIES
+from synboost_monai.experiments.simulated import find_weights
 from synboost_monai.experiments.study import Study
 from synboost_monai.io import read_text
 
@@ -38,6 +39,8 @@ DEFAULTS: dict[str, Any] = {
         "folds": [None],
         "seeds": [0],
         "sensitivity": False,
+        "simulated_weights": {},
+        "simulated_sha256": {},
         "both": {},
         "train": {},
         "evaluate": {},
@@ -51,7 +54,9 @@ DEFAULTS: dict[str, Any] = {
 `threads`: cores of a stage; null: all, one stage at a time. `processes`: above 1, trainings and synthesis run under torchrun.
 `recipe`: config of the bundle that trains. `both`, `train`, `synthesise`, `evaluate`: overrides of the bundles' configs, `both` for
 training and for what follows; those of `per_model`, `per_strategy` and `per_patients` win, in this order; a key of `per_patients` may name
-a strategy too: `20/synthetic`. `models` to `seeds`: the axes of the grid.
+a strategy too: `20/synthetic`. `models` to `seeds`: the axes of the grid. `simulated_weights`: for the strategies `simulated` and
+`simulated_then_real`, each model's model.pt trained on simulated hearts alone; by default that of its bundle. `simulated_sha256`: their
+SHA-256, found when the study is read; one that is set has to fit.
 """
 
 _STAGE_KEYS = ("both", "train", "evaluate")
@@ -98,7 +103,8 @@ def read_study(
             raise ValueError(f"{path.name}: a name is letters, digits, spaces, _, - and dots, got {word!r}")
     checked = Study(name, merged)
     _check(checked, path.name)
-    return checked
+    found = find_weights(checked, path.name)
+    return Study(name, {**merged, "segmenters": {**merged["segmenters"], **found}})
 
 
 def read_run(run_dir: str | os.PathLike[str]) -> Study:
@@ -139,7 +145,9 @@ def _merge(defaults: Mapping[str, Any], content: Mapping[str, Any], where: str, 
     for key, value in content.items():
         here = f"{path}.{key}" if path else str(key)
         is_free = path in ("bundles", "data.prepare") or path.rpartition(".")[2] in (*_STAGE_KEYS, "synthesise")
-        is_free = is_free or path.startswith(("segmenters.per_", "diffusion.per_", "data.phantom"))
+        is_free = is_free or path.startswith(
+            ("segmenters.per_", "segmenters.simulated_", "diffusion.per_", "data.phantom")
+        )
         key = str(key) if path.endswith("per_patients") else key  # YAML reads 20 as a number
         if key not in defaults and not is_free:
             raise ValueError(f"{where}: unknown setting {here}{_nearest_setting(here, defaults)}")
@@ -190,6 +198,7 @@ def _check(study: Study, where: str) -> None:
     settings, part = study.settings, study.settings["segmenters"]
     models = [name for name in settings["bundles"] if name != "diffusion"]
     _check_axes(part, models, settings["data"]["num_folds"], where)
+    _check_texts(part, ("simulated_weights", "simulated_sha256"), models, where)
     for key, lowest in (("seed", None), ("processes", 1), ("threads", 1)):
         value = settings[key]
         if key == "threads" and value is None:
@@ -238,6 +247,16 @@ def _check_axes(part: Mapping[str, Any], models: Sequence[str], num_folds: Any, 
                 raise ValueError(f"{where}: segmenters.{key} has no {value!r}{hint}; there are {', '.join(known[key])}")
             if key in rules and not rules[key][0](value):
                 raise ValueError(f"{where}: segmenters.{key} must be {rules[key][1]}, got {value!r}")
+
+
+def _check_texts(part: Mapping[str, Any], keys: Sequence[str], models: Sequence[str], where: str) -> None:
+    """Settings that hold a text of each model."""
+    for key, name, value in ((setting, *item) for setting in keys for item in part[setting].items()):
+        if name not in models:
+            hint = nearest(name, models)
+            raise ValueError(f"{where}: unknown setting segmenters.{key}.{name}{hint}; there are {', '.join(models)}")
+        if not isinstance(value, str):
+            raise ValueError(f"{where}: segmenters.{key}.{name} must be text, got {value!r}")
 
 
 def _check_layers(

@@ -8,6 +8,7 @@ beside this file) only orders them, and `run.py` starts it.
       phantom/ real/datalist.json                         data
       diffusion/model.pt  synthetic/datalist.json         synthesis
       parts/PART/{real,diffusion,synthetic}/              the same of fewer patients, or of a fold
+      simulated/MODEL/model.pt                            weights trained on simulated hearts, where a strategy starts from them
       segmenters/MODEL/STRATEGY/PROMPT/seedN/model.pt     segmenters, each with history.csv and evaluation/metrics.csv
       examples/                                           a few synthetic images, segmented, for the report
       timing/STAGE.json  logs/STAGE.txt                   seconds and command of each finished stage; what it printed
@@ -22,7 +23,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from synboost_monai.experiments.grid import ALL, WHOLE, DataPart, Segmenter, segmenters_of
+from synboost_monai.experiments.grid import ALL, SIMULATED, WHOLE, DataPart, Segmenter, segmenters_of
+from synboost_monai.model_card import PUBLISHED_FACTS
 
 KINDS = {
     "phantom": "make the phantom data set",
@@ -30,6 +32,7 @@ KINDS = {
     "subset": "take a part of the patients, or a fold",
     "train_diffusion": "train the diffusion model",
     "synthesise": "synthesise a data set",
+    "weights": "take weights that were trained on simulated hearts",
     "train": "train a segmenter",
     "evaluate": "evaluate a segmenter",
     "sensitivity": "try wrong words in the prompts",
@@ -38,6 +41,7 @@ KINDS = {
     "report": "write the report",
 }
 """Kind of stage -> what it does, in the order of the work."""
+_FACTS = {key for facts in PUBLISHED_FACTS.values() for key in facts}
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,15 @@ class Study:
         return any(s.needs_synthesis for s in self.segmenters)
 
     @cached_property
+    def simulated_models(self) -> list[str]:
+        """Models of which weights that were trained on simulated hearts are needed."""
+        return list(dict.fromkeys(s.model for s in self.segmenters if s.strategy in SIMULATED))
+
+    @cached_property
     def example_segmenters(self) -> list[Segmenter]:
         """Of each model one, trained on synthetic data alone if there is such: it segments the synthetic examples."""
+        if not self.has_synthesis:
+            return []
         of_model: dict[str, Segmenter] = {}
         part = self.example_part
         candidates = [s for s in self.segmenters if s.part == part]
@@ -112,9 +123,8 @@ class Study:
             return []
         groups: dict[tuple[str, str], list[Segmenter]] = {}
         for segmenter in self.segmenters:
-            if (
-                segmenter.strategy != "synthetic" and segmenter.prompt != "P0"
-            ):  # no word of an empty prompt can be wrong
+            has_real = segmenter.strategy not in ("synthetic", "simulated")
+            if has_real and segmenter.prompt != "P0":  # no word of an empty prompt can be wrong
                 groups.setdefault((segmenter.model, segmenter.strategy), []).append(segmenter)
         return [max(group, key=lambda s: (not s.frozen, s.part.size, s.prompt)) for group in groups.values()]
 
@@ -157,19 +167,20 @@ class Study:
 
     def _segmenter_stages(self) -> Iterator[Stage]:
         """Training, evaluation and, for some, wrong words."""
+        for model in self.simulated_models:
+            command, folder = self.weights_command(model), f"simulated/{model}"
+            title = f"take the weights of {model} that were trained on simulated hearts"
+            yield _stage(f"weights_{model}", "weights", title, command, (), folder, "model.pt")
         tried = set(self.sensitivity_segmenters)
         for s in self.segmenters:
             real, synthetic = self._real(s.part), s.part.stage("synthesise")
-            needs: dict[str, tuple[str, ...]] = {
-                "real": (real,),
-                "synthetic": (synthetic,),
-                "synthetic_then_real": (real, f"train_{s.initial.name}" if s.initial else ""),
-                "real_and_synthetic": (real, synthetic),
-            }
-            train, folder = f"train_{s.name}", s.output_dir
-            command = self.train_command(s)
-            yield _stage(train, "train", f"train {s.title}", command, needs[s.strategy], folder, "model.pt")
-            command, applied = self.evaluate_command(s), ("prepare", train)
+            if s.is_trained:
+                needs = [] if s.strategy == "synthetic" else [real]
+                needs += [synthetic] if s.strategy in ("synthetic", "real_and_synthetic") else []
+                needs += [] if s.initial is None else [_made_by(s.initial)]
+                command, folder = self.train_command(s), s.output_dir
+                yield _stage(_made_by(s), "train", f"train {s.title}", command, tuple(needs), folder, "model.pt")
+            command, applied = self.evaluate_command(s), ("prepare", _made_by(s))
             title, folder = f"evaluate {s.title}", f"{s.output_dir}/evaluation"
             yield _stage(f"evaluate_{s.name}", "evaluate", title, command, applied, folder, "metrics.csv")
             if s in tried:
@@ -195,7 +206,7 @@ class Study:
         for s in self.example_segmenters:
             command, folder = self.segment_examples_command(s), f"examples/{s.model}"
             name, title = f"segment_examples_{s.model}", f"segment the synthetic examples with {s.model}"
-            needs = ("examples", f"train_{s.name}")
+            needs = ("examples", _made_by(s))
             yield _stage(name, "segment_examples", title, command, needs, folder, "summary.json")
 
     def _real(self, part: DataPart) -> str:
@@ -237,13 +248,19 @@ class Study:
             "diffusion", "inference", paths, self.diffusion_overrides("synthesise", part), is_parallel=True
         )
 
+    def weights_command(self, model: str) -> tuple[str, ...]:
+        """Copy the weights of a model that were trained on simulated hearts; other weights make it another command."""
+        part = self.settings["segmenters"]
+        source, sha256 = (part[key].get(model, "") for key in ("simulated_weights", "simulated_sha256"))
+        return ("python", "-m", "synboost_monai.experiments.simulated", source, f"simulated/{model}", sha256)
+
     def train_command(self, segmenter: Segmenter) -> tuple[str, ...]:
         """Train a segmenter."""
         real, synthetic = (segmenter.part.folder(name) for name in ("real", "synthetic"))
         paths = {"dataset_dir": synthetic if segmenter.strategy == "synthetic" else real}
         paths["output_dir"] = segmenter.output_dir
         if (start := segmenter.initial) is not None:
-            paths["init_checkpoint"] = f"{start.output_dir}/model.pt"
+            paths["init_checkpoint"] = _weights_of(start)
         if segmenter.strategy == "real_and_synthetic":
             paths["synthetic_dir"] = synthetic
         overrides = self.segmenter_overrides("train", segmenter)
@@ -296,10 +313,12 @@ class Study:
         ]
         for layer in layers:
             overrides |= {**(layer or {}).get("both", {}), **(layer or {}).get(stage, {})}
+        if not segmenter.is_trained:  # size and the like are not the study's to choose: model.json says them
+            overrides = {key: value for key, value in overrides.items() if key not in _FACTS}
         return overrides
 
     def _apply(self, segmenter: Segmenter, config: str, paths: Mapping[str, str]) -> tuple[str, ...]:
-        checkpoint = {"checkpoint_path": f"{segmenter.output_dir}/model.pt"}
+        checkpoint = {"checkpoint_path": _weights_of(segmenter)}
         overrides = self.segmenter_overrides("evaluate", segmenter)
         if config != "evaluate":
             overrides.pop("paper_grid", None)  # of the metrics alone
@@ -327,6 +346,16 @@ def count_by_kind(stages: Sequence[Stage]) -> dict[str, int]:
     """Kind -> number of stages, in the order of the work; kinds without one are left out."""
     counts = {kind: sum(stage.kind == kind for stage in stages) for kind in KINDS}
     return {kind: count for kind, count in counts.items() if count}
+
+
+def _made_by(segmenter: Segmenter) -> str:
+    """The stage that leaves a segmenter's weights."""
+    return f"train_{segmenter.name}" if segmenter.is_trained else f"weights_{segmenter.model}"
+
+
+def _weights_of(segmenter: Segmenter) -> str:
+    """Where they lie."""
+    return f"{segmenter.output_dir}/model.pt" if segmenter.is_trained else f"simulated/{segmenter.model}/model.pt"
 
 
 def _stage(

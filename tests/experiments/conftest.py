@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -18,6 +19,7 @@ from synboost_monai.experiments.study import Study
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.per_case import case_metrics, write_metrics_csv, write_summary
 from synboost_monai.metrics.sensitivity import right_dice, sensitivity_frame, sensitivity_rows, summarise_sensitivity
+from synboost_monai.model_card import new_card, write_model
 from synboost_monai.prompts.sensitivity import PromptVariations
 
 TRAIN = """\
@@ -167,7 +169,40 @@ def small_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "segmenters.prompts": "P2",
         "diffusion.train.max_epochs": 3,
     }
-    folder = tmp_path_factory.mktemp("small")
+    return _fabricated_run(tmp_path_factory.mktemp("small"), settings)
+
+
+@pytest.fixture(scope="module")
+def simulated_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the strategies of simulated hearts, encoders frozen or not, and histories of the trainings. Shared by tests."""
+    folder = tmp_path_factory.mktemp("simulated")
+    settings = {
+        "segmenters.strategies": ["real", "simulated_then_real"],
+        "segmenters.frozen": [False, True],
+        "segmenters.simulated_weights.cris": str(_write_simulated_weights(folder / "weights" / "model.pt")),
+    }
+    run = _fabricated_run(folder, settings)
+    for path in run.glob("segmenters/cris/*real/**/seed0"):
+        _write_history(path / "history.csv", 0.9, 30.0 if "simulated_then_real" in path.parts else 60.0)
+    return run
+
+
+@pytest.fixture(scope="session")
+def simulated_weights() -> Callable[..., Path]:
+    """`_write_simulated_weights`."""
+    return _write_simulated_weights
+
+
+def _write_simulated_weights(path: Path, value: float = 0.0, **facts: object) -> Path:
+    """A model.pt of a single number that says it was trained on simulated hearts."""
+    known = {"architecture": "cris", "preset": "tiny", "image_size": 32, **facts}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_model({"weight": torch.tensor([value])}, path, new_card(known, {"simulation_seed": 1}))
+    return path
+
+
+def _fabricated_run(folder: Path, settings: dict) -> Path:
+    """A run of a study with these settings: two test images, moved label maps as predictions."""
     study, run = _study(folder, settings), folder / "run"
     generator = np.random.default_rng(0)
 

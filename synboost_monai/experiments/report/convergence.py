@@ -13,7 +13,7 @@ from synboost_monai.experiments.report.blocks import Block, Fold, Plot, ReportTa
 from synboost_monai.experiments.report.boxes import box_settings
 from synboost_monai.experiments.report.evaluations import Evaluation, Run, Setting
 from synboost_monai.experiments.report.scores import HEADINGS, MAX_ROWS, numbers
-from synboost_monai.experiments.report.words import join
+from synboost_monai.experiments.report.words import STRATEGY_TITLES, join
 from synboost_monai.experiments.tables import Table
 from synboost_monai.metrics.statistics import updates_to_reach
 
@@ -22,12 +22,18 @@ SHARE = 0.99
 FIXED_LEVELS = (0.7, 0.8, 0.85, 0.9)
 """Other levels of validation Dice; those that training on real data alone never reaches are left out."""
 WHY_BOTH = (
-    "The ratio is updates of training on real data alone over those of fine-tuning after synthetic pretraining; above 1, fine-tuning "
-    "is faster. It is given without and with the updates of the pretraining: without, as published (4.55 times for CRIS, 1.71 for "
-    "CLIPSeg), it tells what a given pretrained network saves; with, what both trainings cost together. The published ratios are "
-    "confounded: there, fine-tuning resumed the optimiser and its already reduced learning rate; here only weights are taken over."
+    "The ratio is updates of training on real data alone over those of fine-tuning after pretraining; above 1, fine-tuning is faster. "
+    "It is given without and with the updates of the pretraining: without, as published (4.55 times for CRIS, 1.71 for CLIPSeg), it "
+    "tells what a given pretrained network saves; with, what both trainings cost together. The published ratios are confounded: there, "
+    "fine-tuning resumed the optimiser and its already reduced learning rate; here only weights are taken over."
 )
 """Stands under the table."""
+FINETUNED = ("synthetic_then_real", "simulated_then_real")
+"""Strategies that go on with real data."""
+WITHOUT_HISTORY = (
+    "Weights that know simulated hearts came from outside the study; the updates of their training are not known to it."
+)
+"""Stands under the table where a strategy starts from such."""
 
 _COLUMNS = ("level", "real_updates", "finetuning_updates", "pretraining_updates", "ratio", "ratio_with_pretraining")
 
@@ -58,7 +64,8 @@ def section(run: Run) -> Section | None:
     if table is not None:
         is_long = len(table.table.frame) > MAX_ROWS
         blocks.append(Fold(f"Updates to reach a Dice, {len(table.table.frame)} rows", [table]) if is_long else table)
-        blocks.append(Text(WHY_BOTH, is_soft=True))
+        is_given = "simulated_then_real" in run.strategies
+        blocks.append(Text(f"{WHY_BOTH} {WITHOUT_HISTORY}" if is_given else WHY_BOTH, is_soft=True))
     return Section("convergence", "Convergence", blocks)
 
 
@@ -66,9 +73,11 @@ def updates_table(run: Run) -> ReportTable | None:
     """Updates to reach levels of validation Dice, real against fine-tuning; None if no pair of trainings left its history."""
     rows = []
     for setting, group in run.groups.items():
-        pairs = _pairs(run, setting, group.get("real", []), group.get("synthetic_then_real", []))
-        if pairs:
-            rows += [{**run.cells(setting), **row} for row in _rows(pairs)]
+        for strategy in FINETUNED:
+            pairs = _pairs(run, setting, group.get("real", []), group.get(strategy, []))
+            if pairs:
+                cells = {**run.cells(setting), "strategy": STRATEGY_TITLES[strategy]}
+                rows += [{**cells, **row} for row in _rows(pairs)]
     if not rows:
         return None
     frame = numbers(pd.DataFrame(rows), _COLUMNS)
@@ -85,16 +94,14 @@ def updates_table(run: Run) -> ReportTable | None:
     }
     formats = {"level": ".1f", "ratio": ".2f", "ratio_with_pretraining": ".2f"}
     formats |= dict.fromkeys(("real_updates", "finetuning_updates", "pretraining_updates"), ",.0f")
-    evaluations = [
-        e for group in run.groups.values() for s in ("real", "synthetic_then_real") for e in group.get(s, [])
-    ]
+    evaluations = [e for group in run.groups.values() for s in ("real", *FINETUNED) for e in group.get(s, [])]
     note = run.note(
         evaluations,
         "Validation section, not the test images. Updates: medians over the seeds and folds that reach the level; ratios: over those "
         "in which both trainings do.",
     )
     table = Table("convergence", "Updates to reach a validation Dice", frame, formats, headings, note)
-    by = list(run.cells(next(iter(run.groups))))
+    by = [*run.cells(next(iter(run.groups))), "strategy"]
     reached = "{num_reached_real}, {num_reached_finetuning} of {num_runs}"
     return ReportTable(table, {"num_reached_real": reached}, groups=by)
 

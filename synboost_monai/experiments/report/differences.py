@@ -22,6 +22,11 @@ PAIRS = (
     ("real_and_synthetic", "real", "greater"),
     ("synthetic_then_real", "synthetic", "greater"),
     ("synthetic_then_real", "real_and_synthetic", "two-sided"),
+    ("real", "simulated", "greater"),
+    ("simulated_then_real", "real", "greater"),
+    ("simulated_then_real", "simulated", "greater"),
+    ("simulated_then_real", "synthetic_then_real", "two-sided"),
+    ("simulated", "synthetic", "two-sided"),
 )
 """Strategies that are compared, and what is tested: the first two as the paper did; each direction is fixed beforehand."""
 METRICS = ("dice", "hd95_mm")
@@ -35,7 +40,8 @@ MAX_SHOWN = 24
 
 AGAINST_REAL = (
     "Against real: percentage points, paired by image and structure; interval: bootstrap of patients. p: one-sided Wilcoxon test of "
-    "patients’ means, whether better (mixtures) or worse (synthetic alone) than real; Holm’s correction over the tests of this table."
+    "patients’ means, whether better (real images and others) or worse (no real ones) than real; Holm’s correction over the tests of this "
+    "table."
 )
 """Note of tables with the columns of `Differences.against_real`."""
 AGAINST_REAL_JOINED = {"difference": "{difference} [{low}, {high}]", "patient_p": "{tested}: {patient_p}"}
@@ -139,7 +145,8 @@ def compare_encoders(run: Run, num_resamples: int) -> Differences:
     for setting, group in run.groups.items():
         of_frozen = run.groups.get(replace(setting, frozen=True), {})
         if not setting.frozen:
-            pairs = [(s, (group[s], of_frozen[s])) for s in group if s in of_frozen]
+            both = [s for s in group if s in of_frozen and s != "simulated"]  # which is not trained here
+            pairs = [(s, (group[s], of_frozen[s])) for s in both]
             wanted += [(setting, (s, s), "two-sided", pair) for s, pair in pairs]
     return _compare(run, wanted, num_resamples, ("dice",))
 

@@ -19,7 +19,7 @@ def synthetic_section(run: Run) -> Section | None:
     """Label map, synthetic image, each model's masks of its prompts; None without examples."""
     folder = run.run_dir / "examples"
     items = read_items(folder / DATALIST_NAME)
-    if not items:
+    if not items or not run.study.has_synthesis:  # the folder may be of settings of before
         return None
     evaluations = [
         Evaluation(s, folder / s.model)

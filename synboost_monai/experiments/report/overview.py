@@ -72,8 +72,7 @@ def study_section(run: Run) -> Section:
         blocks.append(
             listing if len(summary.splitlines()) <= MAX_LINES else Fold("What the data set holds and lacks", [listing])
         )
-    if synthetic := _synthetic(run):
-        blocks.append(Text(synthetic))
+    blocks += [Text(text) for text in (_synthetic(run), _simulated(run)) if text]
     settings = yaml.safe_dump(dict(run.study.settings), sort_keys=False, allow_unicode=True)
     blocks.append(Fold("Settings (study.yaml)", [Listing(settings)]))
     return Section("study", "Study", blocks)
@@ -125,6 +124,18 @@ def _synthetic(run: Run) -> str:
         told = {k: v for k, v in settings.items() if isinstance(v, (int, float, str)) and k != "checkpoint_sha256"}
         text += "; " + ", ".join(f"{k} {v}" for k, v in told.items())
     return f"{text}."
+
+
+def _simulated(run: Run) -> str:
+    """Which weights were trained on simulated hearts."""
+    models, hashes = run.study.simulated_models, run.study.settings["segmenters"]["simulated_sha256"]
+    if not models:
+        return ""
+    known = [f"{model_title(model)} SHA-256 {hashes.get(model, 'not known')[:12]}" for model in models]
+    return (
+        f"“{STRATEGY_TITLES['simulated']}”: weights trained on simulated hearts alone, taken as they came ({join(known)}), so that seeds, "
+        f"folds and numbers of patients change nothing; “{STRATEGY_TITLES['simulated_then_real']}” starts from them."
+    )
 
 
 def _text_of(path: Any) -> str:

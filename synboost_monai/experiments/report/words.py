@@ -13,6 +13,8 @@ STRATEGY_TITLES = {
     "synthetic": "synthetic",
     "synthetic_then_real": "synthetic, then real",
     "real_and_synthetic": "real and synthetic",
+    "simulated": "simulated",
+    "simulated_then_real": "simulated, then real",
 }
 """Strategy -> words of the tables."""
 STRATEGY_COLOURS = {
@@ -20,9 +22,18 @@ STRATEGY_COLOURS = {
     "synthetic": "#e69f00",
     "synthetic_then_real": "#009e73",
     "real_and_synthetic": "#cc79a7",
+    "simulated": "#56b4e9",
+    "simulated_then_real": "#d55e00",
 }
 """Strategy -> colour of the plots; told apart by colour-blind readers too (Okabe and Ito 2008)."""
-STRATEGY_MARKERS = {"real": "o", "synthetic": "s", "synthetic_then_real": "^", "real_and_synthetic": "D"}
+STRATEGY_MARKERS = {
+    "real": "o",
+    "synthetic": "s",
+    "synthetic_then_real": "^",
+    "real_and_synthetic": "D",
+    "simulated": "X",
+    "simulated_then_real": "P",
+}
 """Strategy -> marker of the plots."""
 SHORT = {long: short for short, long in {**VIEWS, **PHASES}.items()}
 """View or phase -> short form."""
