@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,24 @@ def train(bundle: str, data_dir: Path, work_dir: Path, num_epochs: int, settings
     if not (folder / "model.pt").is_file():
         values = {"max_epochs": num_epochs, "batch_size": 4, **LEARNING}
         run_bundle(bundle, "train", {**settings, **values, "dataset_dir": str(data_dir), "output_dir": str(folder)})
+        if bundle == BUNDLES[0]:
+            add_view_head(folder / "model.pt")
     return folder / "model.pt"
+
+
+def add_view_head(weights: Path) -> None:
+    """Give weights a head that takes every image for no apical view; a training from them leaves it behind."""
+    import torch
+
+    from synboost_monai.model_card import read_card, write_model
+    from synboost_monai.networks import create_segmenter
+
+    card, state = read_card(weights), torch.load(weights, weights_only=True)
+    assert card is not None
+    network = create_segmenter(card.architecture, card.facts["preset"], has_view_head=True)
+    head = {name: value for name, value in network.state_dict().items() if name.startswith("view_head.")}
+    head["view_head.last.bias"] = torch.tensor([9.0, 0.0, 0.0, 0.0])
+    write_model({**state, **head}, weights, replace(card, facts={**card.facts, "has_view_head": True}))
 
 
 def segment(
@@ -356,13 +374,15 @@ def check_image(
     record = json.loads((reference_dir / f"{kind}.json").read_text(encoding="utf-8"))
     compare(table, name, path, reference_dir / record["label_map"])
     doubt = params.get("doubt", {})
-    is_alike = doubt.get("verdict") == record["verdict"] and np.isclose(
+    seen, view = (d.get("view", {}).get("name", "no view") for d in (record, doubt))
+    codes, found_codes = ([reason["code"] for reason in d.get("reasons", [])] for d in (record, doubt))
+    is_alike = (doubt.get("verdict"), view, found_codes) == (record["verdict"], seen, codes) and np.isclose(
         doubt.get("predicted_dice", -1), record["predicted_dice"], atol=1e-4
     )
     is_same_model = (
         doubt.get("model_sha256") == record["model_sha256"] or not words
     )  # served weights are a copy in another file
-    found = f"{doubt.get('verdict')}, predicted Dice {doubt.get('predicted_dice', -1):.4f}"
+    found = f"{doubt.get('verdict')}, predicted Dice {doubt.get('predicted_dice', -1):.4f}, {view}"
     table.add(f"{name}: doubt", bool(is_alike and is_same_model), found)
 
 

@@ -21,6 +21,7 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 from synboost_monai.bundle_run import as_literal
 from synboost_monai.io import is_dicom
 from synboost_monai.label.need import most_in_need
+from synboost_monai.model_card import read_card
 from synboost_monai.transforms.postprocessing import DOUBT_KEY
 
 logger = logging.getLogger(__name__)
@@ -165,6 +166,16 @@ class CorrectedLabelsTraining(BundleTrainTask):
         return overrides
 
 
+def keep_to_the_weights(task: BundleInferTask) -> None:
+    """Make the network that belongs to the weights as they lie there: a training leaves the head for the view behind."""
+    card = read_card(task.get_path())
+    knows_view = card is not None and bool(card.facts.get("has_view_head"))
+    if knows_view != (getattr(task.network, "view_head", None) is not None):
+        task.bundle_config.parse()  # with the facts of today
+        task.network = task.bundle_config.get_parsed_content("network_def")
+        task.clear_cache()
+
+
 class EchoBundles:
     """Mixin in front of the stock app; the guard in front of the server has checked what comes from outside."""
 
@@ -180,6 +191,8 @@ class EchoBundles:
             task, "displayable_configs", {}
         ).items():  # they become a part of the bundle's config
             request[key] = as_literal(request.get(key, default))
+        if isinstance(task, BundleInferTask):
+            keep_to_the_weights(task)
         if not request.get("result_extension") and is_dicom(path):
             request["result_extension"] = ".nii.gz"
         return super().infer(request, datastore)  # type: ignore[misc]
@@ -191,6 +204,7 @@ class EchoBundles:
                 task._config.pop(option, None)
             if isinstance(task, BundleInferTask):
                 task.bundle_config["bundle_root"] = as_literal(task.bundle_path)
+                task.load_strict = True  # of weights that do not fit it would only warn, and answer with noise
         return infers  # type: ignore[no-any-return]
 
     def init_trainers(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,13 @@ _REFUSED = {
     "sequences": "MONAI Label shows one plane here; segment clips with `synboost segment` or `synboost dicom`",
     "calibration_path": "a calibration is for one set of weights, and these change with the first training",
     "init_checkpoint": "a training starts from the weights that are served",
+    "has_view_head": "the model.json beside the weights says it",
     "synthetic_dir": "a training takes the corrected labels of STUDIES",
     "resume": "a training that was stopped starts anew, since its labels may have changed",
 }
 """Keys of the configs that make no sense here, and why."""
 _SET_IN_TRAINING = {"resume": False}
 """Keys of train.yaml that differ in the app folder."""
-_NOT_SERVED = frozenset({"has_view_head"})
-"""Parts of a network that are left out here: the corrected labels do not teach them, so the first training would leave them behind."""
 
 _MAIN = '''"""MONAI Label's stock app for bundles, with the doubt of SynBoost's segmenters. Made by `synboost label`."""
 
@@ -112,9 +111,10 @@ def plan_bundles(
         checked = _checked(folder, own)
         # into the configs as well: MONAI Label takes parts of them without the weights' place
         facts = {**known_facts(checkpoint_path, checked), **checked}
-        planned.append(
-            ServedBundle(folder, checkpoint_path, {**facts, **dict.fromkeys(_NOT_SERVED & facts.keys(), False)})
-        )
+        facts.pop(
+            "has_view_head", None
+        )  # but this one a training changes: it is read from beside the weights each time
+        planned.append(ServedBundle(folder, checkpoint_path, facts))
     return planned
 
 
@@ -264,11 +264,10 @@ def _write_weights(bundle: ServedBundle, target: Path) -> None:
 
     parser = ConfigParser()
     parser.read_config(str(target / "configs/inference.yaml"))
-    parser.update({"checkpoint_path": None})  # what the weights are stands in the config already
+    parser.update({"checkpoint_path": as_literal(str(bundle.checkpoint_path))})
     network = parser.get_parsed_content("network_def")
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     try:
-        # what is not served is left out, as where weights start a training
         weights = load_published(network, bundle.checkpoint_path).state_dict()
     except ValueError as error:
         raise ValueError(f"{error}; give the --preset and --image_size that {bundle.name} was trained with") from error
@@ -278,7 +277,4 @@ def _write_weights(bundle: ServedBundle, target: Path) -> None:
             f"{bundle.checkpoint_path}: {grown[0]} is {tuple(weights[grown[0]].shape)}, but MONAI Label loads it into "
             f"{tuple(shapes[grown[0]])}; these weights work with `synboost segment`, or here after a training from them"
         )
-    card = read_card(bundle.checkpoint_path)
-    if card is not None:
-        card = replace(card, facts={k: False if k in _NOT_SERVED else v for k, v in card.facts.items()})
-    write_model(weights, target / WEIGHTS, card)
+    write_model(weights, target / WEIGHTS, read_card(bundle.checkpoint_path))

@@ -90,3 +90,51 @@ def test_a_training_may_replace_the_weights_that_it_starts_from_and_nothing_else
         different = [(old["inputs"], new["inputs"]) for old, new in zip(handlers, changed) if old != new]
         ((before, after),) = different
         assert [i for i in before if i not in after] == ["@init_checkpoint"] and "@train::dataset::data" in after
+
+
+def test_the_network_is_that_of_the_weights_as_they_lie_there(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head for the view is asked for what it sees, until a training has left it behind."""
+    import torch
+    from monai.bundle import ConfigParser
+
+    from synboost_monai.bundle_run import bundle_dir
+    from synboost_monai.label import app as ours
+    from synboost_monai.model_card import PUBLISHED_FACTS, new_card, write_model
+    from synboost_monai.networks import create_segmenter
+
+    class Task(ours.BundleInferTask):
+        """As MONAI Label makes it of a bundle: the network once, of the config; from weights that are newer it loads them again."""
+
+        def __init__(self) -> None:
+            self.bundle_path, self.displayable_configs, self._config, self.num_cleared = str(tmp_path), {}, {}, 0
+            self.bundle_config = ConfigParser()
+            self.bundle_config.read_config(bundle_dir("echo_cris") / "configs/inference.yaml")
+            self.bundle_config["bundle_root"] = str(tmp_path)
+            self.network = self.bundle_config.get_parsed_content("network_def")
+
+        def get_path(self) -> str:
+            return str(tmp_path / "models/model.pt")
+
+        def clear_cache(self) -> None:
+            self.num_cleared += 1
+
+    def write(has_view_head: bool) -> None:
+        facts = {**PUBLISHED_FACTS["cris"], "preset": "tiny", "image_size": 32, "has_view_head": has_view_head}
+        state = create_segmenter("cris", "tiny", has_view_head=has_view_head).state_dict()
+        write_model(state, tmp_path / "models/model.pt", new_card({"architecture": "cris", **facts}, {}))
+
+    (tmp_path / "models").mkdir()
+    write(has_view_head=True)
+    monkeypatch.setattr(StockApp, "init_infers", lambda self: {"echo_cris": Task()})
+    app = make({"a": "/a.png"})
+    task = app._infers["echo_cris"]
+    assert task.load_strict is True
+    for has_view_head, num_cleared in ((True, 0), (False, 1), (False, 1), (True, 2)):
+        write(has_view_head)
+        app.infer({"model": "echo_cris", "image": "a"})
+        assert (task.network.view_head is not None) == has_view_head and task.num_cleared == num_cleared
+        task.network.load_state_dict(torch.load(task.get_path(), weights_only=True))  # strictly
+        task.bundle_config.parse()  # MONAI Label's, before each image
+        assert task.bundle_config.get_parsed_content("inferer").with_view is has_view_head

@@ -110,6 +110,7 @@ def test_weights_that_do_not_fit_leave_no_folder(checkpoints, stock_dir: Path, t
         (["echo_cris"], {"presett": "tiny"}, "unknown key --presett; did you mean preset"),
         (["echo_cris"], {"echo_clipseg.preset": "tiny"}, "is for the bundle echo_clipseg"),
         (["echo_cris"], {"calibration_path": "c.json"}, "a calibration is for one set of weights"),
+        (["echo_cris"], {"has_view_head": "true"}, "the model.json beside the weights says it"),
         (["echo_cris"], {"sequences": "true"}, "one plane"),
         (["echo_cris"], {"image_size": "large"}, "must be a number"),
     ],
@@ -160,21 +161,17 @@ def test_weights_say_what_they_are_and_go_on_to(checkpoints: dict[str, Path], st
         plan_bundles(["echo_cris"], [str(tmp_path / "half.pt")], {"preset": "small"})
 
 
-def test_a_head_for_the_view_is_not_served(stock_dir: Path, tmp_path: Path) -> None:
-    """A training on corrected labels does not teach it: the weights after it would no longer fit the network that is served."""
+def test_a_head_for_the_view_goes_along(stock_dir: Path, tmp_path: Path) -> None:
+    """No config of the app folder says anything of it: a training on corrected labels leaves it out, and model.json says so."""
     network = create_segmenter("cris", "tiny", has_view_head=True)
-    facts = {
-        "architecture": "cris",
-        **PUBLISHED_FACTS["cris"],
-        "preset": "tiny",
-        "image_size": 32,
-        "has_view_head": True,
-    }
-    write_model(network.state_dict(), tmp_path / "model.pt", new_card(facts, {}))
+    facts = {**PUBLISHED_FACTS["cris"], "preset": "tiny", "image_size": 32, "has_view_head": True}
+    write_model(network.state_dict(), tmp_path / "model.pt", new_card({"architecture": "cris", **facts}, {}))
     assert make_app_folder(tmp_path / "app", plan_bundles(["echo_cris"], [str(tmp_path / "model.pt")], {}), stock_dir)
     copy = tmp_path / "app/model/echo_cris"
-    for name in ("inference", "train"):
-        assert yaml.safe_load((copy / f"configs/{name}.yaml").read_text())["has_view_head"] is False
+    said = {
+        n: yaml.safe_load((copy / f"configs/{n}.yaml").read_text())["has_view_head"] for n in ("inference", "train")
+    }
+    assert said == {"inference": None, "train": False}
     card = read_card(copy / "models/model.pt")
-    assert card is not None and card.facts["has_view_head"] is False
-    load_weights(create_segmenter("cris", "tiny"), copy / "models/model.pt")  # strictly
+    assert card is not None and card.facts["has_view_head"] is True
+    load_weights(create_segmenter("cris", "tiny", has_view_head=True), copy / "models/model.pt")  # strictly
