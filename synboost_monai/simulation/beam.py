@@ -61,6 +61,9 @@ def draw_haze(draw: Draw, grid: Grid) -> tuple[FloatArray, FloatArray]:
         down = ((r - uniform(0, 0.4) * grid.depth_mm) / uniform(8, 35)) ** 2
         across = ((grid.angles - draw.normal(0, 0.2)) / uniform(0.1, 0.6)) ** 2
         haze = np.maximum(haze, uniform(-18, 2) - 4 * down - 4 * across)
+    if draw.chance(0.55):  # clutter of the near field, over chest wall and apex alike: no border between them is seen
+        clutter = uniform(-12, 8) + grid.smooth_field(draw, uniform(10, 40), uniform(10, 40), uniform(0, 3))
+        haze = np.maximum(haze, clutter - ((r - uniform(0, 20)) / uniform(10, 70)).clip(0) ** 2 * 12)
     if draw.chance(0.6):  # rings of the near field
         haze = haze + uniform(4, 25) * np.exp(-r / uniform(3, 10)) * (1 + 0.6 * np.cos(2 * np.pi * r / uniform(2, 5)))
     if draw.chance(0.25):

@@ -70,7 +70,7 @@ def draw_levels(draw: Draw) -> FloatArray:
     """Return the echo of each class in decibels against myocardium."""
     uniform, normal, chance = draw.uniform, draw.normal, draw.chance
     is_wild = chance(0.12)  # contrasts that no scanner shows, such as blood brighter than muscle
-    blood, spread = (uniform(-25, 12), 6) if is_wild else (-uniform(5, 32), 2)
+    blood, spread = (uniform(-25, 12), 6) if is_wild else (-uniform(4, 29), 2)
     level = np.zeros(len(Tissue), np.float32)
     level[Tissue.OUTSIDE] = uniform(-12, 12)
     for chamber in (Tissue.RIGHT_VENTRICLE, Tissue.RIGHT_ATRIUM, Tissue.LEFT_ATRIUM):
@@ -100,7 +100,7 @@ def draw_trabeculae(draw: Draw) -> tuple[Points, Points] | None:
     if not draw.chance(0.8):
         return None
     s = np.linspace(-1, 1, NUM_ENDO)
-    sides = np.where(s < 0, draw.uniform(0.2, 1.1), draw.uniform(0.45, 1.3))
+    sides = np.where(s < 0, draw.uniform(0.0, 0.8), draw.uniform(0.45, 1.3))
     sides = sides + draw.uniform(0, 0.9) * np.exp(-((s / 0.25) ** 2))
     share = draw.uniform(0.1, 0.6) * sides * np.exp(draw.curve(NUM_ENDO, 8, 0.4))
     return np.clip(share, 0, 0.75), np.clip(share * draw.uniform(1, 2.2), 0, 0.85)
