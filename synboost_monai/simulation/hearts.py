@@ -50,7 +50,7 @@ def draw_heart(draw: Draw, view: str) -> Heart:
         Papillary(
             side,
             draw.uniform(0.4, 0.72),
-            draw.uniform(1, 7),
+            draw.uniform(-1, 4),  # they grow out of the wall
             (draw.uniform(2.5, 6), draw.uniform(6, 14)),
             draw.normal(0, 0.2),
         )
