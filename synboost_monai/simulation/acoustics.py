@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import fft
 
-from synboost_monai.simulation.anatomy import Outlines, between
+from synboost_monai.simulation.anatomy import NUM_ENDO, Outlines, between
 from synboost_monai.simulation.beam import draw_beam, draw_haze, draw_transmission
 from synboost_monai.simulation.draw import Draw
 from synboost_monai.simulation.echogenicity import (
@@ -35,6 +35,7 @@ from synboost_monai.simulation.echogenicity import (
     draw_glow,
     draw_layers,
     draw_levels,
+    draw_right_trabeculae,
     draw_spots,
     draw_surroundings,
     draw_trabeculae,
@@ -59,6 +60,7 @@ class Scene:
         self.draw, self.grid, self._reference = draw, grid, outlines
         self._levels = draw_levels(draw)
         self._trabeculae = draw_trabeculae(draw)
+        self._right_trabeculae = draw_right_trabeculae(draw)
         self._surroundings = draw_surroundings(draw, grid)
         self._fields = draw_fields(draw, grid, outlines)
         outside = np.isin(self._tissue(outlines), (Tissue.OUTSIDE, Tissue.DARK_BODY, Tissue.BRIGHT_BODY))
@@ -115,6 +117,11 @@ class Scene:
         fill(outlines.left_atrium, Tissue.LEFT_ATRIUM)
         fill(outlines.bodies.get("vein"), Tissue.LEFT_ATRIUM)
         fill(outlines.wall_outline, Tissue.MYOCARDIUM)
+        if self._right_trabeculae is not None and outlines.right_ventricle is not None:
+            share = self._right_trabeculae[:, None]
+            inner = outlines.epicardium * (1 - share) + outlines.cavity * share
+            septum = slice(0, NUM_ENDO // 2)
+            fill(np.concatenate([outlines.epicardium[septum], inner[septum][::-1]]), Tissue.TRABECULAE)
         if self._trabeculae is not None:
             share = between(self._trabeculae, outlines.systole)[:, None]
             fill(outlines.cavity * (1 - share) + outlines.epicardium * share, Tissue.TRABECULAE)

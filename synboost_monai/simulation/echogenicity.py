@@ -100,10 +100,18 @@ def draw_trabeculae(draw: Draw) -> tuple[Points, Points] | None:
     if not draw.chance(0.8):
         return None
     s = np.linspace(-1, 1, NUM_ENDO)
-    sides = np.where(s < 0, draw.uniform(0.0, 0.8), draw.uniform(0.45, 1.3))
+    sides = np.where(s < 0, draw.uniform(0.0, 0.6), draw.uniform(0.45, 1.3))
     sides = sides + draw.uniform(0, 0.9) * np.exp(-((s / 0.25) ** 2))
-    share = draw.uniform(0.1, 0.6) * sides * np.exp(draw.curve(NUM_ENDO, 8, 0.4))
-    return np.clip(share, 0, 0.75), np.clip(share * draw.uniform(1, 2.2), 0, 0.85)
+    share = draw.uniform(0.05, 0.55) * sides * np.exp(draw.curve(NUM_ENDO, 8, 0.4))
+    return np.clip(share, 0, 0.75), np.clip(share * draw.uniform(1.1, 2.6), 0, 0.85)
+
+
+def draw_right_trabeculae(draw: Draw) -> Points | None:
+    """Return which share (K,) of the septum, from its right side, looks like the blood beside it, or None."""
+    if not draw.chance(0.6):
+        return None
+    septum = np.clip(-np.linspace(-1, 1, NUM_ENDO) * 5 - 0.5, 0, 1)  # none at the apex and beside the lateral wall
+    return np.clip(draw.uniform(0, 0.45) * septum * np.exp(draw.curve(NUM_ENDO, 8, 0.4)), 0, 0.6)
 
 
 def draw_surroundings(draw: Draw, grid: Grid) -> list[tuple[Points, Tissue]]:
@@ -214,7 +222,7 @@ def draw_layers(draw: Draw, outlines: Outlines) -> list[Layer]:
             uniform(0, 13),
             uniform(0, 0.5),
             uniform(0, 0.3),
-            depth_share=uniform(0.25, 0.7),
+            depth_share=uniform(0.15, 0.55),
         )
     walls = (
         ("left_atrial_wall", 0.8, 14.0, 1.5),
