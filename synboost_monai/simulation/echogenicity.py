@@ -82,6 +82,8 @@ def draw_levels(draw: Draw) -> FloatArray:
     ):
         if chance(probability):  # filled with clutter: brighter than the left ventricle, a deep atrium than the wall
             level[chamber] = blood * uniform(highest, 0.95)
+    if chance(0.12):  # reverberations fill it: as bright as what lies around it
+        level[Tissue.LEFT_ATRIUM] = uniform(0, 16)
     level[Tissue.CAVITY] = blood
     level[Tissue.PAPILLARY] = normal(-1, 4)
     level[Tissue.DARK_BODY] = blood + uniform(-2, 12)
