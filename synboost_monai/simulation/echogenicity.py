@@ -145,7 +145,8 @@ def draw_fields(draw: Draw, grid: Grid, outlines: Outlines) -> list[FloatArray]:
     middle = outlines.cavity.mean(axis=0)
     side = grid.angles - np.float32(np.arctan2(middle[0], middle[1]))
     apex = outlines.cavity[NUM_ENDO // 2, 1]
-    regions = uniform(-1, 14) * rises(-side, 0.05, 0.06)
+    has_septum = outlines.right_ventricle is not None  # which is brighter than the wall at the other side
+    regions = (uniform(-1, 14) if has_septum else uniform(-9, 4)) * rises(-side, 0.05, 0.06)
     if draw.chance(0.5):
         regions = regions - uniform(0, 9) * rises(side, 0.05, 0.06)
     if draw.chance(0.6):
@@ -167,8 +168,9 @@ def draw_glow(draw: Draw, grid: Grid, outlines: Outlines, outside: NDArray[np.bo
         return distance.repeat(2, 0).repeat(2, 1)[: grid.shape[0], : grid.shape[1]]
 
     distance = distance_to(~outside)
+    sides = (-1, 0, 1, 1, 1) if outlines.right_ventricle is not None else (-1, -1, 0, 1, 1)
     side = rises(grid.ranges, draw.uniform(0.1, 0.85) * bottom, draw.uniform(5, 15))
-    side = side * rises(grid.angles / grid.half_angle * draw.choice(-1, 0, 1, 1, 1), draw.uniform(-0.8, 0.3), 0.15)
+    side = side * rises(grid.angles / grid.half_angle * draw.choice(*sides), draw.uniform(-0.8, 0.3), 0.15)
     decay = np.exp(-np.maximum(distance - draw.uniform(0, 4), 0) / draw.uniform(3, 20))
     if draw.chance(0.6):  # it blooms over the outer part of the wall: no edge where experts draw one
         decay = decay * np.exp(-distance_to(outside) / draw.uniform(1, 6))
@@ -211,11 +213,23 @@ def draw_layers(draw: Draw, outlines: Outlines) -> list[Layer]:
             uniform(0, 0.5),
             offset_mm=uniform(-3, 3),
         )
-    if chance(0.3):
+    has_septum = outlines.right_ventricle is not None
+    if not has_septum and chance(0.85):  # the inferior wall of the two-chamber view has its own
+        span = (0, int(uniform(37, 57)))
+        add(
+            "pericardium",
+            span,
+            uniform(1.5, 8),
+            uniform(4, 20),
+            uniform(0, 1.2),
+            uniform(0, 0.5),
+            offset_mm=uniform(-3, 3),
+        )
+    if has_septum and chance(0.3):
         add("septum_right", (0, 50), uniform(1, 4), uniform(-2, 10), uniform(0, 1.2), uniform(0, 0.6))
     if chance(0.35):
         add("endocardium", (0, NUM_ENDO), uniform(1, 3), uniform(-3, 10), uniform(0, 1.5), uniform(0, 0.7))
-    if chance(0.75):  # the core of the septum is brighter than its borders
+    if has_septum and chance(0.75):  # the core of the septum is brighter than its borders
         width = float(np.mean(np.hypot(*(outlines.epicardium[8:36] - outlines.cavity[8:36]).T)))
         add(
             "septum_core",
