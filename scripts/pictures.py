@@ -53,20 +53,20 @@ def main() -> None:
 def clip_rows(source: str, checkpoint_path: str | None) -> tuple[list[list[Picture]], list[str]]:
     """Return the frames with the largest and the smallest cavity and the one between them in time, plain and with their outlines."""
     from synboost_monai import load_segmenter
+    from synboost_monai.transforms.array import plain
+    from synboost_monai.transforms.ultrasound_dicom import REGION_KEY
 
     segmenter = load_segmenter(checkpoint_path=checkpoint_path)
     item = segmenter.read(example_clip() if source == EXAMPLE else source)
     found = segmenter.predict(segmenter.fit(item))
-    frames = np.asarray(item["image"]).reshape(-1, *found.label_map.shape[-2:])
-    label_maps = found.label_map.reshape(frames.shape)
+    frames = np.asarray(plain(item["image"]))  # (T, H, W)
+    whole = (0, 0, *frames.shape[-2:])
+    row, column, rows, columns = (int(n) for n in item["image"].meta.get(REGION_KEY, whole))
+    label_maps = found.label_map[..., row : row + rows, column : column + columns]  # without the scanner's screen
     areas = np.count_nonzero(label_maps == LEFT_VENTRICULAR_CAVITY.class_index, axis=(1, 2))
     largest, smallest = int(areas.argmax()), int(areas.argmin())
     chosen = [largest, (largest + smallest) // 2, smallest]
-    rows, columns = (np.flatnonzero(label_maps.any(axis=(0, 2 - axis))) for axis in (0, 1))
-    height, width = frames.shape[1:]
-    margin = height // 6
-    window = np.s_[max(rows[0] - margin, 0) : rows[-1] + margin, max(columns[0] - margin, 0) : columns[-1] + margin]
-    shown = [(frames[i][window], label_maps[i][window]) for i in chosen]
+    shown = [(frames[i], label_maps[i]) for i in chosen]
     print(f"verdict: {found.doubt.verdict}", *found.doubt.reasons, sep="\n  ")
     return [
         [overlay(frame, None, SQUARE) for frame, _ in shown],
@@ -145,16 +145,17 @@ def draw(rows: list[list[Picture]], titles: list[str]):  # type: ignore[no-untyp
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    size = 2.0 if len(rows[0]) < 6 else 1.2
+    size = max(1.2, min(3.0, 9 / len(rows[0])))  # inches
     layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
-    figure = Figure(figsize=(size * len(rows[0]), size * len(rows) + 0.2), layout=layout)
+    heights = [size * row[0].shape[0] / row[0].shape[1] for row in rows]
+    figure = Figure(figsize=(size * len(rows[0]), sum(heights) + 0.2), layout=layout)
     axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     for i, row in enumerate(rows):
         for ax, picture in zip(axes[i], row):
             ax.imshow(picture)
             ax.axis("off")
         for ax, title in zip(axes[0], titles):
-            ax.set_title(title, fontsize=10 if size == 2 else 7)
+            ax.set_title(title, fontsize=10 if size >= 2 else 7)
     return figure
 
 
