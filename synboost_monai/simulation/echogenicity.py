@@ -89,6 +89,9 @@ def draw_levels(draw: Draw) -> FloatArray:
     level[Tissue.DARK_BODY] = blood + uniform(-2, 12)
     level[Tissue.BRIGHT_BODY] = uniform(0, 16)
     level[Tissue.RIGHT_WALL] = uniform(-6, 8)
+    if chance(0.35):  # the right heart is not made out: only the septum tells that it is there
+        for tissue in (Tissue.RIGHT_VENTRICLE, Tissue.RIGHT_ATRIUM, Tissue.RIGHT_WALL):
+            level[tissue] = level[Tissue.OUTSIDE] + normal(-2, 3)
     level[Tissue.TRABECULAE] = blood * uniform(0.3, 1)
     level[Tissue.EFFUSION] = blood + uniform(-6, 1)
     return level
