@@ -115,6 +115,11 @@ class Heart:
         """Return the outlines at a moment from 0 (end-diastole) to 1 (end-systole)."""
         return _outlines(self, systole)
 
+    def cavity_at(self, systole: float) -> FloatArray:
+        """Return `at(systole).cavity` alone, which is quick."""
+        _, left, right = self.ventricle.sides(systole)
+        return self.place(_endocardium(left, right), systole)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -235,8 +240,7 @@ def _outlines(heart: Heart, systole: float) -> Outlines:
     """See `Heart.at`; made in the ventricle's own frame (mm across and along its axis), then placed."""
     ventricle = heart.ventricle
     t, left, right = ventricle.sides(systole)
-    half = NUM_ENDO // 2 + 1
-    cavity = np.concatenate([resampled(left, half), resampled(right, half)[-2::-1]])
+    cavity = _endocardium(left, right)
     inside = np.array([0.0, 0.6 * between(ventricle.length_mm, systole)])
     apex = np.exp(-((np.linspace(-1, 1, NUM_ENDO) / 0.3) ** 2))
     thickness = between(ventricle.wall_mm, systole) * ventricle.wall_relative
@@ -290,6 +294,12 @@ def _outlines(heart: Heart, systole: float) -> Outlines:
         hinges=place(hinges),
         systole=systole,
     )
+
+
+def _endocardium(left: FloatArray, right: FloatArray) -> FloatArray:
+    """Return the outline (NUM_ENDO, 2) of a cavity from the left base over the apex to the right base."""
+    half = NUM_ENDO // 2 + 1
+    return np.concatenate([resampled(left, half), resampled(right, half)[-2::-1]])
 
 
 def _atrium_outline(atrium: Atrium, hinges: FloatArray, systole: float) -> tuple[FloatArray, FloatArray, FloatArray]:

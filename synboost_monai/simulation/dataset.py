@@ -5,7 +5,7 @@ T: frames, here 1. H, W: rows and columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from monai.data import Dataset, MetaTensor
 from torch import Tensor
 
 from synboost_monai.labels import BACKGROUND_INDEX, VIEW_CLASSES
-from synboost_monai.simulation.simulator import simulate
+from synboost_monai.simulation.simulator import SimulatedEcho, simulate
 from synboost_monai.simulation.strangers import simulate_stranger
 
 
@@ -83,7 +83,7 @@ class SimulatedEchoDataset(Dataset):
         view = VIEW_CLASSES.index(echo.attributes["view"])
         return {
             **item,
-            "shape": echo.shapes,
+            "shape": _Shapes(echo),
             **echo.attributes,
             "view_class": view,
             "systole": torch.tensor(echo.systole[0]),
@@ -94,6 +94,22 @@ class SimulatedEchoDataset(Dataset):
         label_maps = torch.full_like(images, BACKGROUND_INDEX)
         item = _item(images, label_maps, f"simulated stranger {number} of seed {seed}", 1.0)
         return {**item, "shape": {}, "view_class": VIEW_CLASSES.index("no_apical_view"), "systole": torch.tensor(0.0)}
+
+
+class _Shapes(Mapping[str, str]):
+    """`SimulatedEcho.shapes`, found only if a prompt says a shape: it takes as long as half a heart."""
+
+    def __init__(self, echo: SimulatedEcho) -> None:
+        self._echo = echo
+
+    def __getitem__(self, name: str) -> str:
+        return self._echo.shapes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._echo.shapes)
+
+    def __len__(self) -> int:
+        return len(self._echo.shapes)
 
 
 def _item(images: Tensor, label_maps: Tensor, name: str, spacing_mm: float) -> dict[str, Any]:

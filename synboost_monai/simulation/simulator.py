@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ class SimulatedEcho:
     attributes: dict[str, Any]
     """Keys of a datalist's item: view, phase (of a single image at an end), sex, age, image_quality, ejection_fraction; and diagnosis."""
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, str]:
         """The paper's word for the shape of each structure in the first frame."""
         spacing = (self.spacing_mm, self.spacing_mm)
@@ -109,7 +110,7 @@ def _draw_visible(draw: Draw, view: str, moment: float) -> tuple[Heart, float]:
     heart = draw_heart(draw, view)
     half_angle = float(np.radians(draw.uniform(28, 50) if draw.chance(0.4) else draw.normal(37.5, 2)))
     for _ in range(40):
-        cavity = heart.at(moment).cavity
+        cavity = heart.cavity_at(moment)
         beside = np.mean(np.abs(np.arctan2(cavity[:, 0], cavity[:, 1])) > half_angle)
         if beside < MAX_CUT_SHARE and cavity[:, 1].min() > MIN_APEX_DEPTH_MM:
             break
