@@ -70,9 +70,8 @@ def take_weights(source: str | os.PathLike[str], folder: str | os.PathLike[str],
         FileNotFoundError: if they are gone.
         ValueError: if they are other ones by now.
     """
-    from synboost_monai.metrics.doubt import (
-        CALIBRATION_NAME,
-    )  # here: a study is read without the libraries that this needs
+    # imported here: a study is read without the libraries that this needs
+    from synboost_monai.metrics.doubt import CALIBRATION_NAME
 
     source, target = Path(source), Path(folder, "model.pt")
     advice = "call `synboost experiment` with the study again"

@@ -161,8 +161,7 @@ class CaseMetrics:
     Args:
         items: of `checked_items`: case, the expert's label map (read here, since native sizes differ within a batch), patient, view
             and phase. Structures that the expert did not draw (`labelled_structures` names the others) get no row, nor do those that a
-            free prompt does not name; label maps without
-            a pixel size (pictures) get no distances.
+            free prompt does not name. Label maps without a pixel size (pictures) get no distances.
         output_dir: where the two files go.
         dataset_dir, section, seed, checkpoint_path, facts: noted in summary.json.
         paper_grid: also measure on the paper's 512 x 512 grid (columns dice_512, iou_512, hausdorff_512; see `case_metrics`).

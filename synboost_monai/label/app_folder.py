@@ -111,9 +111,8 @@ def plan_bundles(
         checked = _checked(folder, own)
         # into the configs as well: MONAI Label takes parts of them without the weights' place
         facts = {**known_facts(checkpoint_path, checked), **checked}
-        facts.pop(
-            "has_view_head", None
-        )  # but this one a training changes: it is read from beside the weights each time
+        # a training changes this one, so it is read from model.json at each request
+        facts.pop("has_view_head", None)
         planned.append(ServedBundle(folder, checkpoint_path, facts))
     return planned
 

@@ -252,7 +252,7 @@ def _outlines(heart: Heart, systole: float) -> Outlines:
     wall_outline = np.concatenate(
         [epicardium[:1] + overhang[0], epicardium, epicardium[-1:] + overhang[1], hinges[::-1]]
     )
-    atrium_left, atrium_right, atrium = _atrium_outline(heart.atrium, hinges, systole)
+    atrium_left, atrium = _atrium_outline(heart.atrium, hinges, systole)
     bodies, lines = {}, {"left_atrial_wall": atrium[4:-4]}
     right_outlines: list[FloatArray | None] = [None, None, None]
     if heart.right_heart is not None:
@@ -302,8 +302,8 @@ def _endocardium(left: FloatArray, right: FloatArray) -> FloatArray:
     return np.concatenate([resampled(left, half), resampled(right, half)[-2::-1]])
 
 
-def _atrium_outline(atrium: Atrium, hinges: FloatArray, systole: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return the left and the right side (40, 2) from the annulus down, and the closed outline (80, 2)."""
+def _atrium_outline(atrium: Atrium, hinges: FloatArray, systole: float) -> tuple[FloatArray, FloatArray]:
+    """Return the left side (40, 2) from the annulus down, and the closed outline (80, 2)."""
     length, width = between(atrium.length_mm, systole), between(atrium.width_mm, systole)
     annulus, middle = float(np.hypot(*(hinges[1] - hinges[0]))), hinges.mean(axis=0)
     q = 1 - np.linspace(1, 0, 40) ** 2
@@ -316,7 +316,7 @@ def _atrium_outline(atrium: Atrium, hinges: FloatArray, systole: float) -> tuple
     left, right = np.stack([x - half, y - lean], axis=1), np.stack([x + half, y + lean], axis=1)
     outline = np.concatenate([left, right[::-1]])
     outline = outline + atrium.unevenness_mm[:, None] * normals(outline, outline.mean(axis=0))
-    return left, right, outline
+    return left, outline
 
 
 def _right_outlines(

@@ -148,7 +148,7 @@ def draw_fields(draw: Draw, grid: Grid, outlines: Outlines) -> list[FloatArray]:
     middle = outlines.cavity.mean(axis=0)
     side = grid.angles - np.float32(np.arctan2(middle[0], middle[1]))
     apex = outlines.cavity[NUM_ENDO // 2, 1]
-    has_septum = outlines.right_ventricle is not None  # which is brighter than the wall at the other side
+    has_septum = outlines.right_ventricle is not None  # a septum is brighter than the lateral wall
     regions = (uniform(-1, 14) if has_septum else uniform(-9, 4)) * rises(-side, 0.05, 0.06)
     if draw.chance(0.5):
         regions = regions - uniform(0, 9) * rises(side, 0.05, 0.06)
