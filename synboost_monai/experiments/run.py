@@ -95,8 +95,12 @@ def run_study(
 
 def _says(study_path: Path, study: str | os.PathLike[str], checked: Study) -> bool:
     """Whether a run goes on by its own study.yaml, perhaps of a release that had fewer settings."""
-    is_own = Path(study).is_file() and os.path.samefile(study, study_path)
-    return is_own and read_run(study_path.parent) == checked
+    if not (Path(study).is_file() and os.path.samefile(study, study_path)):
+        return False
+    try:
+        return read_run(study_path.parent) == checked
+    except FileNotFoundError:  # a study that somebody wrote, in a folder that is no run's yet
+        return False
 
 
 def _where(profile: str | None, jobs: int | None, cores: int | None) -> list[str]:

@@ -114,11 +114,12 @@ def read_run(run_dir: str | os.PathLike[str]) -> Study:
         FileNotFoundError: if it is no run of a study.
     """
     path = Path(run_dir, "study.yaml")
-    if not path.is_file():
+    content = yaml.safe_load(read_text(path)) if path.is_file() else None
+    if not isinstance(content, dict) or "name" not in content:
         raise FileNotFoundError(
-            f"settings.py: {run_dir} is no run of a study: it has no study.yaml; give a folder such as runs/NAME"
+            f"settings.py: {run_dir} is no run of a study: it has no study.yaml that a run wrote; "
+            "give a folder such as runs/NAME"
         )
-    content = yaml.safe_load(read_text(path))
     return Study(content.pop("name"), _merge(DEFAULTS, content, str(path)))
 
 
