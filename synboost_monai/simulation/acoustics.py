@@ -31,6 +31,7 @@ from synboost_monai.simulation.echogenicity import (
     SOLID,
     Layer,
     Tissue,
+    draw_deep_clutter,
     draw_fields,
     draw_glow,
     draw_layers,
@@ -65,9 +66,10 @@ class Scene:
         self._fields = draw_fields(draw, grid, outlines)
         outside = np.isin(self._tissue(outlines), (Tissue.OUTSIDE, Tissue.DARK_BODY, Tissue.BRIGHT_BODY))
         self._fields.append(draw_glow(draw, grid, outlines, outside))
+        self._deep_clutter = draw_deep_clutter(draw, grid, outlines)
         self._layers = draw_layers(draw, outlines)
         self._spots = draw_spots(draw, grid, outlines)
-        self._num_looks = int(draw.choice(1, 2, 3, 4))
+        self._num_looks = int(draw.choice(1, 2, 2, 3, 4, 5))
         self._speckle = [self._noise() for _ in range(self._num_looks)]
         self._pulse, self._beams, self._padded = draw_beam(draw, grid)
         self._transmission = draw_transmission(draw, grid)
@@ -141,7 +143,7 @@ class Scene:
         level += np.where(tissue == Tissue.MYOCARDIUM, wall, 0)
         level += np.where((tissue == Tissue.MYOCARDIUM) | (tissue == Tissue.RIGHT_WALL), septum_and_sides, 0)
         level += np.where(np.isin(tissue, BLOOD), 0, glow)
-        return level
+        return np.maximum(level, _carried(self._deep_clutter, source))
 
     def _draw_lines(self, outlines: Outlines) -> FloatArray:
         """Return the level (R, A) of the thin layers in decibels; `NO_LAYER_DB` elsewhere."""

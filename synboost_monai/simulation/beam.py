@@ -20,7 +20,7 @@ def draw_beam(draw: Draw, grid: Grid) -> tuple[FloatArray, FloatArray, tuple[int
         fft.next_fast_len(int(grid.shape[1] + 24 * fine[1])),
     )
     frequency = [2 * np.pi * f * fft.fftfreq(size).astype(np.float32) for f, size in zip(fine, padded)]
-    pulse = np.exp(-0.5 * (frequency[0] * draw.uniform(0.45, 1.4)) ** 2)[:, None]
+    pulse = np.exp(-0.5 * (frequency[0] * draw.uniform(0.45, 1.1)) ** 2)[:, None]
     width = np.clip(draw.uniform(0.5, 1.6) * (1 + draw.uniform(0, 25) / np.maximum(grid.ranges, 6)), 0.4, 6)  # beams
     main = np.exp(-0.5 * (frequency[1] * width) ** 2)
     broad = np.exp(-0.5 * (frequency[1] * np.minimum(5 * width, 14)) ** 2)  # side lobes

@@ -49,13 +49,16 @@ class Display:
         self.grid = grid
         self.frame = _draw_frame(draw, grid, longer_side)
         self._range_db = draw.uniform(34, 78)
-        self._grey = draw.normal(112, 28, 50, 200)
+        self._grey = draw.normal(116, 32, 50, 215)
+        self._floor = draw.uniform(0, 45) if draw.chance(0.75) else 0.0  # grey level of no echo
         self._gamma = float(np.exp(draw.normal(0, 0.35)))
         self._reference_share = draw.uniform(50, 90)
-        self._smoothing = (draw.uniform(0, 1.2), draw.uniform(0, 1.7)) if draw.chance(0.6) else None
+        self._smoothing = (draw.uniform(0, 0.9), draw.uniform(0, 1.4)) if draw.chance(0.6) else None
+        # pixels coarser than the grid average what they cover
+        self._averaging = max(0.0, 0.45 * (self.frame.spacing_mm / grid.range_step_mm - 1))
         self._has_median = draw.chance(0.15)
-        self._blur = draw.uniform(0.2, 1.0) if draw.chance(0.5) else 0.0
-        self._edges = draw.uniform(0.3, 1.5) if draw.chance(0.25) else 0.0
+        self._blur = draw.uniform(0.35, 0.75)
+        self._edges = draw.uniform(0.2, 0.9) if draw.chance(0.25) else 0.0
         self._persistence = draw.uniform(0.1, 0.6) if draw.chance(0.5) else 0.0
         self._near_mm = draw.uniform(0, 6) if draw.chance(0.3) else 0.0
         self._quality = draw.count(35, 95) if draw.chance(0.3) else None
@@ -80,8 +83,9 @@ class Display:
     def __call__(self, power: FloatArray) -> NDArray[np.uint8]:
         """Return the image (H, W) of one frame's echo power (R, A)."""
         decibels = 10 * np.log10(power + np.float32(1e-7))
-        if self._smoothing is not None:
-            decibels = ndimage.gaussian_filter(decibels, self._smoothing)
+        if self._smoothing is not None or self._averaging:
+            smoothing = np.hypot(self._smoothing or 0.0, self._averaging)
+            decibels = ndimage.gaussian_filter(decibels, tuple(np.broadcast_to(smoothing, 2)))
         if self._has_median:
             decibels = ndimage.median_filter(decibels, 3)
         if self._edges:
@@ -92,7 +96,7 @@ class Display:
         if self._reference_db is None:
             self._reference_db = float(np.percentile(decibels, self._reference_share))
         grey = self._grey + (decibels - self._reference_db) * (255 / self._range_db)
-        grey = 255 * np.clip(grey / 255, 0, 1) ** self._gamma
+        grey = self._floor + (255 - self._floor) * np.clip(grey / 255, 0, 1) ** self._gamma
         image = self._scan_converted(grey.astype(np.float32))
         if self._blur:
             image = ndimage.gaussian_filter(image, self._blur)
@@ -106,7 +110,10 @@ class Display:
         return np.asarray(picture)
 
     def label_map(self, outlines: Outlines) -> NDArray[np.uint8]:
-        """Return the label map (H, W) of a frame, as experts draw it: wall and cavity go on outside the sector, within its box."""
+        """Return the label map (H, W) of a frame, as experts draw it.
+
+        Wall and cavity go on beside the sector, within its box; the atrium ends with the sector.
+        """
         frame, half_width = self.frame, self.grid.depth_mm * np.sin(self.grid.half_angle)
 
         def fill(outline: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -114,11 +121,10 @@ class Display:
             return fill_polygon(rows, (outline[:, 0] + frame.probe_mm[0]) / frame.spacing_mm - 0.5, frame.shape)
 
         label_map = np.zeros(frame.shape, np.uint8)
-        label_map[fill(outlines.left_atrium)] = LEFT_ATRIUM.class_index
+        label_map[fill(outlines.left_atrium) & self.inside] = LEFT_ATRIUM.class_index
         label_map[fill(outlines.wall_outline)] = MYOCARDIUM.class_index
         label_map[fill(outlines.cavity)] = LEFT_VENTRICULAR_CAVITY.class_index
-        outside = (frame.y > self.grid.depth_mm) | (frame.y < 0) | (np.abs(frame.x) > half_width)
-        label_map[outside] = 0
+        label_map[(frame.y > self.grid.depth_mm) | (frame.y < 0) | (np.abs(frame.x) > half_width)] = 0
         return label_map
 
     def _scan_converted(self, grey: FloatArray) -> FloatArray:

@@ -70,9 +70,9 @@ def draw_levels(draw: Draw) -> FloatArray:
     """Return the echo of each class in decibels against myocardium."""
     uniform, normal, chance = draw.uniform, draw.normal, draw.chance
     is_wild = chance(0.12)  # contrasts that no scanner shows, such as blood brighter than muscle
-    blood, spread = (uniform(-25, 12), 6) if is_wild else (-uniform(4, 29), 2)
+    blood, spread = (uniform(-25, 12), 6) if is_wild else (-uniform(6, 31), 2)
     level = np.zeros(len(Tissue), np.float32)
-    level[Tissue.OUTSIDE] = uniform(-12, 12)
+    level[Tissue.OUTSIDE] = uniform(-14, 10)
     for chamber in (Tissue.RIGHT_VENTRICLE, Tissue.RIGHT_ATRIUM, Tissue.LEFT_ATRIUM):
         level[chamber] = blood + normal(0, spread)
     for chamber, probability, highest in (
@@ -83,7 +83,7 @@ def draw_levels(draw: Draw) -> FloatArray:
         if chance(probability):  # filled with clutter: brighter than the left ventricle, a deep atrium than the wall
             level[chamber] = blood * uniform(highest, 0.95)
     if chance(0.12):  # reverberations fill it: as bright as what lies around it
-        level[Tissue.LEFT_ATRIUM] = uniform(0, 16)
+        level[Tissue.LEFT_ATRIUM] = uniform(-2, 14)
     level[Tissue.CAVITY] = blood
     level[Tissue.PAPILLARY] = normal(-1, 4)
     level[Tissue.DARK_BODY] = blood + uniform(-2, 12)
@@ -108,7 +108,7 @@ def draw_trabeculae(draw: Draw) -> tuple[Points, Points] | None:
     sides = np.where(s < 0, draw.uniform(0.0, 0.6), draw.uniform(0.45, 1.3))
     sides = sides + draw.uniform(0, 0.9) * np.exp(-((s / 0.25) ** 2))
     share = draw.uniform(0.05, 0.55) * sides * np.exp(draw.curve(NUM_ENDO, 8, 0.4))
-    return np.clip(share, 0, 0.75), np.clip(share * draw.uniform(1.1, 2.6), 0, 0.85)
+    return np.clip(share, 0, 0.75), np.clip(share * draw.uniform(1.2, 2.6) + draw.uniform(0, 0.2), 0, 0.85)
 
 
 def draw_right_trabeculae(draw: Draw) -> Points | None:
@@ -149,13 +149,26 @@ def draw_fields(draw: Draw, grid: Grid, outlines: Outlines) -> list[FloatArray]:
     side = grid.angles - np.float32(np.arctan2(middle[0], middle[1]))
     apex = outlines.cavity[NUM_ENDO // 2, 1]
     has_septum = outlines.right_ventricle is not None  # a septum is brighter than the lateral wall
-    regions = (uniform(-1, 14) if has_septum else uniform(-9, 4)) * rises(-side, 0.05, 0.06)
+    regions = (uniform(0, 15) if has_septum else uniform(-9, 4)) * rises(-side, 0.05, 0.06)
     if draw.chance(0.5):
         regions = regions - uniform(0, 9) * rises(side, 0.05, 0.06)
     if draw.chance(0.6):
         regions = regions - uniform(0, 10) * rises(-grid.ranges, -apex - uniform(0, 20), 6)
     regions = np.broadcast_to(regions, grid.shape).astype(np.float32)
     return [solid, blood, outside.astype(np.float32), wall, regions]
+
+
+def draw_deep_clutter(draw: Draw, grid: Grid, outlines: Outlines) -> FloatArray:
+    """Return the level (R, A) in decibels of clutter that covers what lies beyond the mitral annulus, chambers included."""
+    if not draw.chance(0.25):
+        return np.full(grid.shape, NO_LAYER_DB, np.float32)
+    start = float(np.hypot(*outlines.hinges.mean(axis=0))) + draw.normal(0, 6)
+    ranges = grid.ranges + grid.smooth_field(draw, 25, 25, 3.0)
+    share = rises(ranges, start, draw.uniform(2, 8)) * rises(
+        -ranges, -start - draw.uniform(15, 70), draw.uniform(3, 15)
+    )
+    share = share * rises(grid.angles * draw.choice(-1, 0, 0, 1) / grid.half_angle, draw.uniform(-0.8, -0.1), 0.2)
+    return (draw.uniform(2, 22) + 20 * np.log10(share + np.float32(1e-4))).astype(np.float32)
 
 
 def draw_glow(draw: Draw, grid: Grid, outlines: Outlines, outside: NDArray[np.bool_]) -> FloatArray:

@@ -99,7 +99,7 @@ def _draw_ventricle(draw: Draw, size: float, ejection_fraction: float, is_four_c
     # men: 106 ml at a diameter of 50 +- 4 mm, women: 76 ml at 45 +- 4 (Lang 2015), so ellipsoids of 81 and 72 mm
     length = draw.normal(81, 9, 55, 112) * size
     width = draw.normal(44.5, 6, 30, 64) * size
-    wall = draw.normal(11.6, 1.9, 6.5, 18)  # septum of the healthy: 6 to 10 mm (Lang 2015)
+    wall = draw.normal(11.8, 1.5, 6.5, 18)  # septum of the healthy: 6 to 10 mm (Lang 2015)
     if draw.chance(0.28):  # diameters above 58 mm in men, 52 in women (Lang 2015), and weak
         diagnosis = "dilated"
         width, length = width * draw.uniform(1.02, 1.45), length * draw.uniform(1, 1.12)
@@ -111,17 +111,17 @@ def _draw_ventricle(draw: Draw, size: float, ejection_fraction: float, is_four_c
         length *= draw.uniform(0.75, 1)  # foreshortened: the plane misses the apex
     shortening = 1 - draw.uniform(0.22, 0.36) * ejection_fraction / 100
     narrowing = np.sqrt((1 - ejection_fraction / 100) / shortening)
-    relative = np.exp(draw.curve(NUM_ENDO, 7, 0.15))
+    relative = np.exp(draw.curve(NUM_ENDO, 7, 0.1))
     s = np.linspace(-1, 1, NUM_ENDO)
     apex_share = draw.uniform(0.7, 1.25)
     relative *= 1 - (1 - apex_share) * np.exp(-((s / draw.uniform(0.2, 0.4)) ** 2))
-    relative *= np.where(s < 0, draw.uniform(0.82, 1.15), draw.uniform(0.82, 1.2))
+    relative *= np.where(s < 0, draw.uniform(0.88, 1.12), draw.uniform(0.88, 1.14))
     widest, apex_power = draw.uniform(0.5, 0.85), draw.uniform(1.8, 3.0)
     if draw.chance(0.05):
         diagnosis = "apical aneurysm"
         widest, apex_power = draw.uniform(0.3, 0.5), draw.uniform(2.4, 3.4)
         relative *= 1 - draw.uniform(0.2, 0.5) * np.exp(-((s / 0.35) ** 2))
-    annulus = float(np.clip(draw.normal(34, 4.5) * size / width, 0.55, 1.0))
+    annulus = float(np.clip(draw.normal(32, 4.5) * size / width, 0.55, 1.0))
     ventricle = Ventricle(
         length_mm=(length, length * shortening),
         width_mm=(width, width * narrowing),
@@ -129,12 +129,12 @@ def _draw_ventricle(draw: Draw, size: float, ejection_fraction: float, is_four_c
         widest=(widest, float(np.clip(widest + draw.normal(0.08, 0.06), 0.35, 0.9))),
         apex_power=(apex_power, max(1.4, apex_power * draw.uniform(0.7, 1))),
         base_power=draw.uniform(1.5, 3),
-        bend=np.array([draw.normal(0.04 if is_four_chamber else 0.02, 0.05), draw.normal(0, 0.035)]),
+        bend=np.array([draw.normal(0.065 if is_four_chamber else 0.03, 0.045), draw.normal(0, 0.035)]),
         side_scale=(draw.uniform(0.8, 1.1), draw.uniform(0.88, 1.15)),
         septal_bulge=(draw.uniform(2, 7) if draw.chance(0.25) else 0.0, draw.uniform(0.75, 0.92)),
-        unevenness_mm=np.stack([draw.curve(NUM_AXIS, 7, 1.2) for _ in range(2)]),
+        unevenness_mm=np.stack([draw.curve(NUM_AXIS, 7, 1.0) for _ in range(2)]),
         base_shift_mm=(draw.normal(0, 2.5), draw.normal(0, 2.5)),
-        wall_mm=(wall, wall * draw.normal(1, 0.06) / shortening),  # its area is kept
+        wall_mm=(wall, wall * draw.normal(0.97, 0.05) / shortening),  # its area is kept
         wall_relative=relative,
         apex_thickening=draw.uniform(0, 0.3),
         outer_overhang_mm=(draw.uniform(-2, 6), draw.uniform(-2, 7)),
@@ -176,7 +176,7 @@ def _draw_right_heart(draw: Draw, size: float) -> RightHeart:
 def _draw_valve(draw: Draw, lengths_mm: tuple[float, float]) -> Valve:
     return Valve(
         meeting=draw.uniform(0.35, 0.7),
-        tent_mm=draw.normal(3, 3, -6, 12) if draw.chance(0.7) else draw.uniform(2, 16),
+        tent_mm=draw.normal(2, 2.5, -6, 10) if draw.chance(0.8) else draw.uniform(2, 14),
         lengths_mm=lengths_mm,
         opening=(np.radians(draw.uniform(5, 55)), np.radians(draw.uniform(5, 55))),
         sag_mm=(draw.normal(0, 1.5), draw.normal(0, 1.5)),

@@ -18,7 +18,7 @@ from synboost_monai.simulation.draw import Draw
 from synboost_monai.simulation.grid import GRID_SHAPE, Grid
 from synboost_monai.simulation.hearts import VIEWS, draw_heart, draw_place
 
-MAX_CUT_SHARE = 0.12
+MAX_CUT_SHARE = 0.03
 """Largest share of the endocardium that may lie beside the sector."""
 MIN_APEX_DEPTH_MM = 3.0
 GOOD_CONTRAST, POOR_CONTRAST = 0.88, 0.7
@@ -121,5 +121,5 @@ def _draw_visible(draw: Draw, view: str, moment: float) -> tuple[Heart, float]:
 def _draw_depth(draw: Draw, outlines: Outlines) -> float:
     """Return how deep the image goes: mostly beyond the atrium, else the atrium ends with the image."""
     bottom = outlines.left_atrium[:, 1].max()
-    share = draw.uniform(0.95, 1.25) if draw.chance(0.6) else draw.uniform(0.68, 0.95)
+    share = draw.uniform(0.95, 1.25) if draw.chance(0.6) else draw.uniform(0.74, 0.95)
     return float(max(bottom * share, outlines.hinges[:, 1].mean() + 6))
