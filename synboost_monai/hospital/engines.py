@@ -56,7 +56,9 @@ def create_engine(
         FileNotFoundError: if the bundle or its weights are not there.
     """
     if engine == "local":
-        return LocalEngine(bundle, checkpoint_path, overrides, options, out_dir, workers)
+        from synboost_monai.hospital.model import EchoSegmenter  # torch: late, so that wrong options are told at once
+
+        return LocalEngine(EchoSegmenter(bundle, checkpoint_path, overrides), options, out_dir, workers)
     from synboost_monai.hospital.ray_engine import RayEngine
 
     return RayEngine(bundle, checkpoint_path, overrides, options, out_dir, workers, ray_address)
@@ -77,26 +79,12 @@ class LocalEngine:
     """Studies in threads that share one network; while one waits for the disk or a decoder, another has the network.
 
     Args:
-        bundle, checkpoint_path, overrides: of the model.
+        model: what finds the structures in frames.
         options, out_dir: of the run.
         workers: studies at a time.
     """
 
-    def __init__(
-        self,
-        bundle: str,
-        checkpoint_path: str | None,
-        overrides: Mapping[str, Any],
-        options: StudyOptions,
-        out_dir: Path,
-        workers: int,
-    ) -> None:
-        from synboost_monai.hospital.model import EchoSegmenter  # torch: late, so that wrong options are told at once
-
-        self.set_up(EchoSegmenter(bundle, checkpoint_path, overrides), options, out_dir, workers)
-
-    def set_up(self, model: EchoSegmenter, options: StudyOptions, out_dir: Path, workers: int) -> None:
-        """Take a model, and start what reads files."""
+    def __init__(self, model: EchoSegmenter, options: StudyOptions, out_dir: Path, workers: int) -> None:
         self.workers, self.model = workers, model
         self.pool = ReaderPool(workers, options.limits)
         self.processor = StudyProcessor(self.model, self.pool, out_dir, options)

@@ -52,9 +52,7 @@ class EllipseModel:
 def engine(*arguments: Any) -> engines.Engine:
     """A local engine with this model; arguments as `engines.create_engine`."""
     _, _, _, _, options, out_dir, workers, _ = arguments
-    local = engines.LocalEngine.__new__(engines.LocalEngine)
-    local.set_up(EllipseModel(), options, out_dir, workers)  # type: ignore[arg-type]
-    return local
+    return engines.LocalEngine(EllipseModel(), options, out_dir, workers)  # type: ignore[arg-type]
 
 
 def run(in_dir: Path, out_dir: Path, **options: Any) -> int:

@@ -19,19 +19,12 @@ from tests.hospital.launch_batch import EllipseModel  # noqa: E402
 OPTIONS = StudyOptions()
 
 
-def local_engine(out_dir: Path, options: StudyOptions = OPTIONS) -> LocalEngine:
-    """An engine with this model."""
-    engine = LocalEngine.__new__(LocalEngine)
-    engine.set_up(EllipseModel(), options, out_dir, 1)  # type: ignore[arg-type]
-    return engine
-
-
 def make_node(out_dir: Path, destination: str | None = None, **options: Any) -> Node:
     """A node on a free port; to be used with its engine's `with`."""
     server = {"port": 0, "timeout": 5, "min_free_mb": 1, **options.pop("server", {})}
     return Node(
         out_dir,
-        local_engine(out_dir),
+        LocalEngine(EllipseModel(), OPTIONS, out_dir, 1),  # type: ignore[arg-type]
         OPTIONS,
         ServerOptions(**server),
         None if destination is None else Destination.parse(destination),
