@@ -4,22 +4,22 @@ Training a decoder on frozen encoders asks the image encoder for the same answer
 augmentation makes them, are encoded once; an epoch then reads features. Copy 0 is the image as it is (what the network will see when it
 is used), the others are augmented, each from a random state of its own, which follows from the seed, the item and the copy's number.
 
-A folder holds one file a feature tensor and one for label maps (rows one after another, memory-mapped when read) and index.json, which
-says what each row was made from: image and label map (SHA-256 of the files), the encoder's weights, preprocessing, seed, copy, types and
-the version of this package. A row whose key is not in the index is computed; a row is in the index only once it is complete on disk.
+A copy has one safetensors file, which holds tensors and nothing that runs, and is memory-mapped when read. It is named by the hash of what
+it was made from: image and label map (SHA-256 of the files), the encoder's weights, preprocessing, seed, copy, types and the version of
+this package. So no file ever changes: what is there is used, what is missing is computed, and a file stands under its name only once it
+is complete. Files of other settings stay where they are. index.json holds the settings of the latest use, so that a change can be named.
 
-R: rows in the files, K: copies of an item, N: side of the network's square.
+K: copies of an item, N: side of the network's square.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
+import errno
+import json
 import logging
-import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,43 +27,36 @@ from typing import Any, TypeVar
 
 import torch
 from monai.transforms import Randomizable, Transform
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from synboost_monai.data.feature_files import INDEX_NAME, FeatureFiles, FolderLock, Index, RowWriter, make_folder
 from synboost_monai.data.frozen_features import FeatureEncoder, ItemCopies
-from synboost_monai.paths import open_own
+from synboost_monai.io import atomic_path, atomic_write_text, read_text
+from synboost_monai.processes import LOCK_NAME, hold_folder
 
 logger = logging.getLogger(__name__)
 
-SAVE_INTERVAL_S = 10.0
-"""Seconds between two writings of the index: what a kill -9 costs at most."""
-ROWS_KEY = "feature_rows"
-"""Entry of a dataset's item: the rows of its copies."""
+FEATURE_FILES_KEY = "feature_files"
+"""Entry of a dataset's item: the files of its copies."""
+INDEX_NAME = "index.json"
+"""File that says that a folder is of image features, and what they were last made from."""
+FORMAT = "synboost_monai image features, 2"
+"""First entry of the index; the number changes with the layout of the folder."""
+_SUFFIX = ".safetensors"
+_FEATURES, _LABEL_MAP = "features_{}", "label_map"
 _T = TypeVar("_T")
 
 Item = Mapping[Hashable, Any]
-
-
-@dataclass
-class _Plan:
-    """What is to be done, the same for all processes."""
-
-    index: Index
-    rows: list[list[int]]
-    """Row of each copy of each item."""
-    missing: list[tuple[str, int, int, int]]
-    """Key, row, item and copy of what is to be computed."""
-    keys: dict[int, str]
-    """Key of each row that is asked for, by its number."""
 
 
 @dataclass(frozen=True)
 class CachedFeatures:
     """What `cache_features` gives."""
 
-    files: FeatureFiles
-    rows: list[list[int]]
-    """Rows of the copies of each item."""
+    paths: list[list[Path]]
+    """Files of the copies of each item, for `read_features`."""
     num_reused: int
     num_computed: int
 
@@ -80,10 +73,10 @@ def cache_features(
     feature_dtype: str = "bfloat16",
     autocast_dtype: str | None = None,
 ) -> CachedFeatures:
-    """Features of all copies of all items, from the folder as far as they are there, computed where not.
+    """Return the files of the features of all copies of all items; those that the folder lacks are computed.
 
-    Under torchrun the processes share the work (rank r computes every world-size-th missing row) and wait for one another. Killed and
-    called again it goes on. Rows that are no longer asked for are overwritten as places are needed; the files never shrink.
+    Under torchrun the processes share the work (rank r computes what is missing of every world-size-th file) and wait for one another.
+    Killed and called again it goes on. Several trainings may use one folder; while one of them fills it, another waits.
 
     Args:
         data: a datalist's items, with `image` and `label`.
@@ -96,7 +89,7 @@ def cache_features(
         feature_dtype: bfloat16 or float16 (half the space) or float32.
         autocast_dtype: bfloat16 or float16 encodes in mixed precision.
     Raises:
-        ValueError: if the network is not frozen, the folder holds other things, is in use or too small, or a number is out of range.
+        ValueError: if the network is not frozen, the folder holds other things or has too little space, or a number is out of range.
     """
     folder = Path(folder)
     network = getattr(network, "module", network)
@@ -108,182 +101,182 @@ def cache_features(
     encoder = FeatureEncoder(network, feature_dtype, autocast_dtype)
     _check_all_alike(encoder.digest)
     copies = ItemCopies(data, image_transform, seed)
-    lock = FolderLock(folder)
+    image, label_map = copies.make(0, 0)
+    example = _row(encoder(image[None]), label_map[None], 0)
+    made_by = {**encoder.settings, "shapes": [list(tensor.shape) for tensor in example.values()]}
+    num_copies = num_copies if copies.has_chance else 1
+    paths = [
+        [folder / f"{copies.key(item, copy, made_by)}{_SUFFIX}" for copy in range(num_copies)]
+        for item in range(len(data))
+    ]
+    wanted: dict[Path, tuple[int, int]] = {}
+    for item, of_item in enumerate(paths):
+        for copy, path in enumerate(of_item):
+            wanted.setdefault(path, (item, copy))  # an image that is listed twice has one set of files
+    files = _Files(folder, wanted, len(save(example)), {**made_by, **copies.settings})
+    what = f"{len(wanted)} files of image features ({len(data)} items, {num_copies} copies)"
+    with contextlib.ExitStack() as held:
+        _in_all_processes(lambda: _open(files, what, held))
+        num_computed = sum(_in_all_processes(lambda: _compute(files, copies, encoder, batch_size)))
+    return CachedFeatures(paths, len(wanted) - num_computed, num_computed)
+
+
+def read_features(path: str | os.PathLike[str]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return the feature tensors of a file, in the type in which they are kept, and its label map (1, N, N), uint8.
+
+    They lie in the mapped file: copy them (as collating does) before changing them.
+
+    Raises:
+        ValueError: if the file is gone or damaged.
+    """
     try:
-        plan = _on_main_process(lambda: _open(folder, lock, copies, encoder, num_copies if copies.has_chance else 1))
-        if plan.missing:
-            _compute(folder, plan, copies, encoder, batch_size)
-        lock.take(exclusive=False, wait=True)
-        files = FeatureFiles(folder, lock)
-        if any(files.index.rows[row] != key for row, key in plan.keys.items()):
-            raise ValueError(
-                f"{folder}: another process has just changed these rows; set feature_cache_dir to another folder"
-            )
-    except BaseException:
-        lock.release()  # an exception that is kept must not keep the folder
-        raise
-    return CachedFeatures(files, plan.rows, len(plan.keys) - len(plan.missing), len(plan.missing))
-
-
-def _open(folder: Path, lock: FolderLock, copies: ItemCopies, encoder: FeatureEncoder, num_copies: int) -> _Plan:
-    """Lock a folder, find out what is missing in it and make room for that.
-
-    Raises:
-        ValueError: if it holds other things, is too small, or others read rows that would have to change.
-    """
-    make_folder(folder)
-    may_write = lock.take(exclusive=True, wait=False)
-    if not may_write:
-        gc.collect()  # datasets of this process that nobody uses any more
-        may_write = lock.take(exclusive=True, wait=False)
-    if not may_write:
-        logger.info(f"{folder}: in use by another process; waiting until its rows are complete")
-        lock.take(exclusive=False, wait=True)
-    plan = _plan(folder, copies, encoder, num_copies)
-    if plan.missing:
-        if not may_write:
-            raise ValueError(
-                f"{folder}: another training uses this folder, and {len(plan.missing)} of its rows would have to change; "
-                "set feature_cache_dir to a folder of its own"
-            )
-        _make_room(folder, plan.index)
-    return plan
-
-
-def _plan(folder: Path, copies: ItemCopies, encoder: FeatureEncoder, num_copies: int) -> _Plan:
-    """Which rows are there, which are missing, and where those go."""
-    index = Index.read(folder)
-    files = encoder.files_for(copies.make(0, 0)[0])
-    made_by = {**encoder.settings, "shapes": [list(file.shape) for file in files]}
-    keys = [[copies.key(item, copy, made_by) for copy in range(num_copies)] for item in range(len(copies.data))]
-    wanted: dict[str, tuple[int, int]] = {}
-    for item, of_item in enumerate(keys):
-        for copy, key in enumerate(of_item):
-            wanted.setdefault(key, (item, copy))  # an image that is listed twice has one set of rows
-    there = index.row_of
-    row_of = {key: there[key] for key in wanted if key in there}
-    missing_keys = [key for key in wanted if key not in there]
-    settings = {**made_by, **copies.settings}
-    changed = sorted(key for key, value in settings.items() if index.settings.get(key, value) != value)
-    if files != index.files:
-        assert not row_of  # a key says what shapes its row has
-        index = Index(files)
-    taken = set(row_of.values())
-    free = [row for row in range(len(index.rows)) if row not in taken]
-    free.sort(key=lambda row: index.rows[row] is not None)  # rows of other settings are overwritten last
-    rows = list(index.rows)
-    missing = []
-    for number, key in enumerate(missing_keys):
-        row = free[number] if number < len(free) else len(rows)
-        rows[row : row + 1] = [None]
-        row_of[key] = row
-        missing.append((key, row, *wanted[key]))
-    index = Index(index.files, rows, settings)
-    reason = f" ({', '.join(changed)} changed)" if changed else ""
-    logger.info(
-        f"{folder}: {len(wanted)} rows of image features ({len(copies.data)} items, {num_copies} copies), {_size(index.row_bytes)} each: "
-        f"{len(wanted) - len(missing)} reused, {len(missing)} to compute{reason}"
-    )
-    return _Plan(
-        index, [[row_of[key] for key in of_item] for of_item in keys], missing, {r: k for k, r in row_of.items()}
-    )
-
-
-def _make_room(folder: Path, index: Index) -> None:
-    """Check that the rows fit on the disk, take out of the index on disk what will be overwritten, and give the files their size.
-
-    Raises:
-        ValueError: if there is not enough space.
-    """
-    new_bytes = 0
-    for file in index.files:
-        path = folder / file.name
-        there = path.stat().st_blocks * 512 if path.is_file() else 0
-        new_bytes += max(len(index.rows) * file.row_bytes - there, 0)
-    free_bytes = shutil.disk_usage(folder).free
-    logger.info(f"{folder}: {_size(new_bytes)} more on the disk, of {_size(free_bytes)} free")
-    if new_bytes > free_bytes:
+        tensors = load_file(path)
+        label_map = tensors.pop(_LABEL_MAP)
+        return tuple(tensors[_FEATURES.format(i)] for i in range(len(tensors))), label_map
+    except (SafetensorError, OSError, KeyError) as error:
         raise ValueError(
-            f"{folder}: image features need {_size(new_bytes)} more ({len(index.rows)} rows of {_size(index.row_bytes)}), but only "
-            f"{_size(free_bytes)} are free; set num_feature_copies lower, or feature_cache_dir to another disk"
-        )
-    for leftover in folder.glob(f".*-*.{INDEX_NAME}"):  # of a process that was killed while it wrote
-        leftover.unlink()
-    index.write(folder)
-    names = {file.name for file in index.files}
-    for path in folder.glob("features_*.bin"):
-        if path.name not in names:
-            path.unlink()
-    for file in index.files:
-        with os.fdopen(open_own(folder / file.name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as stream:
-            stream.truncate(len(index.rows) * file.row_bytes)
-
-
-def _compute(folder: Path, plan: _Plan, copies: ItemCopies, encoder: FeatureEncoder, batch_size: int) -> None:
-    """Compute this process's share of the missing rows; all of them are in the index when it returns."""
-    from tqdm import tqdm
-
-    rank, world_size = _rank_and_world_size()
-    shares = [plan.missing[r::world_size] for r in range(world_size)]
-    num_rounds = math.ceil(len(shares[0]) / batch_size)
-    writer = RowWriter(folder, plan.index.files)
-    unsaved: list[tuple[int, str]] = []
-    saved_at = time.monotonic()
-    bar = tqdm(total=len(plan.missing), desc="image features", unit="row", disable=rank > 0, mininterval=0.5)
-    try:
-        for number in range(num_rounds):
-            part = slice(number * batch_size, (number + 1) * batch_size)
-            batch = shares[rank][part]
-            if batch:
-                images, label_maps = zip(*(copies.make(item, copy) for _, _, item, copy in batch))
-                features = encoder(torch.stack(images))
-                for place, (key, row, _, _) in enumerate(batch):
-                    writer.write(row, [*(tensor[place] for tensor in features), label_maps[place]])
-                    unsaved.append((row, key))
-            bar.update(sum(len(share[part]) for share in shares))
-            is_due = number == num_rounds - 1 or time.monotonic() - saved_at >= SAVE_INTERVAL_S
-            if _from_main_process(is_due):
-                _save(folder, plan.index, writer, unsaved)
-                unsaved, saved_at = [], time.monotonic()
-    except BaseException:
-        if world_size == 1:  # the others cannot be asked now
-            with contextlib.suppress(OSError):
-                _save(folder, plan.index, writer, unsaved)
-        raise
-    finally:
-        bar.close()
-        writer.close()
-
-
-def _save(folder: Path, index: Index, writer: RowWriter, unsaved: list[tuple[int, str]]) -> None:
-    """Put complete rows of all processes into the index."""
-    writer.flush()
-    for part in _from_all_processes(unsaved):
-        for row, key in part:
-            index.rows[row] = key
-    if _rank_and_world_size()[0] == 0:
-        index.write(folder)
-    _from_main_process(None)  # the others go on when it is written
+            f"{path}: expected a file of image features, but it cannot be read ({error}); delete it, if it is there, and run the "
+            "same command again"
+        ) from error
 
 
 class ReadFeaturesd(Randomizable, Transform):
     """Puts the features and the label map of one copy, drawn by chance, into an item.
 
     `image` becomes a tuple of tensors as `encode_image` gives them, of one image and in the type that they are kept in; `label` the
-    label map (1, N, N), uint8. `ROWS_KEY` is taken out.
-
-    Args:
-        files: where they are.
+    label map (1, N, N), uint8. `FEATURE_FILES_KEY` is taken out.
     """
-
-    def __init__(self, files: FeatureFiles) -> None:
-        self.files = files
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
-        rows = item.pop(ROWS_KEY)
-        item["image"], item["label"] = self.files.read(rows[int(self.R.randint(len(rows)))])
+        paths = item.pop(FEATURE_FILES_KEY)
+        item["image"], item["label"] = read_features(paths[int(self.R.randint(len(paths)))])
         return item
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files that are asked for."""
+
+    folder: Path
+    wanted: dict[Path, tuple[int, int]]
+    """File -> item and copy."""
+    num_bytes: int
+    """Of each."""
+    settings: dict[str, Any]
+    """What all of them share."""
+
+    def is_missing(self, path: Path) -> bool:
+        """Whether a file is to be computed: it is not there, or it was cut."""
+        return not path.is_file() or path.stat().st_size != self.num_bytes
+
+
+def _open(files: _Files, what: str, held: contextlib.ExitStack) -> None:
+    """Check the folder; the main process then holds it for itself, sees whether there is room, and writes the index.
+
+    Raises:
+        ValueError: if the folder holds other things or has too little space.
+    """
+    settings_before = _read_index(files.folder)  # before a lock is put into a folder that is not ours
+    if _rank_and_world_size()[0] > 0:
+        return
+    held.enter_context(hold_folder(files.folder))
+    for leftover in files.folder.glob(".[0-9]*-*.*"):  # of a process that was killed while it wrote
+        leftover.unlink()
+    num_missing = sum(map(files.is_missing, files.wanted))
+    changed = sorted(key for key, value in files.settings.items() if settings_before.get(key, value) != value)
+    reason = f" ({', '.join(changed)} changed)" if changed else ""
+    logger.info(
+        f"{files.folder}: {what}, {_size(files.num_bytes)} each: {len(files.wanted) - num_missing} reused, "
+        f"{num_missing} to compute{reason}"
+    )
+    free_bytes = shutil.disk_usage(files.folder).free
+    if num_missing * files.num_bytes > free_bytes:
+        raise ValueError(
+            f"{files.folder}: image features need {_size(num_missing * files.num_bytes)} more ({num_missing} files of "
+            f"{_size(files.num_bytes)}), but only {_size(free_bytes)} are free; set num_feature_copies lower, or feature_cache_dir "
+            "to another disk"
+        )
+    content = {"format": FORMAT, "settings": files.settings}
+    atomic_write_text(files.folder / INDEX_NAME, json.dumps(content, indent=0) + "\n")
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """Make the folder if it is new, and return the settings of its latest use.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"{folder}: expected a folder for image features, got a file; set feature_cache_dir to a folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        others = sorted(name for name in os.listdir(folder) if name != LOCK_NAME and not _is_index(name))
+        if others:
+            raise ValueError(
+                f"{folder}: expected a new folder or one of image features, but it holds {others[0]!r} and no {INDEX_NAME}; "
+                "set feature_cache_dir to another folder"
+            )
+        return {}
+    try:
+        content = json.loads(read_text(path))
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']!r}")
+        return dict(content["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not an index of image features as this version writes it ({error}); "
+            "set feature_cache_dir to another folder, or delete this one"
+        ) from error
+
+
+def _is_index(name: str) -> bool:
+    """Whether a file is an index, or one that was being written when a process was killed."""
+    return name == INDEX_NAME or (name.startswith(".") and name.endswith(f".{INDEX_NAME}"))
+
+
+def _compute(files: _Files, copies: ItemCopies, encoder: FeatureEncoder, batch_size: int) -> int:
+    """Compute this process's share of the missing files, and return how many those were."""
+    rank, world_size = _rank_and_world_size()
+    share = [path for path in list(files.wanted)[rank::world_size] if files.is_missing(path)]
+    with tqdm(total=len(share), desc="image features", unit="file", disable=rank > 0, mininterval=0.5) as bar:
+        for start in range(0, len(share), batch_size):
+            batch = share[start : start + batch_size]
+            images, label_maps = zip(*(copies.make(*files.wanted[path]) for path in batch))
+            features = encoder(torch.stack(images))
+            for place, path in enumerate(batch):
+                _write(path, _row(features, label_maps, place))
+            bar.update(len(batch))
+    return len(share)
+
+
+def _row(features: Sequence[Tensor], label_maps: Sequence[Tensor] | Tensor, place: int) -> dict[str, Tensor]:
+    """Return what the file of one image of a batch holds."""
+    tensors = {_FEATURES.format(i): tensor[place] for i, tensor in enumerate(features)} | {
+        _LABEL_MAP: label_maps[place]
+    }
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+
+
+def _write(path: Path, row: dict[str, Tensor]) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        ValueError: if the disk is full.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(save(row))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"{path.parent}: the disk is full ({error.strerror}); free some space and call again (complete files are kept), "
+            "or set num_feature_copies lower or feature_cache_dir to another disk"
+        ) from error
 
 
 def _rank_and_world_size() -> tuple[int, int]:
@@ -293,42 +286,27 @@ def _rank_and_world_size() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def _from_all_processes(value: _T) -> list[_T]:
-    """A value of each process, by rank."""
+def _in_all_processes(function: Callable[[], _T]) -> list[_T]:
+    """Call a function in every process, and return its results by rank once all have come; an error of one is an error of all."""
     _, world_size = _rank_and_world_size()
-    values: list[Any] = [value] * world_size
-    if world_size > 1:
-        torch.distributed.all_gather_object(values, value)
-    return values
-
-
-def _from_main_process(value: _T) -> _T:
-    """The value of rank 0."""
-    if _rank_and_world_size()[1] == 1:
-        return value
-    values = [value]
-    torch.distributed.broadcast_object_list(values, src=0)
-    return values[0]
-
-
-def _on_main_process(function: Callable[[], _T]) -> _T:
-    """What a function gives on rank 0, for all; its error too, so that nobody waits for ever."""
-    result: Any = None
-    error: Exception | None = None
-    if _rank_and_world_size()[0] == 0:
-        try:
-            result = function()
-        except Exception as raised:
-            error = raised
-    result, error = _from_main_process((result, error))
-    if error is not None:
-        raise error
-    return result
+    if world_size == 1:
+        return [function()]
+    mine: tuple[Any, Exception | None]
+    try:
+        mine = function(), None
+    except Exception as error:
+        mine = None, error
+    answers: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(answers, mine)
+    for _, raised in (mine, *answers):
+        if raised is not None:
+            raise raised
+    return [result for result, _ in answers]
 
 
 def _check_all_alike(digest: str) -> None:
     """Refuse processes whose encoders differ."""
-    digests = _from_all_processes(digest)
+    digests = _in_all_processes(lambda: digest)
     others = [str(rank) for rank, other in enumerate(digests) if other != digests[0]]
     if others:
         raise ValueError(
@@ -337,10 +315,6 @@ def _check_all_alike(digest: str) -> None:
         )
 
 
-def _size(num_bytes: float) -> str:
+def _size(num_bytes: int) -> str:
     """Bytes in words."""
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} GB"
+    return f"{tqdm.format_sizeof(num_bytes)}B"

@@ -19,10 +19,17 @@ from monai.transforms import Compose, RandomizableTrait
 from torch import Tensor, nn
 
 from synboost_monai import __version__
-from synboost_monai.data.feature_files import FEATURE_DTYPES, TensorFile, bytes_of
 from synboost_monai.io import sha256_of
 
+FEATURE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+"""Types that features are kept in, as configs write them."""
+
 Item = Mapping[Hashable, Any]
+
+
+def bytes_of(tensor: Tensor) -> Any:
+    """Return the memory of a tensor as an array of bytes."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def encoder_hash(network: nn.Module) -> str:
@@ -156,7 +163,7 @@ class ItemCopies:
         return f"{file_hash(item['image'])} {file_hash(item['label'])}"
 
     def key(self, index: int, copy: int, settings: Mapping[str, Any]) -> str:
-        """What the row of a copy is known by."""
+        """Return the hash that a copy is known by."""
         content = {
             **settings,
             "files": self._hashes[index],
@@ -230,14 +237,6 @@ class FeatureEncoder:
                 "feature_dtype to bfloat16 or float32"
             )
         return kept
-
-    def files_for(self, image: Tensor) -> tuple[TensorFile, ...]:
-        """The files for features like those of one image (3, N, N), and for its label map."""
-        features = self(image[None])
-        files = [
-            TensorFile(f"features_{i}.bin", tuple(f.shape[1:]), self.feature_dtype) for i, f in enumerate(features)
-        ]
-        return (*files, TensorFile("label_map.bin", (1, *image.shape[1:]), "uint8"))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from monai.data import CacheDataset, Dataset
 from monai.transforms import Compose
 from torch import nn
 
-from synboost_monai.data.feature_cache import ROWS_KEY, ReadFeaturesd, cache_features
+from synboost_monai.data.feature_cache import FEATURE_FILES_KEY, ReadFeaturesd, cache_features
 
 Item = Mapping[Hashable, Any]
 
@@ -33,8 +33,8 @@ class FrozenFeatureDataset(Dataset):
     ) -> None:
         cached = cache_features(data, image_transform, network, feature_cache_dir, **options)
         self.num_reused, self.num_computed = cached.num_reused, cached.num_computed
-        items = [{**item, ROWS_KEY: rows} for item, rows in zip(data, cached.rows)]
-        super().__init__(items, Compose([ReadFeaturesd(cached.files), *_parts(prompt_transform)]))
+        items = [{**item, FEATURE_FILES_KEY: paths} for item, paths in zip(data, cached.paths)]
+        super().__init__(items, Compose([ReadFeaturesd(), *_parts(prompt_transform)]))
 
 
 def training_dataset(

@@ -53,7 +53,7 @@ def cache(
     cached = feature_cache.cache_features(
         data, image_transform(), network, folder, num_copies=2, batch_size=BATCH_SIZE, feature_dtype="float32"
     )
-    features = [cached.files.read(row)[0][0] for rows in cached.rows for row in rows]
+    features = [feature_cache.read_features(path)[0][0] for paths in cached.paths for path in paths]
     return {
         "num_reused": cached.num_reused,
         "num_computed": cached.num_computed,
@@ -95,7 +95,6 @@ def fork_two(out_dir: Path, name: str, work: Callable[[int], dict[str, Any]]) ->
 
 def main(datalist_dir: Path, out_dir: Path) -> None:
     torch.set_num_threads(1)
-    feature_cache.SAVE_INTERVAL_S = 0.0
     data = read_datalist(datalist_dir, "training", limit=5)
     killed = fork(out_dir / "killed.json", lambda: cache(data, out_dir / "one", kill_at=KILLED_AT))
     _, status = os.waitpid(killed, 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -18,11 +17,11 @@ import torch
 from monai.transforms import Compose
 from torch import Tensor, nn
 
-from synboost_monai.data import feature_cache, feature_files, frozen_features, read_datalist
-from synboost_monai.data.feature_cache import CachedFeatures, cache_features
-from synboost_monai.data.feature_files import FeatureFiles, Index
+from synboost_monai.data import feature_cache, frozen_features, read_datalist
+from synboost_monai.data.feature_cache import CachedFeatures, cache_features, read_features
 from synboost_monai.data.frozen_features import check_frozen, describe, file_hash
 from synboost_monai.networks import create_segmenter
+from synboost_monai.processes import lock
 from synboost_monai.transforms import CLIP_MEAN, CLIP_STD, Letterboxd, LoadEchod, NormaliseEchod, RandUltrasoundd
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,26 +109,30 @@ def counts(cached: CachedFeatures) -> tuple[int, int]:
     return cached.num_reused, cached.num_computed
 
 
+def num_bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def all_rows(cached: CachedFeatures) -> list[Tensor]:
-    """Everything that is kept, a tensor a file, ordered by item and copy."""
-    rows = [cached.files.read(row) for of_item in cached.rows for row in of_item]
+    """Everything that is kept: a tensor for each feature and one for label maps, ordered by item and copy."""
+    rows = [read_features(path) for of_item in cached.paths for path in of_item]
     return [torch.stack(parts) for parts in zip(*((*features, label) for features, label in rows))]
 
 
 # ---- what is kept
 
 
-def test_rows_are_what_the_network_gives_in_any_order_and_batch(
+def test_features_are_what_the_network_gives_in_any_order_and_batch(
     cache: Callable[..., CachedFeatures], data: list[dict[str, Any]], network: TinySegmenter, tmp_path: Path
 ) -> None:
     cached = cache(batch_size=5)
     one_by_one = cache(batch_size=1, data=data[::-1], folder=tmp_path / "other")
-    one_by_one.rows.reverse()
+    one_by_one.paths.reverse()
     assert counts(cached) == counts(one_by_one) == (0, 12)
     for together, alone in zip(all_rows(cached), all_rows(one_by_one)):
         torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
     item = image_transform(is_enabled=False)(data[1])
-    features, label_map = cached.files.read(cached.rows[1][0])
+    features, label_map = read_features(cached.paths[1][0])
     assert torch.equal(label_map, item["label"].to(torch.uint8)) and label_map.unique().tolist() == [0, 1, 2, 3]
     for kept, now in zip(features, network.eval().encode_image(item["image"][None])):
         torch.testing.assert_close(kept, now[0], rtol=1e-6, atol=1e-6)
@@ -155,15 +158,15 @@ def test_copies_differ_but_the_first_and_label_maps_are_warped_alike(cache: Call
 
 def test_copies_without_anything_random_are_one(cache: Callable[..., CachedFeatures]) -> None:
     cached = cache(image_transform=image_transform(is_enabled=False))
-    assert [len(rows) for rows in cached.rows] == [1] * 4
+    assert [len(paths) for paths in cached.paths] == [1] * 4
 
 
-def test_image_that_is_listed_twice_has_one_set_of_rows(
+def test_image_that_is_listed_twice_has_one_set_of_files(
     cache: Callable[..., CachedFeatures], data: list[dict[str, Any]]
 ) -> None:
     cached = cache(data=[data[0], data[1], {**data[0], "age": 3}])
     assert counts(cached) == (0, 6)
-    assert cached.rows[0] == cached.rows[2] != cached.rows[1]
+    assert cached.paths[0] == cached.paths[2] != cached.paths[1]
 
 
 @pytest.mark.parametrize(("feature_dtype", "tolerance"), [("bfloat16", 2**-8), ("float16", 2**-11)])
@@ -172,7 +175,9 @@ def test_types_of_half_the_size_round_and_no_more(
 ) -> None:
     exact = all_rows(cache())
     rounded = all_rows(cache(folder=tmp_path / "half", feature_dtype=feature_dtype))
-    assert (tmp_path / "half/features_0.bin").stat().st_size * 2 == (tmp_path / "cache/features_0.bin").stat().st_size
+    saved = num_bytes_of(tmp_path / "cache") - num_bytes_of(tmp_path / "half")
+    num_values = sum(tensor.numel() for tensor in exact[:2])
+    assert 2 * num_values - 12 * 64 <= saved <= 2 * num_values + 12 * 64  # but for the words of the headers
     for index in (0, 1):
         assert rounded[index].dtype == getattr(torch, feature_dtype)
         torch.testing.assert_close(rounded[index].float(), exact[index], rtol=tolerance, atol=1e-6)
@@ -192,18 +197,11 @@ def test_decoder_gives_the_same_from_kept_features(
     network = create_segmenter(architecture, "tiny", freeze_encoders=True)
     cached = cache(network=network)
     network.eval()
-    features = [torch.stack(parts) for parts in zip(*(cached.files.read(rows[0])[0] for rows in cached.rows))]
+    features = [torch.stack(parts) for parts in zip(*(read_features(paths[0])[0] for paths in cached.paths))]
     images = torch.stack([image_transform(is_enabled=False)(item)["image"] for item in data])
     input_ids = network.default_input_ids.expand(4, -1, -1)
     with torch.no_grad():
         torch.testing.assert_close(network(features, input_ids), network(images, input_ids), rtol=1e-4, atol=1e-5)
-
-
-def test_worker_process_maps_the_files_anew(cache: Callable[..., CachedFeatures]) -> None:
-    cached = cache()
-    expected = cached.files.read(3)[0][0]
-    assert len(pickle.dumps(cached.files)) < 5000  # paths, no features
-    assert torch.equal(pickle.loads(pickle.dumps(cached.files)).read(3)[0][0], expected)
 
 
 # ---- what is computed again
@@ -217,7 +215,7 @@ def test_nothing_is_computed_twice(cache: Callable[..., CachedFeatures], network
     assert all(torch.equal(a, b) for a, b in zip(first, all_rows(again)))
 
 
-def test_changed_image_is_noticed_and_its_rows_alone_are_computed(
+def test_changed_image_is_noticed_and_its_files_alone_are_computed(
     cache: Callable[..., CachedFeatures], data: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
     before = all_rows(cache())
@@ -225,7 +223,7 @@ def test_changed_image_is_noticed_and_its_rows_alone_are_computed(
     with caplog.at_level(logging.INFO):
         after = cache()
     assert counts(after) == (9, 3)
-    assert "12 rows of image features (4 items, 3 copies)" in caplog.text
+    assert "12 files of image features (4 items, 3 copies)" in caplog.text
     assert "9 reused, 3 to compute\n" in caplog.text
     is_same = [
         torch.equal(a, b) for a, b in zip(before[0].unflatten(0, (4, 3)), all_rows(after)[0].unflatten(0, (4, 3)))
@@ -317,24 +315,46 @@ def test_what_depends_on_no_image_changes_nothing(
     assert counts(cache(data=[{**item, "age": 99} for item in data[::-1]])) == (12, 0)
 
 
-def test_rows_of_other_items_stay_until_their_place_is_needed(
-    cache: Callable[..., CachedFeatures], data: list[dict[str, Any]], tmp_path: Path
+def test_files_of_other_items_and_settings_stay(
+    cache: Callable[..., CachedFeatures], data: list[dict[str, Any]]
 ) -> None:
-    cache(data=data[:3])
-    assert counts(cache(data=data[:1])) == (3, 0)
-    assert counts(cache(data=data[3:])) == (0, 3)  # in the places of three others
-    assert counts(cache(data=data[:3])) == (6, 3)
-    assert (tmp_path / "cache/label_map.bin").stat().st_size == 9 * SIZE * SIZE
+    first = cache(data=data[:3])
+    expected = all_rows(first)
+    assert counts(cache(data=data[3:])) == (0, 3)
+    assert counts(cache(data=data[:3], seed=1)) == (3, 6)
+    assert all(torch.equal(a, b) for a, b in zip(expected, all_rows(first)))  # also for who reads them meanwhile
+    assert counts(cache(data=data)) == (12, 0)
 
 
-def test_deleted_or_cut_file_is_computed_again(cache: Callable[..., CachedFeatures], tmp_path: Path) -> None:
-    expected = all_rows(cache())
-    (tmp_path / "cache/features_1.bin").unlink()
-    assert counts(cache()) == (0, 12)
-    os.truncate(tmp_path / "cache/label_map.bin", 100)
+def test_deleted_or_cut_file_is_computed_again(cache: Callable[..., CachedFeatures]) -> None:
+    cached = cache()
+    expected = all_rows(cached)
+    cached.paths[0][1].unlink()
+    os.truncate(cached.paths[2][0], 100)
     again = cache()
-    assert counts(again) == (0, 12)
+    assert counts(again) == (10, 2)
     assert all(torch.equal(a, b) for a, b in zip(expected, all_rows(again)))
+
+
+def test_file_is_data_and_a_damaged_one_is_an_error_that_names_it(cache: Callable[..., CachedFeatures]) -> None:
+    path = cache().paths[1][2]
+    num_bytes = path.stat().st_size
+    for content in (bytes(num_bytes), b"\x80\x04cposix\nsystem\n".ljust(num_bytes, b"."), None):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path.name}: expected a file of image features.*delete it"):
+            read_features(path)
+
+
+def test_link_in_place_of_a_file_is_replaced_and_not_followed(
+    cache: Callable[..., CachedFeatures], tmp_path: Path
+) -> None:
+    path = cache().paths[0][0]
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    path.unlink()
+    path.symlink_to(precious)
+    assert counts(cache()) == (11, 1)
+    assert precious.read_bytes() == b"precious" and not path.is_symlink()
 
 
 def test_description_is_of_settings_alone() -> None:
@@ -369,6 +389,28 @@ def test_error_in_the_middle_keeps_what_is_complete(
     assert counts(cache()) == (8, 4)
 
 
+def test_folder_is_held_while_it_is_filled_and_given_back(
+    cache: Callable[..., CachedFeatures], network: TinySegmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, is_free = network.encode_image, []
+
+    def is_locked_by_nobody() -> bool:
+        descriptor = os.open(tmp_path / "cache/.lock", os.O_RDWR | os.O_CREAT)
+        try:
+            return lock(descriptor, tmp_path)
+        finally:
+            os.close(descriptor)
+
+    def watched(image: Tensor) -> tuple[Tensor, ...]:
+        if network.num_encoded:  # after the image that shows the shapes
+            is_free.append(is_locked_by_nobody())
+        return encode(image)
+
+    monkeypatch.setattr(network, "encode_image", watched)
+    cache()
+    assert is_free == [False, False] and is_locked_by_nobody()
+
+
 @pytest.fixture(scope="module")
 def launched(datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What launch_feature_cache.py leaves."""
@@ -397,13 +439,12 @@ def test_killed_process_costs_the_batch_it_was_at(launched: Path) -> None:
     )
 
 
-def test_two_processes_share_the_work_and_see_all_rows(launched: Path) -> None:
+def test_two_processes_share_the_work_and_see_all_files(launched: Path) -> None:
     alone, ranks = result(launched, "alone"), [result(launched, f"shared_{rank}") for rank in range(2)]
-    assert [rank["encoded"] for rank in ranks] == [1 + 5, 5]
+    assert [rank["encoded"] for rank in ranks] == [1 + 5, 1 + 5]
     for rank in ranks:
         assert (rank["num_reused"], rank["num_computed"]) == (0, 10)
         assert rank["sum"] == pytest.approx(alone["sum"], rel=1e-7)
-    assert None not in Index.read(launched / "two").rows
 
 
 def test_error_of_one_process_is_an_error_of_all(launched: Path) -> None:
@@ -414,17 +455,6 @@ def test_error_of_one_process_is_an_error_of_all(launched: Path) -> None:
         )
         assert result(launched, f"foreign_{rank}")["error"].startswith("ValueError")
         assert "holds 'thesis.txt' and no index.json" in result(launched, f"foreign_{rank}")["error"]
-
-
-def test_folder_that_is_read_is_not_changed_by_others(cache: Callable[..., CachedFeatures]) -> None:
-    reader = cache()
-    expected = all_rows(reader)
-    assert counts(cache()) == (12, 0)  # to read together is fine
-    with pytest.raises(ValueError, match="another training uses this folder, and 8 of its rows would have to change"):
-        cache(seed=1)
-    assert all(torch.equal(a, b) for a, b in zip(expected, all_rows(reader)))
-    del reader
-    assert counts(cache(seed=1)) == (4, 8)
 
 
 # ---- what is refused
@@ -476,7 +506,7 @@ def test_folder_of_other_things_is_an_error(cache: Callable[..., CachedFeatures]
         cache(folder=tmp_path / "cache" / "model.pt")
 
 
-@pytest.mark.parametrize("content", ["[]", '{"format": "synboost_monai image features, 2"}', "{", '{"images": 3}'])
+@pytest.mark.parametrize("content", ["[]", '{"format": "synboost_monai image features, 1"}', "{", '{"images": 3}'])
 def test_index_of_another_kind_is_an_error(cache: Callable[..., CachedFeatures], tmp_path: Path, content: str) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "index.json").write_text(content)
@@ -492,28 +522,30 @@ def test_too_little_space_is_an_error_before_anything_is_written(
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda path: usage._replace(free=10_000))
     with pytest.raises(
         ValueError,
-        match=r"need 18\.5 kB more \(12 rows of 1\.54 kB\), but only 10 kB are free; set num_feature_copies",
+        match=r"need 21\.\dkB more \(12 files of 1\.\d+kB\), but only 10\.0kB are free; set num_feature_copies",
     ):
         cache()
-    assert os.listdir(tmp_path / "cache") == ["lock"]
+    assert os.listdir(tmp_path / "cache") == [".lock"]
 
 
-def test_full_disk_is_an_error_that_keeps_complete_rows(
-    cache: Callable[..., CachedFeatures], monkeypatch: pytest.MonkeyPatch
+def test_full_disk_is_an_error_that_keeps_complete_files(
+    cache: Callable[..., CachedFeatures], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, num_calls = os.pwrite, 0
+    write, num_calls = Path.write_bytes, 0
 
-    def fails(descriptor: int, content: Any, offset: int) -> int:
+    def fails(path: Path, content: bytes) -> int:
         nonlocal num_calls
         num_calls += 1
-        if num_calls > 2 * 3 + 1:
+        if num_calls > 2:
+            write(path, content[: len(content) // 2])
             raise OSError(28, "No space left on device")
-        return write(descriptor, content[: len(content) // 2 + 1] if num_calls == 1 else content, offset)
+        return write(path, content)
 
-    monkeypatch.setattr(feature_files.os, "pwrite", fails)
+    monkeypatch.setattr(Path, "write_bytes", fails)
     with pytest.raises(ValueError, match="the disk is full"):
         cache(batch_size=1)
     monkeypatch.undo()
+    assert len(list((tmp_path / "cache").iterdir())) == 2 + 2  # beside the index and the lock
     assert counts(cache()) == (2, 10)
 
 
@@ -550,8 +582,3 @@ def test_feature_too_large_for_its_type_is_an_error(
     network.encoder[1].running_mean += 1e6
     with pytest.raises(ValueError, match="too large for float16"):
         cache(feature_dtype="float16")
-
-
-def test_files_alone_can_be_read(cache: Callable[..., CachedFeatures], tmp_path: Path) -> None:
-    cached = cache()
-    assert torch.equal(FeatureFiles(tmp_path / "cache").read(5)[1], cached.files.read(5)[1])

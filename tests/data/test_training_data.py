@@ -13,7 +13,7 @@ from monai.transforms import Compose, SelectItemsd
 from torch import nn
 
 from synboost_monai.data import read_datalist
-from synboost_monai.data.feature_cache import ROWS_KEY
+from synboost_monai.data.feature_cache import FEATURE_FILES_KEY, read_features
 from synboost_monai.data.training_data import FrozenFeatureDataset, training_dataset
 from synboost_monai.handlers import EpochSeed
 from synboost_monai.inferers.segmentation import PreparePromptedBatch, PromptedSegmentationInferer
@@ -69,10 +69,13 @@ def start_epoch(dataset: Any, epoch: int, seed: int = 0) -> None:
 def drawn_copies(dataset: Any, epoch: int) -> list[int]:
     """Which copy of each item an epoch takes."""
     start_epoch(dataset, epoch)
-    read = dataset.transform.transforms[0].files.read
     copies = []
     for item, given in zip(dataset.data, dataset):
-        matches = [i for i, row in enumerate(item[ROWS_KEY]) if torch.equal(read(row)[0][0], given["image"][0])]
+        matches = [
+            i
+            for i, path in enumerate(item[FEATURE_FILES_KEY])
+            if torch.equal(read_features(path)[0][0], given["image"][0])
+        ]
         assert len(matches) == 1
         copies += matches
     return copies
@@ -124,10 +127,10 @@ def test_batches_of_features_are_what_the_decoder_takes(
 
 def test_masks_belong_to_the_copy_that_was_drawn(data: list[dict[str, Any]], tmp_path: Path) -> None:
     dataset = feature_dataset(data, tmp_path / "cache", feature_dtype="float32")
-    files = dataset.transform.transforms[0].files
     start_epoch(dataset, 3)
     for item, given in zip(dataset.data, dataset):
-        of_copy = {files.read(row)[0][0].sum().item(): files.read(row)[1] for row in item[ROWS_KEY]}
+        copies = [read_features(path) for path in item[FEATURE_FILES_KEY]]
+        of_copy = {features[0].sum().item(): label_map for features, label_map in copies}
         label_map = of_copy[given["image"][0].sum().item()]
         for mask, class_index in zip(given["label"], (1, 2, 3)):
             assert torch.equal(mask, (label_map[0] == class_index).float())

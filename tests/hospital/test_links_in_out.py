@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from synboost_monai.data.feature_files import FolderLock
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.handlers import LogToFile
 from synboost_monai.hospital.batch import _remove_unlisted, run_dicom
@@ -40,10 +39,6 @@ def lock(out: Path) -> None:
         pass
 
 
-def feature_lock(out: Path) -> None:
-    FolderLock(out).take(exclusive=True, wait=False)
-
-
 def log(out: Path) -> None:
     handler = LogToFile(out / "log.txt")
     handler._open(SimpleNamespace())  # type: ignore[arg-type]
@@ -59,7 +54,6 @@ def ledger(out: Path) -> None:
     ("name", "use"),
     [
         (".lock", lock),
-        ("features.lock", feature_lock),
         ("log.txt", log),
         ("ledger.sqlite", ledger),
         ("ledger.sqlite-journal", ledger),
@@ -69,10 +63,8 @@ def ledger(out: Path) -> None:
 def test_a_link_in_place_of_a_file_is_refused(
     precious: Path, name: str, use: Callable[[Path], None], target: str
 ) -> None:
-    from synboost_monai.data.feature_files import LOCK_NAME
-
     out = precious.parent / "out"
-    (out / (LOCK_NAME if use is feature_lock else name)).symlink_to(precious / ("0" * 16) / target)
+    (out / name).symlink_to(precious / ("0" * 16) / target)
     with pytest.raises((ValueError, OSError)):
         use(out)
     assert is_whole(precious)
