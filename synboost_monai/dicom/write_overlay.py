@@ -29,7 +29,6 @@ from synboost_monai.dicom.objects import (
     set_lossy_history,
     uid_of,
 )
-from synboost_monai.dicom.rle import encode_frame
 from synboost_monai.dicom.write_image import EXPLICIT_LITTLE_ENDIAN
 from synboost_monai.dicom.write_seg import names_frames
 from synboost_monai.io import atomic_path
@@ -117,9 +116,11 @@ def write_overlay(
                 file.write(picture.tobytes())
             file.write(bytes(num_bytes % 2))
         else:
+            from rle.rle import encode_frame  # as pylibjpeg-rle has it: pydicom alone takes a hundred times as long
+
             pixels = elements.EncapsulatedPixels(file, len(numbers))
             for picture in pictures:
-                pixels.add(encode_frame(picture))
+                pixels.add(encode_frame(picture.tobytes(), *picture.shape, 8, "<"))
             pixels.close()
 
     save(dataset, path, write_tail, EXPLICIT_LITTLE_ENDIAN if is_plain else RLE_LOSSLESS)

@@ -10,7 +10,6 @@ import pydicom
 import pytest
 from PIL import Image
 
-from synboost_monai.dicom import rle
 from synboost_monai.dicom.sector import find_sector, sample_indices
 from synboost_monai.dicom.write_overlay import draw_outlines, write_overlay, write_overlay_png
 from synboost_monai.labels import STRUCTURES
@@ -126,19 +125,6 @@ def test_png_shows_the_sector_alone_and_says_nothing_else(tmp_path: Path):
     with Image.open(tmp_path / "plain.png") as picture:
         plain = np.asarray(picture)
     assert plain.shape == (ROWS, COLUMNS, 3) and (plain == plain[..., :1]).all()
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_rle_is_read_by_pydicom_byte_for_byte(seed: int):
-    from pydicom.pixels.decoders.rle import _rle_decode_frame
-
-    generator = np.random.default_rng(seed)
-    shape = (int(generator.integers(1, 40)), int(generator.integers(1, 700)), 3)
-    picture = generator.integers(0, 2 + 60 * (seed % 2), shape).astype(np.uint8)
-    picture[generator.random(shape) < 0.5] = 7
-    picture[: shape[0] // 2, shape[1] // 3 :] = 0  # runs longer than a piece
-    planes = np.frombuffer(_rle_decode_frame(rle.encode_frame(picture), *shape[:2], 3, 8), np.uint8)
-    np.testing.assert_array_equal(planes.reshape(3, *shape[:2]).transpose(1, 2, 0), picture)
 
 
 def test_sector_of_a_clip_is_found_without_the_name_and_the_scale():

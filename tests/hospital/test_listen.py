@@ -24,6 +24,7 @@ from pydicom.dataset import Dataset
 
 pytest.importorskip("pynetdicom", reason='pynetdicom is not installed: pip install "synboost-monai[listen]"')
 from pynetdicom import AE, evt  # noqa: E402
+from rle.rle import encode_frame  # noqa: E402
 
 from synboost_monai.dicom.elements import EncapsulatedPixels  # noqa: E402
 from synboost_monai.dicom.network import Status, quiet_network  # noqa: E402
@@ -35,7 +36,6 @@ from synboost_monai.dicom.network_send import (  # noqa: E402
     write_decompressed,
 )
 from synboost_monai.dicom.objects import RLE_LOSSLESS, save  # noqa: E402
-from synboost_monai.dicom.rle import encode_frame  # noqa: E402
 from synboost_monai.hospital import delivery as delivery_module  # noqa: E402
 from synboost_monai.hospital.delivery import Delivery, deliveries  # noqa: E402
 from synboost_monai.hospital.listen import Node, run_listen  # noqa: E402
@@ -357,7 +357,7 @@ def test_compressed_result_goes_uncompressed_where_it_must(tmp_path: Path) -> No
     def write_tail(file: Any) -> None:
         pixels = EncapsulatedPixels(file, 3)
         for frame in frames:
-            pixels.add(encode_frame(frame))
+            pixels.add(encode_frame(frame.tobytes(), *frame.shape, 8, "<"))
         pixels.close()
 
     path = tmp_path / "rle.dcm"
