@@ -95,9 +95,7 @@ def clip_overhead(path: Path, arguments: argparse.Namespace, frames: str, repeat
     walls, networks = [], []
     with tempfile.TemporaryDirectory() as folder:
         options = StudyOptions(frames=frames)
-        with LocalEngine(
-            arguments.bundle, arguments.checkpoint_path, overrides_of(arguments), options, Path(folder), 1
-        ) as engine:
+        with LocalEngine(model_of(arguments), options, Path(folder), 1) as engine:
             make_clip(Path(folder) / "short.dcm", NUM_WARM_UP_FRAMES)
             list(engine.run([list(scan(Path(folder) / "short.dcm"))]))  # once for all that is made on first use
             (file,) = scan(path)
@@ -150,16 +148,17 @@ def only_memory(arguments: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         options = StudyOptions(frames="all")
-        with LocalEngine(
-            arguments.bundle, arguments.checkpoint_path, overrides_of(arguments), options, Path(folder), 1
-        ) as engine:
+        with LocalEngine(model_of(arguments), options, Path(folder), 1) as engine:
             list(engine.run([list(scan(arguments.only_memory))]))
     usage = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {"batch_mb": round(usage[0]), "reader_mb": round(usage[1])}
 
 
-def overrides_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"preset": arguments.preset, "image_size": arguments.image_size}
+def model_of(arguments: argparse.Namespace) -> Any:
+    from synboost_monai.hospital.model import EchoSegmenter
+
+    overrides = {"preset": arguments.preset, "image_size": arguments.image_size}
+    return EchoSegmenter(arguments.bundle, arguments.checkpoint_path, overrides)
 
 
 def random_weights(arguments: argparse.Namespace, folder: Path) -> str:

@@ -34,7 +34,7 @@ from synboost_monai.dicom.network_guard import (
     RefusedError,
     rejected,
 )
-from synboost_monai.dicom.scan import ULTRASOUND_CLASSES
+from synboost_monai.dicom.scanned_file import ULTRASOUND_CLASSES
 from synboost_monai.dicom.structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 from synboost_monai.paths import remove_own_folder
 

@@ -41,7 +41,7 @@ from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.read import ClipFacts, open_ultrasound
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.dicom.regions import Region
-from synboost_monai.dicom.scan import look
+from synboost_monai.dicom.scanned_file import look
 from synboost_monai.processes import ends_with_parent, limit_memory
 
 PREFETCH = 2
@@ -119,7 +119,7 @@ class ReaderPool:
             list(stream)
 
     def look(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """What the scan wants of a header (`scan.look`), as plain values.
+        """What the scan wants of a header (`scanned_file.look`), as plain values.
 
         Raises:
             NotUsableError: timeout, out_of_memory or decoder_died.

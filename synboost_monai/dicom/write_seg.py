@@ -28,7 +28,7 @@ from synboost_monai.dicom.objects import (
     settle,
     uid_of,
 )
-from synboost_monai.dicom.scan import MULTI_FRAME_CAPTURES
+from synboost_monai.dicom.scanned_file import MULTI_FRAME_CAPTURES
 from synboost_monai.dicom.write_image import CODE_OF_STRUCTURE, ULTRASOUND_IMAGE
 from synboost_monai.labels import NUM_CLASSES, STRUCTURES
 

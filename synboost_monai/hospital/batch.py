@@ -23,7 +23,8 @@ from synboost_monai.dicom.deidentify import read_key
 from synboost_monai.dicom.files import file_digest
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.reasons import NotUsableError, Outcome
-from synboost_monai.dicom.scan import ScannedFile, is_uid, mark_duplicates, scan
+from synboost_monai.dicom.scan import mark_duplicates, scan
+from synboost_monai.dicom.scanned_file import ScannedFile, is_uid
 from synboost_monai.hospital.clip import FRAME_CHOICES, VIEW_CHOICES
 from synboost_monai.hospital.engines import ENGINES, Engine, create_engine
 from synboost_monai.hospital.ledger import DATABASE, TABLE, Ledger, Result

@@ -8,18 +8,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from synboost_monai.dicom.scan import ScannedFile
 from synboost_monai.dicom.worker import ReaderPool
 from synboost_monai.hospital.ledger import Result
-from synboost_monai.hospital.study import StudyOptions, StudyProcessor
+from synboost_monai.hospital.study import Study, StudyOptions, StudyProcessor
 
 if TYPE_CHECKING:
     from synboost_monai.hospital.model import EchoSegmenter
 
 ENGINES = ("local", "ray")
 """Names of engines."""
-
-Study = Sequence[ScannedFile]
 
 
 class Engine(Protocol):
@@ -64,17 +61,6 @@ def create_engine(
     return RayEngine(bundle, checkpoint_path, overrides, options, out_dir, workers, ray_address)
 
 
-def identity_of(processor: StudyProcessor) -> dict[str, str]:
-    """What tells one model from another."""
-    provenance = processor.provenance
-    return {
-        "model": provenance.model,
-        "model_sha256": provenance.model_sha256,
-        "weights_sha256": provenance.weights_sha256,
-        "software": provenance.software_version,
-    }
-
-
 class LocalEngine:
     """Studies in threads that share one network; while one waits for the disk or a decoder, another has the network.
 
@@ -87,8 +73,8 @@ class LocalEngine:
     def __init__(self, model: EchoSegmenter, options: StudyOptions, out_dir: Path, workers: int) -> None:
         self.workers, self.model = workers, model
         self.pool = ReaderPool(workers, options.limits)
-        self.processor = StudyProcessor(self.model, self.pool, out_dir, options)
-        self.identity = identity_of(self.processor)
+        self.processor = StudyProcessor(model, self.pool, out_dir, options)
+        self.identity = self.processor.identity
 
     def run(self, studies: Sequence[Study], out_dir: Path | None = None) -> Iterator[list[Result]]:
         """Results of each study, in the order in which they end; `out_dir` in place of the one it was made with."""

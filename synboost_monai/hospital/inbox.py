@@ -17,7 +17,7 @@ from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.network import Status
 from synboost_monai.dicom.objects import sync_folder
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.scan import SOP_INSTANCE, STUDY, is_uid, short_hash
+from synboost_monai.dicom.scanned_file import SOP_INSTANCE, STUDY, is_uid, short_hash
 from synboost_monai.dicom.structure import walk_file
 from synboost_monai.paths import is_real_folder, own_folder
 

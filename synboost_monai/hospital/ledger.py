@@ -23,7 +23,7 @@ from typing import Any
 
 from synboost_monai.csv_files import csv_text
 from synboost_monai.dicom.reasons import REASONS, NotUsableError, Outcome
-from synboost_monai.dicom.scan import ScannedFile
+from synboost_monai.dicom.scanned_file import ScannedFile
 from synboost_monai.hospital.privacy import Naming, visible
 from synboost_monai.io import atomic_path
 

@@ -27,19 +27,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from synboost_monai.bundle_run import is_path
 from synboost_monai.dicom.files import file_digest
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.scan import ScannedFile
 from synboost_monai.hospital.ledger import Result
-from synboost_monai.hospital.study import StudyOptions, StudyProcessor, study_folder
+from synboost_monai.hospital.study import Study, StudyOptions, StudyProcessor, study_folder
 from synboost_monai.paths import remove_own_folder
 from synboost_monai.processes import ends_with_parent
-
-if TYPE_CHECKING:
-    from synboost_monai.hospital.engines import Study
 
 MAX_ATTEMPTS = 3
 """Actors that may die on a study."""
@@ -272,7 +268,6 @@ class StudyActor:
         import torch
 
         from synboost_monai.dicom.worker import ReaderPool
-        from synboost_monai.hospital.engines import identity_of
         from synboost_monai.hospital.model import EchoSegmenter
 
         if (
@@ -286,9 +281,9 @@ class StudyActor:
         model = EchoSegmenter(*self._model_arguments)
         pool = ReaderPool(1, self._options.limits)
         self._processor = StudyProcessor(model, pool, self._out_dir, self._options)
-        return identity_of(self._processor)
+        return self._processor.identity
 
-    def process(self, files: Sequence[ScannedFile], out_dir: Path) -> list[Result]:
+    def process(self, files: Study, out_dir: Path) -> list[Result]:
         """Make the outputs of one study."""
         return self._processor.writing_to(out_dir)(files)
 

@@ -27,7 +27,7 @@ from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.objects import Provenance
 from synboost_monai.dicom.read import ClipFacts
 from synboost_monai.dicom.reasons import REASONS, NotUsableError
-from synboost_monai.dicom.scan import ScannedFile, check_unchanged, short_hash
+from synboost_monai.dicom.scanned_file import ScannedFile, check_unchanged, short_hash
 from synboost_monai.dicom.sector import find_sector, has_text, sample_indices
 from synboost_monai.dicom.worker import ReaderPool
 from synboost_monai.dicom.write_overlay import write_overlay, write_overlay_png
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from synboost_monai.hospital.model import EchoSegmenter
+
+Study = Sequence[ScannedFile]
 
 STUDIES = "studies"
 """Folder of the outputs, a folder a study in it."""
@@ -133,13 +135,23 @@ class StudyProcessor:
             software_version=__version__,
         )
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells one model from another."""
+        return {
+            "model": self.provenance.model,
+            "model_sha256": self.provenance.model_sha256,
+            "weights_sha256": self.provenance.weights_sha256,
+            "software": self.provenance.software_version,
+        }
+
     def writing_to(self, out_dir: Path) -> StudyProcessor:
         """The same with another folder."""
         other = copy.copy(self)
         other.out_dir = out_dir
         return other
 
-    def __call__(self, files: Sequence[ScannedFile]) -> list[Result]:
+    def __call__(self, files: Study) -> list[Result]:
         """Make the outputs of one study, and say what became of each of its files.
 
         Args:

@@ -22,15 +22,8 @@ from synboost_monai.dicom.identifiers import fold, identifiers
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.quiet import quiet
 from synboost_monai.dicom.reasons import NotUsableError, Outcome
-from synboost_monai.dicom.scan import (
-    MAX_WORDS,
-    ScannedFile,
-    check_unchanged,
-    content_digest,
-    is_uid,
-    mark_duplicates,
-    scan,
-)
+from synboost_monai.dicom.scan import content_digest, mark_duplicates, scan
+from synboost_monai.dicom.scanned_file import MAX_WORDS, ScannedFile, check_unchanged, is_uid
 from synboost_monai.dicom.structure import DEFLATED, EXPLICIT, IMPLICIT
 from tests.dicom.conftest import make
 

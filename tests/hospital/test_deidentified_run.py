@@ -13,7 +13,7 @@ import pydicom
 import pytest
 
 from synboost_monai.dicom.deidentify import check_key, pseudonymous_uid, read_key
-from synboost_monai.dicom.scan import short_hash
+from synboost_monai.dicom.scanned_file import short_hash
 from synboost_monai.hospital.batch import ALL_DONE
 from synboost_monai.hospital.privacy import Naming, path_sha256
 from tests.hospital.kill_batch import end_state, ledger, write_study
