@@ -6,12 +6,13 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synboost_monai.experiments.quality_images import TISSUES, Echo, JudgingSegmenter, RealReader, SyntheticReader
+from synboost_monai.experiments.quality_numbers import Comparison, Neighbours
 from synboost_monai.experiments.report import (
     STRATEGY_COLOURS,
     css_colour,
@@ -23,9 +24,6 @@ from synboost_monai.experiments.report import (
 from synboost_monai.io import atomic_write_text
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.speckle import RAYLEIGH_SNR, SPECKLE_STATISTICS
-
-if TYPE_CHECKING:
-    from synboost_monai.experiments.quality import Comparison, Neighbours
 
 TEMPLATE = Path(__file__).with_name("quality.html.j2")
 """The page, for Jinja."""

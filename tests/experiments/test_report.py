@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from synboost_monai.experiments.grid import Segmenter
-from synboost_monai.experiments.report import colour_label_map, convergence, differences, overlay, write_report
+from synboost_monai.experiments.report import colour_label_map, comparisons, convergence, overlay, write_report
 from synboost_monai.experiments.report.blocks import ReportTable, best_rows, pretty
 from synboost_monai.experiments.report.evaluations import Evaluation, Run, Setting, mean_rows, repetitions
 from synboost_monai.experiments.tables import Table
@@ -231,7 +231,7 @@ def test_what_cannot_be_compared_is_told(grid_run_dir, tmp_path):
     run = Run.read(grid_run_dir)
     kept = [e for e in run.evaluations if e.setting == Setting("cris", "P2", False, "all")]
     kept = [e for e in kept if (e.segmenter.strategy, e.segmenter.seed) in (("real", 0), ("synthetic", 1))]
-    found = differences.compare_strategies(replace(run, evaluations=kept))
+    found = comparisons.compare_strategies(replace(run, evaluations=kept))
     assert found.found == []
     assert found.problems == ["CRIS, P2: real against synthetic: no seed and fold is evaluated in both"]
 

@@ -1,6 +1,6 @@
 """A study's run -> report.html (one file, works from disk without network), tables/, results.csv, results.json, cases.csv.gz.
 
-evaluations.py   what is read from the run, and how it is grouped
+evaluations.py   what is read from the run, and how it is grouped; comparisons.py: strategies against each other
 overview.py scores.py boxes.py differences.py convergence.py scarcity.py agreement.py wrong_words.py examples.py failures.py repeat.py
                  a section or a few each: tables, plots and words, only where the study has the data
 blocks.py        what sections are made of; plots.py, pictures.py, words.py: how things look and are called
@@ -22,7 +22,9 @@ from synboost_monai.csv_files import frame_text
 from synboost_monai.experiments.report import (
     agreement,
     boxes,
+    comparisons,
     convergence,
+    differences,
     examples,
     failures,
     overview,
@@ -31,7 +33,6 @@ from synboost_monai.experiments.report import (
     scores,
     wrong_words,
 )
-from synboost_monai.experiments.report import differences as comparisons
 from synboost_monai.experiments.report.blocks import Section, write_tables
 from synboost_monai.experiments.report.evaluations import Evaluation, Run
 from synboost_monai.experiments.report.page import render, style_sheet
@@ -113,15 +114,15 @@ def _write_cases(evaluations: Sequence[Evaluation], path: Path) -> None:
 
 def sections_of(run: Run) -> list[Section]:
     """The page's sections in order; those that the study has no data for are left out."""
-    differences = comparisons.compare_strategies(run)
+    compared = comparisons.compare_strategies(run)
     sections = [
-        overview.summary_section(run, differences),
+        overview.summary_section(run, compared),
         overview.study_section(run),
         scores.section(run),
         boxes.section(run),
-        comparisons.section(run, differences),
+        differences.section(run, compared),
         convergence.section(run),
-        scarcity.section(run, differences),
+        scarcity.section(run, compared),
         agreement.section(run),
         wrong_words.section(run),
         examples.synthetic_section(run),

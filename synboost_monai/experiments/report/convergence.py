@@ -106,13 +106,6 @@ def updates_table(run: Run) -> ReportTable | None:
     return ReportTable(table, {"num_reached_real": reached}, groups=by)
 
 
-def pretraining_updates(run: Run, evaluation: Evaluation) -> int | None:
-    """Updates of the training that a segmenter starts from."""
-    start = evaluation.segmenter.initial
-    history = None if start is None else run.history(start)
-    return None if history is None else int(history["iteration"].max())
-
-
 # ---- helpers
 
 
@@ -125,7 +118,7 @@ def _pairs(
     for e in finetuned:
         first, second = of_real.get((e.segmenter.fold, e.segmenter.seed)), run.history(e.segmenter)
         if first is not None and second is not None:
-            pairs.append((first, second, pretraining_updates(run, e)))
+            pairs.append((first, second, run.pretraining_updates(e.segmenter)))
     return pairs
 
 

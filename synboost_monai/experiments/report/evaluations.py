@@ -252,6 +252,11 @@ class Run:
         frame = frame.dropna(subset=["iteration", "val_mean_dice"]).sort_values("iteration", kind="stable")
         return frame if len(frame) else None
 
+    def pretraining_updates(self, segmenter: Segmenter) -> int | None:
+        """Return the number of updates of the training that a segmenter starts from; None if it is not known."""
+        history = None if segmenter.initial is None else self.history(segmenter.initial)
+        return None if history is None else int(history["iteration"].max())
+
     @cached_property
     def stages(self) -> list[dict[str, Any]]:
         """Finished stages in the order of the work, each with its kind, without this report."""

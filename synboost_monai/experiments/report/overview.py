@@ -12,7 +12,7 @@ import yaml
 from synboost_monai.data.datalist import DATALIST_NAME, SUMMARY_NAME
 from synboost_monai.experiments.grid import ALL
 from synboost_monai.experiments.report.blocks import Block, Fold, Listing, ReportTable, Section, Text, best_rows
-from synboost_monai.experiments.report.differences import AGAINST_REAL, AGAINST_REAL_JOINED, Differences
+from synboost_monai.experiments.report.comparisons import AGAINST_REAL, AGAINST_REAL_JOINED, Differences
 from synboost_monai.experiments.report.evaluations import Run, in_words
 from synboost_monai.experiments.report.scores import HEADINGS, HOW_TO_READ, mean_over, numbers, percent
 from synboost_monai.experiments.report.words import STRATEGY_TITLES, count, join, model_title

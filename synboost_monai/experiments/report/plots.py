@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from synboost_monai.experiments.report.comparisons import Difference
 from synboost_monai.experiments.report.evaluations import Evaluation, Run, Setting
 from synboost_monai.experiments.report.words import (
     STRATEGY_COLOURS,
@@ -19,9 +20,6 @@ from synboost_monai.experiments.report.words import (
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.metrics.agreement import agreement
 from synboost_monai.records import IMAGE_QUALITIES
-
-if TYPE_CHECKING:
-    from synboost_monai.experiments.report.differences import Difference
 
 DPI = 150
 """Of the PNG files; pages show them smaller, so that they stay sharp."""
@@ -109,8 +107,6 @@ def differences(run: Run, found: Sequence[Difference]) -> bytes:
 
 def convergence(run: Run, settings: Sequence[Setting]) -> bytes:
     """Validation Dice over updates, a panel for each setting."""
-    from synboost_monai.experiments.report.convergence import pretraining_updates
-
     figure, panels = _panels(len(settings), 3.1, sharey=True)
     for panel, setting in zip(panels, settings):
         for strategy, evaluations in run.groups[setting].items():
@@ -121,7 +117,7 @@ def convergence(run: Run, settings: Sequence[Setting]) -> bytes:
                     continue
                 x, y = history["iteration"], 100 * history["val_mean_dice"]
                 panel.plot(x, y, lw=1.4, alpha=alpha, **style)
-                if (before := pretraining_updates(run, e)) is not None:
+                if (before := run.pretraining_updates(e.segmenter)) is not None:
                     panel.plot(x + before, y, lw=1.0, ls="--", alpha=alpha, color=style["color"])
         panel.set_title(_two_lines(run.title(setting)), fontsize=9.5)
         panel.set_xlim(left=0)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from synboost_monai.experiments.report import plots
 from synboost_monai.experiments.report.blocks import Plot, ReportTable, Section, Text, best_rows
-from synboost_monai.experiments.report.differences import (
+from synboost_monai.experiments.report.comparisons import (
     AGAINST_REAL,
     AGAINST_REAL_JOINED,
     NUM_RESAMPLES,
