@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +179,10 @@ def test_every_config_is_a_known_kind(bundle_dir: Path) -> None:
             "." not in t or t.lstrip("$").startswith(("synboost_monai.", "monai.", "torch.", "ignite.", "operator."))
             for t in targets
         ), path.name
+
+
+def test_the_segmenters_are_written_from_one_source() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/write_bundles.py", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"change scripts/segmenter_bundle, then run scripts/write_bundles.py:\n{done.stdout}"
