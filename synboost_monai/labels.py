@@ -92,8 +92,6 @@ NUM_SECTOR_CLASSES = 5
 
 VIEW_CLASSES = ("no_apical_view", "apical_two_chamber", "apical_four_chamber")
 """What a network with a head for the view says of an image, in the order of its logits."""
-NUM_VIEW_PHASE_CLASSES = 5
-"""Classes of what a diffusion model can be told of an image: 0 unknown, 1 + 2 view index + phase index (`ViewPhaseClassd`)."""
 
 
 def structure_by_name(name: str) -> Structure:

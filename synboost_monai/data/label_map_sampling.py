@@ -85,7 +85,7 @@ class TrainingMaps:
     patients: list[str]
     """Of each case."""
     measures: list[dict[str, float]]
-    """Of each case (`measure_anatomy`)."""
+    """Of each case (`examine_anatomy`)."""
     canonical: NDArray[np.uint8]
     """Each case's label map in the ventricle's own pose, (n, N, N)."""
     ranges: dict[str, tuple[float, float]]

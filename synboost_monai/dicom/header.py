@@ -25,7 +25,6 @@ from synboost_monai.dicom.structure import (
     MAX_DEPTH,
     TRANSFER_SYNTAX,
     Element,
-    PixelData,
     Structure,
     starts_as_dicom,
     walk_file,
@@ -69,19 +68,6 @@ def read_header(
     if structure.problem is not None:
         raise structure.problem
     return as_dataset(structure)
-
-
-def find_pixels(path: str | os.PathLike[str], limits: Limits | None = None) -> PixelData | None:
-    """Where the pixel data of a DICOM file lie; None if it has none.
-
-    Raises:
-        NotUsableError: as `read_header`.
-    """
-    with open_regular(path) as file:
-        structure = walk_file(file, limits or Limits(), frozenset())
-    if structure.problem is not None:
-        raise structure.problem
-    return structure.pixels
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:

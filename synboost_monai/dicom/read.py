@@ -46,7 +46,6 @@ class ClipFacts:
     sop_class_uid: str
     sop_instance_uid: str
     study_uid: str
-    series_uid: str
     rows: int
     columns: int
     """Of the whole image."""
@@ -118,10 +117,6 @@ class UltrasoundClip:
             frame[:] = self._reader.read_frame(index)[self._rows, self._columns]
         return frames
 
-    def read_full(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """The same, of the whole image: (T, Rows, Columns)."""
-        return self._reader.read(start, stop)
-
     def check_not_blank(self) -> None:
         """Refuse a clip in which no frame shows anything; it ends at the first frame that does.
 
@@ -179,7 +174,6 @@ def read_facts(reader: FrameReader) -> ClipFacts:
         sop_class_uid=_uid(header, "SOPClassUID"),
         sop_instance_uid=_uid(header, "SOPInstanceUID"),
         study_uid=_uid(header, "StudyInstanceUID"),
-        series_uid=_uid(header, "SeriesInstanceUID"),
         rows=rows,
         columns=columns,
         num_frames=reader.num_frames,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 TWO_DIMENSIONAL, M_MODE, SPECTRAL = 1, 2, 3
 """Region Spatial Format."""
-TISSUE, COLOUR_FLOW = 1, 2
+TISSUE = 1
 """Region Data Type."""
 CENTIMETRES = 3
 """Physical Units X/Y Direction."""

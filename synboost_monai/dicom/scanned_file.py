@@ -88,10 +88,8 @@ class ScannedFile:
     sop_class_uid: str = ""
     sop_instance_uid: str = ""
     study_uid: str = ""
-    series_uid: str = ""
     modality: str = ""
     """'' where it is no defined term."""
-    transfer_syntax_uid: str = ""
     rows: int | None = None
     columns: int | None = None
     frames: int | None = None
@@ -100,11 +98,6 @@ class ScannedFile:
     """Hash of ID, issuer and name: 16 hexadecimal digits; '' where all are absent."""
     identifiers: frozenset[str] = frozenset()
     """Words of the header that identify (`identifiers.py`)."""
-
-    @property
-    def study_key(self) -> str:
-        """Hash of the study's UID: 16 hexadecimal digits, safe as a name; '' where there is none."""
-        return short_hash(self.study_uid) if self.study_uid else ""
 
 
 def short_hash(text: str) -> str:
@@ -179,9 +172,7 @@ def _with_facts(file: ScannedFile, structure: Structure, known: Known) -> Scanne
         sop_class_uid=_uid_or_none(structure.text(SOP_CLASS) or structure.text(_MEDIA_SOP_CLASS)),
         sop_instance_uid=_uid_or_none(structure.text(SOP_INSTANCE)),
         study_uid=_uid_or_none(structure.text(STUDY)),
-        series_uid=_uid_or_none(structure.text(SERIES)),
         modality=modality if modality in MODALITIES else "",
-        transfer_syntax_uid=_uid_or_none(structure.transfer_syntax),
         rows=structure.number(_ROWS),
         columns=structure.number(_COLUMNS),
         frames=frames,

@@ -17,7 +17,6 @@ beside this file) only orders them, and `run.py` starts it.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -373,8 +372,3 @@ def _flags(options: Mapping[str, Any]) -> list[str]:
 def _word(value: Any) -> str:
     """A value as one word."""
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def command_line(words: Sequence[str]) -> str:
-    """Words as they would be typed."""
-    return shlex.join(words)

@@ -100,10 +100,6 @@ class Grid:
             volume = np.expand_dims(np.moveaxis(volume, self.order.frame_axis, -1), self.order.frame_axis)
         return volume.reshape(self.shape, order="F")
 
-    def shown_affine(self) -> NDArray[np.float64]:
-        """Pixel (column, row, frame) of what is shown -> mm, 4 x 4."""
-        return shown_affine(self.affine, self.volume_shape, self.order)
-
 
 def plane_axes(shape: Sequence[int]) -> tuple[int, int] | None:
     """The two axes of a stored array (x, y, ...) that are its planes; None if it is neither a plane nor planes over time.

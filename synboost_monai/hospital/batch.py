@@ -35,8 +35,8 @@ from synboost_monai.io import read_text
 from synboost_monai.paths import check_own_folders, refuse_overwriting, remove_own_folder
 from synboost_monai.processes import hold_folder, private_files
 
-ALL_DONE, SOME_REFUSED, FAILED = 0, 1, 2
-"""Exit codes: every file processed, uncalibrated or skipped; some refused; the run itself failed."""
+ALL_DONE, SOME_REFUSED = 0, 1
+"""Exit codes: every file processed, uncalibrated or skipped; some refused. 2 is that of every verb that failed."""
 RETRIED = frozenset(
     "cannot_write unreadable vanished changed model_failed out_of_memory timeout decoder_died worker_lost".split()
 )
@@ -96,7 +96,7 @@ def run_dicom(
     Returns:
         `ALL_DONE` or `SOME_REFUSED`.
     Raises:
-        FileNotFoundError, ValueError: what makes the run itself fail (`FAILED`): no input, wrong options, an `out_dir` of another run, or
+        FileNotFoundError, ValueError: what makes the run itself fail: no input, wrong options, an `out_dir` of another run, or
             one that cannot be written.
     """
     in_dir, out_dir = Path(in_dir), Path(out_dir)

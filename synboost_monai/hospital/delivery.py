@@ -138,12 +138,6 @@ class Courier:
             self._waiting[run_dir] = (time.monotonic(), self._first_delay)
             self._condition.notify()
 
-    @property
-    def num_waiting(self) -> int:
-        """Runs with results on their way."""
-        with self._condition:
-            return len(self._waiting) + self._is_busy
-
     def close(self, grace: float = 5.0) -> None:
         """Stop; what waits stays on the disk."""
         with self._condition:

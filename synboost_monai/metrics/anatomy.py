@@ -41,7 +41,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     "axis_tilt_deg": ("angle of the long axis to the vertical", "degrees"),
     "atrium_position": ("middle of the left atrium along the long axis (0 apex, 1 base)", ""),
 }
-"""What `measure_anatomy` gives -> in words, unit."""
+"""Measure of `examine_anatomy` -> in words, unit."""
 
 MAX_STRAY_FRACTION = 0.001
 """Pieces and holes up to this share of their structure's area are slips of a pen, not of anatomy."""
@@ -121,7 +121,10 @@ def check_anatomy(
 def examine_anatomy(
     label_map: NDArray[Any], spacing_mm: Sequence[float], sector: NDArray[Any] | None = None
 ) -> tuple[list[AnatomyProblem], dict[str, float]]:
-    """`check_anatomy` without ranges, and `measure_anatomy`, in one go."""
+    """Find what `check_anatomy` finds without ranges, and measure the structures: those of `MEASURES` that can be told.
+
+    What needs a structure that is missing is not measured.
+    """
     parts = _Parts.of(label_map, spacing_mm)
     missing = [s for s in STRUCTURES if not parts.masks[s.class_index].any()]
     problems = [AnatomyProblem("missing", s.name, f"{_words(s.name)} is missing") for s in missing]
@@ -133,20 +136,6 @@ def examine_anatomy(
         text = f"the middle of the left atrium lies at {position:.2f} of the long axis; expected beyond the base (1)"
         problems.append(AnatomyProblem("order", LEFT_ATRIUM.name, text))
     return problems, measures
-
-
-def measure_anatomy(label_map: NDArray[Any], spacing_mm: Sequence[float]) -> dict[str, float]:
-    """Sizes and proportions of the structures in a label map; those of `MEASURES` that can be told.
-
-    Args:
-        label_map: (H, W) integers, classes 0..3.
-        spacing_mm: (row, column) millimetres.
-    Returns:
-        measure -> value. What needs a structure that is missing is left out.
-    Raises:
-        ValueError: as `check_anatomy`.
-    """
-    return _measures(_Parts.of(label_map, spacing_mm))
 
 
 def out_of_range(measures: Mapping[str, float], ranges: Mapping[str, Sequence[float]]) -> list[AnatomyProblem]:
@@ -178,7 +167,7 @@ def anatomy_ranges(
     lengths, areas and ratios; the tilt, an angle, is widened as it is, with 30 degrees in place of the logarithm's 1.
 
     Args:
-        measures: of `measure_anatomy`, one a label map.
+        measures: of `examine_anatomy`, one a label map.
         tail: share of the maps on each side whose values do not count by themselves.
         margin: see above.
     Raises:
@@ -276,7 +265,7 @@ class _Parts:
 
 
 def _measures(parts: _Parts) -> dict[str, float]:
-    """See `measure_anatomy`."""
+    """Sizes and proportions of the structures, as `examine_anatomy` gives them."""
     cavity, atrium, spacing = parts.cavity, parts.atrium, parts.spacing
     areas = [parts.area_mm2(mask) for mask in (cavity, parts.myocardium, atrium)]
     names = ("cavity_area_mm2", "myocardium_area_mm2", "atrium_area_mm2")

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "CLIPSeg": "clipseg",
     "CRIS": "cris",
-    "EfficientNetLite0": "efficientnet_lite",
     "ExportedSegmenter": "export",
     "SemanticDiffusionUNet": "semantic_diffusion_unet",
     "create_semantic_diffusion_unet": "semantic_diffusion_unet",

@@ -41,11 +41,6 @@ def _conv_layer(in_channels: int, out_channels: int, kernel_size: int) -> nn.Seq
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
-def _per_prompt(x: Tensor, num_prompts: int) -> Tensor:
-    """(B, ...) -> (N, ...): each image's entry once for each of its prompts."""
-    return x if num_prompts == 1 else x.repeat_interleave(num_prompts, dim=0)
-
-
 def _add_per_prompt(x: Tensor, shared: Tensor, num_prompts: int) -> Tensor:
     """(N, C, h, w) + (B, C, h, w), without writing out a copy of `shared` for each prompt."""
     return (x.unflatten(0, (-1, num_prompts)) + shared.unsqueeze(1)).flatten(0, 1)

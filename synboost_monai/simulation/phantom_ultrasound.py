@@ -134,14 +134,6 @@ class Probe:
         return pulse.astype(np.float32), beams.astype(np.float32), padded
 
 
-def homogeneous_envelope(
-    probe: Probe, generator: np.random.Generator, *, scatterers_per_cell: float = 3.0
-) -> FloatArray:
-    """Envelope (R, A) of uniform tissue before log compression: the reference for the statistics of the speckle."""
-    count = int(scatterers_per_cell * probe.shape[0] * probe.shape[1])
-    return np.abs(probe.receive(probe.echo_field(*_uniform_scatterers(probe, generator, count))))
-
-
 def compress(envelope: FloatArray, gain_db: float = 0.0) -> FloatArray:
     """Grey levels 0..255 of an envelope whose myocardium has a mean power of 1."""
     decibels = 20 * np.log10(np.maximum(envelope, 1e-6)) + gain_db

@@ -168,7 +168,7 @@ class ViewPhaseClassd(Transform):
     """Adds the class of an item's `view` and `phase`, for a diffusion model that is told them.
 
     0 where either is not known, else 1 + 2 view index + phase index: 1 apical two-chamber at end-diastole, 2 at end-systole,
-    3 apical four-chamber at end-diastole, 4 at end-systole (`labels.NUM_VIEW_PHASE_CLASSES` in all).
+    3 apical four-chamber at end-diastole, 4 at end-systole (5 in all).
 
     Args:
         output_key: where the class goes, an int.

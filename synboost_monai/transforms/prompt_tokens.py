@@ -35,34 +35,6 @@ PAPER_ENSEMBLE = "paper"
 logger = logging.getLogger(__name__)
 
 
-def prompt_tokens(
-    attributes: Mapping[str, Any],
-    level: str,
-    phrasings: Sequence[int],
-    context_length: int = 77,
-    padding_id: int = 0,
-    *,
-    left_out: Sequence[Collection[str]] | None = None,
-    domain_word: bool = False,
-) -> Tensor:
-    """Token ids of the prompts of one image, one for each structure.
-
-    Attributes that the item lacks lower the level; each way this happens is logged once.
-
-    Args:
-        attributes: a datalist item.
-        level: P0 ... P7.
-        phrasings: index of the phrasing of each structure.
-        context_length, padding_id: as in `PromptTokenizer`.
-        left_out: for each structure the attributes that its sentence does not say; None: says all.
-        domain_word: the sentence ends by telling whether the image `is_synthetic`.
-    Returns:
-        (S, context_length), int64.
-    """
-    texts = _prompt_texts(attributes, level, phrasings, left_out, domain_word)
-    return _tokenizer(context_length, padding_id)(texts)
-
-
 def draw_phrasings(random_state: np.random.RandomState) -> list[int]:
     """A phrasing for each structure, by chance."""
     return [int(i) for i in random_state.randint(NUM_PHRASINGS, size=len(STRUCTURES))]
@@ -82,7 +54,17 @@ def _prompt_texts(
     is_quiet: bool = False,
     structures: Sequence[Structure] = STRUCTURES,
 ) -> tuple[str, ...]:
-    """The prompts of one image; arguments as in `prompt_tokens`; `is_quiet`: no word about attributes that the item lacks."""
+    """The prompts of one image, one for each structure. Attributes that the item lacks lower the level; each way is logged once.
+
+    Args:
+        attributes: a datalist item.
+        level: P0 ... P7.
+        phrasings: index of the phrasing of each structure.
+        left_out: for each structure the attributes that its sentence does not say; None: says all.
+        domain_word: the sentence ends by telling whether the image `is_synthetic`.
+        is_quiet: no word about attributes that the item lacks.
+        structures: in the order of the prompts.
+    """
     texts = []
     for i, (structure, phrasing) in enumerate(zip(structures, phrasings)):
         prompt = prompt_text(
@@ -116,7 +98,7 @@ class PromptTokensd(Transform):
     fewer different groups has them again, from the first on. The order is that of the levels, in each the phrasings 0 and 1.
 
     Args:
-        level: P0 ... P7; what the item does not know lowers it (see `prompt_tokens`). Of "random" or a list of levels, from which
+        level: P0 ... P7; what the item does not know lowers it (logged once). Of "random" or a list of levels, from which
             training draws, the highest.
         phrasing: 0 "of the heart", 1 "in the cardiac ultrasound"; of no ensemble.
         context_length, padding_id: as in `PromptTokenizer`.

@@ -20,7 +20,7 @@ from monai.bundle import ConfigWorkflow, verify_net_in_out
 from monai.utils import set_determinism
 
 from synboost_monai.bundle_run import bundle_dir, run_bundle
-from synboost_monai.labels import NUM_VIEW_PHASE_CLASSES, STRUCTURES
+from synboost_monai.labels import STRUCTURES
 
 BUNDLE = bundle_dir("echo_semantic_diffusion")
 CONFIGS = BUNDLE / "configs"
@@ -283,10 +283,10 @@ def test_model_that_is_told_view_and_phase_draws_by_them(synthesise: Callable[..
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = create_semantic_diffusion_unet("tiny", image_size=32, num_class_embeds=NUM_VIEW_PHASE_CLASSES)
+        network = create_semantic_diffusion_unet("tiny", image_size=32, num_class_embeds=5)
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.05)
-    told = {"num_class_embeds": NUM_VIEW_PHASE_CLASSES, "checkpoint_path": str(tmp_path / "told.pt"), "limit": 1}
+    told = {"num_class_embeds": 5, "checkpoint_path": str(tmp_path / "told.pt"), "limit": 1}
     torch.save(network.state_dict(), tmp_path / "told.pt")
     one = synthesise("one", **told)
     network.class_embedding.weight.data[1] += 1  # apical two-chamber at end-diastole, which both sections begin with

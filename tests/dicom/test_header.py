@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from synboost_monai.dicom.files import file_digest, open_regular
-from synboost_monai.dicom.header import find_pixels, is_dicom, read_header
+from synboost_monai.dicom.header import is_dicom, read_header
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
+from synboost_monai.dicom.structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, PixelData, walk_file
 
 LONG = ("OB", "OW", "SQ", "UN", "UT")
 UNDEFINED = 0xFFFFFFFF
@@ -123,6 +123,11 @@ def test_sound_header_is_read(tmp_path: Path, name: str) -> None:
     assert is_dicom(path)
     few = read_header(path, tags=["Rows"])
     assert few.Rows == 480 and "PatientName" not in few
+
+
+def find_pixels(path: Path) -> PixelData | None:
+    with open_regular(path) as file:
+        return walk_file(file, Limits(), frozenset()).pixels
 
 
 def test_place_of_the_pixels_is_found(tmp_path: Path) -> None:

@@ -64,7 +64,10 @@ def check_comes_back(path: Path, turn: NDArray[Any], folder: Path) -> None:
         assert found.shape == stored.shape and np.array_equal(found.affine, stored.affine)
         assert np.allclose(np.asarray(found.dataobj) * factor, expected)
     assert np.array_equal(load_echo(written)[0][0].numpy(), LABEL_MAP)
-    assert np.allclose(read_grid(path).shown_affine()[:, [0, 1, 3]], AFFINE[:, [0, 1, 3]], atol=1e-5)
+    grid = read_grid(path)
+    assert np.allclose(
+        shown_affine(grid.affine, grid.volume_shape, grid.order)[:, [0, 1, 3]], AFFINE[:, [0, 1, 3]], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("turn", TURNS, ids=str)

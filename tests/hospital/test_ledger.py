@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.scanned_file import ScannedFile
+from synboost_monai.dicom.scanned_file import ScannedFile, short_hash
 from synboost_monai.hospital.ledger import APPLICATION_ID, COLUMNS, Ledger, Result
 from synboost_monai.hospital.privacy import path_display, path_sha256
 
@@ -46,7 +46,7 @@ def test_every_file_has_one_row_with_what_became_of_it(tmp_path: Path) -> None:
     row = rows[path_sha256("b/1")]
     assert tuple(row) == COLUMNS
     assert (row["path"], row["size"], row["sop_instance_uid"]) == (path_sha256("b/1")[:16], 10, "1.2.3.4")
-    assert row["study"] == files[0].study_key and len(row["study"]) == 16
+    assert row["study"] == short_hash(files[0].study_uid) and len(row["study"]) == 16
     assert (row["outcome"], row["reason"], row["sentence"]) == ("processed", "segmented", "segmented: 20 frames")
     assert (row["outputs"], row["seconds"]) == (["s/seg.dcm"], 1.5)
     assert row["finished_at"].endswith("Z") and len(row["finished_at"]) == 20

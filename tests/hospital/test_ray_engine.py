@@ -117,13 +117,13 @@ def test_study_of_an_actor_that_is_killed_is_done_again(
 def test_study_on_which_actors_die_is_refused_and_the_others_are_done(
     studies: Path, weights: Path, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = next(file for file in scan(studies) if file.reason is None).study_key
+    bad = next(file for file in scan(studies) if file.reason is None).study_uid
     deaths = tmp_path / "deaths"
 
     class Dying(StudyActor):
         def process(self, files: Sequence[ScannedFile], out_dir: Path) -> list[Result]:
             results = super().process(files, out_dir)
-            if files[0].study_key == bad:
+            if files[0].study_uid == bad:
                 with open(deaths, "a") as file:
                     file.write("x")
                 os.kill(os.getpid(), signal.SIGKILL)

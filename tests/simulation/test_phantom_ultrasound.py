@@ -16,13 +16,21 @@ from synboost_monai.simulation.phantom_ultrasound import (
     Probe,
     ScanConverter,
     UltrasoundView,
+    _uniform_scatterers,
     compress,
-    homogeneous_envelope,
     sector_width,
 )
 
 HALF_ANGLE = float(np.radians(37.5))
 HEIGHT = 160
+
+
+def homogeneous_envelope(
+    probe: Probe, generator: np.random.Generator, *, scatterers_per_cell: float = 3.0
+) -> NDArray[np.float32]:
+    """Envelope (R, A) of uniform tissue before log compression: the reference for the statistics of the speckle."""
+    count = int(scatterers_per_cell * probe.shape[0] * probe.shape[1])
+    return np.abs(probe.receive(probe.echo_field(*_uniform_scatterers(probe, generator, count))))
 
 
 @pytest.fixture(scope="module")
