@@ -1,4 +1,4 @@
-"""A bundle's segmenter, loaded once: the loader that hospital, demo and export share, and `load_segmenter` for Python.
+"""The one loader of bundles, the one pipeline from images to label maps, and `load_segmenter` for Python.
 
     from synboost_monai import load_segmenter
     found = load_segmenter()("echo.dcm", "left ventricle")
@@ -6,7 +6,8 @@
 
 It is the bundle's own inference.yaml, part by part: what `synboost segment` makes of the same file, pixel for pixel.
 
-T: frames of a clip. H, W: rows and columns of the image; of DICOM, of its whole frame.
+B: images of a batch. T: frames of a clip. H, W: rows and columns of the image; of DICOM, of its whole frame. S: prompts of an image.
+L: tokens of a prompt. N: side of the network's square.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from synboost_monai.bundle_run import (
     check_overrides,
     config_files,
     config_parser,
-    parsed,
     quiet_warnings,
     setting_of,
 )
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     from monai.bundle import ConfigParser
     from numpy.typing import NDArray
+    from torch import Tensor
 
 DEFAULT_BUNDLE = "echo_cris"
 """The segmenter that is loaded where nobody names one."""
@@ -91,6 +92,75 @@ def open_bundle(
     return OpenBundle(root.name, path, parser)
 
 
+class Pipeline:
+    """A segmenter's bundle, loaded: its network, and its steps in the one order in which an image goes through them.
+
+    `load` reads a file, `fit` brings the image into the network's square, `prepare` makes the network's input and prompts of it, `logits`
+    asks the network; `restore`, or the whole `postprocessing`, gives a label map on the image's own grid.
+
+    Args:
+        opened: the bundle.
+    Attributes:
+        name, checkpoint_path: of the bundle and its weights.
+        network, device, inferer: as the bundle has them.
+        tokens: the step that makes prompts of an image's attributes.
+        normalise: the step that makes the network's input of an image in its square.
+        postprocessing: the steps from logits to results.
+        restore: the one of them that makes a label map of logits.
+        lock: to be held by threads that share the network.
+    Raises:
+        ValueError: if weights and settings do not belong together, or the bundle's preprocessing is not that of a segmenter.
+    """
+
+    def __init__(self, opened: OpenBundle) -> None:
+        quiet_warnings()
+        import torch
+        from monai.transforms import Compose
+
+        from synboost_monai.transforms import Letterboxd, LoadEchod, NormaliseEchod, PromptTokensd, RestoreLabelMapd
+
+        self.opened, self.name, self.checkpoint_path = opened, opened.name, opened.checkpoint_path
+        self.network, self.inferer = opened.setting("network").eval(), opened.setting("inferer")
+        self.device = torch.device(opened.setting("device"))
+        steps = opened.setting("preprocessing").transforms
+        kinds = [type(step) for step in steps]
+        if kinds[:1] != [LoadEchod] or not {Letterboxd, PromptTokensd, NormaliseEchod} <= set(kinds):
+            raise ValueError(
+                f"{self.name}: its preprocessing must begin with LoadEchod and have Letterboxd, PromptTokensd and NormaliseEchod"
+            )
+        boxed = kinds.index(Letterboxd) + 1
+        self._load, self._fit, self._prepare = steps[0], Compose(steps[1:boxed]), Compose(steps[boxed:])
+        self.tokens, self.normalise = steps[kinds.index(PromptTokensd)], steps[kinds.index(NormaliseEchod)]
+        self.postprocessing = opened.setting("postprocessing")
+        self.restore = next(step for step in self.postprocessing.transforms if isinstance(step, RestoreLabelMapd))
+        self.lock = threading.Lock()
+
+    def load(self, item: Mapping[str, Any]) -> dict[Any, Any]:
+        """Read the file of an item's image."""
+        return unwrapped(self._load, dict(item))
+
+    def fit(self, item: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Fit an item that was read into the network's square."""
+        return unwrapped(self._fit, dict(item))
+
+    def prepare(self, item: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Make the network's input of an item in its square: `image` (3, N, N), of a clip (T, 3, N, N), and `input_ids` (S, L)."""
+        return unwrapped(self._prepare, dict(item))
+
+    def logits(self, images: Tensor, input_ids: Tensor, inferer: Any = None) -> Tensor:
+        """Ask the network for the logits of images (B, 3, N, N) or clips (B, T, 3, N, N) and prompts (B, S, L)."""
+        import torch
+
+        with torch.no_grad():
+            return (inferer or self.inferer)(images.to(self.device), self.network, input_ids)  # type: ignore[no-any-return]
+
+    def of_masks(self, logits: Tensor) -> Tensor:
+        """Return logits of the masks alone, without those of the view that come behind them if the network knows it."""
+        from synboost_monai.networks.view_head import split_view
+
+        return split_view(logits)[0] if self.inferer.with_view else logits
+
+
 class Doubt(dict[str, Any]):
     """How far a segmentation can be trusted: the entries of CASE.json that `synboost segment` writes (`metrics.doubt`)."""
 
@@ -124,8 +194,8 @@ class Prediction:
     """(H, W), 0..0.5: where prompts that mean the same disagree; None with one prompt."""
 
 
-class Segmenter:
-    """A bundle's network with its reading, prompts and postprocessing; call it with an image.
+class Segmenter(Pipeline):
+    """A bundle's pipeline for any image and prompt; call it with an image.
 
     Args:
         bundle: name or folder.
@@ -141,28 +211,13 @@ class Segmenter:
         checkpoint_path: str | os.PathLike[str] | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
-        quiet_warnings()
-        import torch
-        from monai.transforms import Compose
-
-        from synboost_monai.transforms import Letterboxd, LoadEchod, PromptTokensd
-
         # one plane is a clip of one frame
-        opened = open_bundle(bundle, checkpoint_path, overrides, prompt="", sequences=True)
-        self.name, self.checkpoint_path, self._parser = opened.name, opened.checkpoint_path, opened.parser
-        self.image_size = int(opened.setting("image_size"))
-        self.network, assessor = opened.setting("network").eval(), opened.setting("doubt")
-        steps = list(opened.setting("preprocessing").transforms)
-        self.device = torch.device(opened.setting("device"))
+        super().__init__(open_bundle(bundle, checkpoint_path, overrides, prompt="", sequences=True))
+        self.image_size = int(self.opened.setting("image_size"))
         # as objects: what is parsed anew for a prompt does not make them again
-        self._parser["network"], self._parser["doubt"] = self.network, assessor
-        at = next((i for i, step in enumerate(steps) if isinstance(step, Letterboxd)), None)
-        if at is None or not isinstance(steps[0], LoadEchod):
-            raise ValueError(f"{self.name}: its preprocessing must begin with LoadEchod and have Letterboxd")
-        self._load, self._fit, self._finish = steps[0], Compose(steps[1 : at + 1]), Compose(steps[at + 1 :])
-        self._tokens = next((step for step in steps if isinstance(step, PromptTokensd)), None)
+        parser, assessor = self.opened.parser, self.opened.setting("doubt")
+        parser["network"], parser["doubt"] = self.network, assessor
         self._of_prompt: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
-        self._lock = threading.Lock()  # one network, one image at a time
 
     def __call__(
         self,
@@ -206,34 +261,27 @@ class Segmenter:
                 raise ValueError(
                     f"{os.fspath(image)}: a file tells its own spacing; give spacing_mm with an array alone"
                 )
-            return unwrapped(self._load, list_images(image)[0])
+            return self.load(list_images(image)[0])
         read, spacing = echo_of_array(image, spacing_mm)
         known = {"spacing_mm": spacing, CALIBRATED_KEY: spacing_mm is not None, "is_sequence": True}
         return {"image": read, **known}
 
-    def fit(self, item: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Fit an item of `read` into the network's square."""
-        return unwrapped(self._fit, dict(item))
-
     def predict(self, item: Mapping[Any, Any], understood: Understood | None = None) -> Prediction:
         """Segment an item of `fit`: what a prompt names; None: all structures."""
-        import torch
-
         from synboost_monai.transforms import display_order
         from synboost_monai.transforms.array import plain
         from synboost_monai.transforms.postprocessing import DOUBT_KEY, SPREAD_KEY
         from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY
 
         prompt = understood.prompt if understood else ""
-        said = self._tokens.texts(item) if self._tokens is not None else ()
-        item = unwrapped(self._finish, dict(item))
-        with self._lock, torch.no_grad():
+        said = self.tokens.texts(item)
+        item = self.prepare(item)
+        with self.lock:
             inferer, postprocessing = self._with_prompt(prompt)
             if understood is not None:
                 place = STRUCTURES.index(understood.structure)
                 said = (prompt,) if inferer.goes_itself else said[place :: len(STRUCTURES)]
-            inputs = plain(item["image"])[None].to(self.device)  # (1, T, 3, N, N)
-            logits = inferer(inputs, self.network, item["input_ids"][None])
+            logits = self.logits(plain(item["image"])[None], item["input_ids"][None], inferer)
             item = unwrapped(postprocessing, {**item, "pred": logits[0]})
         label_map = display_order(item["pred"].cpu()).numpy()
         row, column = (float(s) for s in item["spacing_mm"])
@@ -250,8 +298,8 @@ class Segmenter:
     def _with_prompt(self, prompt: str) -> tuple[Any, Any]:
         """Inferer and postprocessing of a prompt, kept: text is encoded once."""
         if prompt not in self._of_prompt:
-            self._parser["displayable_configs::prompt"] = as_literal(prompt)
-            self._of_prompt[prompt] = parsed(self._parser, "inferer"), parsed(self._parser, "postprocessing")
+            self.opened.parser["displayable_configs::prompt"] = as_literal(prompt)
+            self._of_prompt[prompt] = self.opened.setting("inferer"), self.opened.setting("postprocessing")
         self._of_prompt.move_to_end(prompt)
         while len(self._of_prompt) > MAX_PROMPTS:
             self._of_prompt.popitem(last=False)

@@ -174,6 +174,37 @@ def test_a_network_that_knows_the_view_says_it(architecture: str, files: dict[st
     assert model.segment(frames, None, {}, is_first=True, is_small=True).views is None
 
 
+def test_the_judge_and_a_trained_fold_pass_over_the_view(files: dict[str, Path], tmp_path: Path) -> None:
+    """Label maps and probabilities of a network that knows the view are those of the same network without its head."""
+    import yaml
+
+    from synboost_monai.auto3dseg.infer import InferClass
+    from synboost_monai.experiments.quality_images import Echo, JudgingSegmenter
+
+    torch.manual_seed(0)
+    seeing = create_segmenter("cris", "tiny", has_view_head=True).state_dict()
+    plain = {key: value for key, value in seeing.items() if not key.startswith("view_head.")}
+    facts = {"architecture": "cris", **PUBLISHED_FACTS["cris"], "preset": "tiny", "image_size": 32}
+    pixels = load_echo(files["a.png"])[0].numpy()[0].astype(np.uint8)
+    echo = Echo({"case": "a"}, pixels, np.zeros_like(pixels), np.ones_like(pixels, bool), True, (1.0, 1.0))
+    label_maps, probabilities = [], []
+    for name, state in (("plain", plain), ("seeing", seeing)):
+        fold = tmp_path / name
+        for folder, content in (("configs/hyper_parameters", {"bundle": "echo_cris"}), ("model/inference", {})):
+            (fold / folder).parent.mkdir(parents=True)
+            content |= (
+                {"data_list_file_path": str(fold / "list.json"), "data_file_base_dir": str(fold)} if content else {}
+            )
+            (fold / f"{folder}.yaml").write_text(yaml.safe_dump(content))
+        (fold / "list.json").write_text('{"training": []}')
+        write_model(state, fold / "model/model.pt", new_card({**facts, "has_view_head": name == "seeing"}, {}))
+        label_maps.append(JudgingSegmenter("echo_cris", fold / "model/model.pt", device="cpu")([echo])[0][0])
+        inferer = InferClass(str(fold / "configs/hyper_parameters.yaml"), device="cpu")
+        probabilities.append(inferer.infer(str(files["a.png"])).numpy())
+    assert np.array_equal(*label_maps) and label_maps[0].any()
+    assert np.array_equal(*probabilities) and probabilities[0].shape == (4, 36, 50)
+
+
 def test_no_file_and_no_weights(segmenter: Segmenter, weights: Path, tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.dcm"):
         with pytest.raises(FileNotFoundError, match="expected the file of an image"):

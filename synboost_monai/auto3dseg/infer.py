@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +21,12 @@ from torch import Tensor
 from synboost_monai.auto3dseg.folds import find_item
 from synboost_monai.auto3dseg.settings import HYPER_PARAMETERS_NAME, read_hyper_parameters
 from synboost_monai.auto3dseg.train import FACTS_NAME
-from synboost_monai.bundle_run import config_files as files_of_config
-from synboost_monai.bundle_run import config_parser
 from synboost_monai.data import list_images
 from synboost_monai.formats.grid import to_stored
 from synboost_monai.io import read_text
 from synboost_monai.labels import STRUCTURES
 from synboost_monai.letterbox import LetterboxGeometry
+from synboost_monai.predictor import Pipeline, open_bundle
 from synboost_monai.transforms.postprocessing import mean_logits, restore_logits
 from synboost_monai.transforms.ultrasound_dicom import stored_order
 
@@ -76,7 +75,6 @@ class InferClass:
         words = json.dumps(values, sort_keys=True)
         self.trained = _trained(str(self.settings["bundle"]), str(weights), weights.stat().st_mtime_ns, words)
 
-    @torch.no_grad()
     def infer(self, image_file: str | Mapping[str, Any]) -> MetaTensor:
         """Class probabilities of one image.
 
@@ -90,11 +88,10 @@ class InferClass:
             Over K they add up to 1, and their argmax is the label map of the bundle (see `class_probabilities`).
         """
         item = self._item(image_file)
-        data = self.trained.preprocessing(item)
-        inputs = data["image"][None].to(self.trained.device)
-        logits = self.trained.inferer(inputs, self.trained.network, data["input_ids"][None])[0]
+        data = self.trained.prepare(self.trained.fit(self.trained.load(item)))
+        logits = self.trained.logits(data["image"][None], data["input_ids"][None])[0]
         geometry = LetterboxGeometry(*(int(n) for n in data["geometry"]))
-        shown = class_probabilities(logits.cpu(), geometry, self.threshold)  # (K, H, W)
+        shown = class_probabilities(self.trained.of_masks(logits).cpu(), geometry, self.threshold)  # (K, H, W)
         order = stored_order(data["image"].meta)
         stored = torch.stack([to_stored(frame[None], order) for frame in shown])
         stored = stored[..., 0] if order.frame_axis == 2 else stored
@@ -115,18 +112,9 @@ class InferClass:
         return {key: value for key, value in known.items() if key != "label"} | {"image": os.path.abspath(path)}
 
 
-class Trained(NamedTuple):
-    """What a trained fold needs to segment."""
-
-    preprocessing: Any
-    network: torch.nn.Module
-    inferer: Any
-    device: torch.device
-
-
 @lru_cache(maxsize=MAX_NETWORKS)
-def _trained(bundle: str, weights: str, time_ns: int, overrides: str) -> Trained:
-    """The bundle's own network, preprocessing and inferer, with a fold's weights.
+def _trained(bundle: str, weights: str, time_ns: int, overrides: str) -> Pipeline:
+    """The bundle's own pipeline, with a fold's weights.
 
     Args:
         bundle: its name.
@@ -134,11 +122,7 @@ def _trained(bundle: str, weights: str, time_ns: int, overrides: str) -> Trained
         time_ns: when that was written; other weights are another entry of the cache.
         overrides: of the inference config, as JSON.
     """
-    files = files_of_config(bundle, "inference")
-    values = {**json.loads(overrides), "bundle_root": str(files[0].parents[1]), "checkpoint_path": weights}
-    parser = config_parser(files, values)
-    preprocessing, network, inferer = (parser.get_parsed_content(k) for k in ("preprocessing", "network", "inferer"))
-    return Trained(preprocessing, network.eval(), inferer, torch.device(parser.get_parsed_content("device")))
+    return Pipeline(open_bundle(bundle, weights, **json.loads(overrides)))
 
 
 def class_probabilities(logits: Tensor, geometry: LetterboxGeometry, threshold: float = 0.5) -> Tensor:

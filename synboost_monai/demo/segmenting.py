@@ -18,7 +18,7 @@ from synboost_monai import predictor
 from synboost_monai.demo.sources import Source
 from synboost_monai.formats.grid import shown_affine
 from synboost_monai.io import image_stem, is_dicom
-from synboost_monai.predictor import ATTRIBUTES, unwrapped
+from synboost_monai.predictor import ATTRIBUTES
 from synboost_monai.prompts.understanding import Understood, understand_if_any
 from synboost_monai.transforms import write_label_map
 from synboost_monai.transforms.array import plain, scale_to_bytes
@@ -95,7 +95,7 @@ class Segmenter(predictor.Segmenter):
         Raises:
             FileNotFoundError, ValueError: if it is no image that can be used.
         """
-        item = unwrapped(self._load, {**source.attributes, "image": str(source.path)})
+        item = self.load({**source.attributes, "image": str(source.path)})
         read: MetaTensor = item["image"]
         if read.numel() + 4 * len(read) * self.image_size**2 > MAX_CLIP_BYTES:
             raise ValueError(

@@ -24,10 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from synboost_monai.bundle_run import check_overrides, config_files, config_parser, setting_of
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.data.splits import SECTIONS
-from synboost_monai.errors import user_error
 from synboost_monai.io import image_suffix, read_text
 from synboost_monai.labels import (
     BACKGROUND_INDEX,
@@ -40,11 +38,11 @@ from synboost_monai.labels import (
 from synboost_monai.metrics.per_case import case_metrics
 from synboost_monai.metrics.speckle import radial_power_spectrum, speckle_statistics
 from synboost_monai.networks.efficientnet_lite import EfficientNetLite0
+from synboost_monai.predictor import Pipeline, open_bundle
 from synboost_monai.transforms import (
     CheckLabelMapd,
     Letterboxd,
     LoadEchod,
-    RestoreLabelMapd,
     check_label_map,
     display_order,
     load_echo,
@@ -67,8 +65,8 @@ INCEPTION_SIZE = 299
 # --- the network that judges -----------------------------------------------------------------------------------------
 
 
-class JudgingSegmenter:
-    """A segmenter trained on real images, as its bundle's inference.yaml makes it, for images that are already in memory.
+class JudgingSegmenter(Pipeline):
+    """A bundle's pipeline, with weights that were trained on real images, for images that are already in memory.
 
     Args:
         bundle: echo_cris, echo_clipseg, or the folder of a bundle like them.
@@ -92,9 +90,7 @@ class JudgingSegmenter:
         autocast_dtype: str | None = None,
         channels_last: bool = False,
     ) -> None:
-        files = config_files(bundle, "inference")
         overrides = {
-            "checkpoint_path": str(checkpoint_path),
             "preset": preset,
             "image_size": image_size,
             "prompt_level": prompt_level,
@@ -102,30 +98,17 @@ class JudgingSegmenter:
             "autocast_dtype": autocast_dtype,
             "channels_last": channels_last,
         }
-        overrides = {key: value for key, value in overrides.items() if value is not None}
-        checked = {**check_overrides(files, overrides), "bundle_root": str(files[0].parents[1])}
-        parser = config_parser(files, checked)
         # judged by what the network says of one prompt, not by what is made of it afterwards
-        parser.update({"prompt_ensemble": None, "keep_largest": False, "fill_holes": False})
-        parser.update(
-            {"inferer::with_view": False, "inferer::images_at_once": None}
-        )  # features are those of a whole batch
-        try:
-            self.network: nn.Module = parser.get_parsed_content("network").eval()
-        except RuntimeError as error:  # MONAI's wrapping of what a component raises
-            raise user_error(error) or error from error
+        plain = {"prompt_ensemble": None, "keep_largest": False, "fill_holes": False}
+        plain |= {"inferer::images_at_once": None}  # features are those of a whole batch
+        overrides = {key: value for key, value in overrides.items() if value is not None}
+        opened = open_bundle(bundle, str(checkpoint_path), overrides, flag="--segmenter_checkpoint", **plain)
+        super().__init__(opened)
         if not hasattr(self.network, "image_encoder"):
             raise ValueError(
                 f"{bundle}: its network has no image encoder; segmenter_bundle must be echo_cris or echo_clipseg"
             )
-        self.inferer = parser.get_parsed_content("inferer")
-        loaded = parser.get_parsed_content("preprocessing").transforms
-        self.preprocessing = Compose([step for step in loaded if not isinstance(step, LoadEchod)])
-        finishing = parser.get_parsed_content("postprocessing").transforms
-        self.postprocessing = Compose([step for step in finishing if isinstance(step, RestoreLabelMapd)])
-        self.device = next(self.network.parameters()).device
-        self.checkpoint_path = Path(checkpoint_path)
-        settings = {key: setting_of(parser, key) for key in ("preset", "image_size", "prompt_level")}
+        settings = {key: opened.setting(key) for key in ("preset", "image_size", "prompt_level")}
         self.facts = {"bundle": Path(bundle).name, **settings}
 
         encoder = self.network.image_encoder
@@ -157,20 +140,20 @@ class JudgingSegmenter:
         """Label maps (H, W) on the images' own grid, and the features (B, F)."""
         images, input_ids, items = self._batch(echoes)
         with self._captured() as maps:
-            logits = self.inferer(images, self.network, input_ids=input_ids).cpu()
+            logits = self.logits(images, input_ids).cpu()
         features = maps[-1].float().mean(dim=(2, 3)).cpu().numpy() if maps else self.features(echoes)
-        restored = [self.postprocessing({**item, "pred": pred})["pred"] for item, pred in zip(items, logits)]
+        restored = [self.restore({**item, "pred": pred})["pred"] for item, pred in zip(items, logits)]
         return [display_order(label_map).numpy() for label_map in restored], features
 
-    def _batch(self, echoes: Sequence[Echo]) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
+    def _batch(self, echoes: Sequence[Echo]) -> tuple[Tensor, Tensor, list[dict[Any, Any]]]:
         """Images (B, 3, N, N), prompts (B, S, L), and the items as the postprocessing takes them."""
         items = []
         for echo in echoes:
             image = MetaTensor(torch.from_numpy(echo.image)[None].float())
             spacing = torch.tensor(echo.spacing_mm, dtype=torch.float64)
-            items.append(self.preprocessing({**echo.item, "image": image, "spacing_mm": spacing}))
+            items.append(self.prepare(self.fit({**echo.item, "image": image, "spacing_mm": spacing})))
         images = torch.stack([item["image"].as_tensor() for item in items]).to(self.device)
-        return images, torch.stack([item["input_ids"] for item in items]).to(self.device), items
+        return images, torch.stack([item["input_ids"] for item in items]), items
 
     @contextmanager
     def _captured(self) -> Iterator[list[Tensor]]:

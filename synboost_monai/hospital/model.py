@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +21,10 @@ from torch import Tensor
 from synboost_monai.io import known_sha256
 from synboost_monai.labels import LEFT_VENTRICULAR_CAVITY, STRUCTURES
 from synboost_monai.letterbox import LetterboxGeometry, letterbox_geometry
-from synboost_monai.networks.view_head import split_view
-from synboost_monai.predictor import open_bundle
+from synboost_monai.predictor import Pipeline, open_bundle
 from synboost_monai.prompts import prompt_text
-from synboost_monai.transforms import PromptTokensd, RestoreLabelMapd
-from synboost_monai.transforms.array import letterbox_frames, normalise_image
+from synboost_monai.transforms import PromptTokensd
+from synboost_monai.transforms.array import letterbox_frames
 from synboost_monai.transforms.postprocessing import (
     EVIDENCE_KEY,
     display_order,
@@ -63,8 +61,8 @@ class SegmentedFrames:
     """What the network says of the view of each frame (`metrics.doubt.view_evidence`); None where it knows none, and on its own grid."""
 
 
-class EchoSegmenter:
-    """A segmenter with its weights, prompts and postprocessing as its bundle's inference.yaml has them.
+class EchoSegmenter(Pipeline):
+    """A bundle's pipeline for the frames of clips of any length, each by itself.
 
     Args:
         bundle: name or folder.
@@ -79,25 +77,15 @@ class EchoSegmenter:
         self, bundle: str, checkpoint_path: str | None = None, overrides: Mapping[str, Any] | None = None
     ) -> None:
         opened = open_bundle(bundle, checkpoint_path, overrides)
-        self.name, self.checkpoint_path = opened.name, opened.checkpoint_path
-        known = opened.parser.get()  # mask_padding is of CRIS alone
-        self.settings: dict[str, Any] = {key: opened.setting(key) if key in known else None for key in RESULT_KEYS}
         if opened.setting("prompt"):
             raise ValueError("a study is segmented into all structures: leave `prompt` empty")
-        self.device = torch.device(opened.setting("device"))
-        self.network = opened.setting("network").eval()
-        self.inferer, self.assessor = opened.setting("inferer"), opened.setting("doubt")
-        self.knows_view = bool(opened.setting("has_view_head"))
-        self.batch_size = int(opened.setting("batch_size"))
+        super().__init__(opened)
+        keys = opened.parser.get()  # mask_padding is of CRIS alone
+        self.settings: dict[str, Any] = {key: opened.setting(key) if key in keys else None for key in RESULT_KEYS}
+        self.assessor, self.batch_size = opened.setting("doubt"), int(opened.setting("batch_size"))
         self.network_seconds = 0.0
-        self._lock = threading.Lock()  # several studies share the network
-        self._restore = RestoreLabelMapd(
-            "pred",
-            threshold=self.settings["threshold"],
-            keep_largest=self.settings["keep_largest"],
-            fill_holes=self.settings["fill_holes"],
-            with_view=self.knows_view,
-        )
+        known = {"padding_id": self.tokens.padding_id, "domain_word": self.tokens.domain_word}
+        self._first_tokens = PromptTokensd(FIRST_LEVEL, **known)
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -113,9 +101,9 @@ class EchoSegmenter:
 
     def prompts(self, attributes: Mapping[str, Any], is_first: bool = False) -> list[str]:
         """The sentences that a frame of these attributes is segmented with, those of the first group."""
-        level = FIRST_LEVEL if is_first else self._level
-        domain_word = bool(self.settings["domain_word"])
-        return [prompt_text(s, level, attributes, domain_word=domain_word).text for s in STRUCTURES]
+        tokens = self._first_tokens if is_first else self.tokens
+        texts = (prompt_text(s, tokens.level, attributes, domain_word=bool(tokens.domain_word)) for s in STRUCTURES)
+        return [prompt.text for prompt in texts]
 
     @torch.no_grad()
     def segment(
@@ -142,7 +130,7 @@ class EchoSegmenter:
         geometry = letterbox_geometry(
             frames.shape, aspect, self.settings["image_size"], bool(self.settings["keep_aspect"])
         )
-        tokens = self._first_tokens if is_first else self._tokens
+        tokens = self._first_tokens if is_first else self.tokens
         known: dict[Hashable, Any] = {name: attributes[name] for name in attributes}
         input_ids = tokens(known)["input_ids"]
         frame_pixels = frames[0].size
@@ -151,14 +139,13 @@ class EchoSegmenter:
         evidence: list[dict[str, Any]] = []
         for start in range(0, len(frames), self.batch_size):
             part = torch.from_numpy(np.ascontiguousarray(frames[start : start + self.batch_size]))
-            boxed = letterbox_frames(part, geometry)[:, None]  # (T, 1, N, N)
-            inputs = normalise_image(boxed, self.settings["image_mean"], self.settings["image_std"]).to(self.device)
-            with self._lock:
+            boxed = letterbox_frames(part, geometry)  # (T, N, N)
+            inputs = self.normalise({"image": boxed, "is_sequence": True})["image"]  # (T, 3, N, N)
+            with self.lock:  # several studies share the network
                 began = time.perf_counter()
-                logits = self.inferer(inputs, self.network, input_ids.expand(len(part), -1, -1)).cpu()
+                logits = self.logits(inputs, input_ids.expand(len(part), -1, -1)).cpu()
                 self.network_seconds += time.perf_counter() - began
-            of_masks = split_view(logits)[0] if self.knows_view else logits
-            small = [self._small_map(self._mean(frame), geometry) for frame in of_masks]
+            small = [self._small_map(self._mean(frame), geometry) for frame in self.of_masks(logits)]
             areas.extend(frame_pixels * float((m == LEFT_VENTRICULAR_CAVITY.class_index).mean()) for m in small)
             if is_small:
                 label_maps.extend(small)
@@ -168,7 +155,7 @@ class EchoSegmenter:
                 "geometry": torch.tensor(geometry),
                 "image": MetaTensor(part[:1]),
             }
-            restored = self._restore(item)
+            restored = self.restore(item)
             native = display_order(restored["pred"]).numpy()
             label_maps.extend(native if native.ndim == 3 else native[None])
             evidence.extend(restored[EVIDENCE_KEY])
@@ -197,24 +184,4 @@ class EchoSegmenter:
             remove_strays(label_map, [s.class_index for s in STRUCTURES])
             if self.settings["keep_largest"]
             else label_map
-        )
-
-    @property
-    def _level(self) -> str:
-        return self._tokens.level
-
-    @cached_property
-    def _tokens(self) -> PromptTokensd:
-        """The bundle's prompts."""
-        return PromptTokensd(
-            self.settings["prompt_level"],
-            padding_id=self.settings["padding_id"],
-            domain_word=self.settings["domain_word"],
-            ensemble=self.settings["prompt_ensemble"],
-        )
-
-    @cached_property
-    def _first_tokens(self) -> PromptTokensd:
-        return PromptTokensd(
-            FIRST_LEVEL, padding_id=self.settings["padding_id"], domain_word=self.settings["domain_word"]
         )

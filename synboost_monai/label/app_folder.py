@@ -19,6 +19,7 @@ from synboost_monai import __version__
 from synboost_monai.bundle_run import WEIGHTS, as_literal, bundle_dir, bundle_weights, check_overrides, is_segmenter
 from synboost_monai.io import sha256_of
 from synboost_monai.model_card import known_facts, read_card, write_model
+from synboost_monai.predictor import open_bundle
 
 STOCK_APP = "monailabel/sample-apps/monaibundle"
 """The sample app for bundles, below the prefix that MONAI Label is installed to."""
@@ -257,14 +258,9 @@ def _copy_bundle(bundle: ServedBundle, target: Path) -> None:
 
 def _write_weights(bundle: ServedBundle, target: Path) -> None:
     """Weights as MONAI Label loads them, one flat state dict; of weights that do not fit it only warns, and serves noise."""
-    from monai.bundle import ConfigParser
-
     from synboost_monai.networks import load_published
 
-    parser = ConfigParser()
-    parser.read_config(str(target / "configs/inference.yaml"))
-    parser.update({"checkpoint_path": as_literal(str(bundle.checkpoint_path))})
-    network = parser.get_parsed_content("network_def")
+    network = open_bundle(target, bundle.checkpoint_path).setting("network_def")
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     try:
         weights = load_published(network, bundle.checkpoint_path).state_dict()

@@ -173,7 +173,7 @@ def test_prompts_are_kept_and_the_network_is_not_made_again(segmenters: dict[str
         segmenter.segment(image, MYOCARDIUM.synonyms[i])
     assert len(segmenter._of_prompt) == 8 and "left ventricle" not in segmenter._of_prompt
     assert np.array_equal(segmenter.segment(image, "  left   ventricle ").label_map, first)
-    assert segmenter.network is network and segmenter._parser["network"] is network
+    assert segmenter.network is network and segmenter.opened.parser["network"] is network
     assert set(np.unique(first)) <= {0, 1} and first.any()
 
 
