@@ -43,6 +43,8 @@ START_SECONDS = 600.0
 """An actor that does not load its network within this time never will: the cluster has no room for it."""
 OBJECT_STORE_BYTES = 128 << 20
 """Shared memory of a local Ray; only lists of files and results pass through it."""
+LOOPBACK = "127.0.0.1"
+"""Address of a Ray of this machine alone."""
 MAX_FOLDER_CHARACTERS = 40
 """Of the folder for temporary files; Ray adds about 60, and a socket's name ends at 107."""
 
@@ -98,6 +100,7 @@ class RayEngine:
                 if num_gpus is None
                 else num_gpus
             )
+            # no retries of Ray's own: they do a study again at once, and start an actor that never comes up for ever
             self._actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(StudyActor)
             self._failed_starts = 0
             self.identity: Mapping[str, str] = {}
@@ -308,7 +311,7 @@ def ray_session(address: str | None = None, num_cpus: int = 1) -> Iterator[None]
             cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
             cleanup.enter_context(_environment())
             options |= {"address": "local", "num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES}
-            options |= {"_temp_dir": str(folder / "ray"), "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+            options |= {"_temp_dir": str(folder / "ray"), "_node_ip_address": LOOPBACK, "include_dashboard": False}
         else:
             options["address"] = address
         import ray  # now: it reads its variables when it is loaded
@@ -318,13 +321,15 @@ def ray_session(address: str | None = None, num_cpus: int = 1) -> Iterator[None]
             signal.SIGTERM
         )  # Ray puts its own in place, which ends the process without a word
         try:
-            with _on_loopback(address is None), _in_package_folder():
+            with _in_package_folder():
                 ray.init(**options)
             if threading.current_thread() is threading.main_thread() and on_sigterm is not None:
                 signal.signal(signal.SIGTERM, on_sigterm)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except Exception as error:  # Ray raises that kind itself where a machine is too busy to start it
             where = "Ray does not start on this machine" if address is None else f"no Ray cluster answers at {address}"
             raise ValueError(f"ray_engine.py: {where} ({_first_line(error)})") from error
+        if address is None:
+            _check_loopback(ray.util.get_node_ip_address())
         yield
 
 
@@ -377,9 +382,11 @@ def _token() -> str | None:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """Variables of a Ray that is started inside: where this package lies, and the secret of whoever connects."""
+    """Variables of a Ray that is started inside: where this package lies, its address, and the secret of whoever connects."""
     root = str(Path(__file__).resolve().parents[2])
     wanted = {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))}
+    # on Linux too this lets Ray keep 127.0.0.1, which it would else change to the machine's own address, open to all
+    wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if token := _token():
         wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     before = {name: os.environ.get(name) for name in wanted}
@@ -394,19 +401,17 @@ def _environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
-@contextlib.contextmanager
-def _on_loopback(is_local: bool) -> Iterator[None]:
-    """Let a Ray that is started inside keep the address 127.0.0.1, which it would else change to the machine's own, open to all."""
-    from ray._private import ray_constants
+def _check_loopback(address: str) -> None:
+    """Refuse a Ray that was started here and took the machine's own address, so that it listens to the whole network.
 
-    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
-    if is_local and before is not None:
-        ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        if before is not None:
-            ray_constants.ENABLE_RAY_CLUSTER = before
+    Raises:
+        ValueError: if `address` is not 127.0.0.1: Ray was loaded before `_environment` could say so.
+    """
+    if address != LOOPBACK:
+        raise ValueError(
+            f"ray_engine.py: expected a Ray on {LOOPBACK}, got one on {address}, because Ray was loaded before; call ray.init "
+            "yourself first, or do not load ray before the run"
+        )
 
 
 @contextlib.contextmanager

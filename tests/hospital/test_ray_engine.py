@@ -20,7 +20,7 @@ from synboost_monai.hospital import ray_engine
 from synboost_monai.hospital.batch import ALL_DONE, SOME_REFUSED, run_dicom
 from synboost_monai.hospital.ledger import Result
 from synboost_monai.hospital.phantom_studies import write_phantom_studies
-from synboost_monai.hospital.ray_engine import StudyActor, _gpus_of_actor, ray_session
+from synboost_monai.hospital.ray_engine import StudyActor, _check_loopback, _gpus_of_actor, ray_session
 from synboost_monai.networks import create_segmenter
 
 TINY = {"preset": "tiny", "image_size": 32, "device": "cpu"}
@@ -147,6 +147,12 @@ def test_study_on_which_actors_die_is_refused_and_the_others_are_done(
 def test_wrong_weights_are_told_in_words(studies: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such weights"):
         run(studies, tmp_path / "out", tmp_path / "none.pt", workers=1)
+
+
+def test_ray_that_listens_to_the_network_is_refused() -> None:
+    _check_loopback("127.0.0.1")
+    with pytest.raises(ValueError, match=r"expected a Ray on 127\.0\.0\.1, got one on 192\.0\.2\.2.*call ray\.init"):
+        _check_loopback("192.0.2.2")
 
 
 def test_missing_ray_names_the_extra(
