@@ -358,19 +358,6 @@ def clinical(evaluation_dir: str, *, dataset_dir: str | None = None, section: st
     print(f"every patient: {result.csv_path}")
 
 
-def published(path: str | None = None, *, run: str | None = None, output: str | None = None) -> None:
-    """Rebuild the paper's tables from its numbers for each mask, with patient-level statistics, and put your runs beside them.
-
-    Args:
-        path: the paper's per_image_metrics.csv.gz; without it the printed means alone are shown.
-        run: folder of a study's run, a metrics.csv in one, or MODEL/STRATEGY/PROMPT=metrics.csv; several with commas.
-        output: folder for each table as CSV and LaTeX.
-    """
-    from synboost_monai.experiments.published import published_results
-
-    print(published_results(path, [r for r in (run or "").split(",") if r], output))
-
-
 def auto3dseg(
     input_path: str,
     *,
@@ -771,7 +758,6 @@ VERBS: dict[str, Callable[..., None]] = {
         report,
         compare,
         clinical,
-        published,
         auto3dseg,
         dicom,
         listen,

@@ -62,7 +62,6 @@ CASES: dict[str, Case] = {
     "report": lambda at, out: [out if at != NOWHERE else at],
     "compare": lambda at, out: [f"{at}/evaluation", f"{at}/evaluation", "--output", out],
     "clinical": lambda at, out: [out if "nowhere" not in at else at],
-    "published": lambda at, out: [*([f"{at}/paper.csv"] if "nowhere" in at else []), "--output", out],
     "auto3dseg": lambda at, out: [f"{at}/input.yaml", "--output", out, "--num_epochs", "1", "--num_fold", "2"],
     "dicom": lambda at, out: [f"{at}/studies", out, "--checkpoint_path", f"{at}/cris.pt", *SMALL, "--workers", "1"],
     "listen": lambda at, out: [out, "--checkpoint_path", f"{at}/cris.pt", *SMALL, "--port", "11992"],

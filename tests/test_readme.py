@@ -53,7 +53,7 @@ MARKER = re.compile(
 NEEDS = {
     r"--profile |--ray_address|multi_gpu_train|torchrun": "GPU|cluster",
     r"weights (get|convert (?!model\.pt))": "downloaded weights",
-    r"--dataset PATH|\bCAMUS_DIR\b|^synboost published \S": "CAMUS|paper's file",
+    r"--dataset PATH|\bCAMUS_DIR\b|paper_tables\.py \S": "CAMUS|paper's file",
     r"\bECHONET_DIR\b": "EchoNet-Dynamic",
     r"train_published": "GPU",
 }

@@ -1,4 +1,7 @@
+#!/usr/bin/env python
 """The paper's results: rebuilt from its numbers mask by mask, with the statistics that it left out, and your own run beside them.
+
+    python scripts/paper_tables.py [per_image_metrics.csv.gz] [--run RUN ...] [--output DIR]
 
 The source is `per_image_metrics.csv.gz` of "Synthetic Boost" (Adhikari et al., ASMUS 2023), which is not shipped: 46 runs (strategy, model,
 prompt) on the 600 masks of 50 patients, with columns
@@ -11,6 +14,7 @@ it has no mm. `case` is `mask_<class index>/patientNNNN_VIEW_PHASE_gt`. Without 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -18,11 +22,14 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import yaml
 
 from synboost_monai.bundle_run import nearest
+from synboost_monai.errors import in_one_line
 from synboost_monai.experiments.grid import PROMPT_LEVELS
 from synboost_monai.experiments.grid import STRATEGIES as STUDY_STRATEGIES
 from synboost_monai.experiments.tables import Table, to_text, write_table
@@ -32,9 +39,6 @@ from synboost_monai.metrics.per_case import PAPER_METRICS, read_metrics, this_co
 from synboost_monai.metrics.statistics import OVERALL, P_VALUES, add_holm, cluster_bootstrap, compare_pairs
 from synboost_monai.paths import refuse_overwriting
 from synboost_monai.records import PHASES, VIEWS
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MODELS = {"clipseg": "CLIPSeg", "cris": "CRIS"}
 """Model -> its name in the file and in tables."""
@@ -78,6 +82,16 @@ HEADLINES = (
     (Run("synthetic_then_real", "cris", "P2"), Run("real", "cris", "P2")),
 )
 """The paper's two comparisons, larger first: the best runs of its strategies."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", nargs="?", help="the paper's file; without it the printed means alone are shown")
+    parser.add_argument("--run", nargs="+", default=[], help="own runs to put beside it (see `own_runs`)")
+    parser.add_argument("--output", help="folder for each table as CSV and LaTeX")
+    options = parser.parse_args(arguments)
+    with in_one_line("paper_tables.py"):
+        print(published_results(options.path, options.run, options.output))
 
 
 def published_results(
@@ -136,8 +150,6 @@ def read_published(path: str | os.PathLike[str]) -> pd.DataFrame:
         FileNotFoundError: if there is no such file.
         ValueError: if a column, a run or a mask is missing, there twice or unknown, or a number is out of its range.
     """
-    import pandas as pd
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give the path of per_image_metrics.csv.gz")
@@ -169,8 +181,6 @@ def read_published(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 def dice_table(frame: pd.DataFrame | None) -> Table:
     """Mean Dice of each run as the paper prints it: a row for each strategy and model, a column for each prompt."""
-    import pandas as pd
-
     rows = []
     for (strategy, model), means in PUBLISHED_DICE.items():
         if frame is not None:
@@ -189,8 +199,6 @@ def dice_table(frame: pd.DataFrame | None) -> Table:
 
 def means_table(frame: pd.DataFrame) -> Table:
     """Mean and standard deviation (ddof 1) of each metric of each run, and whether the mean Dice is the published one."""
-    import pandas as pd
-
     rows = []
     for run in published_runs():
         part = _rows_of(frame, run)
@@ -214,8 +222,6 @@ def means_table(frame: pd.DataFrame) -> Table:
 
 def best_table(frame: pd.DataFrame) -> Table:
     """The prompt with the highest mean Dice of each strategy and model."""
-    import pandas as pd
-
     rows = []
     for strategy, model in PUBLISHED_DICE:
         runs = [run for run in published_runs() if run[:2] == (strategy, model)]
@@ -258,8 +264,6 @@ def same_prompt_table(frame: pd.DataFrame) -> Table:
 
 def structure_table(frame: pd.DataFrame) -> Table:
     """Mean Dice of each run by structure."""
-    import pandas as pd
-
     names = [s.name for s in STRUCTURES]
     rows = []
     for run in published_runs():
@@ -327,8 +331,6 @@ def own_table(runs: Sequence[OwnRun], frame: pd.DataFrame | None = None) -> Tabl
     Raises:
         ValueError: if a file is no metrics.csv.
     """
-    import pandas as pd
-
     rows = []
     for own in runs:
         part = None if frame is None or published_dice(own.run) is None else _rows_of(frame, own.run)
@@ -395,8 +397,6 @@ _TITLES = {"dice": "Dice", "iou": "IoU", "hausdorff_distance": "Hausdorff"}
 
 def _check_runs(frame: pd.DataFrame, path: Path) -> None:
     """All 46 runs with the same masks once each, and numbers in their range."""
-    import numpy as np
-
     if (twice := frame.duplicated([*_RUN, "case"])).any():
         row = frame[twice].iloc[0]
         raise ValueError(f"{path}: {Run(*row[_RUN])} has {row['case']} twice; fetch it again")
@@ -434,8 +434,6 @@ def _compared(frame: pd.DataFrame, pairs: Iterable[tuple[Run, Run]]) -> list[dic
 
 def _comparison_table(name: str, title: str, records: Sequence[Mapping[str, Any]]) -> Table:
     """Comparisons of one family, with Holm's adjustment over it."""
-    import pandas as pd
-
     tested = pd.DataFrame(add_holm(records))
     columns = ["comparison"] + ["structure"] * (tested["structure"].nunique() > 1)
     columns += ["num_pairs", "difference", "std_difference", "wilcoxon_p", "t_p", "wilcoxon_p_holm"]
@@ -514,3 +512,7 @@ def _facts(path: Path) -> dict[str, Any]:
             dataset = yaml.safe_load(read_text(study_path))["data"]["dataset"]
             data = Path(dataset).name if dataset else "phantom"
     return {"data": data, "split": said.get("section"), "network": size}
+
+
+if __name__ == "__main__":
+    main()

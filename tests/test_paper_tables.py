@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,11 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel, wilcoxon
 
-from synboost_monai.experiments.published import (
+from synboost_monai.labels import STRUCTURES
+from synboost_monai.metrics.statistics import cluster_bootstrap
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+from paper_tables import (  # noqa: E402
     HEADLINES,
     MODELS,
     PUBLISHED_DICE,
@@ -21,6 +26,7 @@ from synboost_monai.experiments.published import (
     comparison_by_structure_table,
     comparison_table,
     dice_table,
+    main,
     means_table,
     own_runs,
     own_table,
@@ -31,8 +37,6 @@ from synboost_monai.experiments.published import (
     same_prompt_table,
     structure_table,
 )
-from synboost_monai.labels import STRUCTURES
-from synboost_monai.metrics.statistics import cluster_bootstrap
 
 
 def made_rows() -> pd.DataFrame:
@@ -174,8 +178,9 @@ def test_structures_of_every_run(frame: pd.DataFrame) -> None:
     assert means.to_numpy() == pytest.approx(means_table(frame).frame["dice_mean"].to_numpy())
 
 
-def test_text_and_files_of_everything(path: Path, tmp_path: Path) -> None:
-    text = published_results(path, output=tmp_path / "tables")
+def test_text_and_files_of_everything(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(path), "--output", str(tmp_path / "tables")])
+    text = capsys.readouterr().out
     assert "46 of 46 means equal the published ones to two decimals" in text
     names = ["best", "comparisons", "comparisons_by_structure", "dice", "means", "same_prompt", "structures"]
     assert sorted(p.name for p in (tmp_path / "tables").iterdir()) == sorted(
@@ -233,7 +238,10 @@ def test_what_is_wrong_with_a_file_is_named(rows: pd.DataFrame, tmp_path: Path, 
         read_published(tmp_path / "bad.csv")
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "none.csv.gz")])
+    assert capsys.readouterr().err.startswith(f"paper_tables.py: {tmp_path}/none.csv.gz: no such file; give the path")
     with pytest.raises(FileNotFoundError, match="no such file; give the path of per_image_metrics.csv.gz"):
         read_published(tmp_path / "none.csv.gz")
     (tmp_path / "text.csv.gz").write_bytes(b"not compressed")
