@@ -285,3 +285,32 @@ def test_the_loader_comes_when_it_is_asked_for() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_label_map_is_synthesised_as_by_the_bundles_run(tmp_path: Path) -> None:
+    """`load_synthesiser` draws what `synboost synthesise` draws of the same label map, perturbation and noise."""
+    from synboost_monai.networks.semantic_diffusion_unet import create_semantic_diffusion_unet
+
+    torch.manual_seed(0)
+    network = create_semantic_diffusion_unet("tiny", image_size=32)
+    for parameter in network.parameters():
+        if not parameter.any():  # else the network would predict nothing
+            torch.nn.init.normal_(parameter, std=0.05)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    label_map = np.zeros((60, 48), np.uint8)
+    label_map[20:40, 16:30] = 1
+    label_path = tmp_path / "data/a_4CH_ED_gt.nii.gz"
+    label_path.parent.mkdir()
+    nib.save(nib.Nifti1Image(label_map.T[..., None], np.diag([-0.5, -0.4, 1, 1])), label_path)
+    settings = {"preset": "tiny", "image_size": 32, "device": "cpu", "num_inference_steps": 2, "num_threads": 1}
+    known = {"checkpoint_path": str(tmp_path / "model.pt"), "perturbation_strength": 0.0, "images_at_once": 1}
+    paths = {"dataset_dir": str(label_path), "output_dir": str(tmp_path / "out")}
+    run_bundle("echo_semantic_diffusion", "inference", {**settings, **known, **paths, "num_variations": 1})
+    (record,) = json.loads((tmp_path / "out/provenance.json").read_text())["images"]
+    synthesiser = synboost_monai.load_synthesiser(checkpoint_path=tmp_path / "model.pt", **settings)
+    made = synthesiser(label_path, seed=record["noise_seed"])
+    written, spacing_mm = load_echo(tmp_path / "out" / record["image"])
+    assert np.array_equal(made.image, written.numpy()[0]) and made.image.any()
+    assert set(np.unique(made.label_map)) == {0, 1} and made.spacing_mm == pytest.approx(spacing_mm)
+    with pytest.raises(ValueError, match="image_size is 33 but this network needs multiples"):
+        synboost_monai.load_synthesiser(checkpoint_path=tmp_path / "model.pt", **{**settings, "image_size": 33})

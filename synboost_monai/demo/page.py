@@ -27,9 +27,10 @@ from synboost_monai.demo.sources import (
     file_label_source,
     file_source,
 )
-from synboost_monai.demo.synthesising import HIGHEST_STRENGTH, Condition, Synthesiser, Synthetic
+from synboost_monai.demo.synthesising import Synthesiser, source_of
 from synboost_monai.errors import one_line, user_error
 from synboost_monai.labels import STRUCTURES
+from synboost_monai.predictor import HIGHEST_STRENGTH, Condition, Synthetic
 from synboost_monai.records import IMAGE_QUALITIES, PHASES, VIEWS
 
 TITLE = "SynBoost-MONAI"
@@ -424,7 +425,7 @@ class _SynthesiseTab:
         """The synthetic image to the first tab, which comes to the front."""
         if synthetic is None:
             raise ValueError("synthesise an image first")
-        source = synthetic.source(self.folder, f"synthetic{next(self.numbers)}")
+        source = source_of(synthetic, self.folder, f"synthetic{next(self.numbers)}")
         return [gr.Tabs(selected=SEGMENT), *self.first.accept(source)]
 
 

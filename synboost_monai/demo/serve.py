@@ -249,9 +249,10 @@ def _check_gradio() -> None:
 
 def _synthesiser(checkpoint_path: str | None, overrides: Mapping[str, Any]) -> Synthesiser | str:
     """The second tab's model, or what to say without its weights."""
-    from synboost_monai.demo.synthesising import BUNDLE, HOW_TO_TRAIN, Synthesiser
+    from synboost_monai.demo.synthesising import HOW_TO_TRAIN, Synthesiser
+    from synboost_monai.predictor import SYNTHESIS_BUNDLE
 
-    check_overrides(config_files(BUNDLE, "inference"), overrides)
-    if checkpoint_path is None and not (bundle_dir(BUNDLE) / WEIGHTS).is_file():
+    check_overrides(config_files(SYNTHESIS_BUNDLE, "inference"), overrides)
+    if checkpoint_path is None and not (bundle_dir(SYNTHESIS_BUNDLE) / WEIGHTS).is_file():
         return NO_SYNTHESIS.format(train=HOW_TO_TRAIN[0].replace("DATA", "real"), then=HOW_TO_TRAIN[1])
     return Synthesiser(checkpoint_path, overrides)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.data.splits import SECTIONS
+from synboost_monai.data.synthetic import spacing_in_square
 from synboost_monai.io import image_suffix, read_text
 from synboost_monai.labels import (
     BACKGROUND_INDEX,
@@ -204,7 +205,7 @@ class RealReader:
 
     def __call__(self, item: Mapping[str, Any]) -> Echo:
         data = self.transform({key: item[key] for key in ("image", "label", "sector") if key in item})
-        spacing_mm = _square_spacing(data["spacing_mm"].tolist(), data["geometry"].tolist())
+        spacing_mm = spacing_in_square(data["geometry"], data["spacing_mm"])
         image, label, sector = (_plane(data[key]) for key in ("image", "label", "sector"))
         return Echo(item, image, label, sector > 0, True, spacing_mm)
 
@@ -308,12 +309,6 @@ def _sectors_of_datalist(root: Path) -> Iterator[tuple[str, str]]:
 def patient_of(item: Mapping[str, Any]) -> str:
     """The patient of an item, or its case where none is told."""
     return str(item.get("patient") or item["case"])
-
-
-def _square_spacing(spacing_mm: Sequence[float], geometry: Sequence[int]) -> tuple[float, float]:
-    """(row, column) millimetres of the square's pixels."""
-    native_height, native_width, inner_height, inner_width, *_ = geometry
-    return spacing_mm[0] * native_height / inner_height, spacing_mm[1] * native_width / inner_width
 
 
 def _plane(image: Tensor) -> NDArray[Any]:

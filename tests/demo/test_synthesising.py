@@ -12,7 +12,8 @@ import pytest
 from synboost_monai.bundle_run import run_bundle
 from synboost_monai.demo import drawing
 from synboost_monai.demo.sources import LabelSource, draw_phantom, file_label_source
-from synboost_monai.demo.synthesising import Condition, Step, Synthesiser
+from synboost_monai.demo.synthesising import Step, Synthesiser, source_of
+from synboost_monai.predictor import Condition
 from synboost_monai.transforms import load_echo
 
 DIFFUSION = {"preset": "tiny", "image_size": 32, "device": "cpu", "num_inference_steps": 3, "num_threads": 1}
@@ -55,7 +56,7 @@ def test_image_equals_the_bundles_own_run(
     assert last.result is not None
     assert np.array_equal(last.result.image, load_echo(out / record["image"])[0].numpy()[0])
     assert np.array_equal(condition.label_map, load_echo(out / record["label"])[0].numpy()[0])
-    made = last.result.source(tmp_path, "synthetic")
+    made = source_of(last.result, tmp_path, "synthetic")
     pixels, spacing = load_echo(made.path)
     assert np.array_equal(pixels.numpy()[0], last.result.image) and made.attributes["is_synthetic"]
     assert spacing == pytest.approx(load_echo(out / record["image"])[1])

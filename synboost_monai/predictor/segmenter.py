@@ -1,8 +1,4 @@
-"""The one loader of bundles, the one pipeline from images to label maps, and `load_segmenter` for Python.
-
-    from synboost_monai import load_segmenter
-    found = load_segmenter()("echo.dcm", "left ventricle")
-    found.mask, found.label_map, found.spacing_mm, found.doubt.verdict
+"""The one pipeline from images and prompts to label maps, and the segmenter for Python.
 
 It is the bundle's own inference.yaml, part by part: what `synboost segment` makes of the same file, pixel for pixel.
 
@@ -17,25 +13,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synboost_monai.bundle_run import (
-    as_literal,
-    bundle_weights,
-    check_overrides,
-    config_files,
-    config_parser,
-    quiet_warnings,
-    setting_of,
-)
-from synboost_monai.errors import user_error
+from synboost_monai.bundle_run import as_literal, quiet_warnings
 from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES
+from synboost_monai.predictor.bundle import OpenBundle, open_bundle, unwrapped
 from synboost_monai.prompts.understanding import Understood, understand_if_any
 
 if TYPE_CHECKING:
     import numpy as np
-    from monai.bundle import ConfigParser
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -45,51 +31,6 @@ ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality")
 """What prompts say of an image, where it is known."""
 MAX_PROMPTS = 8
 """So many prompts' text features are kept."""
-
-
-@dataclass(frozen=True)
-class OpenBundle:
-    """A bundle's inference config with its weights and the user's keys."""
-
-    name: str
-    checkpoint_path: Path
-    parser: ConfigParser
-
-    def setting(self, key: str) -> Any:
-        """A part or value of the config; a fact of the model as model.json has it.
-
-        Raises:
-            ValueError, FileNotFoundError: if weights and settings do not belong together.
-        """
-        return setting_of(self.parser, key)
-
-
-def open_bundle(
-    bundle: str | os.PathLike[str],
-    checkpoint_path: str | os.PathLike[str] | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    flag: str = "--checkpoint_path",
-    **fixed: Any,
-) -> OpenBundle:
-    """Open a bundle's inference config; nothing of it is made yet.
-
-    Args:
-        bundle: name or folder.
-        checkpoint_path: weights; None: those of the bundle.
-        overrides: of keys of inference.yaml, from outside.
-        flag: of a command that names weights, for errors.
-        fixed: keys that the caller decides.
-    Raises:
-        FileNotFoundError: if there is no such bundle, or no weights; the message says how to get some.
-        ValueError: if a key does not exist, or its value has the wrong type.
-    """
-    files = config_files(bundle, "inference")
-    root = files[0].parents[1]
-    values = check_overrides(files, overrides or {})
-    path = bundle_weights(root, checkpoint_path or values.get("checkpoint_path"), flag)
-    parser = config_parser(files, {**values, **fixed, "bundle_root": str(root), "checkpoint_path": str(path)})
-    return OpenBundle(root.name, path, parser)
 
 
 class Pipeline:
@@ -321,14 +262,3 @@ def load_segmenter(
         FileNotFoundError, ValueError: in one line, if there are no weights, or they do not fit.
     """
     return Segmenter(bundle, checkpoint_path, settings)
-
-
-def unwrapped(transform: Any, item: dict[Any, Any]) -> dict[Any, Any]:
-    """What a transform makes of an item, with the user's mistake as the error where MONAI wraps it."""
-    try:
-        return transform(item)  # type: ignore[no-any-return]
-    except RuntimeError as error:
-        known = user_error(error)
-        if known is None:
-            raise
-        raise known from error

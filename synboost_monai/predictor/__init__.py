@@ -1,0 +1,48 @@
+"""The one loader of bundles, and what it loads: a segmenter's pipeline, and the diffusion model.
+
+    from synboost_monai import load_segmenter, load_synthesiser
+    found = load_segmenter()("echo.dcm", "left ventricle")
+    found.mask, found.label_map, found.spacing_mm, found.doubt.verdict
+    made = load_synthesiser()("echo_gt.nii.gz", seed=1)
+    made.image, made.label_map, made.spacing_mm
+
+Each is its bundle's own inference.yaml, part by part, and gives what `synboost segment` and `synboost synthesise` give.
+"""
+
+from synboost_monai.predictor.bundle import OpenBundle, open_bundle, unwrapped
+from synboost_monai.predictor.segmenter import (
+    ATTRIBUTES,
+    DEFAULT_BUNDLE,
+    Doubt,
+    Pipeline,
+    Prediction,
+    Segmenter,
+    load_segmenter,
+)
+from synboost_monai.predictor.synthesiser import (
+    HIGHEST_STRENGTH,
+    SYNTHESIS_BUNDLE,
+    Condition,
+    Synthesiser,
+    Synthetic,
+    load_synthesiser,
+)
+
+__all__ = [
+    "ATTRIBUTES",
+    "DEFAULT_BUNDLE",
+    "HIGHEST_STRENGTH",
+    "SYNTHESIS_BUNDLE",
+    "Condition",
+    "Doubt",
+    "OpenBundle",
+    "Pipeline",
+    "Prediction",
+    "Segmenter",
+    "Synthesiser",
+    "Synthetic",
+    "load_segmenter",
+    "load_synthesiser",
+    "open_bundle",
+    "unwrapped",
+]

@@ -1,0 +1,71 @@
+"""Opens a bundle's inference config with its weights: the first step of everything that uses a network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synboost_monai.bundle_run import bundle_weights, check_overrides, config_files, config_parser, setting_of
+from synboost_monai.errors import user_error
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
+
+
+@dataclass(frozen=True)
+class OpenBundle:
+    """A bundle's inference config with its weights and the user's keys."""
+
+    name: str
+    checkpoint_path: Path
+    parser: ConfigParser
+
+    def setting(self, key: str) -> Any:
+        """A part or value of the config; a fact of the model as model.json has it.
+
+        Raises:
+            ValueError, FileNotFoundError: if weights and settings do not belong together.
+        """
+        return setting_of(self.parser, key)
+
+
+def open_bundle(
+    bundle: str | os.PathLike[str],
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    flag: str = "--checkpoint_path",
+    **fixed: Any,
+) -> OpenBundle:
+    """Open a bundle's inference config; nothing of it is made yet.
+
+    Args:
+        bundle: name or folder.
+        checkpoint_path: weights; None: those of the bundle.
+        overrides: of keys of inference.yaml, from outside.
+        flag: of a command that names weights, for errors.
+        fixed: keys that the caller decides.
+    Raises:
+        FileNotFoundError: if there is no such bundle, or no weights; the message says how to get some.
+        ValueError: if a key does not exist, or its value has the wrong type.
+    """
+    files = config_files(bundle, "inference")
+    root = files[0].parents[1]
+    values = check_overrides(files, overrides or {})
+    path = bundle_weights(root, checkpoint_path or values.get("checkpoint_path"), flag)
+    parser = config_parser(files, {**values, **fixed, "bundle_root": str(root), "checkpoint_path": str(path)})
+    return OpenBundle(root.name, path, parser)
+
+
+def unwrapped(transform: Any, item: dict[Any, Any]) -> dict[Any, Any]:
+    """What a transform makes of an item, with the user's mistake as the error where MONAI wraps it."""
+    try:
+        return transform(item)  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        known = user_error(error)
+        if known is None:
+            raise
+        raise known from error
