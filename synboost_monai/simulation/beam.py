@@ -53,15 +53,15 @@ def draw_haze(draw: Draw, grid: Grid) -> tuple[FloatArray, FloatArray]:
     """Return the amplitudes (R, A) of reverberations in front of the heart, and (R, 1) of the receiver's noise."""
     uniform, r = draw.uniform, grid.ranges
     haze = (
-        uniform(-30, 2)
+        uniform(-34, -3)
         - r * uniform(0.05, 0.5)
         + grid.smooth_field(draw, uniform(10, 60), uniform(10, 60), uniform(0, 5))
     )
     if draw.chance(0.5):  # a cloud
         down = ((r - uniform(0, 0.4) * grid.depth_mm) / uniform(8, 35)) ** 2
         across = ((grid.angles - draw.normal(0, 0.2)) / uniform(0.1, 0.6)) ** 2
-        haze = np.maximum(haze, uniform(-18, 2) - 4 * down - 4 * across)
-    if draw.chance(0.55):  # clutter of the near field, over chest wall and apex alike: no border between them is seen
+        haze = np.maximum(haze, uniform(-20, 0) - 4 * down - 4 * across)
+    if draw.chance(0.45):  # clutter of the near field, over chest wall and apex alike: no border between them is seen
         clutter = uniform(-12, 8) + grid.smooth_field(draw, uniform(10, 40), uniform(10, 40), uniform(0, 3))
         haze = np.maximum(haze, clutter - ((r - uniform(0, 20)) / uniform(10, 70)).clip(0) ** 2 * 12)
     if draw.chance(0.6):  # rings of the near field
@@ -70,5 +70,5 @@ def draw_haze(draw: Draw, grid: Grid) -> tuple[FloatArray, FloatArray]:
         haze = haze + uniform(2, 7) * np.cos(2 * np.pi * r / uniform(4, 14) + uniform(0, 6)) * np.exp(
             -r / uniform(20, 80)
         )
-    noise = uniform(-38, -14) + uniform(0, 0.14) * (r - 80)
+    noise = uniform(-40, -18) + uniform(0, 0.14) * (r - 80)
     return np.power(10, haze / 20).astype(np.float32), np.power(10, noise / 20).astype(np.float32)

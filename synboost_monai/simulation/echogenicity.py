@@ -69,8 +69,8 @@ class Layer:
 def draw_levels(draw: Draw) -> FloatArray:
     """Return the echo of each class in decibels against myocardium."""
     uniform, normal, chance = draw.uniform, draw.normal, draw.chance
-    is_wild = chance(0.12)  # contrasts that no scanner shows, such as blood brighter than muscle
-    blood, spread = (uniform(-25, 12), 6) if is_wild else (-uniform(6, 31), 2)
+    is_wild = chance(0.06)  # contrasts that no scanner shows, such as blood brighter than muscle
+    blood, spread = (uniform(-25, 12), 6) if is_wild else (-uniform(9, 32), 2)
     level = np.zeros(len(Tissue), np.float32)
     level[Tissue.OUTSIDE] = uniform(-14, 10)
     for chamber in (Tissue.RIGHT_VENTRICLE, Tissue.RIGHT_ATRIUM, Tissue.LEFT_ATRIUM):
@@ -107,16 +107,16 @@ def draw_trabeculae(draw: Draw) -> tuple[Points, Points] | None:
     s = np.linspace(-1, 1, NUM_ENDO)
     sides = np.where(s < 0, draw.uniform(0.0, 0.6), draw.uniform(0.45, 1.3))
     sides = sides + draw.uniform(0, 0.9) * np.exp(-((s / 0.25) ** 2))
-    share = draw.uniform(0.05, 0.55) * sides * np.exp(draw.curve(NUM_ENDO, 8, 0.4))
-    return np.clip(share, 0, 0.75), np.clip(share * draw.uniform(1.2, 2.6) + draw.uniform(0, 0.2), 0, 0.85)
+    share = draw.uniform(0.02, 0.45) * sides * np.exp(draw.curve(NUM_ENDO, 8, 0.4))
+    return np.clip(share, 0, 0.75), np.clip(share * draw.uniform(1.4, 3) + draw.uniform(0, 0.25), 0, 0.85)
 
 
 def draw_right_trabeculae(draw: Draw) -> Points | None:
     """Return which share (K,) of the septum, from its right side, looks like the blood beside it, or None."""
-    if not draw.chance(0.6):
+    if not draw.chance(0.75):
         return None
     septum = np.clip(-np.linspace(-1, 1, NUM_ENDO) * 5 - 0.5, 0, 1)  # none at the apex and beside the lateral wall
-    return np.clip(draw.uniform(0, 0.45) * septum * np.exp(draw.curve(NUM_ENDO, 8, 0.4)), 0, 0.6)
+    return np.clip(draw.uniform(0, 0.5) * septum * np.exp(draw.curve(NUM_ENDO, 8, 0.4)), 0, 0.6)
 
 
 def draw_surroundings(draw: Draw, grid: Grid) -> list[tuple[Points, Tissue]]:
@@ -139,6 +139,9 @@ def draw_fields(draw: Draw, grid: Grid, outlines: Outlines) -> list[FloatArray]:
     outside = grid.smooth_field(draw, uniform(8, 30), uniform(8, 60), uniform(0, 6))
     outside = outside + uniform(-6, 16) * rises(grid.ranges, bottom * uniform(0.75, 1.05), uniform(3, 12))
     outside = outside + uniform(-3, 19) * rises(-grid.ranges, -bottom * uniform(0.2, 0.6), uniform(5, 20))
+    if draw.chance(0.75):  # the chest wall before the apex
+        border = outlines.epicardium[NUM_ENDO // 2, 1] + uniform(0, 6)
+        outside = outside + uniform(2, 18) * rises(-grid.ranges, -border, uniform(1, 4))
     if draw.chance(0.6):  # the deep corners see lung
         corner = rises(np.abs(grid.angles) / np.float32(grid.half_angle), uniform(0.4, 0.9), uniform(0.05, 0.2))
         outside = outside - uniform(0, 18) * corner * rises(grid.ranges, bottom * uniform(0.5, 0.8), uniform(5, 15))
@@ -149,11 +152,11 @@ def draw_fields(draw: Draw, grid: Grid, outlines: Outlines) -> list[FloatArray]:
     side = grid.angles - np.float32(np.arctan2(middle[0], middle[1]))
     apex = outlines.cavity[NUM_ENDO // 2, 1]
     has_septum = outlines.right_ventricle is not None  # a septum is brighter than the lateral wall
-    regions = (uniform(0, 15) if has_septum else uniform(-9, 4)) * rises(-side, 0.05, 0.06)
+    regions = (uniform(2, 17) if has_septum else uniform(-9, 4)) * rises(-side, 0.05, 0.06)
     if draw.chance(0.5):
         regions = regions - uniform(0, 9) * rises(side, 0.05, 0.06)
-    if draw.chance(0.6):
-        regions = regions - uniform(0, 10) * rises(-grid.ranges, -apex - uniform(0, 20), 6)
+    if draw.chance(0.8):
+        regions = regions - uniform(0, 16) * rises(-grid.ranges, -apex - uniform(0, 20), 6)
     regions = np.broadcast_to(regions, grid.shape).astype(np.float32)
     return [solid, blood, outside.astype(np.float32), wall, regions]
 
@@ -187,9 +190,9 @@ def draw_glow(draw: Draw, grid: Grid, outlines: Outlines, outside: NDArray[np.bo
     sides = (-1, 0, 1, 1, 1) if outlines.right_ventricle is not None else (-1, -1, 0, 1, 1)
     side = rises(grid.ranges, draw.uniform(0.1, 0.85) * bottom, draw.uniform(5, 15))
     side = side * rises(grid.angles / grid.half_angle * draw.choice(*sides), draw.uniform(-0.8, 0.3), 0.15)
-    decay = np.exp(-np.maximum(distance - draw.uniform(0, 4), 0) / draw.uniform(3, 20))
+    decay = np.exp(-np.maximum(distance - draw.uniform(0, 6), 0) / draw.uniform(3, 20))
     if draw.chance(0.6):  # it blooms over the outer part of the wall: no edge where experts draw one
-        decay = decay * np.exp(-distance_to(outside) / draw.uniform(1, 6))
+        decay = decay * np.exp(-distance_to(outside) / draw.uniform(2, 10))
     else:
         decay = decay * (distance > 0)
     return (draw.uniform(8, 34) * side * decay).astype(np.float32)
@@ -227,7 +230,7 @@ def draw_layers(draw: Draw, outlines: Outlines) -> list[Layer]:
             uniform(4, 20),
             uniform(0, 1.2),
             uniform(0, 0.5),
-            offset_mm=uniform(-3, 3),
+            offset_mm=uniform(-2, 4.5),
         )
     has_septum = outlines.right_ventricle is not None
     if not has_septum and chance(0.85):  # the inferior wall of the two-chamber view has its own
@@ -239,22 +242,22 @@ def draw_layers(draw: Draw, outlines: Outlines) -> list[Layer]:
             uniform(4, 20),
             uniform(0, 1.2),
             uniform(0, 0.5),
-            offset_mm=uniform(-3, 3),
+            offset_mm=uniform(-2, 4.5),
         )
     if has_septum and chance(0.3):
         add("septum_right", (0, 50), uniform(1, 4), uniform(-2, 10), uniform(0, 1.2), uniform(0, 0.6))
     if chance(0.35):
         add("endocardium", (0, NUM_ENDO), uniform(1, 3), uniform(-3, 10), uniform(0, 1.5), uniform(0, 0.7))
-    if has_septum and chance(0.75):  # the core of the septum is brighter than its borders
+    if has_septum and chance(0.85):  # the core of the septum is brighter than its borders
         width = float(np.mean(np.hypot(*(outlines.epicardium[8:36] - outlines.cavity[8:36]).T)))
         add(
             "septum_core",
             (0, int(uniform(28, 48))),
             width * uniform(0.2, 0.8),
-            uniform(0, 13),
+            uniform(4, 18),
             uniform(0, 0.5),
             uniform(0, 0.3),
-            depth_share=uniform(0.15, 0.55),
+            depth_share=uniform(0.2, 0.55),
         )
     walls = (
         ("left_atrial_wall", 0.8, 14.0, 1.5),
