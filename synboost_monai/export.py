@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from synboost_monai import __version__
-from synboost_monai.bundle_run import bundle_dir, config_files, is_segmenter, quiet_warnings
+from synboost_monai.bundle_run import bundle_dir, config_files, is_segmenter
 from synboost_monai.io import atomic_path, read_text, sha256_of
 from synboost_monai.model_card import read_card
 from synboost_monai.paths import refuse_overwriting
-from synboost_monai.predictor import OpenBundle, open_bundle
+from synboost_monai.predictor import open_bundle
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,18 +44,6 @@ class Difference(NamedTuple):
     """The same as a share of the largest logit."""
     probability: float
     """Largest difference of a probability."""
-
-
-def loaded_network(opened: OpenBundle) -> nn.Module:
-    """The network of an open bundle on the CPU with its weights, in evaluation mode.
-
-    Raises:
-        ValueError: if they do not fit.
-    """
-    from synboost_monai.networks import load_weights
-
-    quiet_warnings()
-    return load_weights(opened.setting("network_def"), opened.checkpoint_path).requires_grad_(False).eval()
 
 
 def export_bundle(
@@ -89,7 +77,7 @@ def export_bundle(
     weights_path = opened.checkpoint_path
     path = Path(output) if output is not None else Path(f"{bundle_dir(bundle).name}{SUFFIX_OF_FORMAT[format]}")
     refuse_overwriting([path], [weights_path, config_files(bundle, "inference")], "name another file with --output")
-    network = loaded_network(opened)
+    network = opened.network_as_trained()
     settings = {key: opened.setting(key) for key in SETTINGS}
     card = read_card(weights_path)
     settings |= {

@@ -18,7 +18,6 @@ import yaml
 
 from synboost_monai import __version__
 from synboost_monai.bundle_run import as_literal, bundle_dir, check_overrides, config_files
-from synboost_monai.export import loaded_network
 from synboost_monai.io import atomic_path, read_text, sha256_of
 from synboost_monai.model_card import card_path, read_card
 from synboost_monai.paths import refuse_overwriting
@@ -84,7 +83,7 @@ def package_bundle(
         *(file for file in root.rglob("*") if file.is_file()),
     ]
     refuse_overwriting([path], packed, "name another file with --output")
-    network = loaded_network(opened)
+    network = opened.network_as_trained()
     _check_plain(weights_path)
 
     files = {

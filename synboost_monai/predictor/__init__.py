@@ -9,10 +9,9 @@
 Each is its bundle's own inference.yaml, part by part, and gives what `synboost segment` and `synboost synthesise` give.
 """
 
-from synboost_monai.predictor.bundle import OpenBundle, open_bundle, unwrapped
+from synboost_monai.predictor.bundle import OpenBundle, open_bundle
 from synboost_monai.predictor.segmenter import (
     ATTRIBUTES,
-    DEFAULT_BUNDLE,
     Doubt,
     Pipeline,
     Prediction,
@@ -30,7 +29,6 @@ from synboost_monai.predictor.synthesiser import (
 
 __all__ = [
     "ATTRIBUTES",
-    "DEFAULT_BUNDLE",
     "HIGHEST_STRENGTH",
     "SYNTHESIS_BUNDLE",
     "Condition",
@@ -44,5 +42,4 @@ __all__ = [
     "load_segmenter",
     "load_synthesiser",
     "open_bundle",
-    "unwrapped",
 ]

@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synboost_monai.bundle_run import bundle_weights, check_overrides, config_files, config_parser, setting_of
+from synboost_monai.bundle_run import (
+    bundle_weights,
+    check_overrides,
+    config_files,
+    config_parser,
+    quiet_warnings,
+    setting_of,
+)
 from synboost_monai.errors import user_error
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,16 @@ class OpenBundle:
             ValueError, FileNotFoundError: if weights and settings do not belong together.
         """
         return setting_of(self.parser, key)
+
+    def network_as_trained(self) -> nn.Module:
+        """Return the network on the CPU with its weights as they are, for a file that holds it: not laid out for inference.
+
+        Raises:
+            ValueError: if they do not fit.
+        """
+        from synboost_monai.networks import load_weights
+
+        return load_weights(self.setting("network_def"), self.checkpoint_path).requires_grad_(False).eval()
 
 
 def open_bundle(
@@ -52,6 +70,7 @@ def open_bundle(
         FileNotFoundError: if there is no such bundle, or no weights; the message says how to get some.
         ValueError: if a key does not exist, or its value has the wrong type.
     """
+    quiet_warnings()
     files = config_files(bundle, "inference")
     root = files[0].parents[1]
     values = check_overrides(files, overrides or {})

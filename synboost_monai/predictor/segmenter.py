@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from synboost_monai.bundle_run import as_literal, quiet_warnings
+from synboost_monai.bundle_run import as_literal
 from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES
 from synboost_monai.predictor.bundle import OpenBundle, open_bundle, unwrapped
 from synboost_monai.prompts.understanding import Understood, understand_if_any
@@ -54,7 +54,6 @@ class Pipeline:
     """
 
     def __init__(self, opened: OpenBundle) -> None:
-        quiet_warnings()
         import torch
         from monai.transforms import Compose
 

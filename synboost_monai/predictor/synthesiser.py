@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from synboost_monai.bundle_run import parsed, quiet_warnings
+from synboost_monai.bundle_run import parsed
 from synboost_monai.predictor.bundle import open_bundle, unwrapped
 
 if TYPE_CHECKING:
@@ -90,7 +90,6 @@ class Synthesiser:
         overrides: Mapping[str, Any] | None = None,
         flag: str = "--checkpoint_path",
     ) -> None:
-        quiet_warnings()
         import torch
         from monai.transforms import Compose
 
