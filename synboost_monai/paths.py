@@ -170,13 +170,12 @@ def _num_bytes(name: str) -> int:
 # ---- a run's own folder, in which somebody may have laid links
 
 
-def open_own(path: AnyPath, flags: int, permissions: int = 0o666) -> int:
+def open_own(path: AnyPath, flags: int) -> int:
     """Open a file of a run's own folder: a regular file, no link is followed, and a pipe makes nobody wait.
 
     Args:
         path: the folder may be reached by links, the file itself may not be one.
         flags: of `os.open`. With O_TRUNC the file is emptied after it is known to be a regular one.
-        permissions: of a file that is made.
     Returns:
         descriptor, to be closed by the caller.
     Raises:
@@ -185,7 +184,7 @@ def open_own(path: AnyPath, flags: int, permissions: int = 0o666) -> int:
     """
     empties = bool(flags & os.O_TRUNC)
     try:
-        descriptor = os.open(path, flags & ~os.O_TRUNC | sum(getattr(os, n, 0) for n in _SPECIAL), permissions)
+        descriptor = os.open(path, flags & ~os.O_TRUNC | sum(getattr(os, n, 0) for n in _SPECIAL), 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EMLINK) or os.path.islink(path):
             raise ValueError(_not_own(path, "a file")) from error
@@ -217,7 +216,7 @@ def check_own_folders(folder: AnyPath, names: Iterable[str]) -> None:
             raise ValueError(_not_own(path, "a folder"))
 
 
-def own_folder(path: AnyPath, permissions: int = 0o777) -> Path:
+def own_folder(path: AnyPath) -> Path:
     """Make a folder within a run's folder unless it is there; a link in its place is refused.
 
     Raises:
@@ -225,7 +224,7 @@ def own_folder(path: AnyPath, permissions: int = 0o777) -> Path:
     """
     path = Path(path)
     try:
-        path.mkdir(permissions)
+        path.mkdir()
     except FileExistsError:
         if not is_real_folder(path):
             raise ValueError(_not_own(path, "a folder")) from None

@@ -48,6 +48,7 @@ from synboost_monai.dicom.objects import (
 )
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.dicom.sector import find_sector, has_text, sample_indices
+from synboost_monai.dicom.write_image import coded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -241,7 +242,7 @@ def deidentify_header(
             options.append(("113107", "Retain Longitudinal Temporal Information Modified Dates Option"))
         if keep_characteristics:
             options.append(("113108", "Retain Patient Characteristics Option"))
-        copy.DeidentificationMethodCodeSequence = [_code(*option) for option in options]
+        copy.DeidentificationMethodCodeSequence = [coded(*option, "DCM") for option in options]
     return copy
 
 
@@ -583,12 +584,4 @@ def _say_what_is_clean(copy: Dataset, text_in_sector: bool | None) -> None:
     }
     copy.DeidentificationMethod = [copy.DeidentificationMethod, "pixels: sector alone, grey", words[text_in_sector]]
     if is_clean:
-        copy.DeidentificationMethodCodeSequence.insert(1, _code("113101", "Clean Pixel Data Option"))
-
-
-def _code(value: str, meaning: str) -> Dataset:
-    from pydicom.dataset import Dataset
-
-    code = Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
-    return code
+        copy.DeidentificationMethodCodeSequence.insert(1, coded("113101", "Clean Pixel Data Option", "DCM"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synboost_monai import __version__
-from synboost_monai.dicom.write_image import CODE_OF_VIEW, LETTER_OF_SEX, NAMESPACE
+from synboost_monai.dicom.write_image import CODE_OF_VIEW, LETTER_OF_SEX, NAMESPACE, coded
 from synboost_monai.io import atomic_path
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def write_clip(
         "FrameTime": f"{frame_time_ms:.3f}",
         "FrameIncrementPointer": 0x00181063,  # Frame Time
         "UltrasoundColorDataPresent": 0,
-        "ViewCodeSequence": [_code(*CODE_OF_VIEW[view])],
-        "AnatomicRegionSequence": [_code("80891009", "Heart")],
+        "ViewCodeSequence": [coded(*CODE_OF_VIEW[view])],
+        "AnatomicRegionSequence": [coded("80891009", "Heart")],
         "SequenceOfUltrasoundRegions": [_region(frames.shape[1:], spacing_mm)],
         "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME2",
@@ -158,11 +158,3 @@ def _region(shape: tuple[int, ...], spacing_mm: tuple[float, float]) -> Dataset:
     region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3  # cm
     region.PhysicalDeltaX, region.PhysicalDeltaY = spacing_mm[1] / 10, spacing_mm[0] / 10
     return region
-
-
-def _code(value: str, meaning: str) -> Dataset:
-    from pydicom.dataset import Dataset
-
-    code = Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "SCT", meaning
-    return code

@@ -158,7 +158,7 @@ def _ultrasound_image(
         BurnedInAnnotation="NO",
         LossyImageCompression="00",
         UltrasoundColorDataPresent=0,
-        AnatomicRegionSequence=[_code("80891009", "Heart")],
+        AnatomicRegionSequence=[coded("80891009", "Heart")],
         SequenceOfUltrasoundRegions=[
             _dataset(
                 RegionSpatialFormat=1,  # 2-D
@@ -184,7 +184,7 @@ def _ultrasound_image(
         PixelRepresentation=0,
     )
     if view in CODE_OF_VIEW:
-        dataset.ViewCodeSequence = [_code(*CODE_OF_VIEW[view])]
+        dataset.ViewCodeSequence = [coded(*CODE_OF_VIEW[view])]
     dataset.add_new(0x7FE00010, "OB", _even(image.tobytes()))
     return dataset
 
@@ -244,12 +244,12 @@ def _segmentation(label_map: np.ndarray, picture: Dataset, identity: str, about:
             _dataset(
                 DerivationImageSequence=[
                     _dataset(
-                        DerivationCodeSequence=[_code("113076", "Segmentation", "DCM")],
+                        DerivationCodeSequence=[coded("113076", "Segmentation", "DCM")],
                         SourceImageSequence=[
                             _dataset(
                                 **reference,
                                 PurposeOfReferenceCodeSequence=[
-                                    _code("121322", "Source image for image processing operation", "DCM")
+                                    coded("121322", "Source image for image processing operation", "DCM")
                                 ],
                                 SpatialLocationsPreserved="YES",
                             )
@@ -277,12 +277,13 @@ def _segment(number: int, structure: str) -> Dataset:
         SegmentLabel=structure,
         SegmentAlgorithmType="AUTOMATIC",
         SegmentAlgorithmName="SynBoost-MONAI label map",
-        SegmentedPropertyCategoryCodeSequence=[_code("91723000", "Anatomical Structure")],
-        SegmentedPropertyTypeCodeSequence=[_code(*CODE_OF_STRUCTURE[structure])],
+        SegmentedPropertyCategoryCodeSequence=[coded("91723000", "Anatomical Structure")],
+        SegmentedPropertyTypeCodeSequence=[coded(*CODE_OF_STRUCTURE[structure])],
     )
 
 
-def _code(value: str, meaning: str, scheme: str = "SCT") -> Dataset:
+def coded(value: str, meaning: str, scheme: str = "SCT") -> Dataset:
+    """Return an item of a code sequence."""
     return _dataset(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
 

@@ -29,7 +29,7 @@ from synboost_monai.dicom.objects import (
     set_lossy_history,
     uid_of,
 )
-from synboost_monai.dicom.write_image import EXPLICIT_LITTLE_ENDIAN
+from synboost_monai.dicom.write_image import EXPLICIT_LITTLE_ENDIAN, coded
 from synboost_monai.dicom.write_seg import names_frames
 from synboost_monai.io import atomic_path
 from synboost_monai.labels import NUM_CLASSES, STRUCTURES
@@ -236,7 +236,7 @@ def _describe(
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = sop_class, instance
     if names_frames(sop_class, numbers) and len(numbers) != number_of(source, "NumberOfFrames", 1):  # else: all frames
         reference.ReferencedFrameNumber = list(numbers)
-    reference.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
+    reference.PurposeOfReferenceCodeSequence = [coded("121322", "Source image for image processing operation", "DCM")]
     dataset = Dataset()
     about = patient_and_study(source) | {
         "SOPClassUID": MULTI_FRAME_SECONDARY_CAPTURE if len(numbers) > 1 else SECONDARY_CAPTURE,
@@ -295,11 +295,3 @@ def _set_frame_times(dataset: Dataset, frame_times_ms: Sequence[float] | None, n
     else:
         dataset.FrameTimeVector = ["0", *(f"{gap:.6g}" for gap in gaps)]
         dataset.FrameIncrementPointer = 0x00181065
-
-
-def _code(value: str, meaning: str) -> Dataset:
-    from pydicom.dataset import Dataset
-
-    code = Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
-    return code

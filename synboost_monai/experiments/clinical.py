@@ -6,7 +6,6 @@ clinical.json and a Bland-Altman plot of the ejection fraction for each method i
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from synboost_monai import __version__
 from synboost_monai.csv_files import frame_text, read_frame
 from synboost_monai.data.datalist import DATALIST_NAME, read_datalist
+from synboost_monai.experiments.figures import new_figure, png_of
 from synboost_monai.experiments.tables import Table
 from synboost_monai.io import (
     FRAME_SUFFIXES,
@@ -217,15 +217,12 @@ def bland_altman_plot(
         ValueError: if there are fewer pairs, or as `agreement`.
     """
     import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     found = agreement(a, b)
     if found["num_pairs"] < MIN_PAIRS:
         raise ValueError(f"clinical.py: a Bland-Altman plot needs {MIN_PAIRS} pairs or more, got {found['num_pairs']}")
-    figure = Figure(figsize=(6.2, 4.2), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.2, 4.2, dpi=130)
     axes = figure.subplots()
     kinds = np.asarray(list(groups) if groups is not None else [""] * len(a))
     for kind in [k for k in QUALITY_COLOURS if (kinds == k).any()]:
@@ -256,9 +253,7 @@ def bland_altman_plot(
         figure.legend(
             title="image quality", loc="outside lower center", ncols=4, fontsize=8, title_fontsize=8, frameon=False
         )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png_of(figure)
 
 
 # ---- reading

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from synboost_monai.experiments.figures import new_figure, png_of
 from synboost_monai.experiments.quality_images import TISSUES, Echo, JudgingSegmenter, RealReader, SyntheticReader
 from synboost_monai.experiments.quality_numbers import Comparison, Neighbours
 from synboost_monai.experiments.report import (
@@ -29,6 +29,8 @@ TEMPLATE = Path(__file__).with_name("quality.html.j2")
 """The page, for Jinja."""
 COLOURS = {"synthetic": STRATEGY_COLOURS["synthetic"], "real": STRATEGY_COLOURS["real"], "reference": "#9fb4d6"}
 """Set of images -> colour of the plots."""
+DPI = 110
+"""Of the plots."""
 NUM_PICTURES = 4
 """Rows of pictures of each kind."""
 NEAR, FAR = 1.5, 3.0
@@ -285,21 +287,6 @@ def _picture(echo: Echo, caption: str) -> dict[str, Any]:
 # ---- plots
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
 def _boxes(axes: Any, groups: Sequence[Mapping[str, NDArray[Any]]], titles: Sequence[str]) -> None:
     """Boxes of each group, one a set of images."""
     for i, group in enumerate(groups):
@@ -330,7 +317,7 @@ def _legend(figure: Any, names: Sequence[str]) -> None:
 
 def _dice_plot(sets: Comparison) -> bytes:
     """Dice of each image by structure."""
-    figure = _figure(7, 3.3)
+    figure = new_figure(7, 3.3, DPI)
     axes = figure.subplots()
     both = {"synthetic": sets.synthetic.rows, "real": sets.real.rows}
     names = list(dict.fromkeys(row["structure"] for row in sets.synthetic.rows))
@@ -341,14 +328,14 @@ def _dice_plot(sets: Comparison) -> bytes:
     _boxes(axes, groups, [titles[name] for name in names])
     axes.set_ylabel("Dice of an image")
     _legend(figure, list(both))
-    return _png(figure)
+    return png_of(figure)
 
 
 def _spectra_plot(quality: Mapping[str, Any]) -> bytes:
     """Mean power spectra, and their difference to the reference."""
     spectra = {name: np.array(quality["spectrum"][f"{name}_db"]) for name in COLOURS}
     frequency = np.arange(1, len(spectra["real"]) + 1) / quality["data"]["image_size"]
-    figure = _figure(9, 3.3)
+    figure = new_figure(9, 3.3, DPI)
     left, right = figure.subplots(1, 2)
     for name, values in spectra.items():
         left.plot(frequency, values, color=COLOURS[name], lw=1.8)
@@ -361,12 +348,12 @@ def _spectra_plot(quality: Mapping[str, Any]) -> bytes:
         axes.set_xlabel("frequency (cycles a pixel)")
         axes.grid(alpha=0.3)
     _legend(figure, list(spectra))
-    return _png(figure)
+    return png_of(figure)
 
 
 def _speckle_plot(sets: Comparison) -> bytes:
     """Each statistic by tissue."""
-    figure = _figure(11, 6)
+    figure = new_figure(11, 6, DPI)
     chosen = {
         "synthetic": (sets.synthetic, sets.chosen),
         "real": (sets.real, sets.chosen_real),
@@ -377,12 +364,12 @@ def _speckle_plot(sets: Comparison) -> bytes:
         _boxes(axes, groups, [tissue.replace("_", " ") for tissue in TISSUES])
         axes.set_ylabel(STATISTIC_TITLES[name])
     _legend(figure, list(chosen))
-    return _png(figure)
+    return png_of(figure)
 
 
 def _nearest_plot(found: Mapping[str, Neighbours]) -> bytes:
     """Histograms of the distances to the nearest training image."""
-    figure = _figure(9, 3.1)
+    figure = new_figure(9, 3.1, DPI)
     units = {"pixel": "root mean square grey levels", "feature": "root mean square deviations"}
     for axes, (space, n) in zip(figure.subplots(1, len(found)), found.items()):
         edges = np.histogram_bin_edges(np.concatenate([n.synthetic, n.real]), bins=24)
@@ -393,7 +380,7 @@ def _nearest_plot(found: Mapping[str, Neighbours]) -> bytes:
         axes.set_xlabel(f"in {space}s ({units[space]})")
         axes.set_ylabel("share of images")
     _legend(figure, ["synthetic", "real"])
-    return _png(figure)
+    return png_of(figure)
 
 
 # ---- the page

@@ -58,8 +58,6 @@ class RayEngine:
         out_dir: of the run; on storage that all machines share.
         workers: actors, each with one study at a time.
         ray_address: of a cluster (`auto`, HOST:PORT, ray://...); None: a Ray of this machine alone, which ends with the engine.
-        num_gpus: GPUs of an actor, which may be a fraction; None: one, or its share where there are fewer GPUs than actors, and
-            none where there is no GPU or `overrides` name another device.
     Raises:
         ValueError: if Ray is not installed, the cluster cannot be reached or has no room, or its machines have other models.
         FileNotFoundError: if the bundle or its weights are not there.
@@ -74,7 +72,6 @@ class RayEngine:
         out_dir: Path,
         workers: int,
         ray_address: str | None = None,
-        num_gpus: float | None = None,
     ) -> None:
         _check_installed()
         self.workers, self.options, self.out_dir = workers, options, out_dir.resolve()
@@ -95,11 +92,7 @@ class RayEngine:
             import ray
 
             self._cleanup.callback(self._kill_actors)
-            gpus = (
-                _gpus_of_actor(ray.cluster_resources().get("GPU", 0), workers, overrides)
-                if num_gpus is None
-                else num_gpus
-            )
+            gpus = _gpus_of_actor(ray.cluster_resources().get("GPU", 0), workers, overrides)
             # no retries of Ray's own: they do a study again at once, and start an actor that never comes up for ever
             self._actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(StudyActor)
             self._failed_starts = 0

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from synboost_monai.networks.text import PromptTable
 from synboost_monai.prompts import PromptTokenizer
 from synboost_monai.prompts.understanding import understand_if_any
+from synboost_monai.transforms.array import plain
 from synboost_monai.transforms.prompt_tokens import PROMPT_IDS_KEY
 
 __all__ = ["PreparePromptedBatch", "PromptedSegmentationInferer"]
@@ -106,13 +107,13 @@ class PromptedSegmentationInferer(Inferer):
         Raises:
             ValueError: if a network with a head for the view is trained on images of which nothing says the view.
         """
-        features: list[Tensor] = [_plain(t) for t in inputs] if not isinstance(inputs, Tensor) else [_plain(inputs)]
+        features: list[Tensor] = [plain(t) for t in inputs] if not isinstance(inputs, Tensor) else [plain(inputs)]
         clip_shape = features[0].shape[:2] if isinstance(inputs, Tensor) and inputs.ndim == 5 else None
         batch_size = len(features[0])
         if input_ids is None and isinstance(inputs, MetaTensor):
             input_ids = _prompts_of(inputs)
         if input_ids is not None:
-            input_ids = _plain(input_ids)
+            input_ids = plain(input_ids)
         if self.goes_itself:
             taught = (
                 _module(network).default_input_ids.cpu().expand(batch_size, -1, -1) if input_ids is None else input_ids
@@ -217,7 +218,3 @@ def _prompts_of(images: MetaTensor) -> Tensor | None:
 def _module(network: nn.Module) -> Any:
     """The segmenter itself, also of one that is wrapped."""
     return network.module if isinstance(network, DistributedDataParallel) else network
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor

@@ -249,7 +249,6 @@ def checked_items(
     items: Sequence[Mapping[str, Any]],
     *,
     needs_label: bool = False,
-    check_labels: bool = True,
     sequences: bool = False,
 ) -> list[dict[str, Any]]:
     """Open every file of a datalist's items before work begins, so that a bad one stops the run while nothing is written.
@@ -257,7 +256,6 @@ def checked_items(
     Args:
         items: of `data.list_images` or `data.read_datalist`.
         needs_label: each item must have a label map (evaluation).
-        check_labels: look at the label maps that are there.
         sequences: a file may hold several planes over time, and so may its label map.
     Returns:
         the items, each with `case`: its file's name without suffix, or with its folders where names repeat (see `result_names`).
@@ -272,7 +270,7 @@ def checked_items(
         check_image_size(image, path)
         if needs_label and not item.get("label"):
             raise ValueError(f"{path}: has no label map in the datalist; evaluation needs one for each image")
-        if check_labels and item.get("label"):
+        if item.get("label"):
             full_shape = [len(image), *(int(n) for n in image.meta[FULL_SHAPE_KEY])]
             check_label_map(load_echo(item["label"], sequences, like=path)[0], full_shape, str(item["label"]))
         checked.append({**item, "case": case})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from synboost_monai.experiments.figures import new_figure, png_of
 from synboost_monai.experiments.report.comparisons import Difference
 from synboost_monai.experiments.report.evaluations import Evaluation, Run, Setting
 from synboost_monai.experiments.report.words import (
@@ -45,7 +45,7 @@ def boxes(run: Run, settings: Sequence[Setting], metric: str) -> bytes | None:
     is_share = metric == "dice"
     strategies = [s for s in run.strategies if any(key[1] == s for key in frames)]
     rows, columns = (1, 4) if len(settings) <= 2 else (2, 2)
-    figure = _figure(WIDTH, 1.0 + 3.0 * rows)
+    figure = new_figure(WIDTH, 1.0 + 3.0 * rows, DPI)
     panels = figure.subplots(rows, columns, sharey=True).ravel()
     names = [*(s.name for s in STRUCTURES), None]
     for panel, name in zip(panels, names):
@@ -71,7 +71,7 @@ def boxes(run: Run, settings: Sequence[Setting], metric: str) -> bytes | None:
     for panel in panels[::columns]:
         panel.set_ylabel("Dice of an image (%)" if is_share else "HD95 (mm)")
     _legend(figure, strategies)
-    return _png(figure)
+    return png_of(figure)
 
 
 def differences(run: Run, found: Sequence[Difference]) -> bytes:
@@ -80,7 +80,7 @@ def differences(run: Run, found: Sequence[Difference]) -> bytes:
     settings = [s for s in run.groups if any(d.setting == s for d in found)]
     columns = min(3, len(pairs))
     num_rows = -(-len(pairs) // columns)
-    figure = _figure(WIDTH, num_rows * (1.0 + 0.34 * len(settings)))
+    figure = new_figure(WIDTH, num_rows * (1.0 + 0.34 * len(settings)), DPI)
     panels = figure.subplots(num_rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for panel, pair in zip(panels, pairs):
         for d in (d for d in found if (d.first, d.second) == pair):
@@ -102,7 +102,7 @@ def differences(run: Run, found: Sequence[Difference]) -> bytes:
     for i in range(max(0, len(pairs) - columns), len(pairs)):
         panels[i].tick_params(labelbottom=True)
         panels[i].set_xlabel("Dice, percentage points", fontsize=9)
-    return _png(figure)
+    return png_of(figure)
 
 
 def convergence(run: Run, settings: Sequence[Setting]) -> bytes:
@@ -125,7 +125,7 @@ def convergence(run: Run, settings: Sequence[Setting]) -> bytes:
         _grid(panel, "both")
     panels[0].set_ylabel("validation Dice (%)")
     _legend(figure, [s for s in run.strategies if any(s in run.groups[setting] for setting in settings)], lines=True)
-    return _png(figure)
+    return png_of(figure)
 
 
 def scarcity(run: Run, frame: pd.DataFrame, panel_names: Sequence[str], points: pd.DataFrame) -> bytes:
@@ -169,7 +169,7 @@ def scarcity(run: Run, frame: pd.DataFrame, panel_names: Sequence[str], points: 
         _grid(panel, "both")
     panels[0].set_ylabel("Dice on the test images (%)")
     _legend(figure, strategies, lines=True)
-    return _png(figure)
+    return png_of(figure)
 
 
 def bland_altman(run: Run, found: Sequence[tuple[Evaluation, pd.DataFrame]], quantity: str, unit: str) -> bytes:
@@ -218,26 +218,17 @@ def bland_altman(run: Run, found: Sequence[tuple[Evaluation, pd.DataFrame]], qua
             if k in kinds
         ]
         figure.legend(handles=handles, ncols=len(handles), loc="outside upper center", frameon=False, fontsize=8.5)
-    return _png(figure)
+    return png_of(figure)
 
 
 # ---- helpers
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _panels(number: int, height: float, columns: int = MAX_COLUMNS, **options: Any) -> tuple[Any, list[Any]]:
     """A figure with so many panels, at most `columns` beside each other; few ones do not fill the page."""
     columns = min(columns, number)
     rows = -(-number // columns)
-    figure = _figure(min(WIDTH, 1.0 + 4.5 * columns), 0.5 + height * rows)
+    figure = new_figure(min(WIDTH, 1.0 + 4.5 * columns), 0.5 + height * rows, DPI)
     panels = figure.subplots(rows, columns, squeeze=False, **options).ravel()
     for panel in panels[number:]:
         panel.set_visible(False)
@@ -292,9 +283,3 @@ def _legend(figure: Any, strategies: Sequence[str], lines: bool = False) -> None
         line = Line2D([], [], color=colour, marker=STRATEGY_MARKERS[s], label=title)
         handles.append(line if lines else Patch(facecolor=colour, edgecolor="black", alpha=0.8, label=title))
     figure.legend(handles=handles, ncols=len(handles), loc="outside upper center", frameon=False, fontsize=9.5)
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
