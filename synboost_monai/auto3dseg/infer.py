@@ -20,7 +20,7 @@ from torch import Tensor
 
 from synboost_monai.auto3dseg.folds import find_item
 from synboost_monai.auto3dseg.settings import HYPER_PARAMETERS_NAME, read_hyper_parameters
-from synboost_monai.auto3dseg.train import FACTS_NAME
+from synboost_monai.auto3dseg.train import FACTS, FACTS_NAME
 from synboost_monai.data import list_images
 from synboost_monai.formats.grid import to_stored
 from synboost_monai.io import read_text
@@ -54,6 +54,7 @@ class InferClass:
         override: of `OVERRIDES`; `rank` chooses the GPU; anything else is passed over.
     Raises:
         FileNotFoundError: if the fold is not trained.
+        ValueError: if what the training wrote was changed into something else.
     """
 
     def __init__(self, config_file: str | Sequence[str], **override: Any) -> None:
@@ -70,7 +71,7 @@ class InferClass:
         chosen = {key: override[key] for key in OVERRIDES if key in override}
         if "device" not in chosen and torch.cuda.is_available():
             chosen["device"] = f"cuda:{int(override.get('rank', 0)) % torch.cuda.device_count()}"
-        values = {"prompt_ensemble": None, **yaml.safe_load(read_text(facts)), **chosen}
+        values = {"prompt_ensemble": None, **_facts_of(facts), **chosen}
         self.threshold = float(values.get("threshold", 0.5))
         words = json.dumps(values, sort_keys=True)
         self.trained = _trained(str(self.settings["bundle"]), str(weights), weights.stat().st_mtime_ns, words)
@@ -112,6 +113,17 @@ class InferClass:
         return {key: value for key, value in known.items() if key != "label"} | {"image": os.path.abspath(path)}
 
 
+def _facts_of(path: Path) -> dict[str, Any]:
+    """Return what a training wrote for inference; other keys, which could name code, are refused."""
+    content = yaml.safe_load(read_text(path))
+    unknown = sorted(set(content) - set(FACTS)) if isinstance(content, dict) else [repr(content)]
+    if unknown:
+        raise ValueError(
+            f"{path}: expected the keys that a training writes ({', '.join(FACTS)}), got {unknown[0]}; train this fold again"
+        )
+    return dict(content)
+
+
 @lru_cache(maxsize=MAX_NETWORKS)
 def _trained(bundle: str, weights: str, time_ns: int, overrides: str) -> Pipeline:
     """The bundle's own pipeline, with a fold's weights.
@@ -122,7 +134,7 @@ def _trained(bundle: str, weights: str, time_ns: int, overrides: str) -> Pipelin
         time_ns: when that was written; other weights are another entry of the cache.
         overrides: of the inference config, as JSON.
     """
-    return Pipeline(open_bundle(bundle, weights, **json.loads(overrides)))
+    return Pipeline(open_bundle(bundle, weights, json.loads(overrides)))
 
 
 def class_probabilities(logits: Tensor, geometry: LetterboxGeometry, threshold: float = 0.5) -> Tensor:

@@ -28,7 +28,7 @@ PROGRESS_NAME = "progress.yaml"
 """File beside model.pt with the score; it appears when the training is complete."""
 FACTS_NAME = "inference.yaml"
 """File beside model.pt: what inference must know of the training, by keys of the bundle's inference config."""
-_FACTS = (
+FACTS = (
     "preset",
     "image_size",
     "keep_aspect",
@@ -38,7 +38,9 @@ _FACTS = (
     "image_std",
     "domain_word",
     "threshold",
+    "prompt_level",
 )
+"""Its keys, and no others."""
 
 
 def main(script: str) -> None:
@@ -135,6 +137,6 @@ def inference_facts(bundle: str, config: str, overrides: Mapping[str, Any]) -> d
 
     parser = config_parser(config_files(bundle, config), overrides)
     known = ConfigParser.load_config_files([str(file) for file in config_files(bundle, "inference")])
-    facts = {key: setting_of(parser, key) for key in _FACTS if key in known and key in parser.get()}
+    facts = {key: setting_of(parser, key) for key in FACTS if key in known and key in parser.get()}
     levels = prompt_levels(parser.get_parsed_content("val_prompt_level"))
     return {**facts, "prompt_level": max(levels, key=LEVELS.index)}

@@ -77,6 +77,17 @@ def test_untrained_fold_is_refused(tmp_path: Path) -> None:
         InferClass(str(tmp_path / "configs/hyper_parameters.yaml"))
 
 
+@pytest.mark.parametrize("written", ["inferer::_target_: os.getcwd\nimage_size: 32\n", "- image_size\n", ""])
+def test_what_no_training_writes_is_refused(tmp_path: Path, written: str) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/hyper_parameters.yaml").write_text("bundle: echo_cris\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.pt").touch()
+    (tmp_path / "model/inference.yaml").write_text(written)
+    with pytest.raises(ValueError, match="inference.yaml: expected the keys that a training writes"):
+        InferClass(str(tmp_path / "configs/hyper_parameters.yaml"))
+
+
 def test_networks_are_kept_in_memory(finished_run: Path) -> None:
     files = [str(finished_run / "echocris_0/configs/hyper_parameters.yaml")]
     infer._trained.cache_clear()
