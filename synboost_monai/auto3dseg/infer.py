@@ -116,7 +116,7 @@ class InferClass:
 def _facts_of(path: Path) -> dict[str, Any]:
     """Return what a training wrote for inference; other keys, which could name code, are refused."""
     content = yaml.safe_load(read_text(path))
-    unknown = sorted(set(content) - set(FACTS)) if isinstance(content, dict) else [repr(content)]
+    unknown = sorted(map(str, set(content) - set(FACTS))) if isinstance(content, dict) else [repr(content)]
     if unknown:
         raise ValueError(
             f"{path}: expected the keys that a training writes ({', '.join(FACTS)}), got {unknown[0]}; train this fold again"

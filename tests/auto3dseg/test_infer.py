@@ -77,7 +77,9 @@ def test_untrained_fold_is_refused(tmp_path: Path) -> None:
         InferClass(str(tmp_path / "configs/hyper_parameters.yaml"))
 
 
-@pytest.mark.parametrize("written", ["inferer::_target_: os.getcwd\nimage_size: 32\n", "- image_size\n", ""])
+@pytest.mark.parametrize(
+    "written", ["inferer::_target_: os.getcwd\nimage_size: 32\n", "1: a\nx: b\n", "- image_size\n", ""]
+)
 def test_what_no_training_writes_is_refused(tmp_path: Path, written: str) -> None:
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/hyper_parameters.yaml").write_text("bundle: echo_cris\n")
