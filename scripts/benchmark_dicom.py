@@ -38,7 +38,7 @@ def make_clip(path: Path, num_frames: int, seed: int = 0, shape: tuple[int, int]
     from pydicom.encaps import encapsulate
     from pydicom.uid import JPEGBaseline8Bit
 
-    from synboost_monai.dicom.write_clip import write_clip
+    from synboost_monai.dicom.writing.clip import write_clip
 
     generator = np.random.default_rng(seed)
     rows, columns = np.mgrid[: shape[0], : shape[1]]
@@ -68,8 +68,8 @@ def make_clip(path: Path, num_frames: int, seed: int = 0, shape: tuple[int, int]
 
 def scan_speed(folder: Path, num_files: int) -> dict[str, Any]:
     """Files a second of the header scan, the best of three; every file another patient's."""
-    from synboost_monai.dicom.scan import mark_duplicates, scan
-    from synboost_monai.dicom.write_clip import write_clip
+    from synboost_monai.dicom.reading.scan import mark_duplicates, scan
+    from synboost_monai.dicom.writing.clip import write_clip
 
     frames = np.random.default_rng(0).integers(0, 255, (1, 32, 32), dtype=np.uint8)
     for number in range(num_files):
@@ -88,7 +88,7 @@ def scan_speed(folder: Path, num_files: int) -> dict[str, Any]:
 
 def clip_overhead(path: Path, arguments: argparse.Namespace, frames: str, repeats: int) -> dict[str, Any]:
     """Seconds of a clip through the whole batch but the start of Python, and of its network, medians."""
-    from synboost_monai.dicom.scan import scan
+    from synboost_monai.dicom.reading.scan import scan
     from synboost_monai.hospital.engines import LocalEngine
     from synboost_monai.hospital.study import StudyOptions
 
@@ -142,7 +142,7 @@ def only_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     """Peak memory of this process and of its reader after one clip, every frame written."""
     import resource
 
-    from synboost_monai.dicom.scan import scan
+    from synboost_monai.dicom.reading.scan import scan
     from synboost_monai.hospital.engines import LocalEngine
     from synboost_monai.hospital.study import StudyOptions
 
@@ -215,7 +215,7 @@ def main() -> None:
     text = json.dumps(found, indent=1)
     print(text)
     if arguments.output:
-        from synboost_monai.io import atomic_write_text
+        from synboost_monai.files import atomic_write_text
 
         atomic_write_text(arguments.output, text + "\n")
 

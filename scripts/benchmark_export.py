@@ -22,17 +22,17 @@ from typing import Any
 import torch
 from measuring import device_name, timed
 
-from synboost_monai.export import (
+from synboost_monai.files import atomic_write_text
+from synboost_monai.networks import create_segmenter
+from synboost_monai.networks.export import network_context_length
+from synboost_monai.prompts import PromptTokenizer, structure_prompts
+from synboost_monai.serving.export import (
     measure_difference,
     onnx_runner,
     torchscript_runner,
     write_onnx,
     write_torchscript,
 )
-from synboost_monai.io import atomic_write_text
-from synboost_monai.networks import create_segmenter
-from synboost_monai.networks.export import network_context_length
-from synboost_monai.prompts import PromptTokenizer, structure_prompts
 
 IMAGE_SIZE = {"clipseg": 352, "cris": 416}
 CPU = torch.device("cpu")

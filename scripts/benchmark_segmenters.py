@@ -31,11 +31,11 @@ from measuring import device_name, peak, reset_peak, timed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from synboost_monai.files import atomic_write_text
 from synboost_monai.inferers import PromptedSegmentationInferer
-from synboost_monai.io import atomic_write_text
-from synboost_monai.losses import PromptDiceCELoss
 from synboost_monai.networks import create_segmenter, to_inference
 from synboost_monai.prompts import PromptTokenizer, structure_prompts
+from synboost_monai.training.losses import PromptDiceCELoss
 
 IMAGE_SIZE = {"clipseg": 352, "cris": 416}
 ATTRIBUTES = {

@@ -29,8 +29,8 @@ from measuring import device_name, peak, reset_peak, timed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from synboost_monai.files import atomic_write_text
 from synboost_monai.inferers import SemanticDiffusionInferer
-from synboost_monai.io import atomic_write_text
 from synboost_monai.networks import to_inference
 from synboost_monai.networks.semantic_diffusion_unet import PRESETS, SemanticDiffusionUNet
 from synboost_monai.networks.spade import join_modulations

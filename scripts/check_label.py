@@ -120,7 +120,7 @@ def isolate() -> None:
 
 def check(work_dir: Path, log_path: Path, num_epochs: int, image_size: int) -> int:
     """All checks; the exit code."""
-    from synboost_monai.io import sha256_of
+    from synboost_monai.files import sha256_of
 
     table = Table()
     data_dir = make_data(work_dir)
@@ -172,7 +172,7 @@ def check(work_dir: Path, log_path: Path, num_epochs: int, image_size: int) -> i
 
 def make_data(work_dir: Path) -> Path:
     """A phantom data set with its datalist."""
-    from synboost_monai.experiments.prepare import prepare_dataset
+    from synboost_monai.data.prepare import prepare_dataset
     from synboost_monai.simulation.phantom import write_phantom
 
     if not (work_dir / "data/datalist.json").is_file():
@@ -188,8 +188,8 @@ def make_images(work_dir: Path, data_dir: Path) -> Path:
     from PIL import Image
 
     from synboost_monai.data import read_datalist
-    from synboost_monai.dicom.write_image import write_dicom_pair
-    from synboost_monai.io import read_plane
+    from synboost_monai.dicom.writing.image import write_dicom_pair
+    from synboost_monai.files import read_plane
 
     folder = work_dir / "images"
     folder.mkdir(exist_ok=True)
@@ -324,7 +324,7 @@ def check_info(table: Table, url: str) -> None:
     """What a viewer is told of the models."""
     import requests
 
-    from synboost_monai.labels import STRUCTURES
+    from synboost_monai.structures import STRUCTURES
 
     info = requests.get(f"{url}/info/", timeout=600).json()
     for bundle in BUNDLES:
@@ -723,7 +723,7 @@ def check_training(table: Table, url: str, bundle: str, weights: Path) -> None:
     """One epoch on the corrected labels writes new weights."""
     import requests
 
-    from synboost_monai.io import sha256_of
+    from synboost_monai.files import sha256_of
 
     before = sha256_of(weights)
     request = {"max_epochs": 1, "val_split": 0.25, "multi_gpu": False, "tracking": "None"}

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from synboost_monai.io import atomic_write_text
+from synboost_monai.files import atomic_write_text
 from synboost_monai.networks import add_lora, create_segmenter
 
 WAYS: dict[str, dict[str, Any]] = {

@@ -20,8 +20,8 @@ from pathlib import Path
 import pandas as pd
 
 from synboost_monai.csv_files import read_frame
-from synboost_monai.io import atomic_write_text
-from synboost_monai.metrics.synthesis import bootstrap_means, interval
+from synboost_monai.evaluation.synthesis import bootstrap_means, interval
+from synboost_monai.files import atomic_write_text
 
 ROWS = (
     "ancestral:1000",

@@ -35,7 +35,7 @@ def generated(docs_dir: Path) -> dict[str, str | bytes]:
     """Path in the site's sources -> content of every file that is made while the site is built."""
     out: dict[str, str | bytes] = {
         "reference/cli.md": docs_pages.cli_page(),
-        "reference/studies.md": docs_pages.studies_page(ROOT / "synboost_monai/experiments/studies"),
+        "reference/studies.md": docs_pages.studies_page(ROOT / "synboost_monai/study/studies"),
     }
     for bundle_dir in sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/metadata.json")):
         out[f"reference/configs/{bundle_dir.name}.md"] = docs_pages.configs_page(bundle_dir)

@@ -219,7 +219,7 @@ def _group(lines: list[str], number: int) -> str:
 
 def studies_page(studies_dir: Path) -> str:
     """The shipped studies, and every setting of a study with its default."""
-    from synboost_monai.experiments import settings
+    from synboost_monai.study import settings
 
     source = inspect.getsource(settings)
     note = re.search(r'DEFAULTS: .*?\n}\n"""(.*?)"""', source, flags=re.DOTALL)

@@ -30,15 +30,15 @@ import yaml
 
 from synboost_monai.bundle_run import nearest
 from synboost_monai.errors import in_one_line
-from synboost_monai.experiments.grid import PROMPT_LEVELS
-from synboost_monai.experiments.grid import STRATEGIES as STUDY_STRATEGIES
-from synboost_monai.experiments.tables import Table, to_text, write_table
-from synboost_monai.io import read_text
-from synboost_monai.labels import STRUCTURES
-from synboost_monai.metrics.per_case import PAPER_METRICS, read_metrics, this_command
-from synboost_monai.metrics.statistics import OVERALL, P_VALUES, add_holm, cluster_bootstrap, compare_pairs
+from synboost_monai.evaluation.per_case import PAPER_METRICS, read_metrics, this_command
+from synboost_monai.evaluation.statistics import OVERALL, P_VALUES, add_holm, cluster_bootstrap, compare_pairs
+from synboost_monai.files import read_text
+from synboost_monai.pages.tables import Table, to_text, write_table
 from synboost_monai.paths import refuse_overwriting
 from synboost_monai.records import PHASES, VIEWS
+from synboost_monai.structures import STRUCTURES
+from synboost_monai.study.grid import PROMPT_LEVELS
+from synboost_monai.study.grid import STRATEGIES as STUDY_STRATEGIES
 
 MODELS = {"clipseg": "CLIPSeg", "cris": "CRIS"}
 """Model -> its name in the file and in tables."""

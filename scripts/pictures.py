@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synboost_monai.data import read_datalist
-from synboost_monai.experiments.report.pictures import colour_label_map, overlay
-from synboost_monai.io import atomic_path, image_stem, read_plane
-from synboost_monai.labels import LEFT_VENTRICULAR_CAVITY
+from synboost_monai.files import atomic_path, image_stem, read_plane
+from synboost_monai.pages.pictures import colour_label_map, overlay
+from synboost_monai.structures import LEFT_VENTRICULAR_CAVITY
 
 Picture = NDArray[np.uint8]
 EXAMPLE, EXAMPLE_FILE = "example", "color3d_jpeg_baseline.dcm"

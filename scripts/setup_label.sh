@@ -14,7 +14,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${SYNBOOST_LABEL_VENV:-$ROOT/.venv_label}"
 PYTHON="$VENV/bin/python"
 REQUIREMENTS="$ROOT/scripts/label_requirements.txt"
-RELEASE=0.8.5 # of MONAI Label, the newest; synboost_monai/label/versions.py asks for it
+RELEASE=0.8.5 # of MONAI Label, the newest; synboost_monai/serving/label/versions.py asks for it
 
 find_python() {
     local candidate
@@ -54,7 +54,7 @@ tell_of_newer_release() {
     newest="$("$PYTHON" -m pip index versions monailabel 2>/dev/null | sed -nE '1s/^monailabel \(([^)]+)\).*/\1/p' || true)"
     if [[ -n "$newest" && "$newest" != "$RELEASE" ]]; then
         echo "setup_label.sh: MONAI Label $newest is out, and $RELEASE has known faults that its guard keeps out: try it with" \
-            "scripts/check_label.py, and raise RELEASE here and MONAILABEL_VERSION in synboost_monai/label/versions.py" >&2
+            "scripts/check_label.py, and raise RELEASE here and MONAILABEL_VERSION in synboost_monai/serving/label/versions.py" >&2
     fi
 }
 
@@ -96,7 +96,7 @@ make_environment() {
     echo "Installing SynBoost and MONAI Label (3 of 3) ..." >&2
     # Without their own requirements: torchvision, SAM 2 and others that bundles do not use, and a jsonschema too old for the rest.
     install --no-deps "monailabel==$RELEASE" "pydicom-seg==0.4.1" -e "$ROOT"
-    "$PYTHON" -c 'from synboost_monai.label.versions import check_versions; check_versions()'
+    "$PYTHON" -c 'from synboost_monai.serving.label.versions import check_versions; check_versions()'
     tell_of_newer_release
     fingerprint >"$VENV/.stamp.new"
     mv "$VENV/.stamp.new" "$VENV/.stamp"

@@ -60,7 +60,7 @@ def simulate(
         num_frames: of a sequence, one heart beat.
         workers: processes; one per processor by default.
     """
-    from synboost_monai.data.simulated import SimulatedSettings, write_simulated
+    from synboost_monai.simulation.write import SimulatedSettings, write_simulated
 
     settings = SimulatedSettings(num_images, sequences, seed, image_size, num_frames)
     print(f"simulated hearts: {write_simulated(output_dir, settings, workers=workers)}")
@@ -90,7 +90,7 @@ def prepare(
         training_fraction: the same as a share of them.
         seed: of every drawing of patients.
     """
-    from synboost_monai.experiments.prepare import prepare_dataset
+    from synboost_monai.data.prepare import prepare_dataset
 
     print(
         prepare_dataset(
@@ -159,7 +159,7 @@ def label_maps(
         variance_scale: factor of the shapes' variance; below 1 is closer to the mean.
         explained_variance: share of the shapes' variance that the model keeps; more is finer detail.
     """
-    from synboost_monai.data.label_map_sampling import sample_label_maps
+    from synboost_monai.synthesis.label_maps import sample_label_maps
 
     path = sample_label_maps(
         dataset,
@@ -216,7 +216,7 @@ def merge(output_dir: str, *dataset_dirs: str) -> None:
         output_dir: folder for the joint datalist.json, provenance.json and contact sheet.
         dataset_dirs: folders that `synthesise` made.
     """
-    from synboost_monai.data import merge_synthetic
+    from synboost_monai.synthesis import merge_synthetic
 
     print(f"data set: {merge_synthetic(output_dir, *dataset_dirs)}")
 
@@ -230,7 +230,7 @@ def segment(bundle: str, **overrides: Any) -> None:
         bundle: echo_clipseg or echo_cris.
         overrides: --dataset_dir, --output_dir, --checkpoint_path, --prompt "heart muscle" and every other key of its config.
     """
-    from synboost_monai.io import CLIP_SUFFIXES, image_suffix
+    from synboost_monai.files import CLIP_SUFFIXES, image_suffix
 
     if image_suffix(str(overrides.get("dataset_dir", ""))) in CLIP_SUFFIXES:
         overrides.setdefault("sequences", True)
@@ -274,7 +274,7 @@ def experiment(
         dry_run: only count and list the stages that would run.
         settings: any setting of the study, such as --seed 1 or --diffusion.train.max_epochs 5.
     """
-    from synboost_monai.experiments.run import run_study
+    from synboost_monai.study.run import run_study
 
     report_path = run_study(
         study,
@@ -296,7 +296,7 @@ def report(run_dir: str) -> None:
     Args:
         run_dir: folder of the run, such as runs/quickstart.
     """
-    from synboost_monai.experiments.report import write_report
+    from synboost_monai.study.report import write_report
 
     print(f"report: {write_report(run_dir)}")
 
@@ -321,8 +321,8 @@ def compare(
         num_resamples: of the bootstrap by patients.
         seed: of the bootstrap.
     """
-    from synboost_monai.experiments.compare import compare as compare_runs
-    from synboost_monai.experiments.tables import to_text
+    from synboost_monai.evaluation.compare import compare as compare_runs
+    from synboost_monai.pages.tables import to_text
 
     if len(runs) < 2:
         raise ValueError(f"give at least two evaluations to compare, got {len(runs)}")
@@ -348,8 +348,8 @@ def clinical(evaluation_dir: str, *, dataset_dir: str | None = None, section: st
         dataset_dir: the data set that was evaluated; by default that of its summary.json.
         section: of the data set; by default that of its summary.json.
     """
-    from synboost_monai.experiments.clinical import clinical_measures
-    from synboost_monai.experiments.tables import to_text, write_table
+    from synboost_monai.evaluation.clinical import clinical_measures
+    from synboost_monai.pages.tables import to_text, write_table
 
     result = clinical_measures(evaluation_dir, dataset_dir, section=section)
     for table in result.tables:
@@ -573,7 +573,7 @@ def label(
             --echo_cris.learning_rate 1e-4.
     """
     from synboost_monai.bundle_run import quiet_warnings, say_shipped_weights
-    from synboost_monai.label.serve import run_label
+    from synboost_monai.serving.label.serve import run_label
 
     quiet_warnings()
     for name in [] if checkpoint_path else filter(None, bundle.split(",")):
@@ -644,7 +644,7 @@ def package(bundle: str, *, checkpoint_path: str | None = None, output: str | No
             model.json says. --calibration_path packs a calibration.
     """
     from synboost_monai.bundle_run import say_shipped_weights
-    from synboost_monai.package import package_bundle
+    from synboost_monai.serving.package import package_bundle
 
     if checkpoint_path is None:
         say_shipped_weights(bundle)
@@ -670,7 +670,7 @@ def export(
         overrides: keys of its inference.yaml, such as --threshold 0.4; for weights without model.json --preset and --image_size.
     """
     from synboost_monai.bundle_run import say_shipped_weights
-    from synboost_monai.export import export_bundle
+    from synboost_monai.serving.export import export_bundle
 
     if checkpoint_path is None:
         say_shipped_weights(bundle)
@@ -715,7 +715,7 @@ def demo(
             echo_semantic_diffusion's: --synthesis.num_inference_steps 50.
     """
     from synboost_monai.bundle_run import quiet_warnings, say_shipped_weights
-    from synboost_monai.demo.serve import run_demo
+    from synboost_monai.serving.demo.serve import run_demo
 
     quiet_warnings()
     if checkpoint_path is None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from synboost_monai.errors import user_error
-from synboost_monai.io import read_text
+from synboost_monai.files import read_text
 from synboost_monai.model_card import check_fact, read_card
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from synboost_monai.io import read_text
+from synboost_monai.files import read_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synboost_monai import __version__
-from synboost_monai.io import atomic_path, atomic_write_text, known_sha256, read_text, sha256_of
+from synboost_monai.files import atomic_path, atomic_write_text, known_sha256, read_text, sha256_of
 from synboost_monai.processes import safe_environment
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES
 from synboost_monai.letterbox import LetterboxGeometry, byte_scale, letterbox_geometry
 from synboost_monai.prompts import PromptTokenizer, structure_prompts
 from synboost_monai.prompts.understanding import understand
+from synboost_monai.structures import BACKGROUND_INDEX, STRUCTURES
 
 SETTINGS_KEY = "synboost"
 """Under this name the ONNX file's metadata holds, as JSON, what the network's input has to look like."""

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from synboost_monai import __version__
-from synboost_monai.io import sha256_of
+from synboost_monai.files import sha256_of
 from synboost_monai.model_card import ModelCard, card_path, known_facts, read_card, write_model
 
 ACTIONS = ("list", "get", "convert")

@@ -95,8 +95,8 @@ def test_table_comes_back_and_plain_cells_keep_their_bytes(tmp_path: Path) -> No
 
 
 def test_case_names_of_metrics_are_text_to_a_spreadsheet_and_the_same_to_us(tmp_path: Path) -> None:
-    from synboost_monai.labels import STRUCTURES
-    from synboost_monai.metrics.per_case import read_metrics, write_metrics_csv
+    from synboost_monai.evaluation.per_case import read_metrics, write_metrics_csv
+    from synboost_monai.structures import STRUCTURES
 
     rows: list[dict[str, Any]] = [
         {"case": case, "patient": "+49", "view": "@v", "structure": STRUCTURES[0].name, "dice": 0.5, "note": "\t-x"}
@@ -114,8 +114,8 @@ def test_case_names_of_metrics_are_text_to_a_spreadsheet_and_the_same_to_us(tmp_
 def test_study_tables_and_history_pass_the_same_place(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
-    from synboost_monai.experiments.tables import Table, write_table
-    from synboost_monai.handlers.history import WriteHistory
+    from synboost_monai.pages.tables import Table, write_table
+    from synboost_monai.training.history import WriteHistory
 
     table = Table("t", "T", pd.DataFrame({"@model": ["=1", "-0.5"], "gain": [-0.5, 0.25]}))
     path = next(p for p in write_table(table, tmp_path) if p.suffix == ".csv")

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from synboost_monai.errors import in_one_line, one_line, user_error
-from synboost_monai.io import atomic_path
+from synboost_monai.files import atomic_path
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 

@@ -13,17 +13,18 @@ from typing import Any
 import pytest
 
 from synboost_monai.auto3dseg.run import run_auto3dseg
-from synboost_monai.data import merge_synthetic, write_subset
-from synboost_monai.data.label_map_sampling import sample_label_maps
-from synboost_monai.data.synthetic import SynthesisPlan
-from synboost_monai.experiments.compare import compare
-from synboost_monai.experiments.examples import write_examples
-from synboost_monai.experiments.prepare import prepare_dataset
-from synboost_monai.experiments.run import run_study
-from synboost_monai.export import export_bundle
-from synboost_monai.handlers import KeepInputs
+from synboost_monai.data import write_subset
+from synboost_monai.data.prepare import prepare_dataset
+from synboost_monai.evaluation.compare import compare
 from synboost_monai.hospital.batch import run_dicom
-from synboost_monai.package import package_bundle
+from synboost_monai.serving.export import export_bundle
+from synboost_monai.serving.package import package_bundle
+from synboost_monai.study.examples import write_examples
+from synboost_monai.study.run import run_study
+from synboost_monai.synthesis import merge_synthetic
+from synboost_monai.synthesis.label_maps import sample_label_maps
+from synboost_monai.synthesis.plan import SynthesisPlan
+from synboost_monai.training import KeepInputs
 
 
 @pytest.fixture

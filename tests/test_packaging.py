@@ -27,7 +27,7 @@ def lines(section: str, key: str) -> list[str]:
 
 def test_every_data_file_of_the_package_is_shipped() -> None:
     patterns = [p.strip() for p in SETUP["options.package_data"]["*"].split(",")]
-    areas = ("synboost_monai.experiments", "synboost_monai.auto3dseg")
+    areas = ("synboost_monai.study", "synboost_monai.auto3dseg")
     others = [p.strip() for area in areas for p in SETUP["options.package_data"][area].split(",")]
     for path in (ROOT / "synboost_monai").rglob("*"):
         if path.is_dir() or path.suffix in (".py", ".pyc"):

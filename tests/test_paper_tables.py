@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel, wilcoxon
 
-from synboost_monai.labels import STRUCTURES
-from synboost_monai.metrics.statistics import cluster_bootstrap
+from synboost_monai.evaluation.statistics import cluster_bootstrap
+from synboost_monai.structures import STRUCTURES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from paper_tables import (  # noqa: E402

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from synboost_monai.io import atomic_path, image_stem
+from synboost_monai.files import atomic_path, image_stem
 from synboost_monai.paths import (
     MAX_NAME_BYTES,
     open_own,

@@ -46,7 +46,7 @@ def segmenter(weights: Path) -> Segmenter:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An image of each kind, and a clip."""
-    from synboost_monai.dicom.write_image import write_dicom_pair
+    from synboost_monai.dicom.writing.image import write_dicom_pair
 
     folder = tmp_path_factory.mktemp("files")
     frames = np.random.default_rng(0).rayleigh(40, (3, 50, 36)).clip(0, 255).astype(np.uint8)
@@ -179,7 +179,7 @@ def test_the_judge_and_a_trained_fold_pass_over_the_view(files: dict[str, Path],
     import yaml
 
     from synboost_monai.auto3dseg.infer import InferClass
-    from synboost_monai.experiments.quality_images import Echo, JudgingSegmenter
+    from synboost_monai.evaluation.quality_images import Echo, JudgingSegmenter
 
     torch.manual_seed(0)
     seeing = create_segmenter("cris", "tiny", has_view_head=True).state_dict()
@@ -251,9 +251,9 @@ def test_the_bundles_own_weights_are_taken_and_said(
 
 
 def test_hospital_and_demo_read_what_the_weights_are(weights: Path) -> None:
-    from synboost_monai.demo.segmenting import Segmenter as OfThePage
-    from synboost_monai.experiments.quality_images import JudgingSegmenter
+    from synboost_monai.evaluation.quality_images import JudgingSegmenter
     from synboost_monai.hospital.model import EchoSegmenter
+    from synboost_monai.serving.demo.segmenting import Segmenter as OfThePage
 
     model = EchoSegmenter("echo_cris", str(weights), {"device": "cpu"})
     assert (model.settings["preset"], model.settings["image_size"], model.settings["padding_id"]) == ("tiny", 32, 0)

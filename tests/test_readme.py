@@ -158,12 +158,12 @@ def check_verb(words: list[str], tmp_path: Path) -> None:
             of_one = {k.removeprefix(f"{one}."): v for k, v in free.items() if "." not in k or k.startswith(f"{one}.")}
             check_overrides(config_files(one, "inference"), of_one)
     elif name == "experiment":
-        from synboost_monai.experiments.settings import read_study
+        from synboost_monai.study.settings import read_study
 
         study = given["study"]
         if study.endswith(".yaml"):
             study = "quickstart"  # the reader's own
-        find_weights = "synboost_monai.experiments.settings.find_weights"
+        find_weights = "synboost_monai.study.settings.find_weights"
         with mock.patch(find_weights, return_value={}):  # they are the reader's, as PATH is
             read_study(study, dataset=str(tmp_path) if "dataset" in given else None, settings=free)
     elif name == "auto3dseg":

@@ -23,10 +23,10 @@ from synboost_monai.auto3dseg.settings import (
     with_source_settings,
 )
 from synboost_monai.auto3dseg.train import PROGRESS_NAME
-from synboost_monai.io import atomic_write_text, read_text
-from synboost_monai.labels import BACKGROUND_INDEX, NUM_CLASSES, STRUCTURES
+from synboost_monai.files import atomic_write_text, read_text
 from synboost_monai.paths import append_own
 from synboost_monai.processes import end_child, ends_with_parent, module_command, safe_environment
+from synboost_monai.structures import BACKGROUND_INDEX, NUM_CLASSES, STRUCTURES
 
 MODALITIES = ("ultrasound", "us", "echo", "echocardiography")
 """Words of AutoRunner's `modality` that these algorithms are for."""

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synboost_monai.experiments.tables import Table, to_text, write_table
-from synboost_monai.io import atomic_write_text, read_text
-from synboost_monai.labels import STRUCTURES
-from synboost_monai.metrics.per_case import case_metrics, write_metrics_csv, write_summary
+from synboost_monai.evaluation.per_case import case_metrics, write_metrics_csv, write_summary
+from synboost_monai.files import atomic_write_text, read_text
+from synboost_monai.pages.tables import Table, to_text, write_table
+from synboost_monai.structures import STRUCTURES
 from synboost_monai.transforms.files import load_echo, write_label_map
 
 TABLE_NAME = "auto3dseg"

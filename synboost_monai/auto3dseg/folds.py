@@ -17,8 +17,8 @@ from typing import Any
 from synboost_monai.data import list_images
 from synboost_monai.data.datalist import DATALIST_NAME, check_fully_labelled
 from synboost_monai.data.splits import SECTIONS, check_disjoint, rank_patients
+from synboost_monai.files import FRAME_SUFFIXES, METAIMAGE_SUFFIXES, atomic_write_text, image_suffix, read_text
 from synboost_monai.formats.metaimage import check_for_other_readers
-from synboost_monai.io import FRAME_SUFFIXES, METAIMAGE_SUFFIXES, atomic_write_text, image_suffix, read_text
 from synboost_monai.records import EchoRecord
 
 Items = list[dict[str, Any]]

@@ -22,11 +22,11 @@ from synboost_monai.auto3dseg.folds import find_item
 from synboost_monai.auto3dseg.settings import HYPER_PARAMETERS_NAME, read_hyper_parameters
 from synboost_monai.auto3dseg.train import FACTS, FACTS_NAME
 from synboost_monai.data import list_images
+from synboost_monai.files import read_text
 from synboost_monai.formats.grid import to_stored
-from synboost_monai.io import read_text
-from synboost_monai.labels import STRUCTURES
 from synboost_monai.letterbox import LetterboxGeometry
 from synboost_monai.predictor import Pipeline, open_bundle
+from synboost_monai.structures import STRUCTURES
 from synboost_monai.transforms.postprocessing import mean_logits, restore_logits
 from synboost_monai.transforms.ultrasound_dicom import stored_order
 

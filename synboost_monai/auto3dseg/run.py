@@ -25,9 +25,9 @@ from synboost_monai.auto3dseg.source import check_training, chosen_algorithms, f
 from synboost_monai.bundle_run import as_literal, literal, quiet_warnings
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.errors import user_error
+from synboost_monai.evaluation.per_case import this_command
+from synboost_monai.files import atomic_write_text, image_stem, read_grid, read_text, sha256_of
 from synboost_monai.formats.grid import to_display
-from synboost_monai.io import atomic_write_text, image_stem, read_grid, read_text, sha256_of
-from synboost_monai.metrics.per_case import this_command
 from synboost_monai.paths import refuse_overwriting
 from synboost_monai.processes import hold_folder
 from synboost_monai.transforms.array import plain

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from synboost_monai.bundle_run import check_overrides, config_files
-from synboost_monai.io import read_text
+from synboost_monai.files import read_text
 
 HYPER_PARAMETERS_NAME = "hyper_parameters.yaml"
 """File in a template's and an algorithm's configs/."""

@@ -21,7 +21,7 @@ from synboost_monai.auto3dseg.settings import (
 )
 from synboost_monai.bundle_run import nearest
 from synboost_monai.data.datalist import load_datalist
-from synboost_monai.io import read_text
+from synboost_monai.files import read_text
 from synboost_monai.prompts import structure_prompts
 from synboost_monai.transforms.files import checked_items
 

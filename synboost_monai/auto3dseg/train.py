@@ -21,7 +21,7 @@ from synboost_monai.auto3dseg.settings import (
 )
 from synboost_monai.bundle_run import config_files, config_parser, literal, run_bundle, setting_of
 from synboost_monai.errors import in_one_line
-from synboost_monai.io import atomic_write_text, read_text
+from synboost_monai.files import atomic_write_text, read_text
 from synboost_monai.prompts import LEVELS, prompt_levels
 
 PROGRESS_NAME = "progress.yaml"

@@ -33,9 +33,17 @@ from synboost_monai.data.splits import (
     take_subset,
 )
 from synboost_monai.data.summary import count_records, some, summary_text
-from synboost_monai.io import METAIMAGE_SUFFIXES, NIFTI_SUFFIXES, Plane, count_frames, image_stem, read_plane, read_text
-from synboost_monai.labels import NUM_CLASSES, STRUCTURES, Structure
+from synboost_monai.files import (
+    METAIMAGE_SUFFIXES,
+    NIFTI_SUFFIXES,
+    Plane,
+    count_frames,
+    image_stem,
+    read_plane,
+    read_text,
+)
 from synboost_monai.records import IMAGE_QUALITIES, PHASES, VIEWS, EchoRecord
+from synboost_monai.structures import NUM_CLASSES, STRUCTURES, Structure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -332,7 +340,7 @@ def _read_phase(reading: _Reading, patient: str, view: str, phase: str) -> tuple
 
 
 def _check_label_map(image: Plane, label: Plane) -> None:
-    """Raise ValueError unless the label map lies on the image's grid and has the four classes of labels.py alone."""
+    """Raise ValueError unless the label map lies on the image's grid and has the four classes of structures.py alone."""
     if image.pixels.shape != label.pixels.shape:
         sizes = f"image is {image.pixels.shape} but label map is {label.pixels.shape}"
         raise ValueError(f"{sizes} (rows, columns); re-download this patient")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from synboost_monai.data.splits import SECTIONS, check_disjoint
-from synboost_monai.io import (
+from synboost_monai.files import (
     CLIP_SUFFIXES,
     FRAME_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -32,9 +32,9 @@ from synboost_monai.io import (
     is_dicom,
     read_text,
 )
-from synboost_monai.labels import STRUCTURES
 from synboost_monai.paths import PATH_KEYS
 from synboost_monai.records import IMAGE_QUALITIES, PHASES, SHAPES, VIEWS, EchoRecord
+from synboost_monai.structures import STRUCTURES
 
 logger = logging.getLogger(__name__)
 
@@ -541,7 +541,7 @@ def _image_files(
 
 def _is_ultrasound(path: Path) -> bool:
     """Whether a DICOM file is one of those that are segmented, or might be if it were whole; by its header."""
-    from synboost_monai.dicom.scan import scan
+    from synboost_monai.dicom.reading.scan import scan
 
     if path.name.upper() == "DICOMDIR":  # a table of contents, whole or not
         return False

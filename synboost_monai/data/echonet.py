@@ -25,11 +25,11 @@ import numpy as np
 
 from synboost_monai.data.splits import SECTIONS, take_subset
 from synboost_monai.data.summary import count_records, some, summary_text
+from synboost_monai.files import atomic_path, image_suffix, read_frames, read_text
 from synboost_monai.formats.clip import CLIP_SUFFIXES, check_pyav
-from synboost_monai.io import atomic_path, image_suffix, read_frames, read_text
-from synboost_monai.labels import LEFT_VENTRICULAR_CAVITY
 from synboost_monai.paths import refuse_overwriting
 from synboost_monai.records import PHASES, VIEWS, EchoRecord
+from synboost_monai.structures import LEFT_VENTRICULAR_CAVITY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,7 +20,7 @@ from synboost_monai.data.datalist import (
     rebased_item,
 )
 from synboost_monai.data.splits import rank_patients, take_subset
-from synboost_monai.io import atomic_write_text
+from synboost_monai.files import atomic_write_text
 from synboost_monai.paths import refuse_overwriting
 
 

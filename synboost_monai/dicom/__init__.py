@@ -1,5 +1,5 @@
 """DICOM: the only place that imports pydicom."""
 
-from synboost_monai.dicom.write_image import write_dicom_pair
+from synboost_monai.dicom.writing.image import write_dicom_pair
 
 __all__ = ["write_dicom_pair"]

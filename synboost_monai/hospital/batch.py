@@ -19,19 +19,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from synboost_monai.dicom.deidentify import read_key
-from synboost_monai.dicom.files import file_digest
+from synboost_monai.dicom.identity.deidentify import read_key
 from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.reading.files import file_digest
+from synboost_monai.dicom.reading.scan import mark_duplicates, scan
+from synboost_monai.dicom.reading.scanned_file import ScannedFile, is_uid
 from synboost_monai.dicom.reasons import NotUsableError, Outcome
-from synboost_monai.dicom.scan import mark_duplicates, scan
-from synboost_monai.dicom.scanned_file import ScannedFile, is_uid
+from synboost_monai.files import read_text
 from synboost_monai.hospital.clip import FRAME_CHOICES, VIEW_CHOICES
 from synboost_monai.hospital.engines import ENGINES, Engine, create_engine
 from synboost_monai.hospital.ledger import DATABASE, TABLE, Ledger, Result
 from synboost_monai.hospital.privacy import PATHS, Naming, path_display
 from synboost_monai.hospital.report import MEASURES_NAME, REPORT_NAME, write_report_page
 from synboost_monai.hospital.study import STUDIES, StudyOptions
-from synboost_monai.io import read_text
 from synboost_monai.paths import check_own_folders, refuse_overwriting, remove_own_folder
 from synboost_monai.processes import hold_folder, private_files
 
@@ -44,7 +44,7 @@ RETRIED = frozenset(
 HASH_SECONDS = 60
 """Time that the hash of a file that is not for us may take; one that takes longer (a file with terabytes of holes) has none."""
 _UNFINISHED = re.compile(r"\.\d+-[0-9a-f]{8}\.(ledger\.csv|report\.html|measurements\.csv)")
-"""Names of files in OUT that were being written (`io.atomic_path`): ours alone, OUT may hold other things."""
+"""Names of files in OUT that were being written (`files.atomic_path`): ours alone, OUT may hold other things."""
 _STUDY_FOLDER = re.compile(r"[0-9a-f]{16}")
 """Names of the folders in OUT/studies."""
 SEGMENTATION_CHOICES = {"binary": "BINARY", "labelmap": "LABELMAP"}

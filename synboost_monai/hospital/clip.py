@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from synboost_monai.dicom.read import ClipFacts
+from synboost_monai.dicom.reading.read import ClipFacts
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.hospital.beats import Beat, NoBeatError, find_beats, frames_of_r_waves
 from synboost_monai.records import PHASES, VIEWS

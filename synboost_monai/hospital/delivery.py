@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synboost_monai.dicom.network_send import Destination, NotReachableError, send_files
-from synboost_monai.dicom.objects import sync_folder
-from synboost_monai.io import atomic_path, sha256_of
+from synboost_monai.dicom.network.send import Destination, NotReachableError, send_files
+from synboost_monai.dicom.writing.objects import sync_folder
+from synboost_monai.files import atomic_path, sha256_of
 from synboost_monai.paths import is_real_folder
 
 RECORD = "delivery.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from synboost_monai.dicom.worker import ReaderPool
+from synboost_monai.dicom.reading.worker import ReaderPool
 from synboost_monai.hospital.ledger import Result
 from synboost_monai.hospital.study import Study, StudyOptions, StudyProcessor
 

@@ -12,13 +12,13 @@ import threading
 import time
 from pathlib import Path
 
-from synboost_monai.dicom.files import file_digest, open_regular
 from synboost_monai.dicom.limits import Limits
-from synboost_monai.dicom.network import Status
-from synboost_monai.dicom.objects import sync_folder
+from synboost_monai.dicom.network.common import Status
+from synboost_monai.dicom.reading.files import file_digest, open_regular
+from synboost_monai.dicom.reading.scanned_file import SOP_INSTANCE, STUDY, is_uid, short_hash
+from synboost_monai.dicom.reading.structure import walk_file
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.scanned_file import SOP_INSTANCE, STUDY, is_uid, short_hash
-from synboost_monai.dicom.structure import walk_file
+from synboost_monai.dicom.writing.objects import sync_folder
 from synboost_monai.paths import is_real_folder, own_folder
 
 MIN_BYTES = 1 << 16

@@ -22,10 +22,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from synboost_monai.csv_files import csv_text
+from synboost_monai.dicom.reading.scanned_file import ScannedFile
 from synboost_monai.dicom.reasons import REASONS, NotUsableError, Outcome
-from synboost_monai.dicom.scanned_file import ScannedFile
+from synboost_monai.files import atomic_path
 from synboost_monai.hospital.privacy import Naming, visible
-from synboost_monai.io import atomic_path
 
 DATABASE, TABLE = "ledger.sqlite", "ledger.csv"
 """Names of the two files in OUT."""

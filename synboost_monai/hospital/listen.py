@@ -25,9 +25,9 @@ from types import FrameType
 from typing import Any
 
 from synboost_monai.dicom.limits import Limits
-from synboost_monai.dicom.network import check_installed, quiet_network
-from synboost_monai.dicom.network_receive import ServerOptions, StorageServer
-from synboost_monai.dicom.network_send import Destination
+from synboost_monai.dicom.network.common import check_installed, quiet_network
+from synboost_monai.dicom.network.receive import ServerOptions, StorageServer
+from synboost_monai.dicom.network.send import Destination
 from synboost_monai.hospital.batch import RETRIED, SEGMENTATION_CHOICES, run_settings, work_through
 from synboost_monai.hospital.clip import FRAME_CHOICES, VIEW_CHOICES
 from synboost_monai.hospital.delivery import Courier, Delivery, deliveries

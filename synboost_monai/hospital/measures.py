@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from synboost_monai.heart.measures import MEASURES, METHODS, ClinicalMeasure, measure_patient
 from synboost_monai.hospital.clip import END_DIASTOLE, END_SYSTOLE, SegmentedClip
-from synboost_monai.metrics.clinical import MEASURES, METHODS, ClinicalMeasure, measure_patient
 from synboost_monai.records import VIEWS
 
 if TYPE_CHECKING:

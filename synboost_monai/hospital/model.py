@@ -18,11 +18,11 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from synboost_monai.io import known_sha256
-from synboost_monai.labels import LEFT_VENTRICULAR_CAVITY, STRUCTURES
+from synboost_monai.files import known_sha256
 from synboost_monai.letterbox import LetterboxGeometry, letterbox_geometry
 from synboost_monai.predictor import Pipeline, open_bundle
 from synboost_monai.prompts import prompt_text
+from synboost_monai.structures import LEFT_VENTRICULAR_CAVITY, STRUCTURES
 from synboost_monai.transforms import PromptTokensd
 from synboost_monai.transforms.array import letterbox_frames
 from synboost_monai.transforms.postprocessing import (

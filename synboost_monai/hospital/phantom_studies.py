@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from synboost_monai.dicom.write_clip import write_clip
-from synboost_monai.io import atomic_write_text
+from synboost_monai.dicom.writing.clip import write_clip
+from synboost_monai.files import atomic_write_text
 from synboost_monai.records import VIEWS
 from synboost_monai.simulation.phantom import draw_phantom_patient
 from synboost_monai.simulation.phantom_anatomy import draw_label_map

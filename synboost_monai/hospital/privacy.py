@@ -13,9 +13,9 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-from synboost_monai.dicom.deidentify import pseudonymous_uid
-from synboost_monai.dicom.identifiers import fold, fold_character
-from synboost_monai.dicom.scanned_file import ScannedFile, short_hash
+from synboost_monai.dicom.identity.deidentify import pseudonymous_uid
+from synboost_monai.dicom.identity.identifiers import fold, fold_character
+from synboost_monai.dicom.reading.scanned_file import ScannedFile, short_hash
 
 HIDDEN = "[hidden]"
 """What stands for identifying words."""

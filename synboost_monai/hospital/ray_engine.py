@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Any
 
 from synboost_monai.bundle_run import is_path
-from synboost_monai.dicom.files import file_digest
+from synboost_monai.dicom.reading.files import file_digest
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.hospital.ledger import Result
 from synboost_monai.hospital.study import Study, StudyOptions, StudyProcessor, study_folder
@@ -263,7 +263,7 @@ class StudyActor:
         """
         import torch
 
-        from synboost_monai.dicom.worker import ReaderPool
+        from synboost_monai.dicom.reading.worker import ReaderPool
         from synboost_monai.hospital.model import EchoSegmenter
 
         if (

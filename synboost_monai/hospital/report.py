@@ -17,12 +17,12 @@ import pandas as pd
 
 from synboost_monai import __version__
 from synboost_monai.dicom.reasons import Outcome
-from synboost_monai.experiments.report.blocks import Block, Fold, PictureRow, ReportTable, Section, Text
-from synboost_monai.experiments.report.page import render
-from synboost_monai.experiments.report.pictures import picture_cell
-from synboost_monai.experiments.tables import Table
+from synboost_monai.files import atomic_write_text
 from synboost_monai.hospital.results import JSON_NAME, NOTE, measures_csv
-from synboost_monai.io import atomic_write_text
+from synboost_monai.pages.blocks import Block, Fold, PictureRow, ReportTable, Section, Text
+from synboost_monai.pages.page import render
+from synboost_monai.pages.pictures import picture_cell
+from synboost_monai.pages.tables import Table
 
 REPORT_NAME, MEASURES_NAME = "report.html", "measurements.csv"
 """In OUT: the page, and the measures of all studies."""

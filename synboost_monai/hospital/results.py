@@ -9,12 +9,12 @@ from typing import Any
 
 from synboost_monai import __version__
 from synboost_monai.csv_files import csv_text
-from synboost_monai.dicom.write_sr import Measurement, SourceFrames, is_believable
+from synboost_monai.dicom.writing.sr import Measurement, SourceFrames, is_believable
+from synboost_monai.files import atomic_write_text
+from synboost_monai.heart.measures import METHODS
 from synboost_monai.hospital.clip import SegmentedClip
 from synboost_monai.hospital.measures import NEEDS_REVIEW, StudyMeasure
 from synboost_monai.hospital.privacy import visible
-from synboost_monai.io import atomic_write_text
-from synboost_monai.metrics.clinical import METHODS
 
 FORMAT = 1
 """Of measurements.json; grows when a reader has to know of a change."""

@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synboost_monai import __version__
-from synboost_monai.dicom.deidentify import deidentify, deidentify_header
-from synboost_monai.dicom.files import file_digest
-from synboost_monai.dicom.header import read_header
+from synboost_monai.dicom.identity.deidentify import deidentify, deidentify_header
 from synboost_monai.dicom.limits import Limits
-from synboost_monai.dicom.objects import Provenance
-from synboost_monai.dicom.read import ClipFacts
+from synboost_monai.dicom.reading.files import file_digest
+from synboost_monai.dicom.reading.header import read_header
+from synboost_monai.dicom.reading.read import ClipFacts
+from synboost_monai.dicom.reading.scanned_file import ScannedFile, check_unchanged, short_hash
+from synboost_monai.dicom.reading.sector import find_sector, has_text, sample_indices
+from synboost_monai.dicom.reading.worker import ReaderPool
 from synboost_monai.dicom.reasons import REASONS, NotUsableError
-from synboost_monai.dicom.scanned_file import ScannedFile, check_unchanged, short_hash
-from synboost_monai.dicom.sector import find_sector, has_text, sample_indices
-from synboost_monai.dicom.worker import ReaderPool
-from synboost_monai.dicom.write_overlay import write_overlay, write_overlay_png
-from synboost_monai.dicom.write_seg import write_segmentation
-from synboost_monai.dicom.write_sr import write_report
+from synboost_monai.dicom.writing.objects import Provenance
+from synboost_monai.dicom.writing.overlay import write_overlay, write_overlay_png
+from synboost_monai.dicom.writing.seg import write_segmentation
+from synboost_monai.dicom.writing.sr import write_report
 from synboost_monai.hospital.clip import FRAME_CHOICES, SegmentedClip, segment_clip
 from synboost_monai.hospital.ledger import Result
 from synboost_monai.hospital.measures import measure_study

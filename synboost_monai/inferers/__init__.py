@@ -1,17 +1,14 @@
-"""MONAI inferers: network and sampler, network and prompts. Each name is imported on first use: diffusers takes a second."""
+"""MONAI inferers: network and sampler, network and prompts. Names load on first use: diffusers takes a second."""
 
-from __future__ import annotations
+from synboost_monai.lazy import on_first_use
 
-import importlib
-from typing import Any
+_MODULE_OF = {
+    "PreparePromptedBatch": "segmentation",
+    "PromptedSegmentationInferer": "segmentation",
+    "SemanticDiffusionInferer": "diffusion",
+    "SemanticDiffusionTrainInferer": "diffusion",
+}
+"""Public name -> module of this folder that defines it."""
 
-_DIFFUSION = ("SemanticDiffusionInferer", "SemanticDiffusionTrainInferer")
-
-
-def __getattr__(name: str) -> Any:
-    """The public name `name` of the module that holds it."""
-    if not name.startswith("_"):
-        module = importlib.import_module(f"{__name__}.{'diffusion' if name in _DIFFUSION else 'segmentation'}")
-        if name in module.__all__:
-            return getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = sorted(_MODULE_OF)
+__getattr__, __dir__ = on_first_use(__name__, _MODULE_OF)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synboost_monai.bundle_run import as_literal
-from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES
 from synboost_monai.predictor.bundle import OpenBundle, open_bundle, unwrapped
 from synboost_monai.prompts.understanding import Understood, understand_if_any
+from synboost_monai.structures import BACKGROUND_INDEX, STRUCTURES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +102,7 @@ class Pipeline:
 
 
 class Doubt(dict[str, Any]):
-    """How far a segmentation can be trusted: the entries of CASE.json that `synboost segment` writes (`metrics.doubt`)."""
+    """How far a segmentation can be trusted: the entries of CASE.json that `synboost segment` writes (`heart.doubt`)."""
 
     @property
     def verdict(self) -> str:

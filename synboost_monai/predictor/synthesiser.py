@@ -151,7 +151,7 @@ class Synthesiser:
         """Bring a label map into the network's square and perturb it there, as the bundle does; `attributes` are its view and phase."""
         import torch
 
-        from synboost_monai.data.synthetic import spacing_in_square
+        from synboost_monai.synthesis.plan import spacing_in_square
 
         if not 0 <= strength <= HIGHEST_STRENGTH:
             raise ValueError(f"the strength must be 0 to {HIGHEST_STRENGTH:g}, got {strength:g}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from synboost_monai.labels import Structure
+from synboost_monai.structures import Structure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -27,8 +27,8 @@ from functools import cache
 from numbers import Real
 from typing import Any
 
-from synboost_monai.labels import STRUCTURES, Structure
 from synboost_monai.records import IMAGE_QUALITIES, SHAPES
+from synboost_monai.structures import STRUCTURES, Structure
 
 LEVELS = ("P0", "P1", "P2", "P3", "P4", "P5", "P6", "P7")
 """All levels, each with one attribute more than the one before."""

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from synboost_monai.labels import STRUCTURES, Structure
 from synboost_monai.prompts.free import checked_prompt
 from synboost_monai.prompts.templates import is_sentence
 from synboost_monai.prompts.vocabulary import (
@@ -26,6 +25,7 @@ from synboost_monai.prompts.vocabulary import (
     SLIPS_OF_LEFT,
     SPELLINGS,
 )
+from synboost_monai.structures import STRUCTURES, Structure
 
 ALL_WORDS = frozenset({"all", "everything"})
 """Words that ask for all structures, as the empty prompt does, where nothing but fillers stands beside them."""

@@ -1,14 +1,14 @@
 """The words of prompts: how they are spelled in several ways, what says nothing of a structure, and structures that nobody taught.
 
-`understanding` reads prompts with these tables; the structures that a network finds, and their synonyms, stand in `labels`.
+`understanding` reads prompts with these tables; the structures that a network finds, and their synonyms, stand in `structures`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from synboost_monai.labels import Structure
 from synboost_monai.prompts.templates import DOMAIN_WORDS, PHASE_WORDS, QUALITY_WORDS, SEX_WORDS, SHAPE_WORDS
+from synboost_monai.structures import Structure
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,7 @@
 tests and first steps; `simulate_stranger` draws what is no apical view. Names load on first use, so that importing stays cheap.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import Any
+from synboost_monai.lazy import on_first_use
 
 _MODULE_OF = {
     "SimulatedEcho": "simulator",
@@ -17,20 +14,9 @@ _MODULE_OF = {
     "simulate_stranger": "strangers",
     "simulated_items": "dataset",
     "write_phantom": "phantom",
+    "write_simulated": "write",
 }
 """Public name -> module of this folder that defines it."""
 
 __all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    """Load the module that defines a public name."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(__name__, _MODULE_OF)

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import fft
 
+from synboost_monai.heart.geometry import FloatArray as Points
+from synboost_monai.heart.geometry import normals
 from synboost_monai.simulation.anatomy import NUM_ENDO, Outlines, between
 from synboost_monai.simulation.beam import draw_beam, draw_haze, draw_transmission
 from synboost_monai.simulation.draw import Draw
@@ -41,8 +43,6 @@ from synboost_monai.simulation.echogenicity import (
     draw_surroundings,
     draw_trabeculae,
 )
-from synboost_monai.simulation.geometry import FloatArray as Points
-from synboost_monai.simulation.geometry import normals
 from synboost_monai.simulation.grid import FloatArray, Grid
 
 ComplexArray = NDArray[np.complex64]

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from synboost_monai.simulation.geometry import FloatArray, normals, resampled, smoothed
+from synboost_monai.heart.geometry import FloatArray, normals, resampled, smoothed
 
 NUM_ENDO = 97
 """Points of the endocardium, from the left base over the apex to the right base."""

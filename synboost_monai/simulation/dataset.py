@@ -12,9 +12,9 @@ import torch
 from monai.data import Dataset, MetaTensor
 from torch import Tensor
 
-from synboost_monai.labels import BACKGROUND_INDEX, VIEW_CLASSES
 from synboost_monai.simulation.simulator import SimulatedEcho, simulate
 from synboost_monai.simulation.strangers import simulate_stranger
+from synboost_monai.structures import BACKGROUND_INDEX, VIEW_CLASSES
 
 
 def simulated_items(num_images: int, seed: int, stranger_share: float = 0.0) -> list[dict[str, int]]:

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from synboost_monai.labels import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, MYOCARDIUM
+from synboost_monai.heart.geometry import fill_polygon
 from synboost_monai.simulation.anatomy import Outlines
 from synboost_monai.simulation.draw import Draw
-from synboost_monai.simulation.geometry import fill_polygon
 from synboost_monai.simulation.grid import FloatArray, Grid
+from synboost_monai.structures import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, MYOCARDIUM
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from synboost_monai.heart.geometry import FloatArray as Points
 from synboost_monai.simulation.anatomy import NUM_ENDO, Outlines
 from synboost_monai.simulation.draw import Draw
-from synboost_monai.simulation.geometry import FloatArray as Points
 from synboost_monai.simulation.grid import FloatArray, Grid, rises
 
 NO_LAYER_DB = -99.0

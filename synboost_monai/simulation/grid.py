@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from synboost_monai.heart.geometry import FloatArray as Points
 from synboost_monai.simulation.draw import Draw
-from synboost_monai.simulation.geometry import FloatArray as Points
 
 FloatArray = NDArray[np.float32]
 

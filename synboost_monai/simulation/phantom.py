@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from synboost_monai.io import atomic_path, atomic_write_text
+from synboost_monai.files import atomic_path, atomic_write_text
 from synboost_monai.records import IMAGE_QUALITIES, VIEWS
 from synboost_monai.simulation.phantom_anatomy import PatientAnatomy, draw_label_map, draw_patient
 from synboost_monai.simulation.phantom_ultrasound import UltrasoundView

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from synboost_monai.labels import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, MYOCARDIUM
-from synboost_monai.simulation.geometry import fill_polygon
+from synboost_monai.heart.geometry import fill_polygon
+from synboost_monai.structures import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, MYOCARDIUM
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from synboost_monai.simulation.geometry import fill_polygon
+from synboost_monai.heart.geometry import fill_polygon
 from synboost_monai.simulation.phantom_anatomy import Curve, HeartContours, PatientAnatomy, ViewAnatomy
 
 FloatArray = NDArray[np.float32]

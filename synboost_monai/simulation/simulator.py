@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synboost_monai.labels import LEFT_VENTRICULAR_CAVITY, MYOCARDIUM, STRUCTURES
 from synboost_monai.prompts.attributes import shape_of_mask
 from synboost_monai.simulation.acoustics import Scene
 from synboost_monai.simulation.anatomy import Heart, Outlines
@@ -17,6 +16,7 @@ from synboost_monai.simulation.display import Display
 from synboost_monai.simulation.draw import Draw
 from synboost_monai.simulation.grid import GRID_SHAPE, Grid
 from synboost_monai.simulation.hearts import VIEWS, draw_heart, draw_place
+from synboost_monai.structures import LEFT_VENTRICULAR_CAVITY, MYOCARDIUM, STRUCTURES
 
 MAX_CUT_SHARE = 0.03
 """Largest share of the endocardium that may lie beside the sector."""

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from synboost_monai.heart.geometry import FloatArray, normals, smoothed
 from synboost_monai.simulation.acoustics import Scene
 from synboost_monai.simulation.anatomy import NUM_ENDO, Outlines, Place
 from synboost_monai.simulation.display import Display
 from synboost_monai.simulation.draw import Draw
-from synboost_monai.simulation.geometry import FloatArray, normals, smoothed
 from synboost_monai.simulation.grid import GRID_SHAPE, Grid
 from synboost_monai.simulation.hearts import VIEWS, draw_heart
 

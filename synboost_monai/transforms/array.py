@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import Tensor
 
-from synboost_monai.labels import BACKGROUND_INDEX, NUM_CLASSES, STRUCTURES
 from synboost_monai.letterbox import LetterboxGeometry, byte_scale, letterbox_geometry
+from synboost_monai.structures import BACKGROUND_INDEX, NUM_CLASSES, STRUCTURES
 
 __all__ = [
     "LetterboxGeometry",

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from monai.transforms import Randomizable, RandomizableTransform, Transform
 from torch import Tensor
 
-from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES
+from synboost_monai.structures import BACKGROUND_INDEX, STRUCTURES
 from synboost_monai.transforms.array import masks_of_label_map, plain
 
 Item = Mapping[Hashable, Any]

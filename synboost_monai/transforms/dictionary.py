@@ -12,7 +12,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 
-from synboost_monai.io import is_dicom
+from synboost_monai.files import is_dicom
 from synboost_monai.letterbox import letterbox_geometry
 from synboost_monai.records import PHASES, VIEWS, EchoRecord
 from synboost_monai.transforms.array import (

@@ -18,10 +18,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synboost_monai.formats.grid import to_stored
-from synboost_monai.formats.metaimage import read_metaimage_header
-from synboost_monai.formats.nifti import read_nifti_header
-from synboost_monai.io import (
+from synboost_monai.files import (
     CLIP_SUFFIXES,
     METAIMAGE_SUFFIXES,
     NIFTI_SUFFIXES,
@@ -33,8 +30,11 @@ from synboost_monai.io import (
     read_frames,
     read_grid,
 )
-from synboost_monai.labels import NUM_CLASSES, STRUCTURES
+from synboost_monai.formats.grid import to_stored
+from synboost_monai.formats.metaimage import read_metaimage_header
+from synboost_monai.formats.nifti import read_nifti_header
 from synboost_monai.paths import result_names
+from synboost_monai.structures import NUM_CLASSES, STRUCTURES
 from synboost_monai.transforms.ultrasound_dicom import (
     CALIBRATED_KEY,
     FULL_SHAPE_KEY,
@@ -64,7 +64,7 @@ def load_echo(
 
     Args:
         path: NIfTI, MetaImage, PNG, JPEG, BMP, AVI or MP4 of any number type, or an ultrasound DICOM object (see
-            `load_ultrasound`); colours become grey (see `io.read_frames`); the spacing of a picture (PNG, JPEG, BMP) or clip (AVI,
+            `load_ultrasound`); colours become grey (see `files.read_frames`); the spacing of a picture (PNG, JPEG, BMP) or clip (AVI,
             MP4), and of DICOM without a calibration, is taken as 1 mm (`is_calibrated` false).
         sequences: take a file of several planes over time; without it, such a file is an error.
         like: the image whose label map this is; it lies as the image where its own header does not say how.

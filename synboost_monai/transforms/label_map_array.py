@@ -13,7 +13,7 @@ from scipy import ndimage
 from scipy.interpolate import BSpline
 from scipy.spatial import ConvexHull, QhullError
 
-from synboost_monai.labels import (
+from synboost_monai.structures import (
     NUM_CLASSES,
     NUM_SECTOR_CLASSES,
     SECTOR_INDEX_OF_CLASS,

@@ -16,7 +16,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform, Transform
 from monai.utils import convert_to_dst_type, convert_to_numpy
 
-from synboost_monai.labels import NUM_SECTOR_CLASSES, SECTOR_OUTSIDE_INDEX
+from synboost_monai.structures import NUM_SECTOR_CLASSES, SECTOR_OUTSIDE_INDEX
 from synboost_monai.transforms.label_map_array import (
     LabelMapPerturbation,
     default_sector_mask,

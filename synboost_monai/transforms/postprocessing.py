@@ -20,17 +20,17 @@ from scipy import ndimage
 from torch import Tensor
 
 from synboost_monai.formats.grid import to_display, to_stored
-from synboost_monai.labels import BACKGROUND_INDEX, STRUCTURES, Structure
-from synboost_monai.letterbox import LetterboxGeometry
-from synboost_monai.metrics.doubt import (
+from synboost_monai.heart.doubt import (
     FREE_PROMPT,
     DoubtAssessor,
     mask_overlaps,
     segmentation_evidence,
     view_evidence,
 )
+from synboost_monai.letterbox import LetterboxGeometry
 from synboost_monai.networks.view_head import NUM_VIEW_LOGITS, split_view
 from synboost_monai.prompts.understanding import understand_if_any
+from synboost_monai.structures import BACKGROUND_INDEX, STRUCTURES, Structure
 from synboost_monai.transforms.array import masks_of_label_map, plain, resize
 from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY, stored_order
 

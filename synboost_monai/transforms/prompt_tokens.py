@@ -19,9 +19,9 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable, Transform
 from torch import Tensor
 
-from synboost_monai.labels import STRUCTURES, Structure
 from synboost_monai.prompts import ATTRIBUTES, LEVELS, NUM_PHRASINGS, PromptTokenizer, prompt_levels, prompt_text
 from synboost_monai.prompts.vocabulary import APART_STRUCTURES
+from synboost_monai.structures import STRUCTURES, Structure
 
 Item = Mapping[Hashable, Any]
 

@@ -23,8 +23,8 @@ from synboost_monai.transforms.array import plain
 
 if TYPE_CHECKING:
     from synboost_monai.dicom.limits import Limits
-    from synboost_monai.dicom.read import ClipFacts
-    from synboost_monai.dicom.regions import Region
+    from synboost_monai.dicom.reading.read import ClipFacts
+    from synboost_monai.dicom.reading.regions import Region
 
 Item = Mapping[Hashable, Any]
 
@@ -78,7 +78,7 @@ def frame_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, int], NDArr
     Raises:
         ValueError: if the object cannot be used.
     """
-    from synboost_monai.dicom.read import open_ultrasound
+    from synboost_monai.dicom.reading.read import open_ultrasound
     from synboost_monai.dicom.reasons import NotUsableError
 
     try:
@@ -229,13 +229,13 @@ def _read(
 ) -> tuple[ClipFacts, NDArray[np.uint8], list[int]]:
     """Facts, frames (T, H, W) and their indices."""
     if in_worker:
-        from synboost_monai.dicom.worker import ReaderPool
+        from synboost_monai.dicom.reading.worker import ReaderPool
 
         wanted = None if frames is None else list(frames)
         with ReaderPool(1, limits) as pool, pool.open(path, frames=wanted) as stream:
             indices = _indices(path, frames, stream.facts.num_frames, sequences)
             return stream.facts, np.concatenate(list(stream)), indices
-    from synboost_monai.dicom.read import open_ultrasound
+    from synboost_monai.dicom.reading.read import open_ultrasound
 
     with open_ultrasound(path, limits) as clip:
         indices = _indices(path, frames, clip.num_frames, sequences)

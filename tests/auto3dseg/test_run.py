@@ -21,7 +21,7 @@ from synboost_monai.auto3dseg import TEMPLATES_DIR, algo
 from synboost_monai.auto3dseg.run import run_auto3dseg
 from synboost_monai.bundle_run import run_bundle
 from synboost_monai.data import read_datalist
-from synboost_monai.metrics.per_case import case_metrics
+from synboost_monai.evaluation.per_case import case_metrics
 from synboost_monai.transforms.files import load_echo
 
 NETWORKS = ["echoclipseg_0", "echoclipseg_1", "echocris_0", "echocris_1"]

@@ -20,7 +20,7 @@ from monai.bundle import ConfigWorkflow, verify_net_in_out
 from monai.utils import set_determinism
 
 from synboost_monai.bundle_run import bundle_dir, run_bundle
-from synboost_monai.labels import STRUCTURES
+from synboost_monai.structures import STRUCTURES
 
 BUNDLE = bundle_dir("echo_semantic_diffusion")
 CONFIGS = BUNDLE / "configs"
@@ -106,7 +106,7 @@ def test_tensorboard_has_losses_and_pictures(trained: Path):
 def test_killed_training_goes_on_to_the_same_weights(
     trained: Path, datalist_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from synboost_monai.handlers import WriteWeights
+    from synboost_monai.training import WriteWeights
 
     overrides = {**TRAIN, "dataset_dir": str(datalist_dir), "output_dir": str(tmp_path)}
     write = WriteWeights.write

@@ -295,7 +295,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_bits(
     train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ):
     """3 epochs of 3 batches; interrupted after update `kill_at`: in the first epoch, within one, at the end of one."""
-    from synboost_monai.handlers import ExponentialMovingAverage
+    from synboost_monai.training import ExponentialMovingAverage
 
     options = {**EVERYTHING_RANDOM, "max_epochs": 3, "batch_size": 6}
     whole = train("whole", **options)
@@ -319,7 +319,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_bits(
 def test_rarer_saving_ends_in_the_same_bits(
     train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from synboost_monai.handlers import Resume
+    from synboost_monai.training import Resume
 
     options = {**EVERYTHING_RANDOM, "max_epochs": 3}
     whole = train("whole", **options)

@@ -23,12 +23,12 @@ from monai.bundle import ConfigWorkflow
 from monai.inferers import Inferer
 
 from synboost_monai.bundle_run import check_overrides, config_files
+from synboost_monai.data.prepare import prepare_dataset
 from synboost_monai.errors import user_error
-from synboost_monai.experiments.clinical import clinical_measures
-from synboost_monai.experiments.prepare import prepare_dataset
-from synboost_monai.labels import STRUCTURES
-from synboost_monai.metrics.per_case import read_metrics
+from synboost_monai.evaluation.clinical import clinical_measures
+from synboost_monai.evaluation.per_case import read_metrics
 from synboost_monai.model_card import PUBLISHED_FACTS, read_card
+from synboost_monai.structures import STRUCTURES
 from synboost_monai.transforms import load_echo
 from tests.clips import write_clip
 from tests.echonet_copy import write_echonet
@@ -389,7 +389,7 @@ def test_dicom_is_segmented_in_its_region_and_comes_back_on_the_whole_frame(
     import pydicom
     from PIL import Image
 
-    from synboost_monai.dicom.write_image import write_dicom_pair
+    from synboost_monai.dicom.writing.image import write_dicom_pair
 
     first_row, first_column, rows, columns = 4, 10, 50, 36
     frames = np.random.default_rng(0).rayleigh(40, (3, 64, 60)).clip(0, 255).astype(np.uint8)

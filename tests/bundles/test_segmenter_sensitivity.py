@@ -13,7 +13,7 @@ import yaml
 from monai.bundle import ConfigWorkflow
 
 from synboost_monai.bundle_run import check_overrides, config_files
-from synboost_monai.labels import STRUCTURES
+from synboost_monai.structures import STRUCTURES
 
 CONFIGS = Path(__file__).parents[2] / "bundles"
 BUNDLES = ("echo_cris", "echo_clipseg")
@@ -71,8 +71,8 @@ def test_right_prompts_have_the_dice_of_an_evaluation(
 ) -> None:
     """Of one structure alone nothing competes for pixels, so that its Dice is that of the plain threshold."""
     from synboost_monai.data import read_datalist
-    from synboost_monai.io import image_stem
-    from synboost_monai.metrics.per_case import case_metrics
+    from synboost_monai.evaluation.per_case import case_metrics
+    from synboost_monai.files import image_stem
     from synboost_monai.transforms import load_echo
 
     data = {"dataset_dir": str(datalist_dir), "checkpoint_path": checkpoint, "prompt_level": "P1"}

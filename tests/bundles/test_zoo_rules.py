@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import synboost_monai
-from synboost_monai.labels import STRUCTURES
+from synboost_monai.structures import STRUCTURES
 
 ROOT = Path(__file__).parents[2]
 BUNDLES = ("echo_semantic_diffusion", "echo_clipseg", "echo_cris")

@@ -12,7 +12,7 @@ import pytest
 
 from synboost_monai.data import read_camus
 from synboost_monai.data.camus import CamusDataset, parse_info
-from synboost_monai.io import read_plane
+from synboost_monai.files import read_plane
 
 nib = pytest.importorskip("nibabel")
 

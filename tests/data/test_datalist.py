@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from synboost_monai.data import list_images, list_label_maps, read_camus, read_datalist, write_datalist
-from synboost_monai.io import atomic_path, atomic_write_text, image_stem
+from synboost_monai.files import atomic_path, atomic_write_text, image_stem
 from synboost_monai.paths import result_names
 from synboost_monai.records import EchoRecord
 from synboost_monai.transforms import load_echo
@@ -277,7 +277,7 @@ def test_clips_of_a_folder_are_listed_when_asked_for(tmp_path: Path, caplog: pyt
 def test_dicom_of_any_name_is_found_if_it_is_ultrasound(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     import pydicom
 
-    from synboost_monai.dicom.write_image import write_dicom_pair
+    from synboost_monai.dicom.writing.image import write_dicom_pair
 
     pixels, folder = np.random.default_rng(0).integers(0, 255, (40, 50), dtype=np.uint8), tmp_path / "images"
     folder.mkdir()

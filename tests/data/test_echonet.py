@@ -16,7 +16,7 @@ pytest.importorskip("av", reason='PyAV is not installed: pip install "synboost-m
 from synboost_monai.auto3dseg.folds import read_items  # noqa: E402
 from synboost_monai.data import list_images, list_label_maps, read_datalist, read_echonet, write_subset  # noqa: E402
 from synboost_monai.data.echonet import cavity_of_tracing  # noqa: E402
-from synboost_monai.experiments.prepare import prepare_dataset  # noqa: E402
+from synboost_monai.data.prepare import prepare_dataset  # noqa: E402
 from tests.echonet_copy import SHAPE, Rows, ellipse, write_echonet  # noqa: E402
 
 LV = "left_ventricular_cavity"

@@ -15,10 +15,10 @@ import pydicom
 import pytest
 from PIL import Image
 
-from synboost_monai.dicom.decode import frame_reader
 from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.reading.decode import frame_reader
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.io import luma
+from synboost_monai.files import luma
 
 NATIVE = ["implicit", "explicit", "deflated", "big_endian", "encapsulated"]
 LOSSLESS = [*NATIVE, "rle", "jpeg_ls", "jpeg_2000"]

@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from synboost_monai.dicom.deidentify import basic_profile, deidentify, deidentify_header, pseudonymous_uid
+from synboost_monai.dicom.identity.deidentify import basic_profile, deidentify, deidentify_header, pseudonymous_uid
 from synboost_monai.dicom.reasons import NotUsableError
 
 _spec = importlib.util.spec_from_file_location("writing_fixtures", Path(__file__).with_name("writing_fixtures.py"))
@@ -113,9 +113,9 @@ def test_pixels_that_cannot_be_judged_are_not_called_clean(tmp_path: Path):
 
 @pytest.mark.skipif(fixtures.real_clip() is None, reason="pydicom-data is not installed")
 def test_text_in_a_real_clip():
-    from synboost_monai.dicom.decode import frame_reader
     from synboost_monai.dicom.limits import Limits
-    from synboost_monai.dicom.sector import find_sector, has_text, sample_indices
+    from synboost_monai.dicom.reading.decode import frame_reader
+    from synboost_monai.dicom.reading.sector import find_sector, has_text, sample_indices
 
     with frame_reader(fixtures.real_clip(), limits=Limits()) as reader:
         frames = reader.read_frames(sample_indices(reader.num_frames, 480 * 640))
@@ -235,7 +235,7 @@ def test_the_patients_name_survives_in_no_element_of_the_dictionary(tmp_path: Pa
     """Every attribute that DICOM has holds the name, at the top and within a sequence."""
     from pydicom import datadict
 
-    from synboost_monai.dicom.objects import save
+    from synboost_monai.dicom.writing.objects import save
 
     header, item = source(), Dataset()
     with warnings.catch_warnings():
@@ -335,8 +335,8 @@ def test_word_of_a_stranger_survives_in_no_element_of_the_dictionary(tmp_path: P
     """A name that stands nowhere as a name: of every kind of text that a person may type."""
     from pydicom import datadict
 
-    from synboost_monai.dicom.deidentify import CODED_WORDS
-    from synboost_monai.dicom.objects import save
+    from synboost_monai.dicom.identity.deidentify import CODED_WORDS
+    from synboost_monai.dicom.writing.objects import save
 
     header, item = fixtures.ultrasound(), Dataset()
     with warnings.catch_warnings():

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from synboost_monai.dicom.files import file_digest, open_regular
-from synboost_monai.dicom.header import is_dicom, read_header
 from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.reading.files import file_digest, open_regular
+from synboost_monai.dicom.reading.header import is_dicom, read_header
+from synboost_monai.dicom.reading.structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, PixelData, walk_file
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, PixelData, walk_file
 
 LONG = ("OB", "OW", "SQ", "UN", "UT")
 UNDEFINED = 0xFFFFFFFF

@@ -15,10 +15,10 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason='pynetdicom is not installed: pip install "synboost-monai[listen]"')
 
-from synboost_monai.dicom import network_guard, network_receive  # noqa: E402
-from synboost_monai.dicom.network import Status, quiet_network  # noqa: E402
-from synboost_monai.dicom.network_guard import Incoming, Patience, RefusalLog, RefusedError  # noqa: E402
-from synboost_monai.dicom.network_receive import ServerOptions, StorageServer  # noqa: E402
+from synboost_monai.dicom.network import guard, receive  # noqa: E402
+from synboost_monai.dicom.network.common import Status, quiet_network  # noqa: E402
+from synboost_monai.dicom.network.guard import Incoming, Patience, RefusalLog, RefusedError  # noqa: E402
+from synboost_monai.dicom.network.receive import ServerOptions, StorageServer  # noqa: E402
 
 ECHO_CLASS, CLIP_CLASS, IMPLICIT = b"1.2.840.10008.1.1", b"1.2.840.10008.5.1.4.1.1.3.1", b"1.2.840.10008.1.2"
 ACCEPTED, REJECTED, ABORTED = 2, 3, 7
@@ -154,7 +154,7 @@ def test_patience_passes_is_earned_and_stands_still(monkeypatch: pytest.MonkeyPa
     patience.refill(60)
     for _ in range(1000):  # as fast as is needed
         now[0] += 50
-        patience.earn(50 * network_guard.MIN_BYTES_PER_SECOND)
+        patience.earn(50 * guard.MIN_BYTES_PER_SECOND)
     assert not patience.is_out
     patience.pause()
     now[0] += 1000  # the node is at work
@@ -270,7 +270,7 @@ def test_silent_and_slow_peers_lose_their_places(tmp_path: Path) -> None:
 
 
 def test_connections_that_are_over_are_not_held_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_receive, "LATER", 1.0)
+    monkeypatch.setattr(receive, "LATER", 1.0)
     with serving(tmp_path, max_connections=2, timeout=60.0) as (server, said, _), contextlib.ExitStack() as stack:
         for _ in range(3):
             one = stack.enter_context(connect(server))

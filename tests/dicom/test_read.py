@@ -12,9 +12,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from synboost_monai.dicom.limits import Limits
-from synboost_monai.dicom.read import ClipFacts, open_ultrasound
+from synboost_monai.dicom.reading.read import ClipFacts, open_ultrasound
+from synboost_monai.dicom.reading.view import view_of_header, view_of_text
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.view import view_of_header, view_of_text
 
 
 def facts(path, **limits: Any) -> ClipFacts:

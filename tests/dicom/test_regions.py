@@ -9,8 +9,8 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
+from synboost_monai.dicom.reading.regions import Region, choose_region
 from synboost_monai.dicom.reasons import NotUsableError, Outcome
-from synboost_monai.dicom.regions import Region, choose_region
 
 ROWS, COLUMNS = 480, 640
 WHOLE = (0, 0, ROWS, COLUMNS)

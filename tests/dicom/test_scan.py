@@ -16,15 +16,15 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from synboost_monai.dicom.elements import SEQUENCE_END, UNDEFINED_LENGTH, element, element_header, item
-from synboost_monai.dicom.files import file_digest
-from synboost_monai.dicom.header import read_header
-from synboost_monai.dicom.identifiers import fold, identifiers
+from synboost_monai.dicom.identity.identifiers import fold, identifiers
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.quiet import quiet
+from synboost_monai.dicom.reading.files import file_digest
+from synboost_monai.dicom.reading.header import read_header
+from synboost_monai.dicom.reading.scan import content_digest, mark_duplicates, scan
+from synboost_monai.dicom.reading.scanned_file import MAX_WORDS, ScannedFile, check_unchanged, is_uid
+from synboost_monai.dicom.reading.structure import DEFLATED, EXPLICIT, IMPLICIT
 from synboost_monai.dicom.reasons import NotUsableError, Outcome
-from synboost_monai.dicom.scan import content_digest, mark_duplicates, scan
-from synboost_monai.dicom.scanned_file import MAX_WORDS, ScannedFile, check_unchanged, is_uid
-from synboost_monai.dicom.structure import DEFLATED, EXPLICIT, IMPLICIT
 from tests.dicom.conftest import make
 
 CLIP, STILL = "1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.6.1"

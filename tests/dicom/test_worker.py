@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from synboost_monai.dicom.limits import Limits
-from synboost_monai.dicom.read import open_ultrasound
+from synboost_monai.dicom.reading.read import open_ultrasound
+from synboost_monai.dicom.reading.worker import ReaderPool
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.worker import ReaderPool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -159,7 +159,7 @@ def test_workers_end_with_the_pool_and_with_the_parent(make_ultrasound, helpers:
         pool.open(path)
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from synboost_monai.dicom.worker import ReaderPool\n"
+        "from synboost_monai.dicom.reading.worker import ReaderPool\n"
         f"pool = ReaderPool(1); stream = pool.open({str(path)!r})\n"
         "print(stream._worker._process.pid, flush=True); sys.stdin.read()"
     )
@@ -202,6 +202,6 @@ def test_file_names_of_any_bytes(make_ultrasound, helpers: SimpleNamespace, pool
 
 
 def test_workers_do_not_load_torch():
-    code = "import sys, synboost_monai.dicom.worker; print(*({'torch', 'monai', 'highdicom', 'pandas'} & set(sys.modules)))"
+    code = "import sys, synboost_monai.dicom.reading.worker; print(*({'torch', 'monai', 'highdicom', 'pandas'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == ""

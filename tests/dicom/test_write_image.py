@@ -12,7 +12,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from synboost_monai.dicom import write_dicom_pair
-from synboost_monai.labels import STRUCTURES
+from synboost_monai.structures import STRUCTURES
 
 SHAPE = (33, 31)  # odd, so that neither bytes nor bits are aligned
 ABOUT = {"view": "apical_four_chamber", "phase": "end_systole", "sex": "female", "age": 7}

@@ -10,9 +10,9 @@ import pydicom
 import pytest
 from PIL import Image
 
-from synboost_monai.dicom.sector import find_sector, sample_indices
-from synboost_monai.dicom.write_overlay import draw_outlines, write_overlay, write_overlay_png
-from synboost_monai.labels import STRUCTURES
+from synboost_monai.dicom.reading.sector import find_sector, sample_indices
+from synboost_monai.dicom.writing.overlay import draw_outlines, write_overlay, write_overlay_png
+from synboost_monai.structures import STRUCTURES
 
 _spec = importlib.util.spec_from_file_location("writing_fixtures", Path(__file__).with_name("writing_fixtures.py"))
 assert _spec is not None and _spec.loader is not None

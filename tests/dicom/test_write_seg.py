@@ -13,11 +13,11 @@ import numpy as np
 import pydicom
 import pytest
 
-from synboost_monai.dicom import objects
 from synboost_monai.dicom.quiet import quiet
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.write_seg import SEGMENTATION_TYPES, write_segmentation
-from synboost_monai.labels import STRUCTURES
+from synboost_monai.dicom.writing import objects
+from synboost_monai.dicom.writing.seg import SEGMENTATION_TYPES, write_segmentation
+from synboost_monai.structures import STRUCTURES
 
 pytest.importorskip("highdicom", reason="highdicom is not installed")
 

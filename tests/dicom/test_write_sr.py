@@ -11,7 +11,7 @@ import pydicom
 import pytest
 
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.write_sr import (
+from synboost_monai.dicom.writing.sr import (
     BIPLANE,
     FOUR_CHAMBER,
     NEEDS_REVIEW,

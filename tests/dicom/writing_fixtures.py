@@ -12,7 +12,7 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from synboost_monai.dicom.objects import Provenance
+from synboost_monai.dicom.writing.objects import Provenance
 
 ULTRASOUND_IMAGE, ULTRASOUND_CLIP = "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.3.1"
 ROOT = "1.2.826.0.1.3680043.8.498.77"

@@ -21,14 +21,14 @@ from synboost_monai.__main__ import main
 from tests.test_readme import MARKER, PAGES, ROOT, block_commands, blocks, comments
 
 ELSEWHERE = {
-    r"bash scripts/quickstart\.sh": "tests/experiments/test_run.py",
-    r"synboost experiment grid_small$": "tests/experiments/test_run.py",
-    r"snakemake ": "tests/experiments/test_run.py",
+    r"bash scripts/quickstart\.sh": "tests/study/test_run.py",
+    r"synboost experiment grid_small$": "tests/study/test_run.py",
+    r"snakemake ": "tests/study/test_run.py",
     r"synboost run echo_cris train_simulated ": "tests/bundles/test_segmenter_training.py",
-    r"synboost report ": "tests/experiments/test_report.py",
+    r"synboost report ": "tests/study/test_report.py",
     r"synboost auto3dseg ": "tests/auto3dseg/test_run.py",
     r"synboost listen ": "tests/hospital/test_listen.py",
-    r"synboost demo ": "tests/demo/test_page.py",
+    r"synboost demo ": "tests/serving/demo/test_page.py",
     r"bash scripts/test\.sh": "tests/test_scripts.py",
     r"bash scripts/setup_label\.sh": ".ci/run",
     r"\.venv_label/bin/synboost label ": "scripts/check_label.py",  # which .ci/run calls
@@ -137,7 +137,7 @@ def readers_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from synboost_monai.data import read_datalist
-    from synboost_monai.experiments.prepare import prepare_dataset
+    from synboost_monai.data.prepare import prepare_dataset
     from synboost_monai.hospital.phantom_studies import write_phantom_studies
     from synboost_monai.model_card import PUBLISHED_FACTS, new_card, write_model
     from synboost_monai.networks import create_segmenter, create_semantic_diffusion_unet

@@ -109,7 +109,7 @@ def test_arguments_of_a_docstring(docs_pages: ModuleType) -> None:
 
 
 def test_every_study_and_setting_is_told(docs_pages: ModuleType) -> None:
-    studies = ROOT / "synboost_monai/experiments/studies"
+    studies = ROOT / "synboost_monai/study/studies"
     page = docs_pages.studies_page(studies)
     assert set(re.findall(r"^## (\w+)$", page, flags=re.MULTILINE)) == {path.stem for path in studies.glob("*.yaml")}
     assert '| `segmenters.prompts` | `["P2"]` |' in page and "`threads`: cores of a stage" in page

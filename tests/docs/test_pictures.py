@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from synboost_monai.labels import STRUCTURES
+from synboost_monai.structures import STRUCTURES
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -92,9 +92,8 @@ def columns_of(heading: str) -> set[str]:
 
 def test_files_page_names_the_columns_of_the_code() -> None:
     from synboost_monai.data import datalist
-    from synboost_monai.experiments import clinical
+    from synboost_monai.evaluation import clinical, per_case
     from synboost_monai.hospital import ledger, results
-    from synboost_monai.metrics import per_case
     from synboost_monai.records import SHAPES
 
     expected = {

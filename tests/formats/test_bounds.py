@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from synboost_monai.io import count_frames, read_frames, read_grid, read_plane
+from synboost_monai.files import count_frames, read_frames, read_grid, read_plane
 
 MEMORY = 24 << 20
 """Bytes that reading a bad file may take at most."""

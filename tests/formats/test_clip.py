@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 av = pytest.importorskip("av", reason='PyAV is not installed: pip install "synboost-monai[video]"')
 
+from synboost_monai.files import read_frames, read_grid  # noqa: E402
 from synboost_monai.formats import clip as module  # noqa: E402
 from synboost_monai.formats.clip import MAX_CLIP_FRAMES, check_clip, read_clip  # noqa: E402
 from synboost_monai.formats.clip_decoder import grey_frames  # noqa: E402
 from synboost_monai.formats.colour import luma  # noqa: E402
-from synboost_monai.io import read_frames, read_grid  # noqa: E402
 from tests.clips import moving_block, write_clip  # noqa: E402
 
 FRAMES = moving_block()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synboost_monai.io import count_frames, read_frames, read_grid, read_plane
+from synboost_monai.files import count_frames, read_frames, read_grid, read_plane
 from synboost_monai.transforms import load_echo
 
 SHAPE = (20, 30)

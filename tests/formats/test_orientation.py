@@ -14,9 +14,9 @@ from monai.data import MetaTensor
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from numpy.typing import NDArray
 
+from synboost_monai.evaluation.handlers import write_spread
+from synboost_monai.files import count_frames, read_frames, read_grid, read_plane
 from synboost_monai.formats.grid import DisplayOrder, shown_affine, to_display, to_stored
-from synboost_monai.handlers.evaluation import write_spread
-from synboost_monai.io import count_frames, read_frames, read_grid, read_plane
 from synboost_monai.letterbox import letterbox_geometry
 from synboost_monai.transforms import LoadEchod, checked_items, display_order, load_echo, write_label_map
 from synboost_monai.transforms.postprocessing import RestoreLabelMapd

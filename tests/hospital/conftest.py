@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from synboost_monai.dicom.write_clip import write_clip
+from synboost_monai.dicom.writing.clip import write_clip
+from synboost_monai.heart.doubt import DoubtAssessor, segmentation_evidence
 from synboost_monai.hospital.model import SegmentedFrames
 from synboost_monai.hospital.phantom_studies import PhantomClip, phantom_clips
-from synboost_monai.labels import LEFT_VENTRICULAR_CAVITY, STRUCTURES
-from synboost_monai.metrics.doubt import DoubtAssessor, segmentation_evidence
+from synboost_monai.structures import LEFT_VENTRICULAR_CAVITY, STRUCTURES
 
 NUM_PATIENTS = 2
 

@@ -26,7 +26,7 @@ from pydicom.uid import UID_dictionary
 
 from synboost_monai.dicom.elements import SEQUENCE_END as SEQUENCE_DELIMITER
 from synboost_monai.dicom.elements import element, element_header, item, sequence
-from synboost_monai.dicom.objects import quiet
+from synboost_monai.dicom.writing.objects import quiet
 from tests.dicom.conftest import (
     SYNTAXES,
     US_CLIP,

@@ -31,7 +31,7 @@ how many times what a study takes the longest delay is."""
 
 def write_study(folder: Path, number: int, num_frames: int = 12) -> None:
     """Two small clips of a made-up patient whose brightness beats."""
-    from synboost_monai.dicom.write_clip import write_clip
+    from synboost_monai.dicom.writing.clip import write_clip
 
     generator = np.random.default_rng(number)
     for view in ("apical_four_chamber", "apical_two_chamber"):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from synboost_monai.hospital import batch, engines
 from synboost_monai.hospital.model import SegmentedFrames
-from synboost_monai.labels import STRUCTURES
+from synboost_monai.structures import STRUCTURES
 
 
 class EllipseModel:

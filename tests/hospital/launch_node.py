@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from synboost_monai.dicom.network_receive import ServerOptions
-from synboost_monai.dicom.network_send import Destination
+from synboost_monai.dicom.network.receive import ServerOptions
+from synboost_monai.dicom.network.send import Destination
 from synboost_monai.hospital.engines import LocalEngine
 from synboost_monai.hospital.listen import Node, _until_signal
 from synboost_monai.hospital.study import StudyOptions

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from synboost_monai.dicom.deidentify import read_key
+from synboost_monai.dicom.identity.deidentify import read_key
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.hospital.batch import ALL_DONE, SOME_REFUSED, read_given, run_dicom
 from tests.hospital.kill_batch import end_state, kill, ledger, start, write_study

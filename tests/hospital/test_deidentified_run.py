@@ -12,8 +12,8 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from synboost_monai.dicom.deidentify import check_key, pseudonymous_uid, read_key
-from synboost_monai.dicom.scanned_file import short_hash
+from synboost_monai.dicom.identity.deidentify import check_key, pseudonymous_uid, read_key
+from synboost_monai.dicom.reading.scanned_file import short_hash
 from synboost_monai.hospital.batch import ALL_DONE
 from synboost_monai.hospital.privacy import Naming, path_sha256
 from tests.hospital.kill_batch import end_state, ledger, write_study
@@ -174,8 +174,8 @@ def test_outputs_are_for_this_user_alone(in_dir: Path, key_path: Path, tmp_path:
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")
 def test_node_and_demo_write_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from synboost_monai.demo.serve import session_folder
     from synboost_monai.hospital import listen
+    from synboost_monai.serving.demo.serve import session_folder
 
     class Reached(Exception):
         pass

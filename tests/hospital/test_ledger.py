@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from synboost_monai.dicom.reading.scanned_file import ScannedFile, short_hash
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.scanned_file import ScannedFile, short_hash
 from synboost_monai.hospital.ledger import APPLICATION_ID, COLUMNS, Ledger, Result
 from synboost_monai.hospital.privacy import path_display, path_sha256
 
@@ -189,7 +189,7 @@ def test_our_own_mistakes_are_found() -> None:
 KILLED = """
 import sys
 from synboost_monai.hospital.ledger import Ledger, Result
-from synboost_monai.dicom.scanned_file import ScannedFile
+from synboost_monai.dicom.reading.scanned_file import ScannedFile
 files = [ScannedFile(f"/in/{i}", f"{i}", 1, 1, study_uid=f"1.{i // 2}") for i in range(2000)]
 with Ledger.open(sys.argv[1], {}, resume=True) as ledger:
     ledger.begin(files, str)

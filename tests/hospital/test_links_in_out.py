@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 from synboost_monai.dicom.limits import Limits
-from synboost_monai.handlers import LogToFile
 from synboost_monai.hospital.batch import _remove_unlisted, run_dicom
 from synboost_monai.hospital.inbox import Inbox
 from synboost_monai.hospital.ledger import Ledger
@@ -18,6 +17,7 @@ from synboost_monai.hospital.listen import INBOX, RUNS, WORK, run_listen
 from synboost_monai.hospital.study import STUDIES
 from synboost_monai.paths import own_folder, remove_own_folder
 from synboost_monai.processes import hold_folder
+from synboost_monai.training import LogToFile
 
 
 @pytest.fixture

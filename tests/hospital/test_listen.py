@@ -27,15 +27,15 @@ from pynetdicom import AE, evt  # noqa: E402
 from rle.rle import encode_frame  # noqa: E402
 
 from synboost_monai.dicom.elements import EncapsulatedPixels  # noqa: E402
-from synboost_monai.dicom.network import Status, quiet_network  # noqa: E402
-from synboost_monai.dicom.network_receive import ServerOptions  # noqa: E402
-from synboost_monai.dicom.network_send import (  # noqa: E402
+from synboost_monai.dicom.network.common import Status, quiet_network  # noqa: E402
+from synboost_monai.dicom.network.receive import ServerOptions  # noqa: E402
+from synboost_monai.dicom.network.send import (  # noqa: E402
     Destination,
     NotReachableError,
     send_files,
     write_decompressed,
 )
-from synboost_monai.dicom.objects import RLE_LOSSLESS, save  # noqa: E402
+from synboost_monai.dicom.writing.objects import RLE_LOSSLESS, save  # noqa: E402
 from synboost_monai.hospital import delivery as delivery_module  # noqa: E402
 from synboost_monai.hospital.delivery import Delivery, deliveries  # noqa: E402
 from synboost_monai.hospital.listen import Node, run_listen  # noqa: E402

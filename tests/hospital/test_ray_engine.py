@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from synboost_monai.dicom.reading.scan import scan
+from synboost_monai.dicom.reading.scanned_file import ScannedFile
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.scan import scan
-from synboost_monai.dicom.scanned_file import ScannedFile
 from synboost_monai.hospital import ray_engine
 from synboost_monai.hospital.batch import ALL_DONE, SOME_REFUSED, run_dicom
 from synboost_monai.hospital.ledger import Result

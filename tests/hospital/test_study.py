@@ -11,14 +11,14 @@ import numpy as np
 import pydicom
 import pytest
 
-from synboost_monai.dicom.scan import scan
-from synboost_monai.dicom.worker import ReaderPool
-from synboost_monai.dicom.write_clip import MARGIN_SIDE, MARGIN_TOP
+from synboost_monai.dicom.reading.scan import scan
+from synboost_monai.dicom.reading.worker import ReaderPool
+from synboost_monai.dicom.writing.clip import MARGIN_SIDE, MARGIN_TOP
 from synboost_monai.hospital.ledger import Result
 from synboost_monai.hospital.phantom_studies import PhantomClip
 from synboost_monai.hospital.report import write_report_page
 from synboost_monai.hospital.study import StudyOptions, StudyProcessor
-from synboost_monai.labels import STRUCTURES
+from synboost_monai.structures import STRUCTURES
 from tests.hospital.conftest import TruthModel, write_phantom_clip
 
 KEY = hashlib.sha256(b"key").digest()

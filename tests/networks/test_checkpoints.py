@@ -382,7 +382,7 @@ def test_a_network_keeps_names_of_its_own(tmp_path: Path) -> None:
     assert torch.equal(load_weights(network, tmp_path / "model.pt").net.weight, source.net.weight)
 
 
-PROGRAMS = {"export.py": "torchscript_runner", "experiments/quality_images.py": "load_inception"}
+PROGRAMS = {"serving/export.py": "torchscript_runner", "evaluation/quality_images.py": "load_inception"}
 """File -> function that runs a TorchScript file because it is one: just exported, or a network that the user names as a program."""
 
 

@@ -105,9 +105,9 @@ def test_no_prompt_asks_for_the_three_structures(network: nn.Module, image: Tens
 
 
 def test_default_prompts_are_the_p1_prompts() -> None:
-    from synboost_monai.labels import STRUCTURES
     from synboost_monai.prompts.templates import prompt_text
     from synboost_monai.prompts.tokenizer import PromptTokenizer
+    from synboost_monai.structures import STRUCTURES
 
     texts = [prompt_text(structure, "P1", {}, phrasing=0).text for structure in STRUCTURES]
     ids = default_input_ids()[0]

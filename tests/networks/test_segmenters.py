@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synboost_monai.losses import PromptDiceCELoss
 from synboost_monai.networks import create_segmenter, parameter_groups
 from synboost_monai.networks.text import Memo, PromptTable
 from synboost_monai.prompts import PromptTokenizer
+from synboost_monai.training.losses import PromptDiceCELoss
 
 ARCHITECTURES = ("clipseg", "cris")
 PROMPTS = (

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synboost_monai.labels import MYOCARDIUM
 from synboost_monai.prompts import ask_shape, shape_of_mask
 from synboost_monai.prompts.attributes import shape_in_answer
 from synboost_monai.records import SHAPES
+from synboost_monai.structures import MYOCARDIUM
 
 
 def draw(shape: str, degrees: float = 0.0, spacing_mm: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:

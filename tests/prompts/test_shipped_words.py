@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from synboost_monai.labels import STRUCTURES
-from synboost_monai.metrics.doubt import mask_overlaps
+from synboost_monai.heart.doubt import mask_overlaps
 from synboost_monai.predictor import load_segmenter
+from synboost_monai.structures import STRUCTURES
 
 BUNDLES_DIR = Path(__file__).resolve().parents[2] / "bundles"
 SHIPPED = [bundle for bundle in ("echo_cris", "echo_clipseg") if (BUNDLES_DIR / bundle / "models/model.pt").is_file()]
@@ -17,7 +17,7 @@ SHIPPED = [bundle for bundle in ("echo_cris", "echo_clipseg") if (BUNDLES_DIR / 
 @pytest.mark.parametrize("bundle", SHIPPED)
 @pytest.mark.parametrize("view", ["apical_four_chamber", "apical_two_chamber"])
 def test_no_word_gives_the_mask_of_another_structure(bundle: str, view: str, tmp_path: Path) -> None:
-    from synboost_monai.demo.sources import draw_phantom
+    from synboost_monai.serving.demo.sources import draw_phantom
 
     segmenter = load_segmenter(BUNDLES_DIR / bundle, device="cpu")
     phantom = draw_phantom(3, view, "end_diastole", tmp_path, image_height=160)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from synboost_monai.labels import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, MYOCARDIUM
 from synboost_monai.prompts import ATTRIBUTES, LEVELS, Prompt, prompt_levels, prompt_text, structure_prompts
 from synboost_monai.prompts.templates import age_in_words
+from synboost_monai.structures import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, MYOCARDIUM
 
 ITEM = {
     "image": "images/patient0001_2CH_ED.nii.gz",

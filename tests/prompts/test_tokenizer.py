@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import synboost_monai.prompts
-from synboost_monai.labels import STRUCTURES
 from synboost_monai.prompts import LEVELS, PromptTokenizer, prompt_text
 from synboost_monai.prompts.tokenizer import END_ID, START_ID
+from synboost_monai.structures import STRUCTURES
 
 FILES_DIR = Path(synboost_monai.prompts.__file__).parent
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from synboost_monai.labels import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, MYOCARDIUM, STRUCTURES, Structure
 from synboost_monai.prompts import LEVELS, structure_prompts
 from synboost_monai.prompts.understanding import PromptRefusedError, understand, understand_if_any
 from synboost_monai.prompts.vocabulary import FILLERS, JOINTS, NEGATIONS, OTHER_STRUCTURES
+from synboost_monai.structures import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, MYOCARDIUM, STRUCTURES, Structure
 
 LV, MYO, LA = LEFT_VENTRICULAR_CAVITY, MYOCARDIUM, LEFT_ATRIUM
 

@@ -6,8 +6,8 @@ import torch
 from monai.data import DataLoader
 from monai.transforms import Compose, RandGaussianNoised, SelectItemsd
 
-from synboost_monai.labels import VIEW_CLASSES
 from synboost_monai.simulation import SimulatedEchoDataset, simulate, simulate_stranger, simulated_items
+from synboost_monai.structures import VIEW_CLASSES
 
 
 def test_an_item_is_what_the_simulator_gives() -> None:

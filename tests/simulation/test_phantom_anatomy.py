@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from synboost_monai.simulation.geometry import fill_polygon
+from synboost_monai.heart.geometry import fill_polygon
 from synboost_monai.simulation.phantom import draw_phantom_patient
 from synboost_monai.simulation.phantom_anatomy import PatientAnatomy, draw_label_map
 from synboost_monai.simulation.phantom_ultrasound import sector_width

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from synboost_monai.labels import STRUCTURES
+from synboost_monai.structures import STRUCTURES
 from synboost_monai.transforms.array import (
     letterbox_geometry,
     letterbox_label_map,

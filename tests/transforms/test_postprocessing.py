@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from synboost_monai.metrics.doubt import DoubtAssessor
+from synboost_monai.heart.doubt import DoubtAssessor
 from synboost_monai.transforms import AssessDoubtd, RestoreLabelMapd, display_order, letterbox_geometry
 from synboost_monai.transforms.postprocessing import (
     fill_enclosed,

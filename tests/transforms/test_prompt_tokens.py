@@ -10,10 +10,10 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from synboost_monai.labels import STRUCTURES
 from synboost_monai.prompts import LEVELS, PromptTokenizer, prompt_text
 from synboost_monai.prompts.templates import is_sentence
 from synboost_monai.prompts.understanding import understand
+from synboost_monai.structures import STRUCTURES
 from synboost_monai.transforms.prompt_tokens import (
     PromptTokensd,
     RandPromptTokensd,

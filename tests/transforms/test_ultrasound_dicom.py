@@ -13,7 +13,7 @@ import torch
 from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Compose
 
-from synboost_monai.dicom.write_image import write_dicom_pair
+from synboost_monai.dicom.writing.image import write_dicom_pair
 from synboost_monai.transforms import (
     Letterboxd,
     LoadEchod,

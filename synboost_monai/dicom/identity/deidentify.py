@@ -1,0 +1,587 @@
+"""De-identified copies of ultrasound objects: a header without the patient, and pixels of the sector alone.
+
+The header follows the Basic Application Level Confidentiality Profile (DICOM PS3.15 annex E; `basic_profile.txt`), and goes
+further: what the profile does not name is kept only if it is a number, a coded word of the system or a code that the standard knows,
+with its meaning there. So text that somebody typed, private elements, curves and overlays go, and of the device all but its maker's
+name. A number, time or code that repeats the digits of an ID, a telephone or a birthday goes too. UIDs become hashes under a key:
+references between the copies of one key still hold, and nobody without the key can find the original. Dates move back by a number of
+days that the key gives each patient, or go.
+
+Pixels are decoded and written as grey, uncompressed, black outside the sector, a window at a time: names that are burned in around it are
+gone, and memory does not grow with the clip. Text within the sector stays. Only a clip in which none is found (`sector.has_text`) says
+of itself that its pixels are clean. A copy's grey values are those that the original's segmentation saw.
+
+Why no library: `dicognito` and `dicom-anonymizer` keep the public text elements that they do not know and leave the pixels alone,
+`deid` blanks boxes of known scanners and scrambles ultrasound clips (its issue 228); each holds all pixels in memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import functools
+import hashlib
+import hmac
+import os
+import re
+import stat
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from synboost_monai.dicom import elements
+from synboost_monai.dicom.reading.sector import find_sector, has_text, sample_indices
+from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.writing.image import coded
+from synboost_monai.dicom.writing.objects import (
+    MAX_PIXEL_BYTES,
+    is_date,
+    is_time,
+    quiet,
+    save,
+    set_lossy_history,
+    text_of,
+    uid_of,
+    value_of,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pydicom.dataelem import DataElement
+    from pydicom.dataset import Dataset
+
+    from synboost_monai.dicom.limits import Limits
+
+MIN_KEY_BYTES, MAX_KEY_BYTES = 32, 4096
+"""A shorter key could be guessed, and with it who is who; a longer file is none that somebody made as a key."""
+MAKE_KEY = "head -c 32 /dev/urandom > KEYFILE; chmod 600 KEYFILE"
+"""How a key is made."""
+MAX_SHIFT_DAYS = 3650
+"""Dates move back by 1 to so many days."""
+OLDEST_AGE = 90
+"""Years; higher ages are rare enough to identify, and become this one."""
+WINDOW = 16
+"""Frames that are decoded at a time."""
+KNOWN_SCHEMES = ("DCM", "SCT", "LN", "UCUM", "UMLS", "FMA", "RADLEX", "NCIt")
+"""Coding schemes whose codes are kept, those that the standard names, with the standard's own meaning."""
+SNOMED_RT = ("SRT", "SNM3", "99SDM")
+"""Older names of SNOMED, whose codes have SNOMED CT's meanings."""
+MAKERS = {
+    "GE": ("ge", "general electric", "vingmed"),
+    "Philips": ("philips",),
+    "Siemens": ("siemens", "acuson"),
+    "Canon": ("canon",),
+    "Toshiba": ("toshiba",),
+    "Hitachi": ("hitachi",),
+    "Aloka": ("aloka",),
+    "Fujifilm": ("fujifilm", "sonosite"),
+    "Samsung": ("samsung", "medison"),
+    "Mindray": ("mindray",),
+    "Esaote": ("esaote",),
+    "Butterfly": ("butterfly",),
+    "Clarius": ("clarius",),
+}
+"""Makers of ultrasound systems, and words by which they are known; Manufacturer is free text, and becomes one of these names or empty."""
+BODY_PARTS = frozenset({"HEART", "CHEST", "THORAX"})
+"""Body Part Examined that is kept; many systems let people type it."""
+CODED_WORDS = frozenset(
+    "ImageType Modality PatientSex Laterality ImageLaterality FrameLaterality BodyPartExamined PatientOrientation "
+    "PhotometricInterpretation LossyImageCompression LossyImageCompressionMethod PresentationLUTShape "
+    "BurnedInAnnotation RecognizableVisualFeatures QualityControlImage FrameType PixelPresentation "
+    "VolumetricProperties VolumeBasedCalculationTechnique ContentQualification TransducerType DataType "
+    "UltrasoundAcquisitionGeometry PositionMeasuringDeviceUsed CardiacSynchronizationTechnique "
+    "CardiacSignalSource DimensionOrganizationType LongitudinalTemporalInformationModified".split()
+)
+"""Attributes of coded words (VR CS) that an ultrasound system fills in by itself; of others, such as Content Label, people type some."""
+MIN_ID_DIGITS, MIN_INNER_DIGITS = 4, 6
+"""A number is taken for an ID if it is all of its digits, so many at least; or holds them, so many at least."""
+CHARACTERISTICS = ("PatientSex", "PatientAge", "PatientSize", "PatientWeight")
+"""What `keep_characteristics` keeps: size and weight of the body, sex and age."""
+
+_NUMBERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT", "OL", "OF", "OD"})
+_NUMBER_TEXT = {"IS": re.compile(r" *[+-]?\d{1,12} *"), "DS": re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *")}
+_CODED_WORD = re.compile(r"[A-Z0-9 _]{0,16}")
+_CODE_TEXT = frozenset({"CodeValue", "LongCodeValue", "CodingSchemeDesignator", "CodingSchemeVersion", "CodeMeaning"})
+_SHIFTED = frozenset({"StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "AcquisitionDateTime"})
+_TIMES = frozenset({"StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime"})
+_PATIENT_NUMBERS = frozenset(
+    {"PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID", "AdmissionID", "PerformedProcedureStepID"}
+)
+_PLACES = frozenset(
+    {
+        "InstitutionName",
+        "InstitutionAddress",
+        "InstitutionalDepartmentName",
+        "IssuerOfPatientID",
+        "StationName",
+        "DeviceSerialNumber",
+        "PatientAddress",
+        "PatientTelephoneNumbers",
+    }
+)
+_PIXEL_GROUP = 0x0028
+_PIXELS_KEPT = frozenset(
+    {"NumberOfFrames", "FrameIncrementPointer", "PixelAspectRatio", "LongitudinalTemporalInformationModified"}
+)
+_WELL_KNOWN = "1.2.840.10008."
+"""UIDs of the standard itself: classes, syntaxes, coding schemes."""
+
+
+def deidentify(
+    path_in: str | os.PathLike[str],
+    path_out: str | os.PathLike[str],
+    key: bytes,
+    *,
+    sector: NDArray[Any] | None = None,
+    dates: str = "shift",
+    keep_characteristics: bool = False,
+    limits: Limits | None = None,
+) -> str:
+    """Write a de-identified copy of an ultrasound object.
+
+    Args:
+        path_in: of the object; only read.
+        path_out: of the copy; written whole or not at all. Name it by the UID that is returned, never by the original.
+        key: secret, at least 32 random bytes; copies under one key belong together.
+        sector: (Rows, Columns), True where pixels may be shown; None: what `find_sector` finds within the header's regions. A still
+            without regions is refused then.
+        dates: shift or remove.
+        keep_characteristics: keep sex, age (90 and over as 90), size and weight.
+        limits: of reading.
+    Returns:
+        The SOP Instance UID of the copy.
+    Raises:
+        ValueError: if the key could be guessed, or `sector` has another shape than the frames.
+        NotUsableError: if the object cannot be read, no sector is found in it, or the disk refuses.
+    """
+    from synboost_monai.dicom.limits import Limits
+    from synboost_monai.dicom.reading.decode import frame_reader
+
+    with frame_reader(path_in, limits=limits or Limits()) as reader:
+        copy = deidentify_header(reader.header, key, dates=dates, keep_characteristics=keep_characteristics)
+        rows, columns = reader.shape
+        num_bytes = reader.num_frames * rows * columns
+        if num_bytes > MAX_PIXEL_BYTES:
+            raise NotUsableError(
+                "too_large", rows=rows, columns=columns, frames=reader.num_frames, limit=MAX_PIXEL_BYTES
+            )
+        samples = reader.read_frames(sample_indices(reader.num_frames, rows * columns))
+        if sector is None:
+            sector = find_sector(samples, _regions(reader.header, reader.shape))
+            if not sector.any():
+                raise NotUsableError("no_sector")
+        sector = np.asarray(sector) > 0
+        if sector.shape != reader.shape:
+            raise ValueError(f"deidentify.py: a sector of {sector.shape} for frames of {reader.shape}")
+        _describe_pixels(copy, reader.header, reader.num_frames, reader.shape)
+        _say_what_is_clean(copy, has_text(samples, sector))
+
+        def write_tail(file: BinaryIO) -> None:
+            file.write(elements.element_header(elements.PIXEL_DATA, "OB", num_bytes + num_bytes % 2))
+            for start in range(0, reader.num_frames, WINDOW):
+                frames = reader.read(start, min(start + WINDOW, reader.num_frames))
+                file.write(np.where(sector, frames, 0).astype(np.uint8).tobytes())
+            file.write(bytes(num_bytes % 2))
+
+        save(copy, path_out, write_tail)
+    return str(copy.SOPInstanceUID)
+
+
+def deidentify_header(
+    header: Dataset, key: bytes, *, dates: str = "shift", keep_characteristics: bool = False
+) -> Dataset:
+    """The header of a de-identified copy, without pixel data; of pixels it says nothing.
+
+    Args:
+        header: of the original; it is not changed.
+        key: secret, at least 32 random bytes.
+        dates: shift or remove.
+        keep_characteristics: keep sex, age, size and weight.
+    Raises:
+        ValueError: if the key could be guessed, or `dates` is neither.
+        NotUsableError: if an identifier of the object is missing.
+    """
+    check_key(key)
+    if dates not in ("shift", "remove"):
+        raise ValueError(f"deidentify.py: dates are to shift or remove, got {dates!r}")
+    for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        uid_of(header, keyword)
+    patient = _patient_of(header)
+    pseudonym = base64.b32encode(_hash(key, "patient", patient)[:10]).decode("ascii")
+    days = 1 + int.from_bytes(_hash(key, "days", patient)[:8], "big") % MAX_SHIFT_DAYS
+    kept = frozenset(CHARACTERISTICS) if keep_characteristics else frozenset()
+    with quiet():
+        copy = _Cleaner(key, days if dates == "shift" else None, kept, header).clean(header)
+        copy.SpecificCharacterSet = "ISO_IR 192"
+        copy.PatientName, copy.PatientID = f"Anonymous^{pseudonym}", f"ANON-{pseudonym}"
+        for keyword in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"):
+            if keyword not in copy:
+                setattr(copy, keyword, "")
+        for keyword in ("Manufacturer", "SeriesNumber", "InstanceNumber"):
+            if keyword not in copy:
+                setattr(copy, keyword, None)
+        if "PatientOrientation" not in copy:
+            copy.PatientOrientation = ""
+        if not any(keyword in copy for keyword in ("Laterality", "BodyPartExamined", "AnatomicRegionSequence")):
+            copy.Laterality = ""
+        copy.ReferringPhysicianName = ""
+        age = text_of(copy, "PatientAge")
+        if re.fullmatch(r"\d{3}Y", age) and int(age[:3]) > OLDEST_AGE:
+            copy.PatientAge = f"{OLDEST_AGE:03d}Y"
+        _set_lossy_history(copy, header)
+        copy.PatientIdentityRemoved = "YES"
+        copy.LongitudinalTemporalInformationModified = "MODIFIED" if dates == "shift" else "REMOVED"
+        copy.DeidentificationMethod = "SynBoost-MONAI, PS3.15 Basic Profile"
+        options = [("113100", "Basic Application Confidentiality Profile")]
+        if dates == "shift":
+            options.append(("113107", "Retain Longitudinal Temporal Information Modified Dates Option"))
+        if keep_characteristics:
+            options.append(("113108", "Retain Patient Characteristics Option"))
+        copy.DeidentificationMethodCodeSequence = [coded(*option, "DCM") for option in options]
+    return copy
+
+
+def read_key(path: str | os.PathLike[str]) -> bytes:
+    """The secret for de-identification, of a file that nobody else can read.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no regular file, others may read it, or its content could be guessed.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; make a key with: {MAKE_KEY}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: the key cannot be read: {os.strerror(error.errno or 0).lower()}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path}: expected a file with a key, got something that is no regular file")
+        mode = stat.S_IMODE(status.st_mode)
+        if os.name == "posix" and mode & 0o077:
+            raise ValueError(f"{path}: others may use this key (mode {mode:04o}); close it with: chmod 600 {path}")
+        if os.name == "posix" and status.st_uid not in (0, os.geteuid()):
+            raise ValueError(f"{path}: the key belongs to another user; copy it to a file of your own, of mode 0600")
+        key = os.read(descriptor, MAX_KEY_BYTES + 1)
+    finally:
+        os.close(descriptor)
+    check_key(key, str(path))
+    return key
+
+
+def check_key(key: bytes, where: str = "deidentify.py") -> None:
+    """Refuse a key that is not made of random bytes: whoever guesses it can tell who is who.
+
+    Of 32 random bytes, less than one key in ten million is refused.
+
+    Args:
+        key: the secret.
+        where: it comes from, for the message.
+    Raises:
+        ValueError: if it is too short or too long, text, or repeats itself.
+    """
+    if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
+        size = f"{len(key)} bytes" if len(key) <= MAX_KEY_BYTES else f"more than {MAX_KEY_BYTES} bytes"
+        problem = f"the key has {size}, {MIN_KEY_BYTES} random ones are needed"
+    elif _is_text(key) or _repeats(key) or _repeats(bytes((b - a) % 256 for a, b in zip(key, key[1:]))):
+        problem = (
+            f"the key is text or repeats itself, so that it could be guessed; {MIN_KEY_BYTES} random bytes are needed"
+        )
+    else:
+        return
+    raise ValueError(f"{where}: {problem}; make one with: {MAKE_KEY}")
+
+
+def _is_text(key: bytes) -> bool:
+    """Whether bytes are text: words, or a key written in hexadecimal digits or base 64."""
+    with contextlib.suppress(UnicodeDecodeError):
+        key.decode("utf-8")
+        return True
+    return sum(32 <= byte < 127 or byte in b"\t\r\n\0" for byte in key) > 0.87 * len(key)  # of random bytes: 0.39
+
+
+def _repeats(key: bytes) -> bool:
+    """Whether bytes have fewer values than random ones, or can be compressed."""
+    num_expected = 256 * (1 - (255 / 256) ** len(key))
+    return len(set(key)) < 0.65 * num_expected or len(zlib.compress(key, 9)) < len(key)
+
+
+def pseudonymous_uid(key: bytes, uid: str) -> str:
+    """What becomes of a UID under a key: always the same, and no way back without the key."""
+    return f"2.25.{uuid.UUID(bytes=_hash(key, 'uid', uid)[:16], version=4).int}"
+
+
+class _Cleaner:
+    """Cleans data sets, those in sequences too.
+
+    Args:
+        key: secret.
+        days: by which dates move back; None removes them.
+        kept: keywords that stay against the profile.
+        header: of the object; no text that holds a word of its patient and no number with the patient's digits stays.
+    """
+
+    def __init__(self, key: bytes, days: int | None, kept: frozenset[str], header: Dataset) -> None:
+        self._key, self._days, self._kept = key, days, kept
+        self._people, self._words, self._digits = _words_of(header)
+
+    def clean(self, dataset: Dataset) -> Dataset:
+        """A copy with what may stay."""
+        from pydicom.datadict import dictionary_VR
+        from pydicom.dataset import Dataset
+
+        copy = Dataset()
+        for tag in sorted(dataset.keys()):
+            if (
+                tag.is_private
+                or tag.group < 0x0008
+                or 0x5000 <= tag.group < 0x5100
+                or 0x6000 <= tag.group < 0x7FE1
+                or tag.element == 0
+            ):
+                continue
+            try:
+                element = dataset[tag]
+                value = self._clean_value(element)
+                if element.VR not in ("SQ", "UI") and self._tells_digits(value):
+                    value = "" if basic_profile().get(int(tag)) == "Z" else None
+            except Exception:  # noqa: BLE001  a value that cannot be read cannot be judged
+                continue
+            if value is not None:
+                is_blanked = isinstance(element.value, bytes)  # of a value that its VR does not allow
+                copy.add_new(tag, dictionary_VR(tag).split(" or ")[-1] if is_blanked else element.VR, value)
+        return copy
+
+    def _clean_value(self, element: DataElement) -> Any:
+        """What an element keeps; None where it goes."""
+        keyword, vr = element.keyword, element.VR
+        if isinstance(element.value, bytes):  # pixels, palettes, documents, and values that their VR does not allow
+            return "" if basic_profile().get(int(element.tag)) == "Z" else None
+        if keyword in self._kept:
+            return element.value
+        if keyword in _SHIFTED:
+            return self._shifted(element)
+        if keyword in _TIMES:
+            text = str(element.value or "").strip()
+            return text if self._days is not None and is_time(text) else None
+        action = basic_profile().get(int(element.tag))
+        if action == "U" and vr == "UI":
+            return self._remapped(element.value)
+        if action == "X/Z/U" and vr == "SQ":  # references, which hold UIDs alone
+            return self._clean_items(element)
+        if action is not None:
+            return "" if action == "Z" and vr != "SQ" else None
+        if vr == "SQ":
+            return self._clean_items(element)
+        if vr == "UI":
+            return self._remapped(element.value)
+        if vr in _NUMBERS:
+            return element.value
+        if keyword == "Manufacturer":
+            return self._maker(str(element.value or ""))
+        return self._clean_text(element)
+
+    def _clean_items(self, element: DataElement) -> list[Dataset] | None:
+        items = []
+        for item in element.value:
+            cleaned = self.clean(item)
+            if any(text_of(item, keyword) for keyword in _CODE_TEXT):
+                scheme, code = text_of(item, "CodingSchemeDesignator"), text_of(item, "CodeValue")
+                known, typed = _meanings_of(scheme, code), text_of(item, "CodeMeaning")
+                meaning = typed if typed in known else known[0] if known else ""
+                if not meaning or _tells(f"{code} {meaning}", self._people) or self._tells_digits(code):
+                    continue
+                cleaned.CodeValue, cleaned.CodingSchemeDesignator, cleaned.CodeMeaning = code, scheme, meaning
+            if len(cleaned):
+                items.append(cleaned)
+        return items or None
+
+    def _clean_text(self, element: DataElement) -> Any:
+        keyword, vr, value = element.keyword, element.VR, element.value
+        values = [value] if isinstance(value, (str, int, float)) or value is None else list(value)
+        texts = ["" if part is None else str(part) for part in values]
+        if vr in _NUMBER_TEXT:
+            texts = [getattr(part, "original_string", None) or text for part, text in zip(values, texts)]
+            return value if all(not text or _NUMBER_TEXT[vr].fullmatch(text) for text in texts) else None
+        if vr != "CS" or keyword not in CODED_WORDS or not all(_CODED_WORD.fullmatch(text) for text in texts):
+            return None
+        if keyword == "BodyPartExamined" and not BODY_PARTS.issuperset(texts):
+            return None
+        return None if any(_tells(text, self._words) for text in texts) else value
+
+    def _maker(self, text: str) -> str | None:
+        """Name of the maker that a text tells of; None where it tells of none, or of the patient as well."""
+        words = " ".join(re.findall(r"\w+", text.casefold()))
+        for name, known_as in MAKERS.items():
+            if any(f" {word} " in f" {words} " for word in known_as):
+                return None if _tells(name, self._words) else name
+        return None
+
+    def _tells_digits(self, value: Any) -> bool:
+        """Whether a value repeats the digits of an ID, a telephone or a birthday."""
+        if value is None or isinstance(value, str) or not isinstance(value, Iterable):
+            value = [value]
+        return any(_repeats_digits(str(getattr(part, "original_string", None) or part), self._digits) for part in value)
+
+    def _remapped(self, value: Any) -> Any:
+        uids = [value] if isinstance(value, str) else list(value or ())
+        new = [uid if _is_of_the_standard(uid) else pseudonymous_uid(self._key, uid) for uid in map(str, uids) if uid]
+        return new[0] if len(new) == 1 else new or None
+
+    def _shifted(self, element: DataElement) -> str | None:
+        """A date, or a date with its time, so many days earlier."""
+        text = str(element.value or "").strip()
+        if self._days is None or not is_date(text[:8]):
+            return None
+        day = datetime.datetime.strptime(text[:8], "%Y%m%d") - datetime.timedelta(days=self._days)
+        rest = text[8:] if element.VR == "DT" and is_time(text[8:]) else ""
+        return day.strftime("%Y%m%d") + rest
+
+
+def _is_of_the_standard(uid: str) -> bool:
+    """Whether a UID is one that the standard itself has given: of a class, a syntax, a coding scheme."""
+    from pydicom._uid_dict import UID_dictionary
+
+    return uid.startswith(_WELL_KNOWN) and uid in UID_dictionary
+
+
+@functools.cache
+def _meanings_of(scheme: str, code: str) -> tuple[str, ...]:
+    """The standard's meanings of a code, shortest first; none of one that it does not know."""
+    from pydicom.sr._concepts_dict import concepts
+    from pydicom.sr._snomed_dict import mapping
+
+    if scheme in SNOMED_RT:
+        scheme, code = "SCT", mapping["SRT"].get(code, "")
+    of_scheme: dict[str, Any] = dict(concepts.get(scheme, {})) if scheme in KNOWN_SCHEMES else {}
+    return tuple(sorted({codes[code][0] for codes in of_scheme.values() if code in codes}, key=lambda m: (len(m), m)))
+
+
+def _repeats_digits(text: str, numbers: frozenset[str]) -> bool:
+    """Whether a number in text is one of these, or holds it; zeros before it and a decimal point do not count."""
+    digits = re.sub(r"\D", "", text)
+    whole, fraction = digits.lstrip("0"), digits.strip("0")
+    return any(
+        number in (whole, fraction) or (len(number) >= MIN_INNER_DIGITS and number in digits) for number in numbers
+    )
+
+
+def _tells(text: str, words: frozenset[str]) -> bool:
+    """Whether a text holds one of these words."""
+    return not words.isdisjoint(re.findall(r"\w+", text.casefold()))
+
+
+@functools.cache
+def basic_profile() -> dict[int, str]:
+    """Tag -> action of the Basic Profile."""
+    text = resources.files("synboost_monai.dicom.identity").joinpath("basic_profile.txt").read_text(encoding="utf-8")
+    lines = (line.split() for line in text.splitlines() if not line.startswith("#"))
+    return {int(tag, 16): action for tag, action, _ in lines}
+
+
+def _hash(key: bytes, kind: str, text: str) -> bytes:
+    return hmac.new(key, f"{kind}\0{text}".encode("utf-8", "surrogateescape"), hashlib.sha256).digest()
+
+
+def _patient_of(header: Dataset) -> str:
+    """What tells the patient from others; where the header says nothing, the study, so that strangers do not become one patient."""
+    if patient_id := text_of(header, "PatientID"):
+        return f"id\0{patient_id}\0{text_of(header, 'IssuerOfPatientID')}"
+    if name := text_of(header, "PatientName"):
+        return f"name\0{name.casefold()}\0{text_of(header, 'PatientBirthDate')}"
+    return f"study\0{uid_of(header, 'StudyInstanceUID')}"
+
+
+def _words_of(header: Dataset) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Words of three characters and more that tell the patient: names of people and numbers of the patient; with them places, devices
+    and dates; and of all these the digits, without zeros before them."""
+    people: set[str] = set()
+    places: set[str] = set()
+    digits: set[str] = set()
+    for element in _elements(header):
+        if element.VR == "PN" or element.keyword in _PATIENT_NUMBERS:
+            found = people
+        elif element.VR == "DA" or element.keyword in _PLACES:
+            found = places
+        else:
+            continue
+        value = element.value
+        text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+        found.update(word for word in re.findall(r"\w+", text.casefold()) if len(word) >= 3)
+        digits.update(re.findall(r"\d+", text), [re.sub(r"\D", "", text)])
+        if element.VR == "DA" and is_date(text):
+            digits.update((text[6:] + text[4:6] + text[:4], text[4:] + text[:4], text[2:]))
+    numbers = {number.lstrip("0") for number in digits if number.isascii()}
+    return frozenset(people), frozenset(people | places), frozenset(n for n in numbers if len(n) >= MIN_ID_DIGITS)
+
+
+def _elements(dataset: Dataset) -> Iterator[DataElement]:
+    """Public elements that can be read, those in sequences too."""
+    for tag in dataset.keys():
+        if tag.is_private:
+            continue
+        try:
+            element = dataset[tag]
+            str(element.value) if element.VR != "SQ" else None
+        except Exception:  # noqa: BLE001  what cannot be read names nobody and is not kept either
+            continue
+        yield element
+        if element.VR == "SQ":
+            for item in element.value:
+                yield from _elements(item)
+
+
+def _regions(header: Dataset, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """Pixels in the header's ultrasound regions; None where it has none that lies in the picture."""
+    inside = np.zeros(shape, dtype=bool)
+    for region in value_of(header, "SequenceOfUltrasoundRegions") or ():
+        x0, y0, x1, y1 = (value_of(region, f"RegionLocation{name}") for name in ("MinX0", "MinY0", "MaxX1", "MaxY1"))
+        if all(isinstance(edge, int) and edge >= 0 for edge in (x0, y0, x1, y1)):
+            inside[y0 : y1 + 1, x0 : x1 + 1] = True
+    return inside if inside.any() else None
+
+
+def _set_lossy_history(copy: Dataset, header: Dataset) -> None:
+    """`set_lossy_history`, of whose values those stay that were cleaned."""
+    cleaned = {keyword: copy.get(keyword) for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod")}
+    set_lossy_history(copy, header)
+    for keyword, value in cleaned.items():
+        if keyword in copy:
+            setattr(copy, keyword, value) if value else delattr(copy, keyword)
+
+
+def _describe_pixels(copy: Dataset, header: Dataset, num_frames: int, shape: tuple[int, int]) -> None:
+    """Say what the new pixels are: 8-bit grey, uncompressed."""
+    for tag in [tag for tag in copy.keys() if tag.group == _PIXEL_GROUP and copy[tag].keyword not in _PIXELS_KEPT]:
+        del copy[tag]
+    copy.SamplesPerPixel, copy.PhotometricInterpretation = 1, "MONOCHROME2"
+    copy.Rows, copy.Columns = shape
+    copy.BitsAllocated, copy.BitsStored, copy.HighBit, copy.PixelRepresentation = 8, 8, 7, 0
+    if "NumberOfFrames" in copy or num_frames > 1:
+        copy.NumberOfFrames = num_frames
+    _set_lossy_history(copy, header)
+    if "UltrasoundColorDataPresent" in copy:
+        copy.UltrasoundColorDataPresent = 0
+    image_type = [str(word) for word in value_of(copy, "ImageType") or ()]
+    copy.ImageType = ["DERIVED", *(image_type[1:] or ["PRIMARY"])]
+    copy.DerivationDescription = "De-identified: converted to 8-bit grey, black outside the sector"
+
+
+def _say_what_is_clean(copy: Dataset, text_in_sector: bool | None) -> None:
+    """Claim clean pixels only where no text is found within what is shown; what is not known to be clean is told not to be."""
+    is_clean = text_in_sector is False
+    copy.BurnedInAnnotation = "NO" if is_clean else "YES"
+    words = {
+        True: "text in the sector: possible",
+        False: "text in the sector: none found",
+        None: "text in the sector: not known",
+    }
+    copy.DeidentificationMethod = [copy.DeidentificationMethod, "pixels: sector alone, grey", words[text_in_sector]]
+    if is_clean:
+        copy.DeidentificationMethodCodeSequence.insert(1, coded("113101", "Clean Pixel Data Option", "DCM"))

@@ -1,0 +1,1 @@
+"""Receiving and sending DICOM objects over the network."""

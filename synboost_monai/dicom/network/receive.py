@@ -1,0 +1,512 @@
+"""Receive DICOM objects over the network, by C-STORE, into files.
+
+Ultrasound images alone (and C-ECHO) are taken, from peers and AE titles of lists, and what comes is written straight into files, so
+memory stays flat; sizes and times are bounded, whatever a peer sends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import ipaddress
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from synboost_monai.dicom.network.common import Status, check_title
+from synboost_monai.dicom.network.guard import (
+    MAX_WAITING,
+    NEGOTIATION_SECONDS,
+    NOT_ALLOWED,
+    NOT_RECOGNISED,
+    TOO_MANY,
+    Incoming,
+    Patience,
+    RefusalLog,
+    RefusedError,
+    rejected,
+)
+from synboost_monai.dicom.reading.frame_codecs import (
+    JPEG_2000,
+    JPEG_BASELINE,
+    JPEG_EXTENDED,
+    JPEG_LOSSLESS,
+    JPEG_LS,
+    RLE,
+)
+from synboost_monai.dicom.reading.scanned_file import ULTRASOUND_CLASSES
+from synboost_monai.dicom.reading.structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
+from synboost_monai.paths import remove_own_folder
+
+VERIFICATION = "1.2.840.10008.1.1"
+"""SOP class of C-ECHO."""
+SPACE_CHECK = 16 << 20
+"""Bytes that are received between two looks at the free space of the disk."""
+RECEIVE_BYTES = 1 << 16
+"""Bytes that are asked for at a time."""
+BACKLOG = 128
+"""Connections that the system holds until they are looked at; with pynetdicom's 5 a few that are refused would keep out the others."""
+LATER = 5.0
+"""Seconds after a connection's time is over at which pynetdicom would end it, too; and that a peer has to hang up once all is over."""
+_A_REJECT, _P_DATA, _A_RELEASED, _A_ABORT = 3, 4, 6, 7
+
+
+class Receiver(Protocol):
+    """Takes what a server receives; called from several threads at a time."""
+
+    def store(self, path: Path, sop_instance_uid: str, connection: int) -> Status:
+        """A whole object has come. To keep the file, move it away; what is left is removed.
+
+        Args:
+            path: of a DICOM file.
+            sop_instance_uid: as the request says.
+            connection: number of the connection that it came over.
+        """
+
+    def progress(self, connection: int) -> None:
+        """A part of an object has come."""
+
+    def closed(self, connection: int) -> None:
+        """A connection has ended."""
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Whom a server listens to, and what it takes."""
+
+    host: str = "127.0.0.1"
+    port: int = 11112
+    """0: one that is free."""
+    ae_title: str = "SYNBOOST"
+    allowed_titles: tuple[str, ...] = ()
+    """AE titles of peers; empty: any, which is for loopback alone."""
+    allowed_peers: tuple[str, ...] = ()
+    """Addresses or networks (10.1.0.0/16) of peers; empty: this machine alone."""
+    max_pdu: int = 1 << 17
+    """Bytes of a protocol data unit."""
+    max_object_mb: float = 4096
+    """MB (2^20 bytes) of an object; the connection of a larger one is cut."""
+    min_free_mb: float = 1024
+    """MB that stay free on the disk."""
+    max_connections: int = 16
+    """At a time; half of them from one address, so that others get through."""
+    timeout: float = 60
+    """Seconds that a peer may be silent, or slower than anybody needs to be."""
+
+    def __post_init__(self) -> None:
+        for title in (self.ae_title, *self.allowed_titles):
+            check_title(title)
+        for peer in self.allowed_peers:
+            try:
+                ipaddress.ip_network(peer, strict=False)
+            except ValueError as error:
+                raise ValueError(
+                    f"{peer!r} is no address or network of peers, such as 10.1.2.3 or 10.1.0.0/16"
+                ) from error
+        if not is_loopback(self.host) and not (self.allowed_titles and self.allowed_peers):
+            raise ValueError(f"other machines reach {self.host}: say who may send, by their AE titles and addresses")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be 0 to 65535, got {self.port}")
+        if not 4096 <= self.max_pdu <= 1 << 24:
+            raise ValueError(f"max_pdu must be 4096 to {1 << 24} bytes, got {self.max_pdu}")
+        for name in ("max_object_mb", "max_connections", "timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}")
+
+    @property
+    def max_of_peer(self) -> int:
+        """Connections of one address at a time."""
+        return (self.max_connections + 1) // 2
+
+    def is_peer(self, address: str) -> bool:
+        """Whether a machine may connect."""
+        try:
+            ip = ipaddress.ip_address(address.split("%")[0])
+        except ValueError:
+            return False
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        if not self.allowed_peers:
+            return ip.is_loopback
+        return any(ip in ipaddress.ip_network(peer, strict=False) for peer in self.allowed_peers)
+
+
+class StorageServer:
+    """A C-STORE SCP; used in `with`, inside `quiet_network`.
+
+    Args:
+        receiver: takes the objects.
+        folder: for objects that are being received; emptied first. On the disk of the place where `receiver` puts them.
+        options: whom and what it takes.
+        say: told in one line whenever something is refused.
+    Raises:
+        OSError: if the port is taken or the address is not of this machine.
+    """
+
+    def __init__(self, receiver: Receiver, folder: Path, options: ServerOptions, say: Callable[[str], None]) -> None:
+        from pynetdicom import AE, evt
+
+        self._receiver, self._folder, self._options = receiver, folder, options
+        self._tell = RefusalLog(say)
+        remove_own_folder(folder)
+        folder.mkdir(parents=True)
+        self._connections: dict[tuple[str, int], _Connection] = {}
+        self._lock = threading.Lock()
+        entity = AE(ae_title=options.ae_title)
+        entity.maximum_pdu_size = options.max_pdu
+        entity.maximum_associations = 2 * options.max_connections + 100  # counted here, those that only connect apart
+        entity.acse_timeout = options.timeout + LATER  # `Patience` is what counts
+        entity.dimse_timeout = options.timeout
+        entity.network_timeout = None
+        entity.add_supported_context(VERIFICATION)
+        for sop_class in sorted(ULTRASOUND_CLASSES):
+            entity.add_supported_context(sop_class, received_syntaxes())
+        self._entity = entity
+        self._temporary_before = tempfile.tempdir
+        tempfile.tempdir = str(folder)  # where pynetdicom writes what comes
+        try:
+            self._server = entity.start_server(
+                (options.host, options.port),
+                block=False,
+                evt_handlers=[
+                    (evt.EVT_CONN_OPEN, self._on_open),
+                    (evt.EVT_CONN_CLOSE, self._on_close),
+                    (evt.EVT_ACCEPTED, self._on_accepted),
+                    (evt.EVT_C_STORE, self._on_store),
+                ],
+            )
+        except BaseException:
+            tempfile.tempdir = self._temporary_before
+            raise
+        assert self._server is not None and self._server.socket is not None
+        self._server.socket.listen(BACKLOG)
+        self._server.verify_request = self._may_connect  # type: ignore[method-assign]  # before it costs two threads
+        self._is_closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="network-watch", daemon=True)
+        self._watcher.start()
+
+    @property
+    def port(self) -> int:
+        """That it listens on."""
+        assert self._server is not None
+        return int(self._server.server_address[1])
+
+    @property
+    def num_connections(self) -> int:
+        """Connections that are open."""
+        return len(self._connections)
+
+    def close(self, grace: float = 10) -> None:
+        """Take no new connections, let those that are open end for so many seconds, cut the others."""
+        assert self._server is not None
+        with contextlib.suppress(Exception):
+            self._server.shutdown()
+        end = time.monotonic() + grace
+        while self._entity.active_associations and time.monotonic() < end:
+            time.sleep(0.05)
+        with contextlib.suppress(Exception):
+            self._entity.shutdown()
+        self._is_closing.set()
+        self._watcher.join(grace)
+        tempfile.tempdir = self._temporary_before
+
+    def __enter__(self) -> StorageServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- whom it lets in ----------------------------------------------------------------------------------------------
+
+    def _may_connect(self, request: Any, client_address: Any) -> bool:
+        """Whether a peer may ask for an association at all."""
+        address = str(client_address[0])
+        if not self._options.is_peer(address):
+            self._tell(f"a connection from {address} was refused: its address is not allowed")
+            return False
+        with self._lock:
+            asking = [c.address for c in self._connections.values() if not (c.incoming.is_admitted or c.is_ending)]
+            of_peer = sum(c.address == address for c in self._connections.values())
+        is_full = len(asking) >= self._options.max_connections or asking.count(address) >= self._options.max_of_peer
+        if of_peer >= 3 * self._options.max_of_peer:
+            self._tell(f"a connection from {address} was refused: it leaves too many open that are over")
+            return False
+        if is_full:
+            self._tell(
+                f"a connection from {address} was refused: too many are open that have not asked for anything yet"
+            )
+            return False
+        return True
+
+    def _admit(self, connection: _Connection, called: str, calling: str) -> None:
+        """Let a peer in, or turn it away."""
+        if called != self._options.ae_title.strip():
+            raise rejected("it called another AE title", NOT_RECOGNISED)
+        if self._options.allowed_titles and calling not in {title.strip() for title in self._options.allowed_titles}:
+            raise rejected("its AE title is not allowed", NOT_ALLOWED)
+        with self._lock:
+            admitted = [c for c in self._connections.values() if c.incoming.is_admitted and not c.is_ending]
+            of_peer = sum(c.address == connection.address for c in admitted)
+            if len(admitted) >= self._options.max_connections:
+                raise rejected("there are too many connections", TOO_MANY)
+            if of_peer >= self._options.max_of_peer:
+                raise rejected("there are too many connections of its address", TOO_MANY)
+            connection.incoming.is_admitted = True
+
+    def _on_open(self, event: Any) -> None:
+        """A peer has connected: look at all that it sends, before anything else does."""
+        association, wrapped = event.assoc, event.assoc.dul.socket
+        address = str(event.address[0])
+        if not self._may_connect(None, event.address):
+            _hang_up(wrapped.socket)
+            return
+        wrapped.socket.settimeout(self._options.timeout + LATER)
+        connection = _Connection(self, association, wrapped.socket, address)
+        with self._lock:
+            self._connections[event.address[:2]] = connection
+        wrapped.recv, wrapped.send = connection.receive, connection.sending(wrapped.send)
+        machine, negotiation = association.dul.state_machine, association.acse
+        machine.do_action = connection.guarding(machine.do_action)
+        negotiation.negotiate_association = connection.guarding(negotiation.negotiate_association)
+        association._run_reactor = connection.guarding(association._run_reactor)
+
+    def _on_accepted(self, event: Any) -> None:
+        """An association stands."""
+        if not event.assoc.accepted_contexts:
+            address = event.assoc.requestor.address
+            self._tell(f"an association with {address} is of no use: nothing of what it offers is taken here")
+
+    # --- how it ends --------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Cut connections whose time is over, whatever they are busy with, and forget those that ended without a word."""
+        while not self._is_closing.wait(min(1.0, self._options.timeout / 4)):
+            with self._lock:
+                connections = list(self._connections.values())
+            for connection in connections:
+                association = connection.association
+                if association.ident is not None and not association.is_alive():
+                    _hang_up(connection.socket)
+                    self._forget(association)
+                elif connection.patience.is_out and connection.is_ending:
+                    _hang_up(connection.socket)
+                elif connection.patience.is_out:
+                    asking = "in the middle of" if connection.incoming.is_admitted else "before"
+                    connection.cut(f"it was silent or too slow, {asking} its association")
+
+    def _on_close(self, event: Any) -> None:
+        self._forget(event.assoc)
+
+    def _forget(self, association: Any) -> None:
+        """A connection has ended: remove what was not whole."""
+        with self._lock:
+            keys = [key for key, one in self._connections.items() if one.association is association]
+            connection = self._connections.pop(keys[0]) if keys else None
+        if connection is None:
+            return
+        self._receiver.closed(connection.number)
+        if not connection.incoming.is_admitted:
+            association.dul.to_user_queue.put(None)  # else its thread would wait for the request
+        message = association.dimse.message
+        path = getattr(message, "_data_set_path", None)
+        if path is not None:
+            with contextlib.suppress(OSError, ValueError):
+                message._data_set_file.close()
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            self._tell(f"a connection of {connection.address} ended in the middle of an object, which was not kept")
+        elif connection.incoming.is_aborted:
+            self._tell(f"an association was aborted by {connection.address} itself")
+
+    # --- what it keeps ------------------------------------------------------------------------------------------------
+
+    def _on_store(self, event: Any) -> int:
+        """A whole object has come."""
+        with self._lock:
+            connection = next((c for c in self._connections.values() if c.association is event.assoc), None)
+        if connection is None:
+            return Status.CANNOT_UNDERSTAND
+        status = Status.OUT_OF_RESOURCES
+        try:
+            if str(event.request.AffectedSOPClassUID) != str(event.context.abstract_syntax):
+                status = Status.MISMATCH
+            elif not self.has_space():
+                self._tell("an object was refused: the disk is nearly full")
+                return status
+            else:
+                uid = str(event.request.AffectedSOPInstanceUID)
+                status = self._receiver.store(Path(event.dataset_path), uid, connection.number)
+        except Exception as error:  # noqa: BLE001  pynetdicom would print it, and it may hold anything of the object
+            problem = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else "unforeseen"
+            self._tell(f"an object could not be kept: {problem}")
+            return status
+        if status == Status.SUCCESS:
+            connection.patience.refill()
+        else:
+            self._tell(f"an object of {connection.address} was refused: {_WHY[status]}")
+        return status
+
+    def has_space(self) -> bool:
+        """Whether the disk has room for more."""
+        return shutil.disk_usage(self._folder).free >= self._options.min_free_mb * 2**20
+
+
+_WHY = {
+    Status.MISMATCH: "it is not what its request says",
+    Status.CANNOT_UNDERSTAND: "its identifiers cannot be read",
+    Status.OUT_OF_RESOURCES: "there is no room for more",
+}
+
+
+class _Connection:
+    """One peer: what it sends goes through here."""
+
+    _count = 0
+    _count_lock = threading.Lock()
+
+    def __init__(self, server: StorageServer, association: Any, connected: socket.socket, address: str) -> None:
+        with self._count_lock:
+            _Connection._count += 1
+            self.number = _Connection._count
+        options = server._options
+        self._server, self.association, self.socket, self.address = server, association, connected, address
+        self.patience = Patience(min(options.timeout, NEGOTIATION_SECONDS))
+        self.incoming = Incoming(options.max_pdu, options.max_object_mb, self._admit)
+        self.is_cut = False
+        self.is_ending = False
+        """Whether it takes no place any more: it is cut, released, or closed by the peer."""
+        self._unchecked = 0
+        self._num_waiting = 0
+
+    def _admit(self, called: str, calling: str) -> None:
+        self._server._admit(self, called, calling)
+        self.patience.refill(self._server._options.timeout)
+
+    def receive(self, count: int) -> bytearray:
+        """So many bytes, fewer if the connection ends (in place of pynetdicom's own).
+
+        Raises:
+            OSError: if they are not taken, which pynetdicom takes for a connection that is lost.
+        """
+        if self.is_cut:
+            raise OSError("the connection was cut")
+        data = bytearray(count)
+        with memoryview(data) as view:
+            start = 0
+            while start < count:
+                got = self.socket.recv_into(view[start:], min(count - start, RECEIVE_BYTES))
+                if not got:
+                    self.is_ending = True
+                    break
+                start += got
+                if self.incoming.is_admitted:
+                    self.patience.earn(got)
+        del data[start:]
+        if start == count:
+            try:
+                self._look_at(data)
+            except RefusedError as refused:
+                self.cut(str(refused), refused.answer)
+                raise OSError(str(refused)) from refused
+        return data
+
+    def _look_at(self, data: bytearray) -> None:
+        num_whole = self.incoming.take(data)
+        self._unchecked += len(data)
+        if self._unchecked > SPACE_CHECK:
+            self._unchecked = 0
+            if not self._server.has_space():
+                raise RefusedError("the disk is nearly full")
+        self._server._receiver.progress(self.number)
+        if num_whole:
+            self._num_waiting += num_whole
+            if self._num_waiting > MAX_WAITING:
+                raise RefusedError("it does not wait for answers")
+            self.patience.pause()
+
+    def sending(self, send: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        """pynetdicom's way to send, watched."""
+
+        def watched(data: bytes) -> None:
+            if data[0] in (_A_RELEASED, _A_ABORT):
+                self.is_ending = True
+                self.patience.refill(LATER)
+            self.patience.resume()  # a peer that does not read holds its place, too
+            if data[0] == _A_ABORT and not self.is_cut:
+                self._server._tell(f"an association with {self.address} was aborted: what it sent could not be taken")
+            send(data)
+            if data[0] == _P_DATA:
+                self._num_waiting = max(self._num_waiting - 1, 0)
+                if self._num_waiting:
+                    self.patience.pause()
+
+        return watched
+
+    def guarding(self, act: Callable[..., None]) -> Callable[..., None]:
+        """A part of pynetdicom, which raises, with a traceback, where a peer sends or does what was not foreseen."""
+
+        def guarded(*arguments: Any) -> None:
+            try:
+                act(*arguments)
+            except Exception as error:  # noqa: BLE001  whatever it is, this connection is over
+                if not self.is_ending:
+                    number = error.errno if isinstance(error, OSError) else None
+                    self.cut(
+                        os.strerror(number).lower() if number else "what it sent is damaged or came at a wrong time"
+                    )
+                self.association.dul.kill_dul()
+
+        return guarded
+
+    def cut(self, problem: str, answer: bytes = b"") -> None:
+        """End the connection, with a line."""
+        self.is_cut = self.is_ending = True
+        is_rejected = bool(answer) and answer[0] == _A_REJECT
+        what = "an association with {} was refused" if is_rejected else "the connection of {} was cut"
+        self._server._tell(f"{what.format(self.address)}: {problem}")
+        if answer:
+            with contextlib.suppress(OSError, ValueError):
+                self.socket.settimeout(1)
+                self.socket.sendall(answer)
+        _hang_up(self.socket)
+
+
+def received_syntaxes() -> list[str]:
+    """Transfer syntaxes that a server takes, those without loss first: what can be read here, so that a peer sends nothing else."""
+    lossless = sorted(JPEG_LOSSLESS) if importlib.util.find_spec("libjpeg") else []
+    jpeg_2000 = sorted(JPEG_2000) if importlib.util.find_spec("openjpeg") else []
+    jpeg_ls = sorted(JPEG_LS) if importlib.util.find_spec("jpeg_ls") else []
+    return [
+        EXPLICIT,
+        IMPLICIT,
+        DEFLATED,
+        BIG_ENDIAN,
+        RLE,
+        *jpeg_ls,
+        *lossless,
+        *jpeg_2000,
+        JPEG_BASELINE,
+        JPEG_EXTENDED,
+    ]
+
+
+def _hang_up(connected: socket.socket | None) -> None:
+    if connected is not None:
+        with contextlib.suppress(OSError):
+            connected.shutdown(socket.SHUT_RDWR)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server of this host."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,172 @@
+"""Send DICOM files of our own over the network, by C-STORE, in a transfer syntax that the destination takes."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synboost_monai.dicom import elements
+from synboost_monai.dicom.network.common import Status, check_title
+from synboost_monai.dicom.quiet import quiet
+from synboost_monai.dicom.reading.frame_codecs import RLE
+from synboost_monai.dicom.reading.structure import EXPLICIT, IMPLICIT
+from synboost_monai.dicom.writing.objects import save
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where objects are sent."""
+
+    ae_title: str
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Destination:
+        """`TITLE@HOST:PORT`.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        title, at, rest = text.rpartition("@")
+        host, colon, port = rest.rpartition(":")
+        if not (at and colon and host and port.isascii() and port.isdigit() and 0 < int(port) <= 65535):
+            raise ValueError(f"{text!r} is no destination; expected TITLE@HOST:PORT, such as ARCHIVE@10.1.2.3:104")
+        check_title(title)
+        return cls(title.strip(), host.strip("[]"), int(port))
+
+
+class NotReachableError(Exception):
+    """No association with the destination: nobody answers, or it refuses; says which."""
+
+
+def send_files(
+    paths: Sequence[Path], destination: Destination, ae_title: str, scratch: Path, timeout: float = 60
+) -> Iterator[tuple[Path, str]]:
+    """Send DICOM files of our own by C-STORE, one association for all; inside `quiet_network`.
+
+    A file whose transfer syntax the destination does not take goes as Explicit, else Implicit VR Little Endian, without loss.
+
+    Args:
+        paths: of the files.
+        destination: of them all.
+        ae_title: of the sender.
+        scratch: folder for copies in another transfer syntax.
+        timeout: seconds that the destination may be silent.
+    Returns:
+        each path with '' when it was taken, or why not; ends early when the association is lost.
+    Raises:
+        NotReachableError: if there is no association.
+    """
+    from pynetdicom import AE
+
+    kinds = {path: _kind_of(path) for path in paths}
+    entity = AE(ae_title=ae_title)
+    entity.acse_timeout = entity.network_timeout = entity.connection_timeout = timeout
+    entity.dimse_timeout = max(timeout, 120)  # archives work on an object before they answer
+    for sop_class, syntax in sorted(set(kinds.values())):
+        for offered in dict.fromkeys((syntax, EXPLICIT, IMPLICIT)):
+            if (sop_class, [offered]) not in [
+                (c.abstract_syntax, c.transfer_syntax) for c in entity.requested_contexts
+            ]:
+                entity.add_requested_context(sop_class, offered)
+    association = entity.associate(destination.host, destination.port, ae_title=destination.ae_title)
+    if not association.is_established:
+        how = "it refuses the association (AE titles?)" if association.is_rejected else "nobody answers, or not in time"
+        if association.is_aborted and not association.is_rejected and association.acceptor.primitive is not None:
+            how = "it takes none of the objects' classes"
+        raise NotReachableError(how)
+    try:
+        taken = {(str(c.abstract_syntax), str(c.transfer_syntax[0])) for c in association.accepted_contexts}
+        for path, (sop_class, syntax) in kinds.items():
+            target = next((s for s in (syntax, EXPLICIT, IMPLICIT) if (sop_class, s) in taken), None)
+            if target is None:
+                yield path, "the destination does not take objects of this class"
+                continue
+            with _in_syntax(path, syntax, target, scratch) as ready:
+                if not association.is_established:
+                    return
+                answer = association.send_c_store(ready)
+            if "Status" not in answer:
+                return
+            yield path, _refusal(int(answer.Status))
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def _refusal(status: int) -> str:
+    """Why an object was not taken; '' if it was, perhaps with a warning."""
+    if status == Status.SUCCESS or status in (0x0001, 0x0107, 0x0116) or status >> 12 == 0xB:
+        return ""
+    return f"the destination answers with status 0x{status:04X}"
+
+
+def _kind_of(path: Path) -> tuple[str, str]:
+    """SOP class and transfer syntax of a file of our own."""
+    from pydicom.filereader import read_file_meta_info
+
+    with quiet():
+        meta = read_file_meta_info(path)
+    return str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
+
+
+@contextlib.contextmanager
+def _in_syntax(path: Path, syntax: str, wanted: str, scratch: Path) -> Iterator[Path]:
+    """A file in this transfer syntax: itself, or a copy that is gone afterwards."""
+    if syntax == wanted:
+        yield path
+        return
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        plain = path
+        if syntax == RLE:
+            plain = Path(folder, "explicit.dcm")
+            write_decompressed(path, plain)
+        if wanted == IMPLICIT:
+            implicit = Path(folder, "implicit.dcm")
+            _write_implicit(plain, implicit)
+            plain = implicit
+        yield plain
+
+
+def write_decompressed(path: Path, target: Path) -> None:
+    """Write a copy of a file with 8-bit frames of RLE, uncompressed (Explicit VR Little Endian); frame by frame.
+
+    Lossless, so that it stays the same object (PS3.4 B.4.1.3).
+    """
+    import pydicom
+    from pydicom.pixels import iter_pixels
+
+    with quiet():
+        dataset: Dataset = pydicom.dcmread(path, stop_before_pixels=True)
+    num_bytes = (
+        int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel) * int(dataset.get("NumberOfFrames", 1))
+    )
+    if int(dataset.SamplesPerPixel) > 1:
+        dataset.PlanarConfiguration = 0
+
+    def write_tail(file: Any) -> None:
+        file.write(elements.element_header(elements.PIXEL_DATA, "OB", num_bytes + num_bytes % 2))
+        for frame in iter_pixels(path, raw=True):
+            file.write(frame.tobytes())
+        file.write(bytes(num_bytes % 2))
+
+    save(dataset, target, write_tail)
+
+
+def _write_implicit(path: Path, target: Path) -> None:
+    """Write a copy of an uncompressed file as Implicit VR Little Endian; long values are read one at a time."""
+    import pydicom
+
+    with quiet():
+        dataset = pydicom.dcmread(path, defer_size=1 << 16)
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(IMPLICIT)
+        dataset.save_as(target, implicit_vr=True, little_endian=True, enforce_file_format=True)

@@ -1,0 +1,269 @@
+"""The frames of an ultrasound object as grey images, a few at a time: memory does not grow with the length of the clip.
+
+    with frame_reader(path, limits=limits) as reader:
+        for start in range(0, reader.num_frames, 32):
+            frames = reader.read(start, start + 32)  # (T, H, W) uint8, display order
+
+What the bytes of a frame are is in `pixel_data.py`, how they are decoded in `frame_codecs.py`, what grey means in `grey.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.reading.files import OpenFile, open_regular
+from synboost_monai.dicom.reading.frame_codecs import FrameError, PixelFormat, codec_of, native_samples
+from synboost_monai.dicom.reading.grey import GreyScale
+from synboost_monai.dicom.reading.header import as_dataset
+from synboost_monai.dicom.reading.pixel_data import InflatedSource, Source, index_frames
+from synboost_monai.dicom.reading.structure import BIG_ENDIAN, DEFLATED, PixelData, Structure, walk_file
+from synboost_monai.dicom.reasons import NotUsableError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+PIXEL_DATA = 0x7FE00010
+"""Tag of pixels that are whole numbers."""
+PHOTOMETRIC_INTERPRETATIONS = {
+    1: ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"),
+    3: ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT"),
+}
+"""Samples per Pixel -> what is read."""
+_OTHER_PHOTOMETRIC = ("HSV", "ARGB", "CMYK", "XYB")
+"""Words of the standard, past and present, for what ultrasound does not use."""
+_COMPRESSED_SPARE = 1 << 20
+"""Bytes that a compressed frame may have beyond twice the uncompressed one."""
+
+
+class FrameReader:
+    """Reads frames of one open file; made by `frame_reader`, to be closed or used in `with`."""
+
+    header: Dataset
+    """Everything before the pixel data."""
+    num_frames: int
+    shape: tuple[int, int]
+    """Rows and columns of a frame."""
+    decoder: str
+    """Name and version of what decodes the frames; `none` for uncompressed ones."""
+
+    def __init__(self, file: OpenFile, structure: Structure, limits: Limits, close: contextlib.ExitStack) -> None:
+        self._close = close
+        self.header = as_dataset(structure)
+        syntax, pixels = structure.transfer_syntax, structure.pixels
+        self._codec = codec_of(syntax, whole_number(self.header, "BitsStored") or 8)
+        self.decoder = self._codec.name if self._codec else "none"
+        if pixels is None or (pixels.length == 0 and pixels.tag == PIXEL_DATA):
+            raise NotUsableError("no_pixels")
+        if pixels.tag != PIXEL_DATA:
+            value, expected = "in floating point", "whole numbers"
+            raise NotUsableError("bad_attribute", keyword="PixelData", value=value, expected=expected)
+        self._format, self.num_frames = read_format(self.header, limits)
+        self.shape = self._format.rows, self._format.columns
+        self._grey = GreyScale(self._format, self.header, structure.is_little_endian)
+        self._source: Source = file
+        if self._codec:
+            self._frames = index_frames(file, pixels, self.num_frames)
+            return
+        self._offset, self._is_little_endian = pixels.offset, structure.is_little_endian
+        # bytes of a big-endian OW lie swapped in their words (PS3.5 8.1.1 and A.3)
+        self._is_swapped = syntax == BIG_ENDIAN and self._format.bits_allocated == 8 and pixels.vr == "OW"
+        self._end = None
+        if syntax == DEFLATED:
+            self._source = InflatedSource(file, structure.data_set_offset, limits)
+            self._end = pixels.offset + (pixels.length or 0)
+        self._check_native(pixels, file.size if syntax != DEFLATED else None)
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Frames from `start` up to `stop`, or to the last, (T, H, W) uint8.
+
+        Raises:
+            NotUsableError: of the first frame that cannot be decoded.
+        """
+        return self.read_frames(range(start, min(stop, self.num_frames)))
+
+    def read_frames(self, frame_indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Frames by index, in the order given, (T, H, W) uint8."""
+        frames = np.empty((len(frame_indices), *self.shape), np.uint8)
+        for frame, index in zip(frames, frame_indices):
+            frame[:] = self.read_frame(index)
+        return frames
+
+    def read_frame(self, frame_index: int) -> NDArray[np.uint8]:
+        """One frame, (H, W) uint8; it may be a view that must not be written to.
+
+        Raises:
+            NotUsableError: broken_frame, damaged_frame, frame_mismatch, truncated_pixels.
+            ValueError: if there is no such frame.
+        """
+        if not 0 <= frame_index < self.num_frames:
+            raise ValueError(f"decode.py: frame {frame_index} of a clip of {self.num_frames} frames (counted from 0)")
+        try:
+            if self._codec is None:
+                samples = native_samples(self._native_bytes(frame_index), self._format, self._is_little_endian)
+            else:
+                data = self._frames.read(self._source, frame_index, 2 * self._format.num_bytes + _COMPRESSED_SPARE)
+                samples = self._codec.decode(data, self._format)
+            return self._grey(samples)
+        except (NotUsableError, MemoryError):
+            raise
+        except FrameError as error:
+            raise NotUsableError(error.code, frame=frame_index + 1, **error.facts) from None
+        except Exception:  # decoders raise many kinds, and their words mean nothing to people
+            problem = "its compressed data are damaged or end early"
+            raise NotUsableError("broken_frame", frame=frame_index + 1, problem=problem) from None
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._close.close()
+
+    def __enter__(self) -> FrameReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_native(self, pixels: PixelData, file_size: int | None) -> None:
+        """Compare the size that rows, columns and frames ask for with what is there."""
+        if pixels.length is None:
+            problem = "its pixel data are in fragments, which its transfer syntax does not have"
+            raise NotUsableError("broken_header", problem=problem)
+        got = pixels.length if file_size is None else min(pixels.length, file_size - pixels.offset)
+        if self._format.is_subsampled and got >= 3 * self._format.rows * self._format.columns * self.num_frames:
+            self._format = dataclasses.replace(self._format, photometric="YBR_FULL")  # written in full all the same
+        if self._format.photometric == "YBR_PARTIAL_420":
+            raise NotUsableError("unsupported_photometric", value="YBR_PARTIAL_420 (uncompressed)")
+        if self._format.is_subsampled and self._format.columns % 2:
+            columns = self._format.columns
+            raise NotUsableError("bad_attribute", keyword="Columns", value=columns, expected="an even number")
+        expected = self._format.num_bytes * self.num_frames
+        if got < expected:
+            raise NotUsableError("truncated_pixels", got=got, expected=expected, unit="bytes")
+
+    def _check_inflated_end(self, end: int) -> None:
+        """Damage within deflated data shows in nothing but what comes behind the pixels: they have no checksum. A data element may come
+        there (padding, a signature, a vendor's own), whose representation is two letters, or nothing."""
+        behind = self._source.read(end, 8)
+        if behind.strip(b"\0") and not (behind[4:6].isalpha() and behind[4:6].isupper()):
+            raise NotUsableError("broken_header", problem="its deflated data set is damaged")
+
+    def _native_bytes(self, frame_index: int) -> bytes:
+        num_bytes = self._format.num_bytes
+        start = frame_index * num_bytes
+        if not self._is_swapped:
+            data = self._source.read(self._offset + start, num_bytes)
+            if self._end is not None and frame_index == self.num_frames - 1:
+                self._check_inflated_end(self._end)
+            return data
+        before = start % 2
+        words = np.frombuffer(
+            self._source.read(self._offset + start - before, (before + num_bytes + 1) // 2 * 2), ">u2"
+        )
+        return words.astype("<u2").tobytes()[before : before + num_bytes]
+
+
+def frame_reader(path: str | os.PathLike[str], limits: Limits | None = None) -> FrameReader:
+    """Open an ultrasound object for reading its frames. Nothing is decoded yet, but sizes and lengths are checked.
+
+    Args:
+        path: of a regular file.
+        limits: of a file; the defaults where None.
+    Raises:
+        NotUsableError: with a reason of the scan or of reading (`reasons.py`).
+    """
+    limits = limits or Limits()
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open_regular(path))
+        structure = walk_file(file, limits)
+        if structure.problem is not None:
+            raise structure.problem
+        return FrameReader(file, structure, limits, stack.pop_all())
+    raise AssertionError  # the stack swallows nothing
+
+
+def read_format(header: Dataset, limits: Limits) -> tuple[PixelFormat, int]:
+    """Format of the pixels and number of frames, checked.
+
+    Raises:
+        NotUsableError: missing_attribute, bad_attribute, unsupported_photometric, too_large or too_many_frames.
+    """
+    rows, columns = (_needed(header, name, 1, 65535) for name in ("Rows", "Columns"))
+    samples = _needed(header, "SamplesPerPixel", 1, 3)
+    num_frames = 1
+    if header.get("NumberOfFrames") not in (None, ""):
+        num_frames = _needed(header, "NumberOfFrames", 1, 2**31)
+    if num_frames > limits.max_frames:
+        raise NotUsableError("too_many_frames", frames=num_frames, limit=limits.max_frames)
+    num_values = rows * columns * num_frames * samples
+    if max(rows, columns) > limits.max_rows_columns or num_values > limits.max_values:
+        limit = f"{limits.max_rows_columns} a side or {limits.max_values:g}"
+        raise NotUsableError("too_large", rows=rows, columns=columns, frames=num_frames, limit=limit)
+    allocated = _needed(header, "BitsAllocated", 1, 64)
+    if allocated not in (8, 16):
+        raise NotUsableError("bad_attribute", keyword="BitsAllocated", value=allocated, expected="8 or 16")
+    stored = _optional(header, "BitsStored", 1, allocated, allocated)
+    high_bit = _optional(header, "HighBit", stored - 1, allocated - 1, stored - 1)
+    photometric = _photometric(header, samples)
+    is_signed = _optional(header, "PixelRepresentation", 0, 1, 0) == 1
+    is_planar = samples > 1 and _optional(header, "PlanarConfiguration", 0, 1, 0) == 1
+    return PixelFormat(
+        rows, columns, samples, photometric, allocated, stored, high_bit, is_signed, is_planar
+    ), num_frames
+
+
+def whole_number(header: Dataset, keyword: str) -> int | None:
+    """Value of an attribute, if it is one whole number."""
+    value = header.get(keyword)
+    if isinstance(value, (bytes, str)) or value is None:
+        return None
+    try:
+        number = int(value)
+        return number if number == float(value) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _needed(header: Dataset, keyword: str, lowest: int, highest: int) -> int:
+    if header.get(keyword) in (None, "", b""):
+        raise NotUsableError("missing_attribute", keyword=keyword)
+    return _optional(header, keyword, lowest, highest, lowest)
+
+
+def _optional(header: Dataset, keyword: str, lowest: int, highest: int, default: int) -> int:
+    """A whole number in a range; the default where it is missing."""
+    if header.get(keyword) in (None, "", b""):
+        return default
+    number = whole_number(header, keyword)
+    if number is None or not lowest <= number <= highest:
+        expected = f"{lowest}" if lowest == highest else f"{lowest} to {highest}"
+        value = "not a whole number" if number is None else number
+        raise NotUsableError("bad_attribute", keyword=keyword, value=value, expected=expected)
+    return number
+
+
+def _photometric(header: Dataset, samples: int) -> str:
+    """The photometric interpretation, one of those read."""
+    keyword = "PhotometricInterpretation"
+    value = header.get(keyword)
+    if not value:
+        raise NotUsableError("missing_attribute", keyword=keyword)
+    word = value.strip().upper() if isinstance(value, str) else ""
+    if word in PHOTOMETRIC_INTERPRETATIONS.get(samples, ()):
+        return word
+    known = [word for words in PHOTOMETRIC_INTERPRETATIONS.values() for word in words]
+    if word in known:
+        expected = "1" if samples == 3 else "3"
+        raise NotUsableError(
+            "bad_attribute", keyword="SamplesPerPixel", value=samples, expected=f"{expected} for {word}"
+        )
+    raise NotUsableError("unsupported_photometric", value=word if word in _OTHER_PHOTOMETRIC else "in the header")

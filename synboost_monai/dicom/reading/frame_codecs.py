@@ -1,0 +1,422 @@
+"""One compressed frame -> its samples, by decoders that are named: another decoder may give other grey levels.
+
+| transfer syntaxes | decoder | licence |
+|---|---|---|
+| JPEG Baseline, Extended (8 bit) | Pillow (libjpeg-turbo) | MIT-CMU |
+| JPEG Extended (12 bit), Lossless | pylibjpeg-libjpeg, optional | GPL-3 |
+| JPEG-LS | pyjpegls (CharLS) | MIT |
+| JPEG 2000, High-Throughput JPEG 2000 | pylibjpeg-openjpeg | MIT |
+| RLE | pylibjpeg-rle | MIT |
+
+They are called by themselves and not through pydicom, which takes whichever is installed. `python-gdcm` is never used: it ends the
+process. A JPEG whose data end early decodes without an error, its rest filler; `_is_hungry` finds that out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import io
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synboost_monai.dicom.reading.pixel_data import NATIVE_SYNTAXES
+from synboost_monai.dicom.reasons import NotUsableError
+
+JPEG_BASELINE, JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
+JPEG_LOSSLESS = frozenset({"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"})
+JPEG_LS = frozenset({"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"})
+JPEG_2000 = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))
+RLE = "1.2.840.10008.1.2.5"
+ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
+DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+VIDEO = tuple(f"1.2.840.10008.1.2.4.{n}" for n in range(100, 109))
+"""MPEG-2, MPEG-4 and HEVC; their fragmentable variants end in .1."""
+
+_FILLER = 128
+"""Grey of the blocks that a baseline JPEG decoder makes up when its data have ended."""
+_JUNK = bytes([0xA5, 0x5A, 0x3C, 0xC3, 0x69, 0x96, 0x0F, 0xF0]) * 64
+"""Entropy data without a marker; a decoder that still needs data takes it."""
+_FRAME_MARKERS = frozenset({*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7})
+_END = b"\xff\xd9"
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """What a header says of each frame."""
+
+    rows: int
+    columns: int
+    samples: int
+    """1, or 3 for colour."""
+    photometric: str
+    bits_allocated: int
+    """8 or 16."""
+    bits_stored: int
+    high_bit: int
+    is_signed: bool
+    is_planar: bool
+    """Colours one plane after the other (native pixels alone)."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of an uncompressed frame; of YBR_*_422, two chroma samples for two pixels."""
+        samples = 2 if self.is_subsampled else self.samples
+        return self.rows * self.columns * samples * (self.bits_allocated // 8)
+
+    @property
+    def is_subsampled(self) -> bool:
+        """Whether native pixels share their chroma with the neighbour."""
+        return self.photometric in ("YBR_FULL_422", "YBR_PARTIAL_422")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A decoded frame."""
+
+    values: NDArray[Any]
+    """(H, W), one sample or the luma alone; or (H, W, 3). uint8 or uint16."""
+    bits: int
+    """Of a sample."""
+    is_signed: bool = False
+    is_rgb: bool = False
+    """(H, W, 3), red, green and blue."""
+    is_verbatim: bool = False
+    """The bits lie in their words as Bits Stored and High Bit say; else they are the lowest."""
+
+
+Decode = Callable[[bytes, PixelFormat], Samples]
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A decoder with its name and version."""
+
+    name: str
+    decode: Decode
+    """Raises `FrameError`; other exceptions mean that the decoder cannot read the frame."""
+
+
+class FrameError(Exception):
+    """A frame that cannot be used; `FrameReader` adds which."""
+
+    def __init__(self, code: str, **facts: Any) -> None:
+        super().__init__(code)
+        self.code, self.facts = code, facts
+
+
+def syntax_name(syntax: str) -> str:
+    """Name of a transfer syntax; of one that the standard does not have, no text of the file."""
+    from pydicom.uid import UID_dictionary
+
+    return UID_dictionary[syntax][0] if syntax in UID_dictionary else "with an unknown identifier"
+
+
+def codec_of(syntax: str, bits_stored: int) -> Codec | None:
+    """The decoder of a transfer syntax; None for native pixels.
+
+    Raises:
+        NotUsableError: video, unsupported_syntax or missing_decoder.
+    """
+    if syntax in NATIVE_SYNTAXES:
+        return None
+    name = syntax_name(syntax)
+    if syntax.removesuffix(".1") in VIDEO or syntax in VIDEO:
+        raise NotUsableError("video", syntax=name)
+    if syntax == JPEG_BASELINE or (syntax == JPEG_EXTENDED and bits_stored <= 8):
+        return _pillow()
+    if syntax in JPEG_LOSSLESS or syntax == JPEG_EXTENDED:
+        return _plugin(name, "libjpeg", "pylibjpeg-libjpeg", "jpeg-lossless", _decode_libjpeg)
+    if syntax in JPEG_LS:
+        return _plugin(name, "jpeg_ls", "pyjpegls", "dicom", _decode_jpeg_ls)
+    if syntax in JPEG_2000:
+        return _plugin(name, "openjpeg", "pylibjpeg-openjpeg", "dicom", _decode_jpeg_2000)
+    if syntax == RLE:
+        return _plugin(name, "rle", "pylibjpeg-rle", "dicom", _decode_rle)
+    if syntax == ENCAPSULATED_UNCOMPRESSED:
+        return Codec("none", native_samples)
+    if syntax == DEFLATED_FRAMES:
+        return Codec(f"zlib {zlib.ZLIB_RUNTIME_VERSION}", _decode_deflated)
+    raise NotUsableError("unsupported_syntax", syntax=name)
+
+
+def _plugin(syntax: str, module: str, distribution: str, extra: str, decode: Decode) -> Codec:
+    try:
+        importlib.import_module(module)
+        version = importlib.metadata.version(distribution)
+    except ImportError:
+        raise NotUsableError("missing_decoder", syntax=syntax, extra=extra) from None
+    return Codec(f"{distribution} {version}", decode)
+
+
+def _pillow() -> Codec:
+    import PIL
+    from PIL import features
+
+    turbo = features.version("libjpeg_turbo")
+    return Codec(f"Pillow {PIL.__version__}" + (f" (libjpeg-turbo {turbo})" if turbo else ""), _decode_jpeg)
+
+
+def native_samples(data: bytes, pixels: PixelFormat, is_little_endian: bool = True) -> Samples:
+    """Samples of an uncompressed frame.
+
+    Args:
+        data: `num_bytes` of the format, and perhaps padding.
+    """
+    if len(data) < pixels.num_bytes:
+        problem = f"it has {len(data)} of {pixels.num_bytes} bytes"
+        raise FrameError("broken_frame", problem=problem)
+    dtype: Any = np.uint8 if pixels.bits_allocated == 8 else np.dtype("<u2" if is_little_endian else ">u2")
+    values = np.frombuffer(data, dtype, pixels.num_bytes // (pixels.bits_allocated // 8))
+    shape = pixels.rows, pixels.columns
+    if pixels.samples == 1:
+        return Samples(values.reshape(shape), pixels.bits_stored, pixels.is_signed, is_verbatim=True)
+    if pixels.is_subsampled:  # Y Y Cb Cr for each two pixels of a row (PS3.3 C.7.6.3.1.2)
+        return Samples(values.reshape(-1, 4)[:, :2].reshape(shape), pixels.bits_stored, is_verbatim=True)
+    planes = values.reshape(3, *shape) if pixels.is_planar else np.moveaxis(values.reshape(*shape, 3), -1, 0)
+    return _of_planes(planes, pixels.bits_stored, pixels.photometric, is_verbatim=True)
+
+
+def _of_planes(planes: NDArray[Any], bits: int, photometric: str, is_verbatim: bool = False) -> Samples:
+    """(3, H, W): red, green and blue, or luma first."""
+    is_rgb = photometric == "RGB"
+    return Samples(np.moveaxis(planes, 0, -1) if is_rgb else planes[0], bits, is_rgb=is_rgb, is_verbatim=is_verbatim)
+
+
+def _decode_deflated(data: bytes, pixels: PixelFormat) -> Samples:
+    inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, pixels.num_bytes)
+    return native_samples(inflated, pixels)
+
+
+def _decode_rle(data: bytes, pixels: PixelFormat) -> Samples:
+    from rle.rle import decode_frame
+
+    shape, num_bytes = (pixels.rows, pixels.columns), pixels.bits_allocated // 8
+    num_segments = int.from_bytes(data[:4], "little")
+    if num_segments != pixels.samples * num_bytes:
+        _refuse_components(num_segments / num_bytes, pixels)
+    decoded = decode_frame(bytes(data), shape[0] * shape[1], pixels.bits_allocated, "<")
+    values = np.frombuffer(decoded, np.uint8 if num_bytes == 1 else np.dtype("<u2"))
+    if pixels.samples == 1:
+        return Samples(values.reshape(shape), pixels.bits_stored, pixels.is_signed, is_verbatim=True)
+    return _of_planes(values.reshape(3, *shape), pixels.bits_stored, pixels.photometric, is_verbatim=True)
+
+
+# --- JPEG ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JpegHeader:
+    """What the frame header of a JPEG says."""
+
+    marker: int
+    """Kind of JPEG: 0xC0 baseline, 0xC1 extended, 0xC3 lossless, 0xF7 JPEG-LS."""
+    bits: int
+    rows: int
+    columns: int
+    components: int
+    scan: int
+    """Offset of the first scan."""
+
+
+def jpeg_header(data: bytes) -> JpegHeader:
+    """Read the markers of a JPEG up to its first scan."""
+    position, found = 2, None
+    if data[:2] != b"\xff\xd8":
+        raise FrameError("broken_frame", problem="it does not begin like a JPEG")
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:
+            break
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if marker == 0xDA and found:
+            return JpegHeader(*found, position)
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker in _FRAME_MARKERS and length >= 8 and position + 10 <= len(data):
+            rows = int.from_bytes(data[position + 5 : position + 7], "big")
+            columns = int.from_bytes(data[position + 7 : position + 9], "big")
+            found = marker, data[position + 4], rows, columns, data[position + 9]
+        if length < 2:
+            break
+        position += 2 + length
+    raise FrameError("broken_frame", problem="its JPEG header is damaged or ends early")
+
+
+def _checked_jpeg(data: bytes, pixels: PixelFormat, markers: tuple[int, ...]) -> JpegHeader:
+    header = jpeg_header(data)
+    if header.marker not in markers:
+        raise FrameError("broken_frame", problem="it is another kind of JPEG than its transfer syntax says")
+    _check_size((header.rows, header.columns), header.components, header.bits, pixels)
+    return header
+
+
+def _check_size(size: tuple[int, int], components: int, bits: int, pixels: PixelFormat) -> None:
+    """Compare a compressed frame with the header, before it is decoded."""
+    if size != (pixels.rows, pixels.columns):
+        got, expected = f"{size[0]} x {size[1]} pixels", f"{pixels.rows} x {pixels.columns}"
+        raise FrameError("frame_mismatch", got=got, expected=expected)
+    if components != pixels.samples:
+        _refuse_components(components, pixels)
+    if not 1 <= bits <= 16 or (pixels.bits_allocated == 8 and bits > 8):
+        raise FrameError("frame_mismatch", got=f"{bits} bits a sample", expected=f"{pixels.bits_stored}")
+
+
+def _refuse_components(components: float, pixels: PixelFormat) -> None:
+    raise FrameError("frame_mismatch", got=f"{components:g} samples a pixel", expected=f"{pixels.samples}")
+
+
+def _decode_jpeg(data: bytes, pixels: PixelFormat) -> Samples:
+    """The luma of an 8-bit JPEG, as its decoder has it before any conversion of colours.
+
+    Three components are luma and chroma, unless an Adobe marker or the components' names say RGB (then luma is computed): what
+    libjpeg goes by, and what scanners write, whatever the photometric interpretation says.
+    """
+    header = _checked_jpeg(data, pixels, (0xC0, 0xC1))
+    values, is_whole = _decode_whole(_pillow_luma, data, header, lambda v: bool((v[-8:, -8:] == _FILLER).all()))
+    if not is_whole:
+        raise FrameError("damaged_frame")
+    return Samples(values, 8)
+
+
+def _pillow_luma(data: bytes) -> NDArray[Any]:
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(data), formats=("JPEG",))
+    image.draft("L", image.size)
+    if image.mode != "L":
+        raise FrameError("broken_frame", problem="its colours are neither grey, RGB nor luma and chroma")
+    return np.asarray(image)
+
+
+def _decode_libjpeg(data: bytes, pixels: PixelFormat) -> Samples:
+    """JPEG Lossless, and JPEG Extended of 12 bits."""
+    header = _checked_jpeg(data, pixels, (0xC1, 0xC3))
+    values, is_whole = _decode_whole(_libjpeg_samples, data, header, lambda v: bool((v[-1, -8:] == v[-1, -1]).all()))
+    if not is_whole:
+        raise FrameError("damaged_frame")
+    if pixels.samples == 3:
+        is_rgb = pixels.photometric == "RGB" and header.marker == 0xC3
+        return Samples(values if is_rgb else values[..., 0], header.bits, is_rgb=is_rgb)
+    return Samples(values, header.bits, pixels.is_signed)
+
+
+def _libjpeg_samples(data: bytes) -> NDArray[Any]:
+    from libjpeg.utils import decode
+
+    return decode(data)
+
+
+def _decode_whole(
+    decode: Callable[[bytes], NDArray[Any]],
+    data: bytes,
+    header: JpegHeader,
+    ends_like_filler: Callable[[NDArray[Any]], bool],
+) -> tuple[NDArray[Any], bool]:
+    """Decoded values, and whether all of them come from the data."""
+    end = data.find(_END, header.scan)  # in a scan, 0xFF is followed by 0 or a restart marker
+    body = data[:end] if end >= 0 else data.rstrip(b"\0")
+    values = decode(body + _END)
+    if end >= 0 and not ends_like_filler(values):
+        return values, True
+    return values, not _is_hungry(decode, body, values)
+
+
+def _is_hungry(decode: Callable[[bytes], NDArray[Any]], body: bytes, values: NDArray[Any]) -> bool:
+    """Whether a decoder would have taken more data: with junk at the end it then gives something else."""
+    try:
+        return not np.array_equal(decode(body + _JUNK + _END), values)
+    except Exception:  # it took the junk and choked
+        return True
+
+
+def _decode_jpeg_ls(data: bytes, pixels: PixelFormat) -> Samples:
+    from jpeg_ls.CharLS import decode_buffer
+
+    header = _checked_jpeg(data, pixels, (0xF7,))
+    end = data.find(_END, header.scan)  # without one, CharLS reads on in memory that is not the frame's, for seconds
+    decoded, about = decode_buffer(bytes(data if end >= 0 else data.rstrip(b"\0") + _END))
+    values = np.frombuffer(decoded, np.uint8 if header.bits <= 8 else np.dtype("<u2"))
+    shape = pixels.rows, pixels.columns
+    if pixels.samples == 1:
+        return Samples(values.reshape(shape), header.bits, pixels.is_signed)
+    if about["interleave_mode"] == 0:
+        return _of_planes(values.reshape(3, *shape), header.bits, pixels.photometric)
+    return _of_planes(np.moveaxis(values.reshape(*shape, 3), -1, 0), header.bits, pixels.photometric)
+
+
+# --- JPEG 2000 -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Jpeg2000Header:
+    """What the main header of a JPEG 2000 code stream says."""
+
+    rows: int
+    columns: int
+    components: int
+    bits: int
+    is_signed: bool
+    is_transformed: bool
+    """Whether the decoder turns luma and chroma into red, green and blue."""
+    num_tiles: int
+    """Rectangles that are coded each for itself; ultrasound has one."""
+    tiles: int
+    """Offset of the first of their parts."""
+
+
+def jpeg_2000_header(data: bytes) -> Jpeg2000Header:
+    """Read the SIZ and COD markers of a code stream (ISO/IEC 15444-1 A.5, A.6), also within a JP2 file."""
+    start = data.find(b"\xff\x4f\xff\x51", 0, 4096)
+    if start < 0 or len(data) < start + 60:
+        raise FrameError("broken_frame", problem="it does not begin like a JPEG 2000 code stream")
+    siz = start + 4
+    right, bottom, left, top = (int.from_bytes(data[siz + 4 + i : siz + 8 + i], "big") for i in (0, 4, 8, 12))
+    components, depth = int.from_bytes(data[siz + 36 : siz + 38], "big"), data[siz + 38]
+    position = siz + int.from_bytes(data[siz : siz + 2], "big")
+    is_transformed = False
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] not in (0x90, 0xD9):
+        if data[position + 1] == 0x52 and position + 9 <= len(data):
+            is_transformed = data[position + 8] == 1
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    tile = [int.from_bytes(data[siz + 20 + i : siz + 24 + i], "big") for i in (0, 4, 8, 12)]  # width, height, left, top
+    if not tile[0] or not tile[1]:
+        raise FrameError("broken_frame", problem="its JPEG 2000 header is damaged")
+    num_tiles = -(-(right - tile[2]) // tile[0]) * -(-(bottom - tile[3]) // tile[1])
+    return Jpeg2000Header(
+        bottom - top, right - left, components, (depth & 127) + 1, depth > 127, is_transformed, num_tiles, position
+    )
+
+
+def _has_all_tiles(data: bytes, header: Jpeg2000Header) -> bool:
+    """Whether every tile has a part (SOT markers, ISO/IEC 15444-1 A.4.2); the decoder leaves a tile without one black, and says nothing."""
+    found, position = set(), header.tiles
+    while data[position : position + 2] == b"\xff\x90" and position + 12 <= len(data):
+        found.add(int.from_bytes(data[position + 4 : position + 6], "big"))
+        length = int.from_bytes(data[position + 6 : position + 10], "big")
+        if not length:  # the last one, up to the end
+            break
+        position += length
+    return len(found) >= header.num_tiles
+
+
+def _decode_jpeg_2000(data: bytes, pixels: PixelFormat) -> Samples:
+    from openjpeg.utils import decode
+
+    header = jpeg_2000_header(data)
+    _check_size((header.rows, header.columns), header.components, header.bits, pixels)
+    values = decode(bytes(data))
+    if not _has_all_tiles(data, header):
+        raise FrameError("damaged_frame")
+    values = values.view(np.uint8 if values.dtype.itemsize == 1 else np.uint16)
+    if pixels.samples == 1:
+        return Samples(values, header.bits, header.is_signed)
+    if pixels.photometric == "RGB" or (header.is_transformed and pixels.photometric in ("YBR_RCT", "YBR_ICT")):
+        return Samples(values, header.bits, is_rgb=True)
+    return Samples(values[..., 0], header.bits)

@@ -1,0 +1,209 @@
+"""The header of a DICOM file: everything before the pixel data, as a pydicom Dataset that can be trusted to be readable.
+
+Every failure is a `NotUsableError`. `structure.py` has checked where each value starts and ends before pydicom interprets it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from pydicom.charset import convert_encodings, default_encoding, python_encoding
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag
+from pydicom.uid import UID
+
+from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.quiet import quiet
+from synboost_monai.dicom.reading.files import open_regular
+from synboost_monai.dicom.reading.structure import (
+    MAX_DEPTH,
+    TRANSFER_SYNTAX,
+    Element,
+    Structure,
+    starts_as_dicom,
+    walk_file,
+)
+from synboost_monai.dicom.reasons import NotUsableError
+
+SPECIFIC_CHARACTER_SET = 0x00080005
+"""Tag of the names of the encodings of a header's texts."""
+MAX_VALUES = 50_000
+"""Texts and numbers in texts, all of a header's; times of 20,000 frames are the most that ultrasound has. Each becomes an object of some
+hundred bytes, so that a header within `Limits.max_header_mb` could take gigabytes and minutes."""
+MAX_ITEMS = 20_000
+"""Items of the sequences that are kept, likewise; ultrasound headers have some dozen. Each becomes a data set, a kB in memory."""
+_ITEM_STARTS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+_TEXTS = frozenset("AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split())
+_NUMBERS = frozenset("AT FD FL SL SS SV UL US UV".split())
+_BYTES = frozenset("OB OD OF OL OV OW UN".split())
+_ONE_VALUE = _NUMBERS | _BYTES | {"LT", "ST", "UR", "UT"}  # no text, or one in which a backslash parts nothing
+
+
+def read_header(
+    path: str | os.PathLike[str], limits: Limits | None = None, tags: Iterable[str | int] | None = None
+) -> Dataset:
+    """Read what stands before the pixel data of a DICOM file.
+
+    Private data elements and values of more than 1 MiB are left out. A text is given with the VR that the standard has for its tag. A
+    value that this VR does not allow (letters in a number, numbers for a name) is given as bytes with VR OB. So every data element of the
+    result, in sequences too, can be looked at without an error, and is of the kind that its tag promises or bytes.
+    `file_meta.TransferSyntaxUID` is always there: guessed from the first bytes where the file says none.
+
+    Args:
+        path: of a regular file.
+        limits: of a file; the defaults where None.
+        tags: keywords or tags of the data elements wanted; all where None. Sequences that are not wanted are not checked inside.
+    Raises:
+        NotUsableError: with a reason of the scan (`reasons.py`).
+    """
+    limits = limits or Limits()
+    wanted = None if tags is None else as_tags(tags)
+    with open_regular(path) as file:
+        structure = walk_file(file, limits, wanted)
+    if structure.problem is not None:
+        raise structure.problem
+    return as_dataset(structure)
+
+
+def is_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a file starts as a DICOM file does, with or without preamble; False for links, pipes and what cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return starts_as_dicom(file.read(0, 132))
+    except NotUsableError:
+        return False
+
+
+def as_tags(names: Iterable[str | int]) -> frozenset[int]:
+    """Tags of keywords (or tags), and that of the Specific Character Set, which texts need.
+
+    Raises:
+        ValueError: for a keyword that DICOM does not know.
+    """
+    tags = {SPECIFIC_CHARACTER_SET}
+    for name in names:
+        tag = tag_for_keyword(name) if isinstance(name, str) else int(name)
+        if tag is None:
+            raise ValueError(f"header.py: {name!r} is no keyword of DICOM")
+        tags.add(tag)
+    return frozenset(tags)
+
+
+def as_dataset(structure: Structure) -> Dataset:
+    """The data elements of a structure as a Dataset with `file_meta`, every value converted."""
+    with quiet():
+        character_sets = _character_sets(structure)
+        encodings: list[str] = list(convert_encodings(list(character_sets)))
+        elements = structure.elements
+        if SPECIFIC_CHARACTER_SET in elements:  # before it is needed for others
+            words = "\\".join(character_sets).encode("latin-1")
+            elements = {**elements, SPECIFIC_CHARACTER_SET: Element(SPECIFIC_CHARACTER_SET, "CS", words, False)}
+        dataset = _dataset(elements, structure.is_little_endian, encodings)
+        dataset.set_original_encoding(structure.is_implicit, structure.is_little_endian, encodings)
+        meta = {tag: element for tag, element in structure.meta.items() if tag != TRANSFER_SYNTAX}
+        dataset.file_meta = FileMetaDataset(_dataset(meta, True, [default_encoding]))
+        dataset.file_meta.TransferSyntaxUID = UID(structure.transfer_syntax)
+    return dataset
+
+
+def _dataset(elements: dict[int, Element], is_little_endian: bool, encodings: list[str]) -> Dataset:
+    """A Dataset of the standard's data elements, each converted."""
+    _count_values(elements)
+    raw: dict[BaseTag, DataElement | RawDataElement] = {}
+    for tag, (_, vr, value, is_implicit) in elements.items():
+        if value is not None and not tag >> 16 & 1:
+            key = BaseTag(tag)
+            raw[key] = RawDataElement(key, vr or None, len(value), value, 0, is_implicit, is_little_endian)
+    dataset = Dataset(raw, parent_encoding=encodings)
+    _convert(dataset, 0)
+    return dataset
+
+
+def _count_values(elements: dict[int, Element]) -> None:
+    """Refuse a header of more values than any object has; those within sequences count too."""
+    num_values = sum(
+        element.value.count(b"\\")
+        for tag, element in elements.items()
+        if element.value and (element.vr or _vr_of(tag)) not in _ONE_VALUE
+    )
+    if num_values > MAX_VALUES:
+        raise NotUsableError("broken_header", problem=f"it has more than {MAX_VALUES:,} values")
+    num_items = sum(
+        max(map(element.value.count, _ITEM_STARTS))
+        for tag, element in elements.items()
+        if element.value and not tag >> 16 & 1 and (element.vr or _vr_of(tag)) in ("SQ", "UN")
+    )
+    if num_items > MAX_ITEMS:
+        raise NotUsableError("broken_header", problem=f"its sequences have more than {MAX_ITEMS:,} items")
+
+
+def _vr_of(tag: int) -> str:
+    """VR of the standard; '' for a data element that it does not know."""
+    return dictionary_VR(tag) if dictionary_has_tag(tag) else ""
+
+
+def _character_sets(structure: Structure) -> list[str]:
+    """Specific Character Set without words that are none; Latin-1 where no other is left."""
+    words = [word.strip() for word in structure.text(SPECIFIC_CHARACTER_SET).split("\\")]
+    known = [word for word in words if word in python_encoding or _is_misspelt(word)]
+    return known if any(known) or not any(words) else ["ISO_IR 100"]
+
+
+def _is_misspelt(word: str) -> bool:
+    """Whether pydicom knows what this was to be: ISO IR 100 for ISO_IR 100."""
+    try:
+        return bool(convert_encodings([word]) != [default_encoding])
+    except (LookupError, ValueError):
+        return False
+
+
+def _convert(dataset: Dataset, depth: int) -> None:
+    """Convert every value in place; drop private data elements, keep as bytes what its VR does not allow."""
+    for tag in list(dataset.keys()):
+        if tag.group & 1 or tag.element == 0:
+            del dataset[tag]
+            continue
+        raw = dataset.get_item(tag)
+        try:
+            if isinstance(raw, RawDataElement) and raw.VR is not None:
+                dataset[tag] = raw._replace(VR=_right_vr(tag, raw.VR))
+            element = dataset[tag]
+            if element.VR == "SQ":
+                if depth >= MAX_DEPTH:
+                    raise NotUsableError(
+                        "broken_header", problem=f"its sequences are nested more than {MAX_DEPTH} deep"
+                    )
+                for item in element.value:
+                    _convert(item, depth + 1)
+            elif element.VR == "PN":
+                str(element.value)  # decodes its parts now, while nobody is warned of them
+            elif element.VR in ("DS", "IS") and any(isinstance(one, str) and one for one in _many(element.value)):
+                raise ValueError("not a number")
+        except NotUsableError:
+            raise
+        except Exception:  # pydicom raises many kinds for a value that is not of its VR
+            dataset[tag] = DataElement(tag, "OB", getattr(raw, "value", None) or b"")
+
+
+def _right_vr(tag: BaseTag, stored: str) -> str:
+    """VR by which a value is read, where a file stores it by another than the standard's: the standard's where both are texts or both
+    are bytes, the stored one where both are numbers (in text or binary), OB where the value is of another kind than its tag."""
+    right = _vr_of(tag).split(" or ")
+    if right == [""] or stored in right or stored == "UN":
+        return stored
+    if stored in _TEXTS and right[0] in _TEXTS:
+        return right[0]
+    numbers = _NUMBERS | {"DS", "IS"}
+    if stored in numbers and right[0] in numbers:
+        return stored
+    return right[-1] if right[-1] in _BYTES and stored in _BYTES | _NUMBERS else "OB"
+
+
+def _many(value: Any) -> Iterable[Any]:
+    """The values of a data element that may have one, several or none; the empty text is none."""
+    return (value,) if value and isinstance(value, str) else value if isinstance(value, MultiValue) else ()

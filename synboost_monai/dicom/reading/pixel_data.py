@@ -1,0 +1,197 @@
+"""Where the frames of a DICOM file lie: the fragments of each frame, and the bytes of one frame at a time.
+
+Nothing is taken on trust: lengths are compared with the file, offset tables with the fragments that are there. No more than one
+compressed frame is ever held in memory, whatever the length of the clip. Encapsulation: DICOM PS3.5, annex A.4.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.reading.files import OpenFile
+from synboost_monai.dicom.reading.structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, PixelData
+from synboost_monai.dicom.reasons import NotUsableError
+
+NATIVE_SYNTAXES = frozenset({IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN})
+"""Transfer syntaxes whose pixel data are one block, not fragments."""
+MAX_FRAGMENTS = 1_000_000
+"""Of an object; many times the frames of a clip, which some writers split."""
+
+_UNDEFINED = 0xFFFFFFFF
+_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
+_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP")
+"""First bytes of a frame of the JPEG family, JPEG 2000 and JP2."""
+_INFLATE_BYTES = 1 << 18
+
+
+class Source(Protocol):
+    """Bytes that can be read from any place: an `OpenFile`, or what it inflates to."""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset` on; fewer at the end alone."""
+        ...
+
+
+class InflatedSource:
+    """The inflated data set of a deflated file, made piece by piece: reading on is cheap, going back begins anew.
+
+    Args:
+        file: the deflated file.
+        start: where its data set begins.
+        limits: `max_inflated_mb` is the most that is inflated.
+    Raises:
+        NotUsableError: on reading: inflates_too_far or broken_header.
+    """
+
+    def __init__(self, file: OpenFile, start: int, limits: Limits) -> None:
+        self._file, self._start, self._limit_mb = file, start, limits.max_inflated_mb
+        self._begin()
+
+    def _begin(self) -> None:
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._read_from = self._start
+        self._piece, self._piece_offset = b"", 0
+
+    def read(self, offset: int, count: int) -> bytes:
+        """See `Source`."""
+        if offset < self._piece_offset:
+            self._begin()
+        parts = []
+        while count > 0:
+            first = offset - self._piece_offset
+            part = self._piece[first : first + count]
+            if part:
+                parts.append(part)
+                offset, count = offset + len(part), count - len(part)
+            elif not self._inflate_more():
+                break
+        return b"".join(parts)
+
+    def _inflate_more(self) -> bool:
+        """Make the next piece; false at the end."""
+        self._piece_offset += len(self._piece)
+        self._piece = b""
+        while not self._piece and not self._inflater.eof:
+            packed = self._inflater.unconsumed_tail
+            if not packed:
+                packed = self._file.read(self._read_from, _INFLATE_BYTES)
+                self._read_from += len(packed)
+            try:
+                self._piece = self._inflater.decompress(packed, _INFLATE_BYTES)
+            except zlib.error:
+                raise NotUsableError("broken_header", problem="its deflated data set is damaged") from None
+            if not packed and not self._piece:
+                return False  # cut off: what is missing shows where it is wanted
+        inflated = self._piece_offset + len(self._piece)
+        if inflated > self._limit_mb * 2**20:
+            ratio = round(inflated / max(self._read_from - self._start, 1))
+            raise NotUsableError("inflates_too_far", ratio=ratio, limit_mb=f"{self._limit_mb:g}")
+        return bool(self._piece)
+
+
+@dataclass(frozen=True)
+class FrameIndex:
+    """The fragments of each frame of encapsulated pixel data."""
+
+    fragments: Sequence[tuple[tuple[int, int], ...]]
+    """A frame: (offset in the file, bytes) of each of its fragments."""
+
+    def read(self, file: Source, frame_index: int, max_bytes: int) -> bytes:
+        """The compressed bytes of a frame.
+
+        Args:
+            file: that was indexed.
+            frame_index: from 0.
+            max_bytes: more is no frame of this image.
+        Raises:
+            NotUsableError: broken_frame, or truncated_pixels if the file was cut since.
+        """
+        fragments = self.fragments[frame_index]
+        num_bytes = sum(length for _, length in fragments)
+        if num_bytes == 0:
+            raise NotUsableError("broken_frame", frame=frame_index + 1, problem="it is empty")
+        if num_bytes > max_bytes:
+            problem = f"its {num_bytes} compressed bytes are more than an image of this size has"
+            raise NotUsableError("broken_frame", frame=frame_index + 1, problem=problem)
+        data = b"".join(file.read(offset, length) for offset, length in fragments)
+        if len(data) < num_bytes:
+            raise NotUsableError("truncated_pixels", got=frame_index, expected=len(self.fragments), unit="frames")
+        return data
+
+
+def index_frames(file: OpenFile, pixels: PixelData, num_frames: int) -> FrameIndex:
+    """Find the fragments of every frame.
+
+    As many fragments as frames: one each, whatever an offset table says. More: by the offset table where it agrees with the
+    fragments, else by the fragments that begin like a frame. A delimiter that is missing at the end does no harm.
+
+    Args:
+        file: with encapsulated pixel data.
+        pixels: where they lie.
+        num_frames: as the header says.
+    Raises:
+        NotUsableError: truncated_pixels, broken_frame, or bad_attribute for a Number of Frames that the data contradict.
+    """
+    if pixels.length is not None:
+        raise NotUsableError(
+            "broken_header", problem="its pixel data are not in fragments, as its transfer syntax demands"
+        )
+    table, fragments, is_cut = _read_items(file, pixels.offset)
+    if not is_cut and len(fragments) == num_frames:
+        return FrameIndex([(fragment,) for fragment in fragments])
+    starts = _starts_by_table(table, fragments, num_frames)
+    if starts is None:
+        starts = [i for i, (offset, _) in enumerate(fragments) if file.read(offset, 6).startswith(_STARTS)]
+        if num_frames == 1 and not starts and fragments:
+            starts = [0]
+    if is_cut or not starts or len(starts) < num_frames:
+        got = min(len(starts or fragments), num_frames - 1)
+        raise NotUsableError("truncated_pixels", got=got, expected=num_frames, unit="frames")
+    if len(starts) > num_frames:
+        expected = f"{len(starts)}, as many as the pixel data hold"
+        raise NotUsableError("bad_attribute", keyword="NumberOfFrames", value=num_frames, expected=expected)
+    ends = [*starts[1:], len(fragments)]
+    return FrameIndex([tuple(fragments[first:end]) for first, end in zip(starts, ends)])
+
+
+def _read_items(file: OpenFile, offset: int) -> tuple[tuple[int, ...], list[tuple[int, int]], bool]:
+    """Offset table, (offset, bytes) of each whole fragment, and whether the file ends within one."""
+    table: tuple[int, ...] | None = None
+    fragments: list[tuple[int, int]] = []
+    while len(fragments) < MAX_FRAGMENTS:
+        head = file.read(offset, 8)
+        if len(head) < 8:
+            break  # no delimiter
+        group, element, length = struct.unpack("<HHL", head)
+        tag = group << 16 | element
+        if tag == _SEQUENCE_END or (fragments and not head.strip(b"\0")):  # or padding in place of a delimiter
+            break
+        if tag != _ITEM or length == _UNDEFINED:
+            problem = "something else stands where a fragment should begin, so a length is wrong"
+            raise NotUsableError("broken_frame", frame=max(len(fragments), 1), problem=problem)
+        offset += 8
+        if offset + length > file.size:
+            return table or (), fragments, True
+        if table is None:
+            num_entries = min(length // 4, MAX_FRAGMENTS)
+            table = struct.unpack(f"<{num_entries}L", file.read(offset, 4 * num_entries))
+        else:
+            fragments.append((offset, length))
+        offset += length
+    return table or (), fragments, False
+
+
+def _starts_by_table(table: Sequence[int], fragments: Sequence[tuple[int, int]], num_frames: int) -> list[int] | None:
+    """Index of each frame's first fragment, if the offset table fits; its offsets count from the first fragment's item."""
+    if len(table) != num_frames or not fragments:
+        return None
+    first = fragments[0][0]
+    index_of = {offset - first: i for i, (offset, _) in enumerate(fragments)}
+    starts = [index_of.get(offset, -1) for offset in table]
+    is_sound = starts[0] == 0 and all(a < b for a, b in zip(starts, starts[1:]))
+    return starts if is_sound else None

@@ -1,0 +1,268 @@
+"""One ultrasound object, open for reading: what its header says that matters, and its frames in grey, cropped to the tissue region.
+
+    with open_ultrasound(path) as clip:
+        clip.facts.spacing_mm, clip.facts.view
+        frames = clip.read(0, 32)  # (T, rows, columns) uint8 of the region
+
+Facts are plain values without any text of the file but UIDs, so they can be logged, pickled and sent between processes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.reading.decode import FrameReader, frame_reader
+from synboost_monai.dicom.reading.regions import MIN_SIDE, Region, choose_region
+from synboost_monai.dicom.reading.view import view_of_header
+from synboost_monai.dicom.reasons import NotUsableError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+FRAME_MS = (1.0, 1000.0)
+"""Milliseconds from one frame to the next that are believed."""
+HEART_RATES = (20.0, 300.0)
+"""Beats a minute that are believed."""
+MAX_AGE = 120
+"""Years."""
+_SEXES = {"M": "male", "F": "female"}
+_YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+
+
+@dataclass(frozen=True)
+class ClipFacts:
+    """What is known of an ultrasound object before its frames are read."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_uid: str
+    rows: int
+    columns: int
+    """Of the whole image."""
+    num_frames: int
+    region: Region
+    """What is read and segmented."""
+    frame_times_ms: tuple[float, ...] | None
+    """Start of each frame after the first; None for a single frame, or where it is not known."""
+    heart_rate: float | None
+    """Beats a minute."""
+    r_wave_times_ms: tuple[float, ...]
+    """R waves of the ECG after the first frame; empty where there are none."""
+    view: str | None
+    """apical_four_chamber, apical_two_chamber, another view; None where it is not known."""
+    sex: str | None
+    """male or female."""
+    age: int | None
+    """Years."""
+    decoder: str
+    """Name and version of what decodes the frames."""
+
+    @property
+    def spacing_mm(self) -> tuple[float, float] | None:
+        """(row, column); None without a calibration."""
+        return self.region.spacing_mm
+
+    @property
+    def calibration_problem(self) -> NotUsableError | None:
+        """Why there is no calibration."""
+        return self.region.problem
+
+
+class UltrasoundClip:
+    """An open ultrasound object, made by `open_ultrasound`; to be closed, or used in `with`."""
+
+    def __init__(self, reader: FrameReader) -> None:
+        self._reader = reader
+        self.header: Dataset = reader.header
+        """Everything before the pixel data."""
+        self.facts = read_facts(reader)
+        """What matters of it."""
+        region = self.facts.region
+        self._rows = slice(region.first_row, region.first_row + region.rows)
+        self._columns = slice(region.first_column, region.first_column + region.columns)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the clip."""
+        return self.facts.num_frames
+
+    @property
+    def decoder(self) -> str:
+        """Name and version of what decodes the frames."""
+        return self.facts.decoder
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Frames from `start` up to `stop`, or to the last: (T, rows, columns) of the region, uint8.
+
+        Raises:
+            NotUsableError: of the first frame that cannot be decoded.
+        """
+        return self.read_frames(range(start, min(stop, self.num_frames)))
+
+    def read_frames(self, frame_indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Frames of the region by index, (T, rows, columns) uint8."""
+        region = self.facts.region
+        frames = np.empty((len(frame_indices), region.rows, region.columns), np.uint8)
+        for frame, index in zip(frames, frame_indices):
+            frame[:] = self._reader.read_frame(index)[self._rows, self._columns]
+        return frames
+
+    def check_not_blank(self) -> None:
+        """Refuse a clip in which no frame shows anything; it ends at the first frame that does.
+
+        Raises:
+            NotUsableError: blank, or of a frame that cannot be decoded.
+        """
+        for index in range(self.num_frames):
+            if np.ptp(self.read_frames([index])):
+                return
+        raise NotUsableError("blank")
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._reader.close()
+
+    def __enter__(self) -> UltrasoundClip:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_ultrasound(path: str | os.PathLike[str], limits: Limits | None = None) -> UltrasoundClip:
+    """Open an ultrasound object; its header is checked, and its frames up to the first that shows something are decoded.
+
+    Args:
+        path: of a regular file.
+        limits: of a file; the defaults where None.
+    Raises:
+        NotUsableError: with a reason of the scan or of reading (`reasons.py`); what is wrong with the calibration alone is in
+            `facts.calibration_problem`.
+    """
+    reader = frame_reader(path, limits)
+    try:
+        clip = UltrasoundClip(reader)
+        clip.check_not_blank()
+    except BaseException:
+        reader.close()
+        raise
+    return clip
+
+
+def read_facts(reader: FrameReader) -> ClipFacts:
+    """The facts of an open object.
+
+    Raises:
+        NotUsableError: too_small, or not_two_dimensional.
+    """
+    header, (rows, columns) = reader.header, reader.shape
+    if min(rows, columns) < MIN_SIDE:
+        raise NotUsableError("too_small", rows=rows, columns=columns, minimum=MIN_SIDE)
+    return ClipFacts(
+        sop_class_uid=_uid(header, "SOPClassUID"),
+        sop_instance_uid=_uid(header, "SOPInstanceUID"),
+        study_uid=_uid(header, "StudyInstanceUID"),
+        rows=rows,
+        columns=columns,
+        num_frames=reader.num_frames,
+        region=choose_region(header),
+        frame_times_ms=frame_times_ms(header, reader.num_frames),
+        heart_rate=_believed(_first_number(header, "HeartRate"), HEART_RATES),
+        r_wave_times_ms=tuple(sorted(n for n in _numbers(header, "RWaveTimeVector") if n >= 0)),
+        view=view_of_header(header),
+        sex=_SEXES.get(_text(header, "PatientSex").upper()),
+        age=age_in_years(header),
+        decoder=reader.decoder,
+    )
+
+
+def frame_times_ms(header: Dataset, num_frames: int) -> tuple[float, ...] | None:
+    """Start of each frame in milliseconds after the first.
+
+    By Frame Time Vector (increments, the first 0), Frame Time, Cine Rate or Recommended Display Frame Rate, the first of them that
+    makes sense; None for a single frame or if none does.
+    """
+    if num_frames < 2:
+        return None
+    increments = _numbers(header, "FrameTimeVector")
+    if len(increments) == num_frames:
+        steps = increments[1:]
+        if all(step >= 0 for step in steps) and FRAME_MS[0] <= sum(steps) / len(steps) <= FRAME_MS[1]:
+            return tuple(float(t) for t in np.cumsum([0.0, *steps]))
+    step = _believed(_first_number(header, "FrameTime"), FRAME_MS)
+    for keyword in ("CineRate", "RecommendedDisplayFrameRate"):
+        rate = _first_number(header, keyword)
+        if step is None and rate is not None and rate > 0:
+            step = _believed(1000 / rate, FRAME_MS)
+    return None if step is None else tuple(i * step for i in range(num_frames))
+
+
+def age_in_years(header: Dataset) -> int | None:
+    """Age by Patient's Age, else by birth and study date; None where neither is believable."""
+    text = _text(header, "PatientAge").upper()
+    if text[-1:] in _YEARS and text[:-1].isascii() and text[:-1].isdigit():
+        age = int(text[:-1]) * _YEARS[text[-1]]
+        return int(age) if age <= MAX_AGE else None
+    born = _date(header, "PatientBirthDate")
+    at = next(
+        filter(None, (_date(header, f"{kind}Date") for kind in ("Study", "Series", "Acquisition", "Content"))), None
+    )
+    if born is None or at is None:
+        return None
+    age = at.year - born.year - ((at.month, at.day) < (born.month, born.day))
+    return age if 0 <= age <= MAX_AGE else None
+
+
+def _date(header: Dataset, keyword: str) -> datetime.date | None:
+    """A date, written 20240131 or in the old way 2024.01.31."""
+    text = _text(header, keyword).replace(".", "")
+    if len(text) != 8 or not (text.isascii() and text.isdigit()):
+        return None
+    try:
+        return datetime.date(int(text[:4]), int(text[4:6]), int(text[6:]))
+    except ValueError:
+        return None
+
+
+def _uid(header: Dataset, keyword: str) -> str:
+    """A UID; empty where it is missing or is none (the scan refuses such files)."""
+    text = _text(header, keyword)
+    return text if len(text) <= 64 and text and set(text) <= set("0123456789.") else ""
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    value = header.get(keyword)
+    return value.strip(" \0") if isinstance(value, str) else ""
+
+
+def _numbers(header: Dataset, keyword: str) -> list[float]:
+    """Finite numbers of an attribute; none if any is not."""
+    value: Any = header.get(keyword)
+    if value is None or isinstance(value, (bytes, str)):
+        return []
+    values: Iterable[Any] = value if isinstance(value, Iterable) else [value]
+    try:
+        numbers = [float(n) for n in values]
+    except (TypeError, ValueError):
+        return []
+    return numbers if all(map(math.isfinite, numbers)) else []
+
+
+def _first_number(header: Dataset, keyword: str) -> float | None:
+    return next(iter(_numbers(header, keyword)), None)
+
+
+def _believed(value: float | None, limits: tuple[float, float]) -> float | None:
+    return value if value is not None and limits[0] <= value <= limits[1] else None

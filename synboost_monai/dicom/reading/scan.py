@@ -1,0 +1,291 @@
+"""What lies in a folder: every file of a tree once, with a reason if it is not one of ours, by headers alone.
+
+Ours are ultrasound images and clips by SOP class and modality, whatever they are called. Nothing is decoded and nothing is believed:
+names may be any bytes, links are not followed, pipes are not opened, and a UID serves to compare and to hash, never as a path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.reading.files import file_digest, open_regular, os_problem
+from synboost_monai.dicom.reading.scanned_file import Known, ScannedFile, look_at, of_values
+from synboost_monai.dicom.reading.structure import walk_file
+from synboost_monai.dicom.reasons import NotUsableError
+
+LITTER = re.compile(
+    r"\._.*|\.ds_store|thumbs\.db(:.*)?|ehthumbs.*\.db|desktop\.ini|\.localized|icon\r|\.directory|\.nomedia"
+    r"|\.volumeicon\.icns|\.apdisk|autorun\.inf|\.fseventsd|\.com\.apple\..*|\.nfs[0-9a-f]{8,}|~\$.*",
+    re.DOTALL,
+)
+"""Names (lower case) of files that operating systems leave behind."""
+LITTER_FOLDERS = frozenset(
+    {
+        "__macosx",
+        "lost+found",
+        "$recycle.bin",
+        "recycler",
+        "system volume information",
+        ".spotlight-v100",
+        ".trashes",
+        ".fseventsd",
+        ".temporaryitems",
+        ".documentrevisions-v100",
+        ".appledouble",
+        "@eadir",
+        "#recycle",
+        ".trash-1000",
+    }
+)
+"""Names (lower case) of folders that hold nothing but such files."""
+
+QUICK_MB = 0.25
+"""MB (2^20 bytes) of a header that is read in the process of the scan; one that is longer is read in a process that may die of it."""
+HEADER_SECONDS, HEADER_MEMORY_MB = 60.0, 512.0
+"""Limits of that process."""
+
+
+def scan(
+    in_dir: str | os.PathLike[str], limits: Limits | None = None, *, exclude: Iterable[str | os.PathLike[str]] = ()
+) -> Iterator[ScannedFile]:
+    """Every file below a folder, in the order of their names' bytes, folder by folder.
+
+    Folders that are links are not entered, so there are no loops; the link is one entry. A folder that cannot be read is one entry.
+
+    Args:
+        in_dir: a folder; or one file, which is then the only one.
+        limits: of a file; the defaults where None.
+        exclude: folders that are left out (the run's own output, if it lies inside).
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        PermissionError: if it cannot be read.
+    """
+    limits = limits or Limits()
+    root = os.path.abspath(os.fspath(in_dir))
+    if not os.path.lexists(root):
+        raise FileNotFoundError(f"{in_dir}: no such folder")
+    known: Known = {}
+    quick = replace(limits, max_header_mb=min(QUICK_MB, limits.max_header_mb))
+    with contextlib.ExitStack() as stack:
+        reader = _LongHeaders(limits, stack)
+        for path, relative, problem in _entries(root, frozenset(_identity(folder) for folder in exclude)):
+            file = look_at(path, relative, problem, quick, known)
+            is_long = file.reason is not None and file.reason.reason.code == "header_too_large"
+            yield reader.look(file) if is_long and quick != limits else file
+
+
+class _LongHeaders:
+    """Reads headers that are long in a process that may die of them; it is started with the first and ends with the scan."""
+
+    def __init__(self, limits: Limits, stack: contextlib.ExitStack) -> None:
+        seconds = min(limits.seconds_per_file, HEADER_SECONDS)
+        self._limits = replace(limits, seconds_per_file=seconds, memory_mb=min(limits.memory_mb, HEADER_MEMORY_MB))
+        self._stack = stack
+        self._pool: Any = None
+
+    def look(self, file: ScannedFile) -> ScannedFile:
+        """The file with what its header says."""
+        if self._pool is None:
+            from synboost_monai.dicom.reading.worker import ReaderPool  # loads decoders
+
+            self._pool = self._stack.enter_context(ReaderPool(1, self._limits))
+        try:
+            values = self._pool.look(file.path)
+        except NotUsableError as problem:
+            return replace(file, reason=problem)
+        return replace(of_values(values), path=file.path, relative=file.relative)
+
+
+def mark_duplicates(
+    files: Iterable[ScannedFile],
+    digest: Callable[[ScannedFile], str] | None = None,
+    limits: Limits | None = None,
+    check: Callable[[ScannedFile], None] | None = None,
+) -> list[ScannedFile]:
+    """Give files that share a SOP Instance UID their reason: `duplicate` for a copy, `conflicting_duplicate` for a contradiction.
+
+    Of files with the same content the first by path is kept. The same content is the same data set in the same transfer syntax; the
+    preamble and the file meta information, which say who wrote a file, do not count, nor does what may stand behind the last frame. Of
+    files that differ each must be readable, its header and all its frames, to count: one that is not is refused by itself. If any two
+    that are readable differ, none is kept.
+
+    Args:
+        files: of one scan.
+        digest: SHA-256 of a file, if the caller keeps them; by `files.file_digest` where None.
+        limits: of a file; the defaults where None.
+        check: raises the reason for which a file cannot be read whole; by a worker process where None.
+    Returns:
+        All files in their order.
+    """
+    files = list(files)
+    limits = limits or Limits()
+    seconds = limits.seconds_per_file
+    digest = digest or (lambda file: file_digest(file.path, file.size, file.mtime_ns, max_seconds=seconds))
+    groups: dict[str, list[int]] = {}
+    for index, file in enumerate(files):
+        if file.reason is None:
+            groups.setdefault(file.sop_instance_uid, []).append(index)
+    with contextlib.ExitStack() as stack:
+        check = check or _check_by_worker(limits, stack)
+        for indices in groups.values():
+            if len(indices) > 1:
+                indices.sort(key=lambda index: _sort_key(files[index].relative))
+                _judge_copies(files, indices, digest, check, limits)
+    return files
+
+
+def content_digest(file: ScannedFile, limits: Limits | None = None, max_bytes: int | None = None) -> str:
+    """SHA-256 of a file's transfer syntax and data set, without preamble and file meta information.
+
+    Args:
+        file: of a scan.
+        limits: of a file; the defaults where None.
+        max_bytes: of the data set that count; None for all.
+    Raises:
+        NotUsableError: if it cannot be read any more, or has changed since the scan.
+    """
+    limits = limits or Limits()
+    with open_regular(file.path) as opened:
+        structure = walk_file(opened, limits, frozenset())
+    seconds = limits.seconds_per_file
+    content = file_digest(
+        file.path, file.size, file.mtime_ns, structure.data_set_offset, max_seconds=seconds, max_bytes=max_bytes
+    )
+    return f"{structure.transfer_syntax}:{content}"
+
+
+def _sort_key(relative: str) -> list[bytes]:
+    """Order of the scan: by the bytes of the names, folder by folder."""
+    return os.fsencode(relative).split(b"/")
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Which folder it is, by whatever name; one that is not there yet is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (-1, -1)
+    return status.st_dev, status.st_ino
+
+
+def _entries(root: str, excluded: frozenset[tuple[int, int]]) -> Iterator[tuple[str, str, NotUsableError | None]]:
+    """(path, relative path, reason) of every entry that is not a folder; the reason of those known without opening them."""
+    if not os.path.isdir(root):
+        yield root, os.path.basename(root), None
+        return
+    litter = NotUsableError("operating_system_file")
+    pending = [(name, False) for name in _names(root)]  # a stack: last first; (relative path, inside litter)
+    while pending:
+        relative, is_litter = pending.pop()
+        path = os.path.join(root, relative)
+        try:
+            status = os.lstat(path)
+        except (OSError, ValueError) as error:
+            yield path, relative, litter if is_litter else os_problem(error)
+            continue
+        name = os.path.basename(relative).lower()
+        if not stat.S_ISDIR(status.st_mode):
+            is_litter = stat.S_ISREG(status.st_mode) and (is_litter or LITTER.fullmatch(name) is not None)
+            yield path, relative, litter if is_litter else None
+            continue
+        if (status.st_dev, status.st_ino) in excluded:
+            continue
+        is_litter = is_litter or name in LITTER_FOLDERS
+        try:
+            pending.extend((f"{relative}/{below}", is_litter) for below in _names(path))
+        except OSError as error:
+            yield path, relative, litter if is_litter else os_problem(error)
+
+
+def _names(folder: str) -> list[str]:
+    """Names in a folder, last first."""
+    return sorted(os.listdir(folder), key=os.fsencode, reverse=True)
+
+
+def _check_by_worker(limits: Limits, stack: contextlib.ExitStack) -> Callable[[ScannedFile], None]:
+    """Reads files whole in a worker process, which is started with the first."""
+    pools: list[Any] = []
+
+    def check(file: ScannedFile) -> None:
+        if not pools:
+            from synboost_monai.dicom.reading.worker import ReaderPool  # loads decoders
+
+            pools.append(stack.enter_context(ReaderPool(1, limits)))
+        pools[0].check(file.path)
+
+    return check
+
+
+def _judge_copies(
+    files: list[ScannedFile],
+    indices: list[int],
+    digest: Callable[[ScannedFile], str],
+    check: Callable[[ScannedFile], None],
+    limits: Limits,
+) -> None:
+    """Mark files that share a UID; one that cannot be read any more gets that as its reason and has no say."""
+    whole: dict[int, str] = {}
+    for index in indices:
+        try:
+            whole[index] = digest(files[index])
+        except NotUsableError as problem:
+            files[index] = replace(files[index], reason=problem)
+    if len(set(whole.values())) > 1:
+        for index in list(whole):
+            try:
+                whole[index] = content_digest(files[index], limits)
+            except NotUsableError as problem:
+                del whole[index]
+                files[index] = replace(files[index], reason=problem)
+    if len(set(whole.values())) > 1:
+        _leave_readable(files, whole, check)
+        _join_cut_ends(files, whole, limits)
+    is_conflict = len(set(whole.values())) > 1
+    for index in list(whole)[0 if is_conflict else 1 :]:
+        code = "conflicting_duplicate" if is_conflict else "duplicate"
+        files[index] = replace(files[index], reason=NotUsableError(code))
+
+
+def _leave_readable(files: list[ScannedFile], whole: dict[int, str], check: Callable[[ScannedFile], None]) -> None:
+    """Give those that cannot be read whole their reason; they contradict nobody."""
+    problems: dict[str, NotUsableError | None] = {}
+    for index, content in list(whole.items()):
+        if content not in problems:
+            problems[content] = None
+            try:
+                check(files[index])
+            except NotUsableError as problem:
+                problems[content] = problem
+        if (found := problems[content]) is not None:
+            del whole[index]
+            files[index] = replace(files[index], reason=found)
+
+
+def _join_cut_ends(files: list[ScannedFile], whole: dict[int, str], limits: Limits) -> None:
+    """Take files that are the longest one without its end, but with all frames, for copies of it; the longest comes first."""
+    if len(set(whole.values())) < 2:
+        return
+    sizes = {index: _data_set_bytes(files[index], limits) for index in whole}
+    longest = max(whole, key=lambda index: sizes[index])
+    for index in whole:
+        with contextlib.suppress(NotUsableError):  # changed in between: then they differ
+            if content_digest(files[longest], limits, sizes[index]) == whole[index]:
+                whole[index] = whole[longest]
+    if len(set(whole.values())) == 1:
+        first = {longest: whole.pop(longest), **whole}
+        whole.clear()
+        whole.update(first)
+
+
+def _data_set_bytes(file: ScannedFile, limits: Limits) -> int:
+    """Length of a file without preamble and file meta information; 0 where it cannot be opened any more."""
+    with contextlib.suppress(NotUsableError), open_regular(file.path) as opened:
+        return opened.size - walk_file(opened, limits, frozenset()).data_set_offset
+    return 0

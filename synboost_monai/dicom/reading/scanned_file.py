@@ -1,0 +1,268 @@
+"""One file of a folder, as its header tells: what it is, whose, and why it is not one of ours if it is not.
+
+Nothing is decoded and nothing is believed: a UID serves to compare and to hash, never as a path, and no word of a header but a defined
+term gets into a sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from pydicom._uid_dict import UID_dictionary
+
+from synboost_monai.dicom.identity.identifiers import IDENTIFYING_KEYWORDS, identifiers, patient_text
+from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.reading.files import check_kind, open_regular, os_problem
+from synboost_monai.dicom.reading.header import as_dataset, as_tags
+from synboost_monai.dicom.reading.structure import SOP_CLASS, Element, Structure, walk_file
+from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.writing.objects import MANUFACTURER
+
+ULTRASOUND_CLASSES = frozenset(
+    {
+        "1.2.840.10008.5.1.4.1.1.6.1",  # Ultrasound Image
+        "1.2.840.10008.5.1.4.1.1.3.1",  # Ultrasound Multi-frame Image
+        "1.2.840.10008.5.1.4.1.1.6",  # the two of before 1997, retired
+        "1.2.840.10008.5.1.4.1.1.3",
+    }
+)
+"""SOP classes that are segmented."""
+MULTI_FRAME_CAPTURES = frozenset(
+    {
+        "1.2.840.10008.5.1.4.1.1.7.2",  # Multi-frame Grayscale Byte Secondary Capture Image
+        "1.2.840.10008.5.1.4.1.1.7.4",  # Multi-frame True Color Secondary Capture Image
+    }
+)
+"""SOP classes as which some archives and exports keep clips; segmented where the modality is US."""
+DICOMDIR = "1.2.840.10008.1.3.10"
+"""SOP class Media Storage Directory."""
+
+MODALITIES = frozenset(
+    "ANN AR ASMT AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FA FID FS GM HC HD IO IOL IVOCT IVUS KER KO LEN "
+    "LP LS M3D MA MG MR MS NM OAM OCT OP OPM OPR OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTINTENT "
+    "RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SC SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA VF XA XAPROTOCOL XC".split()
+)
+"""Defined terms of Modality (PS3.3, C.7.3.1.1.1, with some that are retired); no other word of a header gets into a sentence."""
+
+SOP_INSTANCE, STUDY, SERIES, MODALITY = 0x00080018, 0x0020000D, 0x0020000E, 0x00080060
+_MANUFACTURER = 0x00080070
+_MEDIA_SOP_CLASS = 0x00020002
+_ROWS, _COLUMNS, _FRAMES = 0x00280010, 0x00280011, 0x00280008
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
+_IDENTIFYING = as_tags(IDENTIFYING_KEYWORDS)
+_IDENTIFYING_SEQUENCES = as_tags(name for name in IDENTIFYING_KEYWORDS if name.endswith("Sequence")) - as_tags(())
+_WANTED = _IDENTIFYING | {SOP_CLASS, SOP_INSTANCE, STUDY, SERIES, MODALITY, _MANUFACTURER, _ROWS, _COLUMNS, _FRAMES}
+
+MAX_IDENTIFYING_BYTES = 1 << 14
+"""Of all values that identify, together; headers have some hundred. What they give is kept for every file of a folder."""
+MAX_IDENTIFYING_VALUE = 1 << 10
+"""Of each of them, where they have more together."""
+MAX_WORDS = 1000
+"""Words that identify, of one header; usual are a hundred."""
+MAX_KNOWN = 200
+"""Headers whose words are remembered."""
+
+Known = dict[tuple[object, ...], tuple[str, frozenset[str]]]
+"""Identifying values as stored -> patient key and words: the files of a study share them, so they are worked out once."""
+
+
+@dataclass(frozen=True)
+class ScannedFile:
+    """One entry of a folder that is not a folder, and what its header says."""
+
+    path: str
+    """Absolute."""
+    relative: str
+    """Below the folder that was scanned, with slashes; bytes that are no UTF-8 as surrogates (`os.fsencode` gives them back)."""
+    size: int = 0
+    """Bytes."""
+    mtime_ns: int = 0
+    """Time of the last change, nanoseconds."""
+    reason: NotUsableError | None = None
+    """Why it is not for us or cannot be used; None for an ultrasound image."""
+    sop_class_uid: str = ""
+    sop_instance_uid: str = ""
+    study_uid: str = ""
+    modality: str = ""
+    """'' where it is no defined term."""
+    rows: int | None = None
+    columns: int | None = None
+    frames: int | None = None
+    """1 where the header does not say; None where it says nonsense."""
+    patient_key: str = ""
+    """Hash of ID, issuer and name: 16 hexadecimal digits; '' where all are absent."""
+    identifiers: frozenset[str] = frozenset()
+    """Words of the header that identify (`identifiers.py`)."""
+
+
+def short_hash(text: str) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def look(path: str, limits: Limits) -> dict[str, Any]:
+    """What a header says, as plain values; runs in a worker (`worker.ReaderPool.look`)."""
+    file = look_at(path, path, None, limits, {})
+    values = {field.name: getattr(file, field.name) for field in fields(file)}
+    reason = None if file.reason is None else [file.reason.reason.code, file.reason.facts]
+    return {**values, "reason": reason, "identifiers": sorted(file.identifiers)}
+
+
+def of_values(values: Mapping[str, Any]) -> ScannedFile:
+    """Return the file that `look` told of."""
+    reason = None if values["reason"] is None else NotUsableError(values["reason"][0], **values["reason"][1])
+    return ScannedFile(**{**values, "reason": reason, "identifiers": frozenset(values["identifiers"])})
+
+
+def check_unchanged(file: ScannedFile) -> None:
+    """Make sure that a file is what it was when it was scanned, by size and time.
+
+    Raises:
+        NotUsableError: changed, or vanished and kin.
+    """
+    try:
+        status = os.lstat(file.path)
+    except OSError as error:
+        raise os_problem(error) from error
+    check_kind(status.st_mode, file.path)
+    if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+        raise NotUsableError("changed")
+
+
+def is_uid(text: str) -> bool:
+    """Whether a text is a UID: at most 64 digits and dots (PS3.5, 9.1; a part may start with 0, as some do in practice)."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
+def look_at(path: str, relative: str, problem: NotUsableError | None, limits: Limits, known: Known) -> ScannedFile:
+    """A file with its reason and the facts of its header."""
+    try:
+        status = os.lstat(path)
+    except (OSError, ValueError) as error:
+        return ScannedFile(path, relative, reason=problem or os_problem(error))
+    file = ScannedFile(path, relative, status.st_size, status.st_mtime_ns, problem)
+    if problem is not None:
+        return file
+    try:
+        with open_regular(path) as opened:
+            structure = walk_file(opened, limits, _WANTED)
+            file = replace(file, size=opened.size, mtime_ns=opened.mtime_ns)
+    except NotUsableError as error:
+        return replace(file, reason=error)
+    if not structure.elements and not structure.meta:
+        return replace(file, reason=structure.problem or NotUsableError("not_dicom"))
+    return _with_facts(file, structure, known)
+
+
+def _with_facts(file: ScannedFile, structure: Structure, known: Known) -> ScannedFile:
+    """A DICOM file with what its header says."""
+    frames: int | None = 1
+    if words := structure.text(_FRAMES):
+        frames = int(words) if words.isascii() and words.isdigit() and len(words) < 10 else None
+    modality = structure.text(MODALITY).upper()
+    patient_key, words_that_identify = _identity_of(structure, known)
+    return replace(
+        file,
+        reason=_reason(structure),
+        sop_class_uid=_uid_or_none(structure.text(SOP_CLASS) or structure.text(_MEDIA_SOP_CLASS)),
+        sop_instance_uid=_uid_or_none(structure.text(SOP_INSTANCE)),
+        study_uid=_uid_or_none(structure.text(STUDY)),
+        modality=modality if modality in MODALITIES else "",
+        rows=structure.number(_ROWS),
+        columns=structure.number(_COLUMNS),
+        frames=frames,
+        patient_key=patient_key,
+        identifiers=words_that_identify,
+    )
+
+
+def _identity_of(structure: Structure, known: Known) -> tuple[str, frozenset[str]]:
+    """Patient key and identifying words of a header."""
+    elements = {tag: element for tag, element in structure.elements.items() if tag in _IDENTIFYING}
+    if sum(len(element.value or b"") for element in elements.values()) > MAX_IDENTIFYING_BYTES:
+        elements = _shortened(elements, structure)
+    stored = (structure.is_little_endian, *elements.values())
+    if stored not in known:
+        try:
+            dataset = as_dataset(replace(structure, elements=elements, meta={}))
+        except NotUsableError as problem:  # sequences too deep
+            structure.problem = structure.problem or problem
+            return "", frozenset()
+        text = patient_text(dataset)
+        if len(known) >= MAX_KNOWN:
+            known.clear()
+        known[stored] = (short_hash(text) if text else "", identifiers(dataset))
+    key, words_of_it = known[stored]
+    if len(words_of_it) > MAX_WORDS:
+        known[stored] = key, frozenset(sorted(words_of_it, key=lambda word: (len(word) < 3, word))[:MAX_WORDS])
+    return known[stored]
+
+
+def _shortened(elements: dict[int, Element], structure: Structure) -> dict[int, Element]:
+    """The starts of long values, which still tell the words that identify; a sequence as long is refused."""
+    kept = {}
+    for tag, element in elements.items():
+        value = element.value or b""
+        if len(value) <= MAX_IDENTIFYING_VALUE:
+            kept[tag] = element
+        elif element.vr == "SQ" or tag in _IDENTIFYING_SEQUENCES:
+            words = f"a sequence that names its patient has more than {MAX_IDENTIFYING_VALUE} bytes"
+            structure.problem = structure.problem or NotUsableError("broken_header", problem=words)
+        else:
+            kept[tag] = element._replace(value=value[:MAX_IDENTIFYING_VALUE])
+    return kept
+
+
+def _reason(structure: Structure) -> NotUsableError | None:
+    """Why a DICOM file is not segmented: what it is counts first, then whether it can be read and told from others."""
+    media_class = structure.text(_MEDIA_SOP_CLASS)
+    sop_class = structure.text(SOP_CLASS) or media_class
+    modality = structure.text(MODALITY).upper()
+    if DICOMDIR in (sop_class, media_class):
+        return NotUsableError("dicomdir")
+    is_ours = sop_class in ULTRASOUND_CLASSES or (
+        # an overlay of ours is such a capture too: a result, and no input of the next run
+        sop_class in MULTI_FRAME_CAPTURES and modality == "US" and structure.text(_MANUFACTURER) != MANUFACTURER
+    )
+    if sop_class and not is_ours or modality and modality != "US":
+        facts = {"sop_class": _class_name(sop_class)}
+        if modality == "US" and not _is_other_image(sop_class):
+            return NotUsableError("not_an_image", **facts)
+        return NotUsableError(
+            "other_modality", modality=modality if modality in MODALITIES else "non-ultrasound", **facts
+        )
+    if structure.problem is not None:
+        return structure.problem
+    if not sop_class:
+        return NotUsableError("missing_identifier", keyword="SOPClassUID")
+    for tag, keyword in (
+        (SOP_INSTANCE, "SOPInstanceUID"),
+        (STUDY, "StudyInstanceUID"),
+        (SERIES, "SeriesInstanceUID"),
+    ):
+        if not structure.text(tag):
+            return NotUsableError("missing_identifier", keyword=keyword)
+        if not is_uid(structure.text(tag)):
+            return NotUsableError("bad_identifier", keyword=keyword)
+    return None if structure.pixels else NotUsableError("no_pixels")
+
+
+def _is_other_image(sop_class: str) -> bool:
+    """Whether a class holds pictures all the same, saved as secondary captures."""
+    return sop_class.startswith("1.2.840.10008.5.1.4.1.1.7")
+
+
+def _class_name(sop_class: str) -> str:
+    """Name of a SOP class; one that the standard does not know is not repeated."""
+    entry = UID_dictionary.get(sop_class)
+    return entry[0].removesuffix(" Storage") if entry else "of an unknown class"
+
+
+def _uid_or_none(text: str) -> str:
+    """A valid UID, or ''."""
+    return text if is_uid(text) else ""

@@ -1,0 +1,499 @@
+"""Reading in worker processes, which may die of a file: a crashed, hung or greedy decoder costs one file, never the run.
+
+    with ReaderPool(num_workers=2, limits=limits) as pool, pool.open(path, window=32) as stream:
+        stream.facts.spacing_mm
+        for frames in stream:  # (T, rows, columns) uint8 of the region; the next windows are decoded meanwhile
+            ...
+
+A worker is a fresh Python process without torch (as `spawn` starts it, but without running the caller's main module again, so that a
+script needs no guard). It decodes ahead by two windows and sends them through a pipe; nothing lies in shared memory, which a killed run
+would leave behind with patients' images. It has limits of its own: memory by RLIMIT_AS, no core dump (it would hold images), and an
+alarm that ends it even within a decoder; the reader in front of it counts the time too. What decoders print goes nowhere.
+What comes back is JSON and pixels, nothing that runs when it is read.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.reading.read import ClipFacts, open_ultrasound
+from synboost_monai.dicom.reading.regions import Region
+from synboost_monai.dicom.reading.scanned_file import look
+from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.processes import ends_with_parent, limit_memory
+
+PREFETCH = 2
+"""Windows that a worker decodes ahead of the consumer."""
+MAX_WINDOW_MB = 256
+"""MB (2^20 bytes) of a window."""
+START_SECONDS = 60
+"""A worker that has not started by then never will."""
+ALARM_SPARE = 30
+"""Seconds after the time limit of a file at which a worker ends itself, should nobody be there to end it."""
+_LENGTH = struct.Struct("<L")
+"""Bytes of a message before it."""
+_PIPE_BYTES = 1 << 20
+_SIGNALS = {-signal.SIGKILL: "killed, perhaps for want of memory"}
+
+
+class ReaderPool:
+    """Worker processes that read ultrasound files; each has one file at a time.
+
+    Args:
+        num_workers: files that can be open at once; opening one more waits for a worker, so a thread must not hold more.
+        limits: of a file.
+    """
+
+    def __init__(self, num_workers: int = 1, limits: Limits | None = None) -> None:
+        if num_workers < 1:
+            raise ValueError(f"worker.py: num_workers must be at least 1, got {num_workers}")
+        self.limits = limits or Limits()
+        # The system ends a worker with the thread that started it, so one thread that lives as long as the pool starts all.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="dicom-workers")
+        self._places: queue.Queue[_Worker | None] = queue.Queue()
+        for _ in range(num_workers):
+            self._places.put(None)
+        self._workers: weakref.WeakSet[_Worker] = weakref.WeakSet()
+        self._is_closed = False
+        atexit.register(_close_quietly, weakref.ref(self))
+
+    def open(self, path: str | os.PathLike[str], window: int = 32, frames: Sequence[int] | None = None) -> ClipStream:
+        """Open a file in a worker and start decoding.
+
+        Args:
+            path: of a regular file.
+            window: frames that come at a time; fewer where they would take more than `MAX_WINDOW_MB`.
+            frames: indices of the frames wanted, in this order; None for all. Empty: the facts alone.
+        Returns:
+            facts, and the windows one after the other; to be closed, or used in `with`.
+        Raises:
+            NotUsableError: as `open_ultrasound`, and timeout, out_of_memory or decoder_died.
+        """
+        if window < 1:
+            raise ValueError(f"worker.py: window must be at least 1 frame, got {window}")
+        request = {"path": os.fsdecode(path), "window": window, "frames": None if frames is None else list(frames)}
+        stream = self._begin(request)
+        num_frames = stream.facts.num_frames
+        if frames is not None and not all(0 <= index < num_frames for index in frames):
+            stream.close()
+            raise ValueError(f"worker.py: frames must be 0 to {num_frames - 1} of this clip, got {list(frames)}")
+        return stream
+
+    def stream(
+        self, path: str | os.PathLike[str], window: int = 32, frames: Sequence[int] | None = None
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Windows of a file, (T, rows, columns) uint8 of the region; see `open`."""
+        with self.open(path, window, frames) as stream:
+            yield from stream
+
+    def check(self, path: str | os.PathLike[str]) -> None:
+        """Make sure that a file can be read whole: its header, and every frame.
+
+        Raises:
+            NotUsableError: as `open`, or of the first frame that cannot be decoded.
+        """
+        request = {"path": os.fsdecode(path), "window": 32, "frames": None, "is_check": True}
+        with self._begin(request) as stream:
+            list(stream)
+
+    def look(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """What the scan wants of a header (`scanned_file.look`), as plain values.
+
+        Raises:
+            NotUsableError: timeout, out_of_memory or decoder_died.
+        """
+        with ClipStream(self, self._take(), {"look": os.fsdecode(path)}) as stream:
+            return stream.ask()
+
+    def facts(self, path: str | os.PathLike[str]) -> ClipFacts:
+        """Facts of a file, whose frames are not read (but the first that shows something)."""
+        with self.open(path, frames=()) as stream:
+            list(stream)  # to its end, so that the worker is free again
+            return stream.facts
+
+    def close(self) -> None:
+        """End all workers."""
+        self._is_closed = True
+        for worker in list(self._workers):
+            worker.end()
+        self._starter.shutdown(wait=False)
+
+    def __enter__(self) -> ReaderPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _begin(self, request: dict[str, Any]) -> ClipStream:
+        """The answer to a request for a clip, once its facts are there."""
+        stream = ClipStream(self, self._take(), request)
+        try:
+            stream.begin()
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def _take(self) -> _Worker:
+        """A worker that is free."""
+        if self._is_closed:
+            raise ValueError("worker.py: the pool is closed")
+        worker = self._places.get()  # ends when a stream is closed: each file has its limit of time
+        if worker is None or not worker.is_alive():
+            try:
+                worker = self._start()
+            except BaseException:
+                self._places.put(None)
+                raise
+        return worker
+
+    def _start(self) -> _Worker:
+        worker = self._starter.submit(_Worker, self.limits).result()
+        self._workers.add(worker)
+        return worker
+
+    def _give_back(self, worker: _Worker, is_idle: bool) -> None:
+        """Free a worker's place; one that is not done with its file is ended, the next file gets a new one."""
+        if not is_idle or self._is_closed:
+            worker.end()
+        self._places.put(worker if is_idle else None)
+
+
+def _close_quietly(reference: weakref.ref[ReaderPool]) -> None:
+    pool = reference()
+    if pool is not None:
+        pool.close()
+
+
+class ClipStream:
+    """Facts and windows of one file, from a worker."""
+
+    facts: ClipFacts
+
+    def __init__(self, pool: ReaderPool, worker: _Worker, request: dict[str, Any]) -> None:
+        self._pool, self._worker, self._request = pool, worker, request
+        self._seconds = 0.0
+        self._is_done = False
+        self._is_closed = False
+
+    def begin(self) -> None:
+        """Send the request and wait for the facts."""
+        self._send()
+        self.facts = _facts_of_json(self._receive()["facts"])
+
+    def ask(self) -> dict[str, Any]:
+        """Send the request and wait for the one answer that it has."""
+        self._send()
+        answer = self._receive()
+        self._is_done = True
+        return answer
+
+    def _send(self) -> None:
+        try:
+            self._worker.send(self._request)
+        except OSError:
+            raise self._died() from None
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        region = self.facts.region
+        while not self._is_done:
+            message = self._receive()
+            if "num_frames" not in message:
+                self._is_done = True
+                return
+            frames = np.empty((message["num_frames"], region.rows, region.columns), np.uint8)
+            self._fill(frames.data.cast("B"))
+            yield frames
+
+    def close(self) -> None:
+        """Give the worker back."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._pool._give_back(self._worker, self._is_done and self._worker.is_alive())
+
+    def __enter__(self) -> ClipStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _receive(self) -> dict[str, Any]:
+        """The next message; a failure in it is raised."""
+        length = bytearray(_LENGTH.size)
+        self._fill(memoryview(length))
+        text = bytearray(_LENGTH.unpack(length)[0])
+        self._fill(memoryview(text))
+        message: dict[str, Any] = json.loads(text)
+        if "code" in message:
+            self._is_done = message["is_idle"]
+            raise NotUsableError(message["code"], **message["facts"])
+        return message
+
+    def _fill(self, buffer: memoryview) -> None:
+        """Read as many bytes as the buffer has, within the time that the file has left; the consumer's own time does not count."""
+        limit = self._pool.limits.seconds_per_file
+        start = time.monotonic()
+        while buffer:
+            left = limit - self._seconds - (time.monotonic() - start)
+            try:
+                count = self._worker.read_into(buffer, max(left, 0))
+            except OSError:
+                raise self._died() from None
+            if count is None:
+                self._worker.end()
+                raise NotUsableError("timeout", seconds=f"{limit:g}")
+            if count == 0:
+                raise self._died()
+            buffer = buffer[count:]
+        self._seconds += time.monotonic() - start
+
+    def _died(self) -> NotUsableError:
+        """What became of a worker that is gone."""
+        status = self._worker.end()
+        if status == -signal.SIGALRM:
+            return NotUsableError("timeout", seconds=f"{self._pool.limits.seconds_per_file:g}")
+        if status < 0:
+            how = _SIGNALS.get(status) or f"signal {-status}, {signal.strsignal(-status) or 'unknown'}".lower()
+        else:
+            how = f"exit status {status}"
+        return NotUsableError("decoder_died", how=how)
+
+
+class _Worker:
+    """A worker process as the pool sees it."""
+
+    def __init__(self, limits: Limits) -> None:
+        root = str(Path(__file__).resolve().parents[3])
+        code = "import sys; sys.path[:1] = [sys.argv[1]]; from synboost_monai.dicom.reading.worker import main; main(sys.argv[2])"
+        limits_text = json.dumps(dataclasses.asdict(limits))
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, root, limits_text],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            close_fds=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
+        )
+        assert self._process.stdin and self._process.stdout
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        self._descriptor = self._answers.fileno()
+        self._readable = select.poll()
+        self._readable.register(self._descriptor, select.POLLIN)
+        with contextlib.suppress(ImportError, AttributeError, OSError):  # larger pipes save system calls
+            import fcntl
+
+            fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        self._lock = threading.Lock()
+        is_ready = bytearray(1)
+        if self.read_into(memoryview(is_ready), START_SECONDS) != 1:
+            status = self.end()
+            raise RuntimeError(f"worker.py: a worker process does not start (exit status {status}); is memory short?")
+
+    def send(self, request: dict[str, Any]) -> None:
+        """Send a request, a line."""
+        self._requests.write(json.dumps(request).encode() + b"\n")
+        self._requests.flush()
+
+    def read_into(self, buffer: memoryview, seconds: float) -> int | None:
+        """Read what is there, up to the buffer's size: number of bytes; 0 if the worker is gone, None if nothing comes in time."""
+        if not self._readable.poll(1000 * seconds):
+            return None
+        return os.readv(self._descriptor, [buffer])
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self) -> int:
+        """Kill the process if it runs; returns its exit status, which is a negative signal if one ended it."""
+        with self._lock:
+            if not self._answers.closed:
+                if self._is_hung_up():
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        self._process.wait(5)  # it is ending by itself: its own status says why
+                self._process.kill()
+                self._answers.close()
+                with contextlib.suppress(OSError):
+                    self._requests.close()
+            return self._process.wait()  # nothing outlives SIGKILL
+
+    def _is_hung_up(self) -> bool:
+        """Whether the process has closed its end of the pipe."""
+        watched = select.poll()
+        watched.register(self._descriptor, 0)
+        return bool(watched.poll(0))
+
+
+# --- in the worker ---------------------------------------------------------------------------------------------------
+
+
+def main(limits_text: str) -> None:
+    """Serve requests until the pool goes away; runs in the worker process."""
+    limits = Limits(**json.loads(limits_text))
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
+    _be_quiet()
+    if end_with_parent := ends_with_parent():
+        end_with_parent()
+    _import_all()
+    limit_memory(int(limits.memory_mb * 2**20))
+    with contextlib.suppress(OSError):  # the pool is gone: so are we
+        _write(answers, b"!")
+        for line in requests:
+            _serve(json.loads(line), limits, answers)
+    os._exit(0)  # without waiting for a thread that still sends
+
+
+def _be_quiet() -> None:
+    """Decoders print, and their words may hold names; what comes from standard input and output is the pool's alone."""
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the pool's process, which ends us
+
+
+def _import_all() -> None:
+    """Load the decoders before memory is limited."""
+    import importlib
+
+    for module in ("PIL.JpegImagePlugin", "openjpeg", "jpeg_ls", "rle.rle", "libjpeg"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+
+
+def _serve(request: dict[str, Any], limits: Limits, answers: int) -> None:
+    """Answer one request: facts, windows and an end, or a failure."""
+    sender = _Sender(answers)
+    spare = int(limits.seconds_per_file) + ALARM_SPARE
+    is_idle = True
+    try:
+        signal.alarm(spare)
+        if "look" in request:
+            sender.finish(look(request["look"], limits))
+            return
+        with open_ultrasound(request["path"], limits) as clip:
+            region = clip.facts.region
+            sender.put({"facts": _json_of_facts(clip.facts)})
+            frames = range(clip.num_frames) if request["frames"] is None else request["frames"]
+            window = max(1, min(request["window"], MAX_WINDOW_MB * 2**20 // (region.rows * region.columns)))
+            for start in range(0, len(frames), window):
+                signal.alarm(spare)
+                images = clip.read_frames(frames[start : start + window])
+                signal.alarm(0)  # a slow consumer is no fault of the file
+                if "is_check" not in request:
+                    sender.put(images)
+        sender.finish({})
+        return
+    except NotUsableError as error:
+        failure = error
+    except MemoryError:
+        failure, is_idle = NotUsableError("out_of_memory", limit_mb=f"{limits.memory_mb:g}"), False
+    except OSError:  # of the pipe; those of the file have become a NotUsableError
+        raise
+    except BaseException:  # such as the panic of a decoder written in Rust
+        failure, is_idle = NotUsableError("decoder_died", how="it failed in a way of its own"), False
+    finally:
+        signal.alarm(0)
+    sender.finish({"code": failure.reason.code, "facts": failure.facts, "is_idle": is_idle})
+
+
+class _Sender:
+    """Sends messages from a thread, so that the next window is decoded meanwhile; `PREFETCH` windows wait at most."""
+
+    def __init__(self, answers: int) -> None:
+        self._answers = answers
+        self._queue: queue.Queue[Any] = queue.Queue(PREFETCH - 1)
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def put(self, message: dict[str, Any] | NDArray[np.uint8]) -> None:
+        if self._error is not None:
+            raise self._error
+        self._queue.put(message)
+
+    def finish(self, message: dict[str, Any]) -> None:
+        """Send the last message and wait until all is sent."""
+        self._queue.put(message)
+        self._queue.put(None)
+        self._thread.join()  # it writes into a pipe, which breaks when the reader is gone
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while (message := self._queue.get()) is not None:
+            if self._error is not None:
+                continue  # nobody reads: let the others go
+            try:
+                is_text = isinstance(message, dict)
+                text = json.dumps(message if is_text else {"num_frames": len(message)}, default=str).encode()
+                _write(self._answers, _LENGTH.pack(len(text)) + text)
+                if not is_text:
+                    _write(self._answers, message.data.cast("B"))
+            except OSError as error:
+                self._error = error
+
+
+def _write(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of it."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+# --- facts as JSON ---------------------------------------------------------------------------------------------------
+
+
+def _json_of_facts(facts: ClipFacts) -> dict[str, Any]:
+    values = {field.name: getattr(facts, field.name) for field in dataclasses.fields(facts)}
+    values["region"] = {field.name: getattr(facts.region, field.name) for field in dataclasses.fields(facts.region)}
+    problem = facts.region.problem
+    values["region"]["problem"] = None if problem is None else [problem.reason.code, problem.facts]
+    return values
+
+
+def _facts_of_json(values: dict[str, Any]) -> ClipFacts:
+    region = dict(values["region"])
+    if region["problem"] is not None:
+        code, facts = region["problem"]
+        region["problem"] = NotUsableError(code, **facts)
+    if region["spacing_mm"] is not None:
+        region["spacing_mm"] = tuple(region["spacing_mm"])
+    times = values["frame_times_ms"]
+    return ClipFacts(
+        **{
+            **values,
+            "region": Region(**region),
+            "frame_times_ms": None if times is None else tuple(times),
+            "r_wave_times_ms": tuple(values["r_wave_times_ms"]),
+        }
+    )

@@ -1,0 +1,160 @@
+"""A phantom's clip as DICOM: an Ultrasound Multi-frame Image as scanners write it, with a region of tissue inside a larger screen.
+
+Around the sector stands a made-up patient's name, as many scanners burn it into the picture: readers have to leave it out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from synboost_monai import __version__
+from synboost_monai.dicom.writing.image import CODE_OF_VIEW, LETTER_OF_SEX, NAMESPACE, coded
+from synboost_monai.files import atomic_path
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pydicom.dataset import Dataset
+
+MULTI_FRAME = "1.2.840.10008.5.1.4.1.1.3.1"
+"""SOP class Ultrasound Multi-frame Image Storage."""
+MARGIN_TOP, MARGIN_SIDE, MARGIN_BOTTOM = 24, 16, 8
+"""Pixels of the screen around the sector."""
+NO_DATE, NO_TIME = "20000101", "120000"
+"""Of a study that never was."""
+
+
+def write_clip(
+    frames: NDArray[np.uint8],
+    spacing_mm: tuple[float, float],
+    path: str | os.PathLike[str],
+    *,
+    patient: str,
+    study: str,
+    view: str,
+    frame_time_ms: float,
+    sex: str | None = None,
+    age: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> str:
+    """Write a clip, uncompressed, its first element the patient's made-up name; the same arguments give the same bytes.
+
+    Args:
+        frames: (T, H, W), display order, the sector alone.
+        spacing_mm: (row, column).
+        path: written whole or not at all.
+        patient: name of a phantom; goes into Patient Name and ID, and onto the screen.
+        study: name of the study; clips of one patient and study share its UID.
+        view: apical_two_chamber or apical_four_chamber.
+        frame_time_ms: from frame to frame.
+        sex: male or female.
+        age: years.
+        overrides: keyword -> value that is written in place of ours; None takes the attribute out.
+    Returns:
+        SOP Instance UID.
+    Raises:
+        ValueError: if the frames are not uint8 (T, H, W).
+    """
+    import uuid
+
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID, ExplicitVRLittleEndian
+
+    if frames.ndim != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"clip.py: expected uint8 frames (T, H, W), got {frames.shape} {frames.dtype}")
+
+    def uid(*words: str) -> str:
+        return f"2.25.{uuid.uuid5(NAMESPACE, '/'.join(words)).int}"
+
+    screen = _screen(frames, f"{patient} ID-{patient}")
+    dataset = Dataset()
+    values: dict[str, Any] = {
+        "SpecificCharacterSet": "ISO_IR 192",
+        "ImageType": ["ORIGINAL", "PRIMARY", "TTE", "0001"],
+        "SOPClassUID": MULTI_FRAME,
+        "SOPInstanceUID": uid("clip", patient, study, view),
+        "StudyDate": NO_DATE,
+        "ContentDate": NO_DATE,
+        "StudyTime": NO_TIME,
+        "ContentTime": NO_TIME,
+        "AccessionNumber": "",
+        "Modality": "US",
+        "Manufacturer": "SynBoost-MONAI",
+        "ManufacturerModelName": "phantom",
+        "SoftwareVersions": __version__,
+        "ReferringPhysicianName": "",
+        "StudyDescription": "Phantom echocardiogram, not of a patient",
+        "SeriesDescription": "Phantom clip",
+        "PatientName": f"Phantom^{patient}",
+        "PatientID": f"ID-{patient}",
+        "PatientBirthDate": "",
+        "PatientSex": LETTER_OF_SEX.get(sex or "", ""),
+        "StudyInstanceUID": uid("study", patient, study),
+        "SeriesInstanceUID": uid("series", patient, study),
+        "StudyID": "1",
+        "SeriesNumber": 1,
+        "InstanceNumber": 1 + list(CODE_OF_VIEW).index(view),
+        "PatientOrientation": "",
+        "BurnedInAnnotation": "YES",
+        "LossyImageCompression": "00",
+        "FrameTime": f"{frame_time_ms:.3f}",
+        "FrameIncrementPointer": 0x00181063,  # Frame Time
+        "UltrasoundColorDataPresent": 0,
+        "ViewCodeSequence": [coded(*CODE_OF_VIEW[view])],
+        "AnatomicRegionSequence": [coded("80891009", "Heart")],
+        "SequenceOfUltrasoundRegions": [_region(frames.shape[1:], spacing_mm)],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "NumberOfFrames": len(frames),
+        "Rows": screen.shape[1],
+        "Columns": screen.shape[2],
+        "BitsAllocated": 8,
+        "BitsStored": 8,
+        "HighBit": 7,
+        "PixelRepresentation": 0,
+    }
+    if age is not None:
+        values["PatientAge"] = f"{age:03d}Y"
+    for keyword, value in {**values, **(overrides or {})}.items():
+        if value is not None:
+            setattr(dataset, keyword, value)
+    pixels = screen.tobytes()
+    dataset.add_new(0x7FE00010, "OB", pixels + bytes(len(pixels) % 2))
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = UID(str(dataset.SOPClassUID))
+    dataset.file_meta.MediaStorageSOPInstanceUID = UID(str(dataset.SOPInstanceUID))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        dataset.save_as(temporary, enforce_file_format=True)
+    return str(dataset.SOPInstanceUID)
+
+
+def _screen(frames: NDArray[np.uint8], words: str) -> NDArray[np.uint8]:
+    """The sector in a larger dark screen, with words above it."""
+    from PIL import Image, ImageDraw
+
+    height, width = frames.shape[1] + MARGIN_TOP + MARGIN_BOTTOM, frames.shape[2] + 2 * MARGIN_SIDE
+    banner = Image.new("L", (width, MARGIN_TOP))
+    ImageDraw.Draw(banner).text((4, 6), words, fill=220)
+    screen = np.zeros((len(frames), height, width), np.uint8)
+    screen[:, :MARGIN_TOP] = np.asarray(banner)
+    screen[:, MARGIN_TOP : MARGIN_TOP + frames.shape[1], MARGIN_SIDE : MARGIN_SIDE + frames.shape[2]] = frames
+    return screen
+
+
+def _region(shape: tuple[int, ...], spacing_mm: tuple[float, float]) -> Dataset:
+    from pydicom.dataset import Dataset
+
+    region = Dataset()
+    region.RegionSpatialFormat, region.RegionDataType, region.RegionFlags = 1, 1, 0  # 2-D, tissue
+    region.RegionLocationMinX0, region.RegionLocationMinY0 = MARGIN_SIDE, MARGIN_TOP
+    region.RegionLocationMaxX1 = MARGIN_SIDE + shape[1] - 1
+    region.RegionLocationMaxY1 = MARGIN_TOP + shape[0] - 1
+    region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3  # cm
+    region.PhysicalDeltaX, region.PhysicalDeltaY = spacing_mm[1] / 10, spacing_mm[0] / 10
+    return region

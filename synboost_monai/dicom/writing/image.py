@@ -1,0 +1,321 @@
+"""A synthetic echocardiogram and its label map as DICOM: an Ultrasound Image and a Segmentation that refers to it.
+
+The files are a function of what they show: no clock, no random number. UIDs are hashes of the pixels and the name, so one
+image written twice is one instance, and the images of another model are others. Nothing of the patient whose label map was
+perturbed is written but sex and age: name and ID say that it is synthetic, the ID being a hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from synboost_monai import __version__
+from synboost_monai.files import atomic_path
+from synboost_monai.structures import STRUCTURES
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+ULTRASOUND_IMAGE = "1.2.840.10008.5.1.4.1.1.6.1"
+"""SOP class Ultrasound Image Storage."""
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+"""SOP class Segmentation Storage."""
+EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+"""Transfer syntax Explicit VR Little Endian."""
+SYNTHETIC_DATA = 0x0008001C
+"""Tag of Synthetic Data: YES for content that was made artificially."""
+NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://synboost-monai/synthetic")
+"""Namespace of our UIDs; they are 2.25.N with N a name-based UUID (PS3.5 B.2)."""
+
+NO_DATE, NO_TIME = "19000101", "000000"
+"""Date and time of study and content: nothing was acquired, and files must not depend on the clock."""
+
+CODE_OF_STRUCTURE = {
+    "left_ventricular_cavity": ("87878005", "Left ventricle"),
+    "myocardium": ("49848007", "Left Ventricle Myocardium"),
+    "left_atrium": ("82471001", "Left atrium"),
+}
+"""Structure -> SNOMED CT code and meaning (DICOM CID 12305; there is no code of the cavity alone, the segment's label says it)."""
+CODE_OF_VIEW = {
+    "apical_two_chamber": ("399232001", "Apical two chamber"),
+    "apical_four_chamber": ("399214001", "Apical four chamber"),
+}
+"""View -> SNOMED CT code and meaning (DICOM CID 12226)."""
+LETTER_OF_SEX = {"male": "M", "female": "F"}
+"""Sex in a datalist -> DICOM."""
+
+
+def write_dicom_pair(
+    image: np.ndarray,
+    label_map: np.ndarray,
+    spacing_mm: tuple[float, float],
+    image_path: str | os.PathLike[str],
+    label_path: str | os.PathLike[str],
+    *,
+    name: str,
+    patient: str,
+    view: str | None = None,
+    phase: str | None = None,
+    sex: str | None = None,
+    age: int | None = None,
+) -> None:
+    """Write an image as Ultrasound Image and its label map as Segmentation (BINARY, a segment a structure); each file whole.
+
+    The image has one region of 2-D tissue, all of it, with its spacing in cm. All structures are described in the
+    segmentation, also those that the label map lacks.
+
+    Args:
+        image: (H, W) uint8, display order.
+        label_map: (H, W), 0..3.
+        spacing_mm: (row, column).
+        image_path: written last.
+        label_path: the segmentation.
+        name: of the pair; goes into the UIDs and the series' description.
+        patient: of the source; only a hash of it is written.
+        view: apical_two_chamber or apical_four_chamber, where known.
+        phase: end_diastole or end_systole, where known.
+        sex: male or female, where known.
+        age: years, where known.
+    Raises:
+        ValueError: if image and label map differ in shape or the image is not 8 bit.
+    """
+    if image.shape != label_map.shape or image.ndim != 2 or image.dtype != np.uint8:
+        raise ValueError(
+            f"image.py: {name}: expected a uint8 image (H, W) and a label map of its shape, "
+            f"got {image.shape} {image.dtype} and {label_map.shape}"
+        )
+    content = hashlib.sha256(f"{name}\x1f{spacing_mm}\x1f{image.shape}".encode())
+    content.update(image.tobytes() + label_map.astype(np.uint8).tobytes())
+    identity = content.hexdigest()
+    about = _about(identity, patient, sex, age)
+    picture = _ultrasound_image(image, spacing_mm, identity, about, " ".join(filter(None, (view, phase))), view)
+    segmentation = _segmentation(label_map, picture, identity, about)
+    for dataset, path in ((segmentation, label_path), (picture, image_path)):
+        dataset.add_new(SYNTHETIC_DATA, "CS", "YES")  # pydicom 2 does not know its keyword
+        with atomic_path(path) as temporary:
+            _save(dataset, temporary)
+
+
+def _uid(identity: str, kind: str) -> str:
+    """The UID of a thing of this identity; always the same."""
+    return f"2.25.{uuid.uuid5(NAMESPACE, f'{identity}/{kind}').int}"
+
+
+def _about(identity: str, patient: str, sex: str | None, age: int | None) -> dict[str, Any]:
+    """Patient, study and equipment: what both objects share."""
+    pseudonym = hashlib.sha256(f"synthetic patient {patient}".encode()).hexdigest()[:12].upper()
+    about: dict[str, Any] = {
+        "SpecificCharacterSet": "ISO_IR 192",
+        "PatientName": f"Synthetic^{pseudonym}",
+        "PatientID": f"SYNTHETIC-{pseudonym}",
+        "PatientBirthDate": "",
+        "PatientSex": LETTER_OF_SEX.get(sex or "", ""),
+        "StudyInstanceUID": _uid(identity, "study"),
+        "StudyDate": NO_DATE,
+        "StudyTime": NO_TIME,
+        "StudyID": "1",
+        "AccessionNumber": "",
+        "ReferringPhysicianName": "",
+        "StudyDescription": "Synthetic echocardiogram, not of a patient",
+        "Manufacturer": "SynBoost-MONAI",
+        "ManufacturerModelName": "semantic diffusion model",
+        "DeviceSerialNumber": "0",
+        "SoftwareVersions": __version__,
+    }
+    if age is not None and 0 <= age <= 999:
+        about["PatientAge"] = f"{age:03d}Y"
+    return about
+
+
+def _ultrasound_image(
+    image: np.ndarray,
+    spacing_mm: tuple[float, float],
+    identity: str,
+    about: dict[str, Any],
+    what: str,
+    view: str | None,
+) -> Dataset:
+    height, width = image.shape
+    dataset = _dataset(
+        **about,
+        SOPClassUID=ULTRASOUND_IMAGE,
+        SOPInstanceUID=_uid(identity, "image"),
+        Modality="US",
+        SeriesInstanceUID=_uid(identity, "image series"),
+        SeriesNumber=1,
+        SeriesDescription=f"Synthetic {what}".strip(),
+        InstanceNumber=1,
+        ImageType=["DERIVED", "PRIMARY", "TTE", "0001"],  # transthoracic, 2-D imaging
+        DerivationDescription="Made by a semantic diffusion model from a perturbed label map",
+        PatientOrientation="",
+        ImageComments="Synthetic image, not of a patient, not for diagnosis",
+        BurnedInAnnotation="NO",
+        LossyImageCompression="00",
+        UltrasoundColorDataPresent=0,
+        AnatomicRegionSequence=[coded("80891009", "Heart")],
+        SequenceOfUltrasoundRegions=[
+            _dataset(
+                RegionSpatialFormat=1,  # 2-D
+                RegionDataType=1,  # tissue
+                RegionFlags=0,
+                RegionLocationMinX0=0,
+                RegionLocationMinY0=0,
+                RegionLocationMaxX1=width - 1,
+                RegionLocationMaxY1=height - 1,
+                PhysicalUnitsXDirection=3,  # cm
+                PhysicalUnitsYDirection=3,
+                PhysicalDeltaX=spacing_mm[1] / 10,
+                PhysicalDeltaY=spacing_mm[0] / 10,
+            )
+        ],
+        SamplesPerPixel=1,
+        PhotometricInterpretation="MONOCHROME2",
+        Rows=height,
+        Columns=width,
+        BitsAllocated=8,
+        BitsStored=8,
+        HighBit=7,
+        PixelRepresentation=0,
+    )
+    if view in CODE_OF_VIEW:
+        dataset.ViewCodeSequence = [coded(*CODE_OF_VIEW[view])]
+    dataset.add_new(0x7FE00010, "OB", _even(image.tobytes()))
+    return dataset
+
+
+def _segmentation(label_map: np.ndarray, picture: Dataset, identity: str, about: dict[str, Any]) -> Dataset:
+    masks = np.stack([label_map == structure.class_index for structure in STRUCTURES])  # (S, H, W), a frame a segment
+    reference = {
+        "ReferencedSOPClassUID": str(picture.SOPClassUID),
+        "ReferencedSOPInstanceUID": str(picture.SOPInstanceUID),
+    }
+    organisation = _uid(identity, "dimensions")
+    dataset = _dataset(
+        **about,
+        SOPClassUID=SEGMENTATION,
+        SOPInstanceUID=_uid(identity, "segmentation"),
+        Modality="SEG",
+        SeriesInstanceUID=_uid(identity, "segmentation series"),
+        SeriesNumber=2,
+        SeriesDescription=f"Label map of {picture.SeriesDescription}",
+        InstanceNumber=1,
+        ContentDate=NO_DATE,
+        ContentTime=NO_TIME,
+        ImageType=["DERIVED", "PRIMARY"],
+        PatientOrientation="",
+        ContentLabel="LABEL_MAP",
+        ContentDescription="Label map from which the image was made",
+        ContentCreatorName="Software^SynBoost-MONAI",
+        BurnedInAnnotation="NO",
+        LossyImageCompression="00",
+        SamplesPerPixel=1,
+        PhotometricInterpretation="MONOCHROME2",
+        NumberOfFrames=len(masks),
+        Rows=label_map.shape[0],
+        Columns=label_map.shape[1],
+        BitsAllocated=1,
+        BitsStored=1,
+        HighBit=0,
+        PixelRepresentation=0,
+        SegmentationType="BINARY",
+        SegmentsOverlap="NO",
+        SegmentSequence=[_segment(number, structure.name) for number, structure in enumerate(STRUCTURES, start=1)],
+        ReferencedSeriesSequence=[
+            _dataset(
+                SeriesInstanceUID=str(picture.SeriesInstanceUID), ReferencedInstanceSequence=[_dataset(**reference)]
+            )
+        ],
+        DimensionOrganizationSequence=[_dataset(DimensionOrganizationUID=organisation)],
+        DimensionIndexSequence=[
+            _dataset(
+                DimensionOrganizationUID=organisation,
+                DimensionIndexPointer=0x0062000B,  # Referenced Segment Number
+                FunctionalGroupPointer=0x0062000A,  # in Segment Identification Sequence
+                DimensionDescriptionLabel="Segment",
+            )
+        ],
+        SharedFunctionalGroupsSequence=[
+            _dataset(
+                DerivationImageSequence=[
+                    _dataset(
+                        DerivationCodeSequence=[coded("113076", "Segmentation", "DCM")],
+                        SourceImageSequence=[
+                            _dataset(
+                                **reference,
+                                PurposeOfReferenceCodeSequence=[
+                                    coded("121322", "Source image for image processing operation", "DCM")
+                                ],
+                                SpatialLocationsPreserved="YES",
+                            )
+                        ],
+                    )
+                ]
+            )
+        ],
+        PerFrameFunctionalGroupsSequence=[
+            _dataset(
+                FrameContentSequence=[_dataset(DimensionIndexValues=[number])],
+                SegmentIdentificationSequence=[_dataset(ReferencedSegmentNumber=number)],
+            )
+            for number in range(1, len(masks) + 1)
+        ],
+    )
+    # bits run on across frames, lowest bit first (PS3.5 8.1.1)
+    dataset.add_new(0x7FE00010, "OB", _even(np.packbits(masks.ravel(), bitorder="little").tobytes()))
+    return dataset
+
+
+def _segment(number: int, structure: str) -> Dataset:
+    return _dataset(
+        SegmentNumber=number,
+        SegmentLabel=structure,
+        SegmentAlgorithmType="AUTOMATIC",
+        SegmentAlgorithmName="SynBoost-MONAI label map",
+        SegmentedPropertyCategoryCodeSequence=[coded("91723000", "Anatomical Structure")],
+        SegmentedPropertyTypeCodeSequence=[coded(*CODE_OF_STRUCTURE[structure])],
+    )
+
+
+def coded(value: str, meaning: str, scheme: str = "SCT") -> Dataset:
+    """Return an item of a code sequence."""
+    return _dataset(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+
+
+def _dataset(**attributes: Any) -> Dataset:
+    from pydicom.dataset import Dataset
+
+    dataset = Dataset()
+    for keyword, value in attributes.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def _even(content: bytes) -> bytes:
+    """Pixel data must have an even length."""
+    return content + b"\0" * (len(content) % 2)
+
+
+def _save(dataset: Dataset, path: Path) -> None:
+    """Write a DICOM file with its preamble and file meta information, by pydicom 2.4 and 3."""
+    import pydicom
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import UID
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    meta.TransferSyntaxUID = UID(EXPLICIT_LITTLE_ENDIAN)
+    meta.ImplementationClassUID = UID(_uid("implementation", "SynBoost-MONAI"))
+    meta.ImplementationVersionName = "SYNBOOST"
+    dataset.file_meta = meta
+    if int(pydicom.__version__.split(".")[0]) >= 3:
+        dataset.save_as(path, enforce_file_format=True)
+    else:
+        dataset.is_little_endian, dataset.is_implicit_VR = True, False
+        dataset.save_as(path, write_like_original=False)

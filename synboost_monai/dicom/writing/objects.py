@@ -1,0 +1,321 @@
+"""What every object that we write shares: its identity, its patient and study, its date, and how it reaches the disk.
+
+An object is a function of its source and of the model: UIDs are hashes of the source's UIDs, the provenance and the kind, date and
+time are the source's. A second run writes the same bytes. Patient and study are the source's own, so that an archive files the object
+under the same patient; nothing else of the source's header is taken over, no private tag, no institution, no operator.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import re
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from synboost_monai import __version__
+from synboost_monai.dicom.quiet import quiet
+from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.writing.image import EXPLICIT_LITTLE_ENDIAN, LETTER_OF_SEX
+from synboost_monai.files import atomic_path
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+MANUFACTURER = "SynBoost-MONAI"
+"""Of every object that we write."""
+NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://synboost-monai/derived")
+"""Namespace of the UIDs of derived objects; they are 2.25.N with N a name-based UUID (PS3.5 B.2)."""
+IMPLEMENTATION_CLASS_UID = f"2.25.{uuid.uuid5(NAMESPACE, 'implementation').int}"
+"""Says in the file meta information which software wrote a file."""
+RLE_LOSSLESS = "1.2.840.10008.1.2.5"
+"""Transfer syntax RLE Lossless."""
+LOSSY_SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81, 91, 203))
+"""JPEG Baseline and Extended, JPEG-LS Near-lossless, JPEG 2000, High-Throughput JPEG 2000: pixels may have lost something."""
+MAX_PIXEL_BYTES = 0xFFFFFFFE
+"""Largest length of one element (PS3.5 7.1)."""
+NO_DATE, NO_TIME = "19000101", "000000"
+"""Where the source knows no date; objects must not depend on the clock."""
+
+_UID = re.compile(r"[0-9.]{1,64}")
+_DATE = re.compile(r"\d{8}")
+_TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d)?([0-5]\d|60)?(\.\d{1,6})?")
+_PATIENT_AND_STUDY = {
+    "PatientName": "",
+    "PatientID": "",
+    "IssuerOfPatientID": None,
+    "PatientBirthDate": "",
+    "PatientSex": "",
+    "PatientAge": None,
+    "PatientSize": None,
+    "PatientWeight": None,
+    "StudyInstanceUID": None,
+    "StudyDate": "",
+    "StudyTime": "",
+    "StudyID": "",
+    "AccessionNumber": "",
+    "ReferringPhysicianName": "",
+    "StudyDescription": None,
+}
+"""Keyword -> what is written where the source has none; None: nothing. Modules Patient, General Study and Patient Study."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made a result: everything that would make it another result goes into the UIDs through this."""
+
+    model: str
+    """Name of the model, as people know it (`echo_cris`)."""
+    model_sha256: str = ""
+    """Of the network's definition and preprocessing; hexadecimal."""
+    weights_sha256: str = ""
+    """Of the weights' file; hexadecimal."""
+    settings_sha256: str = ""
+    """Of the run's settings; hexadecimal."""
+    prompts: tuple[str, ...] = ()
+    """Text prompts that the model was given."""
+    software_version: str = __version__
+    """Of this package."""
+
+    @property
+    def key(self) -> str:
+        """Everything in one line, for hashing."""
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=True)
+
+    def parameters(self) -> dict[str, str]:
+        """What goes into the algorithm's parameters in an object, in this order."""
+        facts = {
+            "model_sha256": self.model_sha256,
+            "weights_sha256": self.weights_sha256,
+            "settings_sha256": self.settings_sha256,
+            **{f"prompt_{number}": prompt for number, prompt in enumerate(self.prompts, start=1)},
+        }
+        return {name: ascii_text(value) for name, value in facts.items() if value}
+
+
+def derived_uid(*parts: str) -> str:
+    """The UID of the thing that these words describe: always the same, another one for any other words."""
+    return f"2.25.{uuid.uuid5(NAMESPACE, json.dumps(parts, ensure_ascii=True)).int}"
+
+
+def content_date_time(source: Dataset) -> tuple[str, str]:
+    """Date (YYYYMMDD) and time (HHMMSS...) of what the source shows: the first of content, acquisition, series and study that is valid."""
+    acquired = text_of(source, "AcquisitionDateTime")
+    for date, time in (
+        (text_of(source, "ContentDate"), text_of(source, "ContentTime")),
+        (text_of(source, "AcquisitionDate"), text_of(source, "AcquisitionTime")),
+        (acquired[:8], re.split(r"[+-]", acquired[8:])[0]),
+        (text_of(source, "SeriesDate"), text_of(source, "SeriesTime")),
+        (text_of(source, "StudyDate"), text_of(source, "StudyTime")),
+    ):
+        if is_date(date):
+            return date, time if is_time(time) else NO_TIME
+    return NO_DATE, NO_TIME
+
+
+def is_date(text: str) -> bool:
+    """Whether this is a day, YYYYMMDD."""
+    if not _DATE.fullmatch(text):
+        return False
+    try:
+        datetime.datetime.strptime(text, "%Y%m%d")
+    except ValueError:
+        return False
+    return text >= "1000"
+
+
+def is_time(text: str) -> bool:
+    """Whether this is a time of the day, HH, HHMM or HHMMSS with parts of a second."""
+    return _TIME.fullmatch(text) is not None
+
+
+def text_of(dataset: Any, keyword: str) -> str:
+    """The value of an attribute as text; '' where it is absent, empty or cannot be read."""
+    value = value_of(dataset, keyword)
+    return "" if value is None else str(value).strip(" \0")
+
+
+def value_of(dataset: Any, keyword: str) -> Any:
+    """The value of an attribute; None where it is absent, not of its VR (bytes) or cannot be read. Files hold anything: reading one must
+    not fail."""
+    with quiet():
+        try:
+            value = dataset.get(keyword)
+            return None if isinstance(value, bytes) else value
+        except Exception:  # noqa: BLE001  pydicom converts on access and may raise any error of any converter
+            return None
+
+
+def number_of(dataset: Any, keyword: str, otherwise: int) -> int:
+    """The value of an attribute as a whole number; `otherwise` where it is absent or none."""
+    try:
+        return int(value_of(dataset, keyword))
+    except (TypeError, ValueError, OverflowError):
+        return otherwise
+
+
+def decimal_of(dataset: Any, keyword: str) -> str | None:
+    """The value of an attribute as a decimal string (VR DS); None where it is absent or no finite number."""
+    try:
+        number = float(value_of(dataset, keyword))
+    except (TypeError, ValueError):
+        return None
+    return f"{number:.10g}" if math.isfinite(number) else None
+
+
+def ascii_text(text: str) -> str:
+    """Text that every character set of DICOM can hold on one line, without the separator of values."""
+    printable = "".join(c if c.isprintable() and c != "\\" else " " for c in text)
+    return printable.encode("ascii", "replace").decode("ascii")
+
+
+def uid_of(source: Dataset, keyword: str) -> str:
+    """A UID of the source.
+
+    Raises:
+        NotUsableError: if it is missing or no UID, without which nothing can refer to the source.
+    """
+    uid = text_of(source, keyword)
+    if not uid:
+        raise NotUsableError("missing_identifier", keyword=keyword)
+    if not _UID.fullmatch(uid):
+        raise NotUsableError("bad_identifier", keyword=keyword)
+    return uid
+
+
+def patient_and_study(source: Dataset) -> dict[str, Any]:
+    """Keyword -> value of the source's patient and study; values that the standard forbids are left out or empty.
+
+    Text keeps the source's character set (ours is ASCII, part of every one of them), so that names stay as they are.
+    """
+    about: dict[str, Any] = {}
+    if character_set := value_of(source, "SpecificCharacterSet"):
+        about["SpecificCharacterSet"] = character_set
+    for keyword, otherwise in _PATIENT_AND_STUDY.items():
+        value = value_of(source, keyword)
+        text = text_of(source, keyword)
+        if keyword.endswith("Date") and not is_date(text):
+            value = None
+        elif keyword.endswith("Time") and not is_time(text):
+            value = None
+        elif keyword == "PatientSex" and text not in (*LETTER_OF_SEX.values(), "O"):
+            value = None
+        elif keyword in ("PatientSize", "PatientWeight"):
+            value = decimal_of(source, keyword)
+        elif keyword == "PatientAge" and not re.fullmatch(r"\d{3}[DWMY]", text):
+            value = None
+        elif keyword == "StudyInstanceUID":
+            value = uid_of(source, keyword)
+        if value in (None, ""):
+            value = otherwise
+        if value is not None:
+            about[keyword] = value
+    return about
+
+
+def evidence_of(source: Dataset) -> Dataset:
+    """A small data set that stands for the source in highdicom's builders: its identity alone; `settle` adds patient and study.
+
+    It is made anew, so that changing it never changes the source; and highdicom, which prints names and knows few character sets,
+    sees no text of the source.
+    """
+    from pydicom.dataset import Dataset
+
+    evidence = Dataset()
+    with quiet():  # pydicom prints values that it does not like
+        for keyword, otherwise in _PATIENT_AND_STUDY.items():
+            if otherwise is not None:
+                setattr(evidence, keyword, otherwise)
+        for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+            setattr(evidence, keyword, uid_of(source, keyword))
+        evidence.Modality = "US"
+        for keyword in ("Rows", "Columns"):
+            setattr(evidence, keyword, number_of(source, keyword, 0))
+    return evidence
+
+
+def set_lossy_history(dataset: Dataset, source: Dataset) -> None:
+    """Say of an object with pixels whether the source was ever compressed with loss (once lossy, always lossy)."""
+    syntax = text_of(getattr(source, "file_meta", None) or {}, "TransferSyntaxUID")
+    is_lossy = text_of(source, "LossyImageCompression") == "01" or syntax in LOSSY_SYNTAXES
+    dataset.LossyImageCompression = "01" if is_lossy else "00"
+    for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        if keyword in dataset:
+            delattr(dataset, keyword)
+        value = value_of(source, keyword) if is_lossy else None
+        if value:
+            setattr(dataset, keyword, value)
+
+
+def settle(dataset: Dataset, source: Dataset) -> None:
+    """Give an object of highdicom what is the source's: patient, study, character set and times, in place of the clock's."""
+    date, time = content_date_time(source)
+    for keyword in ("InstanceCreationDate", "InstanceCreationTime"):
+        if keyword in dataset:
+            delattr(dataset, keyword)
+    dataset.ContentDate, dataset.ContentTime = date, time
+    for equipment in dataset.get("ContributingEquipmentSequence", ()):
+        equipment.ContributionDateTime = date + time
+    if "SpecificCharacterSet" in dataset:
+        del dataset.SpecificCharacterSet
+    for keyword, value in patient_and_study(source).items():
+        setattr(dataset, keyword, value)
+
+
+def save(
+    dataset: Dataset,
+    path: str | os.PathLike[str],
+    write_tail: Callable[[BinaryIO], None] | None = None,
+    transfer_syntax: str = EXPLICIT_LITTLE_ENDIAN,
+) -> None:
+    """Write a data set as a DICOM file, whole or not at all: temporary file, fsync, rename.
+
+    Args:
+        dataset: with SOP class and instance UID; without the elements that `write_tail` writes.
+        path: of the file.
+        write_tail: writes the elements that follow (long sequences and pixel data in pieces, so that memory stays flat); the file
+            can be read back and sought in.
+        transfer_syntax: explicit VR little endian, or an encapsulated one whose pixel data `write_tail` writes.
+    Raises:
+        NotUsableError: if the disk refuses.
+    """
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import UID
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = UID(dataset.SOPClassUID)
+    meta.MediaStorageSOPInstanceUID = UID(dataset.SOPInstanceUID)
+    meta.TransferSyntaxUID = UID(transfer_syntax)
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    meta.ImplementationVersionName = "SYNBOOST"
+    dataset.file_meta = meta
+    try:
+        with quiet(), atomic_path(path) as temporary:
+            with open(temporary, "wb+") as file:
+                dataset.save_as(file, enforce_file_format=True)
+                if write_tail is not None:
+                    file.seek(0, os.SEEK_END)
+                    write_tail(file)
+                file.flush()
+                os.fsync(file.fileno())
+        sync_folder(Path(path).parent)
+    except OSError as error:
+        raise NotUsableError(
+            "cannot_write", problem=(os.strerror(error.errno) if error.errno else "the disk refused")
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the new name of a file in this folder survive a power cut, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,297 @@
+"""A clip with the outlines of its label maps as DICOM Secondary Capture, the sector alone: everything outside is black.
+
+Nothing of the source's picture but its sector is shown, so no text that is burned in around it; an object whose sector may hold text says
+so. The frames are grey, the outlines have the structures' colours. Pixels are lossless: as they are while the object is small, RLE beyond.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from synboost_monai import __version__
+from synboost_monai.dicom import elements
+from synboost_monai.dicom.writing.image import EXPLICIT_LITTLE_ENDIAN, coded
+from synboost_monai.dicom.writing.objects import (
+    MANUFACTURER,
+    MAX_PIXEL_BYTES,
+    RLE_LOSSLESS,
+    Provenance,
+    ascii_text,
+    content_date_time,
+    derived_uid,
+    number_of,
+    patient_and_study,
+    quiet,
+    save,
+    set_lossy_history,
+    uid_of,
+)
+from synboost_monai.dicom.writing.seg import names_frames
+from synboost_monai.files import atomic_path
+from synboost_monai.structures import NUM_CLASSES, STRUCTURES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pydicom.dataset import Dataset
+
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+"""SOP class Secondary Capture Image Storage, for one frame."""
+MULTI_FRAME_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7.4"
+"""SOP class Multi-frame True Color Secondary Capture Image Storage."""
+SERIES_NUMBER = 9103
+"""Of overlays, unless another one is given."""
+MAX_PLAIN_BYTES = 32 << 20
+"""Up to so many bytes of pixels an object is not compressed; every archive takes it as it is."""
+PIXELS_OF_LINE = 400
+"""An outline is a pixel wide for so many pixels of the picture's longer side."""
+
+
+def write_overlay(
+    source_header: Dataset,
+    windows: Iterable[tuple[NDArray[Any], NDArray[Any]]],
+    frame_numbers: Sequence[int],
+    path: str | os.PathLike[str],
+    *,
+    sector: NDArray[Any],
+    provenance: Provenance,
+    spacing_mm: Sequence[float] | None = None,
+    frame_times_ms: Sequence[float] | None = None,
+    compression: str = "auto",
+    series_number: int = SERIES_NUMBER,
+    instance_number: int = 1,
+    description: str = "Left heart, outlined by a neural network",
+    has_text: bool | None = None,
+) -> str:
+    """Write frames of an ultrasound object with outlines.
+
+    Args:
+        source_header: of the ultrasound object; it is not changed.
+        windows: pairs of grey frames (T, h, w) uint8 and their label maps (T, h, w), one after the other.
+        frame_numbers: of all frames that come, in the source, from 1, rising.
+        path: of the file; written whole or not at all.
+        sector: (h, w), True inside the sector (`sector.find_sector`); all else becomes black.
+        provenance: of the label maps.
+        spacing_mm: (row, column); says whether pixels are square.
+        frame_times_ms: when each frame was taken, for viewers; None where it is not known.
+        compression: auto, none or rle.
+        series_number: of the overlay's series, which it has for itself.
+        instance_number: within this series.
+        description: of the series.
+        has_text: whether text may stand within the sector (`sector.has_text`); None: nobody has looked.
+    Returns:
+        The SOP Instance UID.
+    Raises:
+        ValueError: if shapes, number types or the number of frames do not fit; nothing is written.
+        NotUsableError: if the source lacks an identifier, or the disk refuses.
+    """
+    sector = np.asarray(sector) > 0
+    numbers = [int(number) for number in frame_numbers]
+    if sector.ndim != 2 or not numbers or numbers[0] < 1 or any(b <= a for a, b in zip(numbers, numbers[1:])):
+        raise ValueError("overlay.py: expected a sector (h, w) and rising frame numbers from 1")
+    if compression not in ("auto", "none", "rle"):
+        raise ValueError(f"overlay.py: compression is auto, none or rle, got {compression!r}")
+    num_bytes = 3 * sector.size * len(numbers)
+    is_plain = compression == "none" or (compression == "auto" and num_bytes <= MAX_PLAIN_BYTES)
+    if is_plain and num_bytes > MAX_PIXEL_BYTES:
+        raise ValueError("overlay.py: more than one DICOM object holds uncompressed (4 GB); use rle")
+    if frame_times_ms is not None and len(frame_times_ms) != len(numbers):
+        raise ValueError(f"overlay.py: {len(frame_times_ms)} frame times for {len(numbers)} frames")
+    with quiet():
+        dataset = _describe(
+            source_header, numbers, sector.shape, provenance, spacing_mm, series_number, instance_number, description
+        )
+        if len(numbers) > 1:
+            _set_frame_times(dataset, frame_times_ms, numbers)
+        dataset.BurnedInAnnotation = "NO" if has_text is False else "YES"
+    pictures = _pictures(windows, sector, len(numbers))
+
+    def write_tail(file: BinaryIO) -> None:
+        if is_plain:
+            file.write(elements.element_header(elements.PIXEL_DATA, "OB", num_bytes + num_bytes % 2))
+            for picture in pictures:
+                file.write(picture.tobytes())
+            file.write(bytes(num_bytes % 2))
+        else:
+            from rle.rle import encode_frame  # as pylibjpeg-rle has it: pydicom alone takes a hundred times as long
+
+            pixels = elements.EncapsulatedPixels(file, len(numbers))
+            for picture in pictures:
+                pixels.add(encode_frame(picture.tobytes(), *picture.shape, 8, "<"))
+            pixels.close()
+
+    save(dataset, path, write_tail, EXPLICIT_LITTLE_ENDIAN if is_plain else RLE_LOSSLESS)
+    return str(dataset.SOPInstanceUID)
+
+
+def write_overlay_png(
+    grey: NDArray[Any],
+    label_map: NDArray[Any] | None,
+    sector: NDArray[Any],
+    path: str | os.PathLike[str],
+    spacing_mm: Sequence[float] | None = None,
+    longest_side: int = 320,
+) -> None:
+    """Write one frame with outlines as a small PNG with square pixels, the sector alone; the file says nothing else.
+
+    Args:
+        grey: (h, w) uint8.
+        label_map: (h, w); None for the frame alone.
+        sector: (h, w), True inside.
+        path: of the file; written whole or not at all.
+        spacing_mm: (row, column).
+        longest_side: of the picture, pixels; smaller frames stay as they are.
+    """
+    from PIL import Image
+
+    height, width = (n * s for n, s in zip(grey.shape, spacing_mm or (1.0, 1.0)))
+    scale = min(longest_side, max(grey.shape)) / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = np.asarray(
+        Image.fromarray(np.where(sector, grey, 0).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+    )
+    labels = np.zeros(small.shape, np.uint8)
+    if label_map is not None:
+        labels = np.asarray(Image.fromarray(label_map.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
+    inside = np.asarray(Image.fromarray(np.asarray(sector).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0
+    with atomic_path(path) as temporary:
+        Image.fromarray(draw_outlines(small, labels, inside)).save(temporary, format="PNG")
+
+
+def draw_outlines(grey: NDArray[Any], label_map: NDArray[Any], sector: NDArray[Any]) -> NDArray[np.uint8]:
+    """A frame (h, w) with the outlines of its label map in the structures' colours, black outside `sector` (bool): (h, w, 3)."""
+    picture = np.empty((*grey.shape, 3), np.uint8)
+    shown = np.where(sector, grey, 0)
+    for channel in range(3):  # several times as fast as all at once
+        picture[..., channel] = shown
+    width = max(1, round(max(grey.shape) / PIXELS_OF_LINE))
+    for structure in STRUCTURES:
+        mask = label_map == structure.class_index
+        rows = np.flatnonzero(mask.any(axis=1))
+        if not rows.size:
+            continue
+        mask = mask[rows[0] : rows[-1] + 1]
+        columns = np.flatnonzero(mask.any(axis=0))
+        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        mask = mask[:, box[1]]
+        inner = np.pad(mask, width)
+        for _ in range(width):
+            inner[1:-1, 1:-1] &= inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
+        edge = mask & sector[box] & ~inner[width:-width, width:-width]
+        picture[box][edge] = structure.colour
+    return picture
+
+
+def _pictures(
+    windows: Iterable[tuple[NDArray[Any], NDArray[Any]]], sector: NDArray[np.bool_], num_frames: int
+) -> Iterator[NDArray[np.uint8]]:
+    count = 0
+    for grey, label_maps in windows:
+        if grey.dtype != np.uint8 or grey.shape[1:] != sector.shape or label_maps.shape != grey.shape:
+            raise ValueError(
+                f"overlay.py: expected grey uint8 frames and label maps (T, {sector.shape[0]}, {sector.shape[1]}), "
+                f"got {grey.shape} {grey.dtype} and {label_maps.shape}"
+            )
+        if label_maps.size and not 0 <= int(label_maps.min()) <= int(label_maps.max()) < NUM_CLASSES:
+            raise ValueError(f"overlay.py: classes 0 to {NUM_CLASSES - 1} were expected, got others")
+        count += len(grey)
+        if count > num_frames:
+            break
+        for frame, label_map in zip(grey, label_maps):
+            yield draw_outlines(frame, label_map, sector)
+    if count != num_frames:
+        raise ValueError(
+            f"overlay.py: {num_frames} frame numbers, but {'more' if count > num_frames else count} frames came"
+        )
+
+
+def _describe(
+    source: Dataset,
+    numbers: Sequence[int],
+    shape: tuple[int, int],
+    provenance: Provenance,
+    spacing_mm: Sequence[float] | None,
+    series_number: int,
+    instance_number: int,
+    description: str,
+) -> Dataset:
+    """All of the object but its pixels and frame times."""
+    from pydicom.dataset import Dataset
+
+    instance, sop_class = uid_of(source, "SOPInstanceUID"), uid_of(source, "SOPClassUID")
+    identity = (
+        instance,
+        provenance.key,
+        str(series_number),
+        str(instance_number),
+        description,
+        *map(str, numbers),
+        "overlay",
+    )
+    date, time = content_date_time(source)
+    reference = Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = sop_class, instance
+    if names_frames(sop_class, numbers) and len(numbers) != number_of(source, "NumberOfFrames", 1):  # else: all frames
+        reference.ReferencedFrameNumber = list(numbers)
+    reference.PurposeOfReferenceCodeSequence = [coded("121322", "Source image for image processing operation", "DCM")]
+    dataset = Dataset()
+    about = patient_and_study(source) | {
+        "SOPClassUID": MULTI_FRAME_SECONDARY_CAPTURE if len(numbers) > 1 else SECONDARY_CAPTURE,
+        "SOPInstanceUID": derived_uid(*identity),
+        "Modality": "US",
+        "SeriesInstanceUID": derived_uid(*identity, "series"),
+        "SeriesNumber": series_number,
+        "SeriesDescription": ascii_text(description)[:64],
+        "InstanceNumber": instance_number,
+        "ContentDate": date,
+        "ContentTime": time,
+        "ImageType": ["DERIVED", "SECONDARY"],
+        "ConversionType": "WSD",
+        "Manufacturer": MANUFACTURER,
+        "ManufacturerModelName": ascii_text(provenance.model)[:64],
+        "DeviceSerialNumber": provenance.weights_sha256[:16] or "0",
+        "SoftwareVersions": __version__,
+        "BodyPartExamined": "HEART",
+        "PatientOrientation": "",
+        "DerivationDescription": ascii_text(
+            f"Sector in grey, outlines of {', '.join(s.name for s in STRUCTURES)} by {provenance.model} "
+            + "; ".join(f"{name} {value}" for name, value in provenance.parameters().items())
+        )[:1024],
+        "SourceImageSequence": [reference],
+        "ImageComments": "Outlined by software, not verified by a physician",
+        "SamplesPerPixel": 3,
+        "PhotometricInterpretation": "RGB",
+        "PlanarConfiguration": 0,
+        "Rows": shape[0],
+        "Columns": shape[1],
+        "BitsAllocated": 8,
+        "BitsStored": 8,
+        "HighBit": 7,
+        "PixelRepresentation": 0,
+    }
+    for keyword, value in about.items():
+        setattr(dataset, keyword, value)
+    set_lossy_history(dataset, source)
+    if spacing_mm is not None and abs(spacing_mm[0] / spacing_mm[1] - 1) > 1e-3:
+        dataset.PixelAspectRatio = [round(1000 * spacing_mm[0] / spacing_mm[1]), 1000]
+    if len(numbers) > 1:
+        dataset.NumberOfFrames = len(numbers)
+    return dataset
+
+
+def _set_frame_times(dataset: Dataset, frame_times_ms: Sequence[float] | None, numbers: Sequence[int]) -> None:
+    """Time between frames: one number where it is even, else each; where it is not known, the frames are pages."""
+    if frame_times_ms is None:
+        dataset.PageNumberVector = list(numbers)
+        dataset.FrameIncrementPointer = 0x00182001
+        return
+    gaps = np.diff(np.asarray(frame_times_ms, np.float64))
+    if np.ptp(gaps) <= 0.01 * abs(float(gaps.mean())):
+        dataset.FrameTime = f"{gaps.mean():.6g}"
+        dataset.FrameIncrementPointer = 0x00181063
+    else:
+        dataset.FrameTimeVector = ["0", *(f"{gap:.6g}" for gap in gaps)]
+        dataset.FrameIncrementPointer = 0x00181065

@@ -1,0 +1,320 @@
+"""Label maps of a clip as DICOM Segmentation that says which frame of which object each of its frames belongs to.
+
+highdicom makes no segmentation of an ultrasound clip, which has no frame of reference; and none is invented here, nor positions of
+planes. highdicom describes the segments, codes and equipment on a template of one frame; the groups of each frame and the pixels are
+written frame by frame, so that memory does not grow with the clip.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from synboost_monai.dicom import elements
+from synboost_monai.dicom.reading.scanned_file import MULTI_FRAME_CAPTURES
+from synboost_monai.dicom.writing.image import CODE_OF_STRUCTURE, ULTRASOUND_IMAGE
+from synboost_monai.dicom.writing.objects import (
+    MANUFACTURER,
+    MAX_PIXEL_BYTES,
+    Provenance,
+    ascii_text,
+    derived_uid,
+    evidence_of,
+    number_of,
+    quiet,
+    save,
+    set_lossy_history,
+    settle,
+    uid_of,
+)
+from synboost_monai.structures import NUM_CLASSES, STRUCTURES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pydicom.dataset import Dataset
+
+SEGMENTATION_TYPES = ("BINARY", "LABELMAP")
+"""BINARY: a frame of bits for each frame and structure, which every archive and viewer takes. LABELMAP: one frame of class indices,
+of a newer SOP class that many archives do not know yet."""
+MULTI_FRAME_ULTRASOUND = ("1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.3")
+"""Ultrasound Multi-frame Image Storage, and its retired form: references to them name the frame."""
+SERIES_NUMBER = 9101
+"""Of segmentations, unless another one is given: far from the numbers that scanners count."""
+
+
+def write_segmentation(
+    source_header: Dataset,
+    label_maps: NDArray[Any] | Iterable[NDArray[Any]],
+    frame_numbers: Sequence[int],
+    path: str | os.PathLike[str],
+    *,
+    provenance: Provenance,
+    segmentation_type: str = "BINARY",
+    series_number: int = SERIES_NUMBER,
+    instance_number: int = 1,
+    description: str = "Left heart, segmented by a neural network",
+) -> str:
+    """Write a segmentation of some or all frames of an ultrasound object.
+
+    Every frame is kept, also where nothing was found. Segments 1, 2 and 3 are the classes 1, 2 and 3, described with their SNOMED codes,
+    the algorithm, its weights and its prompts, and an identifier that is the same in every segmentation of one source and model.
+
+    Args:
+        source_header: of the ultrasound object; it is not changed.
+        label_maps: (T, Rows, Columns), classes 0..3, of the whole frame; or windows of it, one after the other.
+        frame_numbers: T numbers of the source's frames, from 1, rising.
+        path: of the file; written whole or not at all.
+        provenance: of the label maps.
+        segmentation_type: BINARY or LABELMAP.
+        series_number: of the segmentation's series, which it has for itself.
+        instance_number: within this series.
+        description: of the series and the content.
+    Returns:
+        The SOP Instance UID.
+    Raises:
+        ValueError: if frames, shape or classes do not fit; nothing is written.
+        NotUsableError: if the source lacks an identifier, or the disk refuses.
+    """
+    if segmentation_type not in SEGMENTATION_TYPES:
+        raise ValueError(f"seg.py: expected one of {', '.join(SEGMENTATION_TYPES)}, got {segmentation_type!r}")
+    shape = (number_of(source_header, "Rows", 0), number_of(source_header, "Columns", 0))
+    frame_numbers = _checked_numbers(frame_numbers, number_of(source_header, "NumberOfFrames", 1))
+    is_binary = segmentation_type == "BINARY"
+    num_frames = len(frame_numbers) * (len(STRUCTURES) if is_binary else 1)
+    num_bytes = (num_frames * shape[0] * shape[1] + 7) // 8 if is_binary else num_frames * shape[0] * shape[1]
+    if num_bytes > MAX_PIXEL_BYTES:
+        raise ValueError(
+            f"seg.py: {len(frame_numbers)} frames of {shape[0]} x {shape[1]} need {num_bytes} bytes, more than one DICOM object "
+            "holds (4 GB); write fewer frames to each"
+        )
+    dataset = _template(
+        source_header, frame_numbers, provenance, segmentation_type, series_number, instance_number, description
+    )
+    dataset.NumberOfFrames = num_frames
+    dataset.Rows, dataset.Columns = shape
+    windows = _checked_windows(label_maps, shape, len(frame_numbers))
+
+    def write_tail(file: BinaryIO) -> None:
+        _write_frame_groups(file, source_header, frame_numbers, is_binary)
+        file.write(elements.element_header(elements.PIXEL_DATA, "OB", num_bytes + num_bytes % 2))
+        for part in _packed(windows) if is_binary else (window.tobytes() for window in windows):
+            file.write(part)
+        file.write(bytes(num_bytes % 2))
+
+    save(dataset, path, write_tail)
+    return str(dataset.SOPInstanceUID)
+
+
+def names_frames(sop_class: str, frame_numbers: Sequence[int]) -> bool:
+    """Whether a reference to these frames gives their numbers: to a clip; and to frames that an object of the class for one has all
+    the same, against the standard, as nothing else would tell them."""
+    return sop_class in MULTI_FRAME_ULTRASOUND or sop_class in MULTI_FRAME_CAPTURES or max(frame_numbers) > 1
+
+
+def _checked_numbers(frame_numbers: Sequence[int], num_source_frames: int) -> list[int]:
+    numbers = [int(number) for number in frame_numbers]
+    if (
+        not numbers
+        or any(b <= a for a, b in zip(numbers, numbers[1:]))
+        or numbers[0] < 1
+        or numbers[-1] > num_source_frames
+    ):
+        raise ValueError(
+            f"seg.py: expected rising frame numbers from 1 to {num_source_frames}, got {len(numbers)} numbers"
+            + (f" from {numbers[0]} to {numbers[-1]}" if numbers else "")
+        )
+    return numbers
+
+
+def _checked_windows(
+    label_maps: NDArray[Any] | Iterable[NDArray[Any]], shape: tuple[int, int], num_frames: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Windows (T, Rows, Columns) of class indices, as many frames in all as announced."""
+    count = 0
+    for window in [label_maps] if isinstance(label_maps, np.ndarray) else label_maps:
+        window = np.asarray(window)
+        if window.ndim != 3 or window.shape[1:] != shape or window.dtype.kind not in "biu":
+            raise ValueError(
+                f"seg.py: expected integer label maps of the whole frame, (T, {shape[0]}, {shape[1]}), "
+                f"got {window.shape} {window.dtype}"
+            )
+        if window.size and not 0 <= int(window.min()) <= int(window.max()) < NUM_CLASSES:
+            raise ValueError(
+                f"seg.py: classes 0 to {NUM_CLASSES - 1} were expected, got {int(window.min())} to {int(window.max())}"
+            )
+        count += len(window)
+        if count > num_frames:
+            break
+        yield np.ascontiguousarray(window, dtype=np.uint8)
+    if count != num_frames:
+        raise ValueError(
+            f"seg.py: {num_frames} frame numbers, but {'more' if count > num_frames else count} label maps came"
+        )
+
+
+def _packed(windows: Iterable[NDArray[np.uint8]]) -> Iterator[bytes]:
+    """Bits of the structures of each frame: lowest bit first, running on from frame to frame (PS3.5 8.1.1)."""
+    classes = np.array([structure.class_index for structure in STRUCTURES], np.uint8)
+    rest = np.zeros(0, dtype=bool)
+    for window in windows:
+        for label_map in window:
+            bits = np.concatenate([rest, (label_map[None] == classes[:, None, None]).ravel()])
+            whole = len(bits) // 8 * 8
+            yield np.packbits(bits[:whole], bitorder="little").tobytes()
+            rest = bits[whole:]
+    yield np.packbits(rest, bitorder="little").tobytes()
+
+
+def _write_frame_groups(file: BinaryIO, source: Dataset, frame_numbers: Sequence[int], is_binary: bool) -> None:
+    """Per-frame Functional Groups: source frame, place in time, and for BINARY the segment."""
+    sop_class, sop_instance = uid_of(source, "SOPClassUID"), uid_of(source, "SOPInstanceUID")
+    has_numbers = names_frames(sop_class, frame_numbers)
+    derivation_code = elements.sequence(0x00089215, elements.code_item("113076", "DCM", "Segmentation"))
+    purpose = elements.sequence(
+        0x0040A170, elements.code_item("121322", "DCM", "Source image for image processing operation")
+    )
+    file.write(elements.element_header(0x52009230, "SQ", elements.UNDEFINED_LENGTH))
+    for position, frame_number in enumerate(frame_numbers, start=1):
+        source_image = elements.item(
+            elements.element(0x00081150, "UI", sop_class),
+            elements.element(0x00081155, "UI", sop_instance),
+            elements.element(0x00081160, "IS", str(frame_number)) if has_numbers else b"",
+            elements.element(0x0028135A, "CS", "YES"),  # Spatial Locations Preserved
+            purpose,
+        )
+        derivation = elements.sequence(
+            0x00089124, elements.item(elements.sequence(0x00082112, source_image), derivation_code)
+        )
+        for segment_number in range(1, len(STRUCTURES) + 1) if is_binary else (None,):
+            index = [position] if segment_number is None else [segment_number, position]
+            content = elements.sequence(
+                0x00209111,
+                elements.item(
+                    elements.element(0x00209128, "UL", position),  # Temporal Position Index
+                    elements.element(0x00209157, "UL", index),  # Dimension Index Values
+                ),
+            )
+            identification = b""
+            if segment_number is not None:
+                identification = elements.sequence(
+                    0x0062000A, elements.item(elements.element(0x0062000B, "US", segment_number))
+                )
+            file.write(elements.item(derivation, content, identification))
+    file.write(elements.SEQUENCE_END)
+
+
+def _template(
+    source: Dataset,
+    frame_numbers: Sequence[int],
+    provenance: Provenance,
+    segmentation_type: str,
+    series_number: int,
+    instance_number: int,
+    description: str,
+) -> Dataset:
+    """All of the object but its frames, from highdicom's segmentation of one pixel."""
+    import highdicom
+    from pydicom.sr.codedict import codes
+
+    instance = uid_of(source, "SOPInstanceUID")
+    facts = (segmentation_type, series_number, instance_number, description, *frame_numbers)
+    identity = (instance, provenance.key, *map(str, facts))
+    evidence = evidence_of(source)
+    evidence.SOPClassUID = (
+        ULTRASOUND_IMAGE  # highdicom takes a multi-frame source for an enhanced one, with positions of planes
+    )
+    evidence.Rows = evidence.Columns = 1
+    with quiet():
+        algorithm = highdicom.AlgorithmIdentificationSequence(
+            name=ascii_text(provenance.model)[:64],
+            family=codes.DCM.ArtificialIntelligence,
+            version=ascii_text(provenance.software_version)[:64],
+            source=MANUFACTURER,
+            parameters=provenance.parameters() or None,
+        )
+        segments = [
+            highdicom.seg.SegmentDescription(
+                segment_number=structure.class_index,
+                segment_label=structure.name.replace("_", " ").capitalize(),
+                segmented_property_category=codes.SCT.AnatomicalStructure,
+                segmented_property_type=_code(*CODE_OF_STRUCTURE[structure.name]),
+                algorithm_type="AUTOMATIC",
+                algorithm_identification=algorithm,
+                tracking_uid=derived_uid(instance, provenance.key, "tracking", structure.name),
+                tracking_id=structure.name,
+                display_color=highdicom.color.CIELabColor.from_rgb(*structure.colour),
+            )
+            for structure in STRUCTURES
+        ]
+        is_binary = segmentation_type == "BINARY"
+        dataset = highdicom.seg.Segmentation(
+            source_images=[evidence],
+            pixel_array=np.ones(
+                (1, 1, 1, len(STRUCTURES)) if is_binary else (1, 1, 1), bool if is_binary else np.uint8
+            ),
+            segmentation_type=segmentation_type,
+            segment_descriptions=segments,
+            series_instance_uid=derived_uid(*identity, "segmentation series"),
+            series_number=series_number,
+            sop_instance_uid=derived_uid(*identity, "segmentation"),
+            instance_number=instance_number,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=ascii_text(provenance.model)[:64],
+            software_versions=ascii_text(provenance.software_version)[:64],
+            device_serial_number=provenance.weights_sha256[:16] or "0",
+            content_description=ascii_text(description)[:64],
+            content_label="LEFT_HEART",
+            content_creator_name=f"Software^{MANUFACTURER}",
+            series_description=ascii_text(description)[:64],
+            omit_empty_frames=False,
+        )
+        settle(dataset, source)
+        set_lossy_history(dataset, source)
+        for keyword in ("PixelData", "PerFrameFunctionalGroupsSequence"):
+            delattr(dataset, keyword)
+        dataset.PatientOrientation = ""
+        dataset.SegmentsOverlap = "NO"
+        dataset.BurnedInAnnotation = "NO"
+        _set_dimensions(dataset, derived_uid(*identity, "dimensions"), is_binary)
+        _name_source_class(dataset, instance, uid_of(source, "SOPClassUID"))
+    return dataset
+
+
+def _code(value: str, meaning: str) -> Any:
+    from highdicom.sr import CodedConcept
+
+    return CodedConcept(value, "SCT", meaning)
+
+
+def _set_dimensions(dataset: Dataset, organisation: str, is_binary: bool) -> None:
+    """Frames are told by their segment (BINARY) and their place in time."""
+    from pydicom.dataset import Dataset
+
+    indices = [(0x00209128, 0x00209111, "Temporal Position Index")]
+    if is_binary:
+        indices.insert(0, (0x0062000B, 0x0062000A, "Referenced Segment Number"))
+    owner = Dataset()
+    owner.DimensionOrganizationUID = organisation
+    dataset.DimensionOrganizationSequence = [owner]
+    items = []
+    for pointer, group, label in indices:
+        index = Dataset()
+        index.DimensionOrganizationUID = organisation
+        index.DimensionIndexPointer = pointer
+        index.FunctionalGroupPointer = group
+        index.DimensionDescriptionLabel = label
+        items.append(index)
+    dataset.DimensionIndexSequence = items
+
+
+def _name_source_class(dataset: Dataset, instance: str, sop_class: str) -> None:
+    """Give references to the source its true class again."""
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                _name_source_class(item, instance, sop_class)
+    if dataset.get("ReferencedSOPInstanceUID") == instance:
+        dataset.ReferencedSOPClassUID = sop_class

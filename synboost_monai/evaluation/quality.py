@@ -1,0 +1,255 @@
+"""How good synthetic echocardiograms are, against real ones: quality.json, metrics.csv, images.csv and quality.html.
+
+Three sets of images on one grid, that of the synthetic images: the synthetic ones, the real ones that are compared with them
+(`real_section`), and the real reference (`real_reference_section`, which the diffusion model and the segmenter learned from). Every
+distance of synthetic images to the reference has a floor: the distance of the compared real images, as many, to the same reference.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from synboost_monai.csv_files import frame_text
+from synboost_monai.data.datalist import DATALIST_NAME, read_datalist
+from synboost_monai.data.splits import SECTIONS
+from synboost_monai.evaluation.per_case import this_command, write_metrics_csv
+from synboost_monai.evaluation.quality_images import (
+    TISSUES,
+    JudgingSegmenter,
+    RealReader,
+    SyntheticReader,
+    load_inception,
+    measure,
+    patient_of,
+)
+from synboost_monai.evaluation.quality_numbers import (
+    Comparison,
+    Neighbours,
+    darkness,
+    diversity,
+    faithfulness,
+    feature_distances,
+    memorisation_comparison,
+    neighbours,
+    speckle_comparison,
+    spectrum_comparison,
+)
+from synboost_monai.evaluation.quality_page import write_page
+from synboost_monai.evaluation.speckle import SPECKLE_STATISTICS
+from synboost_monai.files import atomic_write_text, image_stem, read_text, sha256_of
+from synboost_monai.pages.page import package_versions
+from synboost_monai.paths import refuse_overwriting
+from synboost_monai.transforms import load_echo
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_synthesis(
+    dataset_dir: str | os.PathLike[str],
+    real_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    segmenter: JudgingSegmenter,
+    *,
+    real_section: str = "validation",
+    real_reference_section: str = "training",
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    dynamic_range_db: float = 60.0,
+    num_bootstrap: int = 2000,
+    sector_threshold: float = 0.0,
+    inception_path: str | None = None,
+) -> dict[str, Any]:
+    """Judge a synthetic data set; writes quality.json, metrics.csv, images.csv and quality.html when all is measured.
+
+    Args:
+        dataset_dir: folder of a synthesis: datalist.json, provenance.json, images, labels.
+        real_dir: folder of a real data set: datalist.json with labels.
+        output_dir: where the files go.
+        segmenter: trained on real images.
+        real_section: real images that are compared with the synthetic ones: neither network was trained on them.
+        real_reference_section: real images that all are measured against.
+        limit: at most so many images of each of the three sets, spread evenly; None: all.
+        seed: of every drawing.
+        batch_size: images that a network gets at once.
+        dynamic_range_db: of the log compression that is undone for the speckle; the same for all sets.
+        num_bootstrap: samples of patients for the intervals.
+        sector_threshold: brightest value outside the sector of real images, as in the synthesis.
+        inception_path: TorchScript file: images (B, 3, 299, 299) in [0, 1] -> features (B, F); None: no such FID.
+    Returns:
+        the content of quality.json.
+    Raises:
+        FileNotFoundError: if a data set, its files or the Inception file is missing.
+        ValueError: if a section is missing, too small or not disjoint, or the data do not fit together. Nothing is written then.
+    """
+    dataset_dir, real_dir, output_dir = Path(dataset_dir), Path(real_dir), Path(output_dir)
+    if batch_size < 1:
+        raise ValueError(f"quality.py: batch_size is {batch_size}; expected at least 1")
+    provenance = _provenance(dataset_dir)
+    sections = _sections(dataset_dir)
+    all_items = _with_cases(read_datalist(dataset_dir, sections))
+    items = _with_cases(read_datalist(dataset_dir, sections, limit=limit))
+    real_items = _with_cases(read_datalist(real_dir, real_section, limit=limit))
+    reference_items = _with_cases(read_datalist(real_dir, real_reference_section, limit=limit))
+    outputs = [output_dir / name for name in ("quality.json", "metrics.csv", "images.csv", "quality.html")]
+    data = [dataset_dir, dataset_dir / "provenance.json", real_dir, all_items, real_items, reference_items]
+    refuse_overwriting(outputs, [*data, segmenter.checkpoint_path, inception_path])
+    _check(items, real_items, reference_items, f"{real_dir}: sections {real_section} and {real_reference_section}")
+    inception = load_inception(inception_path, segmenter.device)
+
+    size = int(load_echo(items[0]["image"])[0].shape[-1])
+    reader = SyntheticReader(dataset_dir, provenance, real_dir, size, sector_threshold)
+    real_reader = RealReader(size, sector_threshold)
+    options: dict[str, Any] = {"batch_size": batch_size, "dynamic_range_db": dynamic_range_db, "inception": inception}
+    synthetic = measure(items, reader, segmenter, is_segmented=True, title="synthetic", **options)
+    real = measure(real_items, real_reader, segmenter, is_segmented=True, title=f"real, {real_section}", **options)
+    reference = measure(
+        reference_items, real_reader, segmenter, is_segmented=False, title=f"real, {real_reference_section}", **options
+    )
+    sets = Comparison(synthetic, real, reference, seed)
+    found = neighbours(sets)
+    quality: dict[str, Any] = {
+        "faithfulness": faithfulness(sets, num_bootstrap),
+        **feature_distances(sets, segmenter.feature_layer),
+        "speckle": speckle_comparison(sets),
+        **spectrum_comparison(sets),
+        "diversity": diversity(all_items, real_items, (reader, real_reader), seed),
+        "memorisation": memorisation_comparison(sets, found, reader),
+        "darkness": darkness(sets),
+        "data": {
+            "dataset_dir": str(dataset_dir),
+            "real_dir": str(real_dir),
+            "real_section": real_section,
+            "real_reference_section": real_reference_section,
+            "image_size": size,
+            "limit": limit,
+            "num_synthetic": len(items),
+            "num_synthetic_in_all": len(all_items),
+            "num_real": len(real_items),
+            "num_reference": len(reference_items),
+            "num_compared": sets.num_compared,
+        },
+        "settings": {"dynamic_range_db": dynamic_range_db, "batch_size": batch_size, "inception_path": inception_path},
+        "segmenter": {**segmenter.facts, "checkpoint_path": str(segmenter.checkpoint_path)},
+        "segmenter_checkpoint_sha256": sha256_of(segmenter.checkpoint_path),
+        "synthesis": provenance.get("settings", {}),
+        "synthesis_checkpoint_sha256": provenance.get("settings", {}).get("checkpoint_sha256"),
+        "seed": seed,
+        "command": this_command(),
+        "versions": package_versions(),
+    }
+    quality = _finite(quality)
+    write_metrics_csv(output_dir / "metrics.csv", synthetic.rows + real.rows)
+    table = _image_table(sets, found)
+    atomic_write_text(output_dir / "images.csv", frame_text(table, float_format="%.6g"))
+    write_page(output_dir / "quality.html", quality, sets, found, (reader, real_reader), segmenter)
+    atomic_write_text(output_dir / "quality.json", json.dumps(quality, indent=1, allow_nan=False) + "\n")
+    scores = quality["faithfulness"]
+    logger.info(
+        "Dice on synthetic images %.3f (real %.3f), FID %.3g (floor %.3g), spectrum distance %.2f dB (floor %.2f dB): %s",
+        *(scores["mean_dice"], scores["real_mean_dice"], quality["fid"]["value"], quality["fid"]["floor"]),
+        *(quality["spectrum_distance_db"], quality["spectrum_distance_floor_db"], output_dir / "quality.html"),
+    )
+    return quality
+
+
+def _provenance(dataset_dir: Path) -> dict[str, Any]:
+    """provenance.json of a finished synthesis."""
+    if not (dataset_dir / DATALIST_NAME).is_file():
+        raise FileNotFoundError(
+            f"{dataset_dir}: expected a finished synthetic data set with {DATALIST_NAME}; make it with `synboost synthesise`"
+        )
+    path = dataset_dir / "provenance.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; dataset_dir must be a folder of `synboost synthesise`, real images belong in real_dir"
+        )
+    try:
+        content = json.loads(read_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); synthesise into a new folder") from error
+    if not isinstance(content, dict) or not content.get("images"):
+        raise ValueError(f"{path}: tells of no image; run `synboost synthesise` to its end")
+    return content
+
+
+def _sections(dataset_dir: Path) -> list[str]:
+    """The sections that a datalist has images in."""
+    content = json.loads(read_text(dataset_dir / DATALIST_NAME))
+    there = [section for section in SECTIONS if isinstance(content, dict) and content.get(section)]
+    return there or list(SECTIONS[:1])  # reading that one tells what is wrong
+
+
+def _with_cases(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Items with `case`: the file's name without suffix, or its path below the common folder where names repeat.
+
+    Raises:
+        ValueError: if an item has no image or no label map.
+    """
+    for item in items:
+        for key in ("image", "label"):
+            if not item.get(key):
+                raise ValueError(
+                    f"{item.get('image') or item.get('label')}: has no {key} in its datalist; the evaluation needs both"
+                )
+    stems = [image_stem(item["image"]) for item in items]
+    root = os.path.commonpath([os.path.dirname(item["image"]) for item in items])
+    paths = [os.path.relpath(item["image"], root) for item in items]
+    names = stems if len(set(stems)) == len(stems) else paths
+    return [{**item, "case": name} for item, name in zip(items, names)]
+
+
+def _check(items: Sequence[Any], real_items: Sequence[Any], reference_items: Sequence[Any], where: str) -> None:
+    """Enough images, and no patient both compared and in the reference."""
+    smallest = min(len(items), len(real_items), len(reference_items))
+    if smallest < 2:
+        raise ValueError(
+            f"{where}: distances need at least 2 images of each set, got {len(items)} synthetic, {len(real_items)} and "
+            f"{len(reference_items)} real; raise limit or choose larger sections"
+        )
+    both = {patient_of(item) for item in real_items} & {patient_of(item) for item in reference_items}
+    if both:
+        raise ValueError(f"{where}: patient {sorted(both)[0]} is in both; the floor needs different patients")
+
+
+def _image_table(sets: Comparison, found: Mapping[str, Neighbours]) -> pd.DataFrame:
+    """One row for each synthetic and compared real image: what the page's distributions are made of."""
+    rows = []
+    for images, is_synthetic in ((sets.synthetic, True), (sets.real, False)):
+        for i, item in enumerate(images.items):
+            row = {
+                "case": item["case"],
+                "patient": item.get("patient"),
+                "is_synthetic": is_synthetic,
+                "dice": images.image_dice[item["case"]],
+                "outside_grey": images.outside_grey[i],
+            }
+            for space, n in found.items():
+                row[f"nearest_{space}_distance"] = (n.synthetic if is_synthetic else n.real)[i]
+                row[f"nearest_{space}_case"] = (
+                    sets.reference.items[n.synthetic_indices[i]]["case"] if is_synthetic else None
+                )
+            for tissue in TISSUES:
+                numbers = images.speckle[i][tissue] or {}
+                row |= {f"{tissue}_{name}": numbers.get(name) for name in SPECKLE_STATISTICS}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what JSON cannot say: NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

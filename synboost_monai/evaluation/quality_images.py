@@ -1,0 +1,462 @@
+"""Images of an evaluation of synthesis: brought to one grid, segmented by a network that learned from real ones, and measured.
+
+`measure` reads a set batch by batch and keeps numbers alone, so that memory grows by some kilobytes an image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from monai.transforms import Compose
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from synboost_monai.data.datalist import DATALIST_NAME
+from synboost_monai.data.splits import SECTIONS
+from synboost_monai.evaluation.per_case import case_metrics
+from synboost_monai.evaluation.speckle import radial_power_spectrum, speckle_statistics
+from synboost_monai.files import image_suffix, read_text
+from synboost_monai.networks.efficientnet_lite import EfficientNetLite0
+from synboost_monai.predictor import Pipeline, open_bundle
+from synboost_monai.structures import (
+    BACKGROUND_INDEX,
+    LEFT_ATRIUM,
+    LEFT_VENTRICULAR_CAVITY,
+    MYOCARDIUM,
+    STRUCTURES,
+    structure_by_name,
+)
+from synboost_monai.synthesis.plan import spacing_in_square
+from synboost_monai.transforms import (
+    CheckLabelMapd,
+    Letterboxd,
+    LoadEchod,
+    check_label_map,
+    display_order,
+    load_echo,
+)
+from synboost_monai.transforms.label_map_array import sector_mask
+from synboost_monai.transforms.label_map_dictionary import SectorMaskd
+
+TISSUES = {
+    "blood": (LEFT_VENTRICULAR_CAVITY.class_index, LEFT_ATRIUM.class_index),
+    "myocardium": (MYOCARDIUM.class_index,),
+    "other_tissue": (BACKGROUND_INDEX,),
+}
+"""Tissue -> classes of the label map, inside the sector."""
+THUMBNAIL_SIZE = 32
+"""Side of the reduced images in which the nearest training image is looked for, pixels."""
+INCEPTION_SIZE = 299
+"""Side of Inception's images, pixels."""
+
+
+# --- the network that judges -----------------------------------------------------------------------------------------
+
+
+class JudgingSegmenter(Pipeline):
+    """A bundle's pipeline, with weights that were trained on real images, for images that are already in memory.
+
+    Args:
+        bundle: echo_cris, echo_clipseg, or the folder of a bundle like them.
+        checkpoint_path: its model.pt.
+        preset, image_size: as trained; None: the bundle's own.
+        prompt_level: P0 ... P7; what an item does not know lowers it, P1 needs nothing.
+        device: None: the bundle's own choice.
+        autocast_dtype: bfloat16 for mixed precision; the distances of features are then as exact as 16-bit features are.
+        channels_last: memory layout.
+    """
+
+    def __init__(
+        self,
+        bundle: str,
+        checkpoint_path: str | os.PathLike[str],
+        *,
+        preset: str | None = None,
+        image_size: int | None = None,
+        prompt_level: str = "P1",
+        device: str | torch.device | None = None,
+        autocast_dtype: str | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        overrides = {
+            "preset": preset,
+            "image_size": image_size,
+            "prompt_level": prompt_level,
+            "device": device,
+            "autocast_dtype": autocast_dtype,
+            "channels_last": channels_last,
+        }
+        # judged by what the network says of one prompt, not by what is made of it afterwards
+        plain = {"prompt_ensemble": None, "keep_largest": False, "fill_holes": False}
+        plain |= {"inferer::images_at_once": None}  # features are those of a whole batch
+        overrides = {key: value for key, value in overrides.items() if value is not None}
+        opened = open_bundle(bundle, str(checkpoint_path), overrides, flag="--segmenter_checkpoint", **plain)
+        super().__init__(opened)
+        if not hasattr(self.network, "image_encoder"):
+            raise ValueError(
+                f"{bundle}: its network has no image encoder; segmenter_bundle must be echo_cris or echo_clipseg"
+            )
+        settings = {key: opened.setting(key) for key in ("preset", "image_size", "prompt_level")}
+        self.facts = {"bundle": Path(bundle).name, **settings}
+
+        encoder = self.network.image_encoder
+        self._feature_module: nn.Module | None
+        if isinstance(encoder, EfficientNetLite0):
+            self._feature_module, layer = encoder._blocks[-1], "EfficientNet-lite0's last block (stride 32)"
+        elif hasattr(encoder, "layer4"):
+            self._feature_module, layer = encoder.layer4, "the ResNet's last stage, before its attention pooling"
+        else:  # a vision transformer's layers are not called as modules
+            self._feature_module, layer = None, "the last vision layer that the decoder takes, over its patches"
+        self.feature_layer = f"mean of {layer}, of the image encoder of {self.facts['bundle']}"
+
+    @torch.inference_mode()
+    def features(self, echoes: Sequence[Echo]) -> NDArray[np.float32]:
+        """(B, F): the penultimate features of the image encoder, averaged over the image."""
+        images, _, _ = self._batch(echoes)
+        if self.inferer.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        dtype = self.inferer.autocast_dtype
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None), self._captured() as maps:
+            encoded = self.network.encode_image(images)
+            if self._feature_module is None:
+                last = encoded[len(self.network.extract_layers) - 1]
+                maps.append(last[:, 1:].transpose(1, 2)[..., None])  # without the class token
+        return maps[-1].float().mean(dim=(2, 3)).cpu().numpy()
+
+    @torch.inference_mode()
+    def __call__(self, echoes: Sequence[Echo]) -> tuple[list[NDArray[np.uint8]], NDArray[np.float32]]:
+        """Label maps (H, W) on the images' own grid, and the features (B, F)."""
+        images, input_ids, items = self._batch(echoes)
+        with self._captured() as maps:
+            logits = self.logits(images, input_ids).cpu()
+        features = maps[-1].float().mean(dim=(2, 3)).cpu().numpy() if maps else self.features(echoes)
+        restored = [self.restore({**item, "pred": pred})["pred"] for item, pred in zip(items, logits)]
+        return [display_order(label_map).numpy() for label_map in restored], features
+
+    def _batch(self, echoes: Sequence[Echo]) -> tuple[Tensor, Tensor, list[dict[Any, Any]]]:
+        """Images (B, 3, N, N), prompts (B, S, L), and the items as the postprocessing takes them."""
+        items = []
+        for echo in echoes:
+            image = MetaTensor(torch.from_numpy(echo.image)[None].float())
+            spacing = torch.tensor(echo.spacing_mm, dtype=torch.float64)
+            items.append(self.prepare(self.fit({**echo.item, "image": image, "spacing_mm": spacing})))
+        images = torch.stack([item["image"].as_tensor() for item in items]).to(self.device)
+        return images, torch.stack([item["input_ids"] for item in items]), items
+
+    @contextmanager
+    def _captured(self) -> Iterator[list[Tensor]]:
+        """What the feature module gives while the network runs."""
+        maps: list[Tensor] = []
+        if self._feature_module is None:
+            yield maps
+            return
+        handle = self._feature_module.register_forward_hook(lambda module, inputs, output: maps.append(output))
+        try:
+            yield maps
+        finally:
+            handle.remove()
+
+
+# --- reading images onto one grid ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Echo:
+    """One image on the common grid."""
+
+    item: Mapping[str, Any]
+    """Of the datalist, with `case`."""
+    image: NDArray[np.uint8]
+    """(N, N)."""
+    label_map: NDArray[np.uint8]
+    """(N, N), not cut at the sector."""
+    sector: NDArray[np.bool_]
+    """(N, N)."""
+    is_sector_known: bool
+    """False: the sector was found in the image itself, so that nothing can be said of the dark around it."""
+    spacing_mm: tuple[float, float]
+
+
+class RealReader:
+    """Real echocardiograms, brought to the square of the synthetic ones as the diffusion model's training saw them."""
+
+    def __init__(self, size: int, sector_threshold: float = 0.0) -> None:
+        self.transform = Compose(
+            [
+                LoadEchod(["image", "label", "sector"], allow_missing_keys=True),
+                CheckLabelMapd("label", allow_missing_keys=True),  # of a source the image may be all that is left
+                SectorMaskd(threshold=sector_threshold),
+                Letterboxd("image", size, label_keys=["label", "sector"], allow_missing_keys=True),
+            ]
+        )
+
+    def __call__(self, item: Mapping[str, Any]) -> Echo:
+        data = self.transform({key: item[key] for key in ("image", "label", "sector") if key in item})
+        spacing_mm = spacing_in_square(data["geometry"], data["spacing_mm"])
+        image, label, sector = (_plane(data[key]) for key in ("image", "label", "sector"))
+        return Echo(item, image, label, sector > 0, True, spacing_mm)
+
+    def sector(self, item: Mapping[str, Any]) -> NDArray[np.bool_]:
+        """(N, N): the sector of a source, which needs a label map or an image."""
+        return _plane(self.transform(item)["sector"]) > 0
+
+
+class SyntheticReader:
+    """Synthetic echocardiograms, with the sector of the source that each was made in.
+
+    Args:
+        dataset_dir: folder with datalist.json and provenance.json.
+        provenance: content of the latter.
+        real_dir: where sources are looked for, too.
+        size: side of the images.
+        sector_threshold: of the synthesis, if its provenance does not tell.
+    """
+
+    def __init__(
+        self, dataset_dir: Path, provenance: Mapping[str, Any], real_dir: Path, size: int, sector_threshold: float = 0.0
+    ) -> None:
+        self.size = size
+        self.source_reader = RealReader(size, provenance.get("settings", {}).get("sector_threshold", sector_threshold))
+        self.records = {
+            os.path.normpath(dataset_dir.resolve() / record["image"]): record for record in provenance["images"]
+        }
+        noted = Path(str(provenance.get("dataset_dir", ".")))
+        self.roots = [root if root.is_dir() else root.parent for root in (real_dir, noted, dataset_dir.parent / noted)]
+        self._sector_of_label = {label: sector for root in self.roots for label, sector in _sectors_of_datalist(root)}
+        self._sectors: dict[str, NDArray[np.uint8]] = {}  # packed bits: the sources of many images are the same
+
+    def __call__(self, item: Mapping[str, Any]) -> Echo:
+        image, spacing_mm = load_echo(item["image"])
+        label, _ = load_echo(item["label"])
+        check_label_map(label, image.shape, str(item["label"]))
+        if image.shape != (1, self.size, self.size):
+            raise ValueError(
+                f"{item['image']}: is {tuple(image.shape[1:])}, but the first synthetic image is a square of {self.size} px; "
+                "give a folder of `synboost synthesise`, whose images have one size"
+            )
+        pixels = _plane(image).round().clip(0, 255).astype(np.uint8)
+        sector = self._sector_of(item)
+        is_known = sector is not None
+        if not is_known and not pixels.any():
+            raise ValueError(
+                f"{item['image']}: is black, and the sector that it was made in is not known; make it again"
+            )
+        sector = sector_mask(pixels) if sector is None else sector
+        return Echo(item, pixels, _plane(label).astype(np.uint8), sector, is_known, spacing_mm)
+
+    def record(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What provenance.json tells of an image."""
+        if item["image"] not in self.records:
+            raise ValueError(
+                f"{item['image']}: provenance.json does not tell of it; run `synboost synthesise` to its end"
+            )
+        return self.records[item["image"]]
+
+    def source(self, item: Mapping[str, Any]) -> dict[str, str]:
+        """Existing files that an image was made from: image, label, sector."""
+        record = self.record(item)
+        found = {}
+        for key in ("image", "label", "sector"):
+            name = record.get(f"source_{key}")
+            path = next((root / name for root in self.roots if (root / name).is_file()), None) if name else None
+            if path is not None:
+                found[key] = str(path)
+        sector = self._sector_of_label.get(os.path.realpath(found["label"])) if "label" in found else None
+        return {"sector": sector, **found} if sector else found
+
+    def _sector_of(self, item: Mapping[str, Any]) -> NDArray[np.bool_] | None:
+        """The sector that an image was made in; None if the files that tell are gone."""
+        own, source = item.get("sector"), self.source(item)
+        is_image_gone = self.record(item).get("source_image") and "image" not in source
+        is_told = (
+            "sector" in source and "label" in source or "image" in source or "label" in source and not is_image_gone
+        )
+        if not own and not is_told:
+            return None
+        key = own or source.get("sector") or source.get("image") or source["label"]
+        if key not in self._sectors:
+            sector = _plane(load_echo(key)[0]) > 0 if own else self.source_reader.sector(source)
+            if sector.shape != (self.size, self.size):
+                raise ValueError(f"{key}: sector is {sector.shape}, but the images are squares of {self.size} px")
+            self._sectors[key] = np.packbits(sector)
+        bits = np.unpackbits(self._sectors[key], count=self.size**2)
+        return bits.reshape(self.size, self.size).astype(bool)
+
+
+def _sectors_of_datalist(root: Path) -> Iterator[tuple[str, str]]:
+    """Label map and sector of the items that have both, as `synboost label-maps` writes them."""
+    path = root / DATALIST_NAME
+    content = json.loads(read_text(path)) if path.is_file() else {}
+    for section in SECTIONS:
+        for item in content.get(section) or []:
+            if isinstance(item, dict) and item.get("label") and item.get("sector"):
+                yield os.path.realpath(root / item["label"]), os.path.realpath(root / item["sector"])
+
+
+def patient_of(item: Mapping[str, Any]) -> str:
+    """The patient of an item, or its case where none is told."""
+    return str(item.get("patient") or item["case"])
+
+
+def _plane(image: Tensor) -> NDArray[Any]:
+    """(1, H, W) tensor -> (H, W) array."""
+    return np.asarray(image.as_tensor() if isinstance(image, MetaTensor) else image)[0]
+
+
+# --- what is kept of each image --------------------------------------------------------------------------------------
+
+
+@dataclass
+class ImageSet:
+    """Numbers of a set of images, in the order of its items; the images themselves are not kept."""
+
+    items: list[dict[str, Any]]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Of `case_metrics`, for sets that were segmented."""
+    feature_parts: list[NDArray[np.float32]] = field(default_factory=list)
+    inception_parts: list[NDArray[np.float32]] = field(default_factory=list)
+    thumbnails: list[NDArray[np.float32]] = field(default_factory=list)
+    spectra: list[NDArray[np.float64]] = field(default_factory=list)
+    speckle: list[dict[str, dict[str, float] | None]] = field(default_factory=list)
+    outside_grey: list[float | None] = field(default_factory=list)
+    colour_difference: list[float | None] = field(default_factory=list)
+    structures: set[str] = field(default_factory=set)
+    """Names of the structures that any label map has."""
+
+    @property
+    def patients(self) -> list[str]:
+        return [patient_of(item) for item in self.items]
+
+    @cached_property
+    def features(self) -> NDArray[np.float32]:
+        return np.concatenate(self.feature_parts)
+
+    @cached_property
+    def inception(self) -> NDArray[np.float32]:
+        return np.concatenate(self.inception_parts)
+
+    @cached_property
+    def image_dice(self) -> pd.Series:
+        """Mean Dice of each image, by case."""
+        return pd.DataFrame(self.rows).groupby("case")["dice"].mean()
+
+    def statistic(self, tissue: str, name: str, chosen: Sequence[int] | None = None) -> NDArray[np.float64]:
+        """One statistic of a tissue, of the images that have it."""
+        indices = range(len(self.items)) if chosen is None else chosen
+        numbers = [self.speckle[i][tissue] for i in indices]
+        values = np.array([n[name] for n in numbers if n is not None], dtype=np.float64)
+        return values[np.isfinite(values)]
+
+
+def measure(
+    items: Sequence[dict[str, Any]],
+    reader: RealReader | SyntheticReader,
+    segmenter: JudgingSegmenter,
+    *,
+    is_segmented: bool,
+    batch_size: int,
+    dynamic_range_db: float,
+    inception: nn.Module | None,
+    title: str,
+) -> ImageSet:
+    """Read a set, batch by batch, and keep its numbers."""
+    out = ImageSet(list(items))
+    with tqdm(total=len(items), desc=title, unit="image", disable=None) as bar:
+        for start in range(0, len(items), batch_size):
+            echoes = [reader(item) for item in items[start : start + batch_size]]
+            if is_segmented:
+                label_maps, features = segmenter(echoes)
+                for echo, pred in zip(echoes, label_maps):
+                    facts = {key: echo.item.get(key) for key in ("case", "patient", "view", "phase")}
+                    facts["is_synthetic"] = isinstance(reader, SyntheticReader)
+                    for row in case_metrics(pred, echo.label_map, echo.spacing_mm):
+                        out.rows.append(
+                            {**facts, **row, "dice_in_sector": _dice_in_sector(row["structure"], pred, echo)}
+                        )
+            else:
+                features = segmenter.features(echoes)
+            out.feature_parts.append(features)
+            if inception is not None:
+                out.inception_parts.append(_inception_features(inception, echoes, segmenter.device))
+            for echo in echoes:
+                _add(out, echo, dynamic_range_db)
+            bar.update(len(echoes))
+    return out
+
+
+def _dice_in_sector(structure: str, pred: NDArray[np.uint8], echo: Echo) -> float:
+    """Dice against the label map cut at the sector: what an image can show at all."""
+    class_index = structure_by_name(structure).class_index
+    found, truth = (pred == class_index) & echo.sector, (echo.label_map == class_index) & echo.sector
+    total = int(found.sum() + truth.sum())
+    return 2 * int((found & truth).sum()) / total if total else 1.0
+
+
+def _add(out: ImageSet, echo: Echo, dynamic_range_db: float) -> None:
+    """Keep the numbers of one image that need no network."""
+    grey = torch.from_numpy(echo.image)[None, None].float()
+    out.thumbnails.append(F.interpolate(grey, size=(THUMBNAIL_SIZE, THUMBNAIL_SIZE), mode="area").flatten().numpy())
+    out.spectra.append(radial_power_spectrum(echo.image, echo.sector))
+    masks = {name: np.isin(echo.label_map, classes) & echo.sector for name, classes in TISSUES.items()}
+    out.speckle.append({n: speckle_statistics(echo.image, mask, dynamic_range_db) for n, mask in masks.items()})
+    has_outside = echo.is_sector_known and not echo.sector.all()
+    out.outside_grey.append(float(echo.image[~echo.sector].mean()) if has_outside else None)
+    out.colour_difference.append(_colour_difference(echo.item["image"]))
+    out.structures |= {s.name for s in STRUCTURES if (echo.label_map == s.class_index).any()}
+
+
+def _colour_difference(path: str) -> float | None:
+    """Largest difference between the channels of a colour PNG, 0..255; None for grey images."""
+    if image_suffix(path) != ".png":
+        return None
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if len(image.getbands()) < 3:
+            return None
+        pixels = np.asarray(image.convert("RGB"), dtype=np.int16)
+    return float((pixels.max(axis=-1) - pixels.min(axis=-1)).max())
+
+
+@torch.inference_mode()
+def _inception_features(network: nn.Module, echoes: Sequence[Echo], device: torch.device) -> NDArray[np.float32]:
+    """(B, F) of images (B, 3, 299, 299) in [0, 1]."""
+    grey = torch.stack([torch.from_numpy(echo.image).float() / 255 for echo in echoes])[:, None].to(device)
+    size = (INCEPTION_SIZE, INCEPTION_SIZE)
+    images = F.interpolate(grey, size=size, mode="bilinear", align_corners=False, antialias=True).expand(-1, 3, -1, -1)
+    features = network(images)
+    if not isinstance(features, Tensor) or features.shape[:1] != images.shape[:1] or features.ndim < 2:
+        raise ValueError(
+            f"inception_path: expected features (B, F) of images (B, 3, {INCEPTION_SIZE}, {INCEPTION_SIZE}) in [0, 1], got "
+            f"{tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__}"
+        )
+    return (
+        features.float().flatten(2).mean(dim=2).cpu().numpy() if features.ndim > 2 else features.float().cpu().numpy()
+    )
+
+
+def load_inception(path: str | None, device: torch.device) -> nn.Module | None:
+    """The TorchScript network of `inception_path`, which is a program: its code runs, unlike a checkpoint's; None for None."""
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"inception_path: there is no file {path}; give a TorchScript file, or null for no Inception FID"
+        )
+    try:
+        return torch.jit.load(path, map_location=device).eval()
+    except RuntimeError as error:
+        raise ValueError(f"inception_path: {path} is no TorchScript file ({str(error).splitlines()[0]})") from error

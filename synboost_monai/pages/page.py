@@ -1,0 +1,85 @@
+"""Sections -> one HTML file that works from disk and asks for nothing else."""
+
+from __future__ import annotations
+
+import platform
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from synboost_monai import __version__
+from synboost_monai.pages.blocks import Plot, Section
+from synboost_monai.pages.figures import DPI
+from synboost_monai.pages.pictures import picture_source
+
+TEMPLATES = Path(__file__).parent
+"""Folder of the page for Jinja, and of its style sheet."""
+CSS_DPI = 96
+"""Pixels of a page for one inch of a plot."""
+
+
+def style_sheet() -> str:
+    """The style sheet that all pages of the project share."""
+    return (TEMPLATES / "style.css.j2").read_text(encoding="utf-8")
+
+
+def render(
+    sections: Sequence[Section],
+    *,
+    title: str,
+    description: str,
+    warning: str,
+    versions: Mapping[str, str],
+    has_files: bool = True,
+) -> str:
+    """The page; everything but our own style sheet is escaped.
+
+    Args:
+        sections: in their order.
+        title, description, warning: at the top; an empty warning is left out.
+        versions: of the software, by name.
+        has_files: whether each table also lies in tables/, which the page then says.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    loader = FileSystemLoader(TEMPLATES)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.tests["kind"] = lambda block, name: type(block).__name__ == name
+    environment.filters["image"] = _image
+    template = environment.get_template("page.html.j2")
+    return template.render(
+        style=Markup(style_sheet()),
+        sections=sections,
+        title=title,
+        description=description,
+        warning=warning,
+        versions=versions,
+        has_files=has_files,
+    )
+
+
+def _image(plot: Plot) -> dict[str, Any]:
+    """Source of a plot, and its size on the page."""
+    width, height = struct.unpack(">II", plot.png[16:24])  # of a PNG's first chunk
+    return {
+        "source": picture_source(plot.png),
+        "width": round(width * CSS_DPI / DPI),
+        "height": round(height * CSS_DPI / DPI),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"synboost_monai": __version__, "python": platform.python_version()}
+    for name in ("torch", "monai", "numpy", "scipy", "pandas", "snakemake"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

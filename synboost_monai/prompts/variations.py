@@ -1,0 +1,195 @@
+"""Prompts that are wrong in one thing: how much a mask hangs on each word.
+
+Of a structure's right prompt, at the level that the image's attributes allow, one attribute at a time is changed:
+
+    attribute        wrong                                                        left out
+    structure        each other structure, and `ABSENT_STRUCTURES`                the empty prompt (P0)
+    view             the other one                                                without the words
+    phase            the other one                                                without the words
+    sex              the other one                                                without the word
+    age              `AGE_STEPS` years younger or older, within `AGE_RANGE`       without the words
+    image_quality    each other grade                                             without the words
+    shape            each other shape                                             without the words
+    domain           the other one, where prompts end with a domain word          without the words
+
+and once nothing but the phrasing, which means the same: the floor that all others are to be seen against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from synboost_monai.prompts.templates import (
+    ATTRIBUTES,
+    DOMAIN_WORDS,
+    LEVELS,
+    NUM_PHRASINGS,
+    PHASE_WORDS,
+    PHRASINGS,
+    QUALITY_WORDS,
+    SEX_WORDS,
+    SHAPE_WORDS,
+    VIEW_WORDS,
+    Prompt,
+    prompt_levels,
+    prompt_text,
+)
+from synboost_monai.structures import STRUCTURES, Structure
+
+RIGHT, WRONG, LEFT_OUT, REPHRASED = "right", "wrong", "left_out", "rephrased"
+"""What was done to a prompt."""
+STRUCTURE, PHRASING, DOMAIN = "structure", "phrasing", "domain"
+"""What can be changed besides `templates.ATTRIBUTES`."""
+CHANGEABLE = (PHRASING, STRUCTURE, *ATTRIBUTES, DOMAIN)
+"""Everything that can be changed, in the order of tables and plots."""
+ABSENT_STRUCTURES = (
+    Structure(0, "right_ventricular_cavity", "Right ventricular cavity", (0, 0, 0)),
+    Structure(0, "kidney", "Kidney", (0, 0, 0)),
+)
+"""Structures that no data set here labels: one that four-chamber views show, and one that no view of the heart shows."""
+AGE_STEPS = (-40, -20, 20, 40)
+"""Years that a wrong age is away from the right one."""
+AGE_RANGE = (18, 100)
+"""A wrong age stays within these years: adults."""
+
+_VALUES: dict[str, Sequence[str]] = {
+    "view": tuple(VIEW_WORDS),
+    "phase": tuple(PHASE_WORDS),
+    "sex": tuple(SEX_WORDS),
+    "image_quality": tuple(QUALITY_WORDS),
+    "shape": tuple(SHAPE_WORDS),
+}
+"""Attribute -> the values that a prompt can say."""
+
+
+@dataclass(frozen=True)
+class PromptVariant:
+    """One prompt for one structure of one image, and how it differs from the right one."""
+
+    structure: str
+    """Name of the structure that the right prompt asks for."""
+    attribute: str | None
+    """What was changed, of `CHANGEABLE`; None for the right prompt."""
+    change: str
+    """RIGHT, WRONG, LEFT_OUT or REPHRASED."""
+    right: str | None
+    """Value of the attribute in the right prompt."""
+    wrong: str | None
+    """Value in this one; None where it is left out."""
+    text: str
+    """The sentence."""
+
+
+@dataclass(frozen=True)
+class PromptVariations:
+    """The prompts whose masks are compared, of every structure of an image; always the same for the same attributes.
+
+    Args:
+        level: P0 ... P7 of the right prompt; what the image does not know lowers it. Of "random" or a list the highest.
+        domain_word: prompts end by telling whether the image is real or synthetic; for networks that were trained so.
+        structures: what is asked for.
+    Raises:
+        ValueError: if the level does not exist or names no structure.
+    """
+
+    level: str | Sequence[str] = "P7"
+    domain_word: bool = False
+    structures: Sequence[Structure] = STRUCTURES
+
+    def __post_init__(self) -> None:
+        if self.highest_level == LEVELS[0]:
+            raise ValueError(
+                f"variations.py: {LEVELS[0]} is the empty prompt, no word of it can be wrong; set prompt_level to P1 ... P7"
+            )
+
+    @property
+    def highest_level(self) -> str:
+        """The level of the right prompt of an image that knows everything."""
+        return max(prompt_levels(self.level), key=LEVELS.index)
+
+    def __call__(self, attributes: Mapping[str, Any]) -> list[PromptVariant]:
+        """The prompts of one image; of each structure the right one comes first.
+
+        Args:
+            attributes: a datalist item, as in `prompt_text`.
+        """
+        return [variant for structure in self.structures for variant in self._of_structure(structure, attributes)]
+
+    def untested(self, attributes: Mapping[str, Any]) -> set[tuple[str, str]]:
+        """(structure, attribute) that the level asks for, but that the image's right prompts do not say."""
+        wanted = self._said(self.highest_level, attributes)
+        said = {s.name: self._said(self._prompt(s, attributes).level, attributes) for s in self.structures}
+        return {(s.name, name) for s in self.structures for name in wanted if name not in said[s.name]}
+
+    def _of_structure(self, structure: Structure, attributes: Mapping[str, Any]) -> Iterator[PromptVariant]:
+        """The right prompt of a structure, then every changed one."""
+        right = self._prompt(structure, attributes)
+        level = right.level
+
+        def variant(attribute: str, change: str, right_value: Any, wrong_value: Any, text: str) -> PromptVariant:
+            right_text, wrong_text = (None if v is None else str(v) for v in (right_value, wrong_value))
+            return PromptVariant(structure.name, attribute, change, right_text, wrong_text, text)
+
+        yield PromptVariant(structure.name, None, RIGHT, None, None, right.text)
+        for phrasing in range(1, NUM_PHRASINGS):
+            text = self._prompt(structure, attributes, level, phrasing=phrasing).text
+            yield variant(PHRASING, REPHRASED, PHRASINGS[0], PHRASINGS[phrasing], text)
+
+        shape = (attributes.get("shape") or {}).get(structure.name)
+        for other in (*(s for s in STRUCTURES if s.name != structure.name), *ABSENT_STRUCTURES):
+            text = self._prompt(other, {**attributes, "shape": {other.name: shape}}, level).text
+            yield variant(STRUCTURE, WRONG, structure.name, other.name, text)
+        yield variant(STRUCTURE, LEFT_OUT, structure.name, None, self._prompt(structure, attributes, LEVELS[0]).text)
+
+        for name in self._said(level, attributes):
+            value = shape if name == "shape" else attributes[name]
+            for wrong in wrong_values(name, value):
+                changed = {**attributes, name: {structure.name: wrong} if name == "shape" else wrong}
+                yield variant(name, WRONG, value, wrong, self._prompt(structure, changed, level).text)
+            text = self._prompt(structure, attributes, level, left_out=(name,)).text
+            yield variant(name, LEFT_OUT, value, None, text)
+
+        if self.domain_word:
+            is_synthetic = bool(attributes.get("is_synthetic", False))
+            word, other_word = DOMAIN_WORDS[is_synthetic], DOMAIN_WORDS[not is_synthetic]
+            without = self._prompt(structure, attributes, level, domain_word=False).text
+            yield variant(DOMAIN, WRONG, word, other_word, f"{without[:-1]} in a {other_word} image.")
+            yield variant(DOMAIN, LEFT_OUT, word, None, without)
+
+    def _prompt(
+        self, structure: Structure, attributes: Mapping[str, Any], level: str | None = None, **options: Any
+    ) -> Prompt:
+        """One prompt; at the level of the right one all its attributes are known."""
+        return prompt_text(
+            structure,
+            level or self.highest_level,
+            attributes,
+            is_synthetic=bool(attributes.get("is_synthetic", False)),
+            **{"domain_word": self.domain_word, **options},
+        )
+
+    @staticmethod
+    def _said(level: str, attributes: Mapping[str, Any]) -> list[str]:
+        """Attributes that a prompt of this level says of an image, in the order of the levels."""
+        is_synthetic = bool(attributes.get("is_synthetic", False))
+        order = [name for name in ATTRIBUTES if not (is_synthetic and name == "image_quality")]
+        return order[: LEVELS.index(level) - 1]
+
+
+def wrong_values(attribute: str, value: Any) -> list[Any]:
+    """Values that a prompt could say in place of the right one.
+
+    Args:
+        attribute: of `templates.ATTRIBUTES`.
+        value: the right one, as a datalist has it.
+    Raises:
+        ValueError: if there is no such attribute.
+    """
+    if attribute == "age":
+        low, high = AGE_RANGE
+        return [age for step in AGE_STEPS if low <= (age := int(value) + step) <= high]
+    if attribute not in _VALUES:
+        raise ValueError(f"variations.py: attribute must be one of {', '.join(ATTRIBUTES)}, got {attribute!r}")
+    return [other for other in _VALUES[attribute] if other != value]

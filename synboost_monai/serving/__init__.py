@@ -1,0 +1,1 @@
+"""Doors to a trained bundle: MONAI Label, the demo, exported networks and packages."""

@@ -1,0 +1,258 @@
+"""Serves the page, on this machine alone unless asked otherwise, and cleans up behind it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from synboost_monai.bundle_run import WEIGHTS, bundle_dir, check_overrides, config_files
+from synboost_monai.door import LOOPBACK, Door, addresses_of, checked_token, own_hosts
+from synboost_monai.formats.bounded import MAX_PLANE_PIXELS
+from synboost_monai.processes import private_files
+from synboost_monai.serving.demo.sources import SESSION_PREFIX, checked_folder
+
+if TYPE_CHECKING:
+    from synboost_monai.serving.demo.synthesising import Synthesiser
+
+TOKEN_VARIABLE = "SYNBOOST_DEMO_TOKEN"
+"""Environment variable with the token, which a list of processes would show as part of the command."""
+SYNTHESIS = "synthesis."
+"""Overrides that begin so are of the bundle that synthesises."""
+MAX_WAITING = 16
+"""Events that wait for their turn; more are refused."""
+MAX_SESSIONS = 8
+"""Open pages whose image is kept; of more, the one that was used longest ago loses it."""
+STOP_SECONDS = 5.0
+"""Longest wait for the server's end."""
+NO_SYNTHESIS = """### No weights for the synthesis yet
+
+Train a diffusion model, on the phantom for a try, or on your own data, then start the page with its weights:
+
+```
+synboost phantom phantom --num_patients 24
+synboost prepare phantom real
+{train}
+synboost demo {then}
+```
+
+`synboost demo --help` tells the rest."""
+
+
+def run_demo(
+    bundle: str = "echo_cris",
+    checkpoint_path: str | None = None,
+    synthesis_checkpoint_path: str | None = None,
+    port: int = 7860,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    host: str = LOOPBACK,
+    token: str | bool | None = None,
+    folders: Sequence[str] = (),
+) -> None:
+    """Load the networks and serve the page until Ctrl-C or SIGTERM.
+
+    Args:
+        bundle: of a segmenter.
+        checkpoint_path: its weights; None: those of the bundle.
+        synthesis_checkpoint_path: weights of echo_semantic_diffusion; None: those of the bundle, if there are any.
+        port: of the page.
+        overrides: keys of the segmenter's inference.yaml; with `synthesis.` before them, of the other bundle's.
+        host: address to listen at.
+        token: what the page asks for; True: a new one; None: that of `TOKEN_VARIABLE`, else none on this machine alone and a new one
+            for any other host.
+        folders: whose files may be opened by their paths.
+    Raises:
+        FileNotFoundError, ValueError: if weights or folders are missing, a key is unknown, gradio is not installed, host or token make
+            no sense, or the port is taken.
+    """
+    of_synthesis = {
+        key.removeprefix(SYNTHESIS): value for key, value in (overrides or {}).items() if key.startswith(SYNTHESIS)
+    }
+    of_segmenter = {key: value for key, value in (overrides or {}).items() if not key.startswith(SYNTHESIS)}
+    _check_gradio()
+    addresses = addresses_of(host, port)
+    known = checked_token(token, TOKEN_VARIABLE, is_needed=not all(address.is_loopback for address in addresses))
+    opened = [checked_folder(folder) for folder in folders]
+    from synboost_monai.serving.demo.segmenting import Segmenter
+
+    segmenter = Segmenter(bundle, checkpoint_path, of_segmenter)
+    synthesiser = _synthesiser(synthesis_checkpoint_path, of_synthesis)
+    with session_folder() as folder:
+        from synboost_monai.serving.demo.page import build_page
+
+        page = build_page(segmenter, synthesiser, folder, opened)
+        serve(page, folder, host, port, Door(own_hosts(host, port, addresses), known))
+
+
+def serve(
+    page: Any, folder: Path, host: str, port: int, door: Door | None = None, stop: threading.Event | None = None
+) -> None:
+    """Serve a page until it is told to end.
+
+    Args:
+        page: of `page.build_page`.
+        folder: of the session.
+        host, port: to listen at.
+        door: who may come in; None: whoever asks for this host and port.
+        stop: ends it; None: Ctrl-C or SIGTERM does.
+    Raises:
+        ValueError: if the port is taken or none.
+    """
+    import uvicorn
+
+    from synboost_monai.serving.demo.connections import BoundedConnection
+    from synboost_monai.serving.demo.guard import Guard
+
+    addresses = addresses_of(host, port)
+    door = door or Door(own_hosts(host, port, addresses))
+    config = uvicorn.Config(
+        Guard(_gradio_app(page, host, port), door, folder),
+        http=BoundedConnection,
+        ws="none",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=3,
+    )
+    server = uvicorn.Server(config)
+    with _ending(stop) as ended, _listening(host, port) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.05)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        address = f"{url}/?token={door.token}" if door.token else url
+        print(f"synboost demo: {address} (Ctrl-C ends it and removes what was uploaded)", flush=True)
+        try:
+            while not ended.wait(1) and thread.is_alive():
+                pass
+        except KeyboardInterrupt:
+            pass
+        finally:
+            server.should_exit = True
+            page.close(verbose=False)
+            thread.join(STOP_SECONDS)
+
+
+def _gradio_app(page: Any, host: str, port: int) -> Any:
+    """The page as an ASGI application, nothing of which is for anybody but a browser."""
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from synboost_monai.serving.demo.guard import MAX_UPLOAD_BYTES
+    from synboost_monai.serving.demo.page import CSS
+
+    fonts = ["system-ui", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
+    theme = gr.themes.Base(
+        primary_hue="teal",
+        neutral_hue="slate",
+        spacing_size="sm",
+        text_size="sm",
+        font=fonts,
+        font_mono=["ui-monospace", "Consolas", "monospace"],
+    )
+    page.queue(default_concurrency_limit=1, max_size=MAX_WAITING, api_open=False)
+    page.state_session_capacity = MAX_SESSIONS
+    return gr.mount_gradio_app(
+        FastAPI(openapi_url=None, docs_url=None, redoc_url=None),
+        page,
+        path="/",
+        server_name=host,
+        server_port=port,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=MAX_UPLOAD_BYTES,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=theme,
+        css=CSS,
+    )
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise ValueError(
+                f"port {port} of {host} is taken or not allowed ({error.strerror}); give another --port"
+            ) from error
+        yield listener
+
+
+@contextmanager
+def session_folder() -> Iterator[Path]:
+    """A folder that only this user can read, for uploads and everything that is written; it is removed at the end.
+
+    gradio is told to keep its files there too, and to send nothing to anybody; Pillow, to refuse pictures that are larger than any
+    image which can be opened here.
+    """
+    from PIL import Image
+
+    settings = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    before = {key: os.environ.get(key) for key in (*settings, "GRADIO_TEMP_DIR")}
+    largest, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PLANE_PIXELS // 2  # twice as many are an error
+    with private_files(), tempfile.TemporaryDirectory(prefix=SESSION_PREFIX, ignore_cleanup_errors=True) as name:
+        folder = os.path.realpath(name)  # a path of an upload is compared with it, links followed
+        os.environ.update(settings | {"GRADIO_TEMP_DIR": folder})
+        try:
+            yield Path(folder)
+        finally:
+            Image.MAX_IMAGE_PIXELS = largest
+            for key, value in before.items():
+                if value is None:
+                    os.environ.pop(key, None)
+                else:
+                    os.environ[key] = value
+
+
+@contextmanager
+def _ending(stop: threading.Event | None) -> Iterator[threading.Event]:
+    """An event that SIGTERM sets too, where signals can be heard."""
+    ended = stop or threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield ended
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ended.set()
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield ended
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_gradio() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("gradio") is None:
+        raise ValueError("the page needs gradio: pip install 'synboost-monai[demo]'")
+
+
+def _synthesiser(checkpoint_path: str | None, overrides: Mapping[str, Any]) -> Synthesiser | str:
+    """The second tab's model, or what to say without its weights."""
+    from synboost_monai.predictor import SYNTHESIS_BUNDLE
+    from synboost_monai.serving.demo.synthesising import HOW_TO_TRAIN, Synthesiser
+
+    check_overrides(config_files(SYNTHESIS_BUNDLE, "inference"), overrides)
+    if checkpoint_path is None and not (bundle_dir(SYNTHESIS_BUNDLE) / WEIGHTS).is_file():
+        return NO_SYNTHESIS.format(train=HOW_TO_TRAIN[0].replace("DATA", "real"), then=HOW_TO_TRAIN[1])
+    return Synthesiser(checkpoint_path, overrides)

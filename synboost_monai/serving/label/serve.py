@@ -1,0 +1,197 @@
+"""`synboost label`: checks, the app folder, and MONAI Label's server behind its guard, on this machine alone unless asked otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from synboost_monai.door import LOOPBACK, Door, addresses_of, checked_token, own_hosts
+from synboost_monai.files import CLIP_SUFFIXES, IMAGE_SUFFIXES, read_text
+from synboost_monai.processes import safe_environment
+from synboost_monai.serving.label.app_folder import make_app_folder, plan_bundles
+from synboost_monai.serving.label.guard import TOKEN_PATH, Guard
+from synboost_monai.serving.label.routes import Rules
+from synboost_monai.serving.label.versions import check_versions
+
+TOKEN_VARIABLE = "SYNBOOST_LABEL_TOKEN"
+"""Environment variable with the token, which a list of processes would show as part of the command."""
+DATASTORE_NAME = "datastore_v2.json"
+"""MONAI Label's list of images and labels, in the folder of images."""
+MAX_CONNECTIONS = 64
+"""More at a time are answered with 503."""
+
+
+def run_label(
+    studies: str,
+    *,
+    bundles: Sequence[str],
+    checkpoint_paths: Sequence[str] | None = None,
+    app_dir: str | None = None,
+    host: str = LOOPBACK,
+    port: int = 8000,
+    token: str | bool | None = None,
+    dry_run: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> Path:
+    """Make the app folder and serve it until somebody ends it.
+
+    Args:
+        studies: folder of images; MONAI Label keeps the labels in it, in `labels`.
+        bundles, checkpoint_paths, overrides: as in `plan_bundles`.
+        app_dir: folder for the app; None: `runs/label/` and the bundles' names. An app folder of the same things is gone on with.
+        host: name or address to listen at.
+        port: of the server.
+        token: what viewers have to know; True: a new one; None: that of `TOKEN_VARIABLE`, else none on this machine alone and a new
+            one for any other host.
+        dry_run: only make the app folder and check.
+    Returns:
+        the app folder.
+    Raises:
+        ValueError, FileNotFoundError: if the environment, the studies, host, port or token, a bundle, weights or a key is at fault.
+    """
+    planned = plan_bundles(bundles, checkpoint_paths, overrides or {})
+    studies_dir = Path(studies).resolve()
+    if studies.startswith(("http://", "https://")):
+        raise ValueError(
+            f"label: STUDIES must be a folder of images, got {studies}; fetch the studies from the archive first"
+        )
+    if not studies_dir.is_dir():
+        raise FileNotFoundError(f"{studies}: no such folder of images")
+    names = [bundle.name for bundle in planned]
+    folder = Path(app_dir or Path("runs/label", "-".join(names))).resolve()
+    if folder.is_relative_to(studies_dir):
+        raise ValueError(f"label: the app folder {folder} lies within the studies; choose another --app_dir")
+    _check_studies(studies_dir)
+    addresses = addresses_of(host, port)
+    known = checked_token(token, TOKEN_VARIABLE, is_needed=not all(address.is_loopback for address in addresses))
+    check_versions()
+    if not dry_run:
+        _check_port(host, port)
+    is_new = make_app_folder(folder, planned)
+    print(f"app folder: {folder} ({'made' if is_new else 'gone on with, and the weights trained in it'})", flush=True)
+    if not dry_run:
+        shown = socket.gethostname() if any(address.is_unspecified for address in addresses) else host
+        print(how_to_connect(shown, port, names, known), flush=True)
+        _serve(folder, studies_dir, names, Door(own_hosts(host, port, addresses), known), host, port)
+    return folder
+
+
+def server_environment(app_dir: Path) -> dict[str, str]:
+    """Environment variables of MONAI Label: files of our kinds, one request at a time, nothing from the network."""
+    return {
+        "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(
+            [f"*{suffix}" for suffix in sorted({*IMAGE_SUFFIXES} - {*CLIP_SUFFIXES}, key=lambda s: (-len(s), s))]
+        ),
+        "MONAI_LABEL_INFER_CONCURRENCY": "1",  # requests share one parser of the config, which holds the prompt
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # it starts a process for each sample; the strategies score by themselves
+        "MONAI_LABEL_TRACKING_ENABLED": "false",
+        "MONAI_LABEL_SESSIONS": "false",  # archives that it unpacks
+        "MONAI_LABEL_SESSION_PATH": str(app_dir / "sessions"),
+        "MONAI_LABEL_AUTH_ENABLE": "false",  # the guard asks for the token
+        "MONAI_LABEL_API_STR": "",
+        "MONAI_ZOO_SOURCE": "local",
+        "BUNDLE_DOWNLOAD_SRC": "local",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+
+
+def server_arguments(app_dir: Path, studies_dir: Path, names: Sequence[str], host: str, port: int) -> list[str]:
+    """Command line of MONAI Label's server."""
+    conf = {"models": ",".join(names), "zoo_source": "local", "sam2": "false"}
+    words = ["start_server", "--app", str(app_dir), "--studies", str(studies_dir), "--host", host, "--port", str(port)]
+    words += ["--limit_concurrency", str(MAX_CONNECTIONS)]
+    return words + [word for pair in conf.items() for word in ("--conf", *pair)]
+
+
+def how_to_connect(host: str, port: int, names: Sequence[str], token: str | None) -> str:
+    """What to do in a viewer, as text."""
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    address = f"{url}{TOKEN_PATH}{token}" if token else url
+    curl = f"curl -H 'Authorization: Bearer {token}'" if token else "curl"
+    return (
+        f"MONAI Label will answer at {address} when it says `Uvicorn running`; Ctrl-C ends it.\n"
+        f"3D Slicer: install the extension MONAILabel, open the module MONAI Label, server address {address}, connect. Then `Next Sample` "
+        f"with the strategy doubt_{names[0]} (images in most need first), model {' or '.join(names)}, `Run`. The option `prompt` names "
+        "one structure, as in: left atrium; empty, all three come in one label map. `Submit Label` keeps a correction, `Train` learns "
+        "from all of them.\n"
+        "OHIF: needs a DICOMweb archive as studies; a folder of files has none, so it is Slicer here.\n"
+        f"By hand: {curl} -X POST '{url}/infer/{names[0]}?image=IMAGE&output=all' -F 'params={{\"prompt\": \"left atrium\"}}'"
+    )
+
+
+# ---- helpers
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse a port that cannot be listened at."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise ValueError(
+                f"label: port {port} of {host} is not free ({error.strerror}); choose another --port"
+            ) from error
+
+
+def _check_studies(studies_dir: Path) -> None:
+    """Refuse a folder, which may come from elsewhere, in which MONAI Label would write through a link or into another folder."""
+    labels = studies_dir / "labels"
+    for path in (studies_dir / ".lock", studies_dir / DATASTORE_NAME, labels, *labels.rglob("*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(studies_dir):
+            raise ValueError(f"{path}: is a link to elsewhere, which MONAI Label would write through; remove it")
+    record = studies_dir / DATASTORE_NAME
+    if not record.is_file():
+        return
+    try:
+        known = json.loads(read_text(record))
+        is_right = (known["images_dir"], known["labels_dir"]) == (".", "labels")
+        words = [w for name, entry in known["objects"].items() for w in (name, entry["image"]["ext"], *entry["labels"])]
+        is_right &= not any(os.sep in word or word == os.pardir for word in words)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        is_right = False
+    if not is_right:
+        raise ValueError(
+            f"{record}: is not MONAI Label's list of the images of this folder; remove it, and it is made anew"
+        )
+
+
+def _serve(app_dir: Path, studies_dir: Path, names: Sequence[str], door: Door, host: str, port: int) -> None:
+    """Run MONAI Label's server in this process until it is ended."""
+    # MONAI Label reads `.env` of the working directory, and its trainings import from there: never from where somebody's files lie
+    os.environ.update(safe_environment(**server_environment(app_dir)))
+    os.chdir(app_dir)
+    from synboost_monai.serving.label.stand_ins import import_without_torchvision
+
+    import_without_torchvision()
+    from monailabel.app import app
+    from monailabel.interfaces.utils.app import app_instance
+    from monailabel.main import Main
+    from monailabel.utils.async_tasks.task import AsyncTask
+
+    def image_path(name: str) -> str:
+        return str(app_instance().datastore().get_image_uri(name))
+
+    server = Main()
+    arguments = server.args_parser().parse_args(server_arguments(app_dir, studies_dir, names, host, port))
+    arguments.uvicorn_app = Guard(app, door, Rules(frozenset(names), studies_dir, image_path))
+    with tempfile.TemporaryDirectory(
+        prefix="synboost-label-"
+    ) as private:  # images and label maps on their way, for nobody else
+        os.environ["TMPDIR"] = tempfile.tempdir = private
+        try:
+            server.action_start_server(arguments)
+        finally:
+            for task in ("train", "scoring"):
+                with suppress(Exception):  # one that has just ended
+                    AsyncTask.stop(task)

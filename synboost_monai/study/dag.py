@@ -1,0 +1,374 @@
+"""A study: its settings, and each of its stages with its command, what it needs and what it leaves.
+
+Every stage is a `synboost` command run in the folder of the study's run, so it can be repeated by hand. The DAG (Snakefile
+beside this file) only orders them, and `run.py` starts it.
+
+    runs/STUDY/
+      study.yaml                                          the settings, complete
+      phantom/ real/datalist.json                         data
+      diffusion/model.pt  synthetic/datalist.json         synthesis
+      parts/PART/{real,diffusion,synthetic}/              the same of fewer patients, or of a fold
+      simulated/MODEL/model.pt                            weights trained on simulated hearts, where a strategy starts from them
+      segmenters/MODEL/STRATEGY/PROMPT/seedN/model.pt     segmenters, each with history.csv and evaluation/metrics.csv
+      examples/                                           a few synthetic images, segmented, for the report
+      timing/STAGE.json  logs/STAGE.txt                   seconds and command of each finished stage; what it printed
+      report.html results.csv results.json tables/        and cases.csv.gz: every segmenter, image and structure
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from synboost_monai.model_card import PUBLISHED_FACTS
+from synboost_monai.study.grid import ALL, SIMULATED, WHOLE, DataPart, Segmenter, segmenters_of
+
+KINDS = {
+    "phantom": "make the phantom data set",
+    "prepare": "read the data set",
+    "subset": "take a part of the patients, or a fold",
+    "train_diffusion": "train the diffusion model",
+    "synthesise": "synthesise a data set",
+    "weights": "take weights that were trained on simulated hearts",
+    "train": "train a segmenter",
+    "evaluate": "evaluate a segmenter",
+    "sensitivity": "try wrong words in the prompts",
+    "examples": "choose synthetic examples",
+    "segment_examples": "segment the synthetic examples",
+    "report": "write the report",
+}
+"""Kind of stage -> what it does, in the order of the work."""
+_FACTS = {key for facts in PUBLISHED_FACTS.values() for key in facts}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: a command, run in the run's folder."""
+
+    name: str
+    kind: str
+    title: str
+    command: tuple[str, ...]
+    """Words after `synboost`; a full command if the first is `python` or `torchrun`."""
+    needs: tuple[str, ...]
+    """Names of the stages before it."""
+    output_dir: str | None = None
+    """Its own folder; None if it has none."""
+    product: str | None = None
+    """File that later stages read; a stage whose product is gone is not done any more."""
+
+    @property
+    def timing(self) -> str:
+        """File that says that it is done."""
+        return f"timing/{self.name}.json"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Settings of a study, and its stages; paths are relative to the run's folder."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+    @cached_property
+    def segmenters(self) -> list[Segmenter]:
+        """Every segmenter to train and evaluate, those that others start from included and ahead of them."""
+        return list(segmenters_of(self.settings["segmenters"]))
+
+    @cached_property
+    def parts(self) -> list[DataPart]:
+        """The parts of the data that segmenters learn from, the whole data set included if one does."""
+        return list(dict.fromkeys(s.part for s in self.segmenters))
+
+    @property
+    def has_phantom(self) -> bool:
+        """Whether the study makes its own data."""
+        return self.settings["data"]["dataset"] is None
+
+    @cached_property
+    def has_synthesis(self) -> bool:
+        """Whether a strategy needs synthetic images."""
+        return any(s.needs_synthesis for s in self.segmenters)
+
+    @cached_property
+    def simulated_models(self) -> list[str]:
+        """Models of which weights that were trained on simulated hearts are needed."""
+        return list(dict.fromkeys(s.model for s in self.segmenters if s.strategy in SIMULATED))
+
+    @cached_property
+    def example_segmenters(self) -> list[Segmenter]:
+        """Of each model one, trained on synthetic data alone if there is such: it segments the synthetic examples."""
+        if not self.has_synthesis:
+            return []
+        of_model: dict[str, Segmenter] = {}
+        part = self.example_part
+        candidates = [s for s in self.segmenters if s.part == part]
+        for segmenter in sorted(candidates, key=lambda s: (s.strategy != "synthetic", s.frozen)):
+            of_model.setdefault(segmenter.model, segmenter)
+        return list(of_model.values())
+
+    @cached_property
+    def example_part(self) -> DataPart:
+        """The part of the data whose synthetic images the report shows: the whole data set, or the largest part."""
+        parts = list(dict.fromkeys(s.part for s in self.segmenters if s.needs_synthesis))
+        return max(parts, key=lambda part: part.size)
+
+    @cached_property
+    def sensitivity_segmenters(self) -> list[Segmenter]:
+        """Whose prompts are tried with wrong words: of each model and strategy the one of most patients and attributes."""
+        if not self.settings["segmenters"]["sensitivity"]:
+            return []
+        groups: dict[tuple[str, str], list[Segmenter]] = {}
+        for segmenter in self.segmenters:
+            has_real = segmenter.strategy not in ("synthetic", "simulated")
+            if has_real and segmenter.prompt != "P0":  # no word of an empty prompt can be wrong
+                groups.setdefault((segmenter.model, segmenter.strategy), []).append(segmenter)
+        return [max(group, key=lambda s: (not s.frozen, s.part.size, s.prompt)) for group in groups.values()]
+
+    # ---- stages
+
+    @cached_property
+    def stages(self) -> dict[str, Stage]:
+        """Name -> stage, in an order in which they can be done."""
+        stages = [*self._data_stages(), *self._segmenter_stages(), *self._example_stages()]
+        everything = tuple(stage.name for stage in stages)
+        last = Stage("report", "report", "write the report", ("report", "."), everything, None, "report.html")
+        return {stage.name: stage for stage in [*stages, last]}
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the stages, in an order in which they can be done."""
+        return list(self.stages)
+
+    def _data_stages(self) -> Iterator[Stage]:
+        """Data and synthesis, of the whole data set and of each part."""
+        if self.has_phantom:
+            split = "database_split/subgroup_training.txt"
+            yield _stage("phantom", "phantom", "phantom data set", self.phantom_command(), (), "phantom", split)
+        needs = ("phantom",) if self.has_phantom else ()
+        yield _stage("prepare", "prepare", "prepare the data", self.prepare_command(), needs, "real", "datalist.json")
+        with_synthesis = {s.part for s in self.segmenters if s.needs_synthesis}
+        for part in self.parts:
+            about = f", {part.title}" if part.name else ""
+            real, train, synthesise = self._real(part), part.stage("train_diffusion"), part.stage("synthesise")
+            if part.name:
+                command, folder = self.subset_command(part), part.folder("real")
+                yield _stage(real, "subset", f"take a part{about}", command, ("prepare",), folder, "datalist.json")
+            if part in with_synthesis:
+                command, folder = self.train_diffusion_command(part), part.folder("diffusion")
+                title = f"train the diffusion model{about}"
+                yield _stage(train, "train_diffusion", title, command, (real,), folder, "model.pt")
+                command, folder = self.synthesise_command(part), part.folder("synthetic")
+                title = f"synthesise a data set{about}"
+                yield _stage(synthesise, "synthesise", title, command, (real, train), folder, "datalist.json")
+
+    def _segmenter_stages(self) -> Iterator[Stage]:
+        """Training, evaluation and, for some, wrong words."""
+        for model in self.simulated_models:
+            command, folder = self.weights_command(model), f"simulated/{model}"
+            title = f"take the weights of {model} that were trained on simulated hearts"
+            yield _stage(f"weights_{model}", "weights", title, command, (), folder, "model.pt")
+        tried = set(self.sensitivity_segmenters)
+        for s in self.segmenters:
+            real, synthetic = self._real(s.part), s.part.stage("synthesise")
+            if s.is_trained:
+                needs = [] if s.strategy == "synthetic" else [real]
+                needs += [synthetic] if s.strategy in ("synthetic", "real_and_synthetic") else []
+                needs += [] if s.initial is None else [_made_by(s.initial)]
+                command, folder = self.train_command(s), s.output_dir
+                yield _stage(_made_by(s), "train", f"train {s.title}", command, tuple(needs), folder, "model.pt")
+            command, applied = self.evaluate_command(s), ("prepare", _made_by(s))
+            title, folder = f"evaluate {s.title}", f"{s.output_dir}/evaluation"
+            yield _stage(f"evaluate_{s.name}", "evaluate", title, command, applied, folder, "metrics.csv")
+            if s in tried:
+                command, folder = self.sensitivity_command(s), f"{s.output_dir}/sensitivity"
+                title = f"wrong words for {s.title}"
+                yield _stage(f"sensitivity_{s.name}", "sensitivity", title, command, applied, folder, "sensitivity.csv")
+
+    def _example_stages(self) -> Iterator[Stage]:
+        """Pictures of synthetic images for the report."""
+        if not self.has_synthesis:
+            return
+        part = self.example_part
+        command: tuple[str, ...] = (
+            "python",
+            "-m",
+            "synboost_monai.study.examples",
+            part.folder("synthetic"),
+            "examples",
+        )
+        needs: tuple[str, ...] = (part.stage("synthesise"),)
+        title = "choose synthetic examples"
+        yield _stage("examples", "examples", title, command, needs, "examples", "datalist.json")
+        for s in self.example_segmenters:
+            command, folder = self.segment_examples_command(s), f"examples/{s.model}"
+            name, title = f"segment_examples_{s.model}", f"segment the synthetic examples with {s.model}"
+            needs = ("examples", _made_by(s))
+            yield _stage(name, "segment_examples", title, command, needs, folder, "summary.json")
+
+    def _real(self, part: DataPart) -> str:
+        """The stage that makes a part's real data."""
+        return part.stage("subset") if part.name else "prepare"
+
+    # ---- commands
+
+    def phantom_command(self) -> tuple[str, ...]:
+        """Make the phantom data set."""
+        options = {"seed": self.settings["seed"], **self.settings["data"]["phantom"]}
+        return ("phantom", "phantom", *_flags(options))
+
+    def prepare_command(self) -> tuple[str, ...]:
+        """Read the data set."""
+        data = self.settings["data"]
+        options = {"seed": self.settings["seed"], **data["prepare"]}
+        return ("prepare", data["dataset"] or "phantom", "real", *_flags(options))
+
+    def subset_command(self, part: DataPart) -> tuple[str, ...]:
+        """Take a part of the patients, or a fold."""
+        options: dict[str, Any] = {"patients": None if part.patients == ALL else part.patients}
+        if part.fold is not None:
+            options |= {"fold": part.fold, "num_folds": self.settings["data"]["num_folds"]}
+        options["seed"] = self.settings["seed"] if part.seed is None else part.seed
+        return ("subset", "real", part.folder("real"), *_flags(options))
+
+    def train_diffusion_command(self, part: DataPart = WHOLE) -> tuple[str, ...]:
+        """Train the diffusion model on real data."""
+        paths = {"dataset_dir": part.folder("real"), "output_dir": part.folder("diffusion")}
+        recipe = self.settings["diffusion"]["recipe"]
+        return self._run("diffusion", recipe, paths, self.diffusion_overrides("train", part), is_parallel=True)
+
+    def synthesise_command(self, part: DataPart = WHOLE) -> tuple[str, ...]:
+        """Make the synthetic data set from real label maps."""
+        paths = {"dataset_dir": part.folder("real"), "output_dir": part.folder("synthetic")}
+        paths["checkpoint_path"] = f"{part.folder('diffusion')}/model.pt"
+        return self._run(
+            "diffusion", "inference", paths, self.diffusion_overrides("synthesise", part), is_parallel=True
+        )
+
+    def weights_command(self, model: str) -> tuple[str, ...]:
+        """Copy the weights of a model that were trained on simulated hearts; other weights make it another command."""
+        part = self.settings["segmenters"]
+        source, sha256 = (part[key].get(model, "") for key in ("simulated_weights", "simulated_sha256"))
+        return ("python", "-m", "synboost_monai.study.simulated", source, f"simulated/{model}", sha256)
+
+    def train_command(self, segmenter: Segmenter) -> tuple[str, ...]:
+        """Train a segmenter."""
+        real, synthetic = (segmenter.part.folder(name) for name in ("real", "synthetic"))
+        paths = {"dataset_dir": synthetic if segmenter.strategy == "synthetic" else real}
+        paths["output_dir"] = segmenter.output_dir
+        if (start := segmenter.initial) is not None:
+            paths["init_checkpoint"] = _weights_of(start)
+        if segmenter.strategy == "real_and_synthetic":
+            paths["synthetic_dir"] = synthetic
+        overrides = self.segmenter_overrides("train", segmenter)
+        recipe = self.settings["segmenters"]["recipe"]
+        return self._run(segmenter.model, recipe, paths, overrides, is_parallel=True)
+
+    def evaluate_command(self, segmenter: Segmenter) -> tuple[str, ...]:
+        """Evaluate a segmenter, whatever it was trained on, on the real testing section."""
+        paths = {"dataset_dir": "real", "output_dir": f"{segmenter.output_dir}/evaluation", "section": "testing"}
+        return self._apply(segmenter, "evaluate", paths)
+
+    def sensitivity_command(self, segmenter: Segmenter) -> tuple[str, ...]:
+        """Segment the real testing section by prompts with wrong words."""
+        paths = {"dataset_dir": "real", "output_dir": f"{segmenter.output_dir}/sensitivity", "section": "testing"}
+        return self._apply(segmenter, "sensitivity", paths)
+
+    def segment_examples_command(self, segmenter: Segmenter) -> tuple[str, ...]:
+        """Segment the synthetic examples of the report."""
+        paths = {"dataset_dir": "examples", "output_dir": f"examples/{segmenter.model}", "section": "testing"}
+        return self._apply(segmenter, "evaluate", paths)
+
+    def diffusion_overrides(self, stage: str, part: DataPart = WHOLE) -> dict[str, Any]:
+        """Overrides of the diffusion bundle for `train` or `synthesise`."""
+        settings = self.settings["diffusion"]
+        of_part = settings["per_patients"].get(str(part.patients)) or {}
+        seed = self.settings["seed"] if part.seed is None else part.seed
+        layers = [
+            self._common(seed),
+            settings["both"],
+            settings[stage],
+            of_part.get("both", {}),
+            of_part.get(stage, {}),
+        ]
+        return {key: value for layer in layers for key, value in layer.items()}
+
+    def segmenter_overrides(self, stage: str, segmenter: Segmenter) -> dict[str, Any]:
+        """Overrides of a segmenter's bundle for `train` or `evaluate`: shared, by model, by strategy, by number of patients."""
+        settings = self.settings["segmenters"]
+        overrides = {**self._common(segmenter.seed), "prompt_level": segmenter.prompt}
+        if segmenter.strategy == "real_and_synthetic":
+            overrides |= {"domain_word": True, **({"balance_synthetic": True} if stage == "train" else {})}
+        if segmenter.frozen and stage == "train":
+            overrides["freeze_encoders"] = True
+        layers = [
+            settings,
+            settings["per_model"].get(segmenter.model),
+            settings["per_strategy"].get(segmenter.strategy),
+            settings["per_patients"].get(str(segmenter.patients)),
+            settings["per_patients"].get(f"{segmenter.patients}/{segmenter.strategy}"),
+        ]
+        for layer in layers:
+            overrides |= {**(layer or {}).get("both", {}), **(layer or {}).get(stage, {})}
+        if not segmenter.is_trained:  # size and the like are not the study's to choose: model.json says them
+            overrides = {key: value for key, value in overrides.items() if key not in _FACTS}
+        return overrides
+
+    def _apply(self, segmenter: Segmenter, config: str, paths: Mapping[str, str]) -> tuple[str, ...]:
+        checkpoint = {"checkpoint_path": _weights_of(segmenter)}
+        overrides = self.segmenter_overrides("evaluate", segmenter)
+        if config != "evaluate":
+            overrides.pop("paper_grid", None)  # of the metrics alone
+        return self._run(segmenter.model, config, {**paths, **checkpoint}, overrides)
+
+    def _common(self, seed: int) -> dict[str, Any]:
+        device = self.settings["device"]
+        return {"seed": seed} if device is None else {"seed": seed, "device": device}
+
+    def _run(
+        self, bundle: str, config: str, *overrides: Mapping[str, Any], is_parallel: bool = False
+    ) -> tuple[str, ...]:
+        """Words of a bundle's run; under torchrun where several processes share the work."""
+        merged = {k: v for part in overrides for k, v in part.items()}
+        processes = self.settings["processes"]
+        if not is_parallel or processes == 1:
+            return ("run", self.settings["bundles"][bundle], config, *_flags(merged))
+        launcher = ("torchrun", "--standalone", f"--nproc_per_node={processes}", "-m", "synboost_monai")
+        if config != "inference":
+            config = "multi_gpu_train" if config == "train" else f"train,{config},multi_gpu_train"
+        return (*launcher, "run", self.settings["bundles"][bundle], config, *_flags(merged))
+
+
+def count_by_kind(stages: Sequence[Stage]) -> dict[str, int]:
+    """Kind -> number of stages, in the order of the work; kinds without one are left out."""
+    counts = {kind: sum(stage.kind == kind for stage in stages) for kind in KINDS}
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def _made_by(segmenter: Segmenter) -> str:
+    """The stage that leaves a segmenter's weights."""
+    return f"train_{segmenter.name}" if segmenter.is_trained else f"weights_{segmenter.model}"
+
+
+def _weights_of(segmenter: Segmenter) -> str:
+    """Where they lie."""
+    return f"{segmenter.output_dir}/model.pt" if segmenter.is_trained else f"simulated/{segmenter.model}/model.pt"
+
+
+def _stage(
+    name: str, kind: str, title: str, command: tuple[str, ...], needs: tuple[str, ...], folder: str, product: str
+) -> Stage:
+    """A stage with a folder of its own, and in it what later stages read."""
+    return Stage(name, kind, title, command, needs, folder, f"{folder}/{product}")
+
+
+def _flags(options: Mapping[str, Any]) -> list[str]:
+    """Options as words of a command line; null leaves the config's own."""
+    return [f"--{key}={_word(value)}" for key, value in options.items() if value is not None]
+
+
+def _word(value: Any) -> str:
+    """A value as one word."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,182 @@
+"""Clinical measures of the shown segmenters against the experts': agreement and Bland-Altman plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from synboost_monai.evaluation.agreement import MIN_PAIRS
+from synboost_monai.evaluation.clinical import ALL_QUALITIES, ClinicalResult, clinical_measures
+from synboost_monai.heart.measures import MEASURES, METHODS
+from synboost_monai.pages.blocks import Block, Fold, Plot, ReportTable, Section, Text
+from synboost_monai.pages.tables import Table
+from synboost_monai.pages.words import STRATEGY_TITLES, model_title
+from synboost_monai.study.report import plots
+from synboost_monai.study.report.evaluations import Evaluation, Run
+from synboost_monai.study.report.scores import HEADINGS, numbers
+
+MAIN_MEASURES = (
+    "ejection_fraction",
+    "end_diastolic_volume_ml",
+    "end_systolic_volume_ml",
+    "end_systolic_atrial_volume_ml",
+)
+"""Measures of the first table, by the best method that there is; all else is folded."""
+SHORT = {
+    "end_diastolic_volume_ml": "LV volume, ED",
+    "end_systolic_volume_ml": "LV volume, ES",
+    "ejection_fraction": "ejection fraction",
+    "end_diastolic_length_mm": "LV length, ED",
+    "end_systolic_length_mm": "LV length, ES",
+    "end_diastolic_atrial_volume_ml": "LA volume, ED",
+    "end_systolic_atrial_volume_ml": "LA volume, ES",
+}
+"""Measure -> words of the tables."""
+PLOTTED = ("ejection_fraction", "end_diastolic_volume_ml")
+"""Measures with a Bland-Altman plot for each segmenter."""
+MAX_REASONS = 5
+"""Reasons for missing values that are told."""
+_STATISTICS = ("num_pairs", "bias", "lower_limit", "upper_limit", "mae", "pearson_r", "icc", "icc_low", "icc_high")
+_FORMATS = {
+    **dict.fromkeys(("bias", "lower_limit", "upper_limit"), "+.1f"),
+    "mae": ".1f",
+    **dict.fromkeys(("pearson_r", "icc", "icc_low", "icc_high"), ".2f"),
+}
+_HEADINGS = {
+    **HEADINGS,
+    "image_quality": "image quality",
+    "num_pairs": "patients",
+    "bias": "bias",
+    "lower_limit": "limits of agreement",
+    "mae": "MAE",
+    "pearson_r": "r",
+    "icc": "ICC(2,1) [95 %]",
+}
+_JOINED = {"lower_limit": "{lower_limit} to {upper_limit}", "icc": "{icc} [{icc_low}, {icc_high}]"}
+
+
+def section(run: Run) -> Section | None:
+    """Agreement of the shown segmenters, or why there is none; None if no label map was kept."""
+    kept = [e for e in run.shown if (e.evaluation_dir / "label_maps").is_dir()]
+    if not kept:
+        return None
+    blocks: list[Block] = []
+    results: list[tuple[Evaluation, ClinicalResult]] = []
+    for e in kept:
+        try:
+            results.append(
+                (
+                    e,
+                    clinical_measures(
+                        e.evaluation_dir, run.run_dir / "real", section=e.summary["section"], plots=False
+                    ),
+                )
+            )
+        except (ValueError, FileNotFoundError) as error:
+            blocks.append(Text(f"{run.name_of(e)}: clinical measures cannot be computed: {error}"))
+    records = [(e, record) for e, result in results for record in result.summary["agreement"]]
+    against_expert = [(e, r) for e, r in records if (r["first"], r["second"]) == ("predicted", "expert")]
+    overall = [(e, r) for e, r in against_expert if r["image_quality"] == ALL_QUALITIES]
+    if overall:
+        best_method: dict[str, str] = {}
+        for _, r in overall:
+            best_method.setdefault(r["measure"], r["method"])
+        is_main = lambda r: r["measure"] in MAIN_MEASURES and r["method"] == best_method[r["measure"]]  # noqa: E731
+        main = [(e, r) for e, r in overall if is_main(r)]
+        blocks.append(_table(run, "clinical", "Agreement with the experts’ label maps", main))
+        blocks.append(Text(_WORDS, is_soft=True))
+        blocks += [plot for measure in PLOTTED for plot in _plot(run, measure, results)]
+        rest = [(e, r) for e, r in overall if not is_main(r)]
+        by_quality = [(e, r) for e, r in against_expert if r["image_quality"] != ALL_QUALITIES]
+        by_quality = [(e, r) for e, r in by_quality if r["measure"] == "ejection_fraction"]
+        reference = [(e, r) for e, r in records if r["second"] == "reference" and r["image_quality"] == ALL_QUALITIES]
+        for name, title, part in (
+            ("clinical_quality", "Ejection fraction by image quality", by_quality),
+            ("clinical_reference", "Ejection fraction against that of Info_*.cfg", reference),
+            ("clinical_other", "Other measures and methods", rest),
+        ):
+            if part:
+                blocks.append(Fold(title, [_table(run, name, title, part)]))
+    if sentences := _left_out(results):
+        blocks.append(Text(" ".join(sentences), is_soft=True))
+    shown = "Shown: of each model and strategy the first seed and fold of the shown setting."
+    return Section("clinical", "Clinical measures", [Text(shown, is_soft=True), *blocks]) if blocks else None
+
+
+_WORDS = (
+    "LV, LA: left ventricle and atrium; ED, ES: end-diastole and end-systole. Bias: predicted less expert; limits of agreement: bias "
+    "± 1.96 standard deviations of the differences (Bland and Altman). MAE: mean absolute error, in the measure’s unit (of an "
+    "ejection fraction: percentage points). Left ventricular volumes by Simpson’s method of disks in the views named, the left "
+    "atrium’s by area and length."
+)
+
+
+def _table(run: Run, name: str, title: str, records: Sequence[tuple[Evaluation, Mapping[str, Any]]]) -> ReportTable:
+    """A row for each measure, method and segmenter."""
+    rows = []
+    with_quality = any(r["image_quality"] != ALL_QUALITIES for _, r in records)
+    with_sides = any(r["second"] == "reference" for _, r in records)
+    order = [*MAIN_MEASURES, *(m for m in MEASURES if m not in MAIN_MEASURES)]
+    for e, r in sorted(
+        records, key=lambda pair: (order.index(pair[1]["measure"]), list(METHODS).index(pair[1]["method"]))
+    ):
+        row: dict[str, Any] = {
+            "measure": f"{SHORT[r['measure']]} ({MEASURES[r['measure']][1]})",
+            "method": METHODS[r["method"]][0],
+        }
+        row |= {"first": r["first"]} if with_sides else {}
+        row |= {"image_quality": r["image_quality"]} if with_quality else {}
+        row |= {"model": model_title(e.segmenter.model), "strategy": STRATEGY_TITLES[e.segmenter.strategy]}
+        rows.append(row | {key: r[key] for key in _STATISTICS})
+    frame = numbers(pd.DataFrame(rows), _STATISTICS[1:])
+    if frame["method"].nunique() == 1:
+        title, frame = f"{title}, {frame['method'].iloc[0]}", frame.drop(columns="method")
+    note = run.note([e for e, _ in records], "Computed by synboost clinical for each evaluation.")
+    return ReportTable(
+        Table(name, title, frame, _FORMATS, _HEADINGS, note),
+        _JOINED,
+        groups=[c for c in ("measure", "method") if c in frame],
+    )
+
+
+def _plot(run: Run, measure: str, results: Sequence[tuple[Evaluation, ClinicalResult]]) -> list[Block]:
+    """Bland-Altman plots of a measure, a panel for each segmenter, by the best method that there is; nothing with too few patients."""
+    for method in METHODS:
+        panels = []
+        for e, result in results:
+            frame = result.frame
+            pairs = frame[(frame["measure"] == measure) & (frame["method"] == method)].dropna(
+                subset=["predicted", "expert"]
+            )
+            if len(pairs) >= MIN_PAIRS:
+                panels.append((e, pairs))
+        if panels:
+            words, unit = MEASURES[measure]
+            title = f"{words.capitalize()}, {METHODS[method][0]}"
+            png = plots.bland_altman(run, panels, f"{words} ({unit})", "percentage points" if unit == "%" else unit)
+            alt = f"Bland-Altman plots of the {words}, a panel for each segmenter; bias and limits are in the table."
+            return [
+                Plot(png, alt, f"{title}: predicted less expert, over their mean. Lines: bias and limits of agreement.")
+            ]
+    return []
+
+
+def _left_out(results: Sequence[tuple[Evaluation, ClinicalResult]]) -> list[str]:
+    """What could not be computed, and why."""
+    if not results:
+        return []
+    left_out = results[0][1].summary["left_out"]
+    sentences = [f"Not measured, {METHODS[method][0]}: {reason}." for method, reason in left_out["methods"].items()]
+    sentences += [f"{number} images left out: {reason}." for reason, number in left_out["images"].items()]
+    reasons: dict[str, int] = {}
+    for _, result in results:
+        for entry in result.summary["left_out"]["values"]:
+            reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + entry["num_values"]
+    if reasons:
+        told = "; ".join(f"{reason} ({number})" for reason, number in list(reasons.items())[:MAX_REASONS])
+        sentences.append(
+            f"Values that do not exist, over all segmenters shown: {told}{'; and others' * (len(reasons) > MAX_REASONS)}."
+        )
+    return sentences

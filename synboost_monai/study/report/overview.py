@@ -1,0 +1,142 @@
+"""The beginning of the page: what was found, in one table, and what was done, in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from synboost_monai.data.datalist import DATALIST_NAME, SUMMARY_NAME
+from synboost_monai.files import read_text
+from synboost_monai.pages.blocks import Block, Fold, Listing, ReportTable, Section, Text, best_rows
+from synboost_monai.pages.tables import Table
+from synboost_monai.pages.words import STRATEGY_TITLES, count, join, model_title
+from synboost_monai.study.grid import ALL
+from synboost_monai.study.report.comparisons import AGAINST_REAL, AGAINST_REAL_JOINED, Differences
+from synboost_monai.study.report.evaluations import Run, in_words
+from synboost_monai.study.report.scores import HEADINGS, HOW_TO_READ, mean_over, numbers, percent
+
+MAX_LINES = 12
+"""Lines of the data's summary that are shown unfolded."""
+
+
+def summary_section(run: Run, differences: Differences) -> Section:
+    """Dice, HD95 and the difference from real data alone of each strategy, for the shown settings."""
+    rows = []
+    common = run.common(run.shown_settings)
+    against_real = differences.against_real(run.shown_settings)
+    for setting in run.shown_settings:
+        for strategy, evaluations in run.groups[setting].items():
+            row: dict[str, Any] = {**_without(run.cells(setting), common), "strategy": STRATEGY_TITLES[strategy]}
+            row |= {
+                f"dice_percent{end}": percent(mean_over(evaluations, f"dice{end or '_mean'}")) for end in ("", "_std")
+            }
+            row["hd95_mm"] = mean_over(evaluations, "hd95_mm_mean")
+            row |= dict.fromkeys(("difference", "low", "high", "tested", "patient_p"))
+            rows.append(row | against_real.get((setting, strategy), {}))
+    columns = ["dice_percent", "dice_percent_std", "hd95_mm", "difference", "low", "high", "patient_p"]
+    frame = numbers(pd.DataFrame(rows), columns)
+    headings = {
+        **HEADINGS,
+        "dice_percent": "Dice (%)",
+        "hd95_mm": "HD95 (mm)",
+        "difference": "against real [95 %]",
+        "patient_p": "p (patients, Holm)",
+    }
+    formats = {c: "+.2f" if c in ("difference", "low", "high") else ".2f" for c in columns} | {"patient_p": ".2g"}
+    evaluations = [e for s in run.shown_settings for group in run.groups[s].values() for e in group]
+    note = run.note(evaluations, f"Bold: the best strategy. {AGAINST_REAL}")
+    table = Table("summary", f"Dice on the real test images{in_words(common)}", frame, formats, headings, note)
+    by = list(_without(run.cells(run.shown_settings[0]), common))
+    best = best_rows(frame, {"dice_percent": True, "hd95_mm": False}, by)
+    joined = {"dice_percent": "{dice_percent} ± {dice_percent_std}", **AGAINST_REAL_JOINED}
+    blocks: list[Block] = [ReportTable(table, joined, best=best, groups=by), Text(HOW_TO_READ, is_soft=True)]
+    if len(run.groups) > len(run.shown_settings):
+        blocks.append(
+            Text(
+                "Of each model the setting with the most strategies, encoders trained, the most patients and the most attributes in "
+                "its prompt; all others are in the tables of results."
+            )
+        )
+    return Section("summary", "Summary", blocks)
+
+
+def study_section(run: Run) -> Section:
+    """Axes of the study in words, its data, and its settings."""
+    blocks: list[Block] = [Text(_axes(run)), Text(_data(run))]
+    if summary := _text_of(run.run_dir / "real" / SUMMARY_NAME):
+        listing = Listing(summary.rstrip())
+        blocks.append(
+            listing if len(summary.splitlines()) <= MAX_LINES else Fold("What the data set holds and lacks", [listing])
+        )
+    blocks += [Text(text) for text in (_synthetic(run), _simulated(run)) if text]
+    settings = yaml.safe_dump(dict(run.study.settings), sort_keys=False, allow_unicode=True)
+    blocks.append(Fold("Settings (study.yaml)", [Listing(settings)]))
+    return Section("study", "Study", blocks)
+
+
+def _without(cells: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in cells.items() if key not in others}
+
+
+def _axes(run: Run) -> str:
+    """What was trained and evaluated."""
+    part = run.study.settings["segmenters"]
+    strategies = join([f"“{STRATEGY_TITLES[s]}”" for s in run.strategies])
+    words = [
+        f"{join([model_title(m) for m in part['models']])}, trained on {strategies}",
+        f"prompt{'s' * (len(part['prompts']) > 1)} {join(part['prompts'])}",
+        "encoders " + join(["frozen" if f else "trained" for f in part["frozen"]]),
+    ]
+    if part["patients"] != [ALL]:
+        words.append(f"{join([run.patients_title(p) for p in part['patients']])} patients for training and validation")
+    folds = [fold for fold in part["folds"] if fold is not None]
+    words += [f"{count(len(folds), 'fold')} of {run.study.settings['data']['num_folds']}"] if folds else []
+    words.append(f"seed{'s' * (len(part['seeds']) > 1)} {join([str(s) for s in part['seeds']])}")
+    text = "; ".join(words)
+    num_all, num_done = len(run.study.segmenters), len(run.evaluations)
+    done = "all of them evaluated" if num_done == num_all else f"{num_done} of them evaluated so far"
+    return f"{text}: {count(num_all, 'segmenter')}, {done}."
+
+
+def _data(run: Run) -> str:
+    text = f"Tested on the {run.source}."
+    if (number := run.num_patients(ALL)) is not None:
+        text += f" {count(number, 'patient')} for training and validation."
+    return text + " Every strategy is tested on the same real images; weights were chosen on the validation section."
+
+
+def _synthetic(run: Run) -> str:
+    """How many images were synthesised, and how."""
+    folder = run.run_dir / run.study.example_part.folder("synthetic") if run.study.has_synthesis else None
+    if folder is None or not (folder / DATALIST_NAME).is_file():
+        return ""
+    content = json.loads(read_text(folder / DATALIST_NAME))
+    counts = [f"{len(content.get(s, []))} {s}" for s in ("training", "validation", "testing") if content.get(s)]
+    title = run.study.example_part.title
+    text = f"Synthetic data set{f' ({title})' if title else ''}: {join(counts)} images"
+    provenance = folder / "provenance.json"
+    if provenance.is_file():
+        settings = json.loads(read_text(provenance)).get("settings", {})
+        told = {k: v for k, v in settings.items() if isinstance(v, (int, float, str)) and k != "checkpoint_sha256"}
+        text += "; " + ", ".join(f"{k} {v}" for k, v in told.items())
+    return f"{text}."
+
+
+def _simulated(run: Run) -> str:
+    """Which weights were trained on simulated hearts."""
+    models, hashes = run.study.simulated_models, run.study.settings["segmenters"]["simulated_sha256"]
+    if not models:
+        return ""
+    known = [f"{model_title(model)} SHA-256 {hashes.get(model, 'not known')[:12]}" for model in models]
+    return (
+        f"“{STRATEGY_TITLES['simulated']}”: weights trained on simulated hearts alone, taken as they came ({join(known)}), so that seeds, "
+        f"folds and numbers of patients change nothing; “{STRATEGY_TITLES['simulated_then_real']}” starts from them."
+    )
+
+
+def _text_of(path: Any) -> str:
+    return read_text(path) if path.is_file() else ""

@@ -1,0 +1,159 @@
+"""Weights trained on simulated hearts alone, which the strategies `simulated` and `simulated_then_real` of a study start from.
+
+They are those of a model's bundle, or a model.pt that the settings name. `find_weights` looks at them before the first stage;
+a stage of the study, `python -m synboost_monai.study.simulated SOURCE FOLDER SHA256`, copies them into the run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from synboost_monai.bundle_run import WEIGHTS, bundle_dir, bundle_weights, config_files, facts_said
+from synboost_monai.errors import in_one_line
+from synboost_monai.files import atomic_path, sha256_of
+from synboost_monai.model_card import card_path, read_card, resolve_facts
+from synboost_monai.study.dag import Study
+from synboost_monai.study.grid import SIMULATED, Segmenter
+
+SIMULATION_KEY = "simulation_seed"
+"""Setting of a training on simulated hearts, by which model.json tells one."""
+
+
+def find_weights(study: Study, where: str) -> dict[str, dict[str, str]]:
+    """Find the weights of each model that starts from simulated hearts, and check that they can serve the study.
+
+    Args:
+        study: with checked settings.
+        where: begins the messages.
+    Returns:
+        `simulated_weights` and `simulated_sha256` of the settings, with every path and hash; as they are where no strategy needs them.
+    Raises:
+        FileNotFoundError: if there are none.
+        ValueError: if they were trained on other images, are other ones than those that the settings tell by SHA-256, or make
+            another network than the other strategies have.
+    """
+    part = study.settings["segmenters"]
+    paths, hashes = dict(part["simulated_weights"]), dict(part["simulated_sha256"])
+    for model in study.simulated_models:
+        path = _path(study, model, where)
+        card = read_card(path)
+        if card is None or SIMULATION_KEY not in card.training:
+            raise ValueError(
+                f"{where}: {path} is not known to be trained on simulated hearts alone: no {card_path(path).name} beside it says so; "
+                f"{_advice(study, model)}"
+            )
+        if hashes.get(model, card.weights_sha256) != card.weights_sha256:
+            raise ValueError(
+                f"{where}: {path} has SHA-256 {card.weights_sha256[:12]}..., but segmenters.simulated_sha256.{model} is "
+                f"{str(hashes[model])[:12]}...: these are other weights; give the weights of before, or a study without that setting"
+            )
+        _check_network(study, model, path, where)
+        paths[model], hashes[model] = str(path), card.weights_sha256
+    return {"simulated_weights": paths, "simulated_sha256": hashes}
+
+
+def take_weights(source: str | os.PathLike[str], folder: str | os.PathLike[str], sha256: str) -> Path:
+    """Copy weights, and what lies beside them and tells of them, into a folder of a run.
+
+    Args:
+        source: model.pt.
+        folder: to write to.
+        sha256: of the source, as it was when the study was read.
+    Returns:
+        path of the copy.
+    Raises:
+        FileNotFoundError: if they are gone.
+        ValueError: if they are other ones by now.
+    """
+    # imported here: a study is read without the libraries that this needs
+    from synboost_monai.heart.doubt import CALIBRATION_NAME
+
+    source, target = Path(source), Path(folder, "model.pt")
+    advice = "call `synboost experiment` with the study again"
+    if not source.is_file():
+        raise FileNotFoundError(
+            f"{source}: the weights that the study starts from are gone; bring them back, or {advice}"
+        )
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+        if (found := sha256_of(temporary)) != sha256:
+            raise ValueError(
+                f"{source}: expected the weights that the study began with, SHA-256 {sha256[:12]}..., got {found[:12]}...; {advice}"
+            )
+    for beside, name in (
+        (card_path(source), card_path(target).name),
+        (source.with_name(CALIBRATION_NAME), CALIBRATION_NAME),
+    ):
+        if beside.is_file():
+            with atomic_path(target.with_name(name)) as temporary:
+                shutil.copyfile(beside, temporary)
+    read_card(target)
+    return target
+
+
+# ---- helpers
+
+
+def _path(study: Study, model: str, where: str) -> Path:
+    """File of a model's weights: the named one, or that of its bundle."""
+    part = study.settings["segmenters"]
+    root, given = bundle_dir(study.settings["bundles"][model]), part["simulated_weights"].get(model)
+    try:
+        return bundle_weights(root, given).resolve()
+    except FileNotFoundError:
+        strategy = next(s for s in SIMULATED if s in part["strategies"])
+        raise FileNotFoundError(
+            f"{where}: the strategy {strategy} takes weights of {model} that were trained on simulated hearts, but there is no "
+            f"{given or root / WEIGHTS}; {_advice(study, model)}"
+        ) from None
+
+
+def _advice(study: Study, model: str) -> str:
+    """What to do where weights are missing or wrong."""
+    bundle = Path(study.settings["bundles"][model]).name
+    return (
+        f"give --segmenters.simulated_weights.{model} PATH, the model.pt of `synboost run {bundle} train_simulated --output_dir OUT`, or "
+        "leave the strategy out"
+    )
+
+
+def _check_network(study: Study, model: str, path: Path, where: str) -> None:
+    """Fine-tuning gives the same network at the same size as training on real images alone, or it would not be compared with it."""
+    settings = study.settings
+    found = facts_said(config_files(settings["bundles"][model], settings["segmenters"]["recipe"]))
+    if found is None:  # a bundle of the user, which knows no model.json
+        return
+    architecture, of_config = found
+    resolve_facts(architecture, path, {})  # weights of another architecture serve no strategy
+    for said in _distinct(_said(study, s, of_config) for s in study.segmenters if _is_finetuned(s, model)):
+        start, plain = resolve_facts(architecture, path, said, is_start=True), resolve_facts(architecture, None, said)
+        for key, value in plain.items():
+            if start[key] != value:
+                raise ValueError(
+                    f"{where}: with {path}, simulated_then_real would train a network of {key} {start[key]}, the other strategies one of "
+                    f"{value}; say --segmenters.both.{key} {start[key]} for all of them, or {_advice(study, model)[5:]}"
+                )
+
+
+def _is_finetuned(segmenter: Segmenter, model: str) -> bool:
+    return segmenter.model == model and segmenter.strategy in SIMULATED and segmenter.is_trained
+
+
+def _said(study: Study, segmenter: Segmenter, of_config: dict[str, Any]) -> dict[str, Any]:
+    """Facts of the network that the config and the study's overrides say."""
+    overrides = study.segmenter_overrides("train", segmenter)
+    return {key: overrides.get(key, value) for key, value in of_config.items()}
+
+
+def _distinct(dicts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({repr(one): one for one in dicts}.values())
+
+
+if __name__ == "__main__":
+    with in_one_line("simulated weights", str(Path.cwd())):
+        take_weights(*sys.argv[1:4])

@@ -1,0 +1,520 @@
+"""A synthetic data set from label maps: which images to make, by which process, and what the folder tells of itself.
+
+    output_dir/images/NAME.nii.gz     synthetic echocardiograms, uint8, black outside the sector
+    output_dir/labels/NAME.nii.gz     their label maps, 0..3, as perturbed and not cut at the sector: the segmentation target
+    output_dir/settings.json          what decides how the images look; written before the first one
+    output_dir/datalist.json          as for real data; written when all images are there
+    output_dir/provenance.json        how each image was made; likewise
+    output_dir/contact_sheet.png      some images: target, image, both; likewise
+
+NAME is CASE_vN, the source's file name and the number of the variation, or CASE_vN_rM where a perturbed label map has several
+images. PNG and DICOM files lie beside the NIfTI files.
+
+Nothing coordinates the processes of a run but the disk. An image whose NIfTI file exists is complete, as it is written last and
+whole. Each process (RANK of WORLD_SIZE, as torchrun sets them) makes those of its share that are missing, and whichever finds
+everything there when it is done writes the last three files; two that do so at once write the same bytes. So a run may be killed
+at any moment and go on with any number of processes. Memory does not grow with the number of images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from monai.transforms import Transform
+from monai.utils import convert_to_numpy
+
+from synboost_monai import __version__
+from synboost_monai.data.datalist import DATALIST_NAME, list_label_maps
+from synboost_monai.files import image_stem, read_text, sha256_of
+from synboost_monai.paths import refuse_overwriting, result_names
+from synboost_monai.structures import STRUCTURES
+from synboost_monai.synthesis.writers import (
+    IMAGE_FOLDER,
+    LABEL_FOLDER,
+    SyntheticWriter,
+    shape_words,
+    write_contact_sheet,
+    write_json,
+    write_nifti,
+)
+from synboost_monai.transforms.files import check_label_map, load_echo
+from synboost_monai.transforms.label_map_array import LabelMapPerturbation
+from synboost_monai.transforms.label_map_dictionary import SectorMaskd
+
+if TYPE_CHECKING:
+    from monai.engines import Evaluator
+
+__all__ = ["SaveSyntheticd", "SynthesisPlan", "list_sources", "rank_and_world_size", "stable_seed", "write_nifti"]
+
+CARRIED_ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality")
+"""Attributes that a synthetic image inherits. Not the ejection fraction: ED and ES are perturbed apart, so it would be wrong."""
+NUM_CONTACT_SHEET_IMAGES = 12
+"""Images on the contact sheet."""
+TEMPORARY_NAME = re.compile(r"\.\d+-[0-9a-f]{8}\.")
+"""How `files.atomic_path` begins the name of a file that is being written."""
+SOURCE_PATHS = ("image", "label", "sector")
+"""Files of a source that the preprocessing reads, where there are any."""
+
+logger = logging.getLogger(__name__)
+
+
+def stable_seed(*parts: object) -> int:
+    """A seed of 63 bits that depends on the parts' text alone: not on the order of work, the machine or Python's hash."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Number of this process (from 0) and of all of them, from RANK and WORLD_SIZE as torchrun sets them; (0, 1) without.
+
+    Raises:
+        ValueError: if they are no such numbers.
+    """
+    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
+        raise ValueError(
+            f"plan.py: RANK is {rank!r} and WORLD_SIZE {world_size!r}; expected a number from 0 to below WORLD_SIZE, as torchrun "
+            "sets them; unset both for one process"
+        )
+    return int(rank), int(world_size)
+
+
+class SynthesisPlan:
+    """What a synthesis run makes: every label map of some sections, perturbed `num_variations` times, each `num_repeats` times.
+
+    The seeds of an image are hashes of the run's seed, the case and the numbers of variation and repeat, so an image does not
+    depend on which others are made, on their order, the batch size, the number of processes, or a restart.
+
+    Args:
+        dataset_dir: folder or datalist with label maps, and the images beside them where there are any (for the sector).
+        output_dir: where the data set goes.
+        checkpoint_path: weights of the network; their hash is recorded.
+        image_size: side of the square images, px.
+        sections: sections of the datalist; an image goes to the section of its source, so patients never cross.
+        limit: at most so many label maps a section, spread evenly; None: all.
+        view: apical_two_chamber or apical_four_chamber: label maps of this view alone; None: all.
+        phase: end_diastole or end_systole, likewise.
+        num_variations: perturbations a label map (5 published).
+        num_repeats: images of one perturbed label map.
+        seed: of the run.
+        perturbation: ranges; None: published.
+        sector_threshold: brightest image value outside the sector.
+        sampling: whatever else decides how an image looks (sampler, steps, guidance), for the record.
+        writer: of the files; None: NIfTI alone.
+    Raises:
+        FileNotFoundError, ValueError: as `list_sources`; or if a number is below 1 or RANK makes no sense.
+    """
+
+    def __init__(
+        self,
+        dataset_dir: str | os.PathLike[str],
+        output_dir: str | os.PathLike[str],
+        *,
+        checkpoint_path: str | os.PathLike[str],
+        image_size: int,
+        sections: str | Sequence[str] = ("training", "validation"),
+        limit: int | None = None,
+        view: str | None = None,
+        phase: str | None = None,
+        num_variations: int = 5,
+        num_repeats: int = 1,
+        seed: int = 0,
+        perturbation: LabelMapPerturbation | None = None,
+        sector_threshold: float = 0.0,
+        sampling: Mapping[str, Any] | None = None,
+        writer: SyntheticWriter | None = None,
+    ) -> None:
+        for name, count in (("num_variations", num_variations), ("num_repeats", num_repeats)):
+            if count < 1:
+                raise ValueError(f"plan.py: {name} is {count}; expected at least 1 image a label map")
+        self.dataset_dir = Path(dataset_dir)
+        self.output_dir = Path(output_dir)
+        self.checkpoint_path = Path(checkpoint_path)
+        self.perturbation = perturbation or LabelMapPerturbation()
+        self.writer = writer or SyntheticWriter(self.output_dir)
+        self.rank, self.world_size = rank_and_world_size()
+        self.settings = {
+            "seed": seed,
+            "image_size": image_size,
+            "names": "CASE_vN" if num_repeats == 1 else "CASE_vN_rM",
+            "perturbation": vars(self.perturbation),
+            "sector_threshold": sector_threshold,
+            **(sampling or {}),
+        }
+        self.sources = list_sources(dataset_dir, sections, limit, view=view, phase=phase, exclude=output_dir)
+        self.items = PlannedItems(self.sources, num_variations, num_repeats, seed)
+        self._source_of = {source["case"]: source for source in self.sources}
+        self._begun: list[Path] = []
+
+    @property
+    def share(self) -> PlannedItems:
+        """Items that are this process's to make, missing or not.
+
+        Dealt by their place in the plan, not among the missing ones, as each process looks at the disk at another moment.
+        """
+        return self.items[self.rank :: self.world_size]
+
+    def remaining(self) -> PlannedItems:
+        """Items of this process's share that are not on disk: what the dataset of this run holds."""
+        return self.share.without(self.writer.names_on_disk())
+
+    def run(self, evaluator: Evaluator) -> None:
+        """Make the images of this process's share that are missing; then, if all are there, write what tells of them.
+
+        Args:
+            evaluator: runs over `remaining()` and writes each image by `SaveSyntheticd`.
+        Raises:
+            FileNotFoundError: if the checkpoint is missing.
+            ValueError: if a source is no label map, or the folder was begun with other settings: nothing is written then. If a
+                file cannot be written: the same command goes on later.
+        """
+        if not self.checkpoint_path.is_file():
+            raise FileNotFoundError(
+                f"{self.checkpoint_path}: no such checkpoint; train one first, or give checkpoint_path"
+            )
+        size: int = self.settings["image_size"]
+        multiple: int = getattr(getattr(evaluator, "network", None), "size_multiple", 1)
+        if size % multiple:
+            raise ValueError(
+                f"plan.py: image_size is {size} px but this network halves its grid to multiples of {multiple} px; give the "
+                "image_size of its training"
+            )
+        refuse_overwriting(
+            [
+                self.output_dir / name
+                for name in ("settings.json", "provenance.json", "contact_sheet.png", DATALIST_NAME)
+            ],
+            [self.dataset_dir, self.sources, self.checkpoint_path],
+            filled=[self.output_dir / IMAGE_FOLDER, self.output_dir / LABEL_FOLDER],
+        )
+        self.settings["checkpoint_sha256"] = sha256_of(self.checkpoint_path)
+        self._check_settings()
+        self._check_sources()
+        self._begun = list(self._temporary_files())
+        remaining = self.remaining()
+        logger.info(
+            "%s%d of %d images are to be made in %s", self._who(), len(remaining), len(self.share), self.output_dir
+        )
+        if remaining:
+            path = self.output_dir / "settings.json"
+            if not path.is_file():
+                write_json(path, self.settings, {})
+            self._check_settings()  # of another process that was quicker
+            evaluator.run()
+        self.writer.add_formats((item["name"] for item in self.share), self.attributes_of)
+        num_missing = len(self.items.without(self.writer.names_on_disk()))
+        if num_missing:
+            logger.info(
+                "%sdone; %d images of other processes are missing: they are being made, or if those processes died, the same "
+                "command makes them",
+                self._who(),
+                num_missing,
+            )
+            return
+        self._finish()
+
+    def attributes_of(self, name: str) -> dict[str, Any]:
+        """Patient and carried attributes of an image, None where they are not known."""
+        case = name.rpartition("_v")[0]
+        source = self._source_of[case]
+        return {"patient": _patient(source), **{key: source.get(key) for key in CARRIED_ATTRIBUTES}}
+
+    def _who(self) -> str:
+        return "" if self.world_size == 1 else f"process {self.rank} of {self.world_size}: "
+
+    def _check_settings(self) -> None:
+        """A folder holds the images of one model, one sampler and one seed."""
+        path = self.output_dir / "settings.json"
+        if not path.is_file():
+            if len(self.items.without(self.writer.names_on_disk())) < len(self.items):
+                raise ValueError(f"{self.output_dir}: holds images but no settings.json; choose another output_dir")
+            return
+        before = json.loads(read_text(path))
+        now = json.loads(json.dumps(self.settings))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                raise ValueError(
+                    f"{self.output_dir}: was begun with {key} {before.get(key)}, this run has {now.get(key)}; "
+                    "choose another output_dir, or remove this one to make all images anew"
+                )
+
+    def _check_sources(self) -> None:
+        """Open the files of every source with missing images, whoever makes them: a bad one stops all before the first image."""
+        missing = self.items.without(self.writer.names_on_disk())
+        check_sector = SectorMaskd(threshold=float(self.settings["sector_threshold"]))
+        numbers = np.unique(missing.source_numbers())
+        logger.info("%schecking %d label maps", self._who(), len(numbers))
+        for number in numbers:
+            _check_source(self.sources[number], check_sector)
+
+    def _finish(self) -> None:
+        """Write provenance, contact sheet and, as the sign that all is done, the datalist; remove what killed runs left."""
+        write_json(self.output_dir / "provenance.json", self._provenance(), {"images": self._provenance_of_images()})
+        names = [item["name"] for item in self.items[:: max(1, len(self.items) // NUM_CONTACT_SHEET_IMAGES)]]
+        pairs = [(self.writer.image_path(name), self.writer.label_path(name)) for name in names]
+        write_contact_sheet(self.output_dir / "contact_sheet.png", pairs[:NUM_CONTACT_SHEET_IMAGES])
+        write_json(
+            self.output_dir / DATALIST_NAME,
+            datalist_head("Made by a semantic diffusion model from perturbed label maps; see provenance.json."),
+            {section: self._datalist_items(section) for section in dict.fromkeys(s["section"] for s in self.sources)},
+        )
+        for path in self._begun:
+            path.unlink(missing_ok=True)
+        logger.info("%d images are in %s", len(self.items), self.output_dir)
+
+    def _temporary_files(self) -> Iterator[Path]:
+        """Files that processes are writing, or were when they were killed: those that stay through a whole run are left over."""
+        for folder in (self.output_dir, self.output_dir / IMAGE_FOLDER, self.output_dir / LABEL_FOLDER):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if TEMPORARY_NAME.match(path.name):
+                    yield path
+
+    def _datalist_items(self, section: str) -> Iterator[dict[str, Any]]:
+        for item in self.items:
+            source = self._source_of[item["case"]]
+            if source["section"] != section:
+                continue
+            words = shape_words(self.writer.label_path(item["name"]))
+            yield {
+                "image": self._relative(self.writer.image_path(item["name"])),
+                "label": self._relative(self.writer.label_path(item["name"])),
+                **{k: v for k, v in self.attributes_of(item["name"]).items() if v is not None},
+                **({"shape": words} if words else {}),
+                "is_synthetic": True,
+            }
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "settings": self.settings,
+            "checkpoint": str(self.checkpoint_path),
+            "dataset_dir": str(self.dataset_dir),
+            "versions": {"synboost_monai": __version__, **{name: _version(name) for name in ("monai", "torch")}},
+            "is_complete": True,
+        }
+
+    def _provenance_of_images(self) -> Iterator[dict[str, Any]]:
+        for item in self.items:
+            source = self._source_of[item["case"]]
+            yield {
+                "image": self._relative(self.writer.image_path(item["name"])),
+                "label": self._relative(self.writer.label_path(item["name"])),
+                "source_label": _relative(source["label"], self.dataset_dir),
+                "source_image": _relative(source["image"], self.dataset_dir) if source.get("image") else None,
+                "section": source["section"],
+                "variation": item["variation"],
+                "repeat": item["repeat"],
+                "perturbation_seed": item["perturbation_seed"],
+                "perturbation": self.perturbation.draw(item["perturbation_seed"]).describe(),
+                "noise_seed": item["noise_seed"],
+            }
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.output_dir).as_posix()
+
+
+class PlannedItems(Sequence[dict[str, Any]]):
+    """Items of a plan, made when they are asked for: a number is kept of each, not a dictionary.
+
+    Args:
+        sources: of `list_sources`.
+        num_variations, num_repeats, seed: as `SynthesisPlan`.
+        numbers: which of all items, (N,), in the order source, variation, repeat; None: all.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Mapping[str, Any]],
+        num_variations: int,
+        num_repeats: int,
+        seed: int,
+        numbers: np.ndarray | None = None,
+    ) -> None:
+        self.sources = sources
+        self.num_variations = num_variations
+        self.num_repeats = num_repeats
+        self.seed = seed
+        self.numbers = np.arange(len(sources) * num_variations * num_repeats) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> PlannedItems: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | PlannedItems:
+        if isinstance(index, slice):
+            return self._part(self.numbers[index])
+        source, variation, repeat = self._numbers_of(int(self.numbers[index]))
+        case = source["case"]
+        repeated = (repeat,) if repeat else ()  # the first repeat is the image that there is without repeats
+        return {
+            **{key: source[key] for key in (*SOURCE_PATHS, "view", "phase") if source.get(key)},
+            "case": case,
+            "name": self._name(source, variation, repeat),
+            "variation": variation,
+            "repeat": repeat,
+            "perturbation_seed": stable_seed(self.seed, "perturbation", case, variation),
+            "noise_seed": stable_seed(self.seed, "noise", case, variation, *repeated),
+        }
+
+    def without(self, names: set[str]) -> PlannedItems:
+        """The items whose name is not among these."""
+        kept = (number for number in map(int, self.numbers) if self._name(*self._numbers_of(number)) not in names)
+        return self._part(np.fromiter(kept, dtype=np.int64))
+
+    def source_numbers(self) -> np.ndarray:
+        """Place of each item's source in `sources`, (N,)."""
+        return self.numbers // (self.num_variations * self.num_repeats)
+
+    def _part(self, numbers: np.ndarray) -> PlannedItems:
+        return PlannedItems(self.sources, self.num_variations, self.num_repeats, self.seed, numbers)
+
+    def _numbers_of(self, number: int) -> tuple[Mapping[str, Any], int, int]:
+        source_number, rest = divmod(number, self.num_variations * self.num_repeats)
+        return self.sources[source_number], *divmod(rest, self.num_repeats)
+
+    def _name(self, source: Mapping[str, Any], variation: int, repeat: int) -> str:
+        return f"{source['case']}_v{variation}" + (f"_r{repeat}" if self.num_repeats > 1 else "")
+
+
+class SaveSyntheticd(Transform):
+    """Write one synthetic image and its label map by the plan's writer.
+
+    Items hold `name`, the square's `geometry` and the native `spacing_mm`, from which the square's own spacing follows.
+
+    Args:
+        plan: of the run.
+        image_key: (1, N, N), 0..255.
+        label_key: (1, N, N), 0..3.
+    """
+
+    def __init__(self, plan: SynthesisPlan, image_key: str = "pred", label_key: str = "label") -> None:
+        self.plan = plan
+        self.image_key = image_key
+        self.label_key = label_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        spacing_mm = spacing_in_square(item["geometry"], item["spacing_mm"])
+        image, label_map = (
+            convert_to_numpy(item[key])[0].round().astype(np.uint8) for key in (self.image_key, self.label_key)
+        )
+        self.plan.writer.write(item["name"], image, label_map, spacing_mm, self.plan.attributes_of(item["name"]))
+        return item
+
+
+def spacing_in_square(geometry: Sequence[Any], spacing_mm: Sequence[Any]) -> tuple[float, float]:
+    """Spacing (row, column) of the network's square, from a `LetterboxGeometry` and the native spacing, both as items hold them."""
+    native_height, native_width, inner_height, inner_width, *_ = (int(n) for n in geometry)
+    row, column = (float(step) for step in spacing_mm)
+    return row * native_height / inner_height, column * native_width / inner_width
+
+
+def list_sources(
+    dataset_dir: str | os.PathLike[str],
+    sections: str | Sequence[str],
+    limit: int | None = None,
+    *,
+    view: str | None = None,
+    phase: str | None = None,
+    exclude: str | os.PathLike[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Label maps to synthesise from, with their `section` and `case` (the label map's file name without `_gt`; see `result_names`).
+
+    A folder without a datalist has no sections: all its label maps go to the first of `sections`.
+
+    Args:
+        dataset_dir: folder or datalist.
+        sections: of the datalist; as text joined by `+`.
+        limit: at most so many a section, spread evenly.
+        view, phase: keep only the label maps of this view or phase.
+        exclude: a folder within that is passed over, such as the run's own.
+    Raises:
+        FileNotFoundError, ValueError: as `list_label_maps`.
+    """
+    sections = sections.split("+") if isinstance(sections, str) else list(sections)
+    if not sections:
+        raise ValueError("plan.py: sections is empty; name at least one section of the datalist, such as training")
+    by_label: dict[str, dict[str, Any]] = {}
+    for section in sections:
+        for item in list_label_maps(dataset_dir, section, limit=limit, view=view, phase=phase, exclude=exclude):
+            kept = {key: item[key] for key in (*SOURCE_PATHS, "patient", *CARRIED_ATTRIBUTES) if key in item}
+            by_label.setdefault(os.path.abspath(item["label"]), {**kept, "section": section})
+    stems = [image_stem(path).removesuffix("_gt") for path in by_label]
+    names = result_names(list(by_label), stems, longest_end="_v9999_r9999.nii.gz")
+    return [{**source, "case": case} for source, case in zip(by_label.values(), names)]
+
+
+def datalist_head(description: str) -> dict[str, Any]:
+    """What stands in a synthetic data set's datalist before the sections, as `write_datalist` has it."""
+    return {
+        "name": "Synthetic echocardiograms",
+        "description": description,
+        "modality": "ultrasound",
+        "labels": {"0": "background", **{str(s.class_index): s.name for s in STRUCTURES}},
+    }
+
+
+def _check_source(source: Mapping[str, Any], check_sector: SectorMaskd) -> None:
+    """Open a source's files before the first image is made.
+
+    Raises:
+        FileNotFoundError, ValueError: that tell the file and what is wrong with it.
+    """
+    label, spacing_mm = load_echo(source["label"], like=source.get("image"))
+    images = {key: load_echo(source[key])[0] for key in ("image", "sector") if source.get(key)}
+    for key in ("sector", "image"):
+        if key in images and images[key].shape != label.shape:
+            raise ValueError(
+                f"{source['label']}: {key} is {tuple(images[key].shape[1:])} but label map is {tuple(label.shape[1:])} (rows, columns); "
+                "fetch this pair again or correct the datalist"
+            )
+    check_label_map(label, None, str(source["label"]))
+    if not label.any():
+        raise ValueError(
+            f"{source['label']}: the label map is empty (background alone), so there is no heart to draw; take it out of the data set"
+        )
+    if "sector" in images:
+        if not images["sector"].any():
+            raise ValueError(f"{source['sector']}: the sector is empty; give a mask that is 1 inside the sector")
+    elif "image" in images:
+        if not bool((images["image"] > check_sector.threshold).any()):
+            raise ValueError(
+                f"{source['image']}: no pixel is brighter than {check_sector.threshold:g} (sector_threshold), so the sector cannot be "
+                "found; fetch the image again"
+            )
+    else:
+        check_sector({"label": label, "spacing_mm": torch.tensor(spacing_mm)})
+
+
+def _patient(source: Mapping[str, Any]) -> str:
+    return str(source.get("patient") or source["case"])
+
+
+def _relative(path: str | os.PathLike[str], root: Path) -> str:
+    """Path within the data set, or the whole path if it lies elsewhere."""
+    folder = root if root.is_dir() else root.parent
+    try:
+        return Path(path).resolve().relative_to(folder.resolve()).as_posix()
+    except ValueError:
+        return str(path)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,102 @@
+"""The dataset of a segmenter's training: images that are augmented anew each time, or features of a frozen image encoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+from monai.data import CacheDataset, Dataset
+from monai.transforms import Compose
+from torch import nn
+
+from synboost_monai.training.feature_cache import FEATURE_FILES_KEY, ReadFeaturesd, cache_features
+
+Item = Mapping[Hashable, Any]
+
+
+class FrozenFeatureDataset(Dataset):
+    """Items whose `image` is a tuple of feature tensors, of a copy of the image that is drawn by chance.
+
+    MONAI's DataLoader makes a list of batched tensors of them, as `network.decode` takes them. The copies are drawn from the random state
+    of `transform`, which `handlers.EpochSeed` seeds at each epoch. All arguments as in `training_dataset`.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Item],
+        image_transform: Callable[..., Any],
+        prompt_transform: Callable[..., Any],
+        network: nn.Module,
+        feature_cache_dir: str | os.PathLike[str],
+        **options: Any,
+    ) -> None:
+        cached = cache_features(data, image_transform, network, feature_cache_dir, **options)
+        self.num_reused, self.num_computed = cached.num_reused, cached.num_computed
+        items = [{**item, FEATURE_FILES_KEY: paths} for item, paths in zip(data, cached.paths)]
+        super().__init__(items, Compose([ReadFeaturesd(), *_parts(prompt_transform)]))
+
+
+def training_dataset(
+    data: Sequence[Item],
+    image_transform: Callable[..., Any],
+    prompt_transform: Callable[..., Any],
+    *,
+    network: nn.Module | None = None,
+    feature_cache_dir: str | os.PathLike[str] | None = None,
+    num_copies: int = 4,
+    seed: int = 0,
+    batch_size: int = 8,
+    feature_dtype: str = "bfloat16",
+    autocast_dtype: str | None = None,
+    cache_rate: float = 1.0,
+) -> Dataset:
+    """Items with `image`, `label` (masks) and `input_ids` of a datalist's items.
+
+    Without `feature_cache_dir` a MONAI CacheDataset over both transforms: everything up to the first random one is kept in memory. With
+    it, features of the frozen image encoder are computed once (see `feature_cache`) and `image` is a tuple of tensors, in
+    `feature_dtype`; the inferer brings them to the type that the network computes in.
+
+    Args:
+        data: of `read_datalist`.
+        image_transform: item -> image (3, N, N) and label map (1, N, N).
+        prompt_transform: adds the prompts, makes masks of the label map, picks what a batch needs. No transform may change its input in
+            place.
+        network: whose features are kept; its image encoder is frozen.
+        feature_cache_dir: folder of the features; None: no features.
+        num_copies: of each image: as it is, and augmented `num_copies` - 1 times.
+        seed: of the copies.
+        batch_size: images that are encoded together.
+        feature_dtype: bfloat16, float16 or float32: type in which features are kept.
+        autocast_dtype: bfloat16 or float16 encodes in mixed precision.
+        cache_rate: share of the data that is kept in memory; without features only.
+    Returns:
+        a dataset whose `transform` has `set_random_state`.
+    Raises:
+        ValueError: see `cache_features`; or there is no network.
+    """
+    if not feature_cache_dir:
+        transform = Compose([*_parts(image_transform), *_parts(prompt_transform)])
+        has_repeats = len({str(item["image"]) for item in data}) < len(data)  # kept in memory once
+        return CacheDataset(data, transform, cache_rate=cache_rate, copy_cache=False, hash_as_key=has_repeats)
+    if network is None:
+        raise ValueError(
+            "feature_cache_dir is set, but no network whose features are to be kept; give `network`, or set feature_cache_dir to null"
+        )
+    return FrozenFeatureDataset(
+        data,
+        image_transform,
+        prompt_transform,
+        network,
+        feature_cache_dir,
+        num_copies=num_copies,
+        seed=seed,
+        batch_size=batch_size,
+        feature_dtype=feature_dtype,
+        autocast_dtype=autocast_dtype,
+    )
+
+
+def _parts(transform: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """The transforms of a pipeline one by one: CacheDataset takes a pipeline within a pipeline for random."""
+    return list(Compose(transform).flatten().transforms)

@@ -1,0 +1,88 @@
+"""Ignite handlers of the semantic diffusion bundle: validation with fixed noise, pictures of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from synboost_monai.training.handlers import PictureGrid
+from synboost_monai.transforms.label_map_array import colour_sector_label_map
+
+__all__ = ["DiffusionPictures", "FixedNoise", "loss_of", "num_images"]
+
+
+class FixedNoise:
+    """Gives a validator the same timesteps and noise at every run, and puts torch's global generator back afterwards.
+
+    So the validation loss of two epochs differs by the weights alone.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = int(seed)
+        self._state: Tensor | None = None
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.COMPLETED, self._restore)
+
+    def _start(self, engine: Engine) -> None:
+        self._state = torch.random.get_rng_state()
+        torch.manual_seed(self.seed)
+
+    def _restore(self, engine: Engine) -> None:
+        if self._state is not None:
+            torch.random.set_rng_state(self._state)
+            self._state = None
+
+
+class DiffusionPictures(PictureGrid):
+    """Rows: sector label map, synthetic image, real image of that label map; columns: the first images of the batch.
+
+    The noise of a column is always the same, so that epochs can be compared. Classes of view and phase, where the batch has
+    them (`class_label`), go to the inferer.
+
+    Args:
+        inferer: draws the images, such as `SemanticDiffusionInferer` with few steps.
+        writer, tag, interval, num_images: as in `PictureGrid`.
+    """
+
+    def __init__(
+        self,
+        inferer: Callable[..., Tensor],
+        writer: Any,
+        tag: str = "label map, synthetic, real",
+        interval: int = 1,
+        num_images: int = 4,
+    ) -> None:
+        super().__init__(writer, tag, interval, num_images)
+        self.inferer = inferer
+
+    def picture(self, engine: Engine) -> Tensor | None:
+        batch = {key: value[: self.num_images] for key, value in engine.state.batch.items()}
+        onehot = batch["label_onehot"].float().to(engine.state.device)
+        told: dict[str, Tensor] = {}
+        if "class_label" in batch:
+            told["class_labels"] = torch.as_tensor(batch["class_label"]).to(engine.state.device)
+        network = engine.network  # type: ignore[attr-defined]
+        synthetic = self.inferer(onehot, network, seeds=torch.arange(len(onehot)), **told)
+        columns = []
+        for label_map, fake, real in zip(batch["sector_label_map"], synthetic, batch["image"]):
+            colours = torch.from_numpy(colour_sector_label_map(np.asarray(label_map[0]))).permute(2, 0, 1) / 255
+            greys = [((grey[:1].float().cpu() + 1) / 2).clamp(0, 1).expand(3, -1, -1) for grey in (fake, real)]
+            columns.append(torch.cat([colours, *greys], dim=1))
+        return torch.cat(columns, dim=2)
+
+
+def loss_of(output: Mapping[str, Tensor]) -> Tensor:
+    """The loss in a trainer's output that is not decollated (`monai.handlers.from_engine` would give a tuple of one)."""
+    return output["loss"].detach()
+
+
+def num_images(targets: Mapping[str, Tensor]) -> int:
+    """Images in a batch of `DiffusionPrepareBatch`'s targets: the weight of a batch in the mean loss."""
+    return len(targets["timesteps"])

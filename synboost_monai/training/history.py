@@ -1,0 +1,64 @@
+"""What a training's validations said, as a table: for convergence curves and the updates that a given Dice takes."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from synboost_monai.csv_files import csv_text
+from synboost_monai.files import atomic_write_text
+from synboost_monai.training.handlers import is_main_process
+
+HISTORY_NAME = "history.csv"
+"""File beside model.pt."""
+
+
+class WriteHistory:
+    """Writes history.csv, a row for each validation: iteration (updates so far), epoch, and each metric of the validator.
+
+    Attached to the trainer. A resumed training goes on with the rows up to the checkpoint that it goes on from.
+
+    Args:
+        path: the CSV file; it is replaced whole after each validation.
+        validator: whose metrics count.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], validator: Engine) -> None:
+        self.path = Path(path)
+        self.validator = validator
+        self.rows: list[dict[str, float]] = []
+
+    def attach(self, engine: Engine) -> None:
+        self.validator.add_event_handler(Events.COMPLETED, self._note, engine)
+
+    def _note(self, validator: Engine, trainer: Engine) -> None:
+        metrics = {key: float(value) for key, value in validator.state.metrics.items() if _is_number(value)}
+        self.rows.append({"iteration": trainer.state.iteration, "epoch": trainer.state.epoch, **metrics})
+        if is_main_process():
+            columns = list(dict.fromkeys(key for row in self.rows for key in row))
+            lines = [[_text(row.get(column, math.nan)) for column in columns] for row in self.rows]
+            atomic_write_text(self.path, csv_text([columns, *lines]))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": [dict(row) for row in self.rows]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = [dict(row) for row in state_dict["rows"]]
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a metric is one number, a tensor with one element included."""
+    try:
+        float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return True
+
+
+def _text(value: float) -> str:
+    """A number as CSV writes it; undefined is empty."""
+    return "" if math.isnan(value) else f"{value:.6g}" if value != int(value) else str(int(value))

@@ -1,0 +1,170 @@
+"""What inference and evaluation write: label maps, spread maps, records, metrics with predicted Dice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.data import MetaTensor
+from PIL import Image
+
+from synboost_monai.evaluation import CaseMetrics, WriteCalibration, WriteLabelMaps
+from synboost_monai.evaluation.per_case import PAPER_METRICS
+from synboost_monai.heart.doubt import DoubtAssessor
+from synboost_monai.structures import STRUCTURES
+
+SIZE = (24, 20)
+"""(H, W)."""
+
+
+def make_label_map() -> np.ndarray:
+    label_map = np.zeros(SIZE, np.uint8)
+    label_map[4:12, 6:14], label_map[6:12, 8:12], label_map[13:18, 7:13] = 2, 1, 3
+    return label_map
+
+
+def write_image(path: Path) -> None:
+    pixels = np.full(SIZE, 50, np.uint8)
+    if path.suffix == ".png":
+        Image.fromarray(pixels).save(path)
+    else:
+        nib.save(nib.Nifti1Image(pixels.T[..., None], np.diag([-0.4, -0.2, 1, 1])), path)
+
+
+def said(verdict: str = "accept", predicted: float = 0.9) -> dict[str, Any]:
+    structures = {
+        s.name: {"predicted_dice": predicted, "expected_dice": 0.95, "mean_spread": 0.01, "is_empty": False}
+        for s in STRUCTURES
+    }
+    anatomy = {"problems": [], "measures": {"opening_fraction": 0.15}, "notes": []}
+    reasons = [{"code": "empty", "structure": None, "message": "?"}] if verdict == "review" else []
+    return {"calibrated": True, "structures": structures, "anatomy": anatomy, "verdict": verdict, "reasons": reasons}
+
+
+def engine_of(path: Path, case: str, **outputs: Any) -> Any:
+    """An engine's state after one image."""
+    image = MetaTensor(torch.zeros(1, 8, 8), meta={"filename_or_obj": str(path)})
+    pred = torch.from_numpy(make_label_map()).T[None, :, :, None]
+    state = SimpleNamespace(batch=[{"case": case, "image": image}], output=[{"pred": pred, **outputs}])
+    return SimpleNamespace(state=state)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.png"])
+def test_spread_and_record_lie_beside_the_label_map(tmp_path: Path, name: str) -> None:
+    write_image(tmp_path / name)
+    spread = torch.zeros(1, *SIZE[::-1], 1)
+    spread[0, 3, 7] = 0.23456  # column 3, row 7
+    spread[0, 4, 7] = 0.5
+    write = WriteLabelMaps(tmp_path / "out")
+    write(engine_of(tmp_path / name, "case", spread=spread, doubt=said()))
+    suffix = name.removeprefix("a")
+    names = [f"case{suffix}", f"case_spread{suffix}", "case.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(names)
+    if suffix == ".png":
+        found = np.asarray(Image.open(tmp_path / "out" / names[1]))
+        assert found.shape == SIZE and (found[7, 3], found[7, 4], found[0, 0]) == (120, 255, 0)  # 510 x 0.23456
+    else:
+        found = nib.load(tmp_path / "out" / names[1])
+        like = nib.load(tmp_path / name)
+        assert found.shape == like.shape and found.get_data_dtype() == np.float32
+        assert np.array_equal(found.affine, like.affine) and found.get_fdata()[3, 7, 0] == pytest.approx(
+            0.235, abs=1e-6
+        )
+    record = json.loads((tmp_path / "out" / "case.json").read_text())
+    assert {k: record[k] for k in ("case", "image", "label_map", "spread", "verdict")} == {
+        "case": "case",
+        "image": name,
+        "label_map": names[0],
+        "spread": names[1],
+        "verdict": "accept",
+    }
+    assert "synboost_version" in record and str(tmp_path) not in json.dumps(record)
+
+
+def test_label_maps_alone_where_nothing_else_is_known(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    WriteLabelMaps(tmp_path / "out")(engine_of(tmp_path / "a.png", "case"))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["case.png"]
+
+
+def test_no_record_holds_nan(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        WriteLabelMaps(tmp_path / "out")(engine_of(tmp_path / "a.png", "case", doubt=said(predicted=float("nan"))))
+    assert not (tmp_path / "out" / "case.json").exists()
+
+
+def items_of(tmp_path: Path, count: int) -> list[dict[str, Any]]:
+    nib.save(nib.Nifti1Image(make_label_map().T, np.diag([-0.4, -0.2, 1, 1])), tmp_path / "gt.nii.gz")
+    return [{"case": f"c{i}", "label": str(tmp_path / "gt.nii.gz"), "patient": f"p{i // 2}"} for i in range(count)]
+
+
+@pytest.mark.parametrize("is_judged", [True, False])
+def test_metrics_get_predicted_dice_and_verdict(tmp_path: Path, is_judged: bool) -> None:
+    measure = CaseMetrics(items_of(tmp_path, 2), tmp_path / "out", dataset_dir="d", section="testing")
+    for i, verdict in enumerate(("accept", "review")):
+        doubt = {"doubt": said(verdict, 0.8 + 0.1 * i)} if is_judged else {}
+        measure._measure(engine_of(tmp_path / "x.nii.gz", f"c{i}", **doubt))
+    measure._write(engine_of(tmp_path / "x.nii.gz", "c0"))
+    table = pd.read_csv(tmp_path / "out" / "metrics.csv")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    if is_judged:
+        assert table.groupby("case")["verdict"].first().tolist() == ["accept", "review"]
+        assert table.groupby("case")["predicted_dice"].first().tolist() == [0.8, 0.9]
+        assert summary["doubt"]["calibrated"] and summary["doubt"]["review_share"] == 0.5
+        assert summary["doubt"]["mae"] == pytest.approx(0.15) and "is_calibrated" not in table
+    else:
+        assert not {"verdict", "predicted_dice", "is_calibrated"} & set(table) and "doubt" not in summary
+
+
+def test_a_free_prompt_is_measured_on_the_structure_that_it_names(tmp_path: Path) -> None:
+    measure = CaseMetrics(items_of(tmp_path, 1), tmp_path / "out", dataset_dir="d", section="testing")
+    measure._measure(engine_of(tmp_path / "x.nii.gz", "c0", doubt={**said(), "prompt": {"structure": "left_atrium"}}))
+    assert [row["structure"] for row in measure.rows] == ["left_atrium"]
+
+
+@pytest.mark.parametrize("paper_grid", [True, False])
+def test_the_paper_grid_is_measured_when_asked_for(tmp_path: Path, paper_grid: bool) -> None:
+    options = {"dataset_dir": "d", "section": "testing", **({"paper_grid": True} if paper_grid else {})}
+    measure = CaseMetrics(items_of(tmp_path, 1), tmp_path / "out", **options)
+    measure._measure(engine_of(tmp_path / "x.nii.gz", "c0"))
+    measure._write(engine_of(tmp_path / "x.nii.gz", "c0"))
+    table = pd.read_csv(tmp_path / "out" / "metrics.csv")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["paper_grid"] is paper_grid
+    assert set(PAPER_METRICS) <= set(table) if paper_grid else not set(PAPER_METRICS) & set(table)
+    assert ("hausdorff_512_mean" in summary["overall"]) is paper_grid
+
+
+def test_a_calibration_is_fitted_to_what_was_measured(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    assessor = DoubtAssessor(tmp_path / "model.pt", settings={"threshold": 0.5})
+    options = {"dataset_dir": "d", "section": "validation", "seed": 3, "review_share": 0.1}
+    write = WriteCalibration(items_of(tmp_path, 20), assessor, tmp_path / "out" / "c.json", **options)
+    for i in range(20):
+        doubt = said("review" if i == 0 else "accept")
+        write._measure(engine_of(tmp_path / "x.nii.gz", f"c{i}", doubt=doubt, evidence=[{"num_groups": 2}]))
+    assert not (tmp_path / "out").exists()
+    write._write(engine_of(tmp_path / "x.nii.gz", "c0"))
+    found = json.loads((tmp_path / "out" / "c.json").read_text())
+    assert (found["num_images"], found["num_patients"], found["num_groups"], found["seed"]) == (20, 10, 2, 3)
+    assert found["settings"] == {"threshold": 0.5} and found["review_share"] == 0.05  # the one that is sent anyway
+    again = DoubtAssessor(tmp_path / "model.pt", tmp_path / "out" / "c.json", {"threshold": 0.5})
+    assert again.calibration is not None
+    with pytest.raises(ValueError, match="set calibration_path to null"):
+        WriteCalibration([], again, tmp_path / "d.json", **options)
+
+
+def test_a_free_prompt_cannot_be_calibrated(tmp_path: Path) -> None:
+    options = {"dataset_dir": "d", "section": "validation"}
+    write = WriteCalibration(items_of(tmp_path, 1), DoubtAssessor(None), tmp_path / "c.json", **options)
+    doubt = {**said(), "prompt": {"structure": "left_atrium"}}
+    with pytest.raises(ValueError, match="leave prompt empty"):
+        write._measure(engine_of(tmp_path / "x.nii.gz", "c0", doubt=doubt, evidence=[{"num_groups": 1}]))

@@ -1,0 +1,223 @@
+"""Strategies that start from weights trained on simulated hearts alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from synboost_monai.bundle_run import bundle_dir, config_files
+from synboost_monai.files import sha256_of
+from synboost_monai.model_card import card_path, new_card, read_card, write_model
+from synboost_monai.study.dag import Study
+from synboost_monai.study.report import write_report
+from synboost_monai.study.run import run_study
+from synboost_monai.study.settings import read_study
+from synboost_monai.study.simulated import SIMULATION_KEY, take_weights
+
+Write = Callable[..., Path]
+
+STRATEGIES = {"segmenters.strategies": "real,simulated_then_real"}
+
+
+def _options(study: Study, stage: str) -> dict[str, str]:
+    words = study.stages[stage].command
+    return dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
+
+
+def test_the_bundles_weights_are_where_it_starts(
+    simulated_weights: Write, study_path: Path, tiny_bundles: Path
+) -> None:
+    weights = simulated_weights(tiny_bundles / "echo_cris" / "models" / "model.pt")
+    study = read_study(study_path, settings=STRATEGIES)
+    assert study.stage_names == [
+        *("phantom", "prepare", "weights_cris"),
+        *("train_cris_real_P1_seed0", "evaluate_cris_real_P1_seed0"),
+        "evaluate_cris_simulated_P1_seed0",  # zero-shot, as the other strategy starts from it; nothing is synthesised
+        *("train_cris_simulated_then_real_P1_seed0", "evaluate_cris_simulated_then_real_P1_seed0"),
+        "report",
+    ]
+    part = study.settings["segmenters"]
+    assert part["simulated_weights"] == {"cris": str(weights.resolve())}
+    assert part["simulated_sha256"] == {"cris": sha256_of(weights)}
+
+    real, finetuned = (_options(study, f"train_cris_{s}_P1_seed0") for s in ("real", "simulated_then_real"))
+    start = {"init_checkpoint": "simulated/cris/model.pt"}
+    assert {**finetuned, "output_dir": ""} == {**real, **start, "output_dir": ""}  # the same epochs of the same images
+    assert study.stages["train_cris_simulated_then_real_P1_seed0"].needs == ("prepare", "weights_cris")
+
+    zero_shot = _options(study, "evaluate_cris_simulated_P1_seed0")
+    assert zero_shot["checkpoint_path"] == "simulated/cris/model.pt"
+    assert {"preset", "image_size"}.isdisjoint(zero_shot)  # model.json says them
+    assert study.stages["evaluate_cris_simulated_P1_seed0"].needs == ("prepare", "weights_cris")
+
+
+def test_other_weights_make_another_command(
+    simulated_weights: Write, study_path: Path, tiny_bundles: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine" / "model.pt"
+    settings = {**STRATEGIES, "segmenters.simulated_weights.cris": str(simulated_weights(path))}
+    first, again = read_study(study_path, settings=settings), read_study(study_path, settings=settings)
+    assert first.stages == again.stages
+    simulated_weights(path, 1.0)
+    other = read_study(study_path, settings=settings)
+    changed = [name for name, stage in other.stages.items() if stage != first.stages[name]]
+    assert changed == ["weights_cris"]  # on which the others wait
+
+    # the run's own study.yaml holds the hash of before
+    own = tmp_path / "study.yaml"
+    own.write_text(yaml.safe_dump({"name": "tiny", **first.settings}))
+    with pytest.raises(ValueError, match=r"has SHA-256 \w{12}\.\.\., but segmenters\.simulated_sha256\.cris is \w{12}"):
+        read_study(own)
+    simulated_weights(path)
+    assert read_study(own) == first
+
+
+def test_without_weights_nothing_begins(study_path: Path, tiny_bundles: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        run_study(study_path, output=tmp_path / "run", settings=STRATEGIES)
+    message = str(caught.value)
+    expected = f"trained on simulated hearts, but there is no {tiny_bundles.resolve()}/echo_cris/models/model.pt; give "
+    assert expected in message and "the strategy simulated_then_real" in message and "\n" not in message
+    assert "--segmenters.simulated_weights.cris PATH" in message and "synboost run echo_cris train_simulated" in message
+    assert not (tmp_path / "run").exists()
+    assert read_study(study_path)  # no other study needs them
+
+
+def _without_card(path: Path) -> None:
+    card_path(path).unlink()
+
+
+def _of_real_images(path: Path) -> None:
+    card = read_card(path)
+    write_model({}, path, new_card({"architecture": "cris", **card.facts}, {"dataset_dir": "camus"}))
+
+
+@pytest.mark.parametrize("spoil", [_without_card, _of_real_images])
+def test_weights_must_say_that_they_know_simulated_hearts(
+    simulated_weights: Write, study_path: Path, tiny_bundles: Path, spoil: Callable[[Path], None]
+) -> None:
+    spoil(simulated_weights(tiny_bundles / "echo_cris" / "models" / "model.pt"))
+    with pytest.raises(ValueError, match="is not known to be trained on simulated hearts alone: no model.json beside"):
+        read_study(study_path, settings=STRATEGIES)
+
+
+@pytest.mark.parametrize("bundle", ["echo_cris", "echo_clipseg"])
+def test_a_training_on_simulated_hearts_is_told_by_its_recipe(bundle: str) -> None:
+    (file,) = [f for f in config_files(bundle_dir(bundle), "train_simulated") if f.stem == "train_simulated"]
+    assert f"recipe::{SIMULATION_KEY}" in yaml.safe_load(file.read_text())
+
+
+@pytest.mark.parametrize(
+    ("facts", "settings", "message"),
+    [
+        ({}, {}, "these weights were made with preset tiny, but --preset says small"),
+        ({"architecture": "clipseg"}, {}, "these are weights of clipseg, not of cris"),
+        (
+            {"preset": "small", "image_size": 64},
+            {"segmenters.recipe": "train", "segmenters.both": {"preset": "small"}},
+            "would train a network of image_size 64, the other strategies one of 416; say --segmenters.both.image_size 64",
+        ),
+    ],
+)
+def test_it_is_compared_with_the_same_network(
+    simulated_weights: Write, tmp_path: Path, facts: dict, settings: dict, message: str
+) -> None:
+    weights = simulated_weights(tmp_path / "weights" / "model.pt", **facts)
+    settings = {**STRATEGIES, "segmenters.simulated_weights.cris": str(weights), **settings}
+    study = tmp_path / "mine.yaml"
+    study.write_text("segmenters: {models: [cris], recipe: train_small}\n")
+    with pytest.raises(ValueError) as caught:
+        read_study(study, dataset=str(tmp_path), settings=settings)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+    weights = simulated_weights(weights, preset="small", image_size=64)
+    settings = {**settings, "segmenters.recipe": "train_small", "segmenters.both": {}}
+    assert read_study(study, dataset=str(tmp_path), settings=settings)  # it may learn another size than it comes from
+
+
+def test_wrong_settings_of_weights_are_named(study_path: Path, tiny_bundles: Path) -> None:
+    for key, value, message in (
+        ("simulated_weights.criss", "x.pt", "unknown setting segmenters.simulated_weights.criss; did you mean cris?"),
+        ("simulated_weights.cris", 3, "segmenters.simulated_weights.cris must be text, got 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_study(study_path, settings={f"segmenters.{key}": value})
+
+
+def test_weights_are_copied_as_they_were(simulated_weights: Write, tmp_path: Path) -> None:
+    source = simulated_weights(tmp_path / "mine" / "start.pt")
+    source.with_name("calibration.json").write_text("{}")
+    digest = sha256_of(source)
+    target = take_weights(source, tmp_path / "run", digest)
+    assert sorted(p.name for p in target.parent.iterdir()) == ["calibration.json", "model.json", "model.pt"]
+    assert sha256_of(target) == digest and read_card(target) == read_card(source)
+
+    shutil.rmtree(tmp_path / "run")
+    simulated_weights(source, 1.0)
+    with pytest.raises(ValueError, match="expected the weights that the study began with, SHA-256 .* call `synboost"):
+        take_weights(source, tmp_path / "run", digest)
+    assert not list((tmp_path / "run").iterdir())
+    source.unlink()
+    with pytest.raises(FileNotFoundError, match=r"start\.pt: the weights that the study starts from are gone"):
+        take_weights(source, tmp_path / "run", digest)
+
+
+def test_dry_run_lists_the_stage_that_takes_the_weights(
+    simulated_weights: Write, study_path: Path, tiny_bundles: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    weights = simulated_weights(tiny_bundles / "echo_cris" / "models" / "model.pt")
+    run_study(study_path, output=tmp_path / "run", dry_run=True, settings=STRATEGIES)
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[lines.index("") + 1 :] == read_study(study_path, settings=STRATEGIES).stage_names
+    # a folder that the run fills may not hold what it starts from
+    inside = shutil.copytree(weights.parent, tmp_path / "mine" / "simulated" / "cris") / "model.pt"
+    (tmp_path / "mine" / "study.yaml").write_text("name: tiny\n")
+    with pytest.raises(ValueError, match="would fill .*mine, in which it lies"):
+        run_study(
+            study_path,
+            output=tmp_path / "mine",
+            settings={**STRATEGIES, "segmenters.simulated_weights.cris": str(inside)},
+        )
+
+
+def test_a_run_of_before_goes_on_by_its_study_file(
+    study_path: Path, tiny_bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dict(read_study(study_path).settings)
+    settings["segmenters"] = {k: v for k, v in settings["segmenters"].items() if not k.startswith("simulated_")}
+    own = tmp_path / "run" / "study.yaml"
+    own.parent.mkdir()
+    own.write_text(text := yaml.safe_dump({"name": "tiny", **settings}))
+    monkeypatch.setattr("synboost_monai.study.run.SNAKEFILE", tmp_path / "none")  # no stage is run
+    with pytest.raises(SystemExit):
+        run_study(own, output=own.parent)
+    assert own.read_text() == text
+
+
+def test_the_report_shows_it(simulated_run_dir: Path) -> None:
+    page = write_report(simulated_run_dir).read_text(encoding="utf-8")
+    study = read_card(simulated_run_dir.parent / "weights" / "model.pt")
+    assert study is not None
+    assert f"taken as they came (CRIS SHA-256 {study.weights_sha256[:12]})" in page
+    assert "trained on “real”, “simulated” and “simulated, then real”" in page
+
+    def table(name: str) -> pd.DataFrame:
+        return pd.read_csv(simulated_run_dir / "tables" / f"{name}.csv")
+
+    differences = table("differences")
+    pairs = set(zip(differences["first"], differences["second"]))
+    expected = {("real", "simulated"), ("simulated, then real", "real"), ("simulated, then real", "simulated")}
+    assert pairs == expected
+    summary = table("summary").set_index("strategy")
+    row = differences[(differences.encoders == "trained") & (differences["second"] == "real")].iloc[0]
+    assert summary.loc["simulated, then real"].difference == row.difference
+    assert list(summary.index) == ["real", "simulated", "simulated, then real"]
+    assert set(table("encoders").strategy) == {"real", "simulated, then real"}  # in the third nothing is trained
+    updates = table("convergence")
+    assert set(updates.strategy) == {"simulated, then real"} and (updates.ratio > 1).all()
+    assert updates.pretraining_updates.isna().all() and "came from outside the study" in page
