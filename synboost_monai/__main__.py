@@ -6,7 +6,9 @@ A mistake of the user and what the system refuses come out as one line on stderr
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import os
@@ -16,6 +18,44 @@ from importlib.util import find_spec
 from typing import Any
 
 from synboost_monai.errors import in_one_line
+from synboost_monai.hospital.options import BatchOptions, ListenOptions
+
+Verb = Callable[..., None]
+
+
+def flags_of(options: type[Any]) -> Callable[[Verb], Verb]:
+    """Make each field of a dataclass of options a flag of a verb that takes them as its parameter `options`.
+
+    The text of a flag is that of the field in the docstring of its class.
+    """
+
+    def decorate(function: Verb) -> Verb:
+        fields = dataclasses.fields(options)
+
+        @functools.wraps(function)
+        def verb(*words: Any, **values: Any) -> None:
+            given = {field.name: values.pop(field.name) for field in fields if field.name in values}
+            function(*words, options=options(**given), **values)
+
+        flags = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+            for f in fields
+        ]
+        signature = inspect.signature(function)
+        parameters = [[p] if p.name != "options" else flags for p in signature.parameters.values()]
+        verb.__signature__ = signature.replace(parameters=[p for some in parameters for p in some])  # type: ignore[attr-defined]
+        texts = [line for c in reversed(options.__mro__[:-1]) for line in _argument_lines(c)]
+        own = f"        options: of {options.__name__}."
+        verb.__doc__ = (function.__doc__ or "").replace(own, "\n".join(f"        {line}" for line in texts))
+        return verb
+
+    return decorate
+
+
+def _argument_lines(documented: type[Any]) -> list[str]:
+    """The lines of a docstring's `Args`, without their indentation."""
+    arguments = inspect.cleandoc(documented.__doc__ or "").partition("Args:\n")[2].partition("\nRaises:")[0]
+    return [line.removeprefix("    ") for line in arguments.splitlines() if line]
 
 
 def phantom(output_dir: str, *, num_patients: int = 10, seed: int = 0, **options: Any) -> None:
@@ -410,25 +450,8 @@ def phantom_studies(
     print(f"phantom studies: {output_dir}")
 
 
-def dicom(
-    in_dir: str,
-    out_dir: str,
-    *,
-    bundle: str = "echo_cris",
-    checkpoint_path: str | None = None,
-    workers: int = 2,
-    frames: str = "ed-es",
-    view: str = "auto",
-    engine: str = "local",
-    resume: bool = False,
-    segmentation: str = "binary",
-    overlay: bool = True,
-    deidentify: str | None = None,
-    paths: str = "redacted",
-    given: str | None = None,
-    ray_address: str | None = None,
-    **overrides: Any,
-) -> None:
+@flags_of(BatchOptions)
+def dicom(in_dir: str, out_dir: str, *, options: BatchOptions, **overrides: Any) -> None:
     """Segment and measure a folder of DICOM studies: DICOM SEG and SR, volumes, ejection fraction, and a line for every file.
 
     Ends with code 0 if every file was processed or is not for us, 1 if some were refused, 2 if the run itself failed.
@@ -436,112 +459,35 @@ def dicom(
     Args:
         in_dir: any tree of files; it is only read.
         out_dir: for ledger.csv, report.html, measurements.csv and studies/.
-        bundle: of a segmenter.
-        checkpoint_path: its weights; by default the bundle's own.
-        workers: studies at a time, and processes that read files.
-        frames: ed-es writes end-diastole and end-systole, all every frame.
-        view: of the clips: auto (by their headers, else the network's opinion), a4c or a2c.
-        engine: local, or ray.
-        resume: go on with an unfinished run.
-        segmentation: binary, or labelmap, which many archives do not know yet.
-        overlay: also write secondary captures with outlines, the sector alone.
-        deidentify: file with a secret of 32 random bytes; outputs are then of de-identified copies, which are written too.
-        paths: how the ledger shows the input's paths: redacted, plain or hashed.
-        given: CSV with columns sop_instance_uid, end_diastole, end_systole, of frames that somebody chose.
-        ray_address: of a Ray cluster; by default one is started here.
+        options: of BatchOptions.
         **overrides: keys of the bundle's inference.yaml, such as prompt_level, calibration_path, device.
     """
     from synboost_monai.bundle_run import quiet_warnings, say_shipped_weights
     from synboost_monai.hospital.batch import run_dicom
 
     quiet_warnings()
-    if checkpoint_path is None:
-        say_shipped_weights(bundle)
-    code = run_dicom(
-        in_dir,
-        out_dir,
-        bundle=bundle,
-        checkpoint_path=checkpoint_path,
-        workers=workers,
-        frames=frames,
-        view=view,
-        engine=engine,
-        resume=resume,
-        segmentation=segmentation,
-        overlay=overlay,
-        key_path=deidentify,
-        paths=paths,
-        given_path=given,
-        ray_address=ray_address,
-        overrides=overrides,
-    )
-    if code:
+    if options.checkpoint_path is None:
+        say_shipped_weights(options.bundle)
+    if code := run_dicom(in_dir, out_dir, options, overrides=overrides):
         raise SystemExit(code)
 
 
-def listen(
-    out_dir: str,
-    *,
-    bundle: str = "echo_cris",
-    checkpoint_path: str | None = None,
-    host: str = "127.0.0.1",
-    port: int = 11112,
-    ae_title: str = "SYNBOOST",
-    allowed_titles: str = "",
-    allowed_peers: str = "",
-    destination: str | None = None,
-    quiet_seconds: float = 60.0,
-    frames: str = "ed-es",
-    view: str = "auto",
-    segmentation: str = "binary",
-    overlay: bool = True,
-    max_object_mb: float = 4096,
-    max_inbox_mb: float = 100_000,
-    keep_days: float | None = None,
-    **overrides: Any,
-) -> None:
+@flags_of(ListenOptions)
+def listen(out_dir: str, *, options: ListenOptions, **overrides: Any) -> None:
     """Receive studies as a DICOM node, segment and measure each when it has come whole, and send the results on.
 
     Args:
         out_dir: of the node: inbox, results and what is still to be sent; it holds patients' images.
-        bundle, checkpoint_path, frames, view, segmentation, overlay: as of `dicom`.
-        host: address to listen at; another than this machine's own needs allowed_titles and allowed_peers.
-        port, ae_title: of this node.
-        allowed_titles: calling AE titles, with commas between.
-        allowed_peers: addresses or networks that may send, with commas between.
-        destination: TITLE@HOST:PORT to send results to; by default they stay in out_dir.
-        quiet_seconds: a study is complete when so long nothing of it came.
-        max_object_mb, max_inbox_mb: largest object, and largest inbox.
-        keep_days: studies whose results were delivered so long ago are removed; by default none are.
+        options: of ListenOptions.
         **overrides: keys of the bundle's inference.yaml, such as prompt_level, device.
     """
     from synboost_monai.bundle_run import quiet_warnings, say_shipped_weights
     from synboost_monai.hospital.listen import run_listen
 
     quiet_warnings()
-    if checkpoint_path is None:
-        say_shipped_weights(bundle)
-    code = run_listen(
-        out_dir,
-        bundle=bundle,
-        checkpoint_path=checkpoint_path,
-        host=host,
-        port=port,
-        ae_title=ae_title,
-        allowed_titles=tuple(word for word in allowed_titles.split(",") if word),
-        allowed_peers=tuple(word for word in allowed_peers.split(",") if word),
-        destination=destination,
-        quiet_seconds=quiet_seconds,
-        frames=frames,
-        view=view,
-        segmentation=segmentation,
-        overlay=overlay,
-        max_object_mb=max_object_mb,
-        max_inbox_mb=max_inbox_mb,
-        keep_days=keep_days,
-        overrides=overrides,
-    )
-    if code:
+    if options.checkpoint_path is None:
+        say_shipped_weights(options.bundle)
+    if code := run_listen(out_dir, options, overrides=overrides):
         raise SystemExit(code)
 
 
@@ -739,7 +685,7 @@ def version() -> None:
     print(__version__)
 
 
-VERBS: dict[str, Callable[..., None]] = {
+VERBS: dict[str, Verb] = {
     f.__name__.replace("_", "-"): f
     for f in (
         phantom,

@@ -17,6 +17,7 @@ from synboost_monai.data import write_subset
 from synboost_monai.data.prepare import prepare_dataset
 from synboost_monai.evaluation.compare import compare
 from synboost_monai.hospital.batch import run_dicom
+from synboost_monai.hospital.options import BatchOptions
 from synboost_monai.serving.export import export_bundle
 from synboost_monai.serving.package import package_bundle
 from synboost_monai.study.examples import write_examples
@@ -99,12 +100,12 @@ def auto3dseg_onto_its_input(data: Path) -> None:
 
 def dicom_onto_its_key(data: Path) -> None:
     (data / "measurements.csv").write_bytes(os.urandom(32))
-    run_dicom(data / "labels", data, key_path=data / "measurements.csv")
+    run_dicom(data / "labels", data, BatchOptions(deidentify=str(data / "measurements.csv")))
 
 
 def dicom_onto_its_weights(data: Path) -> None:
     (data / "report.html").write_bytes(b"weights")
-    run_dicom(data / "labels", data, checkpoint_path=str(data / "report.html"))
+    run_dicom(data / "labels", data, BatchOptions(checkpoint_path=str(data / "report.html")))
 
 
 def train_onto(name: str) -> Callable[[Path], None]:

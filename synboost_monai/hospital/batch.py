@@ -26,10 +26,10 @@ from synboost_monai.dicom.reading.scan import mark_duplicates, scan
 from synboost_monai.dicom.reading.scanned_file import ScannedFile, is_uid
 from synboost_monai.dicom.reasons import NotUsableError, Outcome
 from synboost_monai.files import read_text
-from synboost_monai.hospital.clip import FRAME_CHOICES, VIEW_CHOICES
-from synboost_monai.hospital.engines import ENGINES, Engine, create_engine
+from synboost_monai.hospital.engines import Engine, create_engine
 from synboost_monai.hospital.ledger import DATABASE, TABLE, Ledger, Result
-from synboost_monai.hospital.privacy import PATHS, Naming, path_display
+from synboost_monai.hospital.options import BatchOptions
+from synboost_monai.hospital.privacy import Naming, path_display
 from synboost_monai.hospital.report import MEASURES_NAME, REPORT_NAME, write_report_page
 from synboost_monai.hospital.study import STUDIES, StudyOptions
 from synboost_monai.paths import check_own_folders, refuse_overwriting, remove_own_folder
@@ -47,101 +47,69 @@ _UNFINISHED = re.compile(r"\.\d+-[0-9a-f]{8}\.(ledger\.csv|report\.html|measurem
 """Names of files in OUT that were being written (`files.atomic_path`): ours alone, OUT may hold other things."""
 _STUDY_FOLDER = re.compile(r"[0-9a-f]{16}")
 """Names of the folders in OUT/studies."""
-SEGMENTATION_CHOICES = {"binary": "BINARY", "labelmap": "LABELMAP"}
-"""`--segmentation` -> type of the DICOM SEG."""
 
 
 def run_dicom(
     in_dir: str | os.PathLike[str],
     out_dir: str | os.PathLike[str],
+    options: BatchOptions | None = None,
     *,
-    bundle: str = "echo_cris",
-    checkpoint_path: str | None = None,
-    workers: int = 2,
-    frames: str = "ed-es",
-    view: str = "auto",
-    engine: str = "local",
-    resume: bool = False,
-    segmentation: str = "binary",
-    overlay: bool = True,
-    key_path: str | os.PathLike[str] | None = None,
-    paths: str = "redacted",
-    given_path: str | os.PathLike[str] | None = None,
-    limits: Limits | None = None,
-    ray_address: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    limits: Limits | None = None,
     progress: bool = True,
 ) -> int:
     """Segment and measure all studies below a folder.
 
     Args:
-        in_dir: any tree, or one file; only read.
-        out_dir: for ledger.sqlite, ledger.csv, report.html and studies/; made if missing.
-        bundle: of a segmenter.
-        checkpoint_path: weights; None: the bundle's own.
-        workers: studies at a time; each reads its files in a process of its own.
-        frames: `ed-es` writes the frames of end-diastole and end-systole, `all` every frame.
-        view: `auto`, `a4c` or `a2c`.
-        engine: `local`, or `ray`.
-        resume: go on with a run in `out_dir`.
-        segmentation: `binary`, or `labelmap`, which many archives do not know yet.
-        overlay: write secondary captures with outlines.
-        key_path: file with the secret for de-identified outputs; None: outputs carry the patient of their source.
-        paths: how the ledger shows the input's paths: `redacted`, `plain` or `hashed`; with a key always hashed by it.
-        given_path: CSV with columns sop_instance_uid, end_diastole, end_systole: frames, from 1, that somebody chose.
-        limits: of a file.
-        ray_address: of a cluster; None: a local one.
-        overrides: of the bundle's inference.yaml.
+        in_dir: any tree, or one file; it is only read.
+        out_dir: folder for ledger.sqlite, ledger.csv, report.html and studies/; made if missing.
+        options: what is wanted.
+        overrides: keys of the bundle's inference.yaml.
+        limits: largest sizes and longest times of a file.
         progress: show bars on stderr.
     Returns:
         `ALL_DONE` or `SOME_REFUSED`.
     Raises:
-        FileNotFoundError, ValueError: what makes the run itself fail: no input, wrong options, an `out_dir` of another run, or
-            one that cannot be written.
+        FileNotFoundError, ValueError: if the run itself fails: there is no input, or `out_dir` belongs to another run or cannot be
+            written.
     """
-    in_dir, out_dir = Path(in_dir), Path(out_dir)
-    limits = limits or Limits()
-    _check_choice("frames", frames, FRAME_CHOICES)
-    _check_choice("view", view, VIEW_CHOICES)
-    _check_choice("engine", engine, ENGINES)
-    _check_choice("segmentation", segmentation, SEGMENTATION_CHOICES)
-    _check_choice("paths", paths, PATHS)
-    if key_path is not None and paths == "plain":
-        raise ValueError(
-            "paths plain would link de-identified outputs to their originals; leave out paths or deidentify"
-        )
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ValueError(f"workers must be a whole number of at least 1, got {workers!r}")
+    in_dir, out_dir, wanted = Path(in_dir), Path(out_dir), options or BatchOptions()
     if not in_dir.exists():
         raise FileNotFoundError(f"{in_dir}: no such folder; give the folder of the studies")
     place, written = in_dir.resolve(), out_dir.resolve()
     if place == written or (written / STUDIES) in (place, *place.parents):
         raise ValueError(f"{out_dir}: the output would lie among the input; give another folder")
-    if key_path is not None and written in Path(key_path).resolve().parents:
+    if wanted.deidentify is not None and written in Path(wanted.deidentify).resolve().parents:
         raise ValueError(
-            f"{key_path}: the key would lie among the outputs, and be given away with them; move it elsewhere"
+            f"{wanted.deidentify}: the key would lie among the outputs, and be given away with them; move it elsewhere"
         )
-    read = [given_path, key_path, checkpoint_path]
+    read = [wanted.given, wanted.deidentify, wanted.checkpoint_path]
     outputs = [out_dir / name for name in (DATABASE, TABLE, REPORT_NAME, MEASURES_NAME)]
     refuse_overwriting(outputs, read, "give another folder for the results")
-    options = StudyOptions(
-        frames=frames,
-        view=VIEW_CHOICES[view],
-        segmentation_type=SEGMENTATION_CHOICES[segmentation],
-        overlay=overlay,
-        given={} if given_path is None else read_given(given_path),
-        key=None if key_path is None else read_key(key_path),
-        limits=limits,
+    of_study = StudyOptions.of(
+        wanted,
+        given={} if wanted.given is None else read_given(wanted.given),
+        key=None if wanted.deidentify is None else read_key(wanted.deidentify),
+        limits=limits or Limits(),
     )
     with (
         private_files(),
         _what_the_system_refuses(in_dir, out_dir),
         hold_folder(out_dir),
         create_engine(
-            engine, bundle, checkpoint_path, dict(overrides or {}), options, out_dir, workers, ray_address
+            wanted.engine,
+            wanted.bundle,
+            wanted.checkpoint_path,
+            dict(overrides or {}),
+            of_study,
+            out_dir,
+            wanted.workers,
+            wanted.ray_address,
         ) as runner,
     ):
-        rows = work_through(in_dir, out_dir, runner, options, paths=paths, resume=resume, progress=progress)
+        rows = work_through(
+            in_dir, out_dir, runner, of_study, paths=wanted.paths, resume=wanted.resume, progress=progress
+        )
     counts = Counter(str(row["outcome"]) for row in rows)
     _say(out_dir, {outcome.value: counts[outcome.value] for outcome in Outcome})
     return SOME_REFUSED if counts[Outcome.REFUSED.value] else ALL_DONE
@@ -160,7 +128,7 @@ def work_through(
     """Take a folder through an engine that is there already; the caller holds `out_dir`.
 
     Args:
-        in_dir, out_dir, paths, resume, progress: as `run_dicom`.
+        in_dir, out_dir, progress: as for `run_dicom`; paths, resume: as in `BatchOptions`.
         runner: its outputs go to `out_dir`.
         options: that the engine was made with.
     Returns:
@@ -276,11 +244,6 @@ def _run_studies(
 
 def _bar(items: Iterable[Any], what: str, unit: str, progress: bool) -> Iterator[Any]:
     return iter(tqdm(items, desc=what, unit=unit, disable=not progress, leave=False))
-
-
-def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be {', '.join(choices)}, got {value!r}")
 
 
 @contextmanager

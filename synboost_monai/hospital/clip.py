@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
     from synboost_monai.hospital.model import EchoSegmenter
 
-FRAME_CHOICES = ("ed-es", "all")
-"""Which frames are written: those of end-diastole and end-systole, or all."""
-VIEW_CHOICES = {"auto": None, "a4c": VIEWS["4CH"], "a2c": VIEWS["2CH"]}
-"""`--view` -> the view that all clips have; None: each by itself."""
 NUM_VIEW_FRAMES = 4
 """Frames, spread over the clip, on which the model is asked for its view."""
 MIN_VIEW_PROBABILITY = 0.8

@@ -15,9 +15,6 @@ from synboost_monai.hospital.study import Study, StudyOptions, StudyProcessor
 if TYPE_CHECKING:
     from synboost_monai.hospital.model import EchoSegmenter
 
-ENGINES = ("local", "ray")
-"""Names of engines."""
-
 
 class Engine(Protocol):
     """Works on studies; used in `with`."""

@@ -18,21 +18,20 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.network.common import check_installed, quiet_network
 from synboost_monai.dicom.network.receive import ServerOptions, StorageServer
 from synboost_monai.dicom.network.send import Destination
-from synboost_monai.hospital.batch import RETRIED, SEGMENTATION_CHOICES, run_settings, work_through
-from synboost_monai.hospital.clip import FRAME_CHOICES, VIEW_CHOICES
+from synboost_monai.hospital.batch import RETRIED, run_settings, work_through
 from synboost_monai.hospital.delivery import Courier, Delivery, deliveries
 from synboost_monai.hospital.engines import Engine, create_engine
 from synboost_monai.hospital.inbox import Inbox
+from synboost_monai.hospital.options import ListenOptions
 from synboost_monai.hospital.study import StudyOptions
 from synboost_monai.paths import check_own_folders, own_folder, remove_own_folder
 from synboost_monai.processes import hold_folder, private_files
@@ -52,27 +51,8 @@ DAY = 86400.0
 
 def run_listen(
     out_dir: str | os.PathLike[str],
+    options: ListenOptions | None = None,
     *,
-    bundle: str = "echo_cris",
-    checkpoint_path: str | None = None,
-    host: str = "127.0.0.1",
-    port: int = 11112,
-    ae_title: str = "SYNBOOST",
-    allowed_titles: Sequence[str] = (),
-    allowed_peers: Sequence[str] = (),
-    destination: str | None = None,
-    quiet_seconds: float = 60.0,
-    frames: str = "ed-es",
-    view: str = "auto",
-    segmentation: str = "binary",
-    overlay: bool = True,
-    max_pdu: int = 1 << 17,
-    max_object_mb: float = 4096,
-    max_inbox_mb: float = 100_000,
-    min_free_mb: float = 1024,
-    max_connections: int = 16,
-    keep_days: float | None = None,
-    limits: Limits | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> int:
     """Receive studies, segment and measure them, and send the results on, until SIGTERM or SIGINT.
@@ -80,24 +60,9 @@ def run_listen(
     The first signal ends it after the study at hand, the second at once; nothing is lost either way.
 
     Args:
-        out_dir: for all that the node keeps; one node at a time.
-        bundle, checkpoint_path, overrides: of the model.
-        host: address to listen on; other machines reach one that is not of loopback, and must then be named.
-        port: to listen on; 0: one that is free.
-        ae_title: of the node; peers have to call it so.
-        allowed_titles: AE titles of peers; empty, on loopback alone: any.
-        allowed_peers: addresses or networks of peers; empty: this machine alone.
-        destination: `TITLE@HOST:PORT` that results are sent to; None: they are only kept.
-        quiet_seconds: a study is complete when nothing has come of it for so long.
-        frames, view, segmentation, overlay: as `batch.run_dicom`.
-        max_pdu: bytes of a protocol data unit.
-        max_object_mb: MB of an object; the connection of a larger one is cut.
-        max_inbox_mb: MB of objects that are kept at most; beyond, senders are told that there is no room.
-        min_free_mb: MB that stay free on the disk; likewise.
-        max_connections: at a time; half of them from one address.
-        keep_days: objects and results older than that are removed, once all results were delivered (or, without a destination, made);
-            None: nothing is removed.
-        limits: of a file.
+        out_dir: folder for all that the node keeps; one node at a time.
+        options: what is wanted.
+        overrides: keys of the bundle's inference.yaml.
     Returns:
         0.
     Raises:
@@ -106,45 +71,33 @@ def run_listen(
         OSError: if the port is taken.
     """
     check_installed()
-    for name, value, choices in (
-        ("frames", frames, FRAME_CHOICES),
-        ("view", view, VIEW_CHOICES),
-        ("segmentation", segmentation, SEGMENTATION_CHOICES),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name} must be {', '.join(choices)}, got {value!r}")
-    for name, number in (("quiet_seconds", quiet_seconds), ("keep_days", keep_days), ("max_inbox_mb", max_inbox_mb)):
-        if number is not None and not number > 0:
-            raise ValueError(f"{name} must be above 0, got {number!r}")
+    wanted = options or ListenOptions()
     server = ServerOptions(
-        host=host,
-        port=port,
-        ae_title=ae_title,
-        allowed_titles=tuple(allowed_titles),
-        allowed_peers=tuple(allowed_peers),
-        max_pdu=max_pdu,
-        max_object_mb=max_object_mb,
-        min_free_mb=min_free_mb,
-        max_connections=max_connections,
+        host=wanted.host,
+        port=wanted.port,
+        ae_title=wanted.ae_title,
+        allowed_titles=_words_of(wanted.allowed_titles),
+        allowed_peers=_words_of(wanted.allowed_peers),
+        max_object_mb=wanted.max_object_mb,
     )
-    target = None if destination is None else Destination.parse(destination)
-    options = StudyOptions(
-        frames=frames,
-        view=VIEW_CHOICES[view],
-        segmentation_type=SEGMENTATION_CHOICES[segmentation],
-        overlay=overlay,
-        limits=limits or Limits(),
-    )
-    out_dir = Path(out_dir)
+    if wanted.destination is not None:
+        Destination.parse(wanted.destination)  # a wrong one is told before the network is loaded
+    out_dir, of_study = Path(out_dir), StudyOptions.of(wanted)
     check_own_folders(out_dir, [INBOX, RUNS, WORK])
     with (
         private_files(),
         hold_folder(out_dir),
         create_engine(
-            "local", bundle, checkpoint_path, dict(overrides or {}), options, out_dir / WORK, workers=1
+            "local",
+            wanted.bundle,
+            wanted.checkpoint_path,
+            dict(overrides or {}),
+            of_study,
+            out_dir / WORK,
+            workers=1,
         ) as engine,
     ):
-        node = Node(out_dir, engine, options, server, target, quiet_seconds, keep_days, max_inbox_mb)
+        node = Node(out_dir, engine, of_study, server, wanted)
         with _until_signal(node):
             node.run()
     return 0
@@ -154,14 +107,13 @@ class Node:
     """Receives, works on and delivers studies.
 
     Args:
-        out_dir: held by the caller.
-        engine: that works on the studies, one at a time.
-        options: that the engine was made with.
-        server: whom it listens to.
-        destination: of the results.
-        quiet_seconds, keep_days, max_inbox_mb: as `run_listen`.
+        out_dir: folder that the caller holds.
+        engine: engine that works on the studies, one at a time.
+        options: the options that the engine was made with.
+        server: whom the node listens to.
+        wanted: destination of the results, and times and sizes.
         first_delay: seconds until results are sent again.
-        say: told in one line what happens; nothing of it is of a patient.
+        say: called with one line for each event, which holds nothing of a patient.
     """
 
     def __init__(
@@ -170,17 +122,15 @@ class Node:
         engine: Engine,
         options: StudyOptions,
         server: ServerOptions,
-        destination: Destination | None = None,
-        quiet_seconds: float = 60.0,
-        keep_days: float | None = None,
-        max_inbox_mb: float = 100_000,
+        wanted: ListenOptions,
         first_delay: float = 5.0,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.out_dir, self.engine, self.options, self.server_options = out_dir, engine, options, server
-        self.destination, self.quiet_seconds, self.keep_days = destination, quiet_seconds, keep_days
+        self.destination = None if wanted.destination is None else Destination.parse(wanted.destination)
+        self.quiet_seconds, self.keep_days = wanted.quiet_seconds, wanted.keep_days
         self.first_delay, self.say = first_delay, say or _say
-        self.inbox = Inbox(out_dir / INBOX, options.limits, max_inbox_mb)
+        self.inbox = Inbox(out_dir / INBOX, options.limits, wanted.max_inbox_mb)
         self.stop = threading.Event()
         self.is_ready = threading.Event()
         """Set while it listens."""
@@ -330,6 +280,10 @@ class _until_signal:  # noqa: N801  read as `with _until_signal(node)`
             raise KeyboardInterrupt
         self._node.stop.set()
         os.write(2, b"ending after the study at hand; a second signal ends at once\n")  # a handler must not use print
+
+
+def _words_of(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.split(",") if word)
 
 
 def _words(error: Exception) -> str:

@@ -16,11 +16,10 @@ from functools import lru_cache
 from synboost_monai.dicom.identity.deidentify import pseudonymous_uid
 from synboost_monai.dicom.identity.identifiers import fold, fold_character
 from synboost_monai.dicom.reading.scanned_file import ScannedFile, short_hash
+from synboost_monai.hospital.options import PATHS
 
 HIDDEN = "[hidden]"
 """What stands for identifying words."""
-PATHS = ("redacted", "plain", "hashed")
-"""Ways to show paths."""
 
 
 def path_sha256(relative: str) -> str:

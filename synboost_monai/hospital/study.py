@@ -33,9 +33,10 @@ from synboost_monai.dicom.writing.objects import Provenance
 from synboost_monai.dicom.writing.overlay import write_overlay, write_overlay_png
 from synboost_monai.dicom.writing.seg import write_segmentation
 from synboost_monai.dicom.writing.sr import write_report
-from synboost_monai.hospital.clip import FRAME_CHOICES, SegmentedClip, segment_clip
+from synboost_monai.hospital.clip import SegmentedClip, segment_clip
 from synboost_monai.hospital.ledger import Result
 from synboost_monai.hospital.measures import measure_study
+from synboost_monai.hospital.options import SEGMENTATION_CHOICES, VIEW_CHOICES, HospitalOptions
 from synboost_monai.hospital.privacy import Naming
 from synboost_monai.hospital.results import report_measurements, study_results, write_results
 from synboost_monai.paths import own_folder, remove_own_folder
@@ -60,7 +61,7 @@ class StudyOptions:
     """What a run wants of each study."""
 
     frames: str = "ed-es"
-    """Of `clip.FRAME_CHOICES`: which are written."""
+    """Which frames are written, of `options.FRAME_CHOICES`."""
     view: str | None = None
     """View of all clips, whatever their headers say; None: each by itself."""
     segmentation_type: str = "BINARY"
@@ -74,9 +75,16 @@ class StudyOptions:
     """Secret of `--deidentify`: outputs are of de-identified copies, which are written too."""
     limits: Limits = field(default_factory=Limits)
 
-    def __post_init__(self) -> None:
-        if self.frames not in FRAME_CHOICES:
-            raise ValueError(f"study.py: frames are {' or '.join(FRAME_CHOICES)}, got {self.frames!r}")
+    @classmethod
+    def of(cls, options: HospitalOptions, **more: Any) -> StudyOptions:
+        """Return what the options of a run mean for each study, and further fields."""
+        return cls(
+            frames=options.frames,
+            view=VIEW_CHOICES[options.view],
+            segmentation_type=SEGMENTATION_CHOICES[options.segmentation],
+            overlay=options.overlay,
+            **more,
+        )
 
     def settings(self) -> dict[str, Any]:
         """All that outputs depend on, ready for JSON; with a key, nothing that leads to an original. They are written into outputs, so of

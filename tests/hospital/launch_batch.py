@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from synboost_monai.hospital import batch, engines
 from synboost_monai.hospital.model import SegmentedFrames
+from synboost_monai.hospital.options import BatchOptions
 from synboost_monai.structures import STRUCTURES
 
 
@@ -59,7 +60,8 @@ def run(in_dir: Path, out_dir: Path, **options: Any) -> int:
     """`run_dicom` with this model."""
     before, batch.create_engine = batch.create_engine, engine  # type: ignore[assignment]
     try:
-        return batch.run_dicom(in_dir, out_dir, progress=False, **options)
+        limits = options.pop("limits", None)
+        return batch.run_dicom(in_dir, out_dir, BatchOptions(**options), limits=limits, progress=False)
     finally:
         batch.create_engine = before
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from synboost_monai.dicom.network.receive import ServerOptions
-from synboost_monai.dicom.network.send import Destination
 from synboost_monai.hospital.engines import LocalEngine
 from synboost_monai.hospital.listen import Node, _until_signal
+from synboost_monai.hospital.options import ListenOptions
 from synboost_monai.hospital.study import StudyOptions
 from synboost_monai.processes import hold_folder
 
@@ -19,7 +20,14 @@ from tests.hospital.launch_batch import EllipseModel  # noqa: E402
 OPTIONS = StudyOptions()
 
 
-def make_node(out_dir: Path, destination: str | None = None, **options: Any) -> Node:
+def make_node(
+    out_dir: Path,
+    destination: str | None = None,
+    *,
+    first_delay: float = 0.1,
+    say: Callable[[str], None] | None = None,
+    **options: Any,
+) -> Node:
     """A node on a free port; to be used with its engine's `with`."""
     server = {"port": 0, "timeout": 5, "min_free_mb": 1, **options.pop("server", {})}
     return Node(
@@ -27,8 +35,9 @@ def make_node(out_dir: Path, destination: str | None = None, **options: Any) -> 
         LocalEngine(EllipseModel(), OPTIONS, out_dir, 1),  # type: ignore[arg-type]
         OPTIONS,
         ServerOptions(**server),
-        None if destination is None else Destination.parse(destination),
-        **{"quiet_seconds": 0.5, "first_delay": 0.1, **options},
+        ListenOptions(destination=destination, **{"quiet_seconds": 0.5, **options}),
+        first_delay,
+        say,
     )
 
 

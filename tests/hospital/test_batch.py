@@ -15,6 +15,7 @@ import pytest
 from synboost_monai.dicom.identity.deidentify import read_key
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.hospital.batch import ALL_DONE, SOME_REFUSED, read_given, run_dicom
+from synboost_monai.hospital.options import BatchOptions
 from tests.hospital.kill_batch import end_state, kill, ledger, start, write_study
 from tests.hospital.launch_batch import run
 
@@ -204,7 +205,7 @@ def test_wrong_options_are_told_before_anything_is_written(
     in_dir: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        run_dicom(in_dir, tmp_path / "out", **options)
+        run_dicom(in_dir, tmp_path / "out", BatchOptions(**options))
     assert not (tmp_path / "out").exists()
 
 
@@ -218,7 +219,7 @@ def test_missing_input_weights_and_output_among_input(in_dir: Path, tmp_path: Pa
         with pytest.raises(ValueError, match="among the input"):
             run_dicom(inside, tmp_path)
     with pytest.raises(FileNotFoundError, match="no such weights; give --checkpoint_path"):
-        run_dicom(in_dir, tmp_path / "out", checkpoint_path=str(tmp_path / "model.pt"))
+        run_dicom(in_dir, tmp_path / "out", BatchOptions(checkpoint_path=str(tmp_path / "model.pt")))
 
 
 def test_disk_that_refuses_fails_the_run_in_words(
@@ -264,7 +265,7 @@ def test_short_key_is_refused_before_anything_is_read(in_dir: Path, tmp_path: Pa
     (tmp_path / "key").touch(0o600)
     (tmp_path / "key").write_bytes(b"guess")
     with pytest.raises(ValueError, match="key: the key has 5 bytes, 32 random ones are needed"):
-        run(in_dir, tmp_path / "out", key_path=tmp_path / "key")
+        run(in_dir, tmp_path / "out", deidentify=tmp_path / "key")
     assert not (tmp_path / "out").exists()
 
 

@@ -86,7 +86,7 @@ def key_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(in_dir: Path, given: Path, key_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "out"
-    assert run(in_dir, out, key_path=key_path, given_path=given) == ALL_DONE
+    assert run(in_dir, out, deidentify=key_path, given=given) == ALL_DONE
     return out
 
 
@@ -117,24 +117,24 @@ def test_run_goes_on_with_the_same_key_alone(
     before = end_state(done)
     out = shutil.copytree(done, tmp_path / "out")
     for wrong, words in (
-        ({"key_path": write_key(tmp_path / "other", "other")}, "another input, another key"),
+        ({"deidentify": write_key(tmp_path / "other", "other")}, "another input, another key"),
         ({}, "another"),
     ):
         with pytest.raises(ValueError, match=words):
-            run(in_dir, out, resume=True, given_path=given, **wrong)
-    assert run(in_dir, out, resume=True, key_path=key_path, given_path=given) == ALL_DONE
+            run(in_dir, out, resume=True, given=given, **wrong)
+    assert run(in_dir, out, resume=True, deidentify=key_path, given=given) == ALL_DONE
     assert end_state(out) == before
     next(out.glob("studies/*/deidentified_*.dcm")).unlink()
-    assert run(in_dir, out, resume=True, key_path=key_path, given_path=given) == ALL_DONE
+    assert run(in_dir, out, resume=True, deidentify=key_path, given=given) == ALL_DONE
     assert end_state(out) == before
     grown = shutil.copytree(in_dir, tmp_path / "in")
     first = next(grown.rglob("*.dcm"))
     out = tmp_path / "growing"
     kept = first.read_bytes()
     first.unlink()
-    assert run(grown, out, key_path=key_path) == ALL_DONE
+    assert run(grown, out, deidentify=key_path) == ALL_DONE
     first.write_bytes(kept)
-    assert run(grown, out, key_path=key_path, resume=True) == ALL_DONE
+    assert run(grown, out, deidentify=key_path, resume=True) == ALL_DONE
     assert sorted(row["outcome"] for row in ledger(out)) == ["processed"] * 4 + ["skipped"]
     assert leaks(out, links(grown)) == []
 
@@ -151,10 +151,10 @@ def test_settings_hold_nothing_that_a_key_can_be_tried_on(done: Path, key_path: 
 
 def test_plain_paths_and_a_key_among_the_outputs_are_refused(in_dir: Path, key_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="paths plain would link"):
-        run(in_dir, tmp_path / "out", key_path=key_path, paths="plain")
+        run(in_dir, tmp_path / "out", deidentify=key_path, paths="plain")
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="the key would lie among the outputs"):
-        run(in_dir, tmp_path / "out", key_path=write_key(tmp_path / "out" / "key"))
+        run(in_dir, tmp_path / "out", deidentify=write_key(tmp_path / "out" / "key"))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are of POSIX")
@@ -162,7 +162,7 @@ def test_plain_paths_and_a_key_among_the_outputs_are_refused(in_dir: Path, key_p
 def test_outputs_are_for_this_user_alone(in_dir: Path, key_path: Path, tmp_path: Path, is_deidentified: bool) -> None:
     before = os.umask(0o022)
     try:
-        run(in_dir, tmp_path / "new" / "out", key_path=key_path if is_deidentified else None)
+        run(in_dir, tmp_path / "new" / "out", deidentify=key_path if is_deidentified else None)
         assert os.umask(0o022) == 0o022  # as it was
     finally:
         os.umask(before)

@@ -291,16 +291,16 @@ def test_other_options_end_as_well(whole: Run, folder: Path, tmp_path: Path, opt
     if "key" in options:
         (tmp_path / "key").touch(0o600)
         (tmp_path / "key").write_bytes(KEY)
-        options = (*options[1:], f"key_path={tmp_path / 'key'}")
+        options = (*options[1:], f"deidentify={tmp_path / 'key'}")
     run = run_corpus(tmp_path, kept, *options)
-    run.naming = Naming(KEY if any(option.startswith("key_path") for option in options) else None)
+    run.naming = Naming(KEY if any(option.startswith("deidentify") for option in options) else None)
     assert run.exit_code == 1 and run.num_rows == len(kept)
     for entry in kept:
         row = run.row(entry)
         allowed = {*entry.reasons}
         if "view=a4c" in options and entry.reasons == ("other_view",):
             allowed = {"segmented"}
-        if any(option.startswith("key_path") for option in options):
+        if any(option.startswith("deidentify") for option in options):
             allowed.add("no_sector")
         assert row["reason"] in allowed, (entry, row["sentence"])
         assert not NO_WORDS_FOR_PEOPLE.search(row["sentence"]), row["sentence"]

@@ -39,6 +39,7 @@ from synboost_monai.dicom.writing.objects import RLE_LOSSLESS, save  # noqa: E40
 from synboost_monai.hospital import delivery as delivery_module  # noqa: E402
 from synboost_monai.hospital.delivery import Delivery, deliveries  # noqa: E402
 from synboost_monai.hospital.listen import Node, run_listen  # noqa: E402
+from synboost_monai.hospital.options import ListenOptions  # noqa: E402
 from synboost_monai.hospital.phantom_studies import write_phantom_studies  # noqa: E402
 from tests.hospital.launch_node import make_node  # noqa: E402
 
@@ -477,19 +478,19 @@ def test_unfinished_run_of_a_damaged_record_is_done_again(studies: list[list[Pat
     ("options", "message"),
     [
         ({"host": "0.0.0.0"}, "say who may send"),
-        ({"host": "0.0.0.0", "allowed_titles": ("A",)}, "say who may send"),
-        ({"allowed_peers": ("scanner",)}, "is no address or network"),
+        ({"host": "0.0.0.0", "allowed_titles": "A"}, "say who may send"),
+        ({"allowed_peers": "scanner"}, "is no address or network"),
         ({"ae_title": "MUCH TOO LONG A TITLE"}, "is no AE title"),
         ({"destination": "127.0.0.1:104"}, "expected TITLE@HOST:PORT"),
         ({"destination": "A@host:0"}, "expected TITLE@HOST:PORT"),
         ({"frames": "some"}, "frames must be"),
         ({"quiet_seconds": 0}, "quiet_seconds must be above 0"),
-        ({"max_pdu": 0}, "max_pdu must be"),
+        ({"max_object_mb": 0}, "max_object_mb must be above 0"),
     ],
 )
 def test_wrong_options_are_told(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        run_listen(tmp_path, **options)
+        run_listen(tmp_path, ListenOptions(**options))
 
 
 def test_missing_pynetdicom_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

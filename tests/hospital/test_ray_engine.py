@@ -19,6 +19,7 @@ from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.hospital import ray_engine
 from synboost_monai.hospital.batch import ALL_DONE, SOME_REFUSED, run_dicom
 from synboost_monai.hospital.ledger import Result
+from synboost_monai.hospital.options import BatchOptions
 from synboost_monai.hospital.phantom_studies import write_phantom_studies
 from synboost_monai.hospital.ray_engine import StudyActor, _check_loopback, _gpus_of_actor, ray_session
 from synboost_monai.networks import create_segmenter
@@ -62,9 +63,8 @@ def expected(studies: Path, weights: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def run(studies: Path, out: Path, weights: Path, engine: str = "ray", **options: Any) -> int:
-    return run_dicom(
-        studies, out, checkpoint_path=str(weights), engine=engine, overrides=TINY, progress=False, **options
-    )
+    wanted = BatchOptions(checkpoint_path=str(weights), engine=engine, **options)
+    return run_dicom(studies, out, wanted, overrides=TINY, progress=False)
 
 
 def outputs(out: Path) -> dict[str, bytes]:

@@ -1,0 +1,125 @@
+"""Hold what `synboost dicom` and `synboost listen` can be asked for: each field is a flag of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from synboost_monai.records import VIEWS
+
+FRAME_CHOICES = ("ed-es", "all")
+"""`--frames`: those of end-diastole and end-systole, or every frame."""
+VIEW_CHOICES = {"auto": None, "a4c": VIEWS["4CH"], "a2c": VIEWS["2CH"]}
+"""`--view` -> view of every clip; None: each clip's own."""
+SEGMENTATION_CHOICES = {"binary": "BINARY", "labelmap": "LABELMAP"}
+"""`--segmentation` -> type of the DICOM SEG."""
+ENGINES = ("local", "ray")
+"""`--engine`: threads of this process, or Ray actors."""
+PATHS = ("redacted", "plain", "hashed")
+"""`--paths`: how the ledger shows the input's paths."""
+
+
+@dataclass(frozen=True)
+class HospitalOptions:
+    """Options of every way to segment a hospital's studies.
+
+    Args:
+        bundle: bundle of a segmenter.
+        checkpoint_path: its weights; by default the bundle's own.
+        frames: ed-es writes end-diastole and end-systole, all every frame.
+        view: view of the clips: auto (by their headers, else the network's opinion), a4c or a2c.
+        segmentation: binary, or labelmap, which many archives do not know yet.
+        overlay: also write secondary captures with outlines, cut to the sector.
+    Raises:
+        ValueError: if a value is not among the choices.
+    """
+
+    bundle: str = "echo_cris"
+    checkpoint_path: str | None = None
+    frames: str = "ed-es"
+    view: str = "auto"
+    segmentation: str = "binary"
+    overlay: bool = True
+
+    def __post_init__(self) -> None:
+        self._check("frames", FRAME_CHOICES)
+        self._check("view", VIEW_CHOICES)
+        self._check("segmentation", SEGMENTATION_CHOICES)
+
+    def _check(self, name: str, choices: Iterable[str]) -> None:
+        if getattr(self, name) not in choices:
+            raise ValueError(f"{name} must be {', '.join(choices)}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class BatchOptions(HospitalOptions):
+    """Options of a run over a folder of studies.
+
+    Args:
+        workers: number of studies that are processed at a time, and of processes that read files.
+        engine: local, or ray.
+        resume: go on with an unfinished run.
+        deidentify: file with a secret of 32 random bytes; outputs are then made from de-identified copies, which are written too.
+        paths: how the ledger shows the input's paths: redacted, plain or hashed.
+        given: CSV with columns sop_instance_uid, end_diastole, end_systole: frames that a person chose.
+        ray_address: address of a Ray cluster; by default one is started on this machine.
+    Raises:
+        ValueError: if a value is not among the choices, or two do not go together.
+    """
+
+    workers: int = 2
+    engine: str = "local"
+    resume: bool = False
+    deidentify: str | None = None
+    paths: str = "redacted"
+    given: str | None = None
+    ray_address: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("engine", ENGINES)
+        self._check("paths", PATHS)
+        if self.deidentify is not None and self.paths == "plain":
+            raise ValueError(
+                "paths plain would link de-identified outputs to their originals; leave out paths or deidentify"
+            )
+        if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
+            raise ValueError(f"workers must be a whole number of at least 1, got {self.workers!r}")
+
+
+@dataclass(frozen=True)
+class ListenOptions(HospitalOptions):
+    """Options of a DICOM node.
+
+    Args:
+        host: address to listen on; any but this machine's own needs allowed_titles and allowed_peers.
+        port: port to listen on; 0 takes a free one.
+        ae_title: AE title of the node; senders have to call it by this title.
+        allowed_titles: AE titles of senders, with commas between.
+        allowed_peers: addresses or networks of senders, with commas between.
+        destination: TITLE@HOST:PORT that results are sent to; by default they stay in out_dir.
+        quiet_seconds: a study is complete when nothing has come of it for this long.
+        max_object_mb: size of the largest object that is received; the connection of a larger one is cut.
+        max_inbox_mb: size of all objects that are kept; beyond it, senders are told that there is no room.
+        keep_days: days after which a study is removed once its results were delivered; by default nothing is removed.
+    Raises:
+        ValueError: if a value is not among the choices or not above 0.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 11112
+    ae_title: str = "SYNBOOST"
+    allowed_titles: str = ""
+    allowed_peers: str = ""
+    destination: str | None = None
+    quiet_seconds: float = 60.0
+    max_object_mb: float = 4096
+    max_inbox_mb: float = 100_000
+    keep_days: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("quiet_seconds", "keep_days", "max_inbox_mb"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value!r}")
