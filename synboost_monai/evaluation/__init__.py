@@ -1,4 +1,4 @@
-"""Numbers that say how good segmentations and synthetic images are, and how they are measured. Names load on first use."""
+"""Measure how good segmentations and synthetic images are. Names load on first use."""
 
 from synboost_monai.lazy import on_first_use
 

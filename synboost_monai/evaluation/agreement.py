@@ -1,4 +1,4 @@
-"""How well two measurements of the same quantity agree: bias, limits of agreement, error, correlation, intraclass correlation."""
+"""Measure how well two measurements of the same quantity agree: bias, limits of agreement, error, correlation, intraclass correlation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 MIN_PAIRS = 3
-"""Fewer pairs have no deviation, correlation or interval worth the name."""
+"""Fewest pairs for which a deviation, a correlation or an interval is computed."""
 STATISTICS = (
     "num_pairs",
     "bias",
@@ -32,11 +32,11 @@ STATISTICS = (
     "icc_low",
     "icc_high",
 )
-"""Keys of `agreement`."""
+"""Keys of the result of `agreement`."""
 
 
 def agreement(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) -> dict[str, Any]:
-    """Agreement of pairs of measurements, such as predicted and expert.
+    """Return the agreement of pairs of measurements, such as predicted and expert.
 
     - bias: mean of first - second; its interval is Student's.
     - lower_limit, upper_limit: bias -+ 1.96 std_difference, between which 95 % of the differences are expected (Bland and Altman,
@@ -46,10 +46,10 @@ def agreement(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) 
 
     Args:
         first, second: (n,), finite.
-        confidence: of the intervals (`_low`, `_high`).
+        confidence: confidence level of the intervals (`_low`, `_high`).
     Returns:
-        `STATISTICS`. What is undefined is None: everything but num_pairs, bias and mae below `MIN_PAIRS` pairs (these two for no
-        pair at all), and a correlation where one side does not vary.
+        `STATISTICS`. Undefined values are None: with fewer than `MIN_PAIRS` pairs everything but num_pairs, bias and mae (these two
+        only if there is no pair at all), and a correlation where one side does not vary.
     Raises:
         ValueError: if the lengths differ, a value is not finite or the confidence is not between 0 and 1.
     """
@@ -80,17 +80,17 @@ def agreement(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) 
 
 
 def intraclass_correlation(ratings: ArrayLike, *, confidence: float = 0.95) -> dict[str, float | None]:
-    """ICC(2,1): two-way random effects, absolute agreement, a single rater (Shrout and Fleiss, Psychol Bull 1979;86:420-428).
+    """Return ICC(2,1): two-way random effects, absolute agreement, a single rater (Shrout and Fleiss, Psychol Bull 1979;86:420-428).
 
     With the mean squares of subjects (B), raters (J) and residual (E), n subjects and k raters:
 
         ICC(2,1) = (B - E) / (B + (k - 1) E + k (J - E) / n)
 
-    and the interval of the same paper, from the F distribution.
+    The interval is that of the same paper, from the F distribution.
 
     Args:
-        ratings: (n, k), a row a subject, a column a rater; finite.
-        confidence: of the interval.
+        ratings: (n, k), one row per subject, one column per rater; finite.
+        confidence: confidence level of the interval.
     Returns:
         icc, icc_low, icc_high; None with fewer than `MIN_PAIRS` subjects or 2 raters, or if no rater's ratings vary.
     Raises:
@@ -120,8 +120,8 @@ def intraclass_correlation(ratings: ArrayLike, *, confidence: float = 0.95) -> d
 def _icc_interval(
     icc: float, between: float, of_raters: float, residual: float, n: int, k: int, confidence: float
 ) -> tuple[float, float]:
-    """Interval of ICC(2,1) from its mean squares."""
-    if between + of_raters + residual == between:  # the raters say the same
+    """Return the interval of ICC(2,1) from its mean squares."""
+    if between + of_raters + residual == between:  # all raters give the same ratings
         return icc, icc
     if residual <= 1e-12 * of_raters:  # they differ by a constant: the limit of what follows
         degrees = float(k - 1)
@@ -141,7 +141,7 @@ def _icc_interval(
 
 
 def _pearson_r(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
-    """Correlation; None if one side does not vary."""
+    """Return the correlation; None if one side does not vary."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     r = float(stats.pearsonr(a, b).statistic)
@@ -149,7 +149,7 @@ def _pearson_r(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
 
 
 def _checked_pairs(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both sides as float64, (n,)."""
+    """Return both sides as float64, (n,)."""
     sides = [np.asarray(side, dtype=np.float64) for side in (first, second)]
     shapes: Sequence[tuple[int, ...]] = [side.shape for side in sides]
     if shapes[0] != shapes[1] or len(shapes[0]) != 1:

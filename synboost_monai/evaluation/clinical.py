@@ -1,7 +1,7 @@
-"""Clinical measures of an evaluation: what its label maps say of each patient's heart, against the experts' label maps.
+"""Compare the clinical measures of an evaluation's label maps with those of the experts' label maps, patient by patient.
 
-Reads an evaluation's folder (metrics.csv, summary.json, label_maps/CASE) and the data set that it is of; writes clinical.csv,
-clinical.json and a Bland-Altman plot of the ejection fraction for each method into the folder.
+The module reads an evaluation's folder (metrics.csv, summary.json, label_maps/CASE) and the data set that was evaluated; it writes
+clinical.csv, clinical.json and a Bland-Altman plot of the ejection fraction for each method into the folder.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ COLUMNS = (
     "reason",
     "warning",
 )
-"""Columns of clinical.csv, one row a patient, measure and method. `reference` is the ejection fraction of Info_*.cfg; `reason` and
-`warning` say of which value (predicted, expert or reference) they are."""
+"""Columns of clinical.csv, which has one row per patient, measure and method. `reference` is the ejection fraction of Info_*.cfg;
+`reason` and `warning` say which value (predicted, expert or reference) they concern."""
 COMPARISONS = (("predicted", "expert"), ("predicted", "reference"), ("expert", "reference"))
-"""Columns of clinical.csv whose agreement is told, first minus second."""
+"""Columns of clinical.csv whose agreement is reported, first minus second."""
 MAIN_MEASURES = ("end_diastolic_volume_ml", "end_systolic_volume_ml", "ejection_fraction")
-"""Measures that are told by image quality too."""
+"""Measures that are also reported by image quality."""
 ALL_QUALITIES = "all"
-"""Group of every patient, whatever the image quality."""
+"""Name of the group of all patients, whatever the image quality."""
 QUALITY_COLOURS = {"good": "#55a868", "medium": "#4c72b0", "poor": "#c44e52", "": "#777777"}
-"""Image quality ('' not known) -> colour of the plot."""
+"""Image quality ('' if not known) -> colour in the plot."""
 
 _NAMES = {"predicted": "predicted", "expert": "experts", "reference": "Info_*.cfg"}
 _REFERENCE_NOTE = "Info_*.cfg of CAMUS follows CAMUS's rule, that of the phantom biplane"
@@ -93,24 +93,24 @@ _HEADINGS = {
 
 @dataclass(frozen=True)
 class ClinicalResult:
-    """What `clinical_measures` found and wrote."""
+    """Hold the results of `clinical_measures` and the paths of the files that it wrote."""
 
     frame: pd.DataFrame
-    """`COLUMNS`; None where there is no value."""
+    """Table with `COLUMNS`; None where there is no value."""
     summary: dict[str, Any]
     """Content of clinical.json."""
     csv_path: Path
     json_path: Path
     plot_paths: list[Path] = field(default_factory=list)
-    """Bland-Altman plots of the ejection fraction, one a method with at least `MIN_PAIRS` patients."""
+    """Bland-Altman plots of the ejection fraction, one per method with at least `MIN_PAIRS` patients."""
 
     @property
     def tables(self) -> list[Table]:
-        """Agreement with the experts; with Info_*.cfg and by image quality where these are known."""
+        """Return tables of the agreement with the experts, and with Info_*.cfg and by image quality where these are known."""
         return _tables(self.summary)
 
     def plot(self, measure: str, method: str, comparison: tuple[str, str] = COMPARISONS[0]) -> bytes | None:
-        """`bland_altman_plot` of a measure and method; None with fewer than `MIN_PAIRS` patients."""
+        """Return the `bland_altman_plot` of a measure and method; None with fewer than `MIN_PAIRS` patients."""
         part = _pairs(self.frame, measure, method, comparison)
         if len(part) < MIN_PAIRS:
             return None
@@ -133,20 +133,20 @@ def clinical_measures(
     section: str | None = None,
     plots: bool = True,
 ) -> ClinicalResult:
-    """Volumes, ejection fraction and lengths from an evaluation's label maps and from the experts', and how they agree.
+    """Measure volumes, ejection fraction and lengths in an evaluation's and the experts' label maps, and compare them.
 
-    Pictures (PNG) have no pixel size: of them only the ejection fraction of single views is told. The image quality of a biplane measure
-    is the poorer one of its views. Methods that need a view which no patient has are left
-    out of clinical.csv and told in clinical.json.
+    Pictures (PNG) have no pixel size, so only the ejection fraction of single views is computed for them. The image quality of a biplane
+    measure is the poorer one of its views. Methods that need a view which no patient has are left out of clinical.csv and listed in
+    clinical.json.
 
     Args:
         evaluation_dir: folder that `synboost evaluate` wrote, with its label_maps.
-        dataset_dir: the data set that was evaluated; by default that of summary.json.
-        section: of the data set; by default that of summary.json.
+        dataset_dir: the data set that was evaluated; by default the one named in summary.json.
+        section: section of the data set; by default the one named in summary.json.
         plots: whether Bland-Altman plots are written.
     Raises:
-        FileNotFoundError: if the folder is no evaluation, or the data set is not there.
-        ValueError: if nothing of the section was evaluated with patient, view and phase known, or a patient has two images of
+        FileNotFoundError: if the folder does not hold an evaluation, or the data set does not exist.
+        ValueError: if no evaluated image of the section has a known patient, view and phase, or a patient has two images of
             the same view and phase.
     """
     import pandas as pd
@@ -205,16 +205,16 @@ def bland_altman_plot(
     names: tuple[str, str] = ("predicted", "expert"),
     groups: Sequence[str] | pd.Series | None = None,
 ) -> bytes:
-    """Difference over mean of pairs of measurements, with bias and limits of agreement and their 95 % intervals, as PNG.
+    """Draw the difference over the mean of pairs of measurements, with bias, limits of agreement and 95 % intervals, as PNG.
 
     Args:
         first, second: (n,), at least `MIN_PAIRS` pairs.
-        quantity, unit: for the axes; differences of a percentage are in percentage points.
-        title: above the plot.
-        names: of both sides.
-        groups: (n,) image quality of each pair ('' not known), as colour; None: one colour.
+        quantity, unit: names on the axes; differences of a percentage are in percentage points.
+        title: text above the plot.
+        names: names of both sides.
+        groups: (n,) image quality of each pair ('' if not known), shown as colour; None: one colour.
     Raises:
-        ValueError: if there are fewer pairs, or as `agreement`.
+        ValueError: if there are fewer pairs, or as for `agreement`.
     """
     import numpy as np
 
@@ -260,7 +260,7 @@ def bland_altman_plot(
 
 
 def _facts(evaluation_dir: Path) -> dict[str, Any]:
-    """summary.json."""
+    """Read summary.json."""
     for name in ("summary.json", "metrics.csv"):
         if not (evaluation_dir / name).is_file():
             raise FileNotFoundError(
@@ -275,7 +275,7 @@ def _facts(evaluation_dir: Path) -> dict[str, Any]:
 
 
 def _dataset_path(evaluation_dir: Path, facts: Mapping[str, Any]) -> Path:
-    """The data set of summary.json, whose path may be relative to a folder above the evaluation."""
+    """Return the data set of summary.json, whose path may be relative to a folder above the evaluation."""
     if not facts.get("dataset_dir"):
         raise ValueError(f"{evaluation_dir}/summary.json: names no dataset_dir; give --dataset_dir")
     named = Path(facts["dataset_dir"])
@@ -289,13 +289,13 @@ def _dataset_path(evaluation_dir: Path, facts: Mapping[str, Any]) -> Path:
 
 
 Items = dict[tuple[str, str], dict[str, Any]]
-"""(view, phase) -> item of the datalist, with its `case` in the evaluation."""
+"""(view, phase) -> item of the datalist, with the name of its `case` in the evaluation."""
 
 
 def _patients(
     evaluation_dir: Path, items: Sequence[Mapping[str, Any]], where: str
 ) -> tuple[dict[str, Items], dict[str, int]]:
-    """Evaluated items by patient, view and phase, and how many were passed over for which reason."""
+    """Return evaluated items by patient, view and phase, and how many items were passed over for which reason."""
 
     keys = ["patient", "view", "phase"]
     evaluated = read_frame(evaluation_dir / "metrics.csv", usecols=["case", *keys], dtype=str).drop_duplicates()
@@ -326,7 +326,7 @@ def _patients(
 
 
 def _rows(patient: str, items: Items, evaluation_dir: Path, methods: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows of clinical.csv of a patient."""
+    """Return a patient's rows of clinical.csv."""
     frames = {key: _predicted(evaluation_dir, item) for key, item in items.items()}
     predicted = measure_patient(frames, is_one_clip=True)
     files = {key: item.get("label") for key, item in items.items()}
@@ -358,11 +358,11 @@ def _rows(patient: str, items: Items, evaluation_dir: Path, methods: Sequence[st
 def _measured_experts(
     files: tuple[tuple[tuple[str, str], str | None], ...], times_ns: tuple[int, ...]
 ) -> list[ClinicalMeasure]:
-    """Measures of a patient's label maps by the expert: those of every evaluation of the same images.
+    """Return the measures of a patient's expert label maps; they are the same for every evaluation of the same images.
 
     Args:
-        files: ((view, phase), path) of each; no path: there is no label map.
-        times_ns: when they were written; others are measured anew.
+        files: ((view, phase), path) of each label map; no path: there is no label map.
+        times_ns: times when they were written; files with other times are measured anew.
     """
     return measure_patient(
         {key: "no label map" if path is None else _read(path) for key, path in files}, is_one_clip=True
@@ -370,28 +370,28 @@ def _measured_experts(
 
 
 def _joined(texts: Sequence[tuple[str, str]]) -> str | None:
-    """`predicted: ...; expert: ...` of those that say something."""
+    """Return `predicted: ... | expert: ...`, without empty texts."""
     return " | ".join(f"{whose}: {text}" for whose, text in texts if text) or None
 
 
 def _quality(items: Items, views: Sequence[str]) -> str | None:
-    """The poorest image quality that is known of some views."""
+    """Return the poorest known image quality of some views."""
     known = [item.get("image_quality") for (view, _), item in items.items() if view in views]
     return max((q for q in known if q in IMAGE_QUALITIES), key=IMAGE_QUALITIES.index, default=None)
 
 
 def _predicted(evaluation_dir: Path, item: Mapping[str, Any]) -> tuple[NDArray[Any], tuple[float, float] | None] | str:
-    """Predicted label map of an item and its spacing, or that there is none."""
+    """Return the predicted label map of an item and its spacing, or a text that says there is none."""
     paths = [evaluation_dir / "label_maps" / f"{item['case']}{suffix}" for suffix in FRAME_SUFFIXES]
     path = next((p for p in paths if p.is_file()), None)
     if path is None:
         return "the label map was not kept"
-    pixels, spacing_mm = _read(path)  # NIfTI, whatever the image was: a picture's has a spacing that nobody measured
+    pixels, spacing_mm = _read(path)  # NIfTI even for a picture, whose spacing was not measured
     return pixels, None if image_suffix(item.get("image") or "") in UNCALIBRATED_SUFFIXES else spacing_mm
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[NDArray[Any], tuple[float, float] | None]:
-    """A label map and its spacing; a picture knows none."""
+    """Return a label map and its spacing; a picture has no spacing."""
     frames = read_frames(path)
     pixels = frames.pixels[0]
     if pixels.dtype.kind == "f" and (pixels == pixels.round()).all():
@@ -403,13 +403,13 @@ def _read(path: str | os.PathLike[str]) -> tuple[NDArray[Any], tuple[float, floa
 
 
 def _pairs(frame: pd.DataFrame, measure: str, method: str, comparison: tuple[str, str]) -> pd.DataFrame:
-    """Rows of a measure and method that have both sides of a comparison."""
+    """Return the rows of a measure and method that have both sides of a comparison."""
     part = frame[(frame["measure"] == measure) & (frame["method"] == method)]
     return part[part[list(comparison)].notna().all(axis=1)]
 
 
 def _agreements(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """`agreement` of every comparison, measure, method and group of image quality that has a pair."""
+    """Return the `agreement` of every comparison, measure, method and group of image quality that has a pair."""
     found = []
     for comparison in COMPARISONS:
         for measure in MEASURES:
@@ -425,7 +425,7 @@ def _agreements(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _counts(frame: pd.DataFrame, column: str) -> list[dict[str, Any]]:
-    """Each single reason (or warning) with the number of values that it concerns and the patients, the most frequent one first."""
+    """Return each reason (or warning) with its number of values and its patients, the most frequent one first."""
     told: dict[str, list[str]] = {}
     for patient, text in frame.loc[frame[column].notna(), ["patient", column]].itertuples(index=False, name=None):
         for whose, parts in (part.split(": ", 1) for part in text.split(" | ")):
@@ -436,13 +436,13 @@ def _counts(frame: pd.DataFrame, column: str) -> list[dict[str, Any]]:
 
 
 def _views_needed(method: str, views: set[str]) -> str:
-    """Why a method does not apply to a data set of some views."""
+    """Say why a method does not apply to a data set with the given views."""
     missing = [view.removeprefix("apical_").replace("_", "-") for view in METHODS[method][1] if view not in views]
     return f"no patient has a {' and a '.join(missing)} view"
 
 
 def _tables(summary: Mapping[str, Any]) -> list[Table]:
-    """Agreement with the experts, with Info_*.cfg where it is known, and by image quality where it is known."""
+    """Return tables of the agreement with the experts, with Info_*.cfg where it is known, and by image quality where it is known."""
     import pandas as pd
 
     keys = ["first", "second", "measure", "method", "image_quality"]

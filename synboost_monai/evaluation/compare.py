@@ -1,4 +1,4 @@
-"""Two or more evaluations of the same images against each other: tables, their files, and what is needed to make them again."""
+"""Compare two or more evaluations of the same images; write the tables, their files, and the settings to make them again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NO_PATIENTS = (
     "The files name no patients, so there are no tests over patients and no intervals; these p-values take the images of one patient as "
     "independent, which they are not."
 )
-"""What stands under the tables when the column patient is empty."""
+"""Note under the tables when the column patient is empty."""
 
 _QUESTIONS = {"greater": "better than", "less": "worse than", "two-sided": "different from"}
 _PATIENT_COLUMNS = ("num_patients", "ci_low", "ci_high", "patient_wilcoxon_p", "patient_wilcoxon_p_holm", "patient_t_p")
@@ -94,21 +94,21 @@ def compare(
 ) -> list[Table]:
     """Compare evaluations of the same images, each later one with the first: means, differences, tests, effect sizes.
 
-    What each number is: `metrics.statistics.compare_pairs`. Holm's correction is over all tests of one metric: each structure and
+    `evaluation.statistics.compare_pairs` defines each number. Holm's correction covers all tests of one metric: each structure and
     overall, of every later run.
 
     Args:
-        a_csv, b_csv, more_csv: metrics.csv of each, or the folder of an evaluation; different files.
-        names: of the runs; by default the parts in which their paths differ.
+        a_csv, b_csv, more_csv: metrics.csv of each run, or the folder of an evaluation; different files.
+        names: names of the runs; by default the parts in which their paths differ.
         metrics: `METRICS` or `PAPER_METRICS`; by default those that every file has.
-        alternative: whether the first is better (greater), worse (less) or just different (two-sided).
+        alternative: the first run is better (greater), worse (less) or just different (two-sided).
         output_dir: folder for comparison.json, and a CSV and a LaTeX file of each table.
-        seed, num_resamples: of the bootstrap by patients.
+        seed, num_resamples: seed and number of samples of the bootstrap by patients.
     Returns:
         three tables: means, tests, effect sizes.
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if a file is no metrics.csv, is given twice, or the runs are not of the same cases.
+        ValueError: if a file is not a metrics.csv, is given twice, or the runs are not of the same cases.
     """
     paths = [_metrics_path(path) for path in (a_csv, b_csv, *more_csv)]
     if len({path.resolve() for path in paths}) < len(paths):
@@ -141,7 +141,10 @@ def compare(
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
-    """The parts in which the paths of runs differ: runs/x/real/evaluation/metrics.csv and runs/x/synthetic/... -> real, synthetic."""
+    """Return the parts in which the paths of runs differ.
+
+    For example, runs/x/real/evaluation/metrics.csv and runs/x/synthetic/evaluation/metrics.csv give real and synthetic.
+    """
     parts = [[*path.parts[:-1], path.name.removesuffix(".csv")] for path in paths]
     for end in (-1, 0):
         while min(map(len, parts)) > 1 and len({part[end] for part in parts}) == 1:
@@ -158,7 +161,7 @@ def _metrics_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _metrics(frames: Sequence[pd.DataFrame], titles: Sequence[str], asked: Sequence[str] | None) -> list[str]:
-    """Metrics to compare, checked."""
+    """Return the metrics to compare, checked."""
     known = (*METRICS, *PAPER_METRICS)
     lacking = {m: [t for t, f in zip(titles, frames) if m not in f or f[m].isna().all()] for m in known}
     if asked is None:
@@ -176,13 +179,13 @@ def _metrics(frames: Sequence[pd.DataFrame], titles: Sequence[str], asked: Seque
 
 
 def _in_percent(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with its shares in percent."""
+    """Return the frame with its shares in percent."""
     shares = [m for m, title in METRIC_TITLES.items() if title.endswith("%") and m in frame]
     return frame.assign(**{m: 100 * frame[m] for m in shares})
 
 
 def _source(path: Path) -> str:
-    """Section and data set of an evaluation, from the summary.json beside it; empty if there is none."""
+    """Return the section and data set of an evaluation, from the summary.json beside it; empty if there is none."""
     summary_path = path.with_name("summary.json")
     if not summary_path.is_file():
         return ""
@@ -193,7 +196,7 @@ def _source(path: Path) -> str:
 def _tables(
     records: Sequence[Mapping[str, Any]], titles: Sequence[str], settings: Mapping[str, Any], source: str
 ) -> list[Table]:
-    """Means, tests and effect sizes of the records."""
+    """Return means, tests and effect sizes of the records as tables."""
     has_patients = any(r["num_patients"] is not None for r in records)
     is_pair = len(titles) == 2
     other = titles[1] if is_pair else "the compared run"
@@ -238,7 +241,7 @@ def _tables(
 
 
 def _question(first: str, other: str, settings: Mapping[str, Any]) -> str:
-    """What the tests ask."""
+    """Say in words what the tests ask."""
     sides = "Two-sided" if settings["alternative"] == "two-sided" else "One-sided"
     question = f"{sides} paired tests: is {first} (a) {_QUESTIONS[settings['alternative']]} {other} (b)?"
     has_distances = any(metric in SMALLER_IS_BETTER for metric in settings["metrics"])
@@ -252,7 +255,7 @@ def _write(
     inputs: Sequence[Mapping[str, str]],
     settings: Mapping[str, Any],
 ) -> None:
-    """The tables' files and comparison.json, whose shares are in percent as in the tables."""
+    """Write the tables' files and comparison.json, whose shares are in percent as in the tables."""
     for table in tables:
         write_table(table, folder)
     libraries = {name: version(name) for name in ("numpy", "pandas", "scipy", "monai")}

@@ -1,4 +1,4 @@
-"""Ignite handlers of inference and evaluation: label maps, their doubt and metrics on the native grid, written as files."""
+"""Write label maps, their doubt and their metrics on the native grid, as Ignite handlers of inference and evaluation."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ from synboost_monai.transforms.postprocessing import DOUBT_KEY, EVIDENCE_KEY, SP
 from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY
 
 PNG_SPREAD_SCALE = 510
-"""Grey level of a PNG spread map for each unit of spread: 255 is 0.5, the largest that can be."""
+"""Grey levels per unit of spread in a PNG spread map: 255 is 0.5, the largest possible spread."""
 SPREAD_DECIMALS = 3
-"""Decimals kept of a spread in files: the file is a third as large."""
+"""Decimals of a spread that are kept in files; the rounding makes a file three times smaller."""
 
 logger = logging.getLogger(__name__)
 
 
 def items_of(engine: Engine) -> list[Mapping[str, Any]]:
-    """Items of `checked_items` that a run goes through, before any is loaded."""
+    """Return the items of `checked_items` that a run goes through, before any image is loaded."""
     data = getattr(getattr(engine.state.dataloader, "dataset", None), "data", ())
     return [item for item in data if isinstance(item, Mapping) and {"image", "case"} <= item.keys()]
 
 
 class WriteLabelMaps:
-    """Writes each label map of `RestoreLabelMapd` to `output_dir/CASE`, in its image's frame (see `write_label_map`).
+    """Write each label map of `RestoreLabelMapd` to `output_dir/CASE`, in its image's frame (see `write_label_map`).
 
-    Beside it, where the postprocessing gives them: `CASE_spread`, the spread in the same frame (float32; PNG: 8 bits, 255 = 0.5), and
-    `CASE.json`, what `DoubtAssessor` says, with the names of the files and nothing else that tells whose image it is.
+    Beside it, where the postprocessing gives them, are `CASE_spread`, the spread in the same frame (float32; PNG: 8 bits, 255 = 0.5),
+    and `CASE.json`, the result of `DoubtAssessor` with the names of the files; nothing else in it identifies the patient.
 
-    A handler and not the last postprocessing, because MONAI Label runs the postprocessing and writes by itself.
+    This is a handler and not the last postprocessing step, because MONAI Label runs the postprocessing and writes by itself.
 
     A run whose results would replace an image, a label map or one of `inputs` is refused when it starts.
 
     Args:
-        output_dir: made when the first label map is written.
+        output_dir: folder that is made when the first label map is written.
         output_format: "same" as the image, or "nifti".
-        inputs: what the run reads beside its images, such as weights (see `refuse_overwriting`).
+        inputs: files that the run reads besides its images, such as weights (see `refuse_overwriting`).
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class WriteLabelMaps:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def _keep_inputs(self, engine: Engine) -> None:
-        """Refuse to replace what the run reads."""
+        """Refuse to replace files that the run reads."""
         items = items_of(engine)
         refuse_overwriting((path for item in items for path in self._files_of(item)), [items, self.inputs])
 
     def _files_of(self, item: Mapping[str, Any]) -> list[Path]:
-        """Every file that an item's result may have."""
+        """Return every file that an item's result may have."""
         target = self.output_dir / item["case"]
         path = label_map_path(item["image"], target, self.output_format)
         return [path, Path(f"{target}_spread{image_suffix(path)}"), Path(f"{target}.json")]
@@ -115,7 +115,7 @@ def write_spread(spread: NDArray[np.float32], label_map_path: Path, target: Path
     Args:
         spread: (H, W), or (T, H, W) of a clip, in display order.
         label_map_path: the written label map.
-        target: where to write, without a suffix; it gets the label map's.
+        target: where to write, without a suffix; the label map's suffix is added.
     Returns:
         path of the file: NIfTI and MetaImage float32, rounded to `SPREAD_DECIMALS`; PNG 8 bits, spread x `PNG_SPREAD_SCALE`.
     """
@@ -153,17 +153,17 @@ def write_spread(spread: NDArray[np.float32], label_map_path: Path, target: Path
 
 
 class CaseMetrics:
-    """Measures each label map against the expert's on the native grid; writes metrics.csv and summary.json at the end.
+    """Measure each label map against the expert's on the native grid, and write metrics.csv and summary.json at the end.
 
     With the results of a `DoubtAssessor`, metrics.csv gets the columns predicted_dice and verdict (of the image), and summary.json
-    gets `doubt`: how well the predicted Dice ranks the true one, and what the verdicts caught (`doubt_summary`).
+    gets `doubt`: how well the predicted Dice ranks the true Dice, and how many bad images the verdicts caught (`doubt_summary`).
 
     Args:
-        items: of `checked_items`: case, the expert's label map (read here, since native sizes differ within a batch), patient, view
-            and phase. Structures that the expert did not draw (`labelled_structures` names the others) get no row, nor do those that a
-            free prompt does not name. Label maps without a pixel size (pictures) get no distances.
-        output_dir: where the two files go.
-        dataset_dir, section, seed, checkpoint_path, facts: noted in summary.json.
+            items: result of `checked_items`: case, the expert's label map (read here, since native sizes differ within a batch), patient,
+                view and phase. Structures that the expert did not draw (`labelled_structures` names those drawn) get no row, nor do those
+                that a free prompt does not name. Label maps without a pixel size (pictures) get no distances.
+        output_dir: folder of the two files.
+        dataset_dir, section, seed, checkpoint_path, facts: recorded in summary.json.
         paper_grid: also measure on the paper's 512 x 512 grid (columns dice_512, iou_512, hausdorff_512; see `case_metrics`).
     """
 
@@ -217,9 +217,9 @@ class CaseMetrics:
                 if labelled is not None and row["structure"] not in labelled:
                     continue
                 if asked is not None and row["structure"] != asked["structure"]:
-                    continue  # the label map shows one structure
+                    continue  # the label map shows one structure only
                 if not truth.meta[CALIBRATED_KEY]:
-                    row |= dict.fromkeys(DISTANCES)  # pixels are no millimetres
+                    row |= dict.fromkeys(DISTANCES)  # pixels are not millimetres
                 said = _said(output.get(DOUBT_KEY), row["structure"])
                 self.rows.append({**attributes, **row, **said})
 
@@ -234,16 +234,17 @@ class CaseMetrics:
 
 
 class WriteCalibration:
-    """Fits the predicted Dice to a labelled section, and writes calibration.json at the end (see `heart.calibration`).
+    """Fit the predicted Dice to a labelled section, and write calibration.json at the end (see `heart.calibration`).
 
     Args:
-        items: of `checked_items`: case, the expert's label map, patient (else each image counts as one).
-        assessor: the one that judged the label maps, without a calibration that was asked for (features are the same with one).
+        items: result of `checked_items`: case, the expert's label map, patient (else each image counts as one).
+        assessor: the assessor that judged the label maps; `calibration_path` must not be set (a calibration found beside the weights
+            does not change the features).
         path: the JSON file.
-        dataset_dir, section, seed: noted in it.
+        dataset_dir, section, seed: recorded in it.
         review_share: largest share of the section's images that may go to review for their predicted Dice.
     Raises:
-        ValueError: if the assessor was given a calibration, or there is nothing to fit (`fit_calibration`).
+        ValueError: if the assessor was given a calibration, or there is too little to fit (`fit_calibration`).
     """
 
     def __init__(
@@ -313,7 +314,7 @@ class WriteCalibration:
 
 
 def _said(doubt: Mapping[str, Any] | None, structure: str) -> dict[str, Any]:
-    """Columns of metrics.csv that a result of `DoubtAssessor` gives."""
+    """Return the columns of metrics.csv that come from a result of `DoubtAssessor`."""
     if doubt is None or structure not in doubt["structures"]:
         return {}
     predicted = doubt["structures"][structure]["predicted_dice"]

@@ -1,4 +1,4 @@
-"""Prompt sensitivity: every prompt of an image that is wrong in one word, the masks they give, and files of what was found.
+"""Segment an image with every prompt that is wrong in one word, measure the masks, and write files of the results.
 
 P: prompts of one image. L: tokens of a prompt. N: side of the network's square.
 """
@@ -42,20 +42,20 @@ from synboost_monai.transforms.postprocessing import restore_logits
 from synboost_monai.transforms.ultrasound_dicom import crop_to_region
 
 CSV_NAME, JSON_NAME = "sensitivity.csv", "sensitivity.json"
-"""Files of a run: every prompt, and the summary with where it comes from."""
+"""Files of a run: all prompts with their measures, and the summary with its settings."""
 TABLE_NAMES = ("prompt_sensitivity.csv", "prompt_sensitivity.tex", "prompt_sensitivity.png")
-"""Files that are made of these (`evaluation.sensitivity_tables`)."""
+"""Files that `evaluation.sensitivity_tables` makes of these."""
 MASKS_AT_ONCE = 16
-"""Masks that are brought to the native grid together: in float32 they are large."""
+"""Number of masks that are brought to the native grid together: in float32 they are large."""
 
 logger = logging.getLogger(__name__)
 
 
 class SensitivityPromptsd(Transform):
-    """Adds `input_ids` (P, L): every prompt of an item's `PromptVariations`. Items differ in P: one to a batch.
+    """Add `input_ids` (P, L): every prompt of an item's `PromptVariations`. As P differs, a batch holds one item.
 
     Args:
-        variations: which prompts; the handler must have the same.
+        variations: which prompts; the handler must have the same variations.
         context_length, padding_id: as in `PromptTokenizer`.
     """
 
@@ -69,11 +69,11 @@ class SensitivityPromptsd(Transform):
 
 
 class ManyPromptsInferer(PromptedSegmentationInferer):
-    """A `PromptedSegmentationInferer` for many prompts of an image: the image is encoded once, the prompts go in parts.
+    """Segment an image with many prompts: the image is encoded once, the prompts are decoded in parts.
 
     Args:
-        prompts_at_once: so many are decoded together; the memory of the decoder grows with them, the logits do not change.
-        options: of `PromptedSegmentationInferer`.
+        prompts_at_once: number of prompts decoded together; the decoder's memory grows with it, the logits do not change.
+        options: options of `PromptedSegmentationInferer`.
     """
 
     def __init__(self, prompts_at_once: int = 12, **options: Any) -> None:
@@ -97,7 +97,7 @@ class ManyPromptsInferer(PromptedSegmentationInferer):
         return torch.cat([super(ManyPromptsInferer, self)._logits(inputs, network, part) for part in parts], dim=1)
 
     def _encoded(self, images: Tensor, network: nn.Module) -> tuple[Tensor, ...]:
-        """Features of images, computed as the images themselves would have been."""
+        """Return the features of images, computed as for the images themselves."""
         segmenter: Any = network.module if isinstance(network, DistributedDataParallel) else network
         if self.autocast_dtype is None:
             images = images.to(next(segmenter.parameters()).dtype)
@@ -109,20 +109,20 @@ class ManyPromptsInferer(PromptedSegmentationInferer):
 
 
 class PromptSensitivity:
-    """Measures the mask of every prompt on the image's native grid; writes sensitivity.csv and sensitivity.json at the end.
+    """Measure every prompt's mask on the native grid, and write sensitivity.csv and sensitivity.json at the end.
 
-    Each prompt's mask is its own probability above the threshold, as the paper measured; structures do not compete for pixels, so that
-    nothing but the one prompt moves it.
+    Each prompt's mask is its own probability above the threshold, as in the paper; structures do not compete for pixels, so that
+    only the one prompt can move it.
 
     Args:
-        items: of `checked_items`: case, the expert's label map, and the attributes that prompts are made of.
-        variations: which prompts; the preprocessing must have the same.
-        output_dir: where the two files go.
+        items: result of `checked_items`: case, the expert's label map, and the attributes that prompts are made of.
+        variations: which prompts; the preprocessing must have the same variations.
+        output_dir: folder of the two files.
         threshold: probability above which a pixel belongs to a structure.
-        prompt: a free prompt has no attributes: it must be empty.
-        dataset_dir, section, seed, checkpoint_path, facts: noted in sensitivity.json; the seed is that of the intervals too.
+        prompt: must be empty, as a free prompt has no attributes.
+        dataset_dir, section, seed, checkpoint_path, facts: recorded in sensitivity.json; the seed is also used for the intervals.
     Raises:
-        ValueError: if there is a free prompt or the threshold is no probability.
+        ValueError: if there is a free prompt or the threshold is not a probability.
     """
 
     def __init__(

@@ -1,14 +1,14 @@
-"""Metrics of one segmented echocardiogram, structure by structure, on its native grid, and their summary.
+"""Measure a segmented echocardiogram, structure by structure, on its native grid, and summarise the metrics.
 
-What an empty mask means, so that no infinite or undefined number enters a mean:
+Rules for empty masks keep infinite or undefined numbers out of every mean:
 
 | prediction | truth | dice, iou | hd_mm, hd95_mm, asd_mm |
 |---|---|---|---|
 | empty | empty | 1 | 0 |
-| empty | not empty | 0 | none: left out of the mean, counted as an empty prediction |
-| not empty | empty | 0 | none: left out of the mean, counted as an empty truth |
+| empty | not empty | 0 | None: left out of the mean, counted as an empty prediction |
+| not empty | empty | 0 | None: left out of the mean, counted as an empty truth |
 
-The same holds on the paper's grid (`PAPER_METRICS`), by what is left of the masks there.
+The same rules hold on the paper's grid (`PAPER_METRICS`), for the masks as they are there.
 """
 
 from __future__ import annotations
@@ -34,28 +34,29 @@ from synboost_monai.files import atomic_write_text, sha256_of
 from synboost_monai.structures import NUM_CLASSES, STRUCTURES
 
 METRICS = ("dice", "iou", "hd_mm", "hd95_mm", "asd_mm")
-"""Measured numbers: Dice and intersection over union in [0, 1]; Hausdorff distance, 95 % Hausdorff distance and average symmetric
+"""Metrics on the native grid: Dice and intersection over union in [0, 1]; Hausdorff distance, 95 % Hausdorff distance and average symmetric
 surface distance in millimetres."""
 DISTANCES = ("hd_mm", "hd95_mm", "asd_mm")
-"""Those of `METRICS` that need the size of a pixel."""
+"""Metrics that need the size of a pixel."""
 PAPER_METRICS = ("dice_512", "iou_512", "hausdorff_512")
-"""The same on the paper's grid: in [0, 1], and the Hausdorff distance in pixels of that grid (the published column is 100 times it)."""
+"""Metrics on the paper's grid: Dice and intersection over union in [0, 1], and the Hausdorff distance in pixels of that grid (the published
+column is 100 times it)."""
 PAPER_GRID = (512, 512)
 """(H, W) of the PNG files into which the paper's images and masks were squashed, their aspect lost."""
 CSV_COLUMNS = ("case", "patient", "view", "phase", "structure", *METRICS, "is_empty_prediction", "is_empty_truth")
-"""Columns of metrics.csv, one row for a structure of an image; others may follow."""
+"""Columns of metrics.csv, one row per structure of an image; others may follow."""
 
 
 def case_metrics(pred: Any, truth: Any, spacing_mm: Sequence[float], paper_grid: bool = False) -> list[dict[str, Any]]:
-    """Overlap and border distances of each structure of one image.
+    """Measure the overlap and border distances of each structure of one image.
 
-    Distances are between border pixels, as MONAI takes them. With D the distances from each border pixel of one mask to the border of
-    the other, once from either mask: hd_mm is the largest of both; hd95_mm the larger of the two 95 % quantiles (MedPy takes one
-    quantile over both); asd_mm the mean over all, which MONAI calls symmetric.
+    Distances are between border pixels, as in MONAI. D holds the distances from each border pixel of either mask to the border of the
+    other. hd_mm is the largest distance; hd95_mm is the larger of the 95 % quantiles of the two directions (MedPy takes one quantile
+    over both); asd_mm is the mean over all distances, which MONAI calls symmetric.
 
-    The paper's grid: both label maps squashed to 512 x 512 by the nearest pixel. The published predictions were thresholded at the
+    On the paper's grid both label maps are squashed to 512 x 512 by the nearest pixel. The published predictions were thresholded at the
     network's size, 352 or 416 px, and then brought to 512, each structure by itself; ours are label maps of the native grid, where
-    structures exclude each other. So their borders had steps of up to 1.5 px more, and their masks could overlap.
+    structures exclude each other. So the published borders had steps of up to 1.5 px more, and the published masks could overlap.
 
     Args:
         pred: label map, (H, W) integers, classes 0..3; array or tensor.
@@ -63,7 +64,7 @@ def case_metrics(pred: Any, truth: Any, spacing_mm: Sequence[float], paper_grid:
         spacing_mm: (row, column) millimetres.
         paper_grid: also measure on the paper's grid.
     Returns:
-        one dictionary for each of `STRUCTURES`: structure, `METRICS` (distances None where the module's table says so),
+        one dictionary for each of `STRUCTURES`: structure, `METRICS` (distances None as in the module's table),
         is_empty_prediction, is_empty_truth; then `PAPER_METRICS` if asked for.
     Raises:
         ValueError: if the shapes differ, a class is unknown or the spacing is not two positive numbers.
@@ -87,8 +88,8 @@ def case_metrics(pred: Any, truth: Any, spacing_mm: Sequence[float], paper_grid:
 
 
 def _measure(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) -> list[dict[str, Any]]:
-    """Rows of `case_metrics` on the grid of the label maps."""
-    box = _joint_box(pred, truth)  # all that is outside is background of both: no count and no border changes
+    """Return the rows of `case_metrics` on the grid of the label maps."""
+    box = _joint_box(pred, truth)  # everything outside is background of both: no count and no border changes
     indices = torch.tensor([s.class_index for s in STRUCTURES])[:, None, None]
     pred_masks, truth_masks = ((label_map[box][None] == indices)[None] for label_map in (pred, truth))  # (1, S, h, w)
     options: dict[str, Any] = {"include_background": True, "ignore_empty": False}
@@ -109,9 +110,10 @@ def _measure(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) 
 
 
 def _border_distances(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) -> dict[str, float]:
-    """hd_mm, hd95_mm and asd_mm of two masks, neither of them empty.
+    """Return hd_mm, hd95_mm and asd_mm of two masks, neither of which is empty.
 
-    What `compute_hausdorff_distance` and `compute_average_surface_distance` give, from one look for the borders instead of three.
+    The values equal those of `compute_hausdorff_distance` and `compute_average_surface_distance`, but the borders are searched once
+    instead of three times.
     """
     _, distances, _ = get_edge_surface_distance(pred, truth, spacing=list(spacing), symmetric=True)
     return {
@@ -122,7 +124,7 @@ def _border_distances(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence
 
 
 def _joint_box(pred: torch.Tensor, truth: torch.Tensor) -> tuple[slice, slice]:
-    """Rows and columns of the smallest box around all structures of both label maps; one pixel if there are none."""
+    """Return rows and columns of the smallest box around all structures of both label maps; one pixel if there are none."""
     is_any = (pred > 0) | (truth > 0)
     if not is_any.any():
         return slice(0, 1), slice(0, 1)
@@ -132,7 +134,7 @@ def _joint_box(pred: torch.Tensor, truth: torch.Tensor) -> tuple[slice, slice]:
 
 
 def _squash(label_map: torch.Tensor) -> torch.Tensor:
-    """A label map on `PAPER_GRID`; each pixel takes the class at its centre."""
+    """Return a label map on `PAPER_GRID`; each pixel takes the class at its centre."""
     row, column = (
         torch.floor((torch.arange(new, dtype=torch.float64) + 0.5) * old / new).long()
         for new, old in zip(PAPER_GRID, label_map.shape)
@@ -141,7 +143,7 @@ def _squash(label_map: torch.Tensor) -> torch.Tensor:
 
 
 def metrics_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows of `case_metrics`, each with case, patient, view and phase added, as a table with `CSV_COLUMNS` first."""
+    """Return the rows of `case_metrics`, each with case, patient, view and phase added, as a table with `CSV_COLUMNS` first."""
     frame = pd.DataFrame(list(rows))
     for column in CSV_COLUMNS:
         if column not in frame:
@@ -151,7 +153,7 @@ def metrics_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def write_metrics_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write metrics.csv, one row for a structure of an image; the file appears whole or not at all.
+    """Write metrics.csv, one row per structure of an image, whole or not at all.
 
     Raises:
         ValueError: if there are no rows.
@@ -168,11 +170,11 @@ def read_metrics(path: str | os.PathLike[str]) -> pd.DataFrame:
     Args:
         path: the file, or the folder of an evaluation that holds it.
     Returns:
-        `CSV_COLUMNS`, then what else the file has. Names are text; metrics are numbers, NaN where undefined and where the file is too
-        old to have the column; a missing patient, view or phase is None.
+        `CSV_COLUMNS`, then the other columns of the file. Names are text; metrics are numbers, NaN where undefined and where the file is
+        too old to have the column; a missing patient, view or phase is None.
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it has no rows, lacks case, structure or dice, or a metric holds what it cannot be.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it has no rows, lacks case, structure or dice, or a metric has an impossible value.
     """
     path = Path(path)
     path = path / "metrics.csv" if path.is_dir() else path
@@ -202,7 +204,7 @@ def read_metrics(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def _checked_metric(values: pd.Series, metric: str, path: Path) -> pd.Series:
-    """A column of metrics.csv as numbers."""
+    """Return a column of metrics.csv as numbers."""
     is_share = metric.startswith(("dice", "iou"))
     numbers = pd.to_numeric(values, errors="coerce").astype(float)
     upper = 1.0 if is_share else math.inf
@@ -215,10 +217,10 @@ def _checked_metric(values: pd.Series, metric: str, path: Path) -> pd.Series:
 
 
 def summarise(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> dict[str, Any]:
-    """Mean and standard deviation of each metric, by structure and over all structures and cases.
+    """Return mean and standard deviation of each metric, by structure and over all structures and cases.
 
-    The deviation is over rows, with ddof = 1 (0 for a single row). Each metric is over the rows that have it, num_METRIC of them;
-    the paper's grid is left out where it was not measured.
+    The deviation is over rows, with ddof = 1 (0 for a single row). Each metric is over the rows that have it, and num_METRIC is their
+    number; the paper's grid is left out where it was not measured.
     """
     frame = rows if isinstance(rows, pd.DataFrame) else metrics_frame(rows)
     by_structure = {s.name: frame[frame["structure"] == s.name] for s in STRUCTURES}
@@ -242,19 +244,19 @@ def write_summary(
     command: str | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
-    """Write summary.json: `summarise`, and what is needed to make the same numbers again.
+    """Write summary.json: `summarise`, and the settings to make the same numbers again.
 
     Args:
-        path: the JSON file to write; it appears whole or not at all.
-        rows: of `case_metrics` with case, patient, view and phase added.
+        path: the JSON file, written whole or not at all.
+        rows: rows of `case_metrics` with case, patient, view and phase added.
         dataset_dir: the data that was evaluated.
         section: its section, such as testing.
-        seed: of the evaluation.
+        seed: seed of the evaluation.
         checkpoint_path: weights that were evaluated; their SHA-256 is written.
-        command: as typed; None takes it from this process.
+        command: the command as typed; None: taken from this process.
         facts: further entries, such as prompt_level and preset.
     Returns:
-        what was written.
+        the content that was written.
     """
     summary = summarise(rows) | {
         "dataset_dir": str(dataset_dir),
@@ -271,7 +273,7 @@ def write_summary(
 
 
 def this_command() -> str:
-    """This process's command as one would type it, without the folder that it is installed in."""
+    """Return this process's command as one would type it, without the folder in which it is installed."""
     program = Path(sys.argv[0])
     name = (
         f"python -m {program.parent.parent.name}.{program.parent.name}"
@@ -283,7 +285,7 @@ def this_command() -> str:
 
 
 def _label_map(values: Any, what: str) -> torch.Tensor:
-    """(H, W) int64 on the CPU, checked; MetaTensors become plain tensors."""
+    """Return (H, W) int64 on the CPU, checked; MetaTensors become plain tensors."""
     array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
     if array.ndim != 2:
         raise ValueError(f"per_case.py: {what} must be (H, W), got shape {array.shape}")
@@ -296,7 +298,7 @@ def _label_map(values: Any, what: str) -> torch.Tensor:
 
 
 def _statistics(frame: pd.DataFrame) -> dict[str, Any]:
-    """Means, deviations and counts of one group of rows."""
+    """Return means, deviations and counts of one group of rows."""
     out: dict[str, Any] = {}
     for metric in (*METRICS, *(m for m in PAPER_METRICS if m in frame)):
         column = frame[metric] if metric in frame else pd.Series(dtype=float)

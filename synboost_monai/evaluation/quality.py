@@ -1,8 +1,8 @@
-"""How good synthetic echocardiograms are, against real ones: quality.json, metrics.csv, images.csv and quality.html.
+"""Compare synthetic echocardiograms with real ones and write quality.json, metrics.csv, images.csv and quality.html.
 
-Three sets of images on one grid, that of the synthetic images: the synthetic ones, the real ones that are compared with them
-(`real_section`), and the real reference (`real_reference_section`, which the diffusion model and the segmenter learned from). Every
-distance of synthetic images to the reference has a floor: the distance of the compared real images, as many, to the same reference.
+Three sets of images are brought to one grid, that of the synthetic images: the synthetic ones, the real ones that are compared with
+them (`real_section`), and the real reference (`real_reference_section`), from which the diffusion model and the segmenter learned. Each
+distance of synthetic images to the reference has a floor: the distance of equally many compared real images to the same reference.
 """
 
 from __future__ import annotations
@@ -68,27 +68,27 @@ def evaluate_synthesis(
     sector_threshold: float = 0.0,
     inception_path: str | None = None,
 ) -> dict[str, Any]:
-    """Judge a synthetic data set; writes quality.json, metrics.csv, images.csv and quality.html when all is measured.
+    """Evaluate a synthetic data set, and write quality.json, metrics.csv, images.csv and quality.html when all is measured.
 
     Args:
         dataset_dir: folder of a synthesis: datalist.json, provenance.json, images, labels.
         real_dir: folder of a real data set: datalist.json with labels.
-        output_dir: where the files go.
-        segmenter: trained on real images.
-        real_section: real images that are compared with the synthetic ones: neither network was trained on them.
-        real_reference_section: real images that all are measured against.
-        limit: at most so many images of each of the three sets, spread evenly; None: all.
-        seed: of every drawing.
-        batch_size: images that a network gets at once.
-        dynamic_range_db: of the log compression that is undone for the speckle; the same for all sets.
-        num_bootstrap: samples of patients for the intervals.
+        output_dir: folder for the files.
+        segmenter: segmenter that was trained on real images.
+        real_section: real images that are compared with the synthetic ones; neither network was trained on them.
+        real_reference_section: real images against which both are measured.
+        limit: largest number of images of each of the three sets, spread evenly; None: all.
+        seed: seed of all random choices.
+        batch_size: number of images in a batch of a network.
+        dynamic_range_db: range of the log compression that is undone for the speckle; the same for all sets.
+        num_bootstrap: number of samples of patients for the intervals.
         sector_threshold: brightest value outside the sector of real images, as in the synthesis.
-        inception_path: TorchScript file: images (B, 3, 299, 299) in [0, 1] -> features (B, F); None: no such FID.
+        inception_path: TorchScript file: images (B, 3, 299, 299) in [0, 1] -> features (B, F); None: no FID on Inception's features.
     Returns:
         the content of quality.json.
     Raises:
         FileNotFoundError: if a data set, its files or the Inception file is missing.
-        ValueError: if a section is missing, too small or not disjoint, or the data do not fit together. Nothing is written then.
+        ValueError: if a section is missing, too small or not disjoint, or the data do not fit together; then nothing is written.
     """
     dataset_dir, real_dir, output_dir = Path(dataset_dir), Path(real_dir), Path(output_dir)
     if batch_size < 1:
@@ -162,7 +162,7 @@ def evaluate_synthesis(
 
 
 def _provenance(dataset_dir: Path) -> dict[str, Any]:
-    """provenance.json of a finished synthesis."""
+    """Read provenance.json of a finished synthesis."""
     if not (dataset_dir / DATALIST_NAME).is_file():
         raise FileNotFoundError(
             f"{dataset_dir}: expected a finished synthetic data set with {DATALIST_NAME}; make it with `synboost synthesise`"
@@ -182,14 +182,14 @@ def _provenance(dataset_dir: Path) -> dict[str, Any]:
 
 
 def _sections(dataset_dir: Path) -> list[str]:
-    """The sections that a datalist has images in."""
+    """Return the sections of a datalist that have images."""
     content = json.loads(read_text(dataset_dir / DATALIST_NAME))
     there = [section for section in SECTIONS if isinstance(content, dict) and content.get(section)]
-    return there or list(SECTIONS[:1])  # reading that one tells what is wrong
+    return there or list(SECTIONS[:1])  # reading this section reports what is wrong
 
 
 def _with_cases(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Items with `case`: the file's name without suffix, or its path below the common folder where names repeat.
+    """Return items with `case`: the file's name without suffix, or its path below the common folder where names repeat.
 
     Raises:
         ValueError: if an item has no image or no label map.
@@ -208,7 +208,7 @@ def _with_cases(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _check(items: Sequence[Any], real_items: Sequence[Any], reference_items: Sequence[Any], where: str) -> None:
-    """Enough images, and no patient both compared and in the reference."""
+    """Check that there are enough images, and that no patient is both compared and in the reference."""
     smallest = min(len(items), len(real_items), len(reference_items))
     if smallest < 2:
         raise ValueError(
@@ -221,7 +221,7 @@ def _check(items: Sequence[Any], real_items: Sequence[Any], reference_items: Seq
 
 
 def _image_table(sets: Comparison, found: Mapping[str, Neighbours]) -> pd.DataFrame:
-    """One row for each synthetic and compared real image: what the page's distributions are made of."""
+    """Return one row for each synthetic and compared real image, for the distributions on the page."""
     rows = []
     for images, is_synthetic in ((sets.synthetic, True), (sets.real, False)):
         for i, item in enumerate(images.items):
@@ -245,7 +245,7 @@ def _image_table(sets: Comparison, found: Mapping[str, Neighbours]) -> pd.DataFr
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for what JSON cannot say: NaN and infinity."""
+    """Return the value with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _finite(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):

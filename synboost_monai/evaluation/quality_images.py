@@ -1,6 +1,6 @@
-"""Images of an evaluation of synthesis: brought to one grid, segmented by a network that learned from real ones, and measured.
+"""Bring images for an evaluation of synthesis to one grid, segment them with a network trained on real images, and measure them.
 
-`measure` reads a set batch by batch and keeps numbers alone, so that memory grows by some kilobytes an image.
+`measure` reads a set batch by batch and keeps only numbers, so that memory grows by a few kilobytes per image.
 """
 
 from __future__ import annotations
@@ -56,26 +56,26 @@ TISSUES = {
     "myocardium": (MYOCARDIUM.class_index,),
     "other_tissue": (BACKGROUND_INDEX,),
 }
-"""Tissue -> classes of the label map, inside the sector."""
+"""Tissue -> classes of the label map, taken inside the sector."""
 THUMBNAIL_SIZE = 32
-"""Side of the reduced images in which the nearest training image is looked for, pixels."""
+"""Side in pixels of the reduced images in which the nearest training image is searched."""
 INCEPTION_SIZE = 299
-"""Side of Inception's images, pixels."""
+"""Side of Inception's images, in pixels."""
 
 
-# --- the network that judges -----------------------------------------------------------------------------------------
+# --- the judging network ---------------------------------------------------------------------------------------------
 
 
 class JudgingSegmenter(Pipeline):
-    """A bundle's pipeline, with weights that were trained on real images, for images that are already in memory.
+    """A JudgingSegmenter is a bundle's pipeline, with weights trained on real images, for images that are already in memory.
 
     Args:
         bundle: echo_cris, echo_clipseg, or the folder of a bundle like them.
-        checkpoint_path: its model.pt.
-        preset, image_size: as trained; None: the bundle's own.
-        prompt_level: P0 ... P7; what an item does not know lowers it, P1 needs nothing.
+        checkpoint_path: the bundle's model.pt.
+        preset, image_size: as in the training; None: the bundle's own.
+        prompt_level: P0 ... P7; an item with missing attributes gets a lower level, P1 needs no attributes.
         device: None: the bundle's own choice.
-        autocast_dtype: bfloat16 for mixed precision; the distances of features are then as exact as 16-bit features are.
+        autocast_dtype: bfloat16 for mixed precision; the distances of features are then as exact as 16-bit features.
         channels_last: memory layout.
     """
 
@@ -99,9 +99,9 @@ class JudgingSegmenter(Pipeline):
             "autocast_dtype": autocast_dtype,
             "channels_last": channels_last,
         }
-        # judged by what the network says of one prompt, not by what is made of it afterwards
+        # judged by the network's result for one prompt, without ensemble and postprocessing
         plain = {"prompt_ensemble": None, "keep_largest": False, "fill_holes": False}
-        plain |= {"inferer::images_at_once": None}  # features are those of a whole batch
+        plain |= {"inferer::images_at_once": None}  # the features must be those of a whole batch
         overrides = {key: value for key, value in overrides.items() if value is not None}
         opened = open_bundle(bundle, str(checkpoint_path), overrides, flag="--segmenter_checkpoint", **plain)
         super().__init__(opened)
@@ -118,13 +118,13 @@ class JudgingSegmenter(Pipeline):
             self._feature_module, layer = encoder._blocks[-1], "EfficientNet-lite0's last block (stride 32)"
         elif hasattr(encoder, "layer4"):
             self._feature_module, layer = encoder.layer4, "the ResNet's last stage, before its attention pooling"
-        else:  # a vision transformer's layers are not called as modules
+        else:  # the layers of a vision transformer are not called as modules
             self._feature_module, layer = None, "the last vision layer that the decoder takes, over its patches"
         self.feature_layer = f"mean of {layer}, of the image encoder of {self.facts['bundle']}"
 
     @torch.inference_mode()
     def features(self, echoes: Sequence[Echo]) -> NDArray[np.float32]:
-        """(B, F): the penultimate features of the image encoder, averaged over the image."""
+        """Return the penultimate features of the image encoder, averaged over the image, (B, F)."""
         images, _, _ = self._batch(echoes)
         if self.inferer.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -138,7 +138,7 @@ class JudgingSegmenter(Pipeline):
 
     @torch.inference_mode()
     def __call__(self, echoes: Sequence[Echo]) -> tuple[list[NDArray[np.uint8]], NDArray[np.float32]]:
-        """Label maps (H, W) on the images' own grid, and the features (B, F)."""
+        """Return label maps (H, W) on the images' own grid, and the features (B, F)."""
         images, input_ids, items = self._batch(echoes)
         with self._captured() as maps:
             logits = self.logits(images, input_ids).cpu()
@@ -147,7 +147,7 @@ class JudgingSegmenter(Pipeline):
         return [display_order(label_map).numpy() for label_map in restored], features
 
     def _batch(self, echoes: Sequence[Echo]) -> tuple[Tensor, Tensor, list[dict[Any, Any]]]:
-        """Images (B, 3, N, N), prompts (B, S, L), and the items as the postprocessing takes them."""
+        """Return images (B, 3, N, N), prompts (B, S, L), and the items for the postprocessing."""
         items = []
         for echo in echoes:
             image = MetaTensor(torch.from_numpy(echo.image)[None].float())
@@ -158,7 +158,7 @@ class JudgingSegmenter(Pipeline):
 
     @contextmanager
     def _captured(self) -> Iterator[list[Tensor]]:
-        """What the feature module gives while the network runs."""
+        """Collect the output of the feature module while the network runs."""
         maps: list[Tensor] = []
         if self._feature_module is None:
             yield maps
@@ -175,29 +175,29 @@ class JudgingSegmenter(Pipeline):
 
 @dataclass(frozen=True)
 class Echo:
-    """One image on the common grid."""
+    """Hold one image on the common grid."""
 
     item: Mapping[str, Any]
-    """Of the datalist, with `case`."""
+    """Item of the datalist, with `case`."""
     image: NDArray[np.uint8]
-    """(N, N)."""
+    """Image, (N, N)."""
     label_map: NDArray[np.uint8]
-    """(N, N), not cut at the sector."""
+    """Label map, (N, N), not cut at the sector."""
     sector: NDArray[np.bool_]
-    """(N, N)."""
+    """Sector, (N, N)."""
     is_sector_known: bool
-    """False: the sector was found in the image itself, so that nothing can be said of the dark around it."""
+    """False: the sector was found in the image itself, so the darkness around it cannot be judged."""
     spacing_mm: tuple[float, float]
 
 
 class RealReader:
-    """Real echocardiograms, brought to the square of the synthetic ones as the diffusion model's training saw them."""
+    """Read real echocardiograms and bring them to the square of the synthetic ones, as in the diffusion model's training."""
 
     def __init__(self, size: int, sector_threshold: float = 0.0) -> None:
         self.transform = Compose(
             [
                 LoadEchod(["image", "label", "sector"], allow_missing_keys=True),
-                CheckLabelMapd("label", allow_missing_keys=True),  # of a source the image may be all that is left
+                CheckLabelMapd("label", allow_missing_keys=True),  # a source may have only its image left
                 SectorMaskd(threshold=sector_threshold),
                 Letterboxd("image", size, label_keys=["label", "sector"], allow_missing_keys=True),
             ]
@@ -210,19 +210,19 @@ class RealReader:
         return Echo(item, image, label, sector > 0, True, spacing_mm)
 
     def sector(self, item: Mapping[str, Any]) -> NDArray[np.bool_]:
-        """(N, N): the sector of a source, which needs a label map or an image."""
+        """Return the sector of a source, which needs a label map or an image, (N, N)."""
         return _plane(self.transform(item)["sector"]) > 0
 
 
 class SyntheticReader:
-    """Synthetic echocardiograms, with the sector of the source that each was made in.
+    """Read synthetic echocardiograms, each with the sector of the source that it was made from.
 
     Args:
         dataset_dir: folder with datalist.json and provenance.json.
-        provenance: content of the latter.
-        real_dir: where sources are looked for, too.
+        provenance: content of provenance.json.
+        real_dir: further folder in which sources are searched.
         size: side of the images.
-        sector_threshold: of the synthesis, if its provenance does not tell.
+        sector_threshold: threshold of the synthesis, used if its provenance does not name one.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class SyntheticReader:
         noted = Path(str(provenance.get("dataset_dir", ".")))
         self.roots = [root if root.is_dir() else root.parent for root in (real_dir, noted, dataset_dir.parent / noted)]
         self._sector_of_label = {label: sector for root in self.roots for label, sector in _sectors_of_datalist(root)}
-        self._sectors: dict[str, NDArray[np.uint8]] = {}  # packed bits: the sources of many images are the same
+        self._sectors: dict[str, NDArray[np.uint8]] = {}  # packed bits; many images share a source
 
     def __call__(self, item: Mapping[str, Any]) -> Echo:
         image, spacing_mm = load_echo(item["image"])
@@ -258,7 +258,7 @@ class SyntheticReader:
         return Echo(item, pixels, _plane(label).astype(np.uint8), sector, is_known, spacing_mm)
 
     def record(self, item: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What provenance.json tells of an image."""
+        """Return the record of an image in provenance.json."""
         if item["image"] not in self.records:
             raise ValueError(
                 f"{item['image']}: provenance.json does not tell of it; run `synboost synthesise` to its end"
@@ -266,7 +266,7 @@ class SyntheticReader:
         return self.records[item["image"]]
 
     def source(self, item: Mapping[str, Any]) -> dict[str, str]:
-        """Existing files that an image was made from: image, label, sector."""
+        """Return the existing files that an image was made from: image, label, sector."""
         record = self.record(item)
         found = {}
         for key in ("image", "label", "sector"):
@@ -278,7 +278,7 @@ class SyntheticReader:
         return {"sector": sector, **found} if sector else found
 
     def _sector_of(self, item: Mapping[str, Any]) -> NDArray[np.bool_] | None:
-        """The sector that an image was made in; None if the files that tell are gone."""
+        """Return the sector that an image was made in; None if the files that define it are gone."""
         own, source = item.get("sector"), self.source(item)
         is_image_gone = self.record(item).get("source_image") and "image" not in source
         is_told = (
@@ -297,7 +297,7 @@ class SyntheticReader:
 
 
 def _sectors_of_datalist(root: Path) -> Iterator[tuple[str, str]]:
-    """Label map and sector of the items that have both, as `synboost label-maps` writes them."""
+    """Yield label map and sector of the items that have both, as `synboost label-maps` writes them."""
     path = root / DATALIST_NAME
     content = json.loads(read_text(path)) if path.is_file() else {}
     for section in SECTIONS:
@@ -307,25 +307,25 @@ def _sectors_of_datalist(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def patient_of(item: Mapping[str, Any]) -> str:
-    """The patient of an item, or its case where none is told."""
+    """Return the patient of an item, or its case if the patient is not known."""
     return str(item.get("patient") or item["case"])
 
 
 def _plane(image: Tensor) -> NDArray[Any]:
-    """(1, H, W) tensor -> (H, W) array."""
+    """Return a (1, H, W) tensor as an (H, W) array."""
     return np.asarray(image.as_tensor() if isinstance(image, MetaTensor) else image)[0]
 
 
-# --- what is kept of each image --------------------------------------------------------------------------------------
+# --- numbers kept of each image --------------------------------------------------------------------------------------
 
 
 @dataclass
 class ImageSet:
-    """Numbers of a set of images, in the order of its items; the images themselves are not kept."""
+    """Hold the numbers of a set of images, in the order of its items; the images themselves are not kept."""
 
     items: list[dict[str, Any]]
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """Of `case_metrics`, for sets that were segmented."""
+    """Rows of `case_metrics`, for sets that were segmented."""
     feature_parts: list[NDArray[np.float32]] = field(default_factory=list)
     inception_parts: list[NDArray[np.float32]] = field(default_factory=list)
     thumbnails: list[NDArray[np.float32]] = field(default_factory=list)
@@ -334,7 +334,7 @@ class ImageSet:
     outside_grey: list[float | None] = field(default_factory=list)
     colour_difference: list[float | None] = field(default_factory=list)
     structures: set[str] = field(default_factory=set)
-    """Names of the structures that any label map has."""
+    """Names of the structures that occur in any label map."""
 
     @property
     def patients(self) -> list[str]:
@@ -350,11 +350,11 @@ class ImageSet:
 
     @cached_property
     def image_dice(self) -> pd.Series:
-        """Mean Dice of each image, by case."""
+        """Return the mean Dice of each image, by case."""
         return pd.DataFrame(self.rows).groupby("case")["dice"].mean()
 
     def statistic(self, tissue: str, name: str, chosen: Sequence[int] | None = None) -> NDArray[np.float64]:
-        """One statistic of a tissue, of the images that have it."""
+        """Return one statistic of a tissue, for the images that have it."""
         indices = range(len(self.items)) if chosen is None else chosen
         numbers = [self.speckle[i][tissue] for i in indices]
         values = np.array([n[name] for n in numbers if n is not None], dtype=np.float64)
@@ -372,7 +372,7 @@ def measure(
     inception: nn.Module | None,
     title: str,
 ) -> ImageSet:
-    """Read a set, batch by batch, and keep its numbers."""
+    """Read a set batch by batch, and keep its numbers."""
     out = ImageSet(list(items))
     with tqdm(total=len(items), desc=title, unit="image", disable=None) as bar:
         for start in range(0, len(items), batch_size):
@@ -398,7 +398,7 @@ def measure(
 
 
 def _dice_in_sector(structure: str, pred: NDArray[np.uint8], echo: Echo) -> float:
-    """Dice against the label map cut at the sector: what an image can show at all."""
+    """Return the Dice against the label map cut at the sector: the image cannot show more."""
     class_index = structure_by_name(structure).class_index
     found, truth = (pred == class_index) & echo.sector, (echo.label_map == class_index) & echo.sector
     total = int(found.sum() + truth.sum())
@@ -406,7 +406,7 @@ def _dice_in_sector(structure: str, pred: NDArray[np.uint8], echo: Echo) -> floa
 
 
 def _add(out: ImageSet, echo: Echo, dynamic_range_db: float) -> None:
-    """Keep the numbers of one image that need no network."""
+    """Add the numbers of one image that need no network."""
     grey = torch.from_numpy(echo.image)[None, None].float()
     out.thumbnails.append(F.interpolate(grey, size=(THUMBNAIL_SIZE, THUMBNAIL_SIZE), mode="area").flatten().numpy())
     out.spectra.append(radial_power_spectrum(echo.image, echo.sector))
@@ -419,7 +419,7 @@ def _add(out: ImageSet, echo: Echo, dynamic_range_db: float) -> None:
 
 
 def _colour_difference(path: str) -> float | None:
-    """Largest difference between the channels of a colour PNG, 0..255; None for grey images."""
+    """Return the largest difference between the channels of a colour PNG, 0..255; None for grey images."""
     if image_suffix(path) != ".png":
         return None
     from PIL import Image
@@ -433,7 +433,7 @@ def _colour_difference(path: str) -> float | None:
 
 @torch.inference_mode()
 def _inception_features(network: nn.Module, echoes: Sequence[Echo], device: torch.device) -> NDArray[np.float32]:
-    """(B, F) of images (B, 3, 299, 299) in [0, 1]."""
+    """Return the features (B, F) of images (B, 3, 299, 299) in [0, 1]."""
     grey = torch.stack([torch.from_numpy(echo.image).float() / 255 for echo in echoes])[:, None].to(device)
     size = (INCEPTION_SIZE, INCEPTION_SIZE)
     images = F.interpolate(grey, size=size, mode="bilinear", align_corners=False, antialias=True).expand(-1, 3, -1, -1)
@@ -449,7 +449,7 @@ def _inception_features(network: nn.Module, echoes: Sequence[Echo], device: torc
 
 
 def load_inception(path: str | None, device: torch.device) -> nn.Module | None:
-    """The TorchScript network of `inception_path`, which is a program: its code runs, unlike a checkpoint's; None for None."""
+    """Load the TorchScript network of `inception_path`, whose code is run, unlike a checkpoint's; None for None."""
     if path is None:
         return None
     if not Path(path).is_file():

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation of synthetic images: faithfulness, distances, speckle, spectra, diversity, memorisation, darkness."""
+"""Compute the numbers that rate synthetic images: faithfulness, distances, speckle, spectra, diversity, memorisation, darkness."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ from synboost_monai.structures import STRUCTURES
 DARK_GREY = 2.0
 """Mean grey outside the sector (0..255) below which an image counts as dark there."""
 MAX_DIVERSITY_MAPS, MAX_REPEATS = 30, 5
-"""Label maps, and images of each, from which the diversity is taken at most."""
+"""Largest number of label maps, and of images of each, from which the diversity is computed."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The three sets, and which of their images are compared: as many synthetic as real ones."""
+    """Hold the three sets and the choice of compared images, which are as many synthetic as real ones."""
 
     synthetic: ImageSet
     real: ImageSet
@@ -60,7 +60,7 @@ class Comparison:
 
     @cached_property
     def chosen(self) -> list[int]:
-        """Synthetic images that are compared, patient by patient."""
+        """Return the indices of the compared synthetic images, chosen patient by patient."""
         return draw_by_cluster(self.synthetic.patients, self.num_compared, self.seed)
 
     @cached_property
@@ -77,7 +77,7 @@ class Comparison:
 
 
 def faithfulness(sets: Comparison, num_bootstrap: int) -> dict[str, Any]:
-    """Dice of the real-trained segmenter's label maps against those that the images were made from; the ceiling on real images.
+    """Return the Dice of the segmenter's label maps against those that the images were made from, and its ceiling on real images.
 
     Raises:
         ValueError: if the two sets have no structure in common.
@@ -107,7 +107,7 @@ def faithfulness(sets: Comparison, num_bootstrap: int) -> dict[str, Any]:
 
 
 def _dice_summary(synthetic: pd.DataFrame, real: pd.DataFrame, *, num_bootstrap: int, seed: int) -> dict[str, Any]:
-    """Mean Dice of both sets with their intervals over patients, and the difference; the sets' patients are drawn apart."""
+    """Return the mean Dice of both sets with intervals over patients, and the difference; the sets' patients are drawn separately."""
     out: dict[str, Any] = {}
     draws = []
     for offset, (prefix, frame) in enumerate((("", synthetic), ("real_", real))):
@@ -134,7 +134,7 @@ def _dice_summary(synthetic: pd.DataFrame, real: pd.DataFrame, *, num_bootstrap:
 
 
 def feature_distances(sets: Comparison, layer: str) -> dict[str, Any]:
-    """FID and MMD on the segmenter's features (and FID on Inception's, where there are some), with their floors."""
+    """Return FID and MMD on the segmenter's features, and FID on Inception's features if there are any, with their floors."""
     fake, real, reference = sets.synthetic.features, sets.real.features, sets.reference.features
     fake, real = fake[sets.chosen], real[sets.chosen_real]
     bandwidth = median_distance(reference)
@@ -148,7 +148,7 @@ def feature_distances(sets: Comparison, layer: str) -> dict[str, Any]:
         "mmd": {
             **_with_floor(mmd_squared(fake, reference, bandwidth), mmd_squared(real, reference, bandwidth)),
             **counts,
-            # of the real images that are compared and the reference, shuffled: what is no difference at all
+            # between compared real images and reference, shuffled: the value if there is no difference
             "chance_level": mmd_chance_level(real, reference, bandwidth, sets.seed),
             "kernel": "Gaussian, unbiased square; the bandwidth is the median distance of the reference's features",
             "bandwidth": bandwidth,
@@ -171,7 +171,7 @@ def _with_floor(value: float, floor: float) -> dict[str, Any]:
 
 
 def speckle_comparison(sets: Comparison) -> dict[str, Any]:
-    """Tissue -> statistic -> medians, and the Wasserstein-1 distance of the distributions over images to the reference."""
+    """Return tissue -> statistic -> medians, and the Wasserstein-1 distance of the distributions over images to the reference."""
     out: dict[str, Any] = {}
     for tissue in TISSUES:
         out[tissue] = {}
@@ -196,7 +196,7 @@ def speckle_comparison(sets: Comparison) -> dict[str, Any]:
 
 
 def mean_spectra(sets: Comparison) -> dict[str, NDArray[np.float64]]:
-    """Mean power spectra of the compared images and of the reference."""
+    """Return the mean power spectra of the compared images and of the reference."""
     return {
         "synthetic": np.mean([sets.synthetic.spectra[i] for i in sets.chosen], axis=0),
         "real": np.mean([sets.real.spectra[i] for i in sets.chosen_real], axis=0),
@@ -205,7 +205,7 @@ def mean_spectra(sets: Comparison) -> dict[str, NDArray[np.float64]]:
 
 
 def spectrum_comparison(sets: Comparison) -> dict[str, Any]:
-    """Log distance of the mean spectra to the reference's, and what of it lies in the upper third of the frequencies."""
+    """Return the log distances of the mean spectra to the reference's, and the differences in the upper third of the frequencies."""
     spectra = mean_spectra(sets)
     reference = spectra["reference"]
     return {
@@ -218,7 +218,7 @@ def spectrum_comparison(sets: Comparison) -> dict[str, Any]:
 
 
 def darkness(sets: Comparison) -> dict[str, Any]:
-    """Whether images are black outside the sector that they were made in, and grey where they have three channels."""
+    """Check that images are black outside the sector that they were made in, and grey where they have three channels."""
     known = [(g, item["case"]) for g, item in zip(sets.synthetic.outside_grey, sets.synthetic.items) if g is not None]
     colours = [d for d in sets.synthetic.colour_difference if d is not None]
     real = [g for g in sets.real.outside_grey if g is not None]
@@ -238,7 +238,7 @@ def darkness(sets: Comparison) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Distance of each image to its nearest reference image, and which that is."""
+    """Hold the distance of each image to its nearest reference image, and the index of that image."""
 
     synthetic: NDArray[np.float64]
     synthetic_indices: NDArray[np.int64]
@@ -246,7 +246,7 @@ class Neighbours:
 
 
 def neighbours(sets: Comparison) -> dict[str, Neighbours]:
-    """In pixels (grey levels of the reduced images) and in features (each divided by its deviation over the reference)."""
+    """Find nearest images in pixels (grey levels of reduced images) and in features (each over its deviation in the reference)."""
     std = sets.reference.features.std(axis=0)
     scale = np.where(std > 0, std, 1)
     in_pixels, in_features = (
@@ -264,7 +264,7 @@ def _neighbours(synthetic: NDArray[Any], real: NDArray[Any], reference: NDArray[
 def memorisation_comparison(
     sets: Comparison, found: Mapping[str, Neighbours], reader: SyntheticReader
 ) -> dict[str, Any]:
-    """`memorisation` in both spaces, and how often the nearest training image is the one whose label map was perturbed."""
+    """Return `memorisation` in both spaces, and how often the nearest training image is the one whose label map was perturbed."""
     reference = [os.path.realpath(item["image"]) for item in sets.reference.items]
     sources = [reader.source(item).get("image") for item in sets.synthetic.items]
     own = [i for i, source in enumerate(sources) if source and os.path.realpath(source) in reference]
@@ -290,13 +290,13 @@ def diversity(
     readers: tuple[SyntheticReader, RealReader],
     seed: int,
 ) -> dict[str, Any]:
-    """Mean 1 - MS-SSIM between images of one perturbed label map; the reference: between real images of different patients.
+    """Return the mean 1 - MS-SSIM between images of one perturbed label map, and between real images of different patients.
 
     Args:
         items: all synthetic images, whatever the limit.
         real_items: real images.
-        readers: of the two.
-        seed: of the pairs of real images.
+        readers: readers of the synthetic and the real images.
+        seed: seed for the pairs of real images.
     """
     reader, real_reader = readers
     groups: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
@@ -334,5 +334,5 @@ def diversity(
 
 
 def _unit_image(echo: Echo) -> Tensor:
-    """(1, N, N) in [0, 1]."""
+    """Return the image as (1, N, N) in [0, 1]."""
     return torch.from_numpy(echo.image)[None].float() / 255

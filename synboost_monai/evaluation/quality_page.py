@@ -1,4 +1,4 @@
-"""quality.html: verdicts, pictures and plots of an evaluation of synthetic images, in one file that asks for nothing else."""
+"""Write quality.html: verdicts, pictures and plots of an evaluation of synthetic images, in one file that loads nothing else."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from synboost_monai.pages.words import STRATEGY_COLOURS, css_colour
 from synboost_monai.structures import STRUCTURES
 
 TEMPLATE = Path(__file__).with_name("quality.html.j2")
-"""The page, for Jinja."""
+"""Jinja template of the page."""
 COLOURS = {"synthetic": STRATEGY_COLOURS["synthetic"], "real": STRATEGY_COLOURS["real"], "reference": "#9fb4d6"}
-"""Set of images -> colour of the plots."""
+"""Set of images -> its colour in the plots."""
 DPI = 110
-"""Of the plots."""
+"""Resolution of the plots."""
 NUM_PICTURES = 4
-"""Rows of pictures of each kind."""
+"""Number of rows of pictures of each kind."""
 NEAR, FAR = 1.5, 3.0
-"""A distance up to NEAR times its floor is called near, beyond FAR times far."""
+"""A distance up to NEAR times its floor is called near, and one beyond FAR times its floor far."""
 DICE_NEAR, DICE_FAR = -0.02, -0.05
-"""Dice on synthetic minus Dice on real images: above the first near, below the second far."""
+"""Dice on synthetic minus Dice on real images: not below the first value is near, below the second value is far."""
 WORDS = {"near": "like real", "off": "differs", "far": "differs much", "": "–"}
-"""Verdict -> word of the table."""
+"""Verdict -> word in the table."""
 STATISTIC_TITLES = {
     "snr": "SNR",
     "nakagami_m": "Nakagami m",
     "axial_width_px": "axial width (px)",
     "lateral_width_px": "lateral width (px)",
 }
-"""Speckle statistic -> words."""
+"""Speckle statistic -> description."""
 
 
 def write_page(
@@ -54,10 +54,10 @@ def write_page(
     """Write quality.html.
 
     Args:
-        path: the file; it appears whole or not at all.
+        path: the file, written whole or not at all.
         quality: content of quality.json.
-        sets, found: what the numbers were made of.
-        readers, segmenter: to show some images again.
+        sets, found: the sets and neighbours from which the numbers were computed.
+        readers, segmenter: used to show some images again.
     """
     data = quality["data"]
     page = _render(
@@ -91,7 +91,7 @@ def write_page(
 
 
 def verdicts(quality: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Rows of the first table: metric, synthetic, real, verdict, meaning; numbers as text."""
+    """Return the rows of the first table: metric, synthetic, real, verdict, meaning; numbers as text."""
     scores, dark, varied = quality["faithfulness"], quality["darkness"], quality["diversity"]
     rows = [
         _row(
@@ -194,7 +194,7 @@ def _grade(difference: float, near: float, far: float) -> str:
 
 
 def _grade_of(value: float, floor: float | None) -> str:
-    """A distance against its floor; nothing is said without one."""
+    """Grade a distance against its floor; without a floor the grade is empty."""
     if floor is None or not floor > 0:
         return ""
     return "near" if value <= NEAR * floor else ("off" if value <= FAR * floor else "far")
@@ -205,7 +205,7 @@ def _times(numbers: Mapping[str, Any]) -> str:
 
 
 def _speckle_rows(speckle: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a tissue and statistic."""
+    """Return one row per tissue and statistic."""
     return [
         {
             "tissue": tissue.replace("_", " "),
@@ -221,7 +221,7 @@ def _speckle_rows(speckle: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _random_rows(sets: Comparison, readers: tuple[SyntheticReader, RealReader]) -> list[dict[str, Any]]:
-    """Random synthetic images, each beside a random real one of the same view and phase where there is one."""
+    """Return random synthetic images, each beside a random real one of the same view and phase if there is one."""
     generator = np.random.default_rng(sets.seed)
     items, real_items = sets.synthetic.items, sets.real.items
     rows = []
@@ -234,7 +234,7 @@ def _random_rows(sets: Comparison, readers: tuple[SyntheticReader, RealReader]) 
 
 
 def _worst_rows(sets: Comparison, reader: SyntheticReader, segmenter: JudgingSegmenter) -> list[dict[str, Any]]:
-    """The images whose label map the segmenter finds least."""
+    """Return the images on which the segmenter's Dice is lowest."""
     dice = sets.synthetic.image_dice
     by_case = {item["case"]: item for item in sets.synthetic.items}
     rows = []
@@ -251,7 +251,7 @@ def _worst_rows(sets: Comparison, reader: SyntheticReader, segmenter: JudgingSeg
 def _closest_rows(
     sets: Comparison, found: Mapping[str, Neighbours], readers: tuple[SyntheticReader, RealReader]
 ) -> list[dict[str, Any]]:
-    """The synthetic images nearest to a training image, in pixels and in features, beside it."""
+    """Return the synthetic images nearest to a training image, in pixels and in features, beside that image."""
     rows = []
     for space, n in found.items():
         for i in np.argsort(n.synthetic, kind="stable")[: NUM_PICTURES // 2]:
@@ -266,7 +266,7 @@ def _closest_rows(
 
 
 def _pair(echo: Echo, kind: str) -> list[dict[str, Any]]:
-    """An image alone, and with its label map."""
+    """Return an image alone, and with its label map."""
     case = echo.item["case"]
     with_map = overlay(echo.image, echo.label_map, echo.spacing_mm)
     return [
@@ -283,7 +283,7 @@ def _picture(echo: Echo, caption: str) -> dict[str, Any]:
 
 
 def _boxes(axes: Any, groups: Sequence[Mapping[str, NDArray[Any]]], titles: Sequence[str]) -> None:
-    """Boxes of each group, one a set of images."""
+    """Draw the boxes of each group, one per set of images."""
     for i, group in enumerate(groups):
         for j, (name, values) in enumerate(group.items()):
             if len(values):
@@ -311,7 +311,7 @@ def _legend(figure: Any, names: Sequence[str]) -> None:
 
 
 def _dice_plot(sets: Comparison) -> bytes:
-    """Dice of each image by structure."""
+    """Draw the Dice of each image by structure."""
     figure = new_figure(7, 3.3, DPI)
     axes = figure.subplots()
     both = {"synthetic": sets.synthetic.rows, "real": sets.real.rows}
@@ -327,7 +327,7 @@ def _dice_plot(sets: Comparison) -> bytes:
 
 
 def _spectra_plot(quality: Mapping[str, Any]) -> bytes:
-    """Mean power spectra, and their difference to the reference."""
+    """Draw mean power spectra, and their difference to the reference."""
     spectra = {name: np.array(quality["spectrum"][f"{name}_db"]) for name in COLOURS}
     frequency = np.arange(1, len(spectra["real"]) + 1) / quality["data"]["image_size"]
     figure = new_figure(9, 3.3, DPI)
@@ -347,7 +347,7 @@ def _spectra_plot(quality: Mapping[str, Any]) -> bytes:
 
 
 def _speckle_plot(sets: Comparison) -> bytes:
-    """Each statistic by tissue."""
+    """Draw each statistic by tissue."""
     figure = new_figure(11, 6, DPI)
     chosen = {
         "synthetic": (sets.synthetic, sets.chosen),
@@ -363,7 +363,7 @@ def _speckle_plot(sets: Comparison) -> bytes:
 
 
 def _nearest_plot(found: Mapping[str, Neighbours]) -> bytes:
-    """Histograms of the distances to the nearest training image."""
+    """Draw histograms of the distances to the nearest training image."""
     figure = new_figure(9, 3.1, DPI)
     units = {"pixel": "root mean square grey levels", "feature": "root mean square deviations"}
     for axes, (space, n) in zip(figure.subplots(1, len(found)), found.items()):
@@ -394,7 +394,7 @@ def _signed(value: float | None, digits: int = 3) -> str:
 
 
 def _render(style: str, **content: Any) -> str:
-    """Fill the template; everything but our own style sheet is escaped."""
+    """Fill the template; everything except our own style sheet is escaped."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 

@@ -1,6 +1,6 @@
-"""How far a mask moves when a word of its prompt changes: measures of one image's masks, and their summary over a data set.
+"""Measure how far a mask moves when a word of its prompt changes, and summarise the measures over a data set.
 
-Dice of two masks; two empty ones are alike (1), an empty and another one are not (0).
+In a Dice of two masks, two empty masks are alike (1); an empty and a non-empty one are not (0).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ CSV_COLUMNS = (
     *("case", "patient", "view", "phase", "structure", "attribute", "change", "right", "wrong"),
     *("dice_to_right", "dice_to_expert", "dice_to_named", "expert_change", "area_ratio", "is_empty", "prompt"),
 )
-"""Columns of sensitivity.csv, one row for a prompt of an image."""
+"""Columns of sensitivity.csv, one row per prompt of an image."""
 CHANGES = (REPHRASED, WRONG, *(s.name for s in ABSENT_STRUCTURES), LEFT_OUT)
-"""What can be done to a prompt, in the order of tables and plots; the names of absent structures are wrong ones, too."""
+"""Changes of a prompt, in the order of tables and plots; names of absent structures are wrong words, too."""
 MOVED_BELOW = 0.95
 """Dice to the right prompt's mask below which a mask counts as moved (our choice)."""
 
 
 def mask_dice(masks: Tensor, reference: Tensor) -> Tensor:
-    """Dice of each mask to one reference.
+    """Return the Dice of each mask to one reference.
 
     Args:
         masks: (P, H, W), bool.
@@ -52,20 +52,20 @@ def mask_dice(masks: Tensor, reference: Tensor) -> Tensor:
 
 
 def sensitivity_rows(masks: Tensor, variants: Sequence[PromptVariant], truth: Tensor) -> list[dict[str, Any]]:
-    """Measures of every prompt's mask of one image.
+    """Measure every prompt's mask of one image.
 
     Args:
-        masks: (P, H, W), bool, of each prompt by itself.
-        variants: the P prompts; of each structure the right one comes before its changed ones (`PromptVariations`).
+        masks: (P, H, W), bool, one for each prompt by itself.
+        variants: the P prompts; the right prompt of each structure comes before its changed ones (`PromptVariations`).
         truth: the expert's label map, (H, W).
     Returns:
         one dictionary for each prompt: structure, attribute, change, right, wrong, prompt; and
-        dice_to_right: to the mask of the structure's right prompt;
-        dice_to_expert: to the expert's mask of the structure of the right prompt;
-        dice_to_named: to the expert's mask of the structure that a prompt with a wrong one names, None of all others;
-        expert_change: dice_to_expert less that of the right prompt;
+        dice_to_right: Dice to the mask of the structure's right prompt;
+        dice_to_expert: Dice to the expert's mask of the structure of the right prompt;
+        dice_to_named: for a prompt with a wrong structure, Dice to the expert's mask of the structure that it names; otherwise None;
+        expert_change: dice_to_expert minus that of the right prompt;
         area_ratio: area over that of the right prompt's mask, None where that is empty;
-        is_empty: whether the mask is.
+        is_empty: whether the mask is empty.
     Raises:
         ValueError: if the shapes do not fit.
     """
@@ -105,7 +105,7 @@ def sensitivity_rows(masks: Tensor, variants: Sequence[PromptVariant], truth: Te
 
 
 def sensitivity_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows of `sensitivity_rows`, each with case, patient, view and phase added, as a table of `CSV_COLUMNS`.
+    """Return the rows of `sensitivity_rows`, each with case, patient, view and phase added, as a table with `CSV_COLUMNS`.
 
     Raises:
         ValueError: if there are no rows.
@@ -120,19 +120,19 @@ def sensitivity_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def summarise_sensitivity(frame: pd.DataFrame, *, num_resamples: int = 10000, seed: int = 0) -> list[dict[str, Any]]:
-    """Summary of each change of each attribute, by structure and over all structures.
+    """Summarise each change of each attribute, by structure and over all structures.
 
-    Prompts that name one of `ABSENT_STRUCTURES` are summed up apart from those that name another labelled structure: their change is its
-    name.
+    Prompts that name one of `ABSENT_STRUCTURES` are summarised apart from those that name another labelled structure; the name of the
+    absent structure is then their change.
 
     Args:
-        frame: of `sensitivity_frame`.
-        num_resamples, seed: of the intervals, for which patients are resampled.
+        frame: result of `sensitivity_frame`.
+        num_resamples, seed: settings of the intervals, for which patients are resampled.
     Returns:
         one dictionary for each group, in the order of `CHANGEABLE` and `CHANGES`: attribute, change, structure (`OVERALL` for all),
         num_prompts, num_images, num_patients; dice_to_right and expert_change, each the mean with _low and _high (95 %; None for a
-        single patient); dice_to_right_p05, the 5 % quantile; share_moved, prompts whose mask has a Dice to the right one's
-        below `MOVED_BELOW`; dice_to_expert, dice_to_named and area_ratio (its median), None where they do not apply; share_empty.
+        single patient); dice_to_right_p05, the 5 % quantile; share_moved, the share of prompts whose mask has a Dice to the right prompt's
+        mask below `MOVED_BELOW`; dice_to_expert, dice_to_named and area_ratio (its median), None where they do not apply; share_empty.
     """
     frame = frame[frame["change"] != RIGHT].copy()
     frame["group"] = summary_groups(frame)
@@ -149,7 +149,7 @@ def summarise_sensitivity(frame: pd.DataFrame, *, num_resamples: int = 10000, se
 
 
 def summary_groups(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    """(attribute, change) of each row under which it is summed up and drawn; the change of an absent structure is its name."""
+    """Return (attribute, change) of each row, its group in summary and plot; the change of an absent structure is its name."""
     absent = {s.name for s in ABSENT_STRUCTURES}
     is_absent = (frame["attribute"] == STRUCTURE) & frame["wrong"].isin(absent)
     changes = frame["change"].where(~is_absent, frame["wrong"])
@@ -157,7 +157,7 @@ def summary_groups(frame: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def right_dice(frame: pd.DataFrame) -> dict[str, float]:
-    """Mean Dice of the right prompts' masks to the expert's, by structure and over all (`OVERALL`)."""
+    """Return the mean Dice of the right prompts' masks to the expert's, by structure and over all (`OVERALL`)."""
     right = frame[frame["change"] == RIGHT]
     means = {s.name: right.loc[right["structure"] == s.name, "dice_to_expert"] for s in STRUCTURES}
     return {name: float(v.mean()) for name, v in {**means, OVERALL: right["dice_to_expert"]}.items() if len(v)}
@@ -167,7 +167,7 @@ def right_dice(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def _summary(rows: pd.DataFrame, num_resamples: int, seed: int) -> dict[str, Any]:
-    """Numbers of one group of rows."""
+    """Return the numbers of one group of rows."""
     patients = rows["patient"].fillna(rows["case"]).astype(str)
     out: dict[str, Any] = {
         "num_prompts": len(rows),

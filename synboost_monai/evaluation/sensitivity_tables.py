@@ -1,4 +1,4 @@
-"""Prompt sensitivity as a table and a plot, from the files of the bundles' sensitivity.yaml."""
+"""Make a table and a plot of the prompt sensitivity from the files of the bundles' sensitivity.yaml."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLE_NAME = "prompt_sensitivity"
-"""Stem of the table's and the plot's files."""
+"""File name without suffix of the table and the plot."""
 MIN_LOST = 0.001
-"""Smallest 1 - Dice that the plot tells from none."""
+"""Smallest 1 - Dice in the plot; smaller values are drawn there."""
 CHANGE_TITLES = {
     REPHRASED: "other words, same meaning",
     WRONG: "wrong",
     **{s.name: f"wrong: {s.prompt_words.lower()}" for s in ABSENT_STRUCTURES},
     LEFT_OUT: "left out",
 }
-"""Change -> words of the table and the plot."""
+"""Change -> its description in the table and the plot."""
 
 
 def write_sensitivity(output_dir: str | os.PathLike[str]) -> list[Path]:
@@ -50,7 +50,7 @@ def write_sensitivity(output_dir: str | os.PathLike[str]) -> list[Path]:
     Returns:
         paths of the files.
     Raises:
-        FileNotFoundError: if the folder holds no such run.
+        FileNotFoundError: if the folder does not hold such a run.
     """
     folder = Path(output_dir)
     frame, record = read_sensitivity(folder)
@@ -61,7 +61,7 @@ def write_sensitivity(output_dir: str | os.PathLike[str]) -> list[Path]:
 
 
 def read_sensitivity(output_dir: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """sensitivity.csv and sensitivity.json of a run.
+    """Read sensitivity.csv and sensitivity.json of a run.
 
     Raises:
         FileNotFoundError: if one of them is missing.
@@ -80,10 +80,10 @@ def read_sensitivity(output_dir: str | os.PathLike[str]) -> tuple[pd.DataFrame, 
 
 
 def sensitivity_table(record: Mapping[str, Any]) -> Table:
-    """What each change of a prompt does to the mask; Dice in %.
+    """Show the effect of each change of a prompt on the mask; Dice in %.
 
     Args:
-        record: of sensitivity.json.
+        record: content of sensitivity.json.
     """
     import pandas as pd
 
@@ -111,13 +111,14 @@ def sensitivity_table(record: Mapping[str, Any]) -> Table:
 
 
 def sensitivity_plot(frame: pd.DataFrame) -> bytes:
-    """PNG: of each attribute the Dice to the right prompt's mask, wrong words above and left-out ones below, one colour a structure.
+    """Draw the Dice to the right prompt's mask for each attribute, as PNG: wrong words above, left-out ones below.
 
-    A box holds the middle half of the prompts with their median, whiskers reach to 5 and 95 %, every prompt beyond is a point. The grey
-    band is the middle 90 % of prompts in the other phrasing, all structures together. The axis is logarithmic in 1 - Dice.
+    Each structure has a colour. A box holds the middle half of the prompts with their median, whiskers reach to 5 and 95 %, and every
+    prompt beyond is a point. The grey band is the middle 90 % of prompts in the other phrasing, all structures together. The axis is
+    logarithmic in 1 - Dice.
 
     Args:
-        frame: of sensitivity.csv.
+        frame: table of sensitivity.csv.
     """
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
@@ -155,7 +156,7 @@ def sensitivity_plot(frame: pd.DataFrame) -> bytes:
 # ---- helpers
 
 Groups = Sequence[tuple[str, str] | None]
-"""(attribute, change) of each place of an axis; None leaves it empty."""
+"""(attribute, change) at each position of an axis; None leaves the position empty."""
 _NUMBERS = ("dice_to_right", "dice_to_expert", "dice_to_named", "expert_change", "area_ratio")
 _HEADINGS = {
     "dice_to_right": "Dice to right",
@@ -175,7 +176,7 @@ def _percent(value: float | None) -> float | None:
 
 
 def _note(record: Mapping[str, Any]) -> str:
-    """What the numbers are of."""
+    """Describe the data behind the numbers."""
     right = record["right_dice"][OVERALL]
     untested = ", ".join(f"{name} ({count})" for name, count in record["num_untested_images"].items())
     parts = [
@@ -192,12 +193,12 @@ def _note(record: Mapping[str, Any]) -> str:
 
 
 def _lost(dice: Any) -> Any:
-    """1 - Dice for a logarithmic axis."""
+    """Return 1 - Dice for a logarithmic axis."""
     return (1 - dice).clip(MIN_LOST, 1)
 
 
 def _boxes(axis: Any, frame: pd.DataFrame, groups: Groups) -> None:
-    """A box for each structure at each group of one row."""
+    """Draw a box for each structure at each group of one row."""
     places = [i for i, group in enumerate(groups) if group is not None]
     for i, structure in enumerate(STRUCTURES):
         part = frame[frame["structure"] == structure.name]
@@ -218,7 +219,7 @@ def _boxes(axis: Any, frame: pd.DataFrame, groups: Groups) -> None:
 
 
 def _tick(attribute: str, change: str) -> str:
-    """Words under a group of boxes."""
+    """Return the text under a group of boxes."""
     absent = {s.name: f"structure:\n{s.prompt_words.lower()}" for s in ABSENT_STRUCTURES}
     words = {"image_quality": "image\nquality", PHRASING: "other\nphrasing", **absent}
     return words.get(change, words.get(attribute, attribute)).replace("ventricular ", "ventricular\n")
@@ -230,7 +231,7 @@ def _rgb(structure: Structure) -> tuple[float, float, float]:
 
 
 def _patch(colour: tuple[float, float, float], label: str) -> Any:
-    """Entry of the legend."""
+    """Return an entry of the legend."""
     from matplotlib.patches import Patch
 
     return Patch(facecolor=(*colour, 0.45), edgecolor=colour, label=label)

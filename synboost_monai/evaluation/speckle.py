@@ -1,7 +1,7 @@
-"""Speckle of B-mode images: what tells an ultrasound image from a smooth drawing of one.
+"""Measure the speckle of B-mode images, which distinguishes an ultrasound image from a smooth drawing.
 
 Fully developed speckle has a Rayleigh envelope: its mean over its standard deviation (SNR) is sqrt(pi / (4 - pi)) = 1.913 and its
-Nakagami shape m is 1. Displayed images are log-compressed by a dynamic range that is seldom known, so the numbers say little by
+Nakagami shape m is 1. Displayed images are log-compressed by a dynamic range that is seldom known, so the numbers mean little by
 themselves: compare synthetic with real images that were treated alike. H, W: rows (axial) and columns (lateral) of an image.
 """
 
@@ -18,23 +18,23 @@ RAYLEIGH_SNR = float(np.sqrt(np.pi / (4 - np.pi)))
 SPECKLE_STATISTICS = ("snr", "nakagami_m", "axial_width_px", "lateral_width_px")
 """Keys of `speckle_statistics`."""
 MIN_PIXELS = 50
-"""Fewer pixels of a tissue say nothing about its speckle."""
+"""Fewest pixels of a tissue for which its speckle is measured."""
 
 _SHADING_FRACTION = (
     1 / 8
-)  # of the image's side: standard deviation of the local mean; a smaller one would take speckle away too
-_TAPER_FRACTION = 1 / 8  # of the image's side: width of the window's soft edge
-_MAX_LAG_FRACTION = 1 / 8  # of the image's side: the autocorrelation is followed so far
+)  # share of the image's side: standard deviation of the local mean; a smaller one would remove speckle too
+_TAPER_FRACTION = 1 / 8  # share of the image's side: width of the window's soft edge
+_MAX_LAG_FRACTION = 1 / 8  # share of the image's side: largest lag of the autocorrelation
 
 
 def envelope_of_grey(grey: NDArray[Any], dynamic_range_db: float = 60.0) -> NDArray[np.float64]:
-    """Undo the log compression: grey levels are taken as linear in decibel, white being 0 dB.
+    """Undo the log compression: grey levels are taken as linear in decibel, with white at 0 dB.
 
     Args:
-        grey: 0..255, any shape; 0 is taken as the bottom of the range, though it may lie below.
-        dynamic_range_db: from black to white.
+        grey: 0..255, any shape; 0 is taken as the bottom of the range, though the signal may be below it.
+        dynamic_range_db: range from black to white.
     Returns:
-        envelope's amplitude, 1 at white.
+        amplitude of the envelope, 1 at white.
     """
     if not dynamic_range_db > 0:
         raise ValueError(f"speckle.py: dynamic_range_db is {dynamic_range_db}; expected decibels above 0, such as 60")
@@ -42,13 +42,13 @@ def envelope_of_grey(grey: NDArray[Any], dynamic_range_db: float = 60.0) -> NDAr
 
 
 def envelope_snr(amplitude: NDArray[Any]) -> float:
-    """Mean over standard deviation of the envelope; infinite for a constant."""
+    """Return the mean over the standard deviation of the envelope; infinite for a constant."""
     std = float(np.std(amplitude))
     return float(np.mean(amplitude)) / std if std > 0 else float("inf")
 
 
 def nakagami_m(amplitude: NDArray[Any]) -> float:
-    """Shape of the Nakagami distribution by moments: E[R^2]^2 / Var[R^2] (Shankar 2000); infinite for a constant.
+    """Return the Nakagami shape by moments: E[R^2]^2 / Var[R^2] (Shankar 2000); infinite for a constant.
 
     1: fully developed speckle; above: smoother, or with a regular component; below: few scatterers.
     """
@@ -58,11 +58,11 @@ def nakagami_m(amplitude: NDArray[Any]) -> float:
 
 
 def without_shading(amplitude: NDArray[Any], mask: NDArray[np.bool_], sigma_px: float) -> NDArray[np.float64]:
-    """The amplitude divided by its Gaussian local mean within the mask: gain and attenuation go, speckle stays; 0 outside.
+    """Divide the amplitude by its Gaussian local mean within the mask, which removes gain and attenuation but not speckle; 0 outside.
 
     Args:
         amplitude: (H, W), positive.
-        mask: (H, W); pixels outside count in no mean.
+        mask: (H, W); pixels outside do not count in the mean.
         sigma_px: standard deviation of the mean's weights.
     """
     inside = mask.astype(np.float64)
@@ -72,7 +72,7 @@ def without_shading(amplitude: NDArray[Any], mask: NDArray[np.bool_], sigma_px: 
 
 
 def autocorrelation_width(image: NDArray[Any], mask: NDArray[np.bool_], axis: int, max_lag: int) -> float:
-    """Full width at half maximum of the autocorrelation along one axis, of the pixels in a mask.
+    """Return the full width at half maximum of the autocorrelation along one axis, for the pixels in a mask.
 
     r(k) = mean over pairs k apart, both in the mask, of (x - mean)(y - mean); the width is twice the lag at which r falls below
     r(0) / 2, linearly between whole lags.
@@ -81,9 +81,9 @@ def autocorrelation_width(image: NDArray[Any], mask: NDArray[np.bool_], axis: in
         image: (H, W).
         mask: (H, W), some pixels True.
         axis: 0 axial (down the rows), 1 lateral.
-        max_lag: largest lag, pixels.
+        max_lag: largest lag, in pixels.
     Returns:
-        pixels; 2 * max_lag if the correlation stays higher, NaN for a constant image or a mask without neighbours.
+        width in pixels; 2 * max_lag if the correlation stays higher, NaN for a constant image or a mask without neighbours.
     """
     x = np.moveaxis(np.where(mask, image - image[mask].mean(), 0.0), axis, 0)
     inside = np.moveaxis(mask, axis, 0)
@@ -105,14 +105,14 @@ def autocorrelation_width(image: NDArray[Any], mask: NDArray[np.bool_], axis: in
 def speckle_statistics(
     grey: NDArray[Any], mask: NDArray[np.bool_], dynamic_range_db: float = 60.0
 ) -> dict[str, float] | None:
-    """Statistics of the envelope in one tissue, after its shading is divided out.
+    """Return statistics of the envelope in one tissue, after dividing out its shading.
 
     Args:
         grey: (H, W), 0..255.
         mask: (H, W), the tissue.
         dynamic_range_db: as in `envelope_of_grey`.
     Returns:
-        `SPECKLE_STATISTICS`: SNR, Nakagami m, autocorrelation width (full width at half maximum) down and across, pixels. None
+        `SPECKLE_STATISTICS`: SNR, Nakagami m, autocorrelation width (full width at half maximum) down and across, in pixels. None
         for fewer than `MIN_PIXELS` pixels, or without any variation.
     """
     if int(mask.sum()) < MIN_PIXELS:
@@ -133,15 +133,18 @@ def speckle_statistics(
 
 
 def soft_window(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """1 deep inside the mask, 0 outside, falling as a squared sine over an eighth of the image's side: no edge rings in a spectrum."""
+    """Return a window that causes no edge rings in a spectrum: 1 deep inside the mask, 0 outside.
+
+    It falls as a squared sine over an eighth of the image's side.
+    """
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     return np.sin(np.pi / 2 * np.clip(depth / (max(mask.shape) * _TAPER_FRACTION), 0, 1)) ** 2
 
 
 def radial_power_spectrum(image: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Mean power at each radial frequency of what a soft window shows of the mask.
+    """Return the mean power at each radial frequency of the image, seen through a soft window of the mask.
 
-    P(k) = mean of |FFT(w (x - mean_w(x)))|^2 / sum(w^2) over the frequencies whose radius rounds to k cycles a side. White noise of
+    P(k) = mean of |FFT(w (x - mean_w(x)))|^2 / sum(w^2) over the frequencies whose radius rounds to k cycles per side. White noise of
     variance v has P = v at every k, whatever the mask.
 
     Args:
@@ -167,18 +170,18 @@ def radial_power_spectrum(image: NDArray[Any], mask: NDArray[np.bool_]) -> NDArr
 
 
 def spectral_distance_db(spectrum: NDArray[Any], reference: NDArray[Any]) -> float:
-    """Log-spectral distance: root mean square over the frequencies of 10 log10(spectrum / reference), decibel."""
+    """Return the log-spectral distance, in decibel: root mean square over the frequencies of 10 log10(spectrum / reference)."""
     return float(np.sqrt(np.mean(_ratio_db(spectrum, reference) ** 2)))
 
 
 def high_frequency_db(spectrum: NDArray[Any], reference: NDArray[Any]) -> float:
-    """Power in the upper third of the frequencies against a reference, decibel: below 0, texture is missing."""
+    """Return the power in the upper third of the frequencies relative to a reference, in decibel; below 0, texture is missing."""
     first = len(spectrum) * 2 // 3
     return float(np.mean(_ratio_db(spectrum, reference)[first:]))
 
 
 def _ratio_db(spectrum: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.float64]:
-    """Decibels of two spectra; an empty bin counts as the smallest number, not as minus infinity."""
+    """Return the ratio of two spectra in decibel; an empty bin counts as the smallest number, not as minus infinity."""
     if np.shape(spectrum) != np.shape(reference):
         raise ValueError(f"speckle.py: spectra differ in length: {np.shape(spectrum)} and {np.shape(reference)}")
     tiny = np.finfo(np.float64).tiny

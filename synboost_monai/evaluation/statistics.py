@@ -1,8 +1,8 @@
-"""Statistics of evaluated runs: paired tests as published, and what cases of the same patient demand beside them.
+"""Compute statistics of evaluated runs: the published paired tests, and patient-level tests and intervals beside them.
 
-The published tests take every row (a structure of an image) as independent. Twelve rows of one patient are not: they share the
-heart, the machine and the examiner, so such p-values are too small and such intervals too narrow. Here they stand beside tests on
-means of patients, and intervals from a bootstrap that draws whole patients.
+The published tests treat every row (a structure of an image) as independent. The twelve rows of one patient are not independent: they
+share the heart, the machine and the examiner, so p-values are too small and intervals too narrow. This module adds tests on means of
+patients, and intervals from a bootstrap that draws whole patients.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from synboost_monai.evaluation.synthesis import bootstrap_means
 from synboost_monai.structures import STRUCTURES
 
 OVERALL = "overall"
-"""Name of all structures together, beside the names of the structures."""
+"""Name for all structures together, beside the names of the structures."""
 SMALLER_IS_BETTER = ("hd_mm", "hd95_mm", "asd_mm", "hausdorff_512")
-"""Distances: here a run is better where its values are smaller. Of every other metric, larger is better."""
+"""Distances, for which a run is better where its values are smaller; for every other metric larger is better."""
 ALTERNATIVES = ("greater", "less", "two-sided")
-"""What a test may set against "no difference", in scipy's words."""
+"""Alternatives of a test to "no difference", in scipy's words."""
 P_VALUES = ("wilcoxon_p", "t_p", "patient_wilcoxon_p", "patient_t_p")
-"""p-values of a record of `compare_pairs`; each also with `_holm`."""
+"""p-values in a record of `compare_pairs`; each also occurs with `_holm`."""
 
-_DECIMALS = 10  # of differences: 0.3 - 0.2 and 0.2 - 0.1 are a tie, which binary fractions would break
+_DECIMALS = 10  # of differences: 0.3 - 0.2 and 0.2 - 0.1 are tied, which binary fractions would hide
 _FLIPPED = {"greater": "less", "less": "greater", "two-sided": "two-sided"}
 _SIGNS = {"greater": "a > b", "less": "a < b", "two-sided": "a != b"}
 _KEY = ["case", "structure"]
@@ -42,16 +42,17 @@ Floats = NDArray[np.float64]
 
 
 def paired_tests(a: ArrayLike, b: ArrayLike, *, alternative: str = "greater") -> dict[str, Any]:
-    """Difference a - b of pairs, with the p-values of Wilcoxon's signed-rank test (Wilcoxon 1945) and of Student's paired t-test.
+    """Test the difference a - b of pairs with Wilcoxon's signed-rank test (Wilcoxon 1945) and Student's paired t-test.
 
-    Wilcoxon, as scipy does it: zero differences are left out; p is exact up to 50 differences without ties, else by the normal
-    approximation without continuity correction (of very few with ties, over all patterns of signs). The published p-values come out.
+    Wilcoxon's test is scipy's: zero differences are left out; p is exact up to 50 differences without ties, otherwise from the normal
+    approximation without continuity correction (or over all patterns of signs, for very few differences with ties). This reproduces the
+    published p-values.
 
     Args:
         a, b: (n,), paired.
         alternative: greater (a > b, as published), less or two-sided.
     Returns:
-        num_pairs; mean_difference; std_difference (ddof 1, 0 of a single pair); wilcoxon_p, 1 if no pair differs; t_p, 1 if no pair
+        num_pairs; mean_difference; std_difference (ddof 1, 0 for a single pair); wilcoxon_p, 1 if no pair differs; t_p, 1 if no pair
         differs and None where it is undefined (one pair, or all differences equal).
     Raises:
         ValueError: if the values are not pairs of finite numbers.
@@ -69,7 +70,7 @@ def paired_tests(a: ArrayLike, b: ArrayLike, *, alternative: str = "greater") ->
     changed = difference[difference != 0]
     if len(changed):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # scipy < 1.13 warns of few pairs
+            warnings.simplefilter("ignore")  # scipy < 1.13 warns about few pairs
             out["wilcoxon_p"] = float(stats.wilcoxon(changed, alternative=alternative).pvalue)
         is_defined = len(difference) > 1 and np.ptp(difference) > 0
         out["t_p"] = float(stats.ttest_1samp(difference, 0.0, alternative=alternative).pvalue) if is_defined else None
@@ -77,7 +78,9 @@ def paired_tests(a: ArrayLike, b: ArrayLike, *, alternative: str = "greater") ->
 
 
 def patient_means(frame: pd.DataFrame, value: str = "dice", by: str = "patient") -> pd.Series:
-    """Mean of a column over each patient's rows, index `by` sorted; rows without a value are left out, and patients without any.
+    """Return the mean of a column over each patient's rows, sorted by `by`; rows without a value are left out.
+
+    Patients without any value are left out, too.
 
     Raises:
         ValueError: if a column is missing or a row has no patient.
@@ -98,20 +101,20 @@ def cluster_bootstrap(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Confidence interval of the mean over rows when rows come in clusters, such as the images of a patient.
+    """Return a confidence interval of the mean over rows when rows come in clusters, such as the images of a patient.
 
     Clusters are drawn with replacement, as many as there are, each with all its rows (Davison and Hinkley 1997, section 3.8; Field and
-    Welsh 2007). The interval is BCa (Efron 1987), with the acceleration from leaving out one cluster at a time. Why not the plain
-    percentiles: differences of Dice are skewed by a few failures. With patients drawn from the published results (CRIS, real and
+    Welsh 2007). The interval is BCa (Efron 1987), with the acceleration from leaving out one cluster at a time. Plain percentiles would
+    not do, because differences of Dice are skewed by a few failures. With patients drawn from the published results (CRIS, real and
     synthetic, 95 %, 50 patients), the true mean lay below and above the interval in 1.5 and 3.8 % of samples by percentiles, in 2.0
-    and 2.7 % by BCa. With ten patients either is too narrow: it misses in 10 to 18 % of samples.
+    and 2.7 % by BCa. With ten patients both are too narrow: they miss in 10 to 18 % of samples.
 
     Args:
         values: (n,) finite.
-        clusters: (n,), the cluster of each.
-        num_resamples: how many samples are drawn.
-        seed: of the drawing.
-        confidence: share of such intervals that hold the true mean.
+        clusters: (n,), the cluster of each value.
+        num_resamples: number of samples that are drawn.
+        seed: seed of the drawing.
+        confidence: share of such intervals that contain the true mean.
     Returns:
         low, high.
     Raises:
@@ -139,17 +142,17 @@ def cluster_bootstrap(
 
 
 def _bca_levels(draws: Floats, estimate: float, left_out: Floats, confidence: float) -> Floats:
-    """Quantiles of bootstrap draws at which a BCa interval ends (Efron 1987, eq. 2.3); plain ones where it is undefined.
+    """Return the quantile levels of a BCa interval's ends (Efron 1987, eq. 2.3); plain ones where it is undefined.
 
     Args:
         left_out: the estimate without each cluster.
     """
     levels = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
-    slack = 1e-9 * np.ptp(draws)  # a draw of every cluster once is a tie, but for the order of its sum
+    slack = 1e-9 * np.ptp(draws)  # a draw of every cluster once is a tie, except for rounding in its sum
     below = (np.mean(draws < estimate - slack) + np.mean(draws <= estimate + slack)) / 2
     influence = left_out.mean() - left_out
     squares = float(np.sum(influence**2))
-    if not 0 < below < 1 or squares <= 1e-20 * estimate**2:  # all clusters alike
+    if not 0 < below < 1 or squares <= 1e-20 * estimate**2:  # all clusters are alike
         return levels
     acceleration = float(np.sum(influence**3)) / (6 * squares**1.5)
     bias = stats.norm.ppf(below)
@@ -159,17 +162,17 @@ def _bca_levels(draws: Floats, estimate: float, left_out: Floats, confidence: fl
 
 
 def holm(p_values: Sequence[float] | Floats) -> Floats:
-    """p-values of a family of tests, adjusted so that the chance of any false finding in the family is kept (Holm 1979).
+    """Adjust the p-values of a family of tests so that the chance of any false finding in the family is kept (Holm 1979).
 
-    The i-th smallest of m is multiplied by m - i + 1, is at least the adjusted one before it, and at most 1. It holds for tests that
-    depend on each other in any way.
+    The i-th smallest of m is multiplied by m - i + 1, is at least the adjusted one before it, and at most 1. The adjustment also holds
+    for tests that depend on each other.
 
     Args:
         p_values: (m,), in [0, 1].
     Returns:
         (m,), in the same order.
     Raises:
-        ValueError: if one is no number in [0, 1].
+        ValueError: if a value is not a number in [0, 1].
     """
     p = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
@@ -181,15 +184,15 @@ def holm(p_values: Sequence[float] | Floats) -> Floats:
 
 
 def effect_sizes(a: ArrayLike, b: ArrayLike) -> dict[str, float | None]:
-    """How large the difference a - b of pairs is, whatever their number.
+    """Return the size of the difference a - b of pairs, whatever their number.
 
     Args:
         a, b: (n,), paired. Memory grows with n^2: 6,000 pairs take half a gigabyte.
     Returns:
         cohens_dz: mean over standard deviation of the differences (Cohen 1988, section 2.3.5); None if they do not vary.
-        rank_biserial: of matched pairs, from -1 to 1: share of the ranks of |a - b| where a > b, less the share where a < b
-            (Kerby 2014); None if no pair differs.
-        hodges_lehmann: median over all means of two differences, one with itself included: the shift that belongs to Wilcoxon's
+        rank_biserial: rank-biserial correlation of matched pairs, from -1 to 1: share of the ranks of |a - b| where a > b, minus the
+            share where a < b (Kerby 2014); None if no pair differs.
+        hodges_lehmann: median of the means of any two differences, each also paired with itself: the shift that belongs to Wilcoxon's
             test (Hodges and Lehmann 1963), in the unit of a.
     Raises:
         ValueError: if the values are not pairs of finite numbers.
@@ -210,11 +213,11 @@ def effect_sizes(a: ArrayLike, b: ArrayLike) -> dict[str, float | None]:
 
 
 def updates_to_reach(history: pd.DataFrame, dice: float) -> int | None:
-    """Iteration of the first validation whose mean Dice is at least `dice`, None if none is; nothing is interpolated.
+    """Return the iteration of the first validation whose mean Dice is at least `dice`; None if there is none.
 
     Args:
         history: a training's log with columns iteration (updates so far) and val_mean_dice; rows without a validation are left out.
-        dice: in [0, 1].
+        dice: in [0, 1]; no values are interpolated between validations.
     Raises:
         ValueError: if a column is missing or `dice` is not in [0, 1].
     """
@@ -236,23 +239,23 @@ def compare_pairs(
     num_resamples: int = 10000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Two runs over the same images, paired by case and structure: every test, interval and effect size, for each structure and overall.
+    """Compare two runs over the same images, paired by case and structure: tests, intervals and effect sizes.
 
-    A row where either run's value is undefined is left out and counted. Patient-level tests compare, of each patient, the means over
-    the rows that are left. The family of Holm's correction is all tests of one metric, here each structure and overall: whoever looks
-    at several metrics for one that differs must correct over these too (`add_holm` does it for several runs).
+    Each structure and overall has a record. A row where either run's value is undefined is left out and counted. Patient-level tests
+    compare each patient's means over the remaining rows. The family of Holm's correction is all tests of one metric, here each structure
+    and overall: whoever looks at several metrics for one that differs must correct over these too (`add_holm` does it for several runs).
 
     Args:
-        frame_a, frame_b: of `per_case.read_metrics`; patients may be known to one of them alone, or to neither.
+        frame_a, frame_b: results of `per_case.read_metrics`; patients may be known to only one of them, or to neither.
         metrics: columns, such as dice.
         alternative: greater: a is better than b (for `SMALLER_IS_BETTER` the tests then ask whether a < b); less: a is worse; two-sided.
-        num_resamples, seed: of the bootstrap.
+        num_resamples, seed: number of samples and seed of the bootstrap.
     Returns:
         a record for each metric and structure (`OVERALL` last): metric, structure, better (larger or smaller), tested (such as
         `a < b`), num_pairs, num_left_out, num_patients, mean_a, std_a, mean_b, std_b (ddof 1), difference (a - b), std_difference,
         ci_low, ci_high (95 %, of the difference), `P_VALUES` and each with `_holm`, num_family, cohens_dz, rank_biserial,
-        hodges_lehmann. What needs patients is None where they are unknown or fewer than two, and all but counts where no
-        pair is defined.
+        hodges_lehmann. Values that need patients are None where patients are unknown or fewer than two; all values but counts are
+        None where no pair is defined.
     Raises:
         ValueError: if the runs are not of the same cases and structures, or a run has no value of a metric.
     """
@@ -282,11 +285,11 @@ def compare_pairs(
 def add_holm(
     records: Sequence[Mapping[str, Any]], family: Callable[[Mapping[str, Any]], Hashable] = lambda r: r["metric"]
 ) -> list[dict[str, Any]]:
-    """Records with each of `P_VALUES` adjusted over its family (`holm`), and num_family, how many tests that is.
+    """Return records with each of `P_VALUES` adjusted over its family (`holm`), and num_family, the number of tests in it.
 
     Args:
-        records: of `compare_pairs`, of one comparison or several; a p-value that is None stays so and does not count.
-        family: what tells a record's family; by default all tests of one metric.
+        records: records of `compare_pairs`, of one comparison or several; a p-value that is None stays None and does not count.
+        family: function that returns a record's family; by default all tests of one metric.
     """
     out = [dict(record) for record in records]
     for name in dict.fromkeys(map(family, out)):
@@ -311,7 +314,7 @@ def _check_alternative(alternative: str) -> None:
 
 
 def _difference(a: ArrayLike, b: ArrayLike) -> Floats:
-    """a - b of pairs, (n,), checked."""
+    """Return a - b of pairs, (n,), checked."""
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape or not len(first):
         raise ValueError(f"statistics.py: expected pairs, got values of shapes {first.shape} and {second.shape}")
@@ -321,7 +324,7 @@ def _difference(a: ArrayLike, b: ArrayLike) -> Floats:
 
 
 def _paired(frame_a: pd.DataFrame, frame_b: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Rows of both runs joined: case, structure, patient, METRIC_a, METRIC_b."""
+    """Return the rows of both runs joined: case, structure, patient, METRIC_a, METRIC_b."""
     for which, frame in (("first", frame_a), ("second", frame_b)):
         missing = [c for c in [*_KEY, *metrics] if c not in frame]
         if missing:
@@ -350,7 +353,7 @@ def _paired(frame_a: pd.DataFrame, frame_b: pd.DataFrame, metrics: Sequence[str]
 
 
 def _patients(joined: pd.DataFrame) -> pd.Series | None:
-    """Patient of each pair, None if no run knows them."""
+    """Return the patient of each pair; None if neither run knows the patients."""
     known = [joined[c] for c in ("patient_a", "patient_b", "patient") if c in joined and joined[c].notna().any()]
     if not known:
         return None
@@ -369,13 +372,13 @@ def _patients(joined: pd.DataFrame) -> pd.Series | None:
 
 
 def _names(rows: pd.DataFrame) -> str:
-    """Case and structure of the first rows, and how many more."""
+    """Return case and structure of the first rows, and the number of further ones."""
     first = [f"{case} {structure}" for case, structure in rows[_KEY].head(3).itertuples(index=False)]
     return ", ".join(first) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
 
 
 def _compare(pairs: pd.DataFrame, metric: str, alternative: str, num_resamples: int, seed: int) -> dict[str, Any]:
-    """One record of `compare_pairs` without what Holm's correction adds."""
+    """Return one record of `compare_pairs` without the values that Holm's correction adds."""
     is_smaller = metric in SMALLER_IS_BETTER
     tested = _FLIPPED[alternative] if is_smaller else alternative
     part = pairs.dropna(subset=[f"{metric}_a", f"{metric}_b"])

@@ -1,6 +1,6 @@
-"""Distances between a set of synthetic and a set of real images, with what makes them comparable.
+"""Compute distances between a set of synthetic and a set of real images, with floors that make them comparable.
 
-Each number depends on how many images it is taken from, so it comes with a floor: the same number for real images that are as many.
+Each number depends on the number of images, so it comes with a floor: the same number for equally many real images.
 Features are rows, (n, F), of any network. Everything is computed in float64.
 """
 
@@ -17,22 +17,22 @@ from torch import Tensor
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents of the scales, finest first (Wang et al. 2003)."""
-_MS_SSIM_KERNEL = 11  # pixels: of the same paper
-_MAX_ROWS = 1000  # of a kernel matrix that is held whole
+_MS_SSIM_KERNEL = 11  # pixels, as in the same paper
+_MAX_ROWS = 1000  # largest kernel matrix that is held whole
 _BLOCK = 256  # rows of a distance matrix that are held at a time
 
 
 def frechet_distance(features: NDArray[Any], reference: NDArray[Any]) -> float:
-    """Fréchet distance of two Gaussians fitted to feature vectors: FID when the features are Inception's.
+    """Return the Fréchet distance of two Gaussians fitted to feature vectors; with Inception's features this is the FID.
 
     |mu_x - mu_y|^2 + tr(S_x) + tr(S_y) - 2 tr((S_x S_y)^(1/2))  (Heusel et al. 2017, eq. 6). With X, Y the centred features over
-    sqrt(n - 1), the last trace is the sum of the singular values of X Y^T, an (n_x, n_y) matrix. So no root is taken of a product of
+    sqrt(n - 1), the last trace is the sum of the singular values of X Y^T, an (n_x, n_y) matrix. This avoids the root of a product of
     covariances, which is singular when there are fewer images than features (MONAI's `FIDMetric` then adds to the diagonal).
 
     Args:
         features, reference: (n, F), at least two rows each.
     Returns:
-        0 for equal sets; grows as n falls: compare only values of equal n.
+        the distance: 0 for equal sets; it grows as n falls, so compare only values of equal n.
     Raises:
         ValueError: if the shapes do not fit.
     """
@@ -42,13 +42,13 @@ def frechet_distance(features: NDArray[Any], reference: NDArray[Any]) -> float:
     x, y = (x - mean_x) / np.sqrt(len(x) - 1), (y - mean_y) / np.sqrt(len(y) - 1)
     cross = float(np.linalg.svd(_factor(x) @ _factor(y).T, compute_uv=False).sum())
     distance = float(np.sum((mean_x - mean_y) ** 2) + np.sum(x**2) + np.sum(y**2)) - 2 * cross
-    return max(distance, 0.0)  # rounding
+    return max(distance, 0.0)  # below 0 by rounding
 
 
 def median_distance(features: NDArray[Any]) -> float:
-    """Median Euclidean distance between different rows: the usual bandwidth of a Gaussian kernel (Gretton et al. 2012).
+    """Return the median Euclidean distance between different rows, the usual bandwidth of a Gaussian kernel (Gretton et al. 2012).
 
-    Of more than a thousand rows, a thousand that are spread evenly.
+    If there are more than a thousand rows, at most a thousand evenly spread ones are used.
 
     Raises:
         ValueError: if all rows are equal.
@@ -63,14 +63,14 @@ def median_distance(features: NDArray[Any]) -> float:
 
 
 def mmd_squared(features: NDArray[Any], reference: NDArray[Any], bandwidth: float) -> float:
-    """Squared maximum mean discrepancy with the kernel exp(-|x - y|^2 / (2 bandwidth^2)), unbiased.
+    """Return the squared maximum mean discrepancy with the kernel exp(-|x - y|^2 / (2 bandwidth^2)), unbiased.
 
-    Gretton et al. 2012, lemma 6, eq. 3; at most 2, and chance may make it negative. MONAI's `MMDMetric`
-    is the same sum with a linear kernel, which sees the means alone.
+    Gretton et al. 2012, lemma 6, eq. 3; it is at most 2, and chance may make it negative. MONAI's `MMDMetric`
+    is the same sum with a linear kernel, which only compares the means.
 
     Args:
         features, reference: (n, F), at least two rows each.
-        bandwidth: in the features' unit; fixed from real data (`median_distance`), so that values can be compared.
+        bandwidth: in the features' unit; taken from real data (`median_distance`), so that values can be compared.
     """
     x, y = _features(features, "features"), _features(reference, "reference")
     _check_same_width(x, y)
@@ -78,7 +78,7 @@ def mmd_squared(features: NDArray[Any], reference: NDArray[Any], bandwidth: floa
         raise ValueError(f"synthesis.py: bandwidth is {bandwidth}; expected a distance above 0")
 
     def total(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-        """Sum of the kernel over all pairs."""
+        """Sum the kernel over all pairs."""
         blocks = (a[i : i + _BLOCK] for i in range(0, len(a), _BLOCK))
         return float(sum(np.exp(-_squared_distances(block, b) / (2 * bandwidth**2)).sum() for block in blocks))
 
@@ -94,12 +94,12 @@ def mmd_chance_level(
     level: float = 0.95,
     num_permutations: int = 200,
 ) -> float:
-    """Quantile of `mmd_squared` when it is by chance who belongs to which set (permutation test, Gretton et al. 2012, section 5).
+    """Return a quantile of `mmd_squared` under random assignment to the sets (permutation test, Gretton et al. 2012, section 5).
 
     Args:
-        features, reference, bandwidth: as in `mmd_squared`; of more than a thousand rows of the reference, a thousand.
-        seed: of the permutations.
-        level: of the quantile.
+        features, reference, bandwidth: as in `mmd_squared`; of a reference with more than a thousand rows at most a thousand are used.
+        seed: seed of the permutations.
+        level: level of the quantile.
     """
     x, y = _features(features, "features"), _features(reference, "reference")
     _check_same_width(x, y)
@@ -119,7 +119,7 @@ def mmd_chance_level(
 
 
 def nearest(features: NDArray[Any], reference: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Root mean square difference of each row to the nearest row of the reference, and that row's index.
+    """Return the root mean square difference of each row to the nearest row of the reference, and that row's index.
 
     Args:
         features: (n, F).
@@ -136,11 +136,11 @@ def nearest(features: NDArray[Any], reference: NDArray[Any]) -> tuple[NDArray[np
 
 
 def memorisation(synthetic: NDArray[Any], real: NDArray[Any]) -> dict[str, float]:
-    """Whether synthetic images lie nearer to the training images than unseen real images do.
+    """Measure whether synthetic images lie nearer to the training images than unseen real images do.
 
     Args:
         synthetic: distance of each synthetic image to its nearest training image (`nearest`).
-        real: the same of real images that were not trained on.
+        real: the same distance of real images that were not used for training.
     Returns:
         median_synthetic, median_real, ratio (below 1: nearer), share_nearer: the share of synthetic images nearer than the first
         percentile of the real ones, 0.01 if nothing is memorised.
@@ -155,10 +155,10 @@ def memorisation(synthetic: NDArray[Any], real: NDArray[Any]) -> dict[str, float
 
 
 def ms_ssim(images: Tensor, others: Tensor) -> Tensor:
-    """Multi-scale structural similarity of pairs, with as many of the five scales as the images are large enough for.
+    """Return the multi-scale structural similarity of pairs, with as many of the five scales as fit into the images.
 
-    176 px and more have five scales, 128 px four, 64 px three; the exponents that are left are scaled to sum 1. Below 11 px the one
-    kernel would not fit.
+    Images of 176 px and more have five scales, 128 px four, 64 px three; the exponents of the used scales are scaled to sum 1. Images
+    below 11 px are too small for the kernel.
 
     Args:
         images, others: (B, 1, H, W), in [0, 1].
@@ -166,7 +166,7 @@ def ms_ssim(images: Tensor, others: Tensor) -> Tensor:
         (B,), 1 for equal images.
     """
     side = min(images.shape[-2:])
-    # the coarsest scale must hold the kernel, and MONAI's metric has a rule of its own: (scales - 1)^2
+    # the coarsest scale must hold the kernel, and MONAI's metric also has its own rule: (scales - 1)^2
     shrink = {k: max(2 ** (k - 1), (k - 1) ** 2) for k in range(1, len(MS_SSIM_WEIGHTS) + 1)}
     fits = [k for k, factor in shrink.items() if side // factor >= _MS_SSIM_KERNEL]
     if not fits:
@@ -183,13 +183,13 @@ def ms_ssim(images: Tensor, others: Tensor) -> Tensor:
 def bootstrap_means(
     values: Sequence[float], clusters: Sequence[Hashable], num_bootstrap: int, seed: int
 ) -> NDArray[np.float64]:
-    """Means of samples that are drawn with replacement by cluster: the images of a patient are not independent.
+    """Return means of samples drawn with replacement by cluster, as the images of a patient are not independent.
 
     Args:
-        values: of the images.
-        clusters: patient of each.
-        num_bootstrap: how many samples.
-        seed: of the drawing.
+        values: values of the images.
+        clusters: patient of each image.
+        num_bootstrap: number of samples.
+        seed: seed of the drawing.
     Returns:
         (num_bootstrap,).
     """
@@ -205,19 +205,19 @@ def bootstrap_means(
 
 
 def interval(draws: NDArray[Any], level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap draws."""
+    """Return the percentile interval of bootstrap draws."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def draw_by_cluster(clusters: Sequence[Hashable], count: int, seed: int) -> list[int]:
-    """Indices of `count` images, cluster by cluster in a random order, so that a patient's images stay together.
+    """Return the indices of `count` images, drawn cluster by cluster in random order, so that a patient's images stay together.
 
     Args:
         clusters: patient of each image.
-        count: how many; all if there are fewer.
+        count: number of images; all if there are fewer.
     Returns:
-        increasing indices.
+        indices in increasing order.
     """
     members: dict[Hashable, list[int]] = {}
     for index, name in enumerate(clusters):
@@ -231,7 +231,7 @@ def draw_by_cluster(clusters: Sequence[Hashable], count: int, seed: int) -> list
 
 
 def _features(values: NDArray[Any], what: str) -> NDArray[np.float64]:
-    """(n, F) float64, checked."""
+    """Return (n, F) float64, checked."""
     array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
     if array.ndim != 2 or len(array) < 2:
         raise ValueError(f"synthesis.py: {what} must be (n, F) of at least 2 images, got shape {array.shape}")
@@ -246,11 +246,11 @@ def _check_same_width(x: NDArray[Any], y: NDArray[Any]) -> None:
 
 
 def _factor(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """R of x = QR: the same singular values of products, with F rows instead of n."""
+    """Return R of x = QR: the same singular values of products, with F rows instead of n."""
     return np.asarray(np.linalg.qr(x, mode="r")) if len(x) > x.shape[1] else x
 
 
 def _squared_distances(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, m) squared Euclidean distances."""
+    """Return (n, m) squared Euclidean distances."""
     squares = np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1)[None] - 2 * (x @ y.T)
     return np.maximum(squares, 0)

@@ -1,1 +1,1 @@
-"""What a label map says of a heart: outlines, landmarks, volumes, measures, and how far to trust them."""
+"""Measure the heart in a label map (outlines, landmarks, volumes, clinical measures) and judge how far to trust the result."""

@@ -1,10 +1,10 @@
-"""Whether a label map can be an apical view of a heart: pieces, holes, enclosure, order of the chambers, sizes.
+"""Check whether a label map can be an apical view of a heart: pieces, holes, enclosure, order of the chambers, sizes.
 
-Pure functions on arrays, for label maps that a model draws and for segmentations that a network predicts alike. The long
-axis goes from the base, the middle of the cavity's opening, to the apex, the point of the cavity farthest from it. The
-opening is the part of the cavity's border that no myocardium covers; it leads to the left atrium.
+These are pure functions on arrays. They apply both to label maps that a model draws and to segmentations that a network
+predicts. The long axis goes from the base, the middle of the cavity's opening, to the apex, the point of the cavity farthest
+from it. The opening is the part of the cavity's border that the myocardium does not cover; it leads to the left atrium.
 
-Shapes: H rows and W columns in display order. Lengths in millimetres.
+Shapes: H rows and W columns in display order. Lengths are in millimetres.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ MEASURES: dict[str, tuple[str, str]] = {
     "axis_tilt_deg": ("angle of the long axis to the vertical", "degrees"),
     "atrium_position": ("middle of the left atrium along the long axis (0 apex, 1 base)", ""),
 }
-"""Measure of `examine_anatomy` -> in words, unit."""
+"""Measure of `examine_anatomy` -> its description and unit."""
 
 MAX_STRAY_FRACTION = 0.001
-"""Pieces and holes up to this share of their structure's area are slips of a pen, not of anatomy."""
+"""Pieces and holes up to this share of their structure's area, and up to `MAX_STRAY_MM2`, are drawing slips and ignored."""
 MAX_STRAY_MM2 = 1.0
-"""And up to this area."""
+"""Largest area of a piece or hole that is ignored."""
 MIN_SECOND_OPENING_MM = 3.0
-"""A further opening of the cavity counts from this length on."""
+"""Shortest further opening of the cavity that counts as a problem."""
 MAX_ATRIUM_GAP_MM = 3.0
-"""The left atrium begins at most so far from the cavity: the mitral leaflets, which belong to neither, lie between."""
+"""Largest gap between the left atrium and the cavity; the mitral leaflets lie in it and belong to neither."""
 BASAL_PART = 0.2
-"""Share of the cavity's length next to the base where the wall ends, so that its thickness is not measured."""
+"""Share of the cavity's length next to the base where the wall ends; wall thickness is not measured there."""
 MAX_OUTSIDE_SECTOR = {
     LEFT_VENTRICULAR_CAVITY.name: 0.05,
     MYOCARDIUM.name: 0.35,
@@ -83,14 +83,14 @@ _EIGHT = ndimage.generate_binary_structure(2, 2)
 
 @dataclass(frozen=True)
 class AnatomyProblem:
-    """One way in which a label map cannot be a heart."""
+    """Describe one reason why a label map cannot show a heart."""
 
     code: str
     """`missing`, `pieces`, `hole`, `opening`, `closed`, `order`, `apart`, `range` or `outside_sector`."""
     subject: str
-    """Name of the structure, or of the measure (`MEASURES`) for `range`."""
+    """Name of the structure, or for `range` name of the measure (`MEASURES`)."""
     message: str
-    """A sentence with the numbers."""
+    """Sentence that describes the problem with its numbers."""
 
 
 def check_anatomy(
@@ -99,20 +99,21 @@ def check_anatomy(
     ranges: Mapping[str, Sequence[float]] | None = None,
     sector: NDArray[Any] | None = None,
 ) -> list[AnatomyProblem]:
-    """What is wrong with the anatomy of a label map; an empty list if nothing is.
+    """Return the problems of a label map's anatomy; an empty list if there are none.
 
-    Every structure is there in one piece; no background is enclosed (no hole in a structure, no gap between them); the
-    cavity is enclosed by myocardium but for one opening; the left atrium lies at that opening, beyond the base; sizes,
-    ratios, wall thickness and tilt are within `ranges`; each structure lies in the sector, up to `MAX_OUTSIDE_SECTOR`.
+    In a plausible label map every structure is present in one piece; no background is enclosed (no hole in a structure, no
+    gap between them); myocardium encloses the cavity except at one opening; the left atrium lies at that opening, beyond the
+    base; sizes, ratios, wall thickness and tilt are within `ranges`; no more than `MAX_OUTSIDE_SECTOR` of a structure lies
+    outside the sector.
 
     Args:
         label_map: (H, W) integers, classes 0..3.
         spacing_mm: (row, column) millimetres.
-        ranges: lowest and highest value of measures, as `anatomy_ranges` gives them; None: `ADULT_RANGES`; {}: none.
+        ranges: lowest and highest value of measures, as `anatomy_ranges` gives them; None: `ADULT_RANGES`; {}: no ranges.
         sector: (H, W), non-zero inside the ultrasound sector; None: not checked.
     Raises:
-        ValueError: if the label map is not such an array, the spacing not positive, a measure unknown, or the sector of
-            another shape.
+        ValueError: if the label map is not such an array, the spacing is not positive, a measure is unknown, or the sector
+            has another shape.
     """
     problems, measures = examine_anatomy(label_map, spacing_mm, sector)
     return problems + out_of_range(measures, ADULT_RANGES if ranges is None else ranges)
@@ -121,9 +122,9 @@ def check_anatomy(
 def examine_anatomy(
     label_map: NDArray[Any], spacing_mm: Sequence[float], sector: NDArray[Any] | None = None
 ) -> tuple[list[AnatomyProblem], dict[str, float]]:
-    """Find what `check_anatomy` finds without ranges, and measure the structures: those of `MEASURES` that can be told.
+    """Return the problems that `check_anatomy` finds without ranges, and the measures of the structures.
 
-    What needs a structure that is missing is not measured.
+    Measures (`MEASURES`) that need a missing structure are left out.
     """
     parts = _Parts.of(label_map, spacing_mm)
     missing = [s for s in STRUCTURES if not parts.masks[s.class_index].any()]
@@ -139,10 +140,10 @@ def examine_anatomy(
 
 
 def out_of_range(measures: Mapping[str, float], ranges: Mapping[str, Sequence[float]]) -> list[AnatomyProblem]:
-    """Measures that are not within their range.
+    """Return a problem for each measure that is outside its range.
 
     Raises:
-        ValueError: if a range is of an unknown measure.
+        ValueError: if a range is given for an unknown measure.
     """
     unknown = set(ranges) - set(MEASURES)
     if unknown:
@@ -160,15 +161,16 @@ def out_of_range(measures: Mapping[str, float], ranges: Mapping[str, Sequence[fl
 def anatomy_ranges(
     measures: Sequence[Mapping[str, float]], *, tail: float = 0.005, margin: float = 0.25
 ) -> dict[str, tuple[float, float]]:
-    """The range of each measure in label maps that are known to be right, for `check_anatomy`.
+    """Return the range of each measure in label maps that are known to be right, for `check_anatomy`.
 
-    From the quantile `tail` to 1 - `tail`, widened on both sides by `margin` times that width, and more where there are few
-    maps (n), which show little of the spread: by `margin` times 2 / sqrt(n). Both in the logarithm, as most measures are
-    lengths, areas and ratios; the tilt, an angle, is widened as it is, with 30 degrees in place of the logarithm's 1.
+    A range goes from the quantile `tail` to 1 - `tail`, widened on both sides by `margin` times that width. A few maps show
+    little of the spread, so each side is widened further by `margin` times 2 / sqrt(n), n being the number of maps. Both are
+    computed in the logarithm, as most measures are lengths, areas and ratios; the tilt, an angle, is widened without it, with
+    30 degrees in place of the logarithm's 1.
 
     Args:
-        measures: of `examine_anatomy`, one a label map.
-        tail: share of the maps on each side whose values do not count by themselves.
+        measures: results of `examine_anatomy`, one per label map.
+        tail: share of the maps on each side that lies beyond the quantile.
         margin: see above.
     Raises:
         ValueError: if there are no measures.
@@ -193,25 +195,25 @@ def anatomy_ranges(
 def long_axis(
     label_map: NDArray[Any], spacing_mm: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Ends of the cavity's long axis: middle of its opening, and the point of the cavity farthest from it.
+    """Return the ends of the cavity's long axis: the middle of its opening, and the point of the cavity farthest from it.
 
     Args:
         label_map: (H, W) integers, classes 0..3.
         spacing_mm: (row, column).
     Returns:
-        base and apex, each (y, x) in mm from the centre of the first pixel; None without a cavity or an opening.
+        base and apex, each (y, x) in mm from the centre of the first pixel; None if there is no cavity or no opening.
     """
     return _Parts.of(label_map, spacing_mm).axis
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """The labelled part of a label map with one pixel of background around it, and what several checks need of it."""
+    """Hold the labelled part of a label map with one pixel of background around it, for the checks."""
 
     label_map: NDArray[np.uint8]
     spacing: NDArray[np.float64]
     corner: NDArray[np.float64]
-    """(y, x) in mm of the part's first pixel in the whole."""
+    """(y, x) in mm of the part's first pixel in the whole label map."""
 
     @classmethod
     def of(cls, label_map: NDArray[Any], spacing_mm: Sequence[float]) -> _Parts:
@@ -240,12 +242,12 @@ class _Parts:
 
     @cached_property
     def border(self) -> BoolArray:
-        """Pixels of the cavity with a neighbour (of eight) outside it; the image's border is outside."""
+        """Pixels of the cavity with one of eight neighbours outside it; the area beyond the image counts as outside."""
         return self.cavity & ~ndimage.binary_erosion(self.cavity, _EIGHT)
 
     @cached_property
     def is_open(self) -> BoolArray:
-        """The part of the cavity's border that no myocardium touches."""
+        """The part of the cavity's border that the myocardium does not touch."""
         return self.border & ~_beside(self.myocardium)
 
     @cached_property
@@ -320,7 +322,7 @@ def _pieces(parts: _Parts) -> list[AnatomyProblem]:
 
 
 def _holes(parts: _Parts) -> list[AnatomyProblem]:
-    """Background that structures enclose."""
+    """Find background that structures enclose."""
     is_labelled = parts.label_map != 0
     enclosed = ndimage.binary_fill_holes(is_labelled) & ~is_labelled
     if not enclosed.any():
@@ -340,7 +342,7 @@ def _holes(parts: _Parts) -> list[AnatomyProblem]:
 
 
 def _openings(parts: _Parts) -> list[AnatomyProblem]:
-    """The cavity has one opening."""
+    """Check that the cavity has one opening."""
     if not parts.cavity.any() or not parts.myocardium.any():
         return []
     pieces, count = ndimage.label(parts.is_open, _EIGHT)
@@ -360,7 +362,7 @@ def _openings(parts: _Parts) -> list[AnatomyProblem]:
 
 
 def _distance(parts: _Parts) -> list[AnatomyProblem]:
-    """The left atrium reaches up to the cavity."""
+    """Check that the left atrium reaches up to the cavity."""
     if not parts.cavity.any() or not parts.atrium.any() or (_beside(parts.cavity) & parts.atrium).any():
         return []
     tree = cKDTree(np.argwhere(parts.border) * parts.spacing)
@@ -391,7 +393,7 @@ def _outside_sector(label_map: NDArray[Any], sector: NDArray[Any]) -> list[Anato
 
 
 def _checked(label_map: NDArray[Any], spacing_mm: Sequence[float]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Label map and spacing, in their types."""
+    """Return the label map and spacing as checked arrays."""
     label_map = np.asarray(label_map)
     if label_map.ndim != 2 or label_map.size == 0:
         raise ValueError(f"anatomy.py: expected a label map (H, W), got shape {label_map.shape}")
@@ -405,7 +407,7 @@ def _checked(label_map: NDArray[Any], spacing_mm: Sequence[float]) -> tuple[NDAr
 
 
 def _edge_length(first: BoolArray, second: BoolArray, spacing: NDArray[np.float64]) -> float:
-    """Length in mm of the pixel edges that two masks share."""
+    """Return the length in mm of the pixel edges that two masks share."""
     horizontal = (first[1:] & second[:-1]).sum() + (first[:-1] & second[1:]).sum()
     vertical = (first[:, 1:] & second[:, :-1]).sum() + (first[:, :-1] & second[:, 1:]).sum()
     return float(horizontal * spacing[1] + vertical * spacing[0])
@@ -421,7 +423,7 @@ def _stray_limit(area_mm2: float) -> float:
 
 
 def _elongation(mask: BoolArray, spacing: NDArray[np.float64]) -> float:
-    """Long over short axis of the ellipse with the mask's second moments."""
+    """Return the long over the short axis of the ellipse with the mask's second moments."""
     points = np.argwhere(mask) * spacing
     # a pixel has an extent of its own, so one row of pixels is not infinitely thin
     variance = np.linalg.eigvalsh(np.cov(points.T, bias=True) + np.diag(spacing**2 / 12)) if len(points) > 1 else None

@@ -1,14 +1,15 @@
-"""Predicted Dice: what a validation set says about the Dice of a mask whose truth is not known.
+"""Predict the Dice of a mask whose truth is not known, with a regression fitted to a validation set.
 
-For each structure a ridge regression of logit(Dice) on a few standardised features (`FEATURES`), n images, w the coefficients:
+Each structure has a ridge regression of logit(Dice) on a few standardised features (`FEATURES`); i: image, w: coefficients:
 
     minimise  mean_i (logit(dice_i) - w_0 - w . z_i)^2 + penalty |w|^2,    predicted Dice = 1 / (1 + exp(-w_0 - w . z))
 
-A coefficient has the sign that its feature must have (a network that is surer of a mask, or whose prompts agree more, cannot make the
-predicted Dice fall). The penalty is chosen by leaving out one patient after another; what is reported of a calibration (rank
-correlation, mean error, thresholds) comes from those left-out predictions.
+The sign of a coefficient is fixed by its feature: the predicted Dice cannot fall when the network is surer of a mask or when the
+prompts agree more. The penalty is chosen by leaving out one patient after another; the reported rank correlation, mean error and
+thresholds come from these left-out predictions.
 
-Only for the weights, prompts and postprocessing it was fitted with: `calibration.json` holds their SHA-256 and settings.
+A calibration holds only for the weights, prompts and postprocessing it was fitted with; `calibration.json` records the SHA-256 of the
+weights and the settings.
 """
 
 from __future__ import annotations
@@ -39,24 +40,24 @@ FEATURES: dict[str, tuple[str, int]] = {
     "mean_spread": ("log", -1),
     "opening_fraction": ("log", 0),
 }
-"""Feature -> its scale, and the sign of its coefficient (0: either; its values are then held within those of the validation set).
+"""Feature -> its scale, and the sign of its coefficient (0: either sign; values are then clipped to the validation set's range).
 
-Chosen by leave-one-patient-out error on CAMUS's validation patients, with three networks. Further ones did not rank better: entropy at
-the border, Dice between the prompts' masks, area, other measures of the anatomy.
+They were chosen by leave-one-patient-out error on CAMUS's validation patients, with three networks. Further features did not rank
+better: entropy at the border, Dice between the prompts' masks, area, other measures of the anatomy.
 """
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Ridge penalties to choose from, for standardised features."""
 MIN_IMAGES = 10
-"""Fewest images with a mask of a structure that a calibration is fitted to."""
+"""Fewest images with a mask of a structure that a calibration can be fitted to."""
 MIN_PATIENTS = 3
-"""Fewest patients of them."""
+"""Fewest patients that these images must come from."""
 STRUCTURE_PART = 1 / 3
-"""The review threshold of one structure lies at this fraction of the quantile of that of the mean over the structures, which finds
-bad images best."""
+"""Quantile level of a structure's review threshold, as a fraction of the level of the mean over the structures: this finds bad images
+best."""
 SPREAD_MARGIN = 1.5
-"""A mean spread above this many times the largest of the validation set was never seen there."""
+"""A mean spread above this many times the largest of the validation set goes to review."""
 FORMAT = 1
-"""Version of the JSON file's form."""
+"""Version of the JSON format."""
 
 _DICE_MARGIN = 1e-3  # logits of 0 and 1 are infinite
 _SPREAD_FLOOR = 1e-3
@@ -64,46 +65,46 @@ _SPREAD_FLOOR = 1e-3
 
 @dataclass(frozen=True)
 class StructureCalibration:
-    """The regression of one structure; tuples in the order of `Calibration.features`."""
+    """Hold the regression of one structure; tuples follow the order of `Calibration.features`."""
 
     means: tuple[float, ...]
     scales: tuple[float, ...]
     lowest: tuple[float, ...]
     highest: tuple[float, ...]
-    """Of the standardised features in the validation set."""
+    """Lowest and highest value of each standardised feature in the validation set."""
     coefficients: tuple[float, ...]
     intercept: float
     penalty: float
     review_below: float
-    """A predicted Dice below this one goes to review."""
+    """A predicted Dice below this value goes to review."""
     highest_spread: float
-    """And so does a mean spread above this one."""
+    """A mean spread above this value goes to review."""
     num_images: int
     spearman: float | None
-    """Rank correlation of predicted and true Dice, predictions of left-out patients."""
+    """Rank correlation of predicted and true Dice, with predictions of left-out patients."""
     mae: float
-    """Mean absolute difference of the same."""
+    """Mean absolute difference of predicted and true Dice, with the same predictions."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibration.json` holds."""
+    """Hold the content of `calibration.json`."""
 
     checkpoint_sha256: str
     settings: Mapping[str, Any]
-    """Of the inference: image size, prompts, threshold, postprocessing. Others give other features."""
+    """Settings of the inference: image size, prompts, threshold, postprocessing. Other settings give other features."""
     num_groups: int
-    """Groups of prompts (E) whose mean and spread were taken."""
+    """Number of prompt groups (E) over which mean and spread are computed."""
     features: tuple[str, ...]
     structures: Mapping[str, StructureCalibration]
     review_below: float
-    """A mean predicted Dice over the structures below this one goes to review."""
+    """An image whose mean predicted Dice over the structures is below this value goes to review."""
     review_share: float
-    """Share of the validation images that go to review, for their predicted Dice, their anatomy or anything else."""
+    """Share of the validation images that go to review, for their predicted Dice, their anatomy or any other reason."""
     spearman_pooled: float | None
-    """Over all structures of all images, of left-out patients."""
+    """Rank correlation over all structures of all images, with predictions of left-out patients."""
     spearman_image_mean: float | None
-    """Over images, of the means over the structures."""
+    """Rank correlation over images of the means over the structures."""
     num_images: int
     num_patients: int
     dataset_dir: str
@@ -113,11 +114,11 @@ class Calibration:
     format: int = FORMAT
 
     def predict(self, structure: str, features: Mapping[str, float | None]) -> float:
-        """Predicted Dice of a mask that is not empty.
+        """Return the predicted Dice of a mask that is not empty.
 
         Args:
             structure: name of a structure.
-            features: value of each of `FEATURES`; None: cannot be told, and counts as the validation set's mean.
+            features: value of each of `FEATURES`; None: not known, and counted as the validation set's mean.
         """
         c = self.structures[structure]
         x = np.array([_scaled(name, features[name]) for name in self.features])
@@ -127,7 +128,7 @@ class Calibration:
         return _sigmoid(c.intercept + float(z @ np.array(c.coefficients)))
 
     def write(self, path: str | os.PathLike[str]) -> Path:
-        """Write the JSON file; it appears whole or not at all."""
+        """Write the JSON file, whole or not at all."""
         atomic_write_text(path, json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
         return Path(path)
 
@@ -136,8 +137,8 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
     """Read a calibration that `Calibration.write` wrote.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a calibration of this version, complete and with finite numbers.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is not a calibration of this version, complete and with finite numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -193,12 +194,13 @@ def fit_calibration(
     """Fit the predicted Dice to a validation set, and choose what goes to review.
 
     Args:
-        features: structure -> for each image the value of each of `FEATURES` (None: cannot be told).
+        features: structure -> for each image the value of each of `FEATURES` (None: not known).
         dice: structure -> for each image the true Dice, in [0, 1].
-        patients: of each image; all images of a patient are left out together.
+        patients: patient of each image; all images of a patient are left out together.
         is_empty: structure -> whether each image's mask is empty; its predicted Dice is 0, and it is not fitted.
         is_sent_anyway: whether an image goes to review whatever its predicted Dice is, such as for its anatomy.
-        review_share: largest share of the images that may go to review for their predicted Dice; others come on top.
+        review_share: largest share of the images that may go to review for their predicted Dice; further images may go to review
+            for other reasons.
         facts: checkpoint_sha256, settings, num_groups, dataset_dir, section and seed of `Calibration`.
     Raises:
         ValueError: if there are too few images or patients, or the share is not between 0 and 1.
@@ -248,7 +250,7 @@ def fit_calibration(
 
 
 def rank_correlation(first: Any, second: Any) -> float | None:
-    """Spearman's rank correlation; None where it is not defined (fewer than 3 values, or all the same)."""
+    """Return Spearman's rank correlation; None where it is not defined (fewer than 3 values, or all the same)."""
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
@@ -259,7 +261,7 @@ def rank_correlation(first: Any, second: Any) -> float | None:
 
 
 def _fit_structure(x: Floats, dice: Floats, patients: NDArray[Any]) -> tuple[dict[str, Any], Floats]:
-    """The regression of one structure, and its predictions of left-out patients (n,)."""
+    """Return the regression of one structure, and its predictions of left-out patients (n,)."""
     target = _logit(dice)
     folds = [patients == patient for patient in np.unique(patients)]
     best: tuple[float, float, Floats] | None = None
@@ -286,7 +288,7 @@ def _fit_structure(x: Floats, dice: Floats, patients: NDArray[Any]) -> tuple[dic
 
 
 def _regress(x: Floats, target: Floats, penalty: float) -> tuple[Floats, Floats, Floats, float]:
-    """Mean and scale of the features, coefficients and intercept of the ridge regression with signs."""
+    """Return mean and scale of the features, and coefficients and intercept of the ridge regression with fixed signs."""
     known = np.where(np.isnan(x), 0.0, x)
     count = np.maximum((~np.isnan(x)).sum(axis=0), 1)
     mean = known.sum(axis=0) / count
@@ -303,14 +305,14 @@ def _regress(x: Floats, target: Floats, penalty: float) -> tuple[Floats, Floats,
 
 
 def _predict(x: Floats, mean: Floats, scale: Floats, coefficients: Floats, intercept: float) -> Floats:
-    """Logit of the predicted Dice, (n,)."""
+    """Return the logit of the predicted Dice, (n,)."""
     return intercept + np.nan_to_num((x - mean) / scale) @ coefficients
 
 
 def _thresholds(predicted: Floats, share: float) -> tuple[float, Floats]:
-    """Thresholds of the mean and of each structure (S,) that send at most `share` of the images (n, S) to review."""
+    """Return thresholds of the mean and of each structure (S,) that send at most `share` of the images (n, S) to review."""
     means = predicted.mean(axis=1)
-    found = float(means.min()), predicted.min(axis=0)  # these send none
+    found = float(means.min()), predicted.min(axis=0)  # these send no image to review
     for level in np.arange(0.5 / len(means), share + 1e-9, 0.5 / len(means)):
         mean_below = float(np.quantile(means, level, method="higher"))
         below = np.quantile(predicted, level * STRUCTURE_PART, axis=0, method="higher")
@@ -320,12 +322,12 @@ def _thresholds(predicted: Floats, share: float) -> tuple[float, Floats]:
 
 
 def _is_low(predicted: Floats, mean_below: float, below: Floats) -> NDArray[np.bool_]:
-    """Whether an image goes to review for its predicted Dice, (n,)."""
+    """Return whether each image goes to review for its predicted Dice, (n,)."""
     return (predicted.mean(axis=1) < mean_below) | (predicted < below).any(axis=1)
 
 
 def _scaled(name: str, value: float | None) -> float:
-    """A feature on the scale of the regression; NaN for None."""
+    """Return a feature on the scale of the regression; NaN for None."""
     if value is None:
         return math.nan
     return float(_logit(np.float64(value))) if FEATURES[name][0] == "logit" else math.log(value + _SPREAD_FLOOR)

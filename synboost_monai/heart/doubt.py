@@ -1,10 +1,11 @@
-"""How far a segmentation can be trusted: predicted Dice, disagreement among prompts, anatomy; one verdict, accept or review.
+"""Judge how far a segmentation can be trusted, from predicted Dice, disagreement among prompts and anatomy: accept or review.
 
-The network says how sure it is of each pixel (probability), and prompts that mean the same say how much it hangs on the words (spread:
-the standard deviation of the probability over E groups of prompts). `segmentation_evidence` sums both up for the mask that is written,
-`DoubtAssessor` turns them into a predicted Dice (see `calibration`), adds what `anatomy` finds, and gives the verdict with its reasons.
+The network's probability says how sure it is of each pixel. The spread, the standard deviation of the probability over E groups of
+prompts with the same meaning, says how much the result depends on the wording. `segmentation_evidence` sums both up for the mask that
+is written. `DoubtAssessor` turns them into a predicted Dice (see `calibration`), adds the findings of `anatomy`, and gives a verdict
+with its reasons.
 
-h, w: rows and columns of the image in the network's square. H, W: of the file. S: structures. T: frames of a clip.
+h, w: rows and columns of the image in the network's square. H, W: rows and columns of the file. S: structures. T: frames of a clip.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CALIBRATION_NAME = "calibration.json"
-"""File of a calibration, beside its weights."""
+"""File name of a calibration beside its weights."""
 VERDICTS = ("accept", "review")
-"""What is said of a segmentation: it may be used as it is, or a person should look at it."""
+"""Verdicts on a segmentation: it can be used as it is, or a person should look at it."""
 REVIEW_BELOW = 0.85
-"""Expected Dice below which a mask goes to review where no calibration says it better. Uncalibrated networks are too sure of themselves:
+"""Expected Dice below which a mask goes to review if there is no calibration. Uncalibrated networks are too sure of themselves:
 an expected Dice of 0.93 is the lower end of what small networks give on CAMUS, at a true Dice of 0.8."""
 MAX_SPREAD = 0.2
-"""Mean spread above which a mask goes to review without a calibration."""
+"""Mean spread above which a mask goes to review if there is no calibration."""
 MAX_CHANGED_SHARE = 0.05
 """Largest share of a structure that removed pieces and filled holes may make up."""
 MAX_REVIEW_FRAMES = 0.2
@@ -46,11 +47,11 @@ MAX_REVIEW_FRAMES = 0.2
 MIN_APICAL = 0.5
 """Probability of an apical view below which an image, or a clip in the mean of its frames, goes to review."""
 WORST_SHARE = 0.05
-"""Share of the images with the lowest mean Dice that an evaluation looks for among those sent to review."""
+"""Share of the images, those with the lowest mean Dice, that count as worst: an evaluation reports how many were sent to review."""
 FREE_PROMPT = "prompt"
-"""Name in the results of how a free prompt was read."""
+"""Key in the results for how a free prompt was understood."""
 PREDICTION_CODES = ("low_predicted_dice", "high_spread")
-"""Codes of the reasons that a calibration decides about."""
+"""Codes of the reasons that depend on a calibration."""
 
 _IN_MM = {name for name, (_, unit) in MEASURES.items() if unit.startswith("mm")}
 _PROBLEMS_IN_MM = {"opening", "apart"}  # their limits are lengths
@@ -65,16 +66,16 @@ def segmentation_evidence(
     removed_shares: Sequence[float],
     filled_shares: Sequence[float],
 ) -> dict[str, Any]:
-    """What the network's probabilities say of the label map made of them.
+    """Summarise the network's probabilities for the label map made of them.
 
     Expected Dice of a mask m with probabilities p: 2 sum(p m) / (sum(p) + sum(m)). Mean spread: sum of the standard deviation of p over
-    the groups, over the mask's size.
+    the groups, divided by the mask's size.
 
     Args:
-        probability: (E, S, h, w), of each group of prompts.
+        probability: (E, S, h, w), for each group of prompts.
         label_map: (h, w), the finished label map on the same grid.
         class_indices, names: class and name of each structure.
-        removed_shares, filled_shares: area that was taken off and added by the postprocessing, over that of the structure.
+        removed_shares, filled_shares: area that the postprocessing removed and added, divided by the structure's area.
     Returns:
         num_groups, and structures: name -> class_index, is_empty, expected_dice, mean_spread (None if E = 1), removed_share,
         filled_share.
@@ -99,10 +100,10 @@ def segmentation_evidence(
 
 
 def view_evidence(logits: NDArray[Any]) -> dict[str, Any]:
-    """Return what a network that knows the view says of an image.
+    """Return the view and the moment of the beat that the network's view head predicts for an image.
 
     Args:
-        logits: (4,), of `labels.VIEW_CLASSES` and of the moment of the beat.
+        logits: (4,), of `structures.VIEW_CLASSES` and of the moment of the beat.
     Returns:
         probabilities, class -> 0..1; and systole, the moment: 0 end-diastole, 1 end-systole.
     """
@@ -123,20 +124,20 @@ def mask_overlaps(mask: NDArray[Any], label_map: NDArray[Any]) -> dict[str, floa
 
 
 class DoubtAssessor:
-    """Judges label maps: predicted Dice of each structure, anatomy, verdict and reasons.
+    """Judge label maps: predicted Dice of each structure, anatomy, verdict and reasons.
 
     Args:
-        checkpoint_path: weights in use; a calibration is for these alone.
-        calibration_path: calibration.json; None: that beside the weights, if it is for these weights and settings; else the predicted
-            Dice is the expected Dice, and the results say `calibrated: false`.
-        settings: of the inference, by name: all that the probabilities and the label map depend on beside weights and image; a
-            calibration is for these alone.
+        checkpoint_path: weights in use; a calibration holds only for these.
+        calibration_path: calibration.json; None: the one beside the weights, if it was fitted for these weights and settings; without
+            it the predicted Dice is the expected Dice, and the results say `calibrated: false`.
+        settings: settings of the inference by name: all that the probabilities and the label map depend on besides weights and
+            image; a calibration holds only for these.
         review_below: predicted Dice below which a structure, or their mean, goes to review; None: the calibration's thresholds, or
             `REVIEW_BELOW`.
-        ranges: lowest and highest value of the measures of the anatomy (see `check_anatomy`); None: adults; {}: none.
+        ranges: lowest and highest value of the measures of the anatomy (see `check_anatomy`); None: those of adults; {}: no ranges.
     Raises:
-        FileNotFoundError, ValueError: if the calibration cannot be read, or is for other weights or settings; if `review_below` is no
-            share or a measure is unknown.
+        FileNotFoundError, ValueError: if the calibration cannot be read, or is for other weights or settings; if `review_below` is not
+            between 0 and 1 or a measure is unknown.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class DoubtAssessor:
 
     @cached_property
     def model_sha256(self) -> str | None:
-        """SHA-256 of the weights."""
+        """Return the SHA-256 of the weights."""
         return None if self.checkpoint_path is None else known_sha256(self.checkpoint_path)
 
     def __call__(
@@ -177,14 +178,15 @@ class DoubtAssessor:
 
         Args:
             label_map: (T, H, W) integers, classes 0..3; T = 1 for an image.
-            evidence: of `segmentation_evidence`, for each frame; with `view`, of `view_evidence`, where the network knows it.
-            spacing_mm: (row, column); None: the file does not tell.
+            evidence: result of `segmentation_evidence` for each frame; with `view`, the result of `view_evidence`, if the network
+                predicts the view.
+            spacing_mm: (row, column); None: not in the file.
             pixel_aspect: (row, column) in any unit, used for proportions where `spacing_mm` is None.
         Returns:
-            calibrated, structures, predicted_dice (mean over the structures), anatomy, verdict, reasons, model_sha256, settings; of
-            a clip also frames, the same for each by itself; of a free prompt also prompt, how it was read; where the network knows the
-            view also view: the likeliest class with its probability, apical, the probability of any apical view, and of an image
-            systole, the moment of the beat. Ready for JSON.
+            calibrated, structures, predicted_dice (mean over the structures), anatomy, verdict, reasons, model_sha256, settings. A
+            clip also has frames, the same for each frame by itself. A free prompt also has prompt, how it was understood. If the
+            network predicts the view, there is also view: the likeliest class with its probability; apical, the probability of any
+            apical view; and for an image systole, the moment of the beat. The result can be written as JSON.
         """
         frames = [self._frame(m, e, spacing_mm, pixel_aspect) for m, e in zip(label_map, evidence)]
         known = {"model_sha256": self.model_sha256, "settings": self.settings}
@@ -193,12 +195,12 @@ class DoubtAssessor:
         return {**self._clip(frames), **known}
 
     def features(self, doubt: Mapping[str, Any], structure: str) -> dict[str, float | None]:
-        """The calibration's features of one structure in a result of an image."""
+        """Return the calibration's features of one structure from the result of an image."""
         found = {**doubt["anatomy"]["measures"], **doubt["structures"][structure]}
         return {name: found.get(name) for name in FEATURES}
 
     def _calibration_beside(self) -> Calibration | None:
-        """The calibration that lies beside the weights, where it counts: nobody asked for it, so any other one is passed over."""
+        """Return the calibration beside the weights, or None if it does not fit: nobody asked for it, so this is no error."""
         path = None if self.checkpoint_path is None else Path(self.checkpoint_path).with_name(CALIBRATION_NAME)
         if path is None or not path.is_file() or not os.path.isfile(str(self.checkpoint_path)):
             return None
@@ -232,10 +234,10 @@ class DoubtAssessor:
         spacing_mm: Sequence[float] | None,
         pixel_aspect: Sequence[float],
     ) -> dict[str, Any]:
-        """One image, or one frame of a clip."""
+        """Judge one image, or one frame of a clip."""
         calibration = self.calibration
         if calibration is not None and calibration.num_groups != evidence["num_groups"]:
-            calibration = None  # it knows nothing of such prompts
+            calibration = None  # it was fitted with other groups of prompts
         anatomy = self._anatomy(label_map, spacing_mm, pixel_aspect)
         frame: dict[str, Any] = {"calibrated": calibration is not None, "structures": {}, "anatomy": anatomy}
         if FREE_PROMPT in evidence:
@@ -262,7 +264,7 @@ class DoubtAssessor:
     def _anatomy(
         self, label_map: NDArray[Any], spacing_mm: Sequence[float] | None, pixel_aspect: Sequence[float]
     ) -> dict[str, Any]:
-        """Problems and measures; without a spacing those that need no length."""
+        """Return problems and measures; without a spacing only those that need no length."""
         problems, measures = examine_anatomy(label_map, pixel_aspect if spacing_mm is None else spacing_mm)
         notes = []
         if spacing_mm is None:
@@ -275,7 +277,7 @@ class DoubtAssessor:
         return {"problems": [asdict(p) for p in problems], "measures": measures, "notes": notes}
 
     def _judged(self, frame: dict[str, Any], calibration: Calibration | None) -> dict[str, Any]:
-        """A frame with its mean predicted Dice, verdict and reasons."""
+        """Return a frame with its mean predicted Dice, verdict and reasons."""
         reasons = _not_apical(frame)
         for name, values in frame["structures"].items():
             fitted = None if calibration is None else calibration.structures[name]
@@ -301,13 +303,13 @@ class DoubtAssessor:
         )
         reasons += _other_mask(frame.get(FREE_PROMPT, {}))
         for problem in frame["anatomy"]["problems"]:
-            if problem["code"] != "missing":  # said already: empty
+            if problem["code"] != "missing":  # already reported as empty
                 structure = problem["subject"] if problem["code"] != "range" else None
                 reasons.append(_reason(f"anatomy_{problem['code']}", structure, problem["message"]))
         return {**frame, "verdict": VERDICTS[bool(reasons)], "reasons": reasons}
 
     def _low(self, structure: str | None, words: str, predicted: float, limit: float | None) -> list[dict[str, Any]]:
-        """The reason that a predicted Dice is too low, if it is."""
+        """Return a reason if a predicted Dice is too low."""
         below = self.review_below if self.review_below is not None else REVIEW_BELOW if limit is None else limit
         if predicted >= below:
             return []
@@ -315,7 +317,7 @@ class DoubtAssessor:
         return [_reason("low_predicted_dice", structure, text)]
 
     def _clip(self, frames: list[dict[str, Any]]) -> dict[str, Any]:
-        """A clip: means over its frames, and a verdict on them."""
+        """Judge a clip: means over its frames, and a verdict on them."""
         clip: dict[str, Any] = {
             "calibrated": all(f["calibrated"] for f in frames),
             "num_frames": len(frames),
@@ -356,13 +358,14 @@ class DoubtAssessor:
 
 
 def doubt_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How well the predicted Dice ranks the true one, and what the verdicts caught.
+    """Report how well the predicted Dice ranks the true Dice, and how many bad images the verdicts caught.
 
     Args:
-        rows: of an evaluation, one for each structure of each image: case, structure, dice, predicted_dice, verdict.
+        rows: rows of an evaluation, one for each structure of each image: case, structure, dice, predicted_dice, verdict.
     Returns:
         spearman by structure, of all rows (pooled) and of the means of images (image_mean); mae; review_share; worst_share, the share of
-        the images with the lowest mean Dice that counts as worst, num_worst of them, and worst_reviewed, the share of these sent to review.
+        the images, those with the lowest mean Dice, that counts as worst; num_worst, their number; worst_reviewed, the share of them that
+        was sent to review.
     Raises:
         ValueError: if there are no rows.
     """
@@ -404,7 +407,7 @@ def _words(name: str) -> str:
 
 
 def _view(probabilities: Mapping[str, float]) -> dict[str, Any]:
-    """The likeliest class of the view, and how likely any apical view is."""
+    """Return the likeliest view class, and the probability of any apical view."""
     likeliest = max(probabilities, key=lambda name: probabilities[name])
     return {
         "name": likeliest,
@@ -415,7 +418,7 @@ def _view(probabilities: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _not_apical(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The reason that an image or clip is no apical view, if the network knows views and says so."""
+    """Return a reason if the network predicts the view and finds that the image or clip does not show an apical view."""
     if "view" not in result or result["view"]["apical"] >= MIN_APICAL:
         return []
     text = f"this does not look like an apical view of a heart: its probability is {result['view']['apical']:.2f}; expected at least "
@@ -423,7 +426,7 @@ def _not_apical(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _other_mask(prompt: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The reason that the mask of a prompt's own words is rather another structure's, or not the one that was judged."""
+    """Return a reason if the mask of a free prompt matches another structure better, or differs from the mask that was judged."""
     overlaps: Mapping[str, float] = prompt.get("overlaps", {})
     named = prompt.get("structure", "")
     if not overlaps or overlaps[named] >= REVIEW_BELOW:
@@ -438,7 +441,7 @@ def _other_mask(prompt: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _mean(values: Sequence[float | None]) -> Any:
-    """Mean of numbers; None if one is not known."""
+    """Return the mean of numbers; None if one of them is None."""
     return None if any(v is None for v in values) else float(np.mean([v for v in values if v is not None]))
 
 
@@ -447,7 +450,7 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
 
 
 def _without_size(problem: AnatomyProblem) -> AnatomyProblem:
-    """A problem whose sentence has no mm², for images without a spacing."""
+    """Return a problem whose sentence has no mm², for images without a spacing."""
     if "mm²" not in problem.message:
         return problem
     words = problem.subject.replace("_", " ")

@@ -1,4 +1,4 @@
-"""Curves, outlines and the pixels inside them. K: points of a curve; points are (x, y)."""
+"""Resample and smooth curves, and fill polygons. K: points of a curve; points are (x, y)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def smoothed(points: FloatArray, width: float) -> FloatArray:
 
 
 def fill_polygon(rows: FloatArray, columns: FloatArray, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return the pixels whose centre lies inside a closed polygon (even-odd rule): polygons that share an edge share no pixel.
+    """Return the pixels whose centre lies inside a closed polygon (even-odd rule); polygons that share an edge share no pixel.
 
     Args:
         rows, columns: corners, (K,), in pixels; the centre of the first pixel is (0, 0).

@@ -1,8 +1,8 @@
-"""Landmarks of a label map of an apical view, and the label map of landmarks.
+"""Find landmarks in a label map of an apical view, and draw a label map from landmarks.
 
-`NUM_LANDMARKS` points, spread by arc length between anchors that every heart has: the hinges of the mitral valve (where cavity,
-myocardium and the outside meet), the apex of the cavity and of the epicardium, the corners of the myocardium's basal ends, the
-ends of the left atrium at the ventricle and its roof.
+The `NUM_LANDMARKS` points are spread by arc length between anchors that every heart has: the hinges of the mitral valve (where
+cavity, myocardium and the outside meet), the apex of the cavity and of the epicardium, the corners of the myocardium's basal ends,
+the ends of the left atrium at the ventricle and its roof.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ HALF_ATRIUM = 16
 ENDOCARDIUM = slice(0, 2 * HALF_ENDOCARDIUM + 1)
 """Landmarks from the left hinge over the apex to the right hinge."""
 EPICARDIUM = slice(ENDOCARDIUM.stop, ENDOCARDIUM.stop + 2 * (HALF_EPICARDIUM + BASAL_STEPS) - 1)
-"""Landmarks from beside the left hinge over the left corner, the apex and the right corner to beside the right hinge."""
+"""Landmarks from next to the left hinge over the left corner, the apex and the right corner to next to the right hinge."""
 ATRIUM = slice(EPICARDIUM.stop, EPICARDIUM.stop + 2 * HALF_ATRIUM + 1)
 """Landmarks from the left end of the left atrium over its roof to the right end."""
 VENTRICLE = slice(0, EPICARDIUM.stop)
-"""Landmarks that are aligned."""
+"""Landmarks of cavity and myocardium, by which hearts are aligned."""
 NUM_LANDMARKS = ATRIUM.stop
 
 
 class LandmarkError(ValueError):
-    """A label map without the landmarks of an apical view; the message says which."""
+    """Raised if a label map lacks landmarks of an apical view; the message says which."""
 
 
 def find_landmarks(label_map: NDArray[Any], spacing_mm: Sequence[float]) -> Points:
-    """Landmarks of a label map.
+    """Find the landmarks of a label map.
 
     Args:
         label_map: (H, W), classes 0..3.
@@ -56,7 +56,7 @@ def find_landmarks(label_map: NDArray[Any], spacing_mm: Sequence[float]) -> Poin
     Returns:
         (NUM_LANDMARKS, 2), (x, y) in mm from the centre of the first pixel.
     Raises:
-        LandmarkError: if a structure is missing or they do not lie as in an apical view.
+        LandmarkError: if a structure is missing or the structures are not arranged as in an apical view.
     """
     absent = [s.name.replace("_", " ") for s in STRUCTURES if not (label_map == s.class_index).any()]
     if absent:
@@ -110,7 +110,7 @@ def find_landmarks(label_map: NDArray[Any], spacing_mm: Sequence[float]) -> Poin
 
 
 def draw_landmarks(points: Points, shape: tuple[int, int], spacing_mm: Sequence[float]) -> NDArray[np.uint8]:
-    """The label map of landmarks: atrium first, the heart's muscle over it, the cavity last, so that no gap can be between them.
+    """Draw the label map of landmarks: atrium first, myocardium over it, cavity last, so that no gap can be between them.
 
     Args:
         points: (NUM_LANDMARKS, 2), (x, y) in mm from the centre of the first pixel.
@@ -136,11 +136,11 @@ def draw_landmarks(points: Points, shape: tuple[int, int], spacing_mm: Sequence[
 
 
 _TOUCH_PX = 1.2
-"""An outline runs half a pixel from what it touches, or 0.7 at a corner."""
+"""Distance in pixels up to which an outline touches a mask: an outline runs half a pixel from its neighbour, 0.7 at a corner."""
 _BASAL_REACH = 0.35
-"""The corners of the myocardium lie in this basal share of the cavity's length."""
+"""Basal share of the cavity's length in which the corners of the myocardium lie."""
 _OVERLAP = 0.2
-"""How far the atrium reaches below the cavity when it is drawn, as a share of the cavity's length."""
+"""How far the drawn atrium reaches into the cavity, which is drawn over it, as a share of the cavity's length."""
 
 
 _TIE = 0.002
@@ -148,7 +148,7 @@ _TIE = 0.002
 
 
 def _outline(mask: NDArray[np.bool_]) -> Points:
-    """Outline of the largest piece of a mask that does not touch the border: a closed line (M, 2), (x, y) in pixels."""
+    """Return the longest outline of a mask that does not touch the border: a closed line (M, 2), (x, y) in pixels."""
     from contourpy import contour_generator
 
     lines = [np.asarray(line, np.float64) for line in contour_generator(z=mask.astype(np.float32)).lines(0.5)]
@@ -156,13 +156,13 @@ def _outline(mask: NDArray[np.bool_]) -> Points:
 
 
 def _distance(mask: NDArray[np.bool_], points: Points) -> NDArray[np.float64]:
-    """Distance of points (x, y) outside a mask to its nearest pixel's centre, in pixels."""
+    """Return the distance of points (x, y) outside a mask to its nearest pixel's centre, in pixels."""
     edge = mask & ~ndimage.binary_erosion(mask)
     return np.asarray(cKDTree(np.argwhere(edge)[:, ::-1]).query(points)[0])
 
 
 def _longest_run(keep: NDArray[np.bool_], line: Points) -> Points:
-    """The longest part of a closed line whose points are kept, in the line's order; single dropouts are bridged."""
+    """Return the longest part of a closed line whose points are kept, in the line's order; single dropouts are bridged."""
     keep = ndimage.binary_closing(np.tile(keep, 3), np.ones(7))[len(keep) : 2 * len(keep)]
     if keep.all() or not keep.any():
         raise LandmarkError("cavity, myocardium and left atrium do not touch as in an apical view")
@@ -176,7 +176,7 @@ def _longest_run(keep: NDArray[np.bool_], line: Points) -> Points:
 
 
 def _arc(line: Points, start: Points, end: Points, *, away_from: Points) -> Points:
-    """The part of a closed line between its points next to `start` and `end` that goes farthest away from a point."""
+    """Return the part of a closed line between its points next to `start` and `end` that goes farthest away from a point."""
     first, last = (int(np.linalg.norm(line - point, axis=1).argmin()) for point in (start, end))
     forward = np.roll(line, -first, axis=0)[: (last - first) % len(line) + 1]
     backward = np.roll(line[::-1], first + 1, axis=0)[: (first - last) % len(line) + 1]
@@ -185,7 +185,7 @@ def _arc(line: Points, start: Points, end: Points, *, away_from: Points) -> Poin
 
 
 def _farthest(line: Points, point: Points) -> int:
-    """Index of the point of a line farthest from a point; the middle one where pixels make several nearly equal."""
+    """Return the index of a line's point farthest from a point; the middle one where pixels make several nearly equal."""
     distance = np.linalg.norm(line - point, axis=1)
     top = int(distance.argmax())
     is_tied = np.abs(np.arange(len(line)) - top) < 0.05 * len(line)
@@ -194,12 +194,12 @@ def _farthest(line: Points, point: Points) -> int:
 
 
 def _resample(line: Points, num_steps: int) -> Points:
-    """num_steps + 1 points at equal arc lengths along an open line, ends included."""
+    """Return num_steps + 1 points at equal arc lengths along an open line, ends included."""
     length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
     wanted = np.linspace(0.0, length[-1], num_steps + 1)
     return np.stack([np.interp(wanted, length, line[:, axis]) for axis in (0, 1)], 1)
 
 
 def _spread(line: Points, anchor: int, before: int, after: int) -> Points:
-    """`_resample` on both sides of an anchor."""
+    """Apply `_resample` on both sides of an anchor."""
     return np.concatenate([_resample(line[: anchor + 1], before), _resample(line[anchor:], after)[1:]])

@@ -1,7 +1,7 @@
-"""Clinical measures of one patient from the label maps of two views at two moments: volumes, ejection fraction, lengths.
+"""Compute the clinical measures of a patient from label maps of two views and two phases: volumes, ejection fraction, lengths.
 
-A measure that cannot be had is None with a reason, never a number: an empty mask, a view or a moment that is missing, a pixel
-spacing that is not known.
+A measure that cannot be computed is None with a reason, never a number: the mask is empty, a view or a phase is missing, or the
+pixel spacing is not known.
 """
 
 from __future__ import annotations
@@ -44,29 +44,30 @@ MEASURES: dict[str, tuple[str, str]] = {
     "end_diastolic_atrial_volume_ml": ("left atrial volume at end-diastole", "ml"),
     "end_systolic_atrial_volume_ml": ("left atrial volume at end-systole", "ml"),
 }
-"""Measure -> in words, unit. An ejection fraction's differences are in percentage points."""
+"""Measure -> its description and unit. Differences of ejection fractions are in percentage points."""
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "biplane": ("biplane", (TWO_CHAMBER, FOUR_CHAMBER)),
     "biplane_camus": ("biplane, CAMUS's rule", (TWO_CHAMBER, FOUR_CHAMBER)),
     "four_chamber": ("four-chamber view", (FOUR_CHAMBER,)),
     "two_chamber": ("two-chamber view", (TWO_CHAMBER,)),
 }
-"""Method -> in words, the views that it needs. Left ventricular volumes: Simpson's method of disks in both planes or one, and
-`camus_volumes_ml`, whose ejection fraction compares with Info_*.cfg of CAMUS; the atrium's: area-length (see `volumes.py`)."""
+"""Method -> its description and the views that it needs. Left ventricular volumes come from Simpson's method of disks in both planes
+or one, and from `camus_volumes_ml`, whose ejection fraction compares with Info_*.cfg of CAMUS; left atrial volumes come from the
+area-length method (see `volumes.py`)."""
 _WORDS = {TWO_CHAMBER: "two-chamber view", FOUR_CHAMBER: "four-chamber view"}
 _PHASE_WORDS = {END_DIASTOLE: "end-diastole", END_SYSTOLE: "end-systole"}
 
 
 @dataclass(frozen=True)
 class ClinicalMeasure:
-    """One measure by one method."""
+    """Hold one measure by one method."""
 
     measure: str
-    """Of `MEASURES`."""
+    """A key of `MEASURES`."""
     method: str
-    """Of `METHODS`."""
+    """A key of `METHODS`."""
     value: float | None
-    """In the measure's unit."""
+    """Value in the measure's unit."""
     reason: str = ""
     """Why there is no value."""
     warning: str = ""
@@ -74,15 +75,16 @@ class ClinicalMeasure:
 
 
 def measure_patient(frames: Mapping[tuple[str, str], Frame], *, is_one_clip: bool = False) -> list[ClinicalMeasure]:
-    """Every measure of `MEASURES` by every method that applies, in that order.
+    """Compute every measure of `MEASURES` by every method that applies, in that order.
 
     Args:
         frames: (view, phase), such as ("apical_four_chamber", "end_systole"), -> label map (H, W) with classes 0..3 and its
-            spacing_mm (row, column; None if it is not known); or a text that says why there is none. What is left out is missing.
-        is_one_clip: both moments of a view come from one clip, at one scale and with square pixels, so that its ejection fraction, a
-            ratio, can be had without a spacing.
+            spacing_mm (row, column; None if it is not known); or a text that says why there is no label map. A view and phase that
+            is left out counts as missing.
+        is_one_clip: both phases of a view come from one clip, at one scale and with square pixels, so that its ejection fraction, a
+            ratio, can be computed without a spacing.
     Raises:
-        ValueError: if a view or phase is unknown, or a label map is no label map.
+        ValueError: if a view or phase is unknown, or an array is not a label map.
     """
     known = {(view, phase) for view in VIEWS.values() for phase in PHASES.values()}
     if unknown := set(frames) - known:
@@ -106,15 +108,15 @@ def measure_patient(frames: Mapping[tuple[str, str], Frame], *, is_one_clip: boo
 
 @dataclass(frozen=True)
 class _Heart:
-    """What could be measured in each view and phase, or why not."""
+    """Hold what was measured in each view and phase, or the reason why nothing was."""
 
     ventricles: Mapping[tuple[str, str], Ventricle | str]
     atria: Mapping[tuple[str, str], Atrium | str]
     unscaled: Mapping[tuple[str, str], Ventricle | str]
-    """Ventricles of frames whose spacing is not known, a pixel taken as 1 mm: for ratios within a view."""
+    """Ventricles of frames whose spacing is not known, with a pixel taken as 1 mm; used only for ratios within a view."""
 
     def ventricular(self, method: str) -> list[ClinicalMeasure]:
-        """Volumes and ejection fraction."""
+        """Return left ventricular volumes and ejection fraction."""
         diastolic, systolic = (self._volume(method, phase) for phase in (END_DIASTOLE, END_SYSTOLE))
         found = [
             _measured("end_diastolic_volume_ml", method, diastolic, self._warning(method, END_DIASTOLE)),
@@ -136,7 +138,7 @@ class _Heart:
         return [*found, _measured("ejection_fraction", method, fraction, "; ".join(warnings))]
 
     def lengths(self, method: str) -> list[ClinicalMeasure]:
-        """Length of the left ventricle, of single views."""
+        """Return the lengths of the left ventricle, for methods with a single view."""
         views = METHODS[method][1]
         if len(views) > 1:
             return []
@@ -147,7 +149,7 @@ class _Heart:
         return found
 
     def atrial(self, method: str) -> list[ClinicalMeasure]:
-        """Volumes of the left atrium."""
+        """Return the volumes of the left atrium."""
         if method == "biplane_camus":
             return []
         found = []
@@ -167,7 +169,7 @@ class _Heart:
         return _from_all(of_phase, self.ventricles, views, [END_DIASTOLE, END_SYSTOLE])
 
     def _warning(self, method: str, phase: str) -> str:
-        """Long axes that differ too much between the views."""
+        """Return a warning if the long axes of the views differ too much."""
         pair = [self.ventricles[view, phase] for view in METHODS[method][1]]
         ventricles = [v for v in pair if isinstance(v, Ventricle)]
         if len(ventricles) < 2 or length_difference(*ventricles) <= MAX_LENGTH_DIFFERENCE:
@@ -180,7 +182,7 @@ def _attempt(
     key: tuple[str, str],
     frames: Mapping[tuple[str, str], Frame],
 ) -> T | str:
-    """What a frame measures, or why it does not."""
+    """Measure a frame, or return the reason why it cannot be measured."""
     where = f"{_WORDS[key[0]]}, {_PHASE_WORDS[key[1]]}"
     frame = frames.get(key, "no image")
     if isinstance(frame, str):
@@ -194,7 +196,7 @@ def _attempt(
 def _from_all(
     value: Callable[..., float], parts: Mapping[tuple[str, str], Any], views: Sequence[str], phases: Sequence[str]
 ) -> float | str:
-    """`value` of the parts of all views and phases, phase by phase; or the reasons of those that are missing."""
+    """Apply `value` to the parts of all views and phases, phase by phase; or return the reasons of those that are missing."""
     needed = [parts[view, phase] for phase in phases for view in views]
     missing = [part for part in needed if isinstance(part, str)]
     return "; ".join(missing) if missing else value(*needed)

@@ -1,19 +1,20 @@
-"""Size of the left ventricle and the left atrium in one apical view, and the volumes of one or two such views.
+"""Measure the left ventricle and the left atrium in an apical view, and compute volumes from one or two such views.
 
-The long axis is CAMUS's: from the middle of the mitral annulus, a point on the cavity's outline, to the apex, the point of the
-outline farthest from it. The annulus is the stretch of the outline that is nearer to the left atrium than to the myocardium, so that
-it is found whether or not predicted structures touch; where there is none, the longest stretch without myocardium beside it.
+The long axis is defined as in CAMUS: from the middle of the mitral annulus, a point on the cavity's outline, to the apex, the point of
+the outline farthest from it. The annulus is the stretch of the outline that is nearer to the left atrium than to the myocardium, so
+that it is found whether or not predicted structures touch; if there is no such stretch, it is the longest one without myocardium beside
+it.
 
 Two rules for the disks of a biplane volume:
 
 - `disk_volume_ml` follows the recommendation of the American Society of Echocardiography (Lang et al., J Am Soc Echocardiogr
-  2015;28:1-39): twenty disks, each view's mean diameter in each, as high as the longer of the two axes demands, in each phase.
+  2015;28:1-39): twenty disks with the mean diameter of each view; in each phase the longer of the two axes sets the disks' height.
 - `camus_volumes_ml` follows the script of CAMUS's authors (script_camus_ef.ipynb, on the data set's site), which gave the
-  ejection fractions of Info_*.cfg: diameters where a disk begins at the base's side, and one height for both phases, from the
-  longest of the four axes. As the shortening of the long axis does not count, its ejection fractions are lower.
+  ejection fractions of Info_*.cfg: diameters at the basal side of each disk, and one height for both phases, from the longest of
+  the four axes. As the shortening of the long axis does not count, its ejection fractions are lower.
 
-Outlines run between the centres of pixels (marching squares), so that lengths and areas are exact to a part of a pixel at any
-rotation. All lengths are in millimetres, points are (y, x) from the centre of the first pixel.
+Outlines run between the centres of pixels (marching squares), so that lengths and areas are exact to a fraction of a pixel at any
+rotation. All lengths are in millimetres; points are (y, x) from the centre of the first pixel.
 """
 
 from __future__ import annotations
@@ -38,34 +39,36 @@ if TYPE_CHECKING:
 NUM_DISKS = 20
 """Disks from base to apex (Lang et al. 2015)."""
 MAX_LENGTH_DIFFERENCE = 0.10
-"""The long axes of two views of one moment differ by at most this share of the longer one; else a view is foreshortened or missed
-the axis (Lang et al. 2015)."""
+"""Largest difference of the long axes of two views in one phase, as a share of the longer one; beyond it a view is foreshortened or
+missed the axis (Lang et al. 2015)."""
 AREA_LENGTH_FACTOR = 0.85
 """8 / (3 pi), as rounded in the area-length formula (Lang et al. 2015)."""
 MIN_AXIS_PIXELS = 8
-"""A shorter long axis is no ventricle's and no atrium's: volumes of so few pixels mean nothing."""
+"""Shortest long axis of a ventricle or an atrium that is measured: volumes of fewer pixels mean nothing."""
 MAX_ANNULUS_SHARE = 0.5
-"""Of the cavity's outline; where more is open, its base is not known. Experts' label maps have 0.1 to 0.2."""
+"""Largest share of the cavity's outline that the annulus may take up; if more is open, the base is not known. Experts' label maps have
+0.1 to 0.2."""
 CAMUS_REACH_PIXELS = 8
-"""CAMUS's script looks for the cavity's end to each side of the axis from so many pixels on."""
+"""Distance from the axis at which CAMUS's script starts to look for the cavity's border on each side."""
 MAX_WALL_GAP_MM = 3.0
-"""Myocardium up to so far from the cavity's border covers it: predicted structures leave gaps between them."""
+"""Largest gap between the cavity's border and myocardium that covers it: predicted structures leave gaps between them."""
 MAX_ATRIUM_REACH_MM = 5.0
-"""The annulus is at most so much farther from the atrium than the cavity's nearest point (tells where there is no myocardium)."""
+"""How much farther from the atrium the annulus may be than the cavity's nearest point; it limits the annulus where there is no
+myocardium."""
 BRIDGED_POINTS = 6
-"""So many points of an outline, half a pixel to a pixel apart, do not break the annulus."""
+"""Gap in the annulus that is bridged, in points of the outline, which are half a pixel to a pixel apart."""
 
 
 class CannotMeasureError(ValueError):
-    """A label map that does not show what is to be measured; the message says what is missing."""
+    """Raised if a label map does not show what is to be measured; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Ventricle:
-    """The left ventricular cavity of one view, cut into disks across its long axis, the first one at the base."""
+    """Represent the left ventricular cavity of one view, cut into disks across its long axis, the first one at the base."""
 
     length_mm: float
-    """From base to apex."""
+    """Length from base to apex."""
     diameters_mm: FloatArray
     """(D,): mean diameter in each disk."""
     camus_diameters_mm: FloatArray
@@ -76,11 +79,11 @@ class Ventricle:
 
 @dataclass(frozen=True)
 class Atrium:
-    """The left atrium of one view."""
+    """Represent the left atrium of one view."""
 
     area_mm2: float
     length_mm: float
-    """From the middle of the mitral annulus through the atrium's centre to its far wall."""
+    """Length from the middle of the mitral annulus through the atrium's centre to its far wall."""
 
 
 def measure_ventricle(
@@ -91,9 +94,9 @@ def measure_ventricle(
     Args:
         label_map: (H, W) integers, classes 0..3, on the image's native grid.
         spacing_mm: (row, column); None if it is not known.
-        num_disks: from base to apex, all of the same height.
+        num_disks: number of disks from base to apex, all of the same height.
     Raises:
-        CannotMeasureError: if there is no cavity or spacing, or the base cannot be told.
+        CannotMeasureError: if there is no cavity or spacing, or the base cannot be found.
         ValueError: if `label_map` is not (H, W) or holds other classes.
     """
     chambers = _Chambers.of(label_map, spacing_mm)
@@ -117,12 +120,12 @@ def measure_ventricle(
 
 
 def measure_atrium(label_map: NDArray[Any], spacing_mm: Sequence[float] | None) -> Atrium:
-    """Area and length of the largest piece of the left atrium, holes filled.
+    """Measure the area and length of the largest piece of the left atrium, holes filled.
 
     Args:
         label_map, spacing_mm: as `measure_ventricle`.
     Raises:
-        CannotMeasureError: if there is no atrium, cavity or spacing, or the annulus cannot be told.
+        CannotMeasureError: if there is no atrium, cavity or spacing, or the annulus cannot be found.
         ValueError: as `measure_ventricle`.
     """
     chambers = _Chambers.of(label_map, spacing_mm)
@@ -143,11 +146,11 @@ def measure_atrium(label_map: NDArray[Any], spacing_mm: Sequence[float] | None) 
 
 
 def disk_volume_ml(first: Ventricle, second: Ventricle | None = None) -> float:
-    """Volume by Simpson's method of disks: pi / 4 * sum of a_k b_k * L / D.
+    """Return the volume by Simpson's method of disks: pi / 4 * sum of a_k b_k * L / D.
 
     Args:
         first: one view.
-        second: another view of the same moment, cut into as many disks; None: one plane, each disk a circle.
+        second: another view of the same phase, cut into as many disks; None: one plane, each disk a circle.
     Returns:
         millilitres; L is the longer of the two axes.
     """
@@ -159,10 +162,10 @@ def disk_volume_ml(first: Ventricle, second: Ventricle | None = None) -> float:
 def camus_volumes_ml(
     end_diastole: tuple[Ventricle, Ventricle], end_systole: tuple[Ventricle, Ventricle]
 ) -> tuple[float, float]:
-    """Volumes at end-diastole and end-systole as CAMUS's script defines them (see the module).
+    """Return the volumes at end-diastole and end-systole as CAMUS's script defines them (see the module).
 
     Args:
-        end_diastole, end_systole: both views, each.
+        end_diastole, end_systole: both views of each phase.
     """
     length = max(view.length_mm for view in (*end_diastole, *end_systole))
     diastolic, systolic = (
@@ -172,11 +175,11 @@ def camus_volumes_ml(
 
 
 def area_length_volume_ml(first: Atrium, second: Atrium | None = None) -> float:
-    """Volume by the area-length method: 0.85 * A_1 A_2 / L.
+    """Return the volume by the area-length method: 0.85 * A_1 A_2 / L.
 
     Args:
         first: one view.
-        second: another view of the same moment; None: one plane, 0.85 * A^2 / L.
+        second: another view of the same phase; None: one plane, 0.85 * A^2 / L.
     Returns:
         millilitres; L is the shorter of the two lengths.
     """
@@ -186,13 +189,13 @@ def area_length_volume_ml(first: Atrium, second: Atrium | None = None) -> float:
 
 
 def length_difference(first: Ventricle, second: Ventricle) -> float:
-    """By which share of the longer one the long axes of two views differ (see `MAX_LENGTH_DIFFERENCE`)."""
+    """Return the difference of two views' long axes as a share of the longer one (see `MAX_LENGTH_DIFFERENCE`)."""
     lengths = sorted((first.length_mm, second.length_mm))
     return 1 - lengths[0] / lengths[1]
 
 
 def ejection_fraction(end_diastolic_volume_ml: float, end_systolic_volume_ml: float) -> float:
-    """Share of the end-diastolic volume that is ejected, in percent; below 0 if the other volume is the larger one."""
+    """Return the share of the end-diastolic volume that is ejected, in percent; below 0 if the end-systolic volume is larger."""
     return 100 * (end_diastolic_volume_ml - end_systolic_volume_ml) / end_diastolic_volume_ml
 
 
@@ -201,12 +204,12 @@ def ejection_fraction(end_diastolic_volume_ml: float, end_systolic_volume_ml: fl
 
 @dataclass(frozen=True)
 class _Chambers:
-    """The labelled part of a label map with a pixel of background around it, so that no outline is cut off."""
+    """Hold the labelled part of a label map with a pixel of background around it, so that no outline is cut off."""
 
     label_map: NDArray[np.uint8]
     spacing: FloatArray
     corner: FloatArray
-    """(y, x) in mm of the part's first pixel in the whole."""
+    """(y, x) in mm of the part's first pixel in the whole label map."""
 
     @classmethod
     def of(cls, label_map: NDArray[Any], spacing_mm: Sequence[float] | None) -> _Chambers:
@@ -231,11 +234,11 @@ class _Chambers:
 
     @cached_property
     def cavity_outline(self) -> FloatArray:
-        """(M, 2), mm."""
+        """Outline of the cavity, (M, 2), in mm."""
         return _outline(self.label_map == LEFT_VENTRICULAR_CAVITY.class_index, self.spacing, self.corner)
 
     def annulus_middle(self) -> FloatArray:
-        """The point of the cavity's outline half way along the mitral annulus."""
+        """Return the point of the cavity's outline half way along the mitral annulus."""
         points = self._annulus()
         steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
         run = np.concatenate([[0.0], np.cumsum(steps)])
@@ -244,7 +247,7 @@ class _Chambers:
         return np.array([np.interp(run[-1] / 2, run, points[:, k]) for k in (0, 1)])
 
     def _annulus(self) -> FloatArray:
-        """The part of the outline that is the annulus, (K, 2), in its order."""
+        """Return the part of the outline that is the annulus, (K, 2), in the outline's order."""
         outline = self.cavity_outline
         to_wall = _distance_to(self.label_map == MYOCARDIUM.class_index, outline, self.spacing, self.corner)
         to_atrium = _distance_to(self.label_map == LEFT_ATRIUM.class_index, outline, self.spacing, self.corner)
@@ -269,7 +272,7 @@ class _Chambers:
 
 
 def _outline(mask: NDArray[np.bool_], spacing: FloatArray, corner: FloatArray) -> FloatArray:
-    """Outline of the largest piece of a mask, which does not touch the border: a closed line (M, 2), (y, x) in mm."""
+    """Return the outline of the largest piece of a mask that does not touch the border: a closed line (M, 2), (y, x) in mm."""
     from contourpy import contour_generator
 
     lines = [np.asarray(line, np.float64) for line in contour_generator(z=mask.astype(np.float32)).lines(0.5)]
@@ -278,7 +281,7 @@ def _outline(mask: NDArray[np.bool_], spacing: FloatArray, corner: FloatArray) -
 
 
 def _farthest(polygon: FloatArray, point: FloatArray, tolerance: float) -> int:
-    """Index of the corner farthest from a point: the middle one of those around it that are as far up to a tolerance."""
+    """Return the index of the corner farthest from a point: the middle one of its neighbours that are as far up to a tolerance."""
     distance = np.linalg.norm(polygon - point, axis=1)
     top = int(distance.argmax())
     far = np.roll(distance >= distance[top] - tolerance, len(distance) // 2 - top)  # the farthest one in the middle
@@ -292,13 +295,13 @@ def _perimeter(polygon: FloatArray) -> float:
 
 
 def _along_and_across(points: FloatArray, start: FloatArray, end: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Coordinates of points along the line from `start` to `end`, from `start` on, and across it."""
+    """Return the coordinates of points along the line from `start` to `end`, measured from `start`, and across it."""
     along = (end - start) / np.linalg.norm(end - start)
     return (points - start) @ along, (points - start) @ np.array([-along[1], along[0]])
 
 
 def _distance_to(mask: NDArray[np.bool_], points: FloatArray, spacing: FloatArray, corner: FloatArray) -> FloatArray:
-    """Distance of points (M, 2) to the nearest pixel's centre of a mask, in mm; infinite if it is empty."""
+    """Return the distance of points (M, 2) to the nearest pixel's centre of a mask, in mm; infinite if the mask is empty."""
     border = np.argwhere(mask & ~ndimage.binary_erosion(mask))
     if not len(border):
         return np.full(len(points), np.inf)
@@ -306,7 +309,7 @@ def _distance_to(mask: NDArray[np.bool_], points: FloatArray, spacing: FloatArra
 
 
 def _area_and_centre(polygon: FloatArray) -> tuple[float, FloatArray]:
-    """Area and centre of a closed polygon (M, 2)."""
+    """Return the area and centre of a closed polygon (M, 2)."""
     origin = polygon[0]
     p = polygon - origin
     q = np.roll(p, -1, axis=0)
@@ -318,7 +321,7 @@ def _area_and_centre(polygon: FloatArray) -> tuple[float, FloatArray]:
 
 
 def _slice_areas(z: FloatArray, w: FloatArray, edges: FloatArray) -> FloatArray:
-    """Area of a closed polygon between neighbouring lines z = edge, exactly.
+    """Return the exact area of a closed polygon between neighbouring lines z = edge.
 
     By Green's theorem each edge of the polygon, clipped to a slice, adds its mean w times its height.
 
@@ -338,7 +341,7 @@ def _slice_areas(z: FloatArray, w: FloatArray, edges: FloatArray) -> FloatArray:
 
 
 def _diameters_beyond(z: FloatArray, w: FloatArray, at: FloatArray, reach: float) -> FloatArray:
-    """How far a closed polygon reaches to both sides of the axis w = 0, looked for from the distance `reach` outwards, (D,)."""
+    """Return how far a closed polygon reaches to both sides of the axis w = 0, searched from the distance `reach` outwards, (D,)."""
     z_next, w_next = np.roll(z, -1), np.roll(w, -1)
     crosses = (z <= at[:, None]) != (z_next <= at[:, None])  # (D, M)
     step = np.where(crosses, z_next - z, 1.0)
@@ -353,12 +356,12 @@ def _diameters_beyond(z: FloatArray, w: FloatArray, at: FloatArray, reach: float
 
 
 def _crossings(z: FloatArray, w: FloatArray) -> FloatArray:
-    """Where a closed polygon crosses the axis w = 0: the values of z there."""
+    """Return the values of z where a closed polygon crosses the axis w = 0."""
     z_next, w_next = np.roll(z, -1), np.roll(w, -1)
     crosses = (w <= 0) != (w_next <= 0)
     return z[crosses] - w[crosses] * (z_next - z)[crosses] / (w_next - w)[crosses]
 
 
 def _stack_ml(first_mm: FloatArray, second_mm: FloatArray, length_mm: float) -> float:
-    """Volume of elliptic disks of equal height."""
+    """Return the volume of elliptic disks of equal height, in ml."""
     return math.pi / 4 * float(first_mm @ second_mm) * length_mm / len(first_mm) / 1000

@@ -1,1 +1,1 @@
-"""Pages and tables that a person reads: sections, figures and one HTML file, whatever they are about."""
+"""Make tables, figures and HTML pages for readers, whatever their content."""

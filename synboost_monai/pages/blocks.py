@@ -1,4 +1,4 @@
-"""What a page is made of: sections of texts, tables, plots, pictures and listings. `page.py` turns them into HTML."""
+"""Represent the content of a page: sections of texts, tables, plots, pictures and listings. `page.py` turns them into HTML."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from synboost_monai.files import atomic_write_text
 from synboost_monai.pages.tables import NOTHING, Table, cells, headings, is_numeric, to_latex, write_table
 
 MAX_ROWS = 250
-"""Rows of a table on the page; its files have all."""
+"""Largest number of rows of a table on the page; its files have all rows."""
 
 _PLACE = re.compile(r"\{(\w+)\}")
-_MINUS = re.compile(r"(?<!e)-")  # 1e-12 stays as it is for LaTeX
+_MINUS = re.compile(r"(?<!e)-")  # 1e-12 keeps its hyphen for LaTeX
 _NO_INTERVAL = f" [{NOTHING}, {NOTHING}]"
 _EXPONENT = re.compile(r"(\d)e([+−-])0*(\d+)")
 _SUPERSCRIPT = str.maketrans("0123456789-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻")
@@ -25,31 +25,31 @@ _SUPERSCRIPT = str.maketrans("0123456789-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻�
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph."""
+    """Hold a paragraph."""
 
     text: str
     is_soft: bool = False
-    """In small grey letters: how to read what is above."""
+    """Whether it is a note in small grey letters on how to read what is above."""
 
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table of the page, and of tables/NAME.csv and NAME.tex."""
+    """Hold a table for the page and for tables/NAME.csv and tables/NAME.tex."""
 
     table: Table
     """Numbers, each in a column of its own, as in the CSV."""
     joined: Mapping[str, str] = field(default_factory=dict)
-    """Column -> how page and LaTeX show it with others, which then are no columns of their own: `{dice} ± {dice_std}`."""
+    """Column -> pattern that joins it with other columns, which page and LaTeX then do not show: `{dice} ± {dice_std}`."""
     hidden: Sequence[str] = ()
-    """Columns of the CSV alone."""
+    """Columns that only the CSV has."""
     best: frozenset[tuple[int, str]] = frozenset()
-    """Row and column of the best values, in bold."""
+    """Row and column of the best values, shown in bold."""
     groups: Sequence[str] = ()
-    """Columns that tell groups of rows apart, which a line parts."""
+    """Columns whose values define groups of rows; a line separates the groups."""
 
     @property
     def shown(self) -> Table:
-        """The table as page and LaTeX show it."""
+        """Return the table as page and LaTeX show it."""
         columns = list(self.table.frame.columns)
         texts = [dict(zip(columns, row)) for row in cells(self.table)]
         frame = self.table.frame.copy()
@@ -62,19 +62,19 @@ class ReportTable:
 
     @property
     def head(self) -> list[tuple[str, bool]]:
-        """Heading of each shown column, and whether it holds numbers."""
+        """Return the heading of each shown column, and whether the column holds numbers."""
         frame, shown = self.table.frame, self.shown
         right = {c: known or frame[c].dtype.kind == "f" for c, known in zip(frame.columns, is_numeric(self.table))}
         return [(text, right[column]) for column, text in zip(shown.frame.columns, headings(shown))]
 
     @property
     def num_left_out(self) -> int:
-        """Rows that are only in the files."""
+        """Return the number of rows that are only in the files."""
         return max(0, len(self.table.frame) - MAX_ROWS)
 
     @property
     def rows(self) -> list[list[tuple[str, bool]]]:
-        """Cells of the first `MAX_ROWS` rows, and whether each is the best."""
+        """Return the cells of the first `MAX_ROWS` rows, and whether each is the best."""
         shown = self.shown
         columns, right = list(shown.frame.columns), [is_number for _, is_number in self.head]
         return [
@@ -84,14 +84,14 @@ class ReportTable:
 
     @property
     def first_rows(self) -> set[int]:
-        """Rows with which a group begins, but for the first."""
+        """Return the first row of each group except the first group."""
         keys = [tuple(row) for row in self.table.frame[list(self.groups)].astype(str).itertuples(index=False)]
         return {i for i in range(1, len(keys)) if keys[i] != keys[i - 1]} if self.groups else set()
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot as PNG."""
+    """Hold a plot as PNG."""
 
     png: bytes
     alt: str
@@ -100,26 +100,26 @@ class Plot:
 
 @dataclass(frozen=True)
 class PictureRow:
-    """Pictures beside each other, each of `pictures.picture_cell`."""
+    """Hold pictures beside each other, each made by `pictures.picture_cell`."""
 
     title: str
     cells: Sequence[Mapping[str, Any]]
     prompts: Sequence[Mapping[str, str]] = ()
     """Text and colour of each prompt."""
     columns: int = 6
-    """Pictures beside each other where the page is wide enough."""
+    """Number of pictures beside each other where the page is wide enough."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Text as it is, such as YAML."""
+    """Hold text that is shown unchanged, such as YAML."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks that the reader unfolds."""
+    """Hold blocks that the reader can unfold."""
 
     title: str
     blocks: Sequence[Block]
@@ -130,16 +130,16 @@ Block = Text | ReportTable | Plot | PictureRow | Listing | Fold
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page with its title."""
+    """Hold a part of the page with its title."""
 
     name: str
-    """Anchor."""
+    """Anchor of the section."""
     title: str
     blocks: Sequence[Block]
 
 
 def tables_of(blocks: Iterable[Block]) -> Iterator[ReportTable]:
-    """Tables among blocks, folded ones included."""
+    """Yield the tables among blocks, including folded ones."""
     for block in blocks:
         if isinstance(block, ReportTable):
             yield block
@@ -165,12 +165,12 @@ def write_tables(sections: Sequence[Section], folder: Path) -> list[Path]:
 
 
 def best_rows(frame: pd.DataFrame, columns: Mapping[str, bool], by: Sequence[str]) -> frozenset[tuple[int, str]]:
-    """Row and column of the best value of each group, where a group has several values; ties are all best.
+    """Return row and column of the best value of each group that has several values; all ties are best.
 
     Args:
-        frame: with the index 0, 1, ...
+        frame: table with the index 0, 1, ...
         columns: column -> whether larger is better.
-        by: columns whose values make a group.
+        by: columns whose values define a group.
     """
     best = set()
     keys = frame[list(by)].astype(str).agg(" ".join, axis=1) if by else pd.Series("", index=frame.index)
@@ -184,6 +184,6 @@ def best_rows(frame: pd.DataFrame, columns: Mapping[str, bool], by: Sequence[str
 
 
 def pretty(number: str) -> str:
-    """A number with a true minus and its power of ten as one: 8.8e-73 -> 8.8·10⁻⁷³."""
+    """Return a number with a true minus and a readable power of ten: 8.8e-73 -> 8.8·10⁻⁷³."""
     text = _EXPONENT.sub(lambda m: f"{m[1]}·10{(m[2].strip('+') + m[3]).translate(_SUPERSCRIPT)}", number)
     return text.replace("-", "−") if text != NOTHING else text

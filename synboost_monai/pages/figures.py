@@ -1,4 +1,4 @@
-"""Figures of matplotlib as PNG, without pyplot: no window system, no global state."""
+"""Make figures of matplotlib as PNG, without pyplot: no window system, no global state."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import io
 from typing import Any
 
 DPI = 150
-"""Of the PNG files; pages show them smaller, so that they stay sharp."""
+"""Resolution of the PNG files; pages show them smaller, so that they stay sharp."""
 
 
 def new_figure(width: float, height: float, dpi: int) -> Any:
-    """Return an empty figure of so many inches."""
+    """Return an empty figure of the given size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

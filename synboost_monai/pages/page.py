@@ -1,4 +1,4 @@
-"""Sections -> one HTML file that works from disk and asks for nothing else."""
+"""Turn sections into one HTML file that works from disk and loads nothing else."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from synboost_monai.pages.figures import DPI
 from synboost_monai.pages.pictures import picture_source
 
 TEMPLATES = Path(__file__).parent
-"""Folder of the page for Jinja, and of its style sheet."""
+"""Folder of the page's Jinja template and of its style sheet."""
 CSS_DPI = 96
-"""Pixels of a page for one inch of a plot."""
+"""Pixels on the page per inch of a plot."""
 
 
 def style_sheet() -> str:
-    """The style sheet that all pages of the project share."""
+    """Return the style sheet that all pages of the project share."""
     return (TEMPLATES / "style.css.j2").read_text(encoding="utf-8")
 
 
@@ -33,13 +33,13 @@ def render(
     versions: Mapping[str, str],
     has_files: bool = True,
 ) -> str:
-    """The page; everything but our own style sheet is escaped.
+    """Render the page; everything except our own style sheet is escaped.
 
     Args:
-        sections: in their order.
-        title, description, warning: at the top; an empty warning is left out.
-        versions: of the software, by name.
-        has_files: whether each table also lies in tables/, which the page then says.
+        sections: the sections in order.
+        title, description, warning: texts at the top; an empty warning is left out.
+        versions: versions of the software, by name.
+        has_files: whether each table is also a file in tables/, which the page then says.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -63,8 +63,8 @@ def render(
 
 
 def _image(plot: Plot) -> dict[str, Any]:
-    """Source of a plot, and its size on the page."""
-    width, height = struct.unpack(">II", plot.png[16:24])  # of a PNG's first chunk
+    """Return the source of a plot, and its size on the page."""
+    width, height = struct.unpack(">II", plot.png[16:24])  # from the PNG's first chunk
     return {
         "source": picture_source(plot.png),
         "width": round(width * CSS_DPI / DPI),
@@ -73,7 +73,7 @@ def _image(plot: Plot) -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Return the versions of the software that the numbers depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"synboost_monai": __version__, "python": platform.python_version()}

@@ -1,4 +1,4 @@
-"""Pictures of images and label maps, and how a page holds them."""
+"""Draw pictures of images and label maps, and embed them in a page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from synboost_monai.structures import STRUCTURES
 
 PICTURE_SIZE = 288
-"""Longer side of a picture, pixels."""
+"""Longer side of a picture, in pixels."""
 
 
 def overlay(
@@ -23,14 +23,14 @@ def overlay(
     size: int = PICTURE_SIZE,
     opacity: float = 0.22,
 ) -> NDArray[np.uint8]:
-    """Grey image with the structures filled lightly and outlined in their colours, pixels square.
+    """Draw a grey image with square pixels, with the structures filled lightly and outlined in their colours.
 
     Args:
         image: (H, W), any grey values.
         label_map: (H, W), classes 0..3; None shows the image alone.
         spacing_mm: (row, column).
         size: longer side of the picture.
-        opacity: of the fill; 0 draws the outlines alone.
+        opacity: opacity of the fill; 0 draws only the outlines.
     Returns:
         RGB, (h, w, 3).
     """
@@ -57,7 +57,7 @@ def overlay(
 def colour_label_map(
     label_map: NDArray[Any], spacing_mm: Sequence[float], size: int = PICTURE_SIZE
 ) -> NDArray[np.uint8]:
-    """Label map as flat colours on dark, pixels square."""
+    """Draw a label map in flat colours on a dark background, with square pixels."""
     from PIL import Image
 
     palette = np.full((256, 3), 24, dtype=np.uint8)
@@ -76,15 +76,15 @@ def picture_cell(
     starts_line: bool = False,
     jpeg: bool = False,
 ) -> dict[str, Any]:
-    """One picture of a row.
+    """Return one picture of a row.
 
     Args:
         picture: RGB, (h, w, 3).
-        alt: what it shows, for those who do not see it.
-        caption: under it.
-        is_missing: the label map that should be on it was not kept.
-        starts_line: it begins a line of its own.
-        jpeg: with small losses and a quarter of the size: for many pictures of speckle.
+        alt: text for readers who do not see the picture.
+        caption: text under the picture.
+        is_missing: whether the label map that should be on the picture was not kept.
+        starts_line: whether the picture begins a new line.
+        jpeg: use JPEG, with small losses and a quarter of the size, for many pictures of speckle.
     """
     from PIL import Image
 
@@ -101,13 +101,13 @@ def picture_cell(
 
 
 def picture_source(content: bytes) -> str:
-    """A PNG or JPEG as the source of an HTML image."""
+    """Return a PNG or JPEG as the source of an HTML image."""
     kind = "jpeg" if content.startswith(b"\xff\xd8") else "png"
     return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
 def _shape(pixels: NDArray[Any], spacing_mm: Sequence[float], size: int) -> tuple[int, int]:
-    """Height and width of the picture, pixels square."""
+    """Return the height and width of the picture, with square pixels."""
     extent = np.array(pixels.shape) * np.asarray(spacing_mm, dtype=float)
     height, width = np.maximum(1, np.round(extent / extent.max() * size)).astype(int)
     return int(height), int(width)

@@ -1,4 +1,4 @@
-"""A table and its four forms: text for the terminal, CSV, LaTeX, and cells for a page; one formatting for all of them."""
+"""Format a table in four ways, with the same numbers: text for the terminal, CSV, LaTeX, and cells for a page."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NOTHING = "–"
-"""Cell of a value that does not exist."""
+"""Cell of a missing value."""
 
-_MIN_WIDTH = 80  # of title and note of a narrow table
+_MIN_WIDTH = 80  # smallest width of title and note, for a narrow table
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _NUMBER = re.compile(r"([+-]?)(\d[\d,]*\.?\d*|\.\d+)(?:e([+-]?\d+))?(%?)")
 _LATEX = {
@@ -46,30 +46,30 @@ _LATEX = {
     "…": r"\ldots{}",
     "\u00a0": "~",
 }
-"""Character -> LaTeX, where the fonts that LaTeX starts with show something else or nothing."""
+"""Character -> LaTeX, for characters that LaTeX's default fonts show wrongly or not at all."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with what its readers need to know.
+    """Hold a table with the texts that its readers need.
 
     Raises:
-        ValueError: if `name` is no plain file stem or the frame names a column twice.
+        ValueError: if `name` is not a plain file stem or the frame has two columns of the same name.
     """
 
     name: str
-    """Stem of its files: letters, digits, `_`, `-`, `.`."""
+    """File name without suffix: letters, digits, `_`, `-`, `.`."""
     title: str
-    """One line; the caption in LaTeX."""
+    """Title on one line; the caption in LaTeX."""
     frame: pd.DataFrame
-    """Its columns in order; the index is not shown."""
+    """Values with the columns in order; the index is not shown."""
     formats: Mapping[str, str] = field(default_factory=dict)
-    """Column -> format spec of its numbers, such as `.2f` or `.3g`; other columns are shown as text. Names that the frame lacks
+    """Column -> format spec of its numbers, such as `.2f` or `.3g`; other columns are shown as text. Columns that the frame does not have
     are ignored, so tables may share one mapping."""
     headings: Mapping[str, str] = field(default_factory=dict)
-    """Column -> its heading; else the column's name."""
+    """Column -> its heading; by default the column's name."""
     note: str = ""
-    """What the numbers are of: data, split, seed, command."""
+    """Note on the source of the numbers: data, split, seed, command."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -83,26 +83,26 @@ class Table:
 
 
 def headings(table: Table) -> list[str]:
-    """Heading of each column."""
+    """Return the heading of each column."""
     return [_text(table.headings.get(column, column)) for column in table.frame.columns]
 
 
 def cells(table: Table) -> list[list[str]]:
-    """Formatted cells, row by row: None and NaN are an en dash, truth values yes or no."""
+    """Return the formatted cells, row by row: None and NaN are an en dash, truth values yes or no."""
     columns = list(table.frame.columns)
     rows = table.frame.astype(object).itertuples(index=False, name=None)
     return [[_cell(value, table.formats.get(c)) for c, value in zip(columns, row)] for row in rows]
 
 
 def is_numeric(table: Table) -> list[bool]:
-    """Whether each column holds numbers alone (beside what does not exist): these are aligned to the right."""
+    """Return whether each column holds only numbers and missing values; such columns are aligned to the right."""
     columns = [table.frame[c].tolist() for c in table.frame.columns]
     known = [[value for value in column if not _is_nothing(value)] for column in columns]
     return [bool(values) and all(_is_number(value) for value in values) for values in known]
 
 
 def to_text(table: Table) -> str:
-    """The table with its columns aligned, title above and note below, both wrapped; without a newline at the end."""
+    """Return the table as text with aligned columns, title above and note below, both wrapped, without a newline at the end."""
     rows, right = [headings(table), *cells(table)], is_numeric(table)
     widths = [max(len(row[i]) for row in rows) for i in range(len(right))]
     lines = [
@@ -116,12 +116,12 @@ def to_text(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    r"""A `table` environment with caption, label `tab:NAME` and note; the document needs `\usepackage{booktabs}` and no other."""
+    r"""Return a `table` environment with caption, label `tab:NAME` and note; the document needs only `\usepackage{booktabs}`."""
     right = is_numeric(table)
     lines = [[_latex_cell(c, r) for c, r in zip(row, right)] for row in cells(table)]
     heads = [_escape(text) for text in headings(table)]
     columns = "".join("r" if r else "l" for r in right)
-    # in braces: a row that begins with [ would be read as the argument of the \\ before it
+    # braces: a row that begins with [ would be read as the argument of the \\ before it
     body = [" & ".join(f"{{{c}}}" if c.startswith(("[", "*")) else c for c in row) + r" \\" for row in [heads, *lines]]
     note = [r"\par\medskip", rf"\parbox{{\linewidth}}{{\footnotesize\raggedright {_escape(table.note)}}}"]
     return "\n".join(
@@ -148,10 +148,10 @@ def write_table(table: Table, folder: str | os.PathLike[str]) -> list[Path]:
     """Write `folder/NAME.csv` (the columns' own names, six significant digits, LF) and `folder/NAME.tex`.
 
     Returns:
-        both paths.
+        paths of both files.
     """
     paths = [Path(folder) / f"{table.name}.{suffix}" for suffix in ("csv", "tex")]
-    # a column of mixed kinds would keep all digits: pandas formats columns of float alone
+    # a mixed column would keep all digits: pandas formats only columns of float
     frame = table.frame.astype(object).map(_csv_value)
     atomic_write_text(paths[0], frame_text(frame))
     atomic_write_text(paths[1], to_latex(table))
@@ -162,7 +162,7 @@ def write_table(table: Table, folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _is_nothing(value: Any) -> bool:
-    """None, NaN and pandas' own words for them."""
+    """Return whether a value is None, NaN or another missing value of pandas."""
     return (
         value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, Real) and value != value)
     )
@@ -173,11 +173,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_truth(value: Any) -> bool:
-    return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")  # numpy's is neither bool nor int
+    return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")  # numpy's type is neither bool nor int
 
 
 def _text(value: Any) -> str:
-    """On one line."""
+    """Return a value as text on one line."""
     return " ".join(str(value).split())
 
 
@@ -192,7 +192,7 @@ def _cell(value: Any, spec: str | None) -> str:
         return "yes" if value else "no"
     if spec is not None and _is_number(value):
         shown = format(value, spec)
-        # no "-0.00": the sign of what is rounded away says nothing
+        # no "-0.00": the sign of a value that rounds to zero has no meaning
         return format(0.0, spec) if math.isfinite(value) and not re.search("[1-9]", shown) else shown
     return _text(value)
 
@@ -210,7 +210,7 @@ def _escape(text: str) -> str:
 
 
 def _latex_cell(text: str, is_number: bool) -> str:
-    """Numbers in mathematics: a true minus sign, and 8.8e-73 as a power of ten."""
+    """Set numbers in maths mode: a true minus sign, and 8.8e-73 as a power of ten."""
     match = _NUMBER.fullmatch(text) if is_number else None
     if match is None:
         return _escape(text)

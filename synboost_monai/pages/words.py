@@ -1,4 +1,4 @@
-"""Words and colours of the report: one name and one colour a thing, on every page and plot."""
+"""Name models, strategies and amounts, and give strategies their colours, the same on every page and plot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from synboost_monai.records import PHASES, VIEWS
 
 MODEL_TITLES = {"cris": "CRIS", "clipseg": "CLIPSeg"}
-"""Model -> its name; others are called as they are."""
+"""Model -> its name; other models keep their identifier."""
 STRATEGY_TITLES = {
     "real": "real",
     "synthetic": "synthetic",
@@ -16,7 +16,7 @@ STRATEGY_TITLES = {
     "simulated": "simulated",
     "simulated_then_real": "simulated, then real",
 }
-"""Strategy -> words of the tables."""
+"""Strategy -> its description in tables."""
 STRATEGY_COLOURS = {
     "real": "#0072b2",
     "synthetic": "#e69f00",
@@ -25,7 +25,7 @@ STRATEGY_COLOURS = {
     "simulated": "#56b4e9",
     "simulated_then_real": "#d55e00",
 }
-"""Strategy -> colour of the plots; told apart by colour-blind readers too (Okabe and Ito 2008)."""
+"""Strategy -> its colour in plots; colour-blind readers can tell them apart (Okabe and Ito 2008)."""
 STRATEGY_MARKERS = {
     "real": "o",
     "synthetic": "s",
@@ -34,44 +34,44 @@ STRATEGY_MARKERS = {
     "simulated": "X",
     "simulated_then_real": "P",
 }
-"""Strategy -> marker of the plots."""
+"""Strategy -> its marker in plots."""
 SHORT = {long: short for short, long in {**VIEWS, **PHASES}.items()}
 """View or phase -> short form."""
 PHANTOM_WARNING = (
     "This study was run on a phantom: generated images that stand for real ones. Its numbers show that every part works; "
     "they say nothing about hearts, nor about what synthetic images are worth."
 )
-"""Stands above everything when a study made its own data."""
+"""Warning at the top of the report when a study made its own data."""
 
 
 def model_title(model: str) -> str:
-    """`cris` -> CRIS."""
+    """Return the name of a model: `cris` -> CRIS."""
     return MODEL_TITLES.get(model, model)
 
 
 def join(words: Sequence[str], last: str = "and") -> str:
-    """`a, b and c`."""
+    """Join words: `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else ""
 
 
 def count(number: int, word: str) -> str:
-    """`1 image`, `2 images`, `2,345 images`."""
+    """Return a number with its noun: `1 image`, `2 images`, `2,345 images`."""
     plural = f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
     return f"{number:,} {word if number == 1 else plural}"
 
 
 def duration(seconds: float) -> str:
-    """`7 s`, `2.5 min`, `3.1 h`."""
+    """Return a time in words: `7 s`, `2.5 min`, `3.1 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """With its sign, and a true minus."""
+    """Return a number with its sign, and a true minus."""
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
 
 def css_colour(colour: Sequence[int]) -> str:
-    """A colour, 0..255 each, as CSS writes it."""
+    """Return a colour, 0..255 each, as CSS writes it."""
     return f"rgb({', '.join(str(c) for c in colour)})"

@@ -1,1 +1,1 @@
-"""A study: the whole chain from data to report as a DAG of bundle runs, set up by one YAML file."""
+"""Run a study: the whole chain from data to report as a DAG of bundle runs, defined in one YAML file."""

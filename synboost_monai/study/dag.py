@@ -1,17 +1,17 @@
-"""A study: its settings, and each of its stages with its command, what it needs and what it leaves.
+"""Represent a study: its settings, and each of its stages with its command, inputs and outputs.
 
 Every stage is a `synboost` command run in the folder of the study's run, so it can be repeated by hand. The DAG (Snakefile
-beside this file) only orders them, and `run.py` starts it.
+beside this file) only orders the stages, and `run.py` starts it.
 
     runs/STUDY/
-      study.yaml                                          the settings, complete
-      phantom/ real/datalist.json                         data
-      diffusion/model.pt  synthetic/datalist.json         synthesis
-      parts/PART/{real,diffusion,synthetic}/              the same of fewer patients, or of a fold
+        study.yaml                                          the complete settings
+        phantom/ real/datalist.json                         data
+        diffusion/model.pt  synthetic/datalist.json         synthesis
+        parts/PART/{real,diffusion,synthetic}/              the same for fewer patients, or for a fold
       simulated/MODEL/model.pt                            weights trained on simulated hearts, where a strategy starts from them
       segmenters/MODEL/STRATEGY/PROMPT/seedN/model.pt     segmenters, each with history.csv and evaluation/metrics.csv
       examples/                                           a few synthetic images, segmented, for the report
-      timing/STAGE.json  logs/STAGE.txt                   seconds and command of each finished stage; what it printed
+      timing/STAGE.json  logs/STAGE.txt                   seconds and command of each finished stage; its output
       report.html results.csv results.json tables/        and cases.csv.gz: every segmenter, image and structure
 """
 
@@ -39,67 +39,67 @@ KINDS = {
     "segment_examples": "segment the synthetic examples",
     "report": "write the report",
 }
-"""Kind of stage -> what it does, in the order of the work."""
+"""Kind of stage -> its description, in the order of the work."""
 _FACTS = {key for facts in PUBLISHED_FACTS.values() for key in facts}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: a command, run in the run's folder."""
+    """Represent one stage: a command, run in the run's folder."""
 
     name: str
     kind: str
     title: str
     command: tuple[str, ...]
-    """Words after `synboost`; a full command if the first is `python` or `torchrun`."""
+    """Words after `synboost`; a full command if the first word is `python` or `torchrun`."""
     needs: tuple[str, ...]
-    """Names of the stages before it."""
+    """Names of the stages that must be done before."""
     output_dir: str | None = None
-    """Its own folder; None if it has none."""
+    """Folder of the stage; None if it has no folder of its own."""
     product: str | None = None
-    """File that later stages read; a stage whose product is gone is not done any more."""
+    """File that later stages read; if it is gone, the stage no longer counts as done."""
 
     @property
     def timing(self) -> str:
-        """File that says that it is done."""
+        """Return the file that marks the stage as done."""
         return f"timing/{self.name}.json"
 
 
 @dataclass(frozen=True)
 class Study:
-    """Settings of a study, and its stages; paths are relative to the run's folder."""
+    """Represent a study by its settings and stages; paths are relative to the run's folder."""
 
     name: str
     settings: Mapping[str, Any]
 
     @cached_property
     def segmenters(self) -> list[Segmenter]:
-        """Every segmenter to train and evaluate, those that others start from included and ahead of them."""
+        """Return every segmenter to train and evaluate, including those that others start from, which come first."""
         return list(segmenters_of(self.settings["segmenters"]))
 
     @cached_property
     def parts(self) -> list[DataPart]:
-        """The parts of the data that segmenters learn from, the whole data set included if one does."""
+        """Return the parts of the data that segmenters learn from, including the whole data set if a segmenter uses it."""
         return list(dict.fromkeys(s.part for s in self.segmenters))
 
     @property
     def has_phantom(self) -> bool:
-        """Whether the study makes its own data."""
+        """Return whether the study makes its own data."""
         return self.settings["data"]["dataset"] is None
 
     @cached_property
     def has_synthesis(self) -> bool:
-        """Whether a strategy needs synthetic images."""
+        """Return whether a strategy needs synthetic images."""
         return any(s.needs_synthesis for s in self.segmenters)
 
     @cached_property
     def simulated_models(self) -> list[str]:
-        """Models of which weights that were trained on simulated hearts are needed."""
+        """Return the models that need weights trained on simulated hearts."""
         return list(dict.fromkeys(s.model for s in self.segmenters if s.strategy in SIMULATED))
 
     @cached_property
     def example_segmenters(self) -> list[Segmenter]:
-        """Of each model one, trained on synthetic data alone if there is such: it segments the synthetic examples."""
+        """Return one segmenter per model that segments the synthetic examples, preferably trained only on synthetic data."""
         if not self.has_synthesis:
             return []
         of_model: dict[str, Segmenter] = {}
@@ -111,19 +111,19 @@ class Study:
 
     @cached_property
     def example_part(self) -> DataPart:
-        """The part of the data whose synthetic images the report shows: the whole data set, or the largest part."""
+        """Return the part of the data whose synthetic images the report shows: the whole data set, or the largest part."""
         parts = list(dict.fromkeys(s.part for s in self.segmenters if s.needs_synthesis))
         return max(parts, key=lambda part: part.size)
 
     @cached_property
     def sensitivity_segmenters(self) -> list[Segmenter]:
-        """Whose prompts are tried with wrong words: of each model and strategy the one of most patients and attributes."""
+        """Return the segmenters that are tested with wrong words: for each model and strategy the one with most patients and attributes."""
         if not self.settings["segmenters"]["sensitivity"]:
             return []
         groups: dict[tuple[str, str], list[Segmenter]] = {}
         for segmenter in self.segmenters:
             has_real = segmenter.strategy not in ("synthetic", "simulated")
-            if has_real and segmenter.prompt != "P0":  # no word of an empty prompt can be wrong
+            if has_real and segmenter.prompt != "P0":  # an empty prompt has no word that can be wrong
                 groups.setdefault((segmenter.model, segmenter.strategy), []).append(segmenter)
         return [max(group, key=lambda s: (not s.frozen, s.part.size, s.prompt)) for group in groups.values()]
 
@@ -131,7 +131,7 @@ class Study:
 
     @cached_property
     def stages(self) -> dict[str, Stage]:
-        """Name -> stage, in an order in which they can be done."""
+        """Return name -> stage, in an order in which the stages can be done."""
         stages = [*self._data_stages(), *self._segmenter_stages(), *self._example_stages()]
         everything = tuple(stage.name for stage in stages)
         last = Stage("report", "report", "write the report", ("report", "."), everything, None, "report.html")
@@ -139,11 +139,11 @@ class Study:
 
     @property
     def stage_names(self) -> list[str]:
-        """Names of the stages, in an order in which they can be done."""
+        """Return the names of the stages, in an order in which they can be done."""
         return list(self.stages)
 
     def _data_stages(self) -> Iterator[Stage]:
-        """Data and synthesis, of the whole data set and of each part."""
+        """Yield the stages for data and synthesis, of the whole data set and of each part."""
         if self.has_phantom:
             split = "database_split/subgroup_training.txt"
             yield _stage("phantom", "phantom", "phantom data set", self.phantom_command(), (), "phantom", split)
@@ -165,7 +165,7 @@ class Study:
                 yield _stage(synthesise, "synthesise", title, command, (real, train), folder, "datalist.json")
 
     def _segmenter_stages(self) -> Iterator[Stage]:
-        """Training, evaluation and, for some, wrong words."""
+        """Yield the stages for training, evaluation and, for some segmenters, wrong words."""
         for model in self.simulated_models:
             command, folder = self.weights_command(model), f"simulated/{model}"
             title = f"take the weights of {model} that were trained on simulated hearts"
@@ -188,7 +188,7 @@ class Study:
                 yield _stage(f"sensitivity_{s.name}", "sensitivity", title, command, applied, folder, "sensitivity.csv")
 
     def _example_stages(self) -> Iterator[Stage]:
-        """Pictures of synthetic images for the report."""
+        """Yield the stages for pictures of synthetic images in the report."""
         if not self.has_synthesis:
             return
         part = self.example_part
@@ -209,7 +209,7 @@ class Study:
             yield _stage(name, "segment_examples", title, command, needs, folder, "summary.json")
 
     def _real(self, part: DataPart) -> str:
-        """The stage that makes a part's real data."""
+        """Return the name of the stage that makes a part's real data."""
         return part.stage("subset") if part.name else "prepare"
 
     # ---- commands
@@ -248,7 +248,7 @@ class Study:
         )
 
     def weights_command(self, model: str) -> tuple[str, ...]:
-        """Copy the weights of a model that were trained on simulated hearts; other weights make it another command."""
+        """Copy a model's weights that were trained on simulated hearts; other weights change the command."""
         part = self.settings["segmenters"]
         source, sha256 = (part[key].get(model, "") for key in ("simulated_weights", "simulated_sha256"))
         return ("python", "-m", "synboost_monai.study.simulated", source, f"simulated/{model}", sha256)
@@ -267,12 +267,12 @@ class Study:
         return self._run(segmenter.model, recipe, paths, overrides, is_parallel=True)
 
     def evaluate_command(self, segmenter: Segmenter) -> tuple[str, ...]:
-        """Evaluate a segmenter, whatever it was trained on, on the real testing section."""
+        """Evaluate a segmenter on the real testing section, whatever it was trained on."""
         paths = {"dataset_dir": "real", "output_dir": f"{segmenter.output_dir}/evaluation", "section": "testing"}
         return self._apply(segmenter, "evaluate", paths)
 
     def sensitivity_command(self, segmenter: Segmenter) -> tuple[str, ...]:
-        """Segment the real testing section by prompts with wrong words."""
+        """Segment the real testing section with wrong words in the prompts."""
         paths = {"dataset_dir": "real", "output_dir": f"{segmenter.output_dir}/sensitivity", "section": "testing"}
         return self._apply(segmenter, "sensitivity", paths)
 
@@ -282,7 +282,7 @@ class Study:
         return self._apply(segmenter, "evaluate", paths)
 
     def diffusion_overrides(self, stage: str, part: DataPart = WHOLE) -> dict[str, Any]:
-        """Overrides of the diffusion bundle for `train` or `synthesise`."""
+        """Return overrides of the diffusion bundle for `train` or `synthesise`."""
         settings = self.settings["diffusion"]
         of_part = settings["per_patients"].get(str(part.patients)) or {}
         seed = self.settings["seed"] if part.seed is None else part.seed
@@ -296,7 +296,7 @@ class Study:
         return {key: value for layer in layers for key, value in layer.items()}
 
     def segmenter_overrides(self, stage: str, segmenter: Segmenter) -> dict[str, Any]:
-        """Overrides of a segmenter's bundle for `train` or `evaluate`: shared, by model, by strategy, by number of patients."""
+        """Return overrides of a segmenter's bundle for a stage: shared, by model, by strategy, by number of patients."""
         settings = self.settings["segmenters"]
         overrides = {**self._common(segmenter.seed), "prompt_level": segmenter.prompt}
         if segmenter.strategy == "real_and_synthetic":
@@ -312,7 +312,7 @@ class Study:
         ]
         for layer in layers:
             overrides |= {**(layer or {}).get("both", {}), **(layer or {}).get(stage, {})}
-        if not segmenter.is_trained:  # size and the like are not the study's to choose: model.json says them
+        if not segmenter.is_trained:  # the study does not choose size and the like: they come from model.json
             overrides = {key: value for key, value in overrides.items() if key not in _FACTS}
         return overrides
 
@@ -320,7 +320,7 @@ class Study:
         checkpoint = {"checkpoint_path": _weights_of(segmenter)}
         overrides = self.segmenter_overrides("evaluate", segmenter)
         if config != "evaluate":
-            overrides.pop("paper_grid", None)  # of the metrics alone
+            overrides.pop("paper_grid", None)  # a setting of the metrics only
         return self._run(segmenter.model, config, {**paths, **checkpoint}, overrides)
 
     def _common(self, seed: int) -> dict[str, Any]:
@@ -330,7 +330,7 @@ class Study:
     def _run(
         self, bundle: str, config: str, *overrides: Mapping[str, Any], is_parallel: bool = False
     ) -> tuple[str, ...]:
-        """Words of a bundle's run; under torchrun where several processes share the work."""
+        """Return the words of a bundle's run, with torchrun where several processes share the work."""
         merged = {k: v for part in overrides for k, v in part.items()}
         processes = self.settings["processes"]
         if not is_parallel or processes == 1:
@@ -342,33 +342,33 @@ class Study:
 
 
 def count_by_kind(stages: Sequence[Stage]) -> dict[str, int]:
-    """Kind -> number of stages, in the order of the work; kinds without one are left out."""
+    """Return kind -> number of stages, in the order of the work; kinds without a stage are left out."""
     counts = {kind: sum(stage.kind == kind for stage in stages) for kind in KINDS}
     return {kind: count for kind, count in counts.items() if count}
 
 
 def _made_by(segmenter: Segmenter) -> str:
-    """The stage that leaves a segmenter's weights."""
+    """Return the name of the stage that makes a segmenter's weights."""
     return f"train_{segmenter.name}" if segmenter.is_trained else f"weights_{segmenter.model}"
 
 
 def _weights_of(segmenter: Segmenter) -> str:
-    """Where they lie."""
+    """Return the path of a segmenter's weights."""
     return f"{segmenter.output_dir}/model.pt" if segmenter.is_trained else f"simulated/{segmenter.model}/model.pt"
 
 
 def _stage(
     name: str, kind: str, title: str, command: tuple[str, ...], needs: tuple[str, ...], folder: str, product: str
 ) -> Stage:
-    """A stage with a folder of its own, and in it what later stages read."""
+    """Return a stage with a folder of its own that holds the file for later stages."""
     return Stage(name, kind, title, command, needs, folder, f"{folder}/{product}")
 
 
 def _flags(options: Mapping[str, Any]) -> list[str]:
-    """Options as words of a command line; null leaves the config's own."""
+    """Return options as words of a command line; null leaves the config's own value."""
     return [f"--{key}={_word(value)}" for key, value in options.items() if value is not None]
 
 
 def _word(value: Any) -> str:
-    """A value as one word."""
+    """Return a value as one word."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""A few images of a synthetic data set as a data set of their own, for the pictures of the report."""
+"""Choose a few images of a synthetic data set as a data set of their own, for the pictures of the report."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from synboost_monai.files import atomic_write_text, read_text
 from synboost_monai.paths import refuse_overwriting
 
 NUM_EXAMPLES = 4
-"""How many images: one of each view and phase where there are such."""
+"""Number of images: one for each view and phase, if there are such images."""
 
 
 def write_examples(
     dataset_dir: str | os.PathLike[str], output_dir: str | os.PathLike[str], count: int = NUM_EXAMPLES
 ) -> Path:
-    """Write datalist.json whose testing section is a few images of another data set, as different as may be.
+    """Write datalist.json whose testing section is a few images of another data set, as different as possible.
 
     Args:
         dataset_dir: folder of a synthetic data set.
         output_dir: folder to write to; the images stay where they are.
-        count: how many.
+        count: number of images.
     Returns:
         path of the datalist.
     """

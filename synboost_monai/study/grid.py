@@ -1,4 +1,4 @@
-"""The grid of a study: parts of the data, and segmenters that are trained on them.
+"""Define the grid of a study: parts of the data, and segmenters that are trained on them.
 
 models x strategies x prompts x encoders frozen or not x parts of the real patients x folds x seeds
 """
@@ -11,39 +11,39 @@ from itertools import product
 from typing import Any
 
 STRATEGIES = ("real", "synthetic", "synthetic_then_real", "real_and_synthetic", "simulated", "simulated_then_real")
-"""What a segmenter is trained on; `synthetic_then_real` takes the weights of `synthetic` and goes on with real data,
-`real_and_synthetic` sees both together, with a word in the prompt that tells which. `simulated` is not trained by the study: it takes
-weights that know simulated hearts alone, from which `simulated_then_real` goes on with real data."""
+"""Training strategies of a segmenter. `synthetic_then_real` takes the weights of `synthetic` and continues with real data;
+`real_and_synthetic` trains on both together, with a word in the prompt that says which. `simulated` is not trained by the study: it
+takes weights trained only on simulated hearts, from which `simulated_then_real` continues with real data."""
 SIMULATED = ("simulated", "simulated_then_real")
 """Strategies that need weights from outside the study."""
 _STARTS = {
     "synthetic_then_real": "synthetic",
     "simulated_then_real": "simulated",
-}  # strategy -> whose weights it starts from
+}  # strategy -> strategy whose weights it starts from
 PROMPT_LEVELS = tuple(f"P{i}" for i in range(8))
 """Prompt levels of the paper."""
 ALL = "all"
-"""Every patient for training and validation."""
+"""Value for every patient for training and validation."""
 
 
 @dataclass(frozen=True)
 class DataPart:
-    """The real patients that a diffusion model and its segmenters may learn from: everything is the default.
+    """Represent the real patients that a diffusion model and its segmenters may learn from; the default is all of them.
 
-    Fewer patients are drawn by the segmenter's seed, so that the spread over seeds holds the luck of the draw; the folds are those of
+    Fewer patients are drawn by the segmenter's seed, so that the spread over seeds includes the luck of the draw; folds are drawn by
     the study's seed.
     """
 
     patients: int | float | str = ALL
-    """How many, for training and validation together; a share below 1; or `ALL`."""
+    """Number of patients for training and validation together; a share below 1; or `ALL`."""
     fold: int | None = None
-    """Which fold is for validation; None: the data set's own validation patients."""
+    """Fold for validation; None: the data set's own validation patients."""
     seed: int | None = None
-    """That draws the patients; None where nothing is drawn."""
+    """Seed that draws the patients; None where nothing is drawn."""
 
     @property
     def name(self) -> str:
-        """Unique name in file names: `patients20_seed1`, `fold0`; empty for the whole data set."""
+        """Return a unique name for files: `patients20_seed1`, `fold0`; empty for the whole data set."""
         is_count = isinstance(self.patients, int)
         share = "" if isinstance(self.patients, str) else f"{100 * self.patients:g}pct".replace(".", "p")
         words = [] if self.patients == ALL else [f"patients{self.patients if is_count else share}"]
@@ -53,7 +53,7 @@ class DataPart:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Return a title for readers."""
         words = []
         if self.patients != ALL:
             is_count = isinstance(self.patients, int)
@@ -64,15 +64,15 @@ class DataPart:
 
     @property
     def size(self) -> float:
-        """For ordering: the number or share of patients; everything is infinite."""
+        """Return the number or share of patients for ordering; all patients are infinite."""
         return float("inf") if isinstance(self.patients, str) else float(self.patients)
 
     def folder(self, name: str) -> str:
-        """Folder `real`, `diffusion` or `synthetic` of this part, inside the run."""
+        """Return the folder `real`, `diffusion` or `synthetic` of this part, inside the run."""
         return f"parts/{self.name}/{name}" if self.name else name
 
     def stage(self, kind: str) -> str:
-        """Name of one of its stages."""
+        """Return the name of one of the part's stages."""
         return f"{kind}_{self.name}" if self.name else kind
 
 
@@ -82,42 +82,42 @@ WHOLE = DataPart()
 
 @dataclass(frozen=True)
 class Segmenter:
-    """One segmenter of a study."""
+    """Represent one segmenter of a study."""
 
     model: str
     strategy: str
     prompt: str
     seed: int
     frozen: bool = False
-    """Whether the encoders are not trained."""
+    """Whether the encoders are kept frozen."""
     patients: int | float | str = ALL
     fold: int | None = None
 
     @property
     def name(self) -> str:
-        """Unique name in file names and tables; axes at their default are not named."""
+        """Return a unique name for files and tables; axes at their default are not named."""
         return "_".join([self.model, self.strategy, self.prompt, *self._words(), f"seed{self.seed}"])
 
     @property
     def output_dir(self) -> str:
-        """Folder inside the run."""
+        """Return the folder inside the run."""
         return "/".join(["segmenters", self.model, self.strategy, self.prompt, *self._words(), f"seed{self.seed}"])
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Return a title for readers."""
         part = replace(self.part, seed=None).title
         words = [self.model, self.strategy.replace("_", " "), self.prompt, *(["encoders frozen"] * self.frozen)]
         return ", ".join([*words, *([part] * bool(part)), f"seed {self.seed}"])
 
     @property
     def part(self) -> DataPart:
-        """The patients it may learn from."""
+        """Return the patients that the segmenter may learn from."""
         return DataPart(self.patients, self.fold, None if self.patients == ALL else self.seed)
 
     @property
     def initial(self) -> Segmenter | None:
-        """The segmenter whose weights this one starts from, if any; P7, which synthetic data do not have, starts from P6."""
+        """Return the segmenter whose weights this one starts from, if any; P7, which synthetic data do not have, starts from P6."""
         start = _STARTS.get(self.strategy)
         if start is None:
             return None
@@ -127,12 +127,12 @@ class Segmenter:
 
     @property
     def is_trained(self) -> bool:
-        """Whether the study trains it; else its weights are there from the beginning."""
+        """Return whether the study trains the segmenter; if not, its weights exist from the beginning."""
         return self.strategy != "simulated"
 
     @property
     def needs_synthesis(self) -> bool:
-        """Whether synthetic images are needed."""
+        """Return whether synthetic images are needed."""
         return "synthetic" in self.strategy
 
     def _words(self) -> list[str]:
@@ -141,9 +141,9 @@ class Segmenter:
 
 
 def segmenters_of(axes: Mapping[str, Any]) -> Iterator[Segmenter]:
-    """Every segmenter of a grid, each before those that start from it.
+    """Yield every segmenter of a grid, each before those that start from it.
 
-    P7 of `synthetic` is left out: shape and image quality are not told together for synthetic data.
+    P7 of `synthetic` is left out: synthetic data never have shape and image quality in one prompt.
 
     Args:
         axes: models, strategies, prompts, frozen, patients, folds, seeds; each a list.

@@ -1,4 +1,4 @@
-"""Run a study with Snakemake: in one process at a time, from wherever the last run of it stopped."""
+"""Run a study with Snakemake, starting where its last run stopped."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ SNAKEFILE = Path(__file__).with_name("Snakefile")
 PROFILES_DIR = Path(__file__).with_name("profiles")
 """Shipped Snakemake profiles, one folder each."""
 CACHE_NAME = ".snakemake/cache"
-"""Folder of caches in a run, for users who have none of their own."""
+"""Folder of caches in a run, for users who have no folder of their own."""
 PARENT_VARIABLE = "SYNBOOST_STUDY_PROCESS"
-"""Environment variable: machine and process of the study, `HOST:PID`; stages on that machine end when it is gone."""
+"""Environment variable with machine and process of the study, `HOST:PID`; stages on that machine end when the process is gone."""
 
 
 def run_study(
@@ -45,20 +45,20 @@ def run_study(
     dry_run: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> Path | None:
-    """Run a study, or what is left of it; finished stages whose settings and inputs are the same are not done again.
+    """Run the remaining stages of a study; finished stages with the same settings and inputs are not done again.
 
     Args:
         study, dataset, settings: see `read_study`.
         output: folder of the run; runs/NAME by default.
         cores: processor cores; all by default.
-        jobs: with a profile: stages that are submitted at a time.
-        profile: a Snakemake profile that says where stages run: slurm, or the folder of your own, with a slash.
+        jobs: with a profile: largest number of stages submitted at a time.
+        profile: Snakemake profile that says where stages run: slurm, or the path of your own folder, with a slash.
         dry_run: only list the stages that would run; nothing is written.
     Returns:
         path of report.html; None after a dry run.
     Raises:
         ValueError, FileNotFoundError: for bad settings, before anything is written.
-        SystemExit: with code 2 or 1 if a stage failed; its own message is on stderr already.
+        SystemExit: with code 2 or 1 if a stage failed; its own message is already on stderr.
     """
     if importlib.util.find_spec("snakemake") is None:
         raise ValueError(
@@ -86,7 +86,7 @@ def run_study(
         if not is_as_before:
             atomic_write_text(study_path, text)
         _forget_what_is_gone(checked, run_dir)
-        quiet = ["--quiet", "all"] if profile is None else []  # why a cluster refused a job, Snakemake alone tells
+        quiet = ["--quiet", "all"] if profile is None else []  # only Snakemake reports why a cluster refused a job
         code = _snakemake(study_path, run_dir, run_dir / CACHE_NAME, *where, *quiet).returncode
         if code:
             raise SystemExit(_failure(run_dir, study_path, code))
@@ -94,20 +94,20 @@ def run_study(
 
 
 def _says(study_path: Path, study: str | os.PathLike[str], checked: Study) -> bool:
-    """Whether a run goes on by its own study.yaml, perhaps of a release that had fewer settings."""
+    """Return whether a run continues with its own study.yaml, perhaps from a release with fewer settings."""
     if not (Path(study).is_file() and os.path.samefile(study, study_path)):
         return False
     try:
         return read_run(study_path.parent) == checked
-    except FileNotFoundError:  # a study that somebody wrote, in a folder that is no run's yet
+    except FileNotFoundError:  # a study that a user wrote, in a folder that is not yet a run's
         return False
 
 
 def _where(profile: str | None, jobs: int | None, cores: int | None) -> list[str]:
-    """Snakemake's arguments that say where stages run, and how many at a time.
+    """Return Snakemake's arguments that say where stages run, and how many at a time.
 
     Raises:
-        ValueError, FileNotFoundError: if that makes no sense.
+        ValueError, FileNotFoundError: if the arguments do not fit together.
     """
     for name, value in (("cores", cores), ("jobs", jobs)):
         if value is not None and value < 1:
@@ -130,7 +130,7 @@ def _where(profile: str | None, jobs: int | None, cores: int | None) -> list[str
 
 
 def _forget_what_is_gone(study: Study, run_dir: Path) -> None:
-    """A stage whose product somebody took away is not done any more; nor is one that used a product which somebody changed since."""
+    """Mark stages as not done if their product was removed, or if a product that they used has changed since."""
     changed: set[str] = set()
     for stage in study.stages.values():
         timing = run_dir / stage.timing
@@ -151,11 +151,11 @@ def _snakemake(
 ) -> subprocess.CompletedProcess[str]:
     """Run the DAG; with `is_quiet` the output is kept instead of shown.
 
-    Where the user's own folder of caches cannot be written (a container's user without HOME), `cache_dir` stands for it.
+    If the user's own folder of caches is not writable (a container's user without HOME), `cache_dir` replaces it.
     """
     command = [*module_command("snakemake"), "--snakefile", str(SNAKEFILE), "--configfile", str(study_path)]
     command += ["--directory", str(run_dir), "--nolock", "--rerun-incomplete"]
-    command += ["--workflow-profile", "none"]  # else profiles/default of the working directory
+    command += ["--workflow-profile", "none"]  # otherwise Snakemake reads profiles/default of the working directory
     command += ["--scheduler", "greedy", "--rerun-triggers", "mtime", "params", "input", *more]
     environment = safe_environment(**{PARENT_VARIABLE: f"{platform.node()}:{os.getpid()}"})
     if not _has_caches():
@@ -172,7 +172,7 @@ def _snakemake(
 
 
 def _has_caches() -> bool:
-    """Whether the user's folder of caches can be written, or made."""
+    """Return whether the user's folder of caches can be written or made."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~"), ".cache"))
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -180,13 +180,13 @@ def _has_caches() -> bool:
 
 
 def _end_stages(process: subprocess.Popen[str], told: KeyboardInterrupt) -> None:
-    """End Snakemake and its stages: SIGTERM is passed on to them, Ctrl-C they got too."""
-    import psutil  # which Snakemake needs
+    """End Snakemake and its stages: SIGTERM is passed on to them; Ctrl-C reached them directly."""
+    import psutil  # a requirement of Snakemake
 
     with contextlib.suppress(psutil.Error):
         below = psutil.Process(process.pid).children(recursive=True)
         if isinstance(told, Terminated):
-            process.kill()  # or it would wait for its stages, and then begin others
+            process.kill()  # otherwise it would wait for its stages, and then start others
             for child in below:
                 if any("synboost_monai.study.stage" in word for word in child.cmdline()):  # it passes the signal on
                     child.terminate()
@@ -197,10 +197,10 @@ def _end_stages(process: subprocess.Popen[str], told: KeyboardInterrupt) -> None
 
 
 def _planned(study: Study, text: str, run_dir: Path) -> str:
-    """The stages that would run, counted by kind and listed in order; nothing is written to the run's folder.
+    """List the stages that would run, counted by kind and in order; nothing is written to the run's folder.
 
     Raises:
-        RuntimeError: if Snakemake fails, with what it said.
+        RuntimeError: if Snakemake fails, with its output.
     """
     with tempfile.TemporaryDirectory(prefix="synboost-") as empty_dir:
         study_path = Path(empty_dir, "study.yaml")
@@ -219,15 +219,15 @@ def _planned(study: Study, text: str, run_dir: Path) -> str:
 
 
 def _failure(run_dir: Path, study_path: Path, code: int) -> int:
-    """Say which stage failed, and why; the exit code: 2 if that was a mistake of the user."""
+    """Say which stage failed, and why; return the exit code, 2 if it was a mistake of the user."""
     failed: list[tuple[str, int, str]] = []
     for path in sorted((run_dir / ".stages").glob("*.json"), key=lambda p: p.stat().st_mtime):
         state = json.loads(read_text(path))
         if state.get("status") == "failed":
             failed.append((path.stem, state["returncode"], state.get("line", "")))
-    if not failed:  # Snakemake shows errors of its own only where it is not quiet: ask it again
+    if not failed:  # Snakemake shows its own errors only when it is not quiet: ask it again
         done = _snakemake(study_path, run_dir, run_dir / CACHE_NAME, "--cores", "1", "--dry-run", is_quiet=True)
-        # the last words of the one or the other: releases differ in where a traceback goes
+        # the end of one or the other: releases differ in where a traceback goes
         said = (done.stdout + done.stderr).splitlines() if done.returncode else []
         lines = [line.strip() for line in said if line.strip()]
         reason = lines[-1] if lines else f"its log is in {run_dir}/.snakemake/log"
