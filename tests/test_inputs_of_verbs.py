@@ -24,7 +24,7 @@ from synboost_monai.study.examples import write_examples
 from synboost_monai.study.run import run_study
 from synboost_monai.synthesis import merge_synthetic
 from synboost_monai.synthesis.label_maps import sample_label_maps
-from synboost_monai.synthesis.plan import SynthesisPlan
+from synboost_monai.synthesis.plan import SynthesisOptions, SynthesisPlan
 from synboost_monai.training import KeepInputs
 
 
@@ -58,8 +58,8 @@ def plan(data: Path, **options: Any) -> None:
     made = SynthesisPlan(
         options.pop("dataset_dir", data),
         options.pop("output_dir", data),
+        SynthesisOptions(image_size=32),
         checkpoint_path=options.pop("checkpoint_path", data.parent / "model.pt"),
-        image_size=32,
     )
     made.run(SimpleNamespace(run=lambda: pytest.fail("the network ran")))  # type: ignore[arg-type]
 

@@ -11,6 +11,7 @@ decoder, P: width of text embeddings, h and w: rows and columns of the patch gri
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -73,110 +74,161 @@ class _SkipHead(nn.Module):
         return F.relu(torch.addcmul(shift, self.conv_norm(self.conv(h)), 1 + scale), inplace=True)
 
 
-class CLIPSeg(PromptedSegmenter):
-    """CLIPSeg; by default the published `CIDAS/clipseg-rd64-refined`: 150.7 million parameters, trained at 352 px.
+@dataclass(frozen=True)
+class CLIPSegSettings:
+    """Sizes and parts of a CLIPSeg; the defaults are the published `CIDAS/clipseg-rd64-refined`: 150.7 million parameters, for 352 px.
 
-    Args:
-        image_encoder: `patches` (published: pixels in patches) or `efficientnet_lite0` (stride 8, `patch_size` is then 8).
-        image_size: pixels for which position codes are stored; they are resized (bicubic) to any other size.
-        patch_size: pixels of a patch's side.
-        vision_width, vision_heads, vision_layers: of the vision transformer; its MLPs are 4 times as wide.
-        text_width, text_heads, text_layers: of the text transformer, likewise.
-        context_length: longest prompt in tokens.
-        projection_width: P.
-        extract_layers: vision layers (from 0) whose output the decoder takes; later ones are kept in the state dict, but not computed.
-        reduced_width, decoder_heads, decoder_ffn_width: of the decoder.
-        has_skips: the map at stride 4 also goes into the upsampling (EfficientNet only; not in the paper).
-        freeze_encoders: image and text encoder are not trained; their batch norms keep their statistics.
-        freeze_token_embedding: the table of tokens is not trained: a table from scratch learns little from a few prompts.
-        has_view_head: says of an image which view it shows, at which moment (`view_logits`; not in the paper).
+    Raises:
+        ValueError: if a choice does not exist, or two do not go together.
     """
 
-    def __init__(
-        self,
-        *,
-        image_encoder: str = "patches",
-        image_size: int = 224,
-        patch_size: int = 16,
-        vision_width: int = 768,
-        vision_heads: int = 12,
-        vision_layers: int = 12,
-        text_width: int = 512,
-        text_heads: int = 8,
-        text_layers: int = 12,
-        context_length: int = CONTEXT_LENGTH,
-        vocabulary_size: int = VOCABULARY_SIZE,
-        projection_width: int = 512,
-        extract_layers: Sequence[int] = (3, 6, 9),
-        reduced_width: int = 64,
-        decoder_heads: int = 4,
-        decoder_ffn_width: int = 2048,
-        has_skips: bool = False,
-        freeze_encoders: bool = False,
-        freeze_token_embedding: bool = False,
-        has_view_head: bool = False,
-    ) -> None:
-        super().__init__()
-        if image_encoder not in ("patches", "efficientnet_lite0"):
-            raise ValueError(f"CLIPSeg: image_encoder must be 'patches' or 'efficientnet_lite0', got {image_encoder!r}")
-        is_hybrid = image_encoder == "efficientnet_lite0"
-        if is_hybrid and patch_size != 8:
+    image_encoder: str = "patches"
+    """`patches` (published: pixels in patches) or `efficientnet_lite0` (stride 8, `patch_size` is then 8)."""
+    image_size: int = 224
+    """Pixels for which position codes are stored; they are resized (bicubic) to any other size."""
+    patch_size: int = 16
+    """Pixels of a patch's side."""
+    vision_width: int = 768
+    """Width of the vision transformer; its MLPs are 4 times as wide."""
+    vision_heads: int = 12
+    vision_layers: int = 12
+    text_width: int = 512
+    """Width of the text transformer; its MLPs are 4 times as wide."""
+    text_heads: int = 8
+    text_layers: int = 12
+    context_length: int = CONTEXT_LENGTH
+    """Longest prompt in tokens."""
+    vocabulary_size: int = VOCABULARY_SIZE
+    projection_width: int = 512
+    """Width P of the space that image and text share."""
+    extract_layers: Sequence[int] = (3, 6, 9)
+    """Vision layers (from 0) whose output the decoder takes; later ones are kept in the state dict, but not computed."""
+    reduced_width: int = 64
+    """Width of the decoder."""
+    decoder_heads: int = 4
+    decoder_ffn_width: int = 2048
+    has_skips: bool = False
+    """The map at stride 4 also goes into the upsampling (EfficientNet only; not in the paper)."""
+    freeze_token_embedding: bool = False
+    """The table of tokens is not trained: a table from scratch learns little from a few prompts."""
+    has_view_head: bool = False
+    """The network also says which view an image shows, and which moment (`view_logits`; not in the paper)."""
+
+    def __post_init__(self) -> None:
+        if self.image_encoder not in ("patches", "efficientnet_lite0"):
             raise ValueError(
-                f"CLIPSeg: image_encoder='efficientnet_lite0' has stride 8; set patch_size to 8, not {patch_size}"
+                f"CLIPSeg: image_encoder must be 'patches' or 'efficientnet_lite0', got {self.image_encoder!r}"
             )
-        if has_skips and not is_hybrid:
+        is_hybrid = self.image_encoder == "efficientnet_lite0"
+        if is_hybrid and self.patch_size != 8:
+            raise ValueError(
+                f"CLIPSeg: image_encoder='efficientnet_lite0' has stride 8; set patch_size to 8, not {self.patch_size}"
+            )
+        if self.has_skips and not is_hybrid:
             raise ValueError("CLIPSeg: has_skips needs image_encoder='efficientnet_lite0'")
-        if max(extract_layers) >= vision_layers:
+        if max(self.extract_layers) >= self.vision_layers:
             raise ValueError(
-                f"CLIPSeg: extract_layers {tuple(extract_layers)} need vision_layers > {max(extract_layers)}"
+                f"CLIPSeg: extract_layers {tuple(self.extract_layers)} need vision_layers > {max(self.extract_layers)}"
             )
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "small": {
+        "image_encoder": "efficientnet_lite0",
+        "image_size": 160,
+        "patch_size": 8,
+        "vision_width": 128,
+        "vision_heads": 4,
+        "vision_layers": 3,
+        "text_width": 96,
+        "text_heads": 4,
+        "text_layers": 2,
+        "projection_width": 128,
+        "extract_layers": (0, 1, 2),
+        "reduced_width": 64,
+        "decoder_heads": 2,
+        "decoder_ffn_width": 256,
+        "has_skips": True,
+        "freeze_token_embedding": True,
+    },
+    "tiny": {
+        "image_size": 32,
+        "patch_size": 16,
+        "vision_width": 16,
+        "vision_heads": 2,
+        "vision_layers": 4,
+        "text_width": 16,
+        "text_heads": 2,
+        "text_layers": 2,
+        "projection_width": 16,
+        "extract_layers": (0, 1, 2),
+        "reduced_width": 8,
+        "decoder_heads": 2,
+        "decoder_ffn_width": 32,
+    },
+}
+"""Preset -> fields of `CLIPSegSettings` that differ from the published network."""
+
+
+class CLIPSeg(PromptedSegmenter):
+    """CLIPSeg: CLIP's vision layers modulated by the prompt, and decoded into a mask for each prompt (Lüddecke and Ecker 2022).
+
+    Args:
+        settings: sizes and parts; the published ones by default.
+        freeze_encoders: do not train the image and text encoders; their batch norms keep their statistics.
+    """
+
+    def __init__(self, settings: CLIPSegSettings | None = None, *, freeze_encoders: bool = False) -> None:
+        super().__init__()
+        s = settings or CLIPSegSettings()
         text: dict[str, Any] = {
-            "vocab_size": vocabulary_size,
-            "max_position_embeddings": context_length,
-            "hidden_size": text_width,
-            "intermediate_size": 4 * text_width,
-            "num_attention_heads": text_heads,
-            "num_hidden_layers": text_layers,
+            "vocab_size": s.vocabulary_size,
+            "max_position_embeddings": s.context_length,
+            "hidden_size": s.text_width,
+            "intermediate_size": 4 * s.text_width,
+            "num_attention_heads": s.text_heads,
+            "num_hidden_layers": s.text_layers,
         }
         vision: dict[str, Any] = {
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "hidden_size": vision_width,
-            "intermediate_size": 4 * vision_width,
-            "num_attention_heads": vision_heads,
-            "num_hidden_layers": vision_layers,
+            "image_size": s.image_size,
+            "patch_size": s.patch_size,
+            "hidden_size": s.vision_width,
+            "intermediate_size": 4 * s.vision_width,
+            "num_attention_heads": s.vision_heads,
+            "num_hidden_layers": s.vision_layers,
         }
         config = CLIPSegConfig(
             text_config=text,
             vision_config=vision,
-            projection_dim=projection_width,
-            extract_layers=list(extract_layers),
-            reduce_dim=reduced_width,
-            decoder_num_attention_heads=decoder_heads,
-            decoder_intermediate_size=decoder_ffn_width,
+            projection_dim=s.projection_width,
+            extract_layers=list(s.extract_layers),
+            reduce_dim=s.reduced_width,
+            decoder_num_attention_heads=s.decoder_heads,
+            decoder_intermediate_size=s.decoder_ffn_width,
             use_complex_transposed_convolution=True,
         )
         network = CLIPSegForImageSegmentation(config)
         self.config = config  # of transformers, for those who want its class
         self.clip = network.clip
         self.decoder = network.decoder
-        if is_hybrid:
-            self.clip.vision_model.embeddings.patch_embedding = HybridPatchEmbedding(vision_width)
+        if s.image_encoder == "efficientnet_lite0":
+            self.clip.vision_model.embeddings.patch_embedding = HybridPatchEmbedding(s.vision_width)
             self._initialise_for_training_from_scratch()
-        self.skip_head = _SkipHead(reduced_width // 2, projection_width) if has_skips else None
-        self.view_head = ViewHead(vision_width) if has_view_head else None
+        self.skip_head = _SkipHead(s.reduced_width // 2, s.projection_width) if s.has_skips else None
+        self.view_head = ViewHead(s.vision_width) if s.has_view_head else None
         self.register_buffer("default_input_ids", default_input_ids(), persistent=False)
-        self.extract_layers = tuple(extract_layers)
-        self.context_length = context_length
+        self.extract_layers = tuple(s.extract_layers)
+        self.context_length = s.context_length
         self.freeze_encoders = freeze_encoders
         self._positions = Memo(8)
         # no output depends on these: an optimiser or torchrun must not wait for their gradients
         vision_model = self.clip.vision_model
-        unused = [*vision_model.encoder.layers[max(extract_layers) + 1 :], vision_model.post_layernorm]
+        unused = [*vision_model.encoder.layers[max(s.extract_layers) + 1 :], vision_model.post_layernorm]
         for module in [*unused, self.clip.visual_projection]:
             module.requires_grad_(False)
         self.clip.logit_scale.requires_grad_(False)
-        if freeze_token_embedding:
+        if s.freeze_token_embedding:
             self.clip.text_model.embeddings.token_embedding.requires_grad_(False)
         if freeze_encoders:
             self.clip.requires_grad_(False)

@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -551,87 +553,134 @@ class Projector(nn.Module):
         return logits + F.linear(state, self.txt.weight[-1:], self.txt.bias[-1:])[..., None, None]
 
 
-class CRIS(PromptedSegmenter):
-    """CRIS; by default the published network: 146,849,122 parameters, for 416 px.
+@dataclass(frozen=True)
+class CRISSettings:
+    """Sizes and parts of a CRIS; the defaults are the published network: 146,849,122 parameters, for 416 px.
 
-    Args:
-        image_encoder: `clip_resnet` (published) or `efficientnet_lite0` (fused map at stride 8 instead of 16).
-        vision_blocks, vision_width, vision_grid: CLIP ResNet's blocks a stage, width, side of its position grid.
-        state_width: width of the sentence state (and of CLIP ResNet's last map).
-        context_length: longest prompt in tokens; 17 in the first release.
-        text_width: width of words; the decoder's width too.
-        text_heads, text_layers: of the text transformer.
-        neck_channels: of the neck's three levels; the second equals `text_width`.
-        decoder_layers, decoder_heads, decoder_ffn_width, dropout: of the decoder.
-        projector_channels: of the projector's two maps; None: as published, (D, D / 2).
-        has_skips: finer maps of the image also go into the projector (EfficientNet only; not in the paper).
-        upsampling: how logits get the image's size: `bicubic` (corners aligned, as published) or `bilinear`.
-        mask_padding: words with id 0 are left out of the decoder's attention, as in the paper of CRIS. The prompts of the echo paper were
-            padded with 49407, so its mask never fired: load its checkpoints with False and pad with 49407.
-        freeze_encoders: image and text encoder are not trained; their batch norms keep their statistics.
-        freeze_token_embedding: the table of tokens is not trained: a table from scratch learns little from a few prompts.
-        has_view_head: says of an image which view it shows, at which moment (`view_logits`; not in the paper).
+    Raises:
+        ValueError: if a choice does not exist, or two do not go together.
     """
 
-    def __init__(
-        self,
-        *,
-        image_encoder: str = "clip_resnet",
-        vision_blocks: Sequence[int] = (3, 4, 6, 3),
-        vision_width: int = 64,
-        vision_grid: int = 7,
-        state_width: int = 1024,
-        context_length: int = CONTEXT_LENGTH,
-        vocabulary_size: int = VOCABULARY_SIZE,
-        text_width: int = 512,
-        text_heads: int = 8,
-        text_layers: int = 12,
-        neck_channels: Sequence[int] = (256, 512, 1024),
-        decoder_layers: int = 3,
-        decoder_heads: int = 8,
-        decoder_ffn_width: int = 2048,
-        dropout: float = 0.1,
-        projector_channels: Sequence[int] | None = None,
-        has_skips: bool = False,
-        upsampling: str = "bicubic",
-        mask_padding: bool = True,
-        freeze_encoders: bool = False,
-        freeze_token_embedding: bool = False,
-        has_view_head: bool = False,
-    ) -> None:
-        super().__init__()
-        width = neck_channels[1]
-        if text_width != width or width % 4:
+    image_encoder: str = "clip_resnet"
+    """`clip_resnet` (published) or `efficientnet_lite0` (fused map at stride 8 instead of 16)."""
+    vision_blocks: Sequence[int] = (3, 4, 6, 3)
+    """Blocks of each stage of CLIP's ResNet."""
+    vision_width: int = 64
+    """Width of CLIP's ResNet."""
+    vision_grid: int = 7
+    """Side of the position grid of CLIP's ResNet."""
+    state_width: int = 1024
+    """Width of the sentence state, and of the last map of CLIP's ResNet."""
+    context_length: int = CONTEXT_LENGTH
+    """Longest prompt in tokens; 17 in the first release."""
+    vocabulary_size: int = VOCABULARY_SIZE
+    text_width: int = 512
+    """Width of words, and of the decoder."""
+    text_heads: int = 8
+    text_layers: int = 12
+    neck_channels: Sequence[int] = (256, 512, 1024)
+    """Channels of the neck's three levels; the second equals `text_width`."""
+    decoder_layers: int = 3
+    decoder_heads: int = 8
+    decoder_ffn_width: int = 2048
+    dropout: float = 0.1
+    """Dropout of the decoder."""
+    projector_channels: Sequence[int] | None = None
+    """Channels of the projector's two maps; None: (D, D / 2), as published."""
+    has_skips: bool = False
+    """Finer maps of the image also go into the projector (EfficientNet only; not in the paper)."""
+    upsampling: str = "bicubic"
+    """How logits get the image's size: `bicubic` (corners aligned, as published) or `bilinear`."""
+    mask_padding: bool = True
+    """Words with id 0 are left out of the decoder's attention, as in the paper of CRIS. The prompts of the echo paper were padded with
+    49407, so its mask never fired: load its checkpoints with False and pad with 49407."""
+    freeze_token_embedding: bool = False
+    """The table of tokens is not trained: a table from scratch learns little from a few prompts."""
+    has_view_head: bool = False
+    """The network also says which view an image shows, and which moment (`view_logits`; not in the paper)."""
+
+    def __post_init__(self) -> None:
+        width = self.neck_channels[1]
+        if self.text_width != width or width % 4:
             raise ValueError(
-                f"CRIS: text_width is {text_width} and neck_channels[1] is {width}; the decoder needs them equal and a multiple of 4"
+                f"CRIS: text_width is {self.text_width} and neck_channels[1] is {width}; the decoder needs them equal and a multiple of 4"
             )
-        if upsampling not in ("bicubic", "bilinear"):
-            raise ValueError(f"CRIS: upsampling must be 'bicubic' or 'bilinear', got {upsampling!r}")
-        visual: ClipResNet | EfficientNetPyramid
-        if image_encoder == "clip_resnet":
-            visual = ClipResNet(vision_blocks, vision_width, vision_grid, state_width)
-        elif image_encoder == "efficientnet_lite0":
-            visual = EfficientNetPyramid()
-        else:
+        if self.upsampling not in ("bicubic", "bilinear"):
+            raise ValueError(f"CRIS: upsampling must be 'bicubic' or 'bilinear', got {self.upsampling!r}")
+        if self.image_encoder not in ("clip_resnet", "efficientnet_lite0"):
             raise ValueError(
-                f"CRIS: image_encoder must be 'clip_resnet' or 'efficientnet_lite0', got {image_encoder!r}"
+                f"CRIS: image_encoder must be 'clip_resnet' or 'efficientnet_lite0', got {self.image_encoder!r}"
             )
-        if has_skips and visual.skip_channels is None:
+        if self.has_skips and self.image_encoder != "efficientnet_lite0":
             raise ValueError("CRIS: has_skips needs image_encoder='efficientnet_lite0'")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "small": {
+        "image_encoder": "efficientnet_lite0",
+        "state_width": 128,
+        "text_width": 96,
+        "text_heads": 4,
+        "text_layers": 2,
+        "neck_channels": (48, 96, 128),
+        "decoder_layers": 1,
+        "decoder_heads": 2,
+        "decoder_ffn_width": 256,
+        "projector_channels": (32, 16),
+        "dropout": 0.0,
+        "has_skips": True,
+        "upsampling": "bilinear",
+        "freeze_token_embedding": True,
+    },
+    "tiny": {
+        "vision_blocks": (1, 1, 1, 1),
+        "vision_width": 8,
+        "vision_grid": 2,
+        "state_width": 32,
+        "text_width": 16,
+        "text_heads": 2,
+        "text_layers": 2,
+        "neck_channels": (8, 16, 32),
+        "decoder_layers": 1,
+        "decoder_heads": 2,
+        "decoder_ffn_width": 32,
+    },
+}
+"""Preset -> fields of `CRISSettings` that differ from the published network."""
+
+
+class CRIS(PromptedSegmenter):
+    """CRIS: CLIP's image and text features, fused, and decoded into a mask for each prompt (Wang et al. 2022).
+
+    Args:
+        settings: sizes and parts; the published ones by default.
+        freeze_encoders: do not train the image and text encoders; their batch norms keep their statistics.
+    """
+
+    def __init__(self, settings: CRISSettings | None = None, *, freeze_encoders: bool = False) -> None:
+        super().__init__()
+        s = settings or CRISSettings()
+        visual: ClipResNet | EfficientNetPyramid
+        if s.image_encoder == "clip_resnet":
+            visual = ClipResNet(s.vision_blocks, s.vision_width, s.vision_grid, s.state_width)
+        else:
+            visual = EfficientNetPyramid()
+        width = s.neck_channels[1]
         self.backbone = ClipBackbone(
-            visual, state_width, context_length, vocabulary_size, text_width, text_heads, text_layers
+            visual, s.state_width, s.context_length, s.vocabulary_size, s.text_width, s.text_heads, s.text_layers
         )
-        self.neck = FeaturePyramidNeck(visual.channels, state_width, neck_channels)
-        self.decoder = TextImageDecoder(decoder_layers, width, decoder_heads, decoder_ffn_width, dropout)
-        first, last = projector_channels or (width, width // 2)
-        self.proj = Projector(state_width, width, (first, last), visual.skip_channels if has_skips else None)
-        self.view_head = ViewHead(visual.channels[2]) if has_view_head else None
+        self.neck = FeaturePyramidNeck(visual.channels, s.state_width, s.neck_channels)
+        self.decoder = TextImageDecoder(s.decoder_layers, width, s.decoder_heads, s.decoder_ffn_width, s.dropout)
+        first, last = s.projector_channels or (width, width // 2)
+        self.proj = Projector(s.state_width, width, (first, last), visual.skip_channels if s.has_skips else None)
+        self.view_head = ViewHead(visual.channels[2]) if s.has_view_head else None
         self.register_buffer("default_input_ids", default_input_ids(), persistent=False)
-        self.upsampling = upsampling
-        self.mask_padding = mask_padding
+        self.upsampling = s.upsampling
+        self.mask_padding = s.mask_padding
         self.freeze_encoders = freeze_encoders
         self.backbone.logit_scale.requires_grad_(False)  # no part in segmentation
-        if freeze_token_embedding:
+        if s.freeze_token_embedding:
             self.backbone.token_embedding.requires_grad_(False)
         if freeze_encoders:
             self.backbone.requires_grad_(False)

@@ -24,6 +24,7 @@ import logging
 import os
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -89,70 +90,95 @@ def rank_and_world_size() -> tuple[int, int]:
     return int(rank), int(world_size)
 
 
+@dataclass(frozen=True)
+class SynthesisOptions:
+    """Which images a synthesis run makes, of which label maps, and what decides how they look.
+
+    Raises:
+        ValueError: if a number of images is below 1.
+    """
+
+    image_size: int
+    """Side of the square images, px."""
+    sections: str | Sequence[str] = ("training", "validation")
+    """Sections of the datalist; an image goes to the section of its source, so patients never cross."""
+    limit: int | None = None
+    """At most so many label maps of each section, spread evenly; None: all."""
+    view: str | None = None
+    """apical_two_chamber or apical_four_chamber: label maps of this view alone; None: all."""
+    phase: str | None = None
+    """end_diastole or end_systole: label maps of this phase alone; None: all."""
+    num_variations: int = 5
+    """Perturbations of each label map (5 published)."""
+    num_repeats: int = 1
+    """Images of each perturbed label map."""
+    seed: int = 0
+    """Seed of the run."""
+    perturbation: LabelMapPerturbation = field(default_factory=LabelMapPerturbation)
+    """Ranges of the perturbation; the published ones by default."""
+    sector_threshold: float = 0.0
+    """Brightest image value outside the sector."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else decides how an image looks (sampler, steps, guidance), for the record."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_variations", "num_repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"plan.py: {name} is {getattr(self, name)}; expected at least 1 image a label map")
+
+    def settings(self) -> dict[str, Any]:
+        """Return what all images of a folder must have in common."""
+        return {
+            "seed": self.seed,
+            "image_size": self.image_size,
+            "names": "CASE_vN" if self.num_repeats == 1 else "CASE_vN_rM",
+            "perturbation": vars(self.perturbation),
+            "sector_threshold": self.sector_threshold,
+            **self.sampling,
+        }
+
+
 class SynthesisPlan:
-    """What a synthesis run makes: every label map of some sections, perturbed `num_variations` times, each `num_repeats` times.
+    """Plan what a synthesis run makes: every label map of some sections, perturbed `num_variations` times, each `num_repeats` times.
 
     The seeds of an image are hashes of the run's seed, the case and the numbers of variation and repeat, so an image does not
     depend on which others are made, on their order, the batch size, the number of processes, or a restart.
 
     Args:
         dataset_dir: folder or datalist with label maps, and the images beside them where there are any (for the sector).
-        output_dir: where the data set goes.
+        output_dir: folder of the new data set.
+        options: which images, and how they look.
         checkpoint_path: weights of the network; their hash is recorded.
-        image_size: side of the square images, px.
-        sections: sections of the datalist; an image goes to the section of its source, so patients never cross.
-        limit: at most so many label maps a section, spread evenly; None: all.
-        view: apical_two_chamber or apical_four_chamber: label maps of this view alone; None: all.
-        phase: end_diastole or end_systole, likewise.
-        num_variations: perturbations a label map (5 published).
-        num_repeats: images of one perturbed label map.
-        seed: of the run.
-        perturbation: ranges; None: published.
-        sector_threshold: brightest image value outside the sector.
-        sampling: whatever else decides how an image looks (sampler, steps, guidance), for the record.
-        writer: of the files; None: NIfTI alone.
+        writer: writer of the files; None: NIfTI alone.
     Raises:
-        FileNotFoundError, ValueError: as `list_sources`; or if a number is below 1 or RANK makes no sense.
+        FileNotFoundError, ValueError: as `list_sources`; or if RANK makes no sense.
     """
 
     def __init__(
         self,
         dataset_dir: str | os.PathLike[str],
         output_dir: str | os.PathLike[str],
+        options: SynthesisOptions,
         *,
         checkpoint_path: str | os.PathLike[str],
-        image_size: int,
-        sections: str | Sequence[str] = ("training", "validation"),
-        limit: int | None = None,
-        view: str | None = None,
-        phase: str | None = None,
-        num_variations: int = 5,
-        num_repeats: int = 1,
-        seed: int = 0,
-        perturbation: LabelMapPerturbation | None = None,
-        sector_threshold: float = 0.0,
-        sampling: Mapping[str, Any] | None = None,
         writer: SyntheticWriter | None = None,
     ) -> None:
-        for name, count in (("num_variations", num_variations), ("num_repeats", num_repeats)):
-            if count < 1:
-                raise ValueError(f"plan.py: {name} is {count}; expected at least 1 image a label map")
         self.dataset_dir = Path(dataset_dir)
         self.output_dir = Path(output_dir)
         self.checkpoint_path = Path(checkpoint_path)
-        self.perturbation = perturbation or LabelMapPerturbation()
+        self.perturbation = options.perturbation
         self.writer = writer or SyntheticWriter(self.output_dir)
         self.rank, self.world_size = rank_and_world_size()
-        self.settings = {
-            "seed": seed,
-            "image_size": image_size,
-            "names": "CASE_vN" if num_repeats == 1 else "CASE_vN_rM",
-            "perturbation": vars(self.perturbation),
-            "sector_threshold": sector_threshold,
-            **(sampling or {}),
-        }
-        self.sources = list_sources(dataset_dir, sections, limit, view=view, phase=phase, exclude=output_dir)
-        self.items = PlannedItems(self.sources, num_variations, num_repeats, seed)
+        self.settings = options.settings()
+        self.sources = list_sources(
+            dataset_dir,
+            options.sections,
+            options.limit,
+            view=options.view,
+            phase=options.phase,
+            exclude=output_dir,
+        )
+        self.items = PlannedItems(self.sources, options.num_variations, options.num_repeats, options.seed)
         self._source_of = {source["case"]: source for source in self.sources}
         self._begun: list[Path] = []
 

@@ -7,6 +7,7 @@ polar coordinates around the probe and laid over the sector. N: side of the squa
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,71 +31,69 @@ GRAIN_SIDE = 160
 """Side of the square, in pixels, for which the grain of the speckle is given; other sides have as much more or less."""
 
 
-class RandUltrasound(Randomizable, Transform):
-    """Another patient, probe position and machine setting: one warp, then haze, gain over depth, speckle, gamma, gain, noise.
+@dataclass(frozen=True)
+class UltrasoundRanges:
+    """Limits and chances of the effects of `RandUltrasound`; a limit of 0 switches an effect off.
 
-    Each effect is drawn by itself, so that to switch one off leaves the others as they were. A limit of 0 switches an effect off.
-    What is black outside the sector stays black. Left is left unless `flip_probability` is more than 0.
-
-    Args:
-        rotation_degrees, log_scale, log_aspect, shift: the warp's limits; shift is a fraction of the square's side.
-        log_gamma: limit of the logarithm of the exponent of the intensities in [0, 1].
-        gain: limits of the factor of the intensities.
-        noise: largest standard deviation of the white noise, of intensities in [0, 1]; black pixels stay black.
-        depth_attenuation: limit of the logarithm of how much brighter the probe's end is than the far end (or the reverse): a
-            time gain that does not match the tissue. It grows evenly with the depth; the middle stays as it is.
-        time_gain: limit of the logarithm of the gain at each of `TIME_GAIN_SLIDERS` depths; smooth in between.
-        speckle: largest share of multiplicative speckle: 1 is fully developed (Rayleigh amplitude of mean 1). Its grain is drawn
-            too: 0.7 to 2 pixels along the beam, 1.5 to 4 across at half depth, wider below.
-        haze: largest opacity of a blotchy fog in front of the picture, that is strongest at the probe.
-        warp_probability, gain_probability, depth_attenuation_probability, speckle_probability, haze_probability,
-            noise_probability: chance of each effect (`gain_probability`: of gain and gamma, `depth_attenuation_probability`: of
-            attenuation and time gain).
-        flip_probability: chance that left and right are exchanged, in image and label map together. It makes an anatomy that is
-            rare (dextrocardia) or a probe held the wrong way round.
     Raises:
         ValueError: if a limit is negative, or a probability outside 0 ... 1.
     """
 
-    def __init__(
-        self,
-        rotation_degrees: float = 15.0,
-        log_scale: float = 0.2,
-        log_aspect: float = 0.08,
-        shift: float = 0.06,
-        log_gamma: float = 0.4,
-        gain: tuple[float, float] = (0.8, 1.2),
-        noise: float = 0.04,
-        depth_attenuation: float = 0.5,
-        time_gain: float = 0.15,
-        speckle: float = 0.4,
-        haze: float = 0.4,
-        warp_probability: float = 1.0,
-        gain_probability: float = 1.0,
-        depth_attenuation_probability: float = 0.5,
-        speckle_probability: float = 0.5,
-        haze_probability: float = 0.3,
-        noise_probability: float = 1.0,
-        flip_probability: float = 0.0,
-    ) -> None:
-        self.rotation_degrees = _limit("rotation_degrees", rotation_degrees)
-        self.log_scale = _limit("log_scale", log_scale)
-        self.log_aspect = _limit("log_aspect", log_aspect)
-        self.shift = _limit("shift", shift)
-        self.log_gamma = _limit("log_gamma", log_gamma)
-        self.gain = (_limit("gain", gain[0]), _limit("gain", gain[1]))
-        self.noise = _limit("noise", noise)
-        self.depth_attenuation = _limit("depth_attenuation", depth_attenuation)
-        self.time_gain = _limit("time_gain", time_gain)
-        self.speckle = _limit("speckle", speckle, 1.0)
-        self.haze = _limit("haze", haze, 1.0)
-        self.warp_probability = _limit("warp_probability", warp_probability, 1.0)
-        self.gain_probability = _limit("gain_probability", gain_probability, 1.0)
-        self.depth_attenuation_probability = _limit("depth_attenuation_probability", depth_attenuation_probability, 1.0)
-        self.speckle_probability = _limit("speckle_probability", speckle_probability, 1.0)
-        self.haze_probability = _limit("haze_probability", haze_probability, 1.0)
-        self.noise_probability = _limit("noise_probability", noise_probability, 1.0)
-        self.flip_probability = _limit("flip_probability", flip_probability, 1.0)
+    rotation_degrees: float = 15.0
+    """Limit of the warp's rotation."""
+    log_scale: float = 0.2
+    """Limit of the logarithm of the warp's scale."""
+    log_aspect: float = 0.08
+    """Limit of the logarithm of the warp's stretch along one side."""
+    shift: float = 0.06
+    """Limit of the warp's shift, as a fraction of the square's side."""
+    log_gamma: float = 0.4
+    """Limit of the logarithm of the exponent of the intensities in [0, 1]."""
+    gain: tuple[float, float] = (0.8, 1.2)
+    """Limits of the factor of the intensities."""
+    noise: float = 0.04
+    """Largest standard deviation of the white noise, of intensities in [0, 1]; black pixels stay black."""
+    depth_attenuation: float = 0.5
+    """Limit of the logarithm of how much brighter the probe's end is than the far end (or the reverse): a time gain that does not match
+    the tissue. It grows evenly with the depth; the middle stays as it is."""
+    time_gain: float = 0.15
+    """Limit of the logarithm of the gain at each of `TIME_GAIN_SLIDERS` depths; smooth in between."""
+    speckle: float = 0.4
+    """Largest share of multiplicative speckle: 1 is fully developed (Rayleigh amplitude of mean 1). Its grain is drawn too: 0.7 to 2 pixels
+    along the beam, 1.5 to 4 across at half depth, wider below."""
+    haze: float = 0.4
+    """Largest opacity of a blotchy fog in front of the picture, which is strongest at the probe."""
+    warp_probability: float = 1.0
+    gain_probability: float = 1.0
+    """Chance of gain and gamma."""
+    depth_attenuation_probability: float = 0.5
+    """Chance of attenuation and time gain."""
+    speckle_probability: float = 0.5
+    haze_probability: float = 0.3
+    noise_probability: float = 1.0
+    flip_probability: float = 0.0
+    """Chance that left and right are exchanged, in image and label map together: rare anatomy (dextrocardia), or a probe held the wrong
+    way round."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            largest = 1.0 if name.endswith("_probability") or name in ("speckle", "haze") else float("inf")
+            for number in value if name == "gain" else (value,):
+                _check_limit(name, number, largest)
+
+
+class RandUltrasound(Randomizable, Transform):
+    """Change an image as another patient, probe position and machine setting would.
+
+    One warp, then haze, gain over depth, speckle, gamma, gain, noise. Each effect is drawn by itself, so that to switch one off leaves the
+    others as they were. What is black outside the sector stays black. Left is left unless `flip_probability` is more than 0.
+
+    Args:
+        ranges: limits and chances of the effects.
+    """
+
+    def __init__(self, ranges: UltrasoundRanges | None = None) -> None:
+        self.ranges = ranges or UltrasoundRanges()
 
     def __call__(self, image: Tensor, label_map: Tensor) -> tuple[Tensor, Tensor]:
         """Draw once and change image and label map alike.
@@ -125,27 +124,27 @@ class RandUltrasound(Randomizable, Transform):
 
     def _draw(self) -> _Draw:
         """Everything by chance of one call: as many numbers each time, whatever is switched on."""
-        chances = self.R.uniform(size=7)
+        ranges, chances = self.ranges, self.R.uniform(size=7)
         seeds = [int(seed) for seed in self.R.randint(2**31, size=3)]
-        is_warped = chances[0] < self.warp_probability
-        theta = self._affine(self.R.uniform(-1, 1, size=5) * is_warped, chances[6] < self.flip_probability)
-        exponent, gain = self.R.uniform(-1, 1), self.R.uniform(*self.gain)
-        has_gain = chances[1] < self.gain_probability
+        is_warped = chances[0] < ranges.warp_probability
+        theta = self._affine(self.R.uniform(-1, 1, size=5) * is_warped, chances[6] < ranges.flip_probability)
+        exponent, gain = self.R.uniform(-1, 1), self.R.uniform(*ranges.gain)
+        has_gain = chances[1] < ranges.gain_probability
         attenuation, sliders = self.R.uniform(-1, 1), self.R.uniform(-1, 1, size=TIME_GAIN_SLIDERS)
-        has_attenuation = chances[2] < self.depth_attenuation_probability
+        has_attenuation = chances[2] < ranges.depth_attenuation_probability
         depths = np.linspace(0, 1, TIME_GAIN_SLIDERS)
-        log_gains = attenuation * self.depth_attenuation * (0.5 - depths) + sliders * self.time_gain
+        log_gains = attenuation * ranges.depth_attenuation * (0.5 - depths) + sliders * ranges.time_gain
         grain_along, grain_across = np.exp(self.R.uniform(np.log([0.7, 1.5]), np.log([2.0, 4.0])))
-        speckle, haze, noise = self.R.uniform(0, [self.speckle, self.haze, self.noise])
+        speckle, haze, noise = self.R.uniform(0, [ranges.speckle, ranges.haze, ranges.noise])
         return _Draw(
             theta=theta,
-            gamma=float(np.exp(exponent * self.log_gamma)) if has_gain else 1.0,
+            gamma=float(np.exp(exponent * ranges.log_gamma)) if has_gain else 1.0,
             gain=float(gain) if has_gain else 1.0,
             log_gains=tuple(log_gains) if has_attenuation and log_gains.any() else (),
-            speckle=float(speckle) if chances[3] < self.speckle_probability else 0.0,
+            speckle=float(speckle) if chances[3] < ranges.speckle_probability else 0.0,
             grain=(float(grain_along), float(grain_across)),
-            haze=float(haze) if chances[4] < self.haze_probability else 0.0,
-            noise=float(noise) if chances[5] < self.noise_probability else 0.0,
+            haze=float(haze) if chances[4] < ranges.haze_probability else 0.0,
+            noise=float(noise) if chances[5] < ranges.noise_probability else 0.0,
             speckle_seed=seeds[0],
             haze_seed=seeds[1],
             noise_seed=seeds[2],
@@ -153,9 +152,9 @@ class RandUltrasound(Randomizable, Transform):
 
     def _affine(self, units: np.ndarray, is_flipped: bool) -> Tensor:
         """(2, 3): where in the input each output pixel comes from, in grid_sample's coordinates; units: (5,), in [-1, 1]."""
-        angle = np.deg2rad(units[0] * self.rotation_degrees)
-        scale, aspect = np.exp(units[1] * self.log_scale), np.exp(units[2] * self.log_aspect)
-        shift = units[3:] * self.shift * 2  # the square is 2 wide
+        angle = np.deg2rad(units[0] * self.ranges.rotation_degrees)
+        scale, aspect = np.exp(units[1] * self.ranges.log_scale), np.exp(units[2] * self.ranges.log_aspect)
+        shift = units[3:] * self.ranges.shift * 2  # the square is 2 wide
         rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         linear = rotation @ np.diag([aspect, 1 / aspect]) / scale
         if is_flipped:
@@ -209,7 +208,7 @@ class RandUltrasoundd(RandomizableTransform):
         image_key, label_key: of an image (1, N, N) and its label map (1, N, N), both uint8, as `Letterboxd` makes them; the image
             becomes float32 in [0, 1].
         is_enabled: False leaves the item as it is.
-        limits: arguments of `RandUltrasound`.
+        limits: fields of `UltrasoundRanges`.
     """
 
     def __init__(
@@ -218,7 +217,7 @@ class RandUltrasoundd(RandomizableTransform):
         super().__init__(prob=1.0)
         self.image_key, self.label_key = image_key, label_key
         self.is_enabled = is_enabled
-        self.augment = RandUltrasound(**limits)
+        self.augment = RandUltrasound(UltrasoundRanges(**limits))
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandUltrasoundd:
         super().set_random_state(seed, state)
@@ -318,9 +317,8 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _limit(name: str, value: float, largest: float = float("inf")) -> float:
-    """The value, if it is a number of 0 ... largest."""
+def _check_limit(name: str, value: float, largest: float) -> None:
+    """Raise ValueError unless the value is a number of 0 ... largest."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= largest:
         allowed = f"0 ... {largest:g}" if largest < float("inf") else "a number of at least 0"
         raise ValueError(f"augmentation.py: {name} must be {allowed}, got {value!r}; 0 switches it off")
-    return float(value)

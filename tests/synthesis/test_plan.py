@@ -12,7 +12,14 @@ import torch
 
 from synboost_monai.dicom import write_dicom_pair
 from synboost_monai.files import read_plane
-from synboost_monai.synthesis.plan import SaveSyntheticd, SynthesisPlan, list_sources, rank_and_world_size, stable_seed
+from synboost_monai.synthesis.plan import (
+    SaveSyntheticd,
+    SynthesisOptions,
+    SynthesisPlan,
+    list_sources,
+    rank_and_world_size,
+    stable_seed,
+)
 from synboost_monai.synthesis.writers import SyntheticWriter, shape_words, write_json, write_nifti
 
 
@@ -59,15 +66,15 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_plan(datalist_dir: Path, tmp_path: Path, checkpoint: Path):
-    def make(**changes) -> SynthesisPlan:
-        arguments = {
-            "dataset_dir": datalist_dir,
-            "output_dir": tmp_path / "out",
-            "checkpoint_path": checkpoint,
-            "image_size": 16,
-            "num_variations": 2,
-        }
-        return SynthesisPlan(**{**arguments, **changes})
+    def make(
+        dataset_dir: Path = datalist_dir,
+        output_dir: Path = tmp_path / "out",
+        checkpoint_path: Path = checkpoint,
+        writer: SyntheticWriter | None = None,
+        **options,
+    ) -> SynthesisPlan:
+        wanted = SynthesisOptions(**{"image_size": 16, "num_variations": 2, **options})
+        return SynthesisPlan(dataset_dir, output_dir, wanted, checkpoint_path=checkpoint_path, writer=writer)
 
     return make
 
@@ -386,7 +393,7 @@ def test_fifth_class_anywhere_writes_nothing(make_camus, tmp_path: Path, checkpo
     label_map = read_plane(bad).pixels.copy()
     label_map[0, 0] = 4
     write_nifti(label_map, (1.5, 2.0), bad)
-    plan = SynthesisPlan(root, tmp_path / "out", checkpoint_path=checkpoint, image_size=16)
+    plan = SynthesisPlan(root, tmp_path / "out", SynthesisOptions(16), checkpoint_path=checkpoint)
     with pytest.raises(ValueError, match=r"patient0002_4CH_ES_gt.nii.gz: expected a label map .* got \[4\]"):
         plan.run(NeverRun())
     assert not (tmp_path / "out").exists()
@@ -395,7 +402,7 @@ def test_fifth_class_anywhere_writes_nothing(make_camus, tmp_path: Path, checkpo
 def test_file_that_is_no_image_writes_nothing(tmp_path: Path, checkpoint: Path):
     (tmp_path / "maps").mkdir()
     (tmp_path / "maps" / "case_gt.nii.gz").write_text("not an image")
-    plan = SynthesisPlan(tmp_path / "maps", tmp_path / "out", checkpoint_path=checkpoint, image_size=16)
+    plan = SynthesisPlan(tmp_path / "maps", tmp_path / "out", SynthesisOptions(16), checkpoint_path=checkpoint)
     with pytest.raises(ValueError, match="not a readable NIfTI image"):
         plan.run(NeverRun())
     assert not (tmp_path / "out").exists()
@@ -411,7 +418,7 @@ def run_one_case(tmp_path: Path, checkpoint: Path, label: np.ndarray, image: np.
     write_nifti(label, (1.5, 2.0), tmp_path / "maps" / "case_gt.nii.gz")
     if image is not None:
         write_nifti(image, (1.5, 2.0), tmp_path / "maps" / "case.nii.gz")
-    SynthesisPlan(tmp_path / "maps", tmp_path / "out", checkpoint_path=checkpoint, image_size=16).run(NeverRun())
+    SynthesisPlan(tmp_path / "maps", tmp_path / "out", SynthesisOptions(16), checkpoint_path=checkpoint).run(NeverRun())
 
 
 @pytest.mark.parametrize(
@@ -434,7 +441,9 @@ def test_sector_of_another_size_writes_nothing(tmp_path, checkpoint):
         write_nifti(np.ones(shape, np.uint8), (1, 1), tmp_path / f"{name}.nii.gz")
     item = {"label": "case_gt.nii.gz", "sector": "sector.nii.gz"}
     (tmp_path / "datalist.json").write_text(json.dumps({"training": [item]}))
-    plan = SynthesisPlan(tmp_path, tmp_path / "out", checkpoint_path=checkpoint, image_size=16, sections="training")
+    plan = SynthesisPlan(
+        tmp_path, tmp_path / "out", SynthesisOptions(16, sections="training"), checkpoint_path=checkpoint
+    )
     assert plan.items[0]["sector"] == str(tmp_path / "sector.nii.gz")
     with pytest.raises(ValueError, match=r"sector is \(40, 48\) but label map is \(48, 40\)"):
         plan.run(NeverRun())
