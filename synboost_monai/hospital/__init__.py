@@ -1,1 +1,1 @@
-"""A hospital's studies: a folder of DICOM files in; segmentations, volumes and ejection fractions out, and a line for every file."""
+"""Turn a folder of a hospital's DICOM files into segmentations, volumes and ejection fractions, with a line for every file."""

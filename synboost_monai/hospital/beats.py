@@ -1,4 +1,4 @@
-"""End-diastole and end-systole of a clip, found in how the left ventricle's area changes over time.
+"""Find end-diastole and end-systole of a clip in how the left ventricle's area changes over time.
 
 T: frames.
 """
@@ -25,28 +25,28 @@ SHORTEST_BEAT_MS = 300.0
 SHORTEST_BEAT_FRAMES = 6
 """The same where the times of frames are not known."""
 MIN_CHANGE = 0.08
-"""The area between its largest and smallest differs by at least this share of the largest, or no beat is seen: below are stills, other
-views, and segmentations that follow nothing."""
+"""Smallest change of the area, as a share of its largest value, that counts as a beat: below are stills, other views, and segmentations
+that do not follow the heart."""
 MIN_PROMINENCE = 0.4
-"""A minimum of the area counts if it is at least this share of the whole change below what is around it."""
+"""Smallest prominence of a minimum of the area, as a share of the whole change, at which it counts."""
 MAX_INVALID = 0.3
-"""Largest share of frames without a ventricle in which beats are still looked for."""
+"""Largest share of frames without a ventricle at which beats are still looked for."""
 
 
 class NoBeatError(ValueError):
-    """A clip in which no end-diastole and end-systole can be told; the message says why."""
+    """Report that no end-diastole and end-systole can be found in a clip; the message says why."""
 
 
 @dataclass(frozen=True)
 class Beat:
-    """One contraction."""
+    """Represent one contraction."""
 
     end_diastole: int
     """Index of the frame with the largest area before the contraction, or of the R wave."""
     end_systole: int
     """Index of the frame with the smallest area at its end."""
     is_whole: bool
-    """Whether neither lies at an end of the clip, where the largest or smallest area may be out of sight."""
+    """Whether neither frame, unless at an R wave, is at an end of the clip, where the extreme of the area may be out of sight."""
 
 
 def find_beats(
@@ -54,18 +54,18 @@ def find_beats(
     frame_times_ms: Sequence[float] | None = None,
     r_wave_times_ms: Sequence[float] = (),
 ) -> list[Beat]:
-    """Contractions of a clip, in their order.
+    """Find the contractions of a clip, in their order.
 
     End-systole is where the smoothed area has a minimum; end-diastole is its maximum between the minimum before, or the clip's
     beginning, and this one. With R waves, end-diastole is the frame nearest to the R wave, and end-systole the smallest area between
     this R wave and the next, or the clip's end.
 
     Args:
-        area: of the left ventricular cavity in each frame, (T,), any unit; 0 or NaN: none was found.
-        frame_times_ms: of each frame, (T,), increasing; None: not known.
-        r_wave_times_ms: on the same clock.
+        area: area of the left ventricular cavity in each frame, (T,), any unit; 0 or NaN: no cavity was found.
+        frame_times_ms: time of each frame, (T,), increasing; None: not known.
+        r_wave_times_ms: times of the R waves on the same clock.
     Raises:
-        NoBeatError: if there is none; a clip of one frame has none.
+        NoBeatError: if there is no contraction, as in a clip of one frame.
     """
     areas = _filled(np.asarray(area, dtype=np.float64))
     times = None if frame_times_ms is None else np.asarray(frame_times_ms, dtype=np.float64)
@@ -87,7 +87,7 @@ def find_beats(
 
 
 def _refined(beat: Beat, area: NDArray[np.float64], sigma: float, is_triggered: bool) -> Beat:
-    """A beat at the extremes of the area itself, near those of the smoothed one: smoothing moves them away from the steeper side."""
+    """Move a beat to the extremes of the area itself, near the smoothed ones: smoothing shifts them away from the steeper side."""
     reach = max(1, round(sigma))
     near = np.convolve(np.pad(area, 1, mode="edge"), np.full(3, 1 / 3), mode="valid")
 
@@ -101,7 +101,7 @@ def _refined(beat: Beat, area: NDArray[np.float64], sigma: float, is_triggered: 
 
 
 def _filled(area: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Areas with those of empty frames put in from the frames beside them."""
+    """Return the areas, with those of empty frames interpolated from the frames beside them."""
     if area.ndim != 1 or len(area) < 2:
         raise NoBeatError("one frame has no beat")
     is_valid = np.isfinite(area) & (area > 0)
@@ -116,7 +116,7 @@ def _filled(area: NDArray[np.float64]) -> NDArray[np.float64]:
 def frames_of_r_waves(
     frame_times_ms: Sequence[float] | NDArray[Any] | None, r_wave_times_ms: Sequence[float]
 ) -> list[int]:
-    """Indices of the frames nearest to the R waves that lie within the clip; none where the times of frames are not known."""
+    """Return the indices of the frames nearest to the R waves within the clip; none where the frames' times are not known."""
     if frame_times_ms is None or not len(r_wave_times_ms):
         return []
     times = np.asarray(frame_times_ms, dtype=np.float64)
@@ -125,7 +125,7 @@ def frames_of_r_waves(
 
 
 def _between(area: NDArray[np.float64], triggers: Sequence[int]) -> list[Beat]:
-    """Beats from R wave to R wave; none where the area does not fall after one: it is not of this clip, or the area follows nothing."""
+    """Find beats from R wave to R wave, only where the area falls after one: otherwise the R wave or the area is wrong."""
     beats = []
     for first, last in zip(triggers, [*triggers[1:], len(area)]):
         if last - first < 2:
@@ -137,9 +137,9 @@ def _between(area: NDArray[np.float64], triggers: Sequence[int]) -> list[Beat]:
 
 
 def _at_minima(area: NDArray[np.float64], change: float, step_ms: float | None) -> list[Beat]:
-    """Beats whose end-systole is a minimum of the area."""
+    """Find beats whose end-systole is a minimum of the area."""
     distance = SHORTEST_BEAT_FRAMES if not step_ms else max(1, round(SHORTEST_BEAT_MS / step_ms))
-    walls = np.concatenate([[area.max()], area, [area.max()]])  # so that an end of the clip can be a minimum, too
+    walls = np.concatenate([[area.max()], area, [area.max()]])  # so that an end of the clip can also be a minimum
     peaks, _ = find_peaks(-walls, distance=distance, prominence=MIN_PROMINENCE * change)
     beats = []
     begins = 0

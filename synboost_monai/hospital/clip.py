@@ -1,8 +1,8 @@
-"""One clip or still: segmented frame by frame, its view and a beat found, and the beat's two frames segmented again with all that is known.
+"""Segment a clip or still frame by frame, find its view and a beat, and segment the beat's two frames again with richer prompts.
 
-Every frame is asked for with the prompts that need no knowledge (P1). The left ventricle's area over time gives the beats; the frames
-at the beat's end-diastole and end-systole are then segmented again with view, phase, sex and age in the prompt, as many as the bundle's
-prompt level takes and the file tells, and judged. Only those two are measured.
+Every frame is first segmented with the prompts that need no attributes (P1). The left ventricle's area over time gives the beats; the
+frames at the beat's end-diastole and end-systole are then segmented again with view, phase, sex and age in the prompt, as far as the
+bundle's prompt level uses them and the file gives them, and judged. Only those two are measured.
 
 T: frames of the clip. h, w: rows and columns of the ultrasound region.
 """
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from synboost_monai.hospital.model import EchoSegmenter
 
 NUM_VIEW_FRAMES = 4
-"""Frames, spread over the clip, on which the model is asked for its view."""
+"""Number of frames, spread over the clip, on which the model is asked for the view."""
 MIN_VIEW_PROBABILITY = 0.8
-"""Mean probability of a view over these frames from which the network's word for it is taken."""
+"""Smallest mean probability of a view over these frames at which the network's view is taken."""
 END_DIASTOLE, END_SYSTOLE = PHASES["ED"], PHASES["ES"]
 
 ReadFrames = Callable[[Sequence[int] | None], Iterator["NDArray[np.uint8]"]]
@@ -37,7 +37,7 @@ ReadFrames = Callable[[Sequence[int] | None], Iterator["NDArray[np.uint8]"]]
 
 
 class PackedMaps:
-    """Label maps in memory at a few hundred times less than their size (zlib), so that a long clip takes no more than a short one."""
+    """Hold label maps at less than a hundredth of their size (zlib), so that a long clip takes no more memory than a short one."""
 
     def __init__(self) -> None:
         self._packed: dict[int, bytes] = {}
@@ -56,49 +56,49 @@ class PackedMaps:
 
 @dataclass
 class SegmentedClip:
-    """What was found in a clip."""
+    """Hold what was found in a clip."""
 
     facts: ClipFacts
     label_maps: PackedMaps
-    """Of the frames that are kept, (h, w)."""
+    """Label maps of the frames that are kept, (h, w)."""
     areas: NDArray[np.float64]
-    """Left ventricular cavity in each frame, in pixels, (T,), of the first prompts."""
+    """Area of the left ventricular cavity in each frame, in pixels, (T,), with the first prompts."""
     view: str | None = None
     view_source: str = "unknown"
-    """option, tag, network (it sees the view), model (it is surer of its masks with that view's prompt), or unknown."""
+    """option, tag, network (it sees the view), model (it is surer of its masks with that view in the prompt), or unknown."""
     view_confidence: Mapping[str, float] = field(default_factory=dict)
-    """Of each view its probability by the network, or the expected Dice under its prompt by the model."""
+    """For each view, the network's probability, or the model's expected Dice with that view in the prompt."""
     beats: tuple[Beat, ...] = ()
     beat: Beat | None = None
-    """The one that is measured."""
+    """The beat that is measured."""
     phase_source: str = "none"
     """area, ecg, given, or none."""
     no_beat_reason: str = ""
     doubts: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """Of the frames that were segmented again, by index."""
+    """Doubts about the frames that were segmented again, by index."""
     prompts: dict[int, list[str]] = field(default_factory=dict)
-    """Of the same frames."""
+    """Prompts of the same frames."""
     first_prompts: list[str] = field(default_factory=list)
-    """Of all others."""
+    """Prompts of all other frames."""
 
     @property
     def phases(self) -> dict[int, str]:
-        """Index of a frame -> its phase, where it is known."""
+        """Return index of a frame -> its phase, where it is known."""
         return {} if self.beat is None else {self.beat.end_diastole: END_DIASTOLE, self.beat.end_systole: END_SYSTOLE}
 
     @property
     def frames(self) -> list[int]:
-        """Indices of the frames that were segmented again: of the beat, or of a still or of a clip without beat one."""
+        """Return the indices of the frames that were segmented again: the beat's two, or one of a still or a clip without a beat."""
         return sorted(self.doubts)
 
     @property
     def verdict(self) -> str:
-        """accept, if every judged frame is and there is one."""
+        """Return accept if there are judged frames and all are accepted, else review."""
         return "accept" if self.doubts and all(d["verdict"] == "accept" for d in self.doubts.values()) else "review"
 
     @property
     def reasons(self) -> list[str]:
-        """Why it is review, for people."""
+        """Return why the verdict is review, in words."""
         words = {frame: self.phases.get(frame, "frame").replace("_", "-") for frame in self.doubts}
         return [
             f"{words[i]} (frame {i + 1}): {reason['message']}"
@@ -108,7 +108,7 @@ class SegmentedClip:
 
     @property
     def predicted_dice(self) -> float:
-        """Mean over the judged frames, 0..1."""
+        """Return the mean predicted Dice of the judged frames, 0..1."""
         return float(np.mean([d["predicted_dice"] for d in self.doubts.values()])) if self.doubts else 0.0
 
 
@@ -126,10 +126,10 @@ def segment_clip(
 
     Args:
         model: the network, its prompts and postprocessing.
-        facts: of the header.
+        facts: what the header says.
         read: gives the frames; called for all of them once, in windows, and again for a few.
-        view: says what the view is, whatever the header says; None: the header's, else the model's opinion.
-        given: indices of end-diastole and end-systole, where somebody has chosen them; None: looked for.
+        view: the view, whatever the header says; None: the header's, else the model's opinion.
+        given: indices of end-diastole and end-systole, where somebody has chosen them; None: they are looked for.
         keeps_all: keep the label maps of all frames, not only of those that are measured.
         progress: called with the number of frames of each window that is done.
     Raises:
@@ -148,7 +148,7 @@ def segment_clip(
 def _first_pass(
     model: EchoSegmenter, facts: ClipFacts, read: ReadFrames, keeps_all: bool, progress: Callable[[int], None] | None
 ) -> SegmentedClip:
-    """Every frame with the prompts that need no knowledge; where only areas are wanted, on the network's own grid."""
+    """Segment every frame with the prompts that need no attributes; where only areas are wanted, on the network's own grid."""
     maps = PackedMaps()
     areas: list[float] = []
     for window in read(None):
@@ -163,7 +163,7 @@ def _first_pass(
 
 
 def _choose_beat(clip: SegmentedClip, given: tuple[int, int] | None) -> None:
-    """The beats, and the one whose change of area is the median among the whole ones (of all, if none is whole)."""
+    """Find the beats, and choose the one whose change of area is the median of the whole beats (of all, if none is whole)."""
     if given is not None:
         clip.beat, clip.phase_source = Beat(given[0], given[1], True), "given"
         clip.beats = (clip.beat,)
@@ -180,7 +180,7 @@ def _choose_beat(clip: SegmentedClip, given: tuple[int, int] | None) -> None:
 
 
 def _choose_view(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames, view: str | None) -> None:
-    """By option, by the header, by the network that sees it, or by which view's prompt the network is surer of."""
+    """Choose the view by the option, the header, the network that sees it, or the prompt that makes the model surer."""
     if view is not None:
         clip.view, clip.view_source = view, "option"
     elif clip.facts.view in VIEWS.values():
@@ -193,7 +193,7 @@ def _choose_view(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames, vi
             found = model.segment(frames, clip.facts.spacing_mm, {"view": name})
             sure[name] = float(found.expected_dice.mean())
         source = "model"
-        if found.views is not None:  # the prompts do not matter to it
+        if found.views is not None:  # which do not depend on the prompts
             seen = {n: float(np.mean([v["probabilities"][n] for v in found.views])) for n in VIEWS.values()}
             if max(seen.values()) >= MIN_VIEW_PROBABILITY:
                 source, sure = "network", seen
@@ -201,7 +201,7 @@ def _choose_view(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames, vi
 
 
 def _second_pass(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames) -> None:
-    """The beat's frames, or one frame where there is no beat, with all that is known; and how far they can be trusted."""
+    """Segment the beat's frames, or one frame where there is no beat, with all known attributes, and judge them."""
     indices = [*clip.phases] or [int(np.argmax(clip.areas))]
     known = {"view": clip.view, "sex": clip.facts.sex, "age": clip.facts.age}
     for index in sorted(indices):

@@ -1,8 +1,8 @@
-"""Results on their way to an archive: each is kept and tried again until it is taken.
+"""Deliver results to an archive: each is kept and tried again until it is taken.
 
-Beside a run's outputs lies `delivery.json`: which objects of the study it was made from, and of each result its hash and what became of
-it. It is written whole after the outputs, and after each association. A process that ends in between sends a result once more; archives
-take the same object twice without harm.
+`delivery.json` beside a run's outputs says from which objects of the study they were made, and for each result its hash and what became
+of it. It is written whole after the outputs, and after each association. A process that ends in between sends a result once more;
+archives take the same object twice without harm.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ from synboost_monai.paths import is_real_folder
 RECORD = "delivery.json"
 """Name of the record, in a run's folder."""
 FORMAT = 1
-"""Of the record; grows when a reader has to know of a change."""
+"""Version of the record; raised when readers have to know of a change."""
 WAITING, DELIVERED, REFUSED = "waiting", "delivered", "refused"
 """States of a result."""
 MAX_REFUSALS = 10
-"""Times that a destination may refuse a result before it is left on the disk; a new start of the node tries again."""
+"""Number of times that a destination may refuse a result before it is left on the disk; a new start of the node tries again."""
 LONGEST_DELAY = 600.0
-"""Seconds between two tries at most."""
+"""Longest time between two tries, in seconds."""
 
 
 @dataclass
 class Item:
-    """One result."""
+    """Hold the state of one result."""
 
     sha256: str
     state: str = WAITING
     refusals: int = 0
     reason: str = ""
-    """Why it was refused last."""
+    """Reason for the last refusal."""
 
 
 @dataclass
 class Delivery:
-    """What is known of a run's results."""
+    """Hold the record of a run's results."""
 
     inputs: list[str]
     """Names of the study's objects that the run saw."""
     items: dict[str, Item] = field(default_factory=dict)
     """Path of a result, relative to the run's folder -> its state."""
     finished: float = 0.0
-    """When the run ended, seconds since 1970."""
+    """Time at which the run ended, in seconds since 1970."""
 
     @classmethod
     def load(cls, run_dir: Path) -> Delivery | None:
-        """The record of a run; None if there is none yet."""
+        """Read the record of a run; return None if there is none yet."""
         try:
             values = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
@@ -74,7 +74,7 @@ class Delivery:
         sync_folder(run_dir)
 
     def update(self, run_dir: Path, inputs: Iterable[str], outputs: Iterable[str]) -> None:
-        """Take the results of a run that has ended; what was delivered and is still the same stays delivered."""
+        """Take the results of a run that has ended; those that were delivered and have not changed stay delivered."""
         before, self.items = self.items, {}
         self.inputs, self.finished = sorted(inputs), time.time()
         for name in sorted(set(outputs)):
@@ -84,24 +84,24 @@ class Delivery:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing waits."""
+        """Return whether no result waits."""
         return all(item.state != WAITING for item in self.items.values())
 
     @property
     def is_delivered(self) -> bool:
-        """Whether all was taken."""
+        """Return whether all results were delivered."""
         return all(item.state == DELIVERED for item in self.items.values())
 
 
 class Courier:
-    """Sends results in a thread of its own.
+    """A Courier sends results in its own thread.
 
     Args:
-        destination: of all results.
-        ae_title: of the sender.
+        destination: where all results go.
+        ae_title: AE title of the sender.
         scratch: folder for files in other transfer syntaxes.
         lock_of: run's folder -> lock, held while its results are sent or made.
-        say: told in one line what was sent.
+        say: called with one line that says what was sent.
         first_delay: seconds after the first failure; it doubles with each further one.
         timeout: seconds that the destination may be silent.
     """
@@ -119,14 +119,14 @@ class Courier:
         self._destination, self._ae_title, self._scratch, self._lock_of = destination, ae_title, scratch, lock_of
         self._say, self._first_delay, self._timeout = say, first_delay, timeout
         self._waiting: dict[Path, tuple[float, float]] = {}
-        """Run's folder -> when it is tried next (monotonic seconds), and the delay after that."""
+        """Run's folder -> time of its next try (monotonic seconds), and the delay after that."""
         self._condition = threading.Condition()
         self._is_closed = self._is_busy = False
         self._thread = threading.Thread(target=self._work, name="courier", daemon=True)
         self._thread.start()
 
     def take(self, run_dir: Path, is_new_start: bool = False) -> None:
-        """Deliver what waits of a run; at a new start, also what was refused too often."""
+        """Deliver the waiting results of a run; at a new start, also those that were refused too often."""
         if is_new_start and (delivery := Delivery.load(run_dir)) is not None:
             for item in delivery.items.values():
                 if item.state == REFUSED:
@@ -139,7 +139,7 @@ class Courier:
             self._condition.notify()
 
     def close(self, grace: float = 5.0) -> None:
-        """Stop; what waits stays on the disk."""
+        """Stop the thread; results that wait stay on the disk."""
         with self._condition:
             self._is_closed = True
             self._condition.notify()
@@ -150,7 +150,7 @@ class Courier:
             run_dir, delay = due
             try:
                 is_done = self._deliver(run_dir)
-            except Exception as error:  # noqa: BLE001  the thread must not end: what waits is tried again
+            except Exception as error:  # noqa: BLE001  the thread must not end: waiting results are tried again
                 self._say(
                     f"study {run_dir.parent.name}: results could not be sent: {type(error).__name__}; tried again later"
                 )
@@ -161,7 +161,7 @@ class Courier:
                     self._waiting.setdefault(run_dir, (time.monotonic() + delay, min(2 * delay, LONGEST_DELAY)))
 
     def _next(self) -> tuple[Path, float] | None:
-        """The run that is due first, when it is, and the delay should it fail; None at the end."""
+        """Wait for the run that is due first, and return it with the delay after a failure; None at the end."""
         with self._condition:
             while not self._is_closed:
                 now = time.monotonic()
@@ -173,7 +173,7 @@ class Courier:
         return None
 
     def _deliver(self, run_dir: Path) -> bool:
-        """Try once; True if nothing is left to do."""
+        """Try once; return True if nothing is left to do."""
         study = run_dir.parent.name
         with self._lock_of(run_dir):
             delivery = Delivery.load(run_dir)
@@ -183,7 +183,7 @@ class Courier:
             for path in [path for path, item in paths.items() if not path.is_file() or sha256_of(path) != item.sha256]:
                 del paths[
                     path
-                ]  # of a run that was ended while it made them again: it is repeated, and has a new record then
+                ]  # their run was ended while it made them again; it is repeated, and then has a new record
             if not paths:
                 return True
             problem, num_sent = "", 0
@@ -215,14 +215,14 @@ class Courier:
 
 
 def deliveries(runs_dir: Path) -> dict[Path, Delivery]:
-    """Records of all runs below a folder."""
+    """Return the records of all runs below a folder."""
     found: dict[Path, Delivery] = {}
     for path in sorted(runs_dir.glob(f"*/*/{RECORD}")):
         if not (is_real_folder(path.parent) and is_real_folder(path.parent.parent)):
-            continue  # somebody's link
+            continue  # a link
         with contextlib.suppress(
             ValueError, KeyError, TypeError
-        ):  # written whole or not at all; a foreign file is none of ours
+        ):  # records are written whole or not at all; this one is foreign
             delivery: Any = Delivery.load(path.parent)
             if delivery is not None:
                 found[path.parent] = delivery

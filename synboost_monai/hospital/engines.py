@@ -1,4 +1,4 @@
-"""Where studies are worked on: threads of this process with one network, or Ray actors, each with a network of its own."""
+"""Run studies in threads of this process that share one network, or on Ray actors, each with its own network."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """Works on studies; used in `with`."""
+    """An Engine works on studies; use it in a `with`."""
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """Of the model: name, hashes of weights and settings."""
+        """Return the model's name, the hashes of its weights and settings, and the software's version."""
 
     def run(self, studies: Sequence[Study], out_dir: Path | None = None) -> Iterator[list[Result]]:
-        """Results of each study, in the order in which they end; `out_dir` in place of the one it was made with."""
+        """Yield the results of each study, in the order in which they end; `out_dir` replaces the engine's own."""
 
     def __enter__(self) -> Engine: ...
 
@@ -43,14 +43,14 @@ def create_engine(
     workers: int,
     ray_address: str | None = None,
 ) -> Engine:
-    """The engine of this name; arguments as `batch.run_dicom`.
+    """Create the engine of this name; the arguments are those of `batch.run_dicom`.
 
     Raises:
         ValueError: if Ray is asked for and not installed.
         FileNotFoundError: if the bundle or its weights are not there.
     """
     if engine == "local":
-        from synboost_monai.hospital.model import EchoSegmenter  # torch: late, so that wrong options are told at once
+        from synboost_monai.hospital.model import EchoSegmenter  # late, for torch: wrong options are reported at once
 
         return LocalEngine(EchoSegmenter(bundle, checkpoint_path, overrides), options, out_dir, workers)
     from synboost_monai.hospital.ray_engine import RayEngine
@@ -59,11 +59,11 @@ def create_engine(
 
 
 class LocalEngine:
-    """Studies in threads that share one network; while one waits for the disk or a decoder, another has the network.
+    """Run studies in threads that share one network; while one waits for the disk or a decoder, another uses the network.
 
     Args:
-        model: what finds the structures in frames.
-        options, out_dir: of the run.
+        model: the segmenter.
+        options, out_dir: the run's options and folder.
         workers: studies at a time.
     """
 
@@ -74,7 +74,7 @@ class LocalEngine:
         self.identity = self.processor.identity
 
     def run(self, studies: Sequence[Study], out_dir: Path | None = None) -> Iterator[list[Result]]:
-        """Results of each study, in the order in which they end; `out_dir` in place of the one it was made with."""
+        """Yield the results of each study, in the order in which they end; `out_dir` replaces the engine's own."""
         processor = self.processor if out_dir is None else self.processor.writing_to(out_dir)
         if self.workers == 1:
             yield from map(processor, studies)

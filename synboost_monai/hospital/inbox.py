@@ -1,7 +1,7 @@
-"""Objects that a node has received, a folder a study, and which studies are complete.
+"""Keep the objects that a node receives, one folder per study, and say which studies are complete.
 
 Names are hashes: of the study's UID, and of the object's UID and content, so that an object that comes twice is one file, and two
-objects that claim the same UID are both there for the scan to find. A file is whole and on the disk before the sender is told so.
+objects that claim the same UID are both there for the scan to find. A file is whole and on the disk before its sender hears of success.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from synboost_monai.dicom.writing.objects import sync_folder
 from synboost_monai.paths import is_real_folder, own_folder
 
 MIN_BYTES = 1 << 16
-"""What an object counts at least, however small: files cost the disk more than their bytes, and studies their time."""
+"""Smallest size that an object counts as: files cost the disk more than their bytes, and studies take time."""
 
 
 class Inbox:
-    """What has come in; all methods may be called from any thread.
+    """Hold the objects that have come in; all methods may be called from any thread.
 
     Args:
-        folder: made if missing; what is there already counts as just come.
-        limits: of a file.
-        max_mb: MB (2^20 bytes) that it may hold; beyond, senders are told that there is no room.
+        folder: made if missing; objects that are already there count towards `max_mb`.
+        limits: limits of a file.
+        max_mb: MB (2^20 bytes) that it may hold; beyond, objects are refused for want of room.
     """
 
     def __init__(self, folder: Path, limits: Limits, max_mb: float) -> None:
@@ -41,12 +41,12 @@ class Inbox:
         self._lock = threading.Lock()
         self._num_bytes = sum(_counted(path.stat().st_size) for path in folder.glob("*/*.dcm"))
         self._last: dict[str, float] = {}
-        """Study that is not done -> when it was last heard of, monotonic seconds."""
+        """Study that is not done -> when something last came for it, in monotonic seconds."""
         self._study_of: dict[int, str] = {}
         """Connection -> study of its last object."""
 
     def store(self, path: Path, sop_instance_uid: str, connection: int) -> Status:
-        """Keep an object (see `network_receive.Receiver`)."""
+        """Keep an object, and return the status for its sender (see `dicom/network/receive.py`)."""
         try:
             with open_regular(path) as file:
                 structure = walk_file(file, self._limits, frozenset({SOP_INSTANCE, STUDY}))
@@ -86,7 +86,7 @@ class Inbox:
         return Status.SUCCESS
 
     def progress(self, connection: int) -> None:
-        """More of an object comes over this connection: its study is not complete yet."""
+        """Note that more of an object comes over this connection, so that its study is not complete yet."""
         study = self._study_of.get(connection)
         if study is not None:
             with self._lock:
@@ -94,27 +94,27 @@ class Inbox:
                     self._last[study] = time.monotonic()
 
     def closed(self, connection: int) -> None:
-        """A connection has ended."""
+        """Forget a connection that has ended."""
         with self._lock:
             self._study_of.pop(connection, None)
 
     def studies(self) -> list[str]:
-        """Names of all studies."""
+        """Return the names of all studies."""
         return sorted(path.name for path in self.folder.iterdir() if is_real_folder(path))
 
     def names(self, study: str) -> list[str]:
-        """Names of a study's objects."""
+        """Return the names of a study's objects."""
         with contextlib.suppress(FileNotFoundError):
             return sorted(path.name for path in (self.folder / study).iterdir())
         return []
 
     def put_off(self, study: str, seconds: float = 0) -> None:
-        """Take a study for one that is not done and was heard of in so many seconds from now."""
+        """Count a study as not done, as if something last came for it `seconds` from now."""
         with self._lock:
             self._last[study] = max(self._last.get(study, 0.0), time.monotonic() + seconds)
 
     def take_complete(self, quiet_seconds: float) -> str | None:
-        """A study of which nothing has come for so long, the one that waits longest; it is no longer among those that are not done."""
+        """Return the study that has been quiet longest, if for `quiet_seconds`, and stop counting it as not done; None: none yet."""
         with self._lock:
             study = min(self._last, key=lambda name: self._last[name], default=None)
             if study is None or time.monotonic() - self._last[study] < quiet_seconds:
@@ -123,7 +123,7 @@ class Inbox:
             return study
 
     def remove(self, study: str) -> None:
-        """Remove a study's objects, unless more has come of it."""
+        """Remove a study's objects, unless more of it has come."""
         with self._lock:
             if study in self._last:
                 return

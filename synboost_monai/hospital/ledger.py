@@ -1,11 +1,11 @@
-"""What became of every file of a run: one row a file in `OUT/ledger.sqlite`, and `ledger.csv` made from it.
+"""Record what became of every file of a run: one row per file in `OUT/ledger.sqlite`, and `ledger.csv` made from it.
 
-The database loses nothing that was recorded, however the process or the machine ends: a rollback journal, flushed to the disk at
-each commit. The rows of a study are committed together, after its outputs have been written. After a run that dies in between the
+The database loses nothing that was recorded, however the process or the machine ends: its rollback journal is flushed to the disk at
+each commit. The rows of a study are committed together, after its outputs have been written. After a run that dies in between, the
 study is pending, and the next run writes the same outputs again.
 
-Nothing of a patient is kept: paths as `privacy.py` shows them and their hashes, hashes of studies, SOP Instance UIDs; where outputs are
-de-identified, nothing that leads to an original without the key (`privacy.Naming`).
+The ledger says nothing about patients: it keeps paths as `privacy.py` shows them and their hashes, hashes of studies, and SOP Instance
+UIDs; where outputs are de-identified, nothing that leads to an original without the key (`privacy.Naming`).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from synboost_monai.hospital.privacy import Naming, visible
 DATABASE, TABLE = "ledger.sqlite", "ledger.csv"
 """Names of the two files in OUT."""
 SCHEMA_VERSION = 1
-"""Of the database; raised whenever a column changes."""
+"""Version of the database's schema; raised whenever a column changes."""
 APPLICATION_ID = 0x53424C47
 """Marks a SQLite file as a ledger of ours ("SBLG")."""
 TRIED_AGAIN = ("vanished", "changed", "unreadable", "cannot_write")
-"""Reasons that are not of the file but of the moment: a resumed run takes such files as pending."""
+"""Reasons that may have passed by the next run: a resumed run takes such files as pending."""
 OF_OTHERS = ("duplicate", "conflicting_duplicate")
-"""Reasons that are of the other files of a scan: they come and go with these."""
+"""Reasons that depend on the other files of a scan, and come and go with them."""
 PENDING = "pending"
-"""In place of an outcome: the file has not been dealt with."""
+"""Value in place of an outcome: the file has not been dealt with."""
 
 COLUMNS = (
     "path",
@@ -86,17 +86,17 @@ _STATES = "SELECT path_sha256, size, mtime_ns FROM files"
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one file."""
+    """Hold what became of one file."""
 
     file: ScannedFile
     reason: str
     """Key of `REASONS`, which also gives the outcome."""
     sentence: str
-    """For people; without text of the file."""
+    """The reason in words, without text from the file."""
     sha256: str = ""
-    """Of the file; '' where it could not be read or is no regular file."""
+    """SHA-256 of the file; '' where it could not be read or is not a regular file."""
     model_sha256: str = ""
-    """Of the model, where it was used."""
+    """SHA-256 of the model's weights, where it was used."""
     outputs: tuple[str, ...] = ()
     """Files made from it, relative to OUT, with slashes."""
     seconds: float = 0.0
@@ -111,10 +111,10 @@ class Result:
 
     @classmethod
     def of(cls, file: ScannedFile, problem: NotUsableError | None = None, **facts: Any) -> Result:
-        """The result of a file that has a problem: the one given, or its own of the scan.
+        """Return the result of a file that has a problem: the one given, or the one that the scan found.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if there is no problem.
         """
         problem = problem or file.reason
         if problem is None:
@@ -128,12 +128,12 @@ class Result:
 
 @dataclass
 class Ledger:
-    """The ledger of one run; one process writes it. Use `Ledger.open`, and close it (or use it in a `with`)."""
+    """Hold the ledger of one run, which one process writes. Use `Ledger.open`, and close it (or use it in a `with`)."""
 
     out_dir: Path
     connection: sqlite3.Connection = field(repr=False)
     naming: Naming = field(default_factory=Naming)
-    """How it names what came in."""
+    """How it names files, studies and objects."""
 
     @classmethod
     def open(
@@ -147,13 +147,13 @@ class Ledger:
 
         Args:
             out_dir: made if need be.
-            settings: of the run, the model's hash and the input among them: whatever must be the same for its outputs to be the same.
+            settings: settings of the run, including the model's hash and the input: all that must be the same for the same outputs.
                 Plain values for JSON; they are stored, so give a hash where a value might identify (the input's path).
             resume: go on with a ledger; begin one if there is none.
-            naming: how it names what comes in; None: plainly.
+            naming: how it names files, studies and objects; None: plainly.
         Raises:
-            ValueError: if there is a ledger and `resume` is False; if it is of other settings (the message names them); if
-                the file is damaged, none of ours, of a newer version, or in use by another run.
+            ValueError: if there is a ledger and `resume` is False; if its settings are others (the message names them); if the
+                file is damaged, not a ledger, of another version, or in use by another run.
         """
         folder = Path(out_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,8 +174,8 @@ class Ledger:
         return cls(folder, connection, naming or Naming())
 
     def close(self) -> None:
-        """Let go of the database, and remove the empty journal that a killed run may have left: whoever changes nothing leaves it there."""
-        # before the database is let go, so that it is no other run's; in a transaction it would be needed
+        """Close the database, and remove the empty journal that a killed run may have left; SQLite only does so after a change."""
+        # before closing, while the journal cannot be another run's; a transaction would still need it
         if not self.connection.in_transaction:
             (self.out_dir / f"{DATABASE}-journal").unlink(missing_ok=True)
         self.connection.close()
@@ -187,10 +187,10 @@ class Ledger:
         self.close()
 
     def begin(self, files: Iterable[ScannedFile], show: Callable[[str], str]) -> None:
-        """Enter the files of a scan, each pending.
+        """Enter the files of a scan as pending.
 
-        A file that is there already keeps its result, unless it has changed since or its reason may have passed (`TRIED_AGAIN`).
-        A file of an earlier scan that is gone is `vanished`, unless it has a result.
+        A file that the ledger has already keeps its result, unless it has changed since or its reason may have passed (`TRIED_AGAIN`).
+        A file of an earlier scan that is gone becomes `vanished`, unless it has a result.
 
         Args:
             files: all of one scan.
@@ -221,16 +221,16 @@ class Ledger:
                 )
 
     def reopen(self, reasons: Iterable[str]) -> None:
-        """Make files pending again whose result may have had its reason in the machine."""
+        """Make files with any of these reasons pending again."""
         with self._transaction() as connection:
             for reason in sorted(reasons):
                 connection.execute(f"{_REOPEN} WHERE reason = ?", (reason,))
 
     def reopen_changed(self, files: Iterable[ScannedFile]) -> None:
-        """Make pending again what a run that begins now would not leave as it is: whole studies, as their measures are of all files.
+        """Make pending again what a new run would do differently: whole studies, because their measures depend on all their files.
 
-        That is a study one of whose outputs is gone; one that has a usable file without a result, a file that has changed, or one that
-        turns out to be a copy or a contradiction of another; and a file that was a copy and is none any more. A study whose files are
+        These are studies with a missing output, with a usable file that has no result, with a file that has changed, or with one that
+        turns out to be a copy or a contradiction of another; and files that were copies and no longer are. A study whose files are
         gone keeps its results.
 
         Args:
@@ -261,7 +261,7 @@ class Ledger:
             connection.executemany(f"{_REOPEN} WHERE path_sha256 = ?", [(key,) for key in sorted(changed)])
 
     def pending(self, files: Iterable[ScannedFile]) -> list[ScannedFile]:
-        """Those of the files that have no result, in their order."""
+        """Return those of the files that have no result, in their order."""
         done = {key for (key,) in self._read("SELECT path_sha256 FROM files WHERE outcome != 'pending'")}
         return [file for file in files if self.naming.path(file.relative) not in done]
 
@@ -291,7 +291,7 @@ class Ledger:
                 before = connection.execute(f"SELECT {names} FROM files WHERE path_sha256 = ?", (key,)).fetchone()
                 if before is None:
                     raise ValueError("ledger.py: a result of a file that is not in the ledger; enter it by `begin`")
-                if before[:-1] != tuple(values.values())[:-1]:  # time alone is no other result
+                if before[:-1] != tuple(values.values())[:-1]:  # another time alone is not another result
                     changes = ", ".join(f"{name} = ?" for name in values)
                     connection.execute(
                         f"UPDATE files SET {changes}, finished_at = ? WHERE path_sha256 = ?",
@@ -299,7 +299,7 @@ class Ledger:
                     )
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every row by path, as `COLUMNS`; `outputs` is a list."""
+        """Yield every row, sorted by path, with the keys `COLUMNS`; `outputs` is a list."""
         names = ", ".join(COLUMNS)
         for row in self._read(f"SELECT {names} FROM files ORDER BY path, path_sha256"):
             values = dict(zip(COLUMNS, row))
@@ -307,17 +307,17 @@ class Ledger:
             yield values
 
     def counts(self) -> dict[str, int]:
-        """Number of files by outcome, those `pending` too; 0 where there are none."""
+        """Return the number of files by outcome, including `pending`; 0 where there are none."""
         counts = {outcome.value: 0 for outcome in Outcome} | {PENDING: 0}
         counts.update(self._read("SELECT outcome, COUNT(*) FROM files GROUP BY outcome"))
         return counts
 
     def write_csv(self) -> Path:
-        """Write `ledger.csv` whole, on the disk when this returns; its cells are safe in a spreadsheet."""
+        """Write `ledger.csv` whole; it is on the disk when this returns, and its cells are safe in a spreadsheet."""
         rows: list[Sequence[str]] = [COLUMNS]
         for row in self.rows():
             cells = {**row, "outputs": json.dumps(row["outputs"]) if row["outputs"] else ""}
-            # the path is written out already: its backslashes would double if it were again
+            # the path is already written out: doing so again would double its backslashes
             rows.append([value if name == "path" else visible(str(value)) for name, value in cells.items()])
         path = self.out_dir / TABLE
         with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
@@ -334,7 +334,7 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of what is done inside, or none of it."""
+        """Commit all of what is done inside, or none of it."""
         try:
             self.connection.execute("BEGIN IMMEDIATE")
             try:
@@ -349,7 +349,7 @@ class Ledger:
 
 
 def _check_place(path: Path) -> None:
-    """Refuse a ledger that is no regular file, nor its journal: SQLite would wait for a pipe and follow a link."""
+    """Refuse a ledger or a journal that is not a regular file: SQLite would wait for a pipe and follow a link."""
     for place in (path, *(path.with_name(path.name + end) for end in ("-journal", "-wal", "-shm"))):
         try:
             mode = os.lstat(place).st_mode
@@ -362,7 +362,7 @@ def _check_place(path: Path) -> None:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, wanted: dict[str, str], resume: bool) -> None:
-    """Take the database for this process alone, and make it or check that it is the ledger of these settings."""
+    """Lock the database for this process, and create the ledger or check that it has these settings."""
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("PRAGMA journal_mode = DELETE")
     connection.execute("PRAGMA synchronous = EXTRA")  # FULL, and the folder is flushed when a journal goes
@@ -404,7 +404,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, wanted: dict[str, str],
 
 
 def _unusable(path: Path, error: sqlite3.Error) -> ValueError:
-    """An error of SQLite in words that say what to do."""
+    """Return an error of SQLite as one that says what to do."""
     text = str(error).lower()
     if "locked" in text:
         return ValueError(f"{path}: another run is at work in this folder; wait until it ends")
@@ -416,7 +416,7 @@ def _unusable(path: Path, error: sqlite3.Error) -> ValueError:
 
 
 def _storable(text: str) -> str:
-    """Text that SQLite can hold: a stray byte of a file name is written out."""
+    """Return text that SQLite can hold: a stray byte of a file name is written out."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

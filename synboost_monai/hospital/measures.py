@@ -1,4 +1,4 @@
-"""The measures of a study: of the clip of each view that can be trusted most, single plane, and biplane where there are both views."""
+"""Measure a study on the clip of each view that can be trusted most: single plane, and biplane where there are both views."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 REPORTED_METHODS = tuple(method for method in METHODS if method != "biplane_camus")
-"""Methods for patients; CAMUS's own rule compares with CAMUS alone."""
+"""Methods used for patients; CAMUS's own rule is only for comparison with CAMUS."""
 NEEDS_REVIEW = "a segmentation needs review"
-"""Warning of a measure one of whose frames has the verdict review."""
+"""Warning of a measure if one of its frames has the verdict review."""
 
 
 @dataclass(frozen=True)
 class StudyMeasure:
-    """One measure of a study."""
+    """Hold one measure of a study."""
 
     measure: str
     method: str
@@ -32,7 +32,7 @@ class StudyMeasure:
     warnings: tuple[str, ...]
     """Why the value is in doubt."""
     sources: tuple[tuple[str, tuple[int, ...]], ...]
-    """Name of a clip and the indices of its frames that the value is of."""
+    """Name of each clip that the value was measured on, and the indices of its frames."""
 
     def __post_init__(self) -> None:
         if (self.value is None) != bool(self.reason):
@@ -40,10 +40,12 @@ class StudyMeasure:
 
 
 def choose_clips(clips: Mapping[str, SegmentedClip]) -> dict[str, str]:
-    """View -> name of the clip that is measured: calibrated, with a beat, accepted before review, then the highest predicted Dice.
+    """Choose the clip to measure of each view: calibrated, with a beat, accepted before review, then the highest predicted Dice.
 
     Args:
         clips: name -> clip; names decide between equals.
+    Returns:
+        view -> name of its clip.
     """
     chosen: dict[str, str] = {}
     for view in VIEWS.values():
@@ -55,7 +57,7 @@ def choose_clips(clips: Mapping[str, SegmentedClip]) -> dict[str, str]:
 
 
 def measure_study(clips: Mapping[str, SegmentedClip]) -> list[StudyMeasure]:
-    """Volumes, ejection fraction, lengths and atrial volumes of a study.
+    """Measure the volumes, ejection fraction, lengths and atrial volumes of a study.
 
     Args:
         clips: name -> clip, all of one patient.
@@ -75,7 +77,7 @@ def measure_study(clips: Mapping[str, SegmentedClip]) -> list[StudyMeasure]:
 def _frame(
     clips: Mapping[str, SegmentedClip], name: str | None, view: str, phase: str
 ) -> tuple[NDArray[Any], Sequence[float] | None] | str:
-    """Label map and spacing of the frame that shows a view at a phase; or why there is none."""
+    """Return label map and spacing of the frame that shows a view at a phase, or the reason why there is none."""
     if name is None:
         of_view = [clip for clip in clips.values() if clip.view == view]
         if not of_view:
@@ -90,7 +92,7 @@ def _frame(
 
 
 def _of_study(found: ClinicalMeasure, clips: Mapping[str, SegmentedClip], chosen: Mapping[str, str]) -> StudyMeasure:
-    """A measure with its sources and all that puts it in doubt."""
+    """Return a measure with its sources and warnings."""
     views = METHODS[found.method][1]
     phases = _phases_of(found.measure)
     names = [chosen[view] for view in views if view in chosen]
@@ -110,7 +112,7 @@ def _of_study(found: ClinicalMeasure, clips: Mapping[str, SegmentedClip], chosen
         if clip.beat is not None and not clip.beat.is_whole:
             warnings.append("the beat reaches an end of the clip")
     value, reason = found.value, found.reason
-    if value is not None and value < 0:  # frames of an ECG or of somebody's choice that are not what they are called
+    if value is not None and value < 0:  # ECG's or somebody's choice of frames may be wrong
         value, reason = None, "the end-systolic volume is the larger one"
     return StudyMeasure(
         found.measure,
@@ -124,7 +126,7 @@ def _of_study(found: ClinicalMeasure, clips: Mapping[str, SegmentedClip], chosen
 
 
 def _phases_of(measure: str) -> tuple[str, ...]:
-    """Phases whose frames a measure is made of."""
+    """Return the phases whose frames a measure uses."""
     if measure.startswith("end_diastolic"):
         return (END_DIASTOLE,)
     return (END_SYSTOLE,) if measure.startswith("end_systolic") else (END_DIASTOLE, END_SYSTOLE)

@@ -1,4 +1,4 @@
-"""A bundle's segmenter for frames in memory: what `synboost segment` does with files, frame by frame for clips of any length.
+"""Segment frames in memory with a bundle, as `synboost segment` does with files: each frame by itself, in clips of any length.
 
 T: frames. h, w: rows and columns of the ultrasound region. S: structures. E: groups of prompts. N: side of the network's square.
 """
@@ -37,37 +37,37 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FIRST_LEVEL = "P1"
-"""Prompts of a frame of which nothing is known but the structure."""
+"""Level of prompts that say nothing but the structure."""
 RESULT_KEYS = (
     *("preset", "image_size", "keep_aspect", "mask_padding", "padding_id", "image_mean", "image_std", "dtype", "autocast_dtype"),
     *("prompt_level", "prompt_ensemble", "domain_word", "threshold", "keep_largest", "fill_holes", "review_below", "anatomy_ranges"),
 )  # fmt: skip
-"""Keys of the inference config that results depend on, beside weights and images."""
+"""Keys of the inference config that results depend on, besides weights and images."""
 
 
 @dataclass(frozen=True)
 class SegmentedFrames:
-    """Label maps of some frames, and what is to be said of each."""
+    """Hold the label maps of some frames, with expected Dice, areas and doubts."""
 
     label_maps: NDArray[np.uint8]
     """(T, h, w), classes 0..3; (T, h', w') where they were left on the network's grid."""
     expected_dice: NDArray[np.float64]
-    """(T, S), by the network's own probabilities (see `metrics.doubt.segmentation_evidence`); NaN on the network's grid."""
+    """(T, S), from the network's own probabilities (see `heart.doubt.segmentation_evidence`); NaN on the network's grid."""
     areas: NDArray[np.float64]
-    """(T,), of the left ventricular cavity on the network's grid, in pixels of the frame."""
+    """(T,), area of the left ventricular cavity, measured on the network's grid, in pixels of the frame."""
     doubts: list[dict[str, Any]] | None = None
-    """Of each frame, if it was asked for: predicted Dice, anatomy, verdict, reasons (see `metrics.doubt.DoubtAssessor`)."""
+    """For each frame, if asked for: predicted Dice, anatomy, verdict and reasons (see `heart.doubt.DoubtAssessor`)."""
     views: list[dict[str, Any]] | None = None
-    """What the network says of the view of each frame (`metrics.doubt.view_evidence`); None where it knows none, and on its own grid."""
+    """The network's view of each frame (`heart.doubt.view_evidence`); None if it predicts no views, or on its own grid."""
 
 
 class EchoSegmenter(Pipeline):
-    """A bundle's pipeline for the frames of clips of any length, each by itself.
+    """Segment the frames of clips of any length, each by itself, with a bundle's pipeline.
 
     Args:
         bundle: name or folder.
         checkpoint_path: weights; None: those of the bundle.
-        overrides: of keys of inference.yaml, such as preset, image_size, prompt_level, calibration_path, device.
+        overrides: values for keys of inference.yaml, such as preset, image_size, prompt_level, calibration_path, device.
     Raises:
         FileNotFoundError: if there is no such bundle, or no weights.
         ValueError: if a key does not exist, or weights and settings do not belong together.
@@ -80,7 +80,7 @@ class EchoSegmenter(Pipeline):
         if opened.setting("prompt"):
             raise ValueError("a study is segmented into all structures: leave `prompt` empty")
         super().__init__(opened)
-        keys = opened.parser.get()  # mask_padding is of CRIS alone
+        keys = opened.parser.get()  # only CRIS has mask_padding
         self.settings: dict[str, Any] = {key: opened.setting(key) if key in keys else None for key in RESULT_KEYS}
         self.assessor, self.batch_size = opened.setting("doubt"), int(opened.setting("batch_size"))
         self.network_seconds = 0.0
@@ -89,18 +89,18 @@ class EchoSegmenter(Pipeline):
 
     @cached_property
     def weights_sha256(self) -> str:
-        """SHA-256 of the file of weights."""
+        """Return the SHA-256 of the weights file."""
         return known_sha256(self.checkpoint_path)
 
     @cached_property
     def settings_digest(self) -> str:
-        """16 hex digits that change with any setting which results depend on."""
+        """Return 16 hex digits that change with any setting that results depend on."""
         calibration = self.assessor.calibration
         facts = {**self.settings, "calibration": None if calibration is None else calibration.settings}
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def prompts(self, attributes: Mapping[str, Any], is_first: bool = False) -> list[str]:
-        """The sentences that a frame of these attributes is segmented with, those of the first group."""
+        """Return the prompts of the first group for a frame with these attributes."""
         tokens = self._first_tokens if is_first else self.tokens
         texts = (prompt_text(s, tokens.level, attributes, domain_word=bool(tokens.domain_word)) for s in STRUCTURES)
         return [prompt.text for prompt in texts]
@@ -120,11 +120,11 @@ class EchoSegmenter(Pipeline):
 
         Args:
             frames: (T, h, w), 0..255.
-            spacing_mm: (row, column); None: not known, then pixels count as square and lengths are not judged.
-            attributes: what is known of the frames: `view`, `phase`, `sex`, `age`.
-            is_first: prompts of `FIRST_LEVEL`, one group, in place of the bundle's level and ensemble: a third of the work or less.
-            judge: say of each frame how far it can be trusted.
-            is_small: leave the label maps on the network's grid, (T, h', w'), which saves the work of the native one; not with `judge`.
+            spacing_mm: (row, column); None: not known, so pixels count as square and lengths are not judged.
+            attributes: those of `view`, `phase`, `sex` and `age` that are known.
+            is_first: use one group of prompts of `FIRST_LEVEL` instead of the bundle's level and ensemble: a third of the work or less.
+            judge: assess how far each frame can be trusted.
+            is_small: leave the label maps on the network's grid, (T, h', w'), which saves restoring the native one; not with `judge`.
         """
         aspect = (1.0, 1.0) if spacing_mm is None else tuple(spacing_mm)
         geometry = letterbox_geometry(
@@ -171,12 +171,12 @@ class EchoSegmenter(Pipeline):
         return SegmentedFrames(stacked, np.array(expected, dtype=np.float64), np.array(areas), doubts, views)
 
     def _mean(self, logits: Tensor) -> Tensor:
-        """Logits (E * S, N, N) -> (S, N, N), those of the mean probability of the groups."""
+        """Return logits (S, N, N) of the groups' mean probability, from logits (E * S, N, N)."""
         groups = logits.unflatten(0, (-1, len(STRUCTURES)))
         return mean_logits(groups) if len(groups) > 1 else groups[0]
 
     def _small_map(self, logits: Tensor, geometry: LetterboxGeometry) -> NDArray[np.uint8]:
-        """Label map on the network's grid, (h', w'), of one frame's logits (S, N, N) of one group, strays taken off."""
+        """Return the label map on the network's grid, (h', w'), from one frame's logits (S, N, N), with strays removed."""
         g = geometry
         inner = logits[:, g.top : g.top + g.inner_height, g.left : g.left + g.inner_width]
         label_map = logits_to_label_map(inner, threshold=self.settings["threshold"]).numpy()

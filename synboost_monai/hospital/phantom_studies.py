@@ -1,4 +1,4 @@
-"""Phantom patients as a hospital's studies: a four- and a two-chamber clip each, in DICOM, with volumes that are known.
+"""Write phantom patients as a hospital's studies: a four- and a two-chamber DICOM clip each, with known volumes.
 
 T: frames. H, W: rows and columns of the sector.
 """
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TRUTH_NAME = "truth.json"
-"""What is known of the patients, in the output's folder."""
+"""File in the output's folder with the patients' true volumes and ejection fractions."""
 SYSTOLE_SHARE = 0.4
 """Share of a beat from end-diastole to end-systole."""
 
 
 @dataclass(frozen=True)
 class PhantomClip:
-    """One clip before it is written."""
+    """Hold one clip before it is written."""
 
     patient: str
     view: str
@@ -47,20 +47,20 @@ class PhantomClip:
     ejection_fraction: float
     """Percent."""
     volumes_ml: tuple[float, float]
-    """At end-diastole and end-systole."""
+    """Volumes at end-diastole and end-systole."""
 
 
 def phantom_clips(
     number: int, *, seed: int = 0, image_height: int = 320, num_frames: int = 60, num_beats: float = 2.0
 ) -> Iterator[PhantomClip]:
-    """The clips of one phantom patient, from the middle of a diastole on, so that beats lie whole inside.
+    """Yield the clips of one phantom patient, which begin in the middle of a diastole so that they contain whole beats.
 
     Args:
-        number: of the patient, from 1.
-        seed: of all patients.
+        number: number of the patient, from 1.
+        seed: seed of all patients.
         image_height: pixels.
         num_frames: T.
-        num_beats: in the clip.
+        num_beats: beats in the clip.
     """
     patient = draw_phantom_patient(seed, number)
     anatomy = patient.anatomy
@@ -85,7 +85,7 @@ def phantom_clips(
 
 
 def systole_at(beats: float) -> float:
-    """How far the heart has contracted, 0 (end-diastole) to 1 (end-systole), so many beats after an end-diastole."""
+    """Return how far the heart has contracted, 0 (end-diastole) to 1 (end-systole), `beats` beats after an end-diastole."""
     phase = beats % 1.0
     if phase < SYSTOLE_SHARE:
         return float(0.5 - 0.5 * np.cos(np.pi * phase / SYSTOLE_SHARE))
@@ -105,7 +105,7 @@ def write_phantom_studies(
     Args:
         output_dir: made if missing.
         num_studies: patients, numbered from 1.
-        seed, image_height, num_frames: as `phantom_clips`.
+        seed, image_height, num_frames: as for `phantom_clips`.
     Returns:
         `output_dir`.
     Raises:

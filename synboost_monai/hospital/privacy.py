@@ -1,4 +1,4 @@
-"""What of a path may be shown, and by what names a ledger knows what came in.
+"""Decide what may be shown of a path, and by which names a ledger knows files, studies and objects.
 
 Folders of a hospital are often named after patients. The ledger shows a path without the words that the headers of the run call
 identifying; the hash of the whole path, kept beside it, still finds the file for those who have the folder.
@@ -19,23 +19,23 @@ from synboost_monai.dicom.reading.scanned_file import ScannedFile, short_hash
 from synboost_monai.hospital.options import PATHS
 
 HIDDEN = "[hidden]"
-"""What stands for identifying words."""
+"""Text shown in place of identifying words."""
 
 
 def path_sha256(relative: str) -> str:
-    """SHA-256 of a path's bytes, as hexadecimal digits: finds a file by its exact path, whatever is shown of it."""
+    """Return the SHA-256 of a path's bytes in hexadecimal, which finds a file by its exact path, whatever is shown of it."""
     return hashlib.sha256(os.fsencode(relative)).hexdigest()
 
 
 class Naming:
-    """How a run names what came in: by its own UIDs and by hashes, or, with the key of `--deidentify`, by what tells nobody else anything.
+    """Name the files, studies and objects of a run: by UIDs and hashes, or, with the key of `--deidentify`, by keyed ones.
 
     A plain hash of a path, a file or a UID links a de-identified copy to its original for everybody who has the original, and so do the
     size and the time of a file. With a key each of them is keyed; studies and objects have the UIDs of their copies. The key of the hashes
-    is derived slowly, so that nothing of a ledger helps to guess the key itself.
+    is derived slowly, so that a ledger does not help to guess the key itself.
 
     Args:
-        key: of the de-identification; None: names are plain.
+        key: key of the de-identification; None: names are plain.
     """
 
     def __init__(self, key: bytes | None = None) -> None:
@@ -44,34 +44,34 @@ class Naming:
 
     @property
     def is_keyed(self) -> bool:
-        """Whether names tell nothing without the key."""
+        """Return whether names are keyed, and so say nothing to others."""
         return self._key is not None
 
     def path(self, relative: str) -> str:
-        """Name of a path, 64 hexadecimal digits."""
+        """Return the name of a path, 64 hexadecimal digits."""
         return path_sha256(relative) if self._secret is None else self._keyed("path", os.fsencode(relative))
 
     def digest(self, sha256: str) -> str:
-        """Name of a file's content, of its SHA-256; '' where it is not known."""
+        """Return the name of a file's content from its SHA-256; '' where that is not known."""
         return sha256 if self._secret is None or not sha256 else self._keyed("content", sha256.encode())
 
     def instance(self, uid: str) -> str:
-        """UID of an object, or of its copy; '' where there is none."""
+        """Return the UID of an object, or with a key of its copy; '' where there is none."""
         return uid if self._key is None or not uid else pseudonymous_uid(self._key, uid)
 
     def study(self, study_uid: str) -> str:
-        """Name of a study, which is that of its folder: 16 hexadecimal digits; '' where there is none."""
+        """Return the name of a study and of its folder, 16 hexadecimal digits; '' where there is no UID."""
         return short_hash(self.instance(study_uid)) if study_uid else ""
 
     def state(self, file: ScannedFile) -> tuple[int, int]:
-        """What changes when a file does: its size and time; with a key 0 and a number that tells neither."""
+        """Return what changes when a file does: its size and time, or with a key 0 and a number that reveals neither."""
         if self._secret is None:
             return signed(file.size), signed(file.mtime_ns)
         state = f"{file.size} {file.mtime_ns} ".encode() + os.fsencode(file.relative)
         return 0, signed(int(self._keyed("state", state)[:16], 16))
 
     def settings(self, in_dir: str | os.PathLike[str]) -> dict[str, str]:
-        """What tells the input of a run, and its key, from others."""
+        """Return the settings that distinguish a run's input, and its key, from others."""
         place = os.fsencode(os.path.realpath(in_dir))
         if self._secret is None:
             return {"input": hashlib.sha256(place).hexdigest()[:16]}
@@ -83,12 +83,12 @@ class Naming:
 
 
 def path_display(mode: str, identifiers: Iterable[str] = (), naming: Naming | None = None) -> Callable[[str], str]:
-    """A function that says how a relative path is shown; plain text, with nothing that could act on a terminal or table.
+    """Return a function that shows a relative path as plain text, with nothing that could act on a terminal or table.
 
     Args:
         mode: `redacted` hides identifying words, `plain` hides nothing, `hashed` shows 16 digits of the path's hash.
-        identifiers: all identifying words of the run: a report that is no DICOM may lie in the folder of a patient.
-        naming: of the run; with a key, paths are shown as `hashed` by it in every mode, as files are often called by their UIDs.
+        identifiers: all identifying words of the run, because a report that is not DICOM may be in the folder of a patient.
+        naming: names of the run; with a key, every mode shows the start of its keyed hash, because files are often named after UIDs.
     Raises:
         ValueError: for another mode.
     """
@@ -105,13 +105,13 @@ def path_display(mode: str, identifiers: Iterable[str] = (), naming: Naming | No
 
 
 def redact(text: str, identifiers: frozenset[str]) -> str:
-    """Text with `[hidden]` in place of every identifying word, upper or lower case, accents or none, also within other words.
+    """Replace every identifying word by `[hidden]`, in upper or lower case, with or without accents, also within other words.
 
     A word of two Latin letters or digits is hidden only where it stands alone, or it would be found everywhere.
 
     Args:
         text: a path.
-        identifiers: folded words (`dicom/identifiers.py`).
+        identifiers: folded words (`dicom/identity/identifiers.py`).
     """
     folded: list[str] = []
     origin: list[int] = []  # folding changes the number of characters
@@ -139,7 +139,7 @@ def redact(text: str, identifiers: frozenset[str]) -> str:
 
 
 def visible(text: str) -> str:
-    """Text with everything that does not show written out: control and direction characters, line ends, bytes that are no UTF-8.
+    """Write out everything in a text that does not show: control and direction characters, line ends, bytes that are not UTF-8.
 
     A backslash is doubled, so that two different texts never look the same.
     """
@@ -147,25 +147,25 @@ def visible(text: str) -> str:
 
 
 def signed(number: int) -> int:
-    """A whole number as the 64 bits that SQLite has: a wrong clock dates files to after 2262, whose nanoseconds are more."""
+    """Wrap a whole number to SQLite's signed 64 bits: a wrong clock may date files after 2262, whose nanoseconds need more."""
     return (number + 2**63) % 2**64 - 2**63
 
 
 @lru_cache(maxsize=1)
 def _secret_of(key: bytes) -> bytes:
-    """The secret of a ledger's hashes: 16 MB and some 50 ms a guess."""
+    """Derive the secret of a ledger's hashes, at 16 MB and some 50 ms a guess."""
     return hashlib.scrypt(key, salt=b"synboost ledger", n=1 << 14, r=8, p=1)
 
 
 @lru_cache(maxsize=8)
 def _by_length(identifiers: frozenset[str]) -> tuple[frozenset[str], tuple[int, ...]]:
-    """Folded words of two characters or more, and their lengths, shortest first."""
+    """Return the folded words of two characters or more, and their lengths, shortest first."""
     words = frozenset(word for word in map(fold, identifiers) if len(word) > 1)
     return words, tuple(sorted({len(word) for word in words}))
 
 
 def _counts(haystack: str, start: int, length: int) -> bool:
-    """Whether a word that was found is hidden: always, but for two Latin characters within a longer word."""
+    """Return whether a word that was found is hidden: always, except for two Latin characters within a longer word."""
     if length > 2 or not haystack[start : start + length].isascii():
         return True
     before, after = haystack[start - 1 : start], haystack[start + length : start + length + 1]
@@ -173,7 +173,7 @@ def _counts(haystack: str, start: int, length: int) -> bool:
 
 
 def _visible(character: str) -> str:
-    """One character, or how it is written out."""
+    """Return one character, or how it is written out."""
     if character == "\\":
         return "\\\\"
     number = ord(character)

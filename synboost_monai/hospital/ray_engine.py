@@ -1,12 +1,12 @@
-"""Studies as Ray tasks: actors with a network each, on the GPUs of this machine or of a cluster.
+"""Run studies on Ray actors with a network each, on the GPUs of this machine or of a cluster.
 
-The driver alone writes the ledger; actors read the input and write the outputs, so both folders must lie on storage that all machines
+Only the driver writes the ledger; actors read the input and write the outputs, so both folders must be on storage that all machines
 share, under the same paths, and so must the bundle and its weights. An actor that dies, with its process, its machine or for want of
 memory, is replaced, and its study is done again from the start; a study on which actors die time after time is refused, so that one
 bad file does not end a run.
 
-A Ray that is started here listens on this machine's loopback alone, wants a secret of its own from whoever connects, sends no usage
-statistics, and keeps its files where others cannot read them.
+A Ray that is started here listens on this machine's loopback only, asks whoever connects for a secret, sends no usage statistics, and
+keeps its files where others cannot read them.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ from synboost_monai.paths import remove_own_folder
 from synboost_monai.processes import ends_with_parent
 
 MAX_ATTEMPTS = 3
-"""Actors that may die on a study."""
+"""Number of actors that may die on a study."""
 START_SECONDS = 600.0
 """An actor that does not load its network within this time never will: the cluster has no room for it."""
 OBJECT_STORE_BYTES = 128 << 20
 """Shared memory of a local Ray; only lists of files and results pass through it."""
 LOOPBACK = "127.0.0.1"
-"""Address of a Ray of this machine alone."""
+"""Address of a Ray that only this machine can reach."""
 MAX_FOLDER_CHARACTERS = 40
-"""Of the folder for temporary files; Ray adds about 60, and a socket's name ends at 107."""
+"""Longest path of the folder for temporary files; Ray adds about 60 characters, and a socket's name may have 107."""
 
 
 class RayEngine:
-    """Studies on Ray actors; used in `with`.
+    """Run studies on Ray actors; use it in a `with`.
 
     Args:
-        bundle, checkpoint_path, overrides: of the model; files that all machines see under the same paths.
-        options: of the run.
-        out_dir: of the run; on storage that all machines share.
+        bundle, checkpoint_path, overrides: the model's; all machines must see the files under the same paths.
+        options: the run's options.
+        out_dir: the run's folder, on storage that all machines share.
         workers: actors, each with one study at a time.
-        ray_address: of a cluster (`auto`, HOST:PORT, ray://...); None: a Ray of this machine alone, which ends with the engine.
+        ray_address: address of a cluster (`auto`, HOST:PORT, ray://...); None: a Ray on this machine only, which ends with the engine.
     Raises:
         ValueError: if Ray is not installed, the cluster cannot be reached or has no room, or its machines have other models.
         FileNotFoundError: if the bundle or its weights are not there.
@@ -84,16 +84,16 @@ class RayEngine:
         )
         self._cleanup = contextlib.ExitStack()
         self._actors: dict[Any, Any] = {}
-        """What an actor is busy with (a reference of Ray) -> the actor."""
+        """Ray's reference to what an actor is busy with -> the actor."""
         self._idle: list[Any] = []
         try:
-            if not _is_connected():  # else it is the caller's own
+            if not _is_connected():  # otherwise the caller's own Ray is used
                 self._cleanup.enter_context(ray_session(ray_address, workers))
             import ray
 
             self._cleanup.callback(self._kill_actors)
             gpus = _gpus_of_actor(ray.cluster_resources().get("GPU", 0), workers, overrides)
-            # no retries of Ray's own: they do a study again at once, and start an actor that never comes up for ever
+            # no retries by Ray: they would repeat a study at once, and start an actor that never comes up again and again
             self._actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(StudyActor)
             self._failed_starts = 0
             self.identity: Mapping[str, str] = {}
@@ -107,7 +107,7 @@ class RayEngine:
     # --- work --------------------------------------------------------------------------------------------------------
 
     def run(self, studies: Sequence[Study], out_dir: Path | None = None) -> Iterator[list[Result]]:
-        """Results of each study, in the order in which they end; `out_dir` in place of the one it was made with."""
+        """Yield the results of each study, in the order in which they end; `out_dir` replaces the engine's own."""
         target = self.out_dir if out_dir is None else out_dir.resolve()
         waiting = deque(range(len(studies)))
         running: dict[Any, int] = {}
@@ -143,7 +143,7 @@ class RayEngine:
             yield answer
 
     def _next_done(self) -> Any:
-        """A reference whose answer, or whose actor's end, is there."""
+        """Wait for a reference whose actor has answered or died."""
         import ray
 
         while True:
@@ -152,10 +152,10 @@ class RayEngine:
                 return done[0]
 
     def _answer(self, reference: Any) -> Any:
-        """What an actor answers.
+        """Return what an actor answers.
 
         Raises:
-            ActorLostError: if it is dead.
+            ActorLostError: if the actor is dead.
         """
         import ray
 
@@ -173,7 +173,7 @@ class RayEngine:
         self._actors[actor.load.remote(os.getcwd(), _num_threads(self.workers))] = actor
 
     def _replace(self, actor: Any) -> None:
-        """A new actor for one that is dead.
+        """Start a new actor for one that is dead.
 
         Raises:
             ValueError: if actors keep dying before they have loaded their network.
@@ -181,7 +181,7 @@ class RayEngine:
         import ray
 
         with contextlib.suppress(Exception):
-            ray.kill(actor)  # one that only cannot be reached must not go on writing
+            ray.kill(actor)  # one that merely cannot be reached must not go on writing
         self._failed_starts += 1
         if self._failed_starts > MAX_ATTEMPTS * self.workers:
             raise ValueError(
@@ -211,7 +211,7 @@ class RayEngine:
             self._check_identity(identity)
 
     def _check_identity(self, identity: Mapping[str, str]) -> None:
-        """Results must not depend on which machine made them."""
+        """Refuse machines with another model: results must not depend on which machine made them."""
         self._failed_starts = 0
         self.identity = self.identity or identity
         if differing := [name for name in identity if identity[name] != self.identity.get(name)]:
@@ -237,11 +237,11 @@ class RayEngine:
 
 
 class ActorLostError(Exception):
-    """An actor died."""
+    """Report that an actor died."""
 
 
 class StudyActor:
-    """Works on studies with a network of its own; lives in a process of Ray."""
+    """A StudyActor works on studies with its own network, in a process of Ray."""
 
     def __init__(
         self,
@@ -255,11 +255,11 @@ class StudyActor:
         self._options, self._out_dir = options, out_dir
 
     def load(self, folder: str, num_threads: int) -> Mapping[str, str]:
-        """Load the network, and say what it is.
+        """Load the network, and return its identity.
 
         Args:
-            folder: that relative paths among the overrides start from.
-            num_threads: of the network on a CPU.
+            folder: folder that relative paths among the overrides start from.
+            num_threads: threads of the network on a CPU.
         """
         import torch
 
@@ -270,7 +270,7 @@ class StudyActor:
             end_with_parent := ends_with_parent()
         ):  # Ray's own processes end with the driver; an actor may not go on writing
             end_with_parent()
-        os.umask(0o077)  # as `processes.private_files` has it on the driver's machine
+        os.umask(0o077)  # as `processes.private_files` sets it on the driver's machine
         with contextlib.suppress(OSError):
             os.chdir(folder)
         torch.set_num_threads(num_threads)  # Ray would allow an actor of one CPU one thread
@@ -286,11 +286,11 @@ class StudyActor:
 
 @contextlib.contextmanager
 def ray_session(address: str | None = None, num_cpus: int = 1) -> Iterator[None]:
-    """Be connected to Ray: to a cluster, or to a Ray that is started here and ends here.
+    """Connect to Ray for a `with` block: to a cluster, or to a Ray that starts and ends with the block.
 
     Args:
-        address: of a cluster; None: a Ray of this machine alone.
-        num_cpus: actors that this machine takes at a time.
+        address: address of a cluster; None: a Ray on this machine only.
+        num_cpus: actors that this machine runs at a time.
     Raises:
         ValueError: if Ray does not start, or no cluster answers.
     """
@@ -300,25 +300,23 @@ def ray_session(address: str | None = None, num_cpus: int = 1) -> Iterator[None]
         if address is None:
             folder = Path(
                 tempfile.mkdtemp(prefix="synboost-", dir=_temporary_folder())
-            )  # 0700; Ray opens its own to all
+            )  # mode 0700; Ray's own is open to all
             cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
             cleanup.enter_context(_environment())
             options |= {"address": "local", "num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES}
             options |= {"_temp_dir": str(folder / "ray"), "_node_ip_address": LOOPBACK, "include_dashboard": False}
         else:
             options["address"] = address
-        import ray  # now: it reads its variables when it is loaded
+        import ray  # only now: it reads its variables when it is loaded
 
         cleanup.callback(ray.shutdown)
-        on_sigterm = signal.getsignal(
-            signal.SIGTERM
-        )  # Ray puts its own in place, which ends the process without a word
+        on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray installs its own, which ends the process without a word
         try:
             with _in_package_folder():
                 ray.init(**options)
             if threading.current_thread() is threading.main_thread() and on_sigterm is not None:
                 signal.signal(signal.SIGTERM, on_sigterm)
-        except Exception as error:  # Ray raises that kind itself where a machine is too busy to start it
+        except Exception as error:  # Ray itself raises Exception where a machine is too busy
             where = "Ray does not start on this machine" if address is None else f"no Ray cluster answers at {address}"
             raise ValueError(f"ray_engine.py: {where} ({_first_line(error)})") from error
         if address is None:
@@ -327,7 +325,7 @@ def ray_session(address: str | None = None, num_cpus: int = 1) -> Iterator[None]
 
 
 def _refuse(files: Study, options: StudyOptions, out_dir: Path, times: int) -> list[Result]:
-    """Results of a study on which actors die, nothing of which stays."""
+    """Refuse a study on which actors die: remove its outputs, and return its results."""
     remove_own_folder(study_folder(out_dir, options, files[0].study_uid))
     results = []
     for file in files:
@@ -340,7 +338,7 @@ def _refuse(files: Study, options: StudyOptions, out_dir: Path, times: int) -> l
 
 
 def _gpus_of_actor(num_gpus: float, workers: int, overrides: Mapping[str, Any]) -> float:
-    """GPUs of each of so many actors: 1, a share that lets all run at once, or 0."""
+    """Return each actor's number of GPUs: 1, a share that lets all run at once, or 0."""
     if num_gpus < 1 or not str(overrides.get("device", "cuda")).startswith("cuda"):
         return 0.0
     actors_of_gpu = math.ceil(workers / num_gpus)
@@ -348,15 +346,15 @@ def _gpus_of_actor(num_gpus: float, workers: int, overrides: Mapping[str, Any]) 
 
 
 def _num_threads(workers: int) -> int:
-    """Threads of a network, so that all actors of one machine together have its cores."""
+    """Return a network's number of threads, so that all actors of a machine together use its cores."""
     return max(1, (os.cpu_count() or 1) // workers)
 
 
 def _check_installed() -> None:
-    """Make sure that Ray is there; it is not loaded yet.
+    """Check that Ray is installed, without loading it.
 
     Raises:
-        ValueError: if it is not installed.
+        ValueError: if it is not.
     """
     if importlib.util.find_spec("ray") is None:
         raise ValueError('engine ray needs Ray: pip install "synboost-monai[ray]"')
@@ -369,16 +367,16 @@ def _is_connected() -> bool:
 
 @cache
 def _token() -> str | None:
-    """The secret of every Ray that this process starts; None where Ray is loaded already or somebody has chosen another way."""
+    """Return the secret of every Ray that this process starts; None where Ray is already loaded or its mode is already set."""
     return None if "ray" in sys.modules or "RAY_AUTH_MODE" in os.environ else secrets.token_hex(32)
 
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-    """Variables of a Ray that is started inside: where this package lies, its address, and the secret of whoever connects."""
+    """Set the variables of a Ray that is started inside: the package's place, Ray's address, and the secret for connecting."""
     root = str(Path(__file__).resolve().parents[2])
     wanted = {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))}
-    # on Linux too this lets Ray keep 127.0.0.1, which it would else change to the machine's own address, open to all
+    # on Linux too this lets Ray keep 127.0.0.1, which it would otherwise change to the machine's own address, open to all
     wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if token := _token():
         wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
@@ -395,7 +393,7 @@ def _environment() -> Iterator[None]:
 
 
 def _check_loopback(address: str) -> None:
-    """Refuse a Ray that was started here and took the machine's own address, so that it listens to the whole network.
+    """Refuse a Ray that was started here but listens on the machine's own address, to the whole network.
 
     Raises:
         ValueError: if `address` is not 127.0.0.1: Ray was loaded before `_environment` could say so.
@@ -409,7 +407,7 @@ def _check_loopback(address: str) -> None:
 
 @contextlib.contextmanager
 def _in_package_folder() -> Iterator[None]:
-    """Ray's processes take modules from the folder in which it was started; that must not be one that came from elsewhere."""
+    """Work in the package's folder: Ray's processes take modules from where it was started, which must not be a foreign folder."""
     before = os.getcwd()
     os.chdir(Path(__file__).resolve().parents[2])
     try:

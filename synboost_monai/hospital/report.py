@@ -1,6 +1,6 @@
-"""report.html of a run: how many files came out how, each study's measures, pictures and doubts, and why files were refused.
+"""Write report.html of a run: the files' outcomes, each study's measures, pictures and doubts, and why files were refused.
 
-It is made from the ledger and the studies' measurements.json alone, and says nothing of a patient: studies and clips by their hashes.
+It is made from the ledger and the studies' measurements.json alone, and says nothing about patients: it names studies and clips by hashes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from synboost_monai.pages.pictures import picture_cell
 from synboost_monai.pages.tables import Table
 
 REPORT_NAME, MEASURES_NAME = "report.html", "measurements.csv"
-"""In OUT: the page, and the measures of all studies."""
+"""Names of the page, and of the table of all studies' measures, in OUT."""
 MAX_STUDIES = 200
-"""Studies that the page shows with pictures, those that need review first; the tables have all."""
+"""Number of studies that the page shows with pictures, those that need review first; the tables have all."""
 MAX_OPEN = 20
-"""Up to so many studies are shown unfolded."""
+"""Largest number of studies that are shown unfolded."""
 METHOD_WORDS = {"biplane": "biplane", "four_chamber": "four-chamber", "two_chamber": "two-chamber"}
 _MEASURES = {
     "ejection_fraction": ("ejection fraction", "%"),
@@ -43,9 +43,9 @@ def write_report_page(out_dir: Path, rows: Sequence[Mapping[str, Any]], settings
     """Write report.html and measurements.csv of a run.
 
     Args:
-        out_dir: of the run.
-        rows: of the ledger.
-        settings: of the run, for its readers.
+        out_dir: the run's folder.
+        rows: rows of the ledger.
+        settings: settings of the run, shown to readers.
     """
     folders = sorted({Path(output).parent for row in rows for output in row["outputs"]})
     studies = [json.loads((out_dir / folder / JSON_NAME).read_text(encoding="utf-8")) for folder in folders]
@@ -142,7 +142,7 @@ def _pictures(out_dir: Path, studies: Sequence[Mapping[str, Any]]) -> list[Block
 
 
 def _known_by(clip: Mapping[str, Any]) -> str:
-    """How the view of a clip is known, where no tag says it."""
+    """Return how the view of a clip is known, where no tag says it."""
     if clip["view_source"] == "network":
         return f" (by the network, probability {clip['view_confidence'][clip['view']]:.2f})"
     return "" if clip["view_source"] == "tag" else f" (by {clip['view_source']})"

@@ -1,4 +1,4 @@
-"""What is known of a study after its segmentation: measurements.json, measurements.csv, and the numbers of its structured report."""
+"""Write the results of a study: measurements.json, measurements.csv, and the numbers of its structured report."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from synboost_monai.hospital.measures import NEEDS_REVIEW, StudyMeasure
 from synboost_monai.hospital.privacy import visible
 
 FORMAT = 1
-"""Of measurements.json; grows when a reader has to know of a change."""
+"""Version of measurements.json; raised when readers have to know of a change."""
 JSON_NAME, CSV_NAME = "measurements.json", "measurements.csv"
 NOTE = "Made by software for research. Not for diagnosis."
-"""In every result."""
+"""Note in every result."""
 
 REPORTED = {
     "end_diastolic_volume_ml": ("end_diastolic_volume", "mL"),
@@ -49,17 +49,17 @@ def study_results(
     measures: Sequence[StudyMeasure],
     texts: Mapping[str, bool | None] | None = None,
 ) -> dict[str, Any]:
-    """All that is known of a study, ready for JSON; frames are numbered from 1, as in DICOM.
+    """Collect all results of a study, ready for JSON; frames are numbered from 1, as in DICOM.
 
     Args:
         study: short hash that names its folder.
-        study_instance_uid: of the files.
-        provenance: of the model: names, hashes, settings.
+        study_instance_uid: UID of the files, or of their de-identified copies.
+        provenance: the model's names, hashes and settings.
         clips: name -> clip.
         instances: name of a clip -> its SOP Instance UID.
-        problems: name of a clip -> code of what is wrong with its calibration.
-        measures: of the study.
-        texts: name of a clip -> whether text may stand within its sector; None where that cannot be told.
+        problems: name of a clip -> code of the problem with its calibration.
+        measures: measures of the study.
+        texts: name of a clip -> whether there may be text within its sector; None where that is not known.
     """
     texts = texts or {}
     used = {name for measure in measures for name, _ in measure.sources}
@@ -92,7 +92,7 @@ def write_results(results: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def measures_csv(studies: Sequence[Mapping[str, Any]]) -> str:
-    """Every measure of some studies, a line each."""
+    """Return every measure of some studies as CSV, one line each."""
     rows: list[Sequence[str]] = [CSV_COLUMNS]
     for study in studies:
         for m in study["measures"]:
@@ -114,10 +114,10 @@ def measures_csv(studies: Sequence[Mapping[str, Any]]) -> str:
 def report_measurements(
     measures: Sequence[StudyMeasure], instances: Mapping[str, tuple[str, str]]
 ) -> list[Measurement]:
-    """The measures that a structured report has codes for, and believes: an ejection fraction only with both of its volumes.
+    """Return the believable measures that a structured report has codes for; an ejection fraction only with both its volumes.
 
     Args:
-        measures: of a study.
+        measures: measures of a study.
         instances: name of a clip -> SOP class and instance UID.
     """
     found: dict[tuple[str, str], Measurement] = {}

@@ -1,4 +1,4 @@
-"""One study: each of its clips read, segmented and written, then its measures. All or nothing of a study is recorded.
+"""Read, segment and write each clip of a study, then measure it. A study's results are recorded all together or not at all.
 
 The outputs are a function of the study's files, the model and the options: made again on one kind of processor,
 they are the same bytes in the same places.
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 Study = Sequence[ScannedFile]
 
 STUDIES = "studies"
-"""Folder of the outputs, a folder a study in it."""
+"""Folder of the outputs, with one folder per study in it."""
 SEGMENTATION, OVERLAY, REPORT, COPY = "seg", "overlay", "sr", "deidentified"
 """First words of the names of the outputs."""
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -58,21 +58,21 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What a run wants of each study."""
+    """Hold what a run wants of each study."""
 
     frames: str = "ed-es"
-    """Which frames are written, of `options.FRAME_CHOICES`."""
+    """Which frames are written, one of `options.FRAME_CHOICES`."""
     view: str | None = None
-    """View of all clips, whatever their headers say; None: each by itself."""
+    """View of all clips, whatever their headers say; None: each clip's own."""
     segmentation_type: str = "BINARY"
     overlay: bool = True
-    """Write secondary captures with outlines."""
+    """Whether secondary captures with outlines are written."""
     window: int = 32
-    """Frames that are in memory at a time."""
+    """Number of frames in memory at a time."""
     given: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """SOP Instance UID -> indices of the frames of end-diastole and end-systole that somebody chose."""
     key: bytes | None = None
-    """Secret of `--deidentify`: outputs are of de-identified copies, which are written too."""
+    """Secret of `--deidentify`: outputs refer to de-identified copies, which are written too."""
     limits: Limits = field(default_factory=Limits)
 
     @classmethod
@@ -87,8 +87,11 @@ class StudyOptions:
         )
 
     def settings(self) -> dict[str, Any]:
-        """All that outputs depend on, ready for JSON; with a key, nothing that leads to an original. They are written into outputs, so of
-        the key no more than that there is one: UIDs are other ones under another key anyway."""
+        """Return all settings that outputs depend on, ready for JSON.
+
+        They are written into outputs, so with a key they hold nothing that leads to an original, and of the key only that there is one:
+        under another key the UIDs differ anyway.
+        """
         naming = Naming(self.key)
         return {
             "frames": self.frames,
@@ -102,25 +105,25 @@ class StudyOptions:
 
 @dataclass
 class _Segmented:
-    """A clip of a study, with what its outputs need."""
+    """Hold a clip of a study with what its outputs need."""
 
     file: ScannedFile
     name: str
     header: Any  # pydicom's Dataset
-    """Of the file, or of its de-identified copy."""
+    """Header of the file, or of its de-identified copy."""
     clip: SegmentedClip
     outputs: list[str] = field(default_factory=list)
     has_text: bool | None = None
-    """Whether text may stand within its sector; None where that cannot be told."""
+    """Whether there may be text within its sector; None where that is not known."""
 
 
 class StudyProcessor:
-    """Makes the outputs of studies.
+    """A StudyProcessor makes the outputs of studies.
 
     Args:
         model: the segmenter.
-        pool: reads the files in processes of its own.
-        out_dir: of the run.
+        pool: reads the files in separate processes.
+        out_dir: the run's folder.
         options: what is wanted.
         progress: called with the number of frames that are done.
     """
@@ -145,7 +148,7 @@ class StudyProcessor:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What tells one model from another."""
+        """Return what distinguishes one model from another."""
         return {
             "model": self.provenance.model,
             "model_sha256": self.provenance.model_sha256,
@@ -154,18 +157,18 @@ class StudyProcessor:
         }
 
     def writing_to(self, out_dir: Path) -> StudyProcessor:
-        """The same with another folder."""
+        """Return the same processor with another folder."""
         other = copy.copy(self)
         other.out_dir = out_dir
         return other
 
     def __call__(self, files: Study) -> list[Result]:
-        """Make the outputs of one study, and say what became of each of its files.
+        """Make the outputs of one study, and return what became of each of its files.
 
         Args:
-            files: all of the study that are for us, in the order of the scan.
+            files: all files of the study that are for us, in the order of the scan.
         Returns:
-            a result each; nothing is recorded here.
+            one result for each file; nothing is recorded here.
         """
         if len({file.patient_key for file in files}) > 1:
             return [
@@ -173,7 +176,7 @@ class StudyProcessor:
                 for file in files
             ]
         folder = study_folder(self.out_dir, self.options, files[0].study_uid)
-        remove_own_folder(folder)  # of an attempt that was cut short
+        remove_own_folder(folder)  # from an attempt that was cut short
         results: dict[str, Result] = {}
         segmented: list[_Segmented] = []
         too_long = _too_long(files, self.options.limits.max_study_frames)
@@ -211,10 +214,10 @@ class StudyProcessor:
     # --- one clip ----------------------------------------------------------------------------------------------------
 
     def _segment(self, file: ScannedFile, folder: Path) -> _Segmented:
-        """Segment a clip and write what is of it alone."""
+        """Segment a clip and write its own outputs."""
         path, options = file.path, self.options
         facts = self.pool.facts(path)
-        if options.key is not None:  # prompts are written: they tell what a copy tells
+        if options.key is not None:  # prompts are written, so they may say no more than a copy
             facts = replace(facts, sex=None, age=None)
         if facts.view is not None and facts.view not in VIEWS.values() and options.view is None:
             raise NotUsableError("other_view", view=facts.view.replace("_", " "))
@@ -245,13 +248,13 @@ class StudyProcessor:
                 deidentify(path, target, options.key, limits=options.limits)
                 found.outputs.append(self._relative(target))
         except BaseException:
-            for part in folder.glob(f"*_{found.name}*"):  # a part of a clip's outputs is none
+            for part in folder.glob(f"*_{found.name}*"):  # a clip's outputs are kept whole or not at all
                 part.unlink(missing_ok=True)
             raise
         return found
 
     def _write_segmentation(self, found: _Segmented, folder: Path) -> None:
-        """DICOM SEG of the frames that are wanted."""
+        """Write a DICOM SEG of the frames that are wanted."""
         clip, facts = found.clip, found.clip.facts
         indices = self._frames_of(clip)
         maps = (_in_full_frame(clip.label_maps[i], facts)[None] for i in indices)
@@ -271,11 +274,11 @@ class StudyProcessor:
     def _write_pictures(
         self, found: _Segmented, folder: Path, read: Callable[[Sequence[int] | None], Iterator[NDArray[np.uint8]]]
     ) -> None:
-        """Secondary capture, and thumbnails of the judged frames; the sector alone is shown."""
+        """Write the secondary capture, and thumbnails of the judged frames; only the sector is shown."""
         clip, facts = found.clip, found.clip.facts
         shape = facts.region.rows, facts.region.columns
         is_region = facts.calibration_problem is None or shape != (facts.rows, facts.columns)
-        within = np.ones(shape, bool) if is_region else None  # a region of the header: no text around the sector
+        within = np.ones(shape, bool) if is_region else None  # the header gives the region: no text around the sector
         samples = np.concatenate(list(read(sample_indices(facts.num_frames, shape[0] * shape[1]))))
         sector = find_sector(samples, within)
         if not sector.any():
@@ -306,13 +309,13 @@ class StudyProcessor:
         found.outputs.append(self._relative(path))
 
     def _frames_of(self, clip: SegmentedClip) -> list[int]:
-        """Frames that are written."""
+        """Return the indices of the frames that are written."""
         return list(range(clip.facts.num_frames)) if self.options.frames == "all" else clip.frames
 
     # --- the whole study ---------------------------------------------------------------------------------------------
 
     def _finish_or_remove(self, folder: Path, segmented: Sequence[_Segmented]) -> NotUsableError | None:
-        """Write what is of the study as a whole; if that fails, nothing of the study stays, and the reason is returned."""
+        """Write the outputs of the study as a whole; if that fails, remove all its outputs and return the reason."""
         if not segmented:
             remove_own_folder(folder)
             return None
@@ -324,7 +327,7 @@ class StudyProcessor:
         return None
 
     def _finish(self, folder: Path, segmented: Sequence[_Segmented]) -> None:
-        """Measures of the study: structured report, JSON and CSV; they are outputs of every clip."""
+        """Write the study's measures as structured report, JSON and CSV, which count as outputs of every clip."""
         clips = {found.name: found.clip for found in segmented}
         headers = {found.name: found.header for found in segmented}
         instances = {name: str(header.SOPInstanceUID) for name, header in headers.items()}
@@ -365,14 +368,14 @@ class StudyProcessor:
 
 
 def study_folder(out_dir: Path, options: StudyOptions, study_uid: str) -> Path:
-    """Where a study's outputs lie: a hash of its UID, or of the UID that its de-identified copies have."""
+    """Return the folder of a study's outputs: a hash of its UID, or of the UID of its de-identified copies."""
     return out_dir / STUDIES / Naming(options.key).study(study_uid)
 
 
 def problem_of(error: Exception) -> NotUsableError:
-    """The reason that an error is for the file or study at hand.
+    """Return an error as the reason why a file or study failed.
 
-    Of an unforeseen one the place in our own code is told, not its message, which may hold anything of the file.
+    For an unforeseen error the reason gives the place in our own code, not the message, which may hold anything from the file.
     """
     if isinstance(error, NotUsableError):
         return error
@@ -388,7 +391,7 @@ def problem_of(error: Exception) -> NotUsableError:
 
 
 def _too_long(files: Sequence[ScannedFile], max_frames: int) -> frozenset[str]:
-    """Paths of a study's clips that are beyond its frames; the shortest are taken first, so that one more cannot push out the others."""
+    """Return the paths of clips beyond a study's limit of frames; the shortest count first, so that one more cannot push out the others."""
     num_frames = 0
     found = set()
     for file in sorted(files, key=lambda file: file.frames or 0):
@@ -408,7 +411,7 @@ def _digest(file: ScannedFile, limits: Limits) -> str:
 
 
 def _in_full_frame(label_map: NDArray[np.uint8], facts: ClipFacts) -> NDArray[np.uint8]:
-    """Label map of the region -> of the whole image."""
+    """Return the region's label map within the whole image."""
     region = facts.region
     whole = np.zeros((facts.rows, facts.columns), np.uint8)
     whole[
@@ -420,7 +423,7 @@ def _in_full_frame(label_map: NDArray[np.uint8], facts: ClipFacts) -> NDArray[np
 def _pairs(
     windows: Iterator[NDArray[np.uint8]], clip: SegmentedClip, indices: Sequence[int]
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Frames with their label maps, window by window."""
+    """Yield frames with their label maps, window by window."""
     start = 0
     for window in windows:
         maps = np.stack([clip.label_maps[i] for i in indices[start : start + len(window)]])
