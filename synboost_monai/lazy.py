@@ -1,4 +1,4 @@
-"""Public names of a room that are imported when they are first asked for, so that importing the room stays cheap."""
+"""Import the public names of a room when they are first used, so that importing the room stays cheap."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def on_first_use(package: str, module_of: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return the functions `__getattr__` and `__dir__` (PEP 562) of a package whose public names lie in its modules.
+    """Return the functions `__getattr__` and `__dir__` (PEP 562) of a package whose public names are defined in its modules.
 
     Args:
         package: the package's `__name__`.

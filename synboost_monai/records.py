@@ -1,4 +1,4 @@
-"""What one echocardiogram is: its files and what is known of it."""
+"""Describe one echocardiogram by its files and its known attributes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SHAPES = ("circle", "triangle", "oval", "square", "rectangle")
 
 @dataclass(frozen=True)
 class EchoRecord:
-    """One labelled (or unlabelled) echocardiogram; an attribute that is not known is None.
+    """Hold one labelled (or unlabelled) echocardiogram; unknown attributes are None.
 
     `image` is None for a label map without image, as `synboost label-maps` makes them. `shape` maps a structure's name
-    to one of `SHAPES`. `ejection_fraction` is in percent. `sequence` is the file of the half heart cycle (end-diastole
-    to end-systole or back) that the image was taken from, `sequence_label` that of its label maps. `sector` is the file
-    of the ultrasound sector's mask (0 and 1) on the grid of image and label map. `labelled_structures` names those that the label map
-    shows, where an expert did not draw all of them; None: all.
+    to one of `SHAPES`. `ejection_fraction` is in percent. `sequence` is the file of the half heart cycle (end diastole
+    to end systole or back) that the image was taken from, `sequence_label` the file of its label maps. `sector` is the file
+    of the ultrasound sector's mask (0 and 1) on the grid of image and label map. `labelled_structures` names the structures in the
+    label map if an expert did not draw all of them; None: all.
     """
 
     image: Path | None

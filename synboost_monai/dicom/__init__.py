@@ -1,4 +1,4 @@
-"""DICOM: the only place that imports pydicom."""
+"""Read and write DICOM; this is the only room that imports pydicom."""
 
 from synboost_monai.dicom.writing.image import write_dicom_pair
 

@@ -1,5 +1,7 @@
-"""Elements of a data set as bytes (explicit VR little endian), for what is too long to hold as objects: sequences of thousands of items,
-pixel data in pieces."""
+"""Write data elements as bytes (explicit VR little endian), where Python objects would take too much memory.
+
+This serves sequences of thousands of items, and pixel data written in pieces.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from typing import BinaryIO
 LONG_VRS = ("OB", "OW", "SQ", "UT", "UN", "UC", "UR", "OD", "OF", "OL", "OV")
 """VRs with a length of four bytes (PS3.5 7.1.2)."""
 UNDEFINED_LENGTH = 0xFFFFFFFF
-"""Length of what ends with a delimiter."""
+"""Length field of a value that ends with a delimiter."""
 ITEM = struct.pack("<HH", 0xFFFE, 0xE000)
 """Tag of an item."""
 SEQUENCE_END = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
@@ -20,13 +22,13 @@ PIXEL_DATA = 0x7FE00010
 
 
 def element_header(tag: int, vr: str, length: int) -> bytes:
-    """Tag, VR and length of an element."""
+    """Encode the tag, VR and length of an element."""
     start = struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, vr.encode("ascii"))
     return start + (struct.pack("<HI", 0, length) if vr in LONG_VRS else struct.pack("<H", length))
 
 
 def element(tag: int, vr: str, value: bytes | str | int | Iterable[int]) -> bytes:
-    """One element: text (padded to an even length), numbers of VR US or UL, or bytes."""
+    """Encode one element: text (padded to an even length), numbers of VR US or UL, or bytes."""
     if isinstance(value, str):
         value = value.encode("ascii") + (b"\0" if vr == "UI" else b" ") * (len(value) % 2)
     elif not isinstance(value, bytes):
@@ -36,27 +38,27 @@ def element(tag: int, vr: str, value: bytes | str | int | Iterable[int]) -> byte
 
 
 def item(*elements: bytes) -> bytes:
-    """An item of a sequence; elements in the order of their tags."""
+    """Encode an item of a sequence; pass the elements in the order of their tags."""
     content = b"".join(elements)
     return ITEM + struct.pack("<I", len(content)) + content
 
 
 def sequence(tag: int, *items: bytes) -> bytes:
-    """A sequence of such items."""
+    """Encode a sequence of items."""
     return element(tag, "SQ", b"".join(items))
 
 
 def code_item(value: str, scheme: str, meaning: str) -> bytes:
-    """An item of a code sequence."""
+    """Encode an item of a code sequence."""
     return item(element(0x00080100, "SH", value), element(0x00080102, "SH", scheme), element(0x00080104, "LO", meaning))
 
 
 class EncapsulatedPixels:
-    """Pixel Data of compressed frames, one fragment a frame, with a basic offset table that is filled in at the end.
+    """Write Pixel Data of compressed frames, one fragment per frame, with a basic offset table that is filled in at the end.
 
     Args:
         file: opened for writing and seeking, at its end.
-        num_frames: that will come.
+        num_frames: number of frames that will be added.
     """
 
     def __init__(self, file: BinaryIO, num_frames: int) -> None:
@@ -79,7 +81,7 @@ class EncapsulatedPixels:
         """End the element and fill in the table.
 
         Raises:
-            ValueError: if there were more or fewer frames than announced.
+            ValueError: if more or fewer frames were added than announced.
         """
         if len(self._offsets) != self._num_frames:
             raise ValueError(f"elements.py: {len(self._offsets)} frames came, {self._num_frames} were announced")

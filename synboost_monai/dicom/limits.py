@@ -1,4 +1,4 @@
-"""What one file may cost: sizes, time and memory beyond which it is refused instead of read."""
+"""Limit what reading one file may cost in size, time and memory; a file beyond a limit is refused."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one file; a file beyond any of them is refused with a reason, and the run goes on."""
+    """Hold the limits of one file; a file beyond any of them is refused with a reason, and the run goes on."""
 
     max_header_mb: float = 16
-    """MB (2^20 bytes) of everything before the pixel data; an ultrasound header has a few kB, with private data a few MB."""
+    """Largest header, all that comes before the pixel data, in MB (2^20 bytes); ultrasound has a few kB, with private data a few MB."""
     max_rows_columns: int = 8192
-    """Pixels a side of the image; ultrasound systems write 480 to 1,200."""
+    """Longest side of an image, in pixels; ultrasound systems write 480 to 1,200."""
     max_frames: int = 3_600
-    """Frames of a clip, each of which costs the network's time: two minutes at 30 frames a second. Loops have some hundred."""
+    """Most frames of a clip, since each costs network time: two minutes at 30 frames a second. Loops have about a hundred."""
     max_study_frames: int = 60_000
-    """Frames of a study; a stress echo of a hundred loops has a third of that. The shortest clips are taken first."""
+    """Most frames of a study; a stress echo of a hundred loops has a third of that. The shortest clips are taken first."""
     max_values: float = 4e9
-    """Rows x columns x frames x samples: what a header may announce before anything is decoded."""
+    """Largest rows x columns x frames x samples that a header may announce; checked before anything is decoded."""
     max_inflated_mb: float = 2048
-    """MB (2^20 bytes) to which a deflated file may inflate; a bomb of less than 1 MB would reach gigabytes."""
+    """Largest size to which a deflated file may inflate, in MB (2^20 bytes); a bomb of less than 1 MB would reach gigabytes."""
     seconds_per_file: float = 600
-    """Seconds of reading one file, all its frames; time that the consumer takes between windows does not count."""
+    """Longest time to read one file with all its frames, in seconds; time that the consumer takes between windows does not count."""
     memory_mb: float = 4096
-    """MB (2^20 bytes) of memory that the worker process of a file may take beyond what it needs to start."""
+    """Memory that the worker process of a file may take beyond what it needs to start, in MB (2^20 bytes)."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

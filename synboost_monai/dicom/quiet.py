@@ -1,8 +1,7 @@
-"""No words of pydicom and highdicom while headers are read and objects are written: their warnings and logs repeat values, which may be
-names.
+"""Silence pydicom and highdicom, whose warnings and logs repeat header values, which may be names.
 
-Filters of warnings, settings of pydicom and loggers belong to the whole process, and studies are worked on in several threads. So the
-first that asks for quiet makes it, and the last that leaves ends it; each for itself would give back what another still needs.
+Warning filters, pydicom's settings and loggers belong to the whole process, and several threads work on studies. So the first thread
+that asks for quiet turns it on, and the last that leaves turns it off; otherwise one thread would restore what another still needs.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 
 LOGGERS = ("pydicom", "highdicom")
-"""Names of the loggers that say nothing, with all below them."""
+"""Loggers that are silenced, with all loggers below them."""
 _SILENT = logging.CRITICAL + 1
 
 _lock = threading.Lock()
@@ -24,7 +23,7 @@ _restore = contextlib.ExitStack()
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings, without the logs of `LOGGERS`, and with pydicom taking values as they are."""
+    """Suppress warnings and the logs of `LOGGERS`, and let pydicom take values as they are."""
     global _depth
     with _lock:
         if _depth == 0:
@@ -40,7 +39,7 @@ def quiet() -> Iterator[None]:
 
 
 def _begin() -> None:
-    """Make it quiet; `_restore` holds what is to be undone."""
+    """Turn quiet on; `_restore` holds the callbacks that undo it."""
     from pydicom import config
 
     _restore.enter_context(warnings.catch_warnings())
@@ -50,4 +49,4 @@ def _begin() -> None:
     config.settings.reading_validation_mode = config.IGNORE
     for logger in map(logging.getLogger, LOGGERS):
         _restore.callback(logger.setLevel, logger.level)
-        logger.setLevel(_SILENT)  # those below, which take their level from it, are what highdicom speaks by
+        logger.setLevel(_SILENT)  # highdicom logs through child loggers, which take their level from this one

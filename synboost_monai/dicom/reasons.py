@@ -1,7 +1,7 @@
-"""Why a file came out as it did: one table of outcomes, reason codes and the sentences that people read.
+"""Explain the outcome of each file: one table of outcomes, reason codes and sentences for the user.
 
-A sentence holds no text of a DICOM file: numbers, keywords of tags, names of transfer syntaxes and classes alone, so that no name, ID
-or date can reach a log, a ledger or a report through it.
+A sentence holds no text from a DICOM file, only numbers, tag keywords, and names of transfer syntaxes and classes. So no name, ID or
+date can reach a log, a ledger or a report through it.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from typing import Any
 
 
 class Outcome(str, Enum):
-    """What became of a file; every file of a run has exactly one."""
+    """Name the outcome of a file; every file of a run has exactly one."""
 
     PROCESSED = "processed"
-    """Segmented, with a calibration: lengths and volumes count."""
+    """Segmented, with a calibration, so that lengths and volumes are valid."""
     UNCALIBRATED = "uncalibrated"
-    """Segmented; its calibration is missing or in doubt, so no millilitres."""
+    """Segmented, but its calibration is missing or in doubt, so there are no volumes in millilitres."""
     SKIPPED = "skipped"
-    """Not for us: another modality, a report, a directory file, a duplicate, no DICOM at all."""
+    """Not to be segmented: another modality, a report, a directory file, a duplicate, or not a DICOM file."""
     REFUSED = "refused"
     """An ultrasound image that should have been segmented and could not be."""
 
 
 @dataclass(frozen=True)
 class Reason:
-    """One way for a file to come out."""
+    """Hold one reason code with its outcome and its sentence."""
 
     code: str
-    """Stable word for programs."""
+    """Stable word that programs can compare."""
     outcome: Outcome
     sentence: str
-    """For people; `{holes}` are filled with facts."""
+    """Sentence shown to the user; its `{holes}` are filled with facts."""
 
     def text(self, **facts: Any) -> str:
-        """The sentence with its facts; each hole needs one."""
+        """Return the sentence with its holes filled; each hole needs a fact."""
         return self.sentence.format(**facts)
 
     @property
@@ -53,7 +53,7 @@ P, U, S, R = Outcome.PROCESSED, Outcome.UNCALIBRATED, Outcome.SKIPPED, Outcome.R
 
 REASONS: dict[str, Reason] = _table(
     ("segmented", P, "segmented: {frames} frames"),
-    # --- what a scan finds (scan.py) ---
+    # --- found by a scan (scan.py) ---
     ("not_dicom", S, "this is not a DICOM file"),
     ("empty_file", S, "the file is empty"),
     ("operating_system_file", S, "a file of the operating system, not of a patient"),
@@ -76,7 +76,7 @@ REASONS: dict[str, Reason] = _table(
     ),
     ("vanished", R, "the file was there when the folder was listed, and is not any more"),
     ("changed", R, "the file changed while the run was going on"),
-    # --- what reading finds (read.py, decode.py) ---
+    # --- found while reading (read.py, decode.py) ---
     ("no_pixels", R, "the object has no pixel data"),
     ("missing_attribute", R, "{keyword} is missing, without which the pixels cannot be read"),
     ("bad_attribute", R, "{keyword} is {value}; expected {expected}"),
@@ -103,7 +103,7 @@ REASONS: dict[str, Reason] = _table(
     ("decoder_died", R, "the decoder ended the worker process ({how})"),
     ("not_two_dimensional", R, "no region of two-dimensional tissue: {what} alone"),
     ("other_view", S, "the view is {view}; apical four- and two-chamber views are segmented"),
-    # --- what is wrong with a calibration (regions.py) ---
+    # --- problems of a calibration (regions.py) ---
     ("no_regions", U, "no ultrasound region says how large a pixel is"),
     ("no_tissue_region", U, "no ultrasound region is two-dimensional tissue"),
     (
@@ -123,7 +123,7 @@ REASONS: dict[str, Reason] = _table(
     ("delta_implausible", U, "a pixel of {x} x {y} mm is no size of a cardiac ultrasound image"),
     ("depth_implausible", U, "the tissue region would be {depth} mm deep; {lowest} to {highest} mm were expected"),
     ("pixels_not_square", U, "a pixel is {x} mm wide and {y} mm high: too far from square for an ultrasound image"),
-    # --- what becomes of a study (hospital/) ---
+    # --- problems of a study (hospital/) ---
     (
         "given_frames",
         R,
@@ -139,11 +139,11 @@ REASONS: dict[str, Reason] = _table(
 
 
 class NotUsableError(ValueError):
-    """A file that is not segmented, or (outcome `uncalibrated`) not measured in millimetres; with the reason.
+    """Say why a file is not segmented, or (outcome `uncalibrated`) not measured in millimetres.
 
     Args:
         code: a key of `REASONS`.
-        facts: one for each hole of its sentence; no text of a DICOM file.
+        facts: one for each hole of its sentence; never text from a DICOM file.
     """
 
     def __init__(self, code: str, **facts: Any) -> None:

@@ -1,1 +1,1 @@
-"""Image files by their format: headers and pixels, each bounded before memory is taken. No header names a file elsewhere."""
+"""Read and write image files by format; sizes are bounded before memory is taken, and no header may name another file."""

@@ -1,4 +1,4 @@
-"""What one image file may cost, and reading it no further than its header announces."""
+"""Limit what reading one image file may cost, and read it no further than its header announces."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 MAX_PLANE_PIXELS = 1 << 24
-"""Pixels of one plane, 4096 x 4096; ultrasound systems write 1 million at most, and a screen of 4K has 8 million."""
+"""Most pixels of one plane, 4096 x 4096; ultrasound systems write 1 million at most, and a 4K screen has 8 million."""
 MAX_PIXELS = 1 << 29
-"""Pixels of all the planes of a file: 680 frames of 1024 x 768, more than ten seconds at 60 frames a second."""
+"""Most pixels of all the planes of a file: 680 frames of 1024 x 768, more than ten seconds at 60 frames a second."""
 MAX_HEADER_BYTES = 1 << 22
-"""Bytes of everything before the pixels, extensions too (4 MiB): the fields of each frame of a tracked sequence take 1 MB."""
+"""Most bytes before the pixels, with extensions (4 MiB): the fields of each frame of a tracked sequence take 1 MB."""
 _MAX_PADDING = 1 << 20
-"""Bytes that may follow the pixels within a compressed file."""
+"""Most bytes that may follow the pixels within a compressed file."""
 _BLOCK = 1 << 20
-"""Bytes of a file that are read at a time."""
+"""Number of bytes of a file read at a time."""
 
 
 def check_sizes(path: Path, sizes: Sequence[int], plane: tuple[int, int]) -> None:
@@ -26,10 +26,10 @@ def check_sizes(path: Path, sizes: Sequence[int], plane: tuple[int, int]) -> Non
 
     Args:
         path: the file, for the message.
-        sizes: of all axes.
+        sizes: sizes of all axes.
         plane: sizes of the two axes of a plane.
     Raises:
-        ValueError: with what was announced and what is allowed.
+        ValueError: with the announced sizes and the limits.
     """
     if any(size < 1 for size in sizes):
         raise ValueError(
@@ -48,28 +48,28 @@ def check_sizes(path: Path, sizes: Sequence[int], plane: tuple[int, int]) -> Non
 
 
 class Plain:
-    """Content of a file as it is; more than the file has is never allocated."""
+    """Read the content of a file as it is; no more memory is allocated than the file has bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def read(self, num_bytes: int) -> bytearray:
-        """The next bytes, fewer at the end."""
+        """Read the next bytes, fewer at the end."""
         left = os.fstat(self._file.fileno()).st_size - self._file.tell()
         found = bytearray(max(min(num_bytes, left), 0))
         num_read = self._file.readinto(found)  # type: ignore[attr-defined]
         return found[:num_read] if num_read < len(found) else found
 
     def finish(self) -> None:
-        """Nothing is left to verify."""
+        """Do nothing, since there is no checksum to verify."""
 
 
 class Inflated:
-    """Content of a compressed file (gzip or zlib; of gzip, all its parts), inflated no further than is asked for.
+    """Inflate the content of a compressed file (gzip with all its parts, or zlib), no further than is asked for.
 
     Args:
         file: at the beginning of the compressed bytes.
-        is_one_part: what follows the first part is no content.
+        is_one_part: whether only the first part is content.
     """
 
     def __init__(self, file: BinaryIO, is_one_part: bool = False) -> None:
@@ -78,17 +78,17 @@ class Inflated:
         self._begin_part()
 
     def _begin_part(self) -> None:
-        """The next part; many without content would take long for nothing."""
+        """Begin the next part; refuse many parts without content, which would only take time."""
         self._num_parts += 1
         if self._num_parts > 64 + self._num_bytes // 1024:
             raise ValueError(f"it consists of {self._num_parts} compressed parts with hardly any content")
-        self._part = zlib.decompressobj(47)  # 15, and 32: whichever of gzip and zlib its first bytes say
+        self._part = zlib.decompressobj(47)  # 15, and 32 to tell gzip from zlib by the first bytes
 
     def read(self, num_bytes: int) -> bytearray:
-        """The next bytes, fewer at the end.
+        """Read the next bytes, fewer at the end.
 
         Raises:
-            EOFError, zlib.error: if the file is cut off or damaged; checksums are verified where a part ends.
+            EOFError, zlib.error: if the file is cut off or damaged; checksums are verified at the end of each part.
         """
         found = bytearray()
         while len(found) < num_bytes:
@@ -107,7 +107,7 @@ class Inflated:
         return found
 
     def finish(self) -> None:
-        """Read on to the end, so that the checksum is verified; what follows the pixels is thrown away.
+        """Read on to the end, so that the checksum is verified; bytes after the pixels are discarded.
 
         Raises:
             EOFError, zlib.error: as `read`.

@@ -1,7 +1,8 @@
-"""Clips without a place or scale: AVI and MP4, what their headers announce, and their frames from a process of its own.
+"""Read AVI and MP4 clips, which have no position or scale: check their headers, and decode their frames in another process.
 
-A clip comes from anywhere, and FFmpeg, which decodes it, is a large program in C. So the parts of the file are walked here first: what
-they announce is bounded, and a file that is cut off is refused. Then `clip_decoder` decodes it in a process that may die of it.
+A clip can come from anywhere, and FFmpeg, which decodes it, is a large program in C. So the parts of the file are walked here first:
+announced sizes are limited, and a file that is cut off is refused. Then `clip_decoder` decodes it in a process of its own, which it
+may crash.
 """
 
 from __future__ import annotations
@@ -22,45 +23,45 @@ from synboost_monai.formats.grid import Grid
 from synboost_monai.processes import module_command, safe_environment
 
 CLIP_SUFFIXES = (".avi", ".mp4")
-"""Ends of the names of clips; which of the two a file is, its first bytes say."""
+"""File name suffixes of clips; the first bytes of a file decide which of the two it is."""
 MAX_CLIP_FRAMES = 3_600
-"""Frames of a clip, as of DICOM (`dicom.limits.Limits.max_frames`): two minutes at 30 frames a second."""
+"""Most frames of a clip, as for DICOM (`dicom.limits.Limits.max_frames`): two minutes at 30 frames a second."""
 MAX_CLIP_BYTES = 1 << 31
-"""Bytes of a file: more than `MAX_PIXELS` uncompressed pixels in three colours have."""
+"""Largest file, in bytes; `MAX_PIXELS` uncompressed pixels in three colours have fewer."""
 MAX_CLIP_SECONDS = 600
-"""Seconds that decoding a clip may take."""
+"""Most seconds that decoding a clip may take."""
 SIZE, FRAME, FAILURE = b"S", b"F", b"E"
-"""First byte of the messages of `clip_decoder`: rows and columns (two numbers), pixels of a frame, why it failed (length, UTF-8)."""
+"""First byte of the messages of `clip_decoder`: size (rows and columns), pixels of a frame, or the reason of a failure (length, UTF-8)."""
 NUMBERS = struct.Struct("<II")
-"""Numbers of a message: rows and columns of what follows, or the length of the text and 0."""
+"""Numbers of a message: rows and columns, or the length of the text and 0."""
 
 _MAX_PARTS = 100_000
-"""Parts of a file that are looked at before it is decoded; the index of a long clip lies within one of them."""
+"""Most parts of a file; they are checked before it is decoded, and the index of a long clip is within one of them."""
 _MAX_OTHER_SAMPLES = 1 << 22
-"""Samples of a track of sound or text in an MP4 file, which FFmpeg lists in memory, 24 bytes each."""
+"""Most samples of a sound or text track in an MP4 file, which FFmpeg lists in memory with 24 bytes each."""
 _MP4_FOLDERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"dinf", b"stbl", b"moof", b"traf"})
 _AVI_FOLDERS = frozenset({b"hdrl", b"strl"})
 
 
 class _Part(NamedTuple):
-    """A box of an MP4 file, or a chunk of an AVI file."""
+    """One box of an MP4 file, or one chunk of an AVI file."""
 
     name: bytes
     start: int
-    """Where its content begins."""
+    """Offset of its content."""
     end: int
     content: bytes
     """The first bytes of the content."""
 
 
 def read_clip(path: Path) -> NDArray[np.uint8]:
-    """A clip as grey frames (T, H, W), turned as the file says; sound is passed over.
+    """Read a clip as grey frames (T, H, W), rotated as the file says; sound is ignored.
 
     Args:
-        path: of a regular file.
+        path: path of a regular file.
     Raises:
-        ValueError: if it is neither AVI nor MP4, is cut off or damaged, announces or has more than an echocardiogram, its coding is
-            not one of `clip_decoder.CODECS`, or PyAV is not installed.
+        ValueError: if it is neither AVI nor MP4, is cut off or damaged, exceeds the limits for an echocardiogram, has a coding
+            other than `clip_decoder.CODECS`, or PyAV is not installed.
     """
     kind = check_clip(path)
     check_pyav(path)
@@ -68,7 +69,7 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
         [*module_command("synboost_monai.formats.clip_decoder"), str(path), kind],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # libraries in C print as they like
+        stderr=subprocess.DEVNULL,  # C libraries may print
         env=safe_environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
     )
     assert child.stdout is not None
@@ -89,10 +90,10 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
 
 
 def check_pyav(path: Path) -> None:
-    """Refuse to read clips where PyAV is not installed.
+    """Refuse to read clips if PyAV is not installed.
 
     Args:
-        path: of a clip, or of a folder of clips, for the message.
+        path: path of a clip, or of a folder of clips, for the message.
     """
     if find_spec("av") is None:
         raise ValueError(
@@ -101,15 +102,15 @@ def check_pyav(path: Path) -> None:
 
 
 def clip_grid(shape: tuple[int, ...]) -> Grid:
-    """The grid of a clip (T, H, W), (x, y, t) as a label map of it is stored: a pixel counts as 1 mm, and nothing says how it lies."""
+    """Return the grid (x, y, t) in which a label map of a clip (T, H, W) is stored: a pixel counts as 1 mm, orientation unknown."""
     return Grid((shape[2], shape[1], shape[0]), (1.0, 1.0, 1.0), np.diag([-1.0, -1.0, 1.0, 1.0]), is_oriented=False)
 
 
 def check_clip(path: Path) -> str:
-    """Which of `avi` and `mp4` a file is, by its content; what its parts announce is bounded, and none may be cut off.
+    """Return `avi` or `mp4` by a file's content; check that no part is cut off or announces too much.
 
     Raises:
-        ValueError: if it is neither, or more than is read.
+        ValueError: if it is neither, is cut off, or exceeds the limits.
     """
     num_bytes = path.stat().st_size
     if num_bytes > MAX_CLIP_BYTES:
@@ -129,10 +130,10 @@ def check_clip(path: Path) -> str:
 
 
 def check_frames(path: Path, num_frames: int, width: int, height: int) -> None:
-    """Refuse a clip that has, or announces, more or larger frames than are read.
+    """Refuse a clip that has or announces too many or too large frames.
 
     Raises:
-        ValueError: with what is allowed.
+        ValueError: with the limits.
     """
     if num_frames > MAX_CLIP_FRAMES:
         raise ValueError(
@@ -146,11 +147,11 @@ def check_frames(path: Path, num_frames: int, width: int, height: int) -> None:
 
 
 def _received(stream: IO[bytes], path: Path) -> NDArray[np.uint8]:
-    """Frames (T, H, W) that the decoder sends.
+    """Return the frames (T, H, W) that the decoder sends.
 
     Raises:
-        EOFError: if it ends before it has said so.
-        ValueError: that it sends instead, or if it sends more than it may.
+        EOFError: if it ends without a last message, or sends more than is allowed.
+        ValueError: if it reports a failure.
     """
     content = bytearray()
     height = width = 0
@@ -169,7 +170,7 @@ def _received(stream: IO[bytes], path: Path) -> NDArray[np.uint8]:
 
 
 def _exactly(stream: IO[bytes], num_bytes: int) -> bytes:
-    """So many bytes of a stream."""
+    """Read exactly `num_bytes` from a stream."""
     found = stream.read(num_bytes)
     if len(found) < num_bytes:
         raise EOFError
@@ -185,8 +186,8 @@ def _name(name: bytes) -> str:
 
 
 def _avi_parts(file: BinaryIO, num_bytes: int, path: Path) -> Iterator[_Part]:
-    """Chunks of an AVI file: those of its headers, and those that hold them, each within the one around it."""
-    open_ends = [(0, num_bytes)]  # where the next chunk begins, and where the one around it ends
+    """Yield the chunks of an AVI file: its header chunks, and the chunks that enclose them; none may reach beyond its parent."""
+    open_ends = [(0, num_bytes)]  # offset of the next chunk, and end of the chunk that encloses it
     for _ in range(_MAX_PARTS):
         start, end = open_ends.pop()
         if start + 8 > end:
@@ -198,7 +199,7 @@ def _avi_parts(file: BinaryIO, num_bytes: int, path: Path) -> Iterator[_Part]:
         name, length = head[:4], struct.unpack("<I", head[4:])[0]
         part_end = start + 8 + length
         is_outermost = not open_ends
-        if is_outermost and name != b"RIFF":  # zeros or notes behind the end
+        if is_outermost and name != b"RIFF":  # zeros or notes after the end
             return
         if part_end > end or (is_outermost and length < 4):
             raise _cut_off(path, f"its part {_name(name)} ends at byte {part_end:,} of {num_bytes:,}")
@@ -211,7 +212,7 @@ def _avi_parts(file: BinaryIO, num_bytes: int, path: Path) -> Iterator[_Part]:
 
 
 def _check_avi(path: Path, parts: Iterator[_Part]) -> None:
-    """Refuse an AVI file by its headers: frames and size of the pictures."""
+    """Refuse an AVI file if its headers announce too many or too large pictures."""
     stream = b""
     for part in parts:
         if part.name == b"strh":
@@ -220,11 +221,11 @@ def _check_avi(path: Path, parts: Iterator[_Part]) -> None:
                 check_frames(path, struct.unpack("<I", part.content[32:36])[0], 1, 1)
         elif part.name == b"strf" and stream == b"vids" and len(part.content) >= 12:
             width, height = struct.unpack("<ii", part.content[4:12])
-            check_frames(path, 1, width, abs(height))  # below 0: rows run from the top
+            check_frames(path, 1, width, abs(height))  # a negative height means rows from the top
 
 
 def _mp4_parts(file: BinaryIO, start: int, end: int, path: Path) -> Iterator[_Part]:
-    """Boxes of an MP4 file, and those within the ones that say what is in it."""
+    """Yield the boxes of an MP4 file, and the boxes within those that describe its content."""
     open_ends = [(start, end)]
     for _ in range(_MAX_PARTS):
         start, end = open_ends.pop()
@@ -238,7 +239,7 @@ def _mp4_parts(file: BinaryIO, start: int, end: int, path: Path) -> Iterator[_Pa
         begin = start + 8
         if length == 1 and len(head) == 16:
             length, begin = struct.unpack(">Q", head[8:])[0], start + 16
-        part_end = end if length == 0 else start + length  # 0: to the end
+        part_end = end if length == 0 else start + length  # 0 means up to the end
         if part_end > end or part_end < begin:
             raise _cut_off(path, f"its part {_name(name)} ends at byte {part_end:,} of {end:,}")
         file.seek(begin)
@@ -250,7 +251,7 @@ def _mp4_parts(file: BinaryIO, start: int, end: int, path: Path) -> Iterator[_Pa
 
 
 def _check_mp4(path: Path, parts: Iterator[_Part]) -> None:
-    """Refuse an MP4 file by its headers: samples of every track, size of the pictures."""
+    """Refuse an MP4 file if its headers announce too many samples in a track, or too large pictures."""
     has_pictures, is_picture, num_fragment_samples = False, False, 0
     for part in parts:
         content = part.content
@@ -260,7 +261,7 @@ def _check_mp4(path: Path, parts: Iterator[_Part]) -> None:
             raise ValueError(f"{path}: its pixels lie in another file; export the clip as one whole file")
         elif part.name == b"stsd" and is_picture and len(content) >= 44:
             has_pictures = True
-            width, height = struct.unpack(">HH", content[40:44])  # 0 where the frames alone say it
+            width, height = struct.unpack(">HH", content[40:44])  # 0 if only the frames give the size
             check_frames(path, 1, max(width, 1), max(height, 1))
         elif part.name in (b"stsz", b"stz2") and len(content) >= 12:
             num_samples = struct.unpack(">I", content[8:12])[0]

@@ -1,8 +1,8 @@
-"""Frames of an AVI or MP4 file in grey, decoded by PyAV one at a time; `main` runs in the process that `formats.clip` starts.
+"""Decode an AVI or MP4 file with PyAV into grey frames, one at a time; `main` runs in the process that `formats.clip` starts.
 
-What FFmpeg may do is narrowed: the two kinds of file alone, the codings of `CODECS`, no file beside this one, pictures no larger than
-are read. Grey is luma, as of DICOM: that of luma and chroma is taken as it is (16..235 of video becomes 0..255), that of red, green and
-blue is computed (`formats.colour`).
+FFmpeg is restricted: only the two kinds of file, only the codings of `CODECS`, no other file than this one, and no pictures beyond the
+size limit. Grey is luma, as for DICOM: taken directly from luma and chroma (16..235 of video becomes 0..255), or computed from red,
+green and blue (`formats.colour`).
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ CODECS = (
     "huffyuv",
     "ffv1",
 )
-"""Codings that are decoded, by FFmpeg's names: what ultrasound systems, phones and common programs write; each more is more C to trust."""
+"""Codings that are decoded, by FFmpeg's names: those that ultrasound systems, phones and common programs write, to trust little C code."""
 _LUMA_FIRST = frozenset(
     {"gray", "nv12", *(f"yuv{kind}p" for kind in (410, 411, 420, 422, 440, 444)), "yuva420p"}
     | {f"yuvj{kind}p" for kind in (411, 420, 422, 440, 444)}
 )
-"""Kinds of picture whose first plane is luma, 8 bits a pixel."""
+"""Pixel formats whose first plane is luma, with 8 bits per pixel."""
 _FULL_RANGE = 2
 """AVCOL_RANGE_JPEG: luma takes 0..255."""
 _OF_VIDEO = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
 """Luma 16..235 -> grey 0..255."""
 _MEMORY_BYTES = 1 << 31
-"""Memory that the process may take beyond what it needs to start: more than a whole clip's frames, of which it holds a few."""
+"""Memory that the process may take beyond what it needs to start; it exceeds a whole clip's frames, of which it holds only a few."""
 
 
 def grey_frames(path: Path, kind: str) -> Iterator[NDArray[np.uint8]]:
-    """The frames of a clip in grey, (H, W) each, of one size, turned as the file says.
+    """Yield the frames of a clip in grey, (H, W) each, of one size, rotated as the file says.
 
     Args:
-        path: of a file that `clip.check_clip` has looked at.
+        path: path of a file that `clip.check_clip` has checked.
         kind: `avi` or `mp4`.
     Raises:
-        ValueError: if it cannot be decoded to its end, or holds more than is read.
+        ValueError: if it cannot be decoded to its end, or exceeds the limits.
     """
     import av
 
@@ -71,9 +71,9 @@ def grey_frames(path: Path, kind: str) -> Iterator[NDArray[np.uint8]]:
 
 
 def main(path: str, kind: str) -> None:
-    """Send a clip's frames to standard output in the messages of `formats.clip`, then their size, or why it failed."""
+    """Send a clip's frames to standard output as messages of `formats.clip`, then their size, or the reason of a failure."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # libraries in C print as they like
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # C libraries may print
     if end_with_parent := ends_with_parent():
         end_with_parent()
     importlib.import_module("av")  # before memory is limited
@@ -95,7 +95,7 @@ def main(path: str, kind: str) -> None:
 
 
 def _opened(av: Any, file: BinaryIO, kind: str) -> Any:
-    """The file as PyAV's container; it may name no other file or address."""
+    """Open the file as PyAV's container; it must not name another file or address."""
 
     def refuse(url: str, flags: int, options: dict[str, str]) -> None:
         raise ValueError("it names another file; export the clip as one whole file")
@@ -103,7 +103,7 @@ def _opened(av: Any, file: BinaryIO, kind: str) -> Any:
     options = {
         "codec_whitelist": ",".join(CODECS),
         "protocol_whitelist": "none",
-        "max_pixels": str(MAX_PLANE_PIXELS),  # of any picture, before its memory is taken
+        "max_pixels": str(MAX_PLANE_PIXELS),  # limits every picture before memory is taken for it
         "err_detect": "explode",  # a damaged frame is an error, not filled up from its neighbours
     }
     if kind == "mp4":
@@ -112,7 +112,7 @@ def _opened(av: Any, file: BinaryIO, kind: str) -> Any:
 
 
 def _frames(path: Path, container: Any) -> Iterator[NDArray[np.uint8]]:
-    """Grey frames of the one track of pictures."""
+    """Yield the grey frames of the only video track."""
     streams = [stream for stream in container.streams.video if not _is_cover(stream)]
     if len(streams) != 1:
         raise ValueError(f"{path}: expected one track of pictures, got {len(streams)}; export the clip alone")
@@ -145,13 +145,13 @@ def _frames(path: Path, container: Any) -> Iterator[NDArray[np.uint8]]:
 
 
 def _is_cover(stream: Any) -> bool:
-    """Whether a track is a still picture that goes with the clip."""
+    """Return whether a track is a still cover picture of the clip."""
     disposition = getattr(stream, "disposition", None)
     return disposition is not None and "attached_pic" in str(getattr(disposition, "name", disposition)).lower()
 
 
 def _grey(frame: Any) -> NDArray[np.uint8]:
-    """Grey values of a decoded frame."""
+    """Return the grey values of a decoded frame."""
     name = frame.format.name
     if name not in _LUMA_FIRST:
         return luma(frame.to_ndarray(format="rgb24"))
@@ -163,7 +163,7 @@ def _grey(frame: Any) -> NDArray[np.uint8]:
 
 
 def _turned(path: Path, grey: NDArray[np.uint8], frame: Any) -> NDArray[np.uint8]:
-    """A frame as its display matrix says: turned by quarters, mirrored."""
+    """Return a frame turned by its display matrix: rotated by multiples of 90 degrees, or mirrored."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return grey

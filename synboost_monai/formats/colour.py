@@ -1,4 +1,4 @@
-"""Grey of colours."""
+"""Convert colours to grey."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _LUMA_WEIGHTS = (19595, 38470, 7471)
 
 
 def luma(colours: NDArray[Any]) -> NDArray[Any]:
-    """Grey of colours by ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B.
+    """Convert colours to grey by ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B.
 
     Args:
-        colours: (..., 3), or (..., 4) with alpha (0: transparent, which becomes black).
+        colours: (..., 3), or (..., 4) with alpha (0 is transparent and becomes black).
     Returns:
         (...), uint8 (rounded) for uint8, else float32.
     """

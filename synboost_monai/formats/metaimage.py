@@ -1,7 +1,7 @@
-"""MetaImage files (.mha; .mhd with its pixels in a file beside it), read by our own parser.
+"""Read MetaImage files (.mha; .mhd with its pixels in a file beside it) with our own parser.
 
-ITK's reader opens whatever file a header names: any path, a list of files, a pattern of names. So it never sees a sender's header; of
-a data file, the name alone counts, and it must lie beside the header.
+ITK's reader opens any file that a header names: any path, a list of files, a pattern of names. So it never gets a sender's header.
+Here only the name of a data file counts, and the file must be beside the header.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DTYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
-"""Element type of a MetaImage -> NumPy's; a long has four bytes, as in ITK."""
+"""Element type of a MetaImage -> dtype of NumPy; a long has four bytes, as in ITK."""
 _SYNONYMS = {
     "Position": "Offset",
     "Origin": "Offset",
@@ -42,7 +42,7 @@ _SYNONYMS = {
     "Orientation": "TransformMatrix",
     "ElementByteOrderMSB": "BinaryDataByteOrderMSB",
 }
-"""Other names of keys."""
+"""Synonyms of keys."""
 _KEYS = {
     *_SYNONYMS,
     "NDims",
@@ -59,23 +59,23 @@ _KEYS = {
     "HeaderSize",
     "ElementDataFile",
 }
-"""Keys that say where and what the pixels are; each may stand once."""
+"""Keys that describe the pixels and their place; each may occur once."""
 _MAX_AXES = 5
 _MAX_DIGITS = 32
-"""Bytes of one number where pixels are written as text."""
+"""Most bytes of one number if pixels are written as text."""
 
 
 @dataclass(frozen=True)
 class MetaImageFile:
-    """What the header of a MetaImage says."""
+    """Hold the header of a MetaImage."""
 
     path: Path
     data_path: Path
-    """Where the pixels are: the file itself, or the one beside it."""
+    """File that holds the pixels: the file itself, or the one beside it."""
     offset: int
-    """Byte of `data_path` where they begin; -1: as many as they need, at its end."""
+    """Offset of the pixels in `data_path`, in bytes; -1: they are its last `num_bytes` bytes."""
     sizes: tuple[int, ...]
-    """(x, y, ...)."""
+    """Sizes of the axes, (x, y, ...)."""
     dtype: np.dtype[Any]
     num_channels: int
     is_compressed: bool
@@ -83,16 +83,16 @@ class MetaImageFile:
     spacing: tuple[float, ...]
     origin: tuple[float, ...]
     direction: NDArray[np.float64]
-    """A column an axis."""
+    """Matrix of directions, one column per axis."""
 
     @property
     def num_bytes(self) -> int:
-        """Length of the pixels, inflated."""
+        """Length of the inflated pixels, in bytes."""
         return math.prod(self.sizes) * self.num_channels * self.dtype.itemsize
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As stored, (x, y, ...), without colours."""
+        """Sizes as stored, (x, y, ...), without colours."""
         return self.sizes
 
     @property
@@ -105,12 +105,12 @@ class MetaImageFile:
         return True
 
     def scaling(self) -> tuple[float, float]:
-        """(slope, intercept) of the values; ITK leaves those of a header aside, too."""
+        """Return the (slope, intercept) of the values; those of a header are ignored, as in ITK."""
         return 1.0, 0.0
 
     @property
     def grid(self) -> Grid | None:
-        """None if it is neither a plane nor planes over time."""
+        """Grid of the planes; None if the image is neither a plane nor planes over time."""
         axes = plane_axes(self.sizes)
         if axes is None:
             return None
@@ -123,17 +123,17 @@ class MetaImageFile:
         return Grid(self.sizes, self.spacing, affine, order, is_oriented)
 
     def check_length(self) -> None:
-        """Refuse a file that is cut off, by its size alone; a compressed one is not looked into.
+        """Refuse a file that is cut off, by its size alone; compressed and text files are not checked.
 
         Raises:
-            ValueError: if it is cut off.
+            ValueError: if the file is cut off.
         """
         num_found = self.data_path.stat().st_size - max(self.offset, 0)
         if not self.is_compressed and not self.is_text and num_found < self.num_bytes:
             raise ValueError(self._cut_off(self.num_bytes, num_found))
 
     def read(self) -> NDArray[Any]:
-        """The array as it is stored, (x, y, ...), with colours as a last axis.
+        """Read the array as it is stored, (x, y, ...), with colours as the last axis.
 
         Raises:
             ValueError: if the file is cut off or damaged.
@@ -173,16 +173,16 @@ class MetaImageFile:
 
 
 def read_metaimage_header(path: Path) -> MetaImageFile:
-    """Read the header of a MetaImage, and find its data file: inside of it, or the file of that name beside it.
+    """Read the header of a MetaImage, and find its pixels: in the file itself, or in the data file beside it.
 
-    A path in ElementDataFile is often that of another machine; its last part alone is looked for. Lists and patterns of files, and
+    A path in ElementDataFile is often that of another machine; only its last part is looked for. Lists and patterns of files, and
     links that leave the folder, are refused.
 
     Args:
-        path: of a regular file.
+        path: path of a regular file.
     Raises:
         FileNotFoundError: if the data file is missing.
-        ValueError: if it is no MetaImage of ours, names another file, or announces sizes that no echocardiogram has.
+        ValueError: if it is not a MetaImage that is read here, names another file, or announces sizes that no echocardiogram has.
     """
     keys, header_length = _keys(path)
     try:
@@ -229,10 +229,10 @@ def read_metaimage_header(path: Path) -> MetaImageFile:
 
 
 def check_for_other_readers(path: Path) -> None:
-    """Refuse a MetaImage that ITK, through a reader of MONAI's, might read from another place than we do.
+    """Refuse a MetaImage whose pixels ITK, through a reader of MONAI, might read from another place than we do.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_metaimage_header`; or if the data file is not named once, plainly.
+        FileNotFoundError, ValueError: as `read_metaimage_header`; or if the data file is not named exactly once, as a plain name.
     """
     file, (keys, length) = read_metaimage_header(path), _keys(path)
     with path.open("rb") as opened:
@@ -245,7 +245,7 @@ def check_for_other_readers(path: Path) -> None:
 
 
 def _keys(path: Path) -> tuple[dict[str, str], int]:
-    """Keys of a header, up to ElementDataFile, which is the last; and the header's length in bytes."""
+    """Return the keys of a header, up to ElementDataFile, which is the last, and the header's length in bytes."""
     keys: dict[str, str] = {}
     with path.open("rb") as file:
         while "ElementDataFile" not in keys:
@@ -265,7 +265,7 @@ def _keys(path: Path) -> tuple[dict[str, str], int]:
 
 
 def _data_path(path: Path, name: str) -> Path:
-    """The file that holds the pixels: the header's own, or that of a plain name beside it.
+    """Return the file that holds the pixels: the header's own file, or the named one beside it.
 
     Raises:
         FileNotFoundError, ValueError: if there is no such file, or it is not one plain file beside the header.
@@ -293,7 +293,7 @@ def _data_path(path: Path, name: str) -> Path:
 
 
 def _numbers(path: Path, keys: dict[str, str], key: str, otherwise: list[float]) -> list[float]:
-    """Numbers of a key, as many as there are in `otherwise`, which is what counts without the key."""
+    """Return the numbers of a key, as many as `otherwise` has; `otherwise` if the key is missing."""
     if key not in keys:
         return otherwise
     try:
@@ -308,5 +308,5 @@ def _numbers(path: Path, keys: dict[str, str], key: str, otherwise: list[float])
 
 
 def _is_true(keys: dict[str, str], key: str, otherwise: bool = False) -> bool:
-    """Whether a key says True; ITK looks at its first letter."""
+    """Return whether a key is true by its first letter, as ITK reads it; `otherwise` if it is missing or empty."""
     return keys[key][:1] in ("T", "t", "1") if keys.get(key) else otherwise

@@ -1,4 +1,4 @@
-"""NIfTI files (.nii, .nii.gz; one file that holds header and pixels): their header alone, or all of it, checked to its end."""
+"""Read NIfTI files (.nii, .nii.gz; header and pixels in one file): the header alone, or everything, checked to its end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from synboost_monai.formats.bounded import MAX_HEADER_BYTES, Inflated, Plain, ch
 from synboost_monai.formats.grid import DisplayOrder, Grid, display_order, plane_axes
 
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}
-"""Space code of `xyzt_units` -> millimetres: metre, micron. Millimetre (2), and what is not known, count as mm."""
+"""Space code of `xyzt_units` -> millimetres: metre, micron. Millimetre (2) and unknown codes count as mm."""
 _COLOUR_INTENTS = (2003, 2004)
 """Intent codes RGB_VECTOR and RGBA_VECTOR: the last axis is colour."""
 _HEADER_SIZES = {struct.pack(form, length): length for form in ("<i", ">i") for length in (348, 540)}
@@ -29,20 +29,20 @@ _HEADER_SIZES = {struct.pack(form, length): length for form in ("<i", ">i") for 
 
 @dataclass(frozen=True)
 class NiftiFile:
-    """What the header of a NIfTI file says."""
+    """Hold the header of a NIfTI file."""
 
     path: Path
     header: Any
     """nibabel's header."""
     sizes: tuple[int, ...]
-    """As stored, with a last axis of colours where there is one."""
+    """Sizes as stored, with the last axis of colours if there is one."""
     has_colour_axis: bool
     grid: Grid | None
     """None if it is neither a plane nor planes over time."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As stored, (x, y, ...), without colours."""
+        """Sizes as stored, (x, y, ...), without colours."""
         return self.sizes[:-1] if self.has_colour_axis else self.sizes
 
     @property
@@ -60,16 +60,16 @@ class NiftiFile:
 
     @property
     def num_bytes(self) -> int:
-        """Length of the content, inflated, up to the last pixel."""
+        """Length of the inflated content up to the last pixel, in bytes."""
         return self.offset + math.prod(self.sizes) * self.dtype.itemsize
 
     @property
     def offset(self) -> int:
-        """Where the pixels begin."""
+        """Offset of the first pixel in the inflated content, in bytes."""
         return max(int(self.header["vox_offset"]), int(self.header["sizeof_hdr"]) + 4)
 
     def read(self) -> NDArray[Any]:
-        """The array as it is stored, not scaled; a gzip file's checksum is verified.
+        """Read the array as it is stored, not scaled; a gzip file's checksum is verified.
 
         Raises:
             ValueError: if the file is cut off or damaged.
@@ -84,15 +84,15 @@ class NiftiFile:
         return pixels.reshape(self.sizes, order="F")
 
     def scaling(self) -> tuple[float, float]:
-        """(slope, intercept) of the values."""
+        """Return the (slope, intercept) of the values."""
         slope, intercept = self.header.get_slope_inter()
         return (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
 
     def check_length(self) -> None:
-        """Refuse a file that is cut off, by its size alone; a gzip file's last four bytes say how long its content was.
+        """Refuse a file that is cut off, by its size alone; a gzip file's last four bytes give the length of its content.
 
         Raises:
-            ValueError: if it is cut off.
+            ValueError: if the file is cut off.
         """
         with _readable(self.path), self.path.open("rb") as file:
             num_found = os.fstat(file.fileno()).st_size
@@ -100,7 +100,7 @@ class NiftiFile:
                 file.seek(-4, os.SEEK_END)
                 if struct.unpack("<I", file.read(4))[0] == self.num_bytes % 2**32:
                     return
-                file.seek(0)  # padding does no harm, nor do several parts
+                file.seek(0)  # padding and several parts are allowed, so count the bytes
                 num_found = len(Inflated(file).read(self.num_bytes))
         if num_found < self.num_bytes:
             raise ValueError(
@@ -112,10 +112,10 @@ def read_nifti_header(path: Path, with_extensions: bool = False) -> NiftiFile:
     """Read the header of a NIfTI file.
 
     Args:
-        path: of a regular file.
+        path: path of a regular file.
         with_extensions: keep the header's extensions too, to write another file like this one.
     Raises:
-        ValueError: if it is no NIfTI file, or announces sizes that no echocardiogram has.
+        ValueError: if it is not a NIfTI file, or announces sizes that no echocardiogram has.
     """
     import nibabel as nib
 
@@ -154,26 +154,26 @@ def read_nifti_header(path: Path, with_extensions: bool = False) -> NiftiFile:
 
 
 def has_colour_axis(shape: tuple[int, ...], intent_code: int) -> bool:
-    """Whether the last axis of a NIfTI of numbers is colour: its fifth axis (that of vectors), or one that its intent names."""
+    """Return whether the last axis of a NIfTI of numbers is colour: a fifth axis (that of vectors), or one that the intent code names."""
     is_three_or_four = len(shape) > 2 and shape[-1] in (3, 4)
     return is_three_or_four and (len(shape) == 5 or intent_code in _COLOUR_INTENTS)
 
 
 def _grid(header: Any, shape: tuple[int, ...], axes: tuple[int, int]) -> Grid:
-    """The grid by a header, in millimetres whatever its unit."""
+    """Return the grid of a header, in millimetres whatever its unit."""
     unit = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     steps = [float(step) for step in header["pixdim"][1 : 1 + len(shape)]]
     steps[:3] = [step * unit for step in steps[:3]]
     affine = np.asarray(header.get_best_affine(), dtype=np.float64).copy()
     affine[:3] *= unit
-    if int(header["sform_code"]) == int(header["qform_code"]) == 0:  # nibabel makes an affine of the spacing alone
+    if int(header["sform_code"]) == int(header["qform_code"]) == 0:  # nibabel makes an affine from the spacing alone
         return Grid(shape, tuple(steps), affine, DisplayOrder(*axes), False)
     order, is_oriented = display_order(axes, affine)
     return Grid(shape, tuple(steps), affine, order, is_oriented)
 
 
 def _content(file: BinaryIO, path: Path) -> Plain | Inflated:
-    """The file's content, inflated where it begins as a gzip file does."""
+    """Return the file's content, inflated if it begins as a gzip file does."""
     is_gzip = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     if not is_gzip and path.name.lower().endswith(".gz"):
@@ -183,18 +183,18 @@ def _content(file: BinaryIO, path: Path) -> Plain | Inflated:
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """What goes wrong in reading a NIfTI file, as one line with its path."""
+    """Turn errors in reading a NIfTI file into one line with its path."""
     try:
         yield
     except (EOFError, zlib.error) as error:
         raise ValueError(f"{path}: the file is cut off or damaged ({_one_line(error)}); fetch it again") from error
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # nibabel raises many kinds for a file that is no NIfTI
+    except Exception as error:  # nibabel raises many kinds for a file that is not NIfTI
         raise ValueError(f"{path}: not a readable NIfTI image ({_one_line(error)}); fetch it again") from error
 
 
 def _one_line(error: Exception) -> str:
-    """The last line of an error's text, or its kind if it says nothing."""
+    """Return the last line of an error's text, or the name of its class if the text is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Pictures without a place or scale: PNG, JPEG, BMP."""
+"""Read pictures (PNG, JPEG, BMP), which have no position or scale."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from synboost_monai.formats.colour import luma
 from synboost_monai.formats.grid import Grid
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-"""Ends of the names of pictures."""
+"""File name suffixes of pictures."""
 _FORMATS = ("PNG", "JPEG", "BMP")
-"""What a picture may be, whatever its name: PIL knows forty other formats, and runs programs for some."""
+"""Formats that are read, whatever the file's name: PIL knows forty others, and runs programs for some."""
 
 
 def read_picture(path: Path) -> NDArray[Any]:
-    """A picture as one grey plane (H, W): uint8, or as deep as it is stored. A JPEG that says it is turned is turned back.
+    """Read a picture as one grey plane (H, W), uint8 or as deep as stored; a JPEG is rotated by its orientation tag.
 
     Args:
-        path: of a regular file.
+        path: path of a regular file.
     Raises:
-        ValueError: if it is no such picture, is damaged, too large, or has several pictures.
+        ValueError: if it is not such a picture, is damaged, too large, or has several pictures.
     """
     from PIL import Image, ImageOps
 
     try:
         image = Image.open(path, formats=_FORMATS)
-    except Exception as error:  # PIL raises many kinds for a file that is no picture
+    except Exception as error:  # PIL raises many kinds for a file that is not a picture
         raise ValueError(_unreadable(path, error)) from error
     with image:
         check_sizes(path, image.size, image.size)  # before it is decoded
@@ -48,12 +48,12 @@ def read_picture(path: Path) -> NDArray[Any]:
 
 
 def picture_grid(shape: tuple[int, ...]) -> Grid:
-    """The grid of a picture (H, W): a pixel counts as 1 mm, and nothing says how it lies."""
+    """Return the grid of a picture (H, W): a pixel counts as 1 mm, and the orientation is unknown."""
     return Grid((shape[1], shape[0]), (1.0, 1.0), np.diag([-1.0, -1.0, 1.0, 1.0]), is_oriented=False)
 
 
 def _grey(image: Any) -> NDArray[Any]:
-    """Grey values of a decoded picture."""
+    """Return the grey values of a decoded picture."""
     if image.mode.startswith("I") or image.mode == "F":  # 16 and 32 bits a pixel: conversion to "L" would clip
         return np.asarray(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

@@ -1,1 +1,1 @@
-"""What in a DICOM header or its pixels names a person, and how it is taken out."""
+"""Find and remove what names a person in DICOM headers and pixels."""

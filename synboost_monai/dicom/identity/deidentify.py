@@ -1,15 +1,15 @@
-"""De-identified copies of ultrasound objects: a header without the patient, and pixels of the sector alone.
+"""Write de-identified copies of ultrasound objects: a header without the patient, and the pixels of the sector alone.
 
 The header follows the Basic Application Level Confidentiality Profile (DICOM PS3.15 annex E; `basic_profile.txt`), and goes
-further: what the profile does not name is kept only if it is a number, a coded word of the system or a code that the standard knows,
-with its meaning there. So text that somebody typed, private elements, curves and overlays go, and of the device all but its maker's
-name. A number, time or code that repeats the digits of an ID, a telephone or a birthday goes too. UIDs become hashes under a key:
-references between the copies of one key still hold, and nobody without the key can find the original. Dates move back by a number of
-days that the key gives each patient, or go.
+further: an element that the profile does not name is kept only if it is a number, a coded word of the system, or a code of the standard
+with the standard's meaning. So typed text, private elements, curves and overlays are removed, and of the device only the maker's name
+is kept. A number, time or code that repeats the digits of an ID, a telephone number or a birthday is removed too. UIDs become hashes
+under a key: references between copies made with one key still hold, and nobody without the key can find the original. Dates move back by
+a number of days that the key gives each patient, or are removed.
 
-Pixels are decoded and written as grey, uncompressed, black outside the sector, a window at a time: names that are burned in around it are
-gone, and memory does not grow with the clip. Text within the sector stays. Only a clip in which none is found (`sector.has_text`) says
-of itself that its pixels are clean. A copy's grey values are those that the original's segmentation saw.
+Pixels are decoded and written as grey, uncompressed, black outside the sector, a window at a time: names burned in around the sector are
+removed, and memory does not grow with the clip. Text within the sector stays. Only a clip in which no such text is found
+(`sector.has_text`) is marked as having clean pixels. A copy has the same grey values as the images that the original's segmentation used.
 
 Why no library: `dicognito` and `dicom-anonymizer` keep the public text elements that they do not know and leave the pixels alone,
 `deid` blanks boxes of known scanners and scrambles ultrasound clips (its issue 228); each holds all pixels in memory.
@@ -58,19 +58,19 @@ if TYPE_CHECKING:
     from synboost_monai.dicom.limits import Limits
 
 MIN_KEY_BYTES, MAX_KEY_BYTES = 32, 4096
-"""A shorter key could be guessed, and with it who is who; a longer file is none that somebody made as a key."""
+"""Size of a key; a shorter one could be guessed and would then reveal the patients, and a longer file was not made as a key."""
 MAKE_KEY = "head -c 32 /dev/urandom > KEYFILE; chmod 600 KEYFILE"
-"""How a key is made."""
+"""Shell command that makes a key."""
 MAX_SHIFT_DAYS = 3650
-"""Dates move back by 1 to so many days."""
+"""Most days by which dates move back; the least is 1."""
 OLDEST_AGE = 90
-"""Years; higher ages are rare enough to identify, and become this one."""
+"""Oldest age that is kept, in years; higher ages are rare enough to identify a person, and become this one."""
 WINDOW = 16
-"""Frames that are decoded at a time."""
+"""Number of frames decoded at a time."""
 KNOWN_SCHEMES = ("DCM", "SCT", "LN", "UCUM", "UMLS", "FMA", "RADLEX", "NCIt")
-"""Coding schemes whose codes are kept, those that the standard names, with the standard's own meaning."""
+"""Coding schemes named by the standard, whose codes are kept with the standard's own meaning."""
 SNOMED_RT = ("SRT", "SNM3", "99SDM")
-"""Older names of SNOMED, whose codes have SNOMED CT's meanings."""
+"""Older designators of SNOMED, whose codes get SNOMED CT's meanings."""
 MAKERS = {
     "GE": ("ge", "general electric", "vingmed"),
     "Philips": ("philips",),
@@ -86,9 +86,9 @@ MAKERS = {
     "Butterfly": ("butterfly",),
     "Clarius": ("clarius",),
 }
-"""Makers of ultrasound systems, and words by which they are known; Manufacturer is free text, and becomes one of these names or empty."""
+"""Makers of ultrasound systems and the words that name them; Manufacturer is free text, and becomes one of these names or empty."""
 BODY_PARTS = frozenset({"HEART", "CHEST", "THORAX"})
-"""Body Part Examined that is kept; many systems let people type it."""
+"""Values of Body Part Examined that are kept; many systems let people type it."""
 CODED_WORDS = frozenset(
     "ImageType Modality PatientSex Laterality ImageLaterality FrameLaterality BodyPartExamined PatientOrientation "
     "PhotometricInterpretation LossyImageCompression LossyImageCompressionMethod PresentationLUTShape "
@@ -97,11 +97,11 @@ CODED_WORDS = frozenset(
     "UltrasoundAcquisitionGeometry PositionMeasuringDeviceUsed CardiacSynchronizationTechnique "
     "CardiacSignalSource DimensionOrganizationType LongitudinalTemporalInformationModified".split()
 )
-"""Attributes of coded words (VR CS) that an ultrasound system fills in by itself; of others, such as Content Label, people type some."""
+"""Attributes of coded words (VR CS) that an ultrasound system fills in itself; people may type others, such as Content Label."""
 MIN_ID_DIGITS, MIN_INNER_DIGITS = 4, 6
-"""A number is taken for an ID if it is all of its digits, so many at least; or holds them, so many at least."""
+"""Fewest digits of an ID for which a number counts as that ID: if the number equals it, and if the number contains it."""
 CHARACTERISTICS = ("PatientSex", "PatientAge", "PatientSize", "PatientWeight")
-"""What `keep_characteristics` keeps: size and weight of the body, sex and age."""
+"""Attributes that `keep_characteristics` keeps: sex, age, and size and weight of the body."""
 
 _NUMBERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT", "OL", "OF", "OD"})
 _NUMBER_TEXT = {"IS": re.compile(r" *[+-]?\d{1,12} *"), "DS": re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *")}
@@ -129,7 +129,7 @@ _PIXELS_KEPT = frozenset(
     {"NumberOfFrames", "FrameIncrementPointer", "PixelAspectRatio", "LongitudinalTemporalInformationModified"}
 )
 _WELL_KNOWN = "1.2.840.10008."
-"""UIDs of the standard itself: classes, syntaxes, coding schemes."""
+"""Prefix of the UIDs of the standard itself: classes, syntaxes, coding schemes."""
 
 
 def deidentify(
@@ -145,19 +145,19 @@ def deidentify(
     """Write a de-identified copy of an ultrasound object.
 
     Args:
-        path_in: of the object; only read.
-        path_out: of the copy; written whole or not at all. Name it by the UID that is returned, never by the original.
-        key: secret, at least 32 random bytes; copies under one key belong together.
-        sector: (Rows, Columns), True where pixels may be shown; None: what `find_sector` finds within the header's regions. A still
-            without regions is refused then.
+        path_in: path of the object, which is only read.
+        path_out: path of the copy; written whole or not at all. Name it by the UID that is returned, never by the original.
+        key: secret, at least 32 random bytes; copies made with one key belong together.
+        sector: (Rows, Columns), True where pixels may be shown; None: the sector that `find_sector` finds within the header's regions.
+            A still without regions is then refused.
         dates: shift or remove.
         keep_characteristics: keep sex, age (90 and over as 90), size and weight.
-        limits: of reading.
+        limits: of reading the file; the defaults if None.
     Returns:
         The SOP Instance UID of the copy.
     Raises:
         ValueError: if the key could be guessed, or `sector` has another shape than the frames.
-        NotUsableError: if the object cannot be read, no sector is found in it, or the disk refuses.
+        NotUsableError: if the object cannot be read, no sector is found in it, or the copy cannot be written.
     """
     from synboost_monai.dicom.limits import Limits
     from synboost_monai.dicom.reading.decode import frame_reader
@@ -195,15 +195,15 @@ def deidentify(
 def deidentify_header(
     header: Dataset, key: bytes, *, dates: str = "shift", keep_characteristics: bool = False
 ) -> Dataset:
-    """The header of a de-identified copy, without pixel data; of pixels it says nothing.
+    """Return the header of a de-identified copy, without pixel data and without a claim about the pixels.
 
     Args:
-        header: of the original; it is not changed.
+        header: header of the original; it is not changed.
         key: secret, at least 32 random bytes.
         dates: shift or remove.
         keep_characteristics: keep sex, age, size and weight.
     Raises:
-        ValueError: if the key could be guessed, or `dates` is neither.
+        ValueError: if the key could be guessed, or `dates` is neither of the two words.
         NotUsableError: if an identifier of the object is missing.
     """
     check_key(key)
@@ -247,11 +247,11 @@ def deidentify_header(
 
 
 def read_key(path: str | os.PathLike[str]) -> bytes:
-    """The secret for de-identification, of a file that nobody else can read.
+    """Read the secret for de-identification from a file that nobody else can read.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no regular file, others may read it, or its content could be guessed.
+        ValueError: if it is not a regular file, others may read it, or its content could be guessed.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -276,15 +276,15 @@ def read_key(path: str | os.PathLike[str]) -> bytes:
 
 
 def check_key(key: bytes, where: str = "deidentify.py") -> None:
-    """Refuse a key that is not made of random bytes: whoever guesses it can tell who is who.
+    """Refuse a key that is not made of random bytes, since whoever guesses it can identify the patients.
 
-    Of 32 random bytes, less than one key in ten million is refused.
+    Fewer than one in ten million keys of 32 random bytes are refused.
 
     Args:
         key: the secret.
-        where: it comes from, for the message.
+        where: place that the key comes from, for the message.
     Raises:
-        ValueError: if it is too short or too long, text, or repeats itself.
+        ValueError: if the key is too short or too long, is text, or repeats itself.
     """
     if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
         size = f"{len(key)} bytes" if len(key) <= MAX_KEY_BYTES else f"more than {MAX_KEY_BYTES} bytes"
@@ -299,7 +299,7 @@ def check_key(key: bytes, where: str = "deidentify.py") -> None:
 
 
 def _is_text(key: bytes) -> bool:
-    """Whether bytes are text: words, or a key written in hexadecimal digits or base 64."""
+    """Return whether bytes are text: words, or a key written in hexadecimal digits or base 64."""
     with contextlib.suppress(UnicodeDecodeError):
         key.decode("utf-8")
         return True
@@ -307,24 +307,24 @@ def _is_text(key: bytes) -> bool:
 
 
 def _repeats(key: bytes) -> bool:
-    """Whether bytes have fewer values than random ones, or can be compressed."""
+    """Return whether bytes have fewer distinct values than random ones, or can be compressed."""
     num_expected = 256 * (1 - (255 / 256) ** len(key))
     return len(set(key)) < 0.65 * num_expected or len(zlib.compress(key, 9)) < len(key)
 
 
 def pseudonymous_uid(key: bytes, uid: str) -> str:
-    """What becomes of a UID under a key: always the same, and no way back without the key."""
+    """Return the UID that replaces a UID under a key: always the same one, and not reversible without the key."""
     return f"2.25.{uuid.UUID(bytes=_hash(key, 'uid', uid)[:16], version=4).int}"
 
 
 class _Cleaner:
-    """Cleans data sets, those in sequences too.
+    """Cleans data sets, including those in sequences.
 
     Args:
         key: secret.
-        days: by which dates move back; None removes them.
-        kept: keywords that stay against the profile.
-        header: of the object; no text that holds a word of its patient and no number with the patient's digits stays.
+        days: number of days by which dates move back; None removes dates.
+        kept: keywords that stay although the profile removes them.
+        header: header of the object; text with a word that identifies its patient and numbers with the patient's digits are removed.
     """
 
     def __init__(self, key: bytes, days: int | None, kept: frozenset[str], header: Dataset) -> None:
@@ -332,7 +332,7 @@ class _Cleaner:
         self._people, self._words, self._digits = _words_of(header)
 
     def clean(self, dataset: Dataset) -> Dataset:
-        """A copy with what may stay."""
+        """Return a copy with the elements that may stay."""
         from pydicom.datadict import dictionary_VR
         from pydicom.dataset import Dataset
 
@@ -354,12 +354,12 @@ class _Cleaner:
             except Exception:  # noqa: BLE001  a value that cannot be read cannot be judged
                 continue
             if value is not None:
-                is_blanked = isinstance(element.value, bytes)  # of a value that its VR does not allow
+                is_blanked = isinstance(element.value, bytes)  # its VR did not allow the value
                 copy.add_new(tag, dictionary_VR(tag).split(" or ")[-1] if is_blanked else element.VR, value)
         return copy
 
     def _clean_value(self, element: DataElement) -> Any:
-        """What an element keeps; None where it goes."""
+        """Return the value that an element keeps, or None if the element is removed."""
         keyword, vr = element.keyword, element.VR
         if isinstance(element.value, bytes):  # pixels, palettes, documents, and values that their VR does not allow
             return "" if basic_profile().get(int(element.tag)) == "Z" else None
@@ -416,7 +416,7 @@ class _Cleaner:
         return None if any(_tells(text, self._words) for text in texts) else value
 
     def _maker(self, text: str) -> str | None:
-        """Name of the maker that a text tells of; None where it tells of none, or of the patient as well."""
+        """Return the maker that a text names; None if it names none, or if that name is also a word of the patient."""
         words = " ".join(re.findall(r"\w+", text.casefold()))
         for name, known_as in MAKERS.items():
             if any(f" {word} " in f" {words} " for word in known_as):
@@ -424,7 +424,7 @@ class _Cleaner:
         return None
 
     def _tells_digits(self, value: Any) -> bool:
-        """Whether a value repeats the digits of an ID, a telephone or a birthday."""
+        """Return whether a value repeats the digits of an ID, a telephone number or a birthday."""
         if value is None or isinstance(value, str) or not isinstance(value, Iterable):
             value = [value]
         return any(_repeats_digits(str(getattr(part, "original_string", None) or part), self._digits) for part in value)
@@ -435,7 +435,7 @@ class _Cleaner:
         return new[0] if len(new) == 1 else new or None
 
     def _shifted(self, element: DataElement) -> str | None:
-        """A date, or a date with its time, so many days earlier."""
+        """Return a date, or a date with its time, moved back by `days`; None if dates are removed or it is not a date."""
         text = str(element.value or "").strip()
         if self._days is None or not is_date(text[:8]):
             return None
@@ -445,7 +445,7 @@ class _Cleaner:
 
 
 def _is_of_the_standard(uid: str) -> bool:
-    """Whether a UID is one that the standard itself has given: of a class, a syntax, a coding scheme."""
+    """Return whether the standard itself defines a UID: for a class, a syntax, a coding scheme."""
     from pydicom._uid_dict import UID_dictionary
 
     return uid.startswith(_WELL_KNOWN) and uid in UID_dictionary
@@ -453,7 +453,7 @@ def _is_of_the_standard(uid: str) -> bool:
 
 @functools.cache
 def _meanings_of(scheme: str, code: str) -> tuple[str, ...]:
-    """The standard's meanings of a code, shortest first; none of one that it does not know."""
+    """Return the standard's meanings of a code, shortest first; empty for a code that it does not know."""
     from pydicom.sr._concepts_dict import concepts
     from pydicom.sr._snomed_dict import mapping
 
@@ -464,7 +464,7 @@ def _meanings_of(scheme: str, code: str) -> tuple[str, ...]:
 
 
 def _repeats_digits(text: str, numbers: frozenset[str]) -> bool:
-    """Whether a number in text is one of these, or holds it; zeros before it and a decimal point do not count."""
+    """Return whether the digits in a text equal or contain one of `numbers`, ignoring leading zeros and decimal points."""
     digits = re.sub(r"\D", "", text)
     whole, fraction = digits.lstrip("0"), digits.strip("0")
     return any(
@@ -473,13 +473,13 @@ def _repeats_digits(text: str, numbers: frozenset[str]) -> bool:
 
 
 def _tells(text: str, words: frozenset[str]) -> bool:
-    """Whether a text holds one of these words."""
+    """Return whether a text contains one of `words`."""
     return not words.isdisjoint(re.findall(r"\w+", text.casefold()))
 
 
 @functools.cache
 def basic_profile() -> dict[int, str]:
-    """Tag -> action of the Basic Profile."""
+    """Return the actions of the Basic Profile, by tag."""
     text = resources.files("synboost_monai.dicom.identity").joinpath("basic_profile.txt").read_text(encoding="utf-8")
     lines = (line.split() for line in text.splitlines() if not line.startswith("#"))
     return {int(tag, 16): action for tag, action, _ in lines}
@@ -490,7 +490,7 @@ def _hash(key: bytes, kind: str, text: str) -> bytes:
 
 
 def _patient_of(header: Dataset) -> str:
-    """What tells the patient from others; where the header says nothing, the study, so that strangers do not become one patient."""
+    """Return a text that identifies the patient; the study if the header names none, so that strangers do not become one patient."""
     if patient_id := text_of(header, "PatientID"):
         return f"id\0{patient_id}\0{text_of(header, 'IssuerOfPatientID')}"
     if name := text_of(header, "PatientName"):
@@ -499,8 +499,11 @@ def _patient_of(header: Dataset) -> str:
 
 
 def _words_of(header: Dataset) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """Words of three characters and more that tell the patient: names of people and numbers of the patient; with them places, devices
-    and dates; and of all these the digits, without zeros before them."""
+    """Return the words and digits of a header that identify the patient, words of three characters and more.
+
+    Returns:
+        (names of people and numbers of the patient; these and places, devices and dates; digits of all, without leading zeros).
+    """
     people: set[str] = set()
     places: set[str] = set()
     digits: set[str] = set()
@@ -522,14 +525,14 @@ def _words_of(header: Dataset) -> tuple[frozenset[str], frozenset[str], frozense
 
 
 def _elements(dataset: Dataset) -> Iterator[DataElement]:
-    """Public elements that can be read, those in sequences too."""
+    """Yield the public elements that can be read, including those in sequences."""
     for tag in dataset.keys():
         if tag.is_private:
             continue
         try:
             element = dataset[tag]
             str(element.value) if element.VR != "SQ" else None
-        except Exception:  # noqa: BLE001  what cannot be read names nobody and is not kept either
+        except Exception:  # noqa: BLE001  a value that cannot be read names nobody and is not kept either
             continue
         yield element
         if element.VR == "SQ":
@@ -538,7 +541,7 @@ def _elements(dataset: Dataset) -> Iterator[DataElement]:
 
 
 def _regions(header: Dataset, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """Pixels in the header's ultrasound regions; None where it has none that lies in the picture."""
+    """Return the mask of the header's ultrasound regions; None if no region is within the picture."""
     inside = np.zeros(shape, dtype=bool)
     for region in value_of(header, "SequenceOfUltrasoundRegions") or ():
         x0, y0, x1, y1 = (value_of(region, f"RegionLocation{name}") for name in ("MinX0", "MinY0", "MaxX1", "MaxY1"))
@@ -548,7 +551,7 @@ def _regions(header: Dataset, shape: tuple[int, int]) -> NDArray[np.bool_] | Non
 
 
 def _set_lossy_history(copy: Dataset, header: Dataset) -> None:
-    """`set_lossy_history`, of whose values those stay that were cleaned."""
+    """Call `set_lossy_history`, but keep the cleaned values of the copy."""
     cleaned = {keyword: copy.get(keyword) for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod")}
     set_lossy_history(copy, header)
     for keyword, value in cleaned.items():
@@ -557,7 +560,7 @@ def _set_lossy_history(copy: Dataset, header: Dataset) -> None:
 
 
 def _describe_pixels(copy: Dataset, header: Dataset, num_frames: int, shape: tuple[int, int]) -> None:
-    """Say what the new pixels are: 8-bit grey, uncompressed."""
+    """Describe the new pixels in the header: 8-bit grey, uncompressed."""
     for tag in [tag for tag in copy.keys() if tag.group == _PIXEL_GROUP and copy[tag].keyword not in _PIXELS_KEPT]:
         del copy[tag]
     copy.SamplesPerPixel, copy.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -574,7 +577,7 @@ def _describe_pixels(copy: Dataset, header: Dataset, num_frames: int, shape: tup
 
 
 def _say_what_is_clean(copy: Dataset, text_in_sector: bool | None) -> None:
-    """Claim clean pixels only where no text is found within what is shown; what is not known to be clean is told not to be."""
+    """Mark the pixels as clean only if no text is found in the sector; otherwise, also if unknown, mark them as not clean."""
     is_clean = text_in_sector is False
     copy.BurnedInAnnotation = "NO" if is_clean else "YES"
     words = {

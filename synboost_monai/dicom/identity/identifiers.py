@@ -1,4 +1,4 @@
-"""What in a DICOM header tells who a patient is, as words that can be looked for in file names.
+"""Collect the words of a DICOM header that identify a patient, to look for them in file names.
 
 Words are folded (`fold`): compatibility forms decomposed, accents removed, case folded, so that `Müller`, `MULLER` and a
 decomposed `Mu\u0308ller` are one word.
@@ -66,7 +66,7 @@ IDENTIFYING_KEYWORDS = (
     "InstanceCreationDate",
     "PerformedProcedureStepStartDate",
 )
-"""Data elements whose values identify a patient, or those who cared for him, or the day; the ones that `scan` reads."""
+"""Data elements that `scan` reads, whose values identify a patient, the staff who cared for the patient, or the day."""
 
 _IDENTIFYING = frozenset(IDENTIFYING_KEYWORDS)
 _DATE = re.compile(r"(\d{4})[.\-/]?(\d{2})[.\-/]?(\d{2})")
@@ -75,13 +75,13 @@ _LETTERS = re.compile(r"[^\W\d_]{3,}")
 
 
 def identifiers(dataset: Dataset) -> frozenset[str]:
-    """The words of a header that identify: names, IDs, dates, institution, station, staff; sequences included.
+    """Return the words of a header that identify: names, IDs, dates, institution, station, staff; sequences included.
 
-    A value gives its words, and all of them joined (`SMITHJOHN`, `AB12345` of AB-123.45); a date gives the ways in which it is written.
-    Words of one letter are left out: nothing could be hidden by them.
+    Each value gives its words, and all of them joined (`SMITHJOHN`; `AB12345` from AB-123.45); a date gives the ways in which it is
+    written. Words of one letter are left out: they identify nobody.
 
     Args:
-        dataset: of `read_header`, whose values are all readable.
+        dataset: as `read_header` returns it, so that all values are readable.
     Returns:
         Folded words.
     """
@@ -91,21 +91,21 @@ def identifiers(dataset: Dataset) -> frozenset[str]:
 
 
 def patient_text(dataset: Dataset) -> str:
-    """ID, issuer and name of the patient as one folded text, however they are padded; '' where all are absent."""
+    """Return ID, issuer and name of the patient as one folded text without padding; '' if all are absent."""
     values = (dataset.get(keyword) for keyword in ("PatientID", "IssuerOfPatientID", "PatientName"))
     parts = [" ".join(fold(str(value or "")).replace("^", " ").split()) for value in values]
     return "\x1f".join(parts) if any(parts) else ""
 
 
 def fold(text: str) -> str:
-    """Text as it is compared: decomposed (NFKD), without accents, case folded."""
+    """Return a text as it is compared: decomposed (NFKD), without accents, case folded."""
     if text.isascii():
         return text.lower()
     return "".join(fold_character(character) for character in text)
 
 
 def fold_character(character: str) -> str:
-    """One character folded; '' for a combining accent. A byte of a file name that is no UTF-8 counts as Latin-1."""
+    """Fold one character; '' for a combining accent. A byte of a file name that is not UTF-8 counts as Latin-1."""
     if "\udc80" <= character <= "\udcff":
         character = chr(ord(character) - 0xDC00)
     parts = unicodedata.normalize("NFKD", character)
@@ -127,7 +127,7 @@ def _collect(dataset: Dataset, words: set[str]) -> None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The texts of a value, one or several; a value kept as bytes (not of its VR) is Latin-1."""
+    """Yield the texts of a value, one or several; a value kept as bytes (because its VR does not allow it) is read as Latin-1."""
     if value is None:
         return
     is_many = isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and not hasattr(value, "family_name")
@@ -138,7 +138,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _words(text: str, is_name: bool = False) -> Iterator[str]:
-    """A text's words, and all of them joined; for a name, also first and last name joined either way."""
+    """Yield the words of a text, and all of them joined; for a name, also the first two parts joined in either order."""
     for group in text.split("=") if is_name else (text,):  # alphabetic, ideographic, phonetic
         parts = [fold(part) for part in _WORD.findall(group)]
         yield from parts
@@ -147,15 +147,15 @@ def _words(text: str, is_name: bool = False) -> Iterator[str]:
             yield from ("".join(pair) for pair in (parts[:2], parts[1::-1]))
             yield from (
                 letters for part in parts for letters in _LETTERS.findall(part)
-            )  # a name with a number behind it
-            for part in _WORD.findall(group):  # Müller is Mueller where umlauts are not at hand
+            )  # a name followed by a number
+            for part in _WORD.findall(group):  # people without umlauts on the keyboard write Mueller for Müller
                 yield fold(re.sub("[äöüÄÖÜ]", lambda match: fold(match[0]) + "e", unicodedata.normalize("NFC", part)))
         elif len(parts) == 1 and parts[0].isdigit() and len(parts[0].lstrip("0")) > 4:
             yield parts[0].lstrip("0")
 
 
 def _dates(text: str) -> Iterator[str]:
-    """The ways in which a date is written in file names."""
+    """Yield the ways in which a date is written in file names."""
     match = _DATE.match(text.strip())
     if match is None:
         return

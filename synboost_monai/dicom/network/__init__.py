@@ -1,1 +1,1 @@
-"""Receiving and sending DICOM objects over the network."""
+"""Receive and send DICOM objects over the network."""

@@ -1,4 +1,4 @@
-"""What receiving and sending DICOM objects over the network share: status codes, AE titles, and a pynetdicom that is silent.
+"""Share code between receiving and sending DICOM objects: status codes, AE titles, and silencing pynetdicom.
 
 Services: DICOM PS3.4 B (Storage) and A (Verification); status codes: PS3.4 table B.2-1, PS3.7 annex C.
 """
@@ -18,27 +18,27 @@ _TITLE = re.compile(r"[ !-\[\]-~]{1,16}")
 
 
 class Status(IntEnum):
-    """Answers to a C-STORE."""
+    """Name the status codes that answer a C-STORE."""
 
     SUCCESS = 0x0000
     OUT_OF_RESOURCES = 0xA700
     MISMATCH = 0xA900
-    """The data set is not what the request says."""
+    """The data set does not match the request."""
     CANNOT_UNDERSTAND = 0xC000
 
 
 def check_title(title: str) -> None:
-    """Make sure that a text can be an AE title.
+    """Make sure that a text is a valid AE title.
 
     Raises:
-        ValueError: if not.
+        ValueError: if it is not.
     """
     if not _TITLE.fullmatch(title) or not title.strip():
         raise ValueError(f"{title!r} is no AE title: 1 to 16 printable characters without a backslash")
 
 
 def check_installed() -> None:
-    """Make sure that pynetdicom is there.
+    """Make sure that pynetdicom is installed.
 
     Raises:
         ValueError: if it is not installed.
@@ -49,7 +49,7 @@ def check_installed() -> None:
 
 @contextlib.contextmanager
 def quiet_network() -> Iterator[None]:
-    """pynetdicom and pydicom without log and warnings, which show headers; objects go through files, in pieces."""
+    """Silence logs and warnings of pynetdicom and pydicom, which show headers, and pass objects through files, in pieces."""
     from pynetdicom import _config
 
     wanted = {"LOG_HANDLER_LEVEL": "none", "STORE_RECV_CHUNKED_DATASET": True, "STORE_SEND_CHUNKED_DATASET": True}

@@ -1,6 +1,6 @@
-"""What a peer may send to a node, and how slowly: the bytes of a connection are looked at before any library keeps them.
+"""Limit what a peer may send to a node, and how slowly; bytes are checked before any library keeps them.
 
-Every bound is what storing ultrasound needs. Protocol data units (PDUs): DICOM PS3.8, 9.3; commands: PS3.7, 6.3 and annex E.
+Every limit leaves room for what storing ultrasound needs. Protocol data units (PDUs): DICOM PS3.8, 9.3; commands: PS3.7, 6.3 and annex E.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from collections.abc import Callable
 from struct import Struct, pack
 
 MAX_REQUEST = 1 << 18
-"""Bytes of a request for an association; 128 presentation contexts with 30 transfer syntaxes each have half of that."""
+"""Largest request for an association, in bytes; 128 presentation contexts with 30 transfer syntaxes each have half of that."""
 MAX_ITEMS = 8192
-"""Items of such a request; 128 presentation contexts with 30 transfer syntaxes each have half of that."""
+"""Most items of such a request; 128 presentation contexts with 30 transfer syntaxes each have half of that."""
 MAX_COMMAND = 1 << 14
-"""Bytes of a command; that of C-STORE has some hundred."""
+"""Largest command, in bytes; that of C-STORE has a few hundred."""
 MAX_FRAGMENTS = 256
-"""Parts of messages in a PDU; one or two are usual."""
+"""Most parts of messages in a PDU; one or two are usual."""
 MAX_WAITING = 8
-"""Messages that may wait for their answers; one, unless a peer does not keep to what was negotiated."""
+"""Most messages that may wait for their answers; a peer that keeps to the negotiated terms has one."""
 MAX_OTHER = 1 << 10
-"""Bytes of any other PDU."""
+"""Largest PDU of any other type, in bytes."""
 PDU_SPARE = 4096
-"""Bytes that a PDU may be longer than agreed: some count its head, some do not."""
+"""Bytes by which a PDU may be longer than agreed: some peers count its header, some do not."""
 MIN_BYTES_PER_SECOND = 4096
-"""Below, a peer uses up its time; a line of 1 Mbit/s carries 30 such connections."""
+"""Rate below which a peer uses up its time; a line of 1 Mbit/s carries 30 such connections."""
 NEGOTIATION_SECONDS = 10.0
-"""From connecting until the request for an association is whole."""
+"""Most seconds from connecting until the request for an association is complete."""
 C_STORE, C_ECHO, C_CANCEL = 0x0001, 0x0030, 0x0FFF
 """Commands that are served."""
 NOT_ALLOWED, NOT_RECOGNISED, TOO_MANY, NO_VERSION = (1, 1, 3), (1, 1, 7), (2, 3, 2), (1, 2, 2)
@@ -43,11 +43,11 @@ _FIRST_ITEM = 68
 
 
 class RefusedError(Exception):
-    """A peer sends what is not taken; the message says what, without any text of it.
+    """Say why data of a peer are refused, without repeating any text of the peer.
 
     Args:
-        words: for the log.
-        answer: a PDU that tells the peer.
+        words: reason for the log.
+        answer: PDU that is sent to the peer.
     """
 
     def __init__(self, words: str, answer: bytes = pack(">BBLBBBB", _ABORT, 0, 4, 0, 0, 2, 0)) -> None:
@@ -56,36 +56,36 @@ class RefusedError(Exception):
 
 
 def rejected(words: str, reason: tuple[int, int, int]) -> RefusedError:
-    """A request for an association that is not accepted."""
+    """Return the error that rejects a request for an association."""
     return RefusedError(words, pack(">BBLBBBB", 3, 0, 4, 0, *reason))
 
 
 class Incoming:
-    """Follows what one peer sends, PDU by PDU.
+    """Check the data of one peer, PDU by PDU.
 
     Args:
-        max_pdu: bytes of a PDU with data.
-        max_object_mb: MB (2^20 bytes) of an object.
-        admit: told the called and the calling title of the request; raises a `RefusedError` to turn the peer away.
+        max_pdu: largest PDU with data, in bytes.
+        max_object_mb: largest object, in MB (2^20 bytes).
+        admit: called with the called and the calling title of the request; raises a `RefusedError` to turn the peer away.
     """
 
     def __init__(self, max_pdu: int, max_object_mb: float, admit: Callable[[str, str], None]) -> None:
         self._max_pdu, self._max_object_mb, self._admit = max_pdu + PDU_SPARE, max_object_mb, admit
-        self._type: int | None = None  # of the PDU whose head has come
+        self._type: int | None = None  # type of the PDU whose header has come
         self._command = bytearray()
         self._num_bytes = 0
         self._expects_data = False
         self.is_admitted = False
         self.is_aborted = False
-        """Whether the peer itself has broken off."""
+        """Whether the peer itself has aborted."""
 
     def take(self, data: bytearray) -> int:
-        """Look at the head of a PDU, or at what follows a head; AE titles are put into the form of the standard, in place.
+        """Check a PDU's header, or the content after a header; AE titles are put into the standard's form, in place.
 
         Returns:
-            messages that are whole now and wait for an answer.
+            Number of messages that are complete now and wait for an answer.
         Raises:
-            RefusedError: if it is not taken.
+            RefusedError: if the data are refused.
         """
         if self._type is None:
             self._take_head(data)
@@ -163,10 +163,10 @@ class Incoming:
 
 
 class Patience:
-    """The time that a peer has left: it passes, grows with each byte that comes, and stands still while the node is at work.
+    """Count the time that a peer has left: it runs down, grows with each byte that comes, and pauses while the node is working.
 
     Args:
-        seconds: at first, and at most.
+        seconds: time at the start, which is also the maximum.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -180,23 +180,23 @@ class Patience:
         return self._rest() <= 0
 
     def earn(self, num_bytes: int) -> None:
-        """Bytes have come."""
+        """Add time for bytes that have come."""
         with self._lock:
             self._set(self._rest() + num_bytes / MIN_BYTES_PER_SECOND, self._since is not None)
 
     def refill(self, longest: float | None = None) -> None:
-        """The peer has done something that is wanted: give it all the time again, or another one from now on."""
+        """Give the peer its whole time again, after it has done something useful; `longest` sets a new maximum from now on."""
         with self._lock:
             self._longest = longest or self._longest
             self._set(self._longest, self._since is not None)
 
     def pause(self) -> None:
-        """The node is at work."""
+        """Stop the clock while the node is working."""
         with self._lock:
             self._set(self._rest(), False)
 
     def resume(self) -> None:
-        """The peer is to go on."""
+        """Start the clock again, since the peer is expected to act."""
         with self._lock:
             self._set(self._rest(), True)
 
@@ -210,11 +210,11 @@ class Patience:
 
 
 class RefusalLog:
-    """Lines on whoever is turned away: one a peer and reason, then with its count whenever that has doubled, or an hour has passed.
+    """Log refusals: one line per peer and reason, then again with its count whenever that has doubled or an hour has passed.
 
     Args:
-        say: told the lines.
-        max_lines: a minute; what is beyond is counted.
+        say: called with each line.
+        max_lines: most lines per minute; further ones are only counted.
     """
 
     MAX_KEYS = 1000
@@ -226,7 +226,7 @@ class RefusalLog:
         self._minute, self._num_lines, self._num_left_out = 0, 0, 0
 
     def __call__(self, text: str) -> None:
-        """Something was refused; `text` names the peer and the reason."""
+        """Log a refusal; `text` names the peer and the reason."""
         now = time.monotonic()
         with self._lock:
             count, last = self._known.pop(text, (0, now))
@@ -251,10 +251,10 @@ class RefusalLog:
 
 
 def _padded(title: bytes, reason: tuple[int, int, int], which: str) -> bytes:
-    """An AE title as the standard has it, padded by spaces: some peers pad by NUL.
+    """Return an AE title padded with spaces, as the standard demands; some peers pad with NUL.
 
     Raises:
-        RefusedError: if it is blank, or has characters that it must not have.
+        RefusedError: if it is blank, or has forbidden characters.
     """
     text = title.partition(b"\0")[0].strip(b" ")
     if not text:
@@ -265,7 +265,7 @@ def _padded(title: bytes, reason: tuple[int, int, int], which: str) -> bytes:
 
 
 def _check_items(data: bytearray) -> None:
-    """Refuse a request of more items than any peer needs: each would become an object."""
+    """Refuse a request with more items than any peer needs: each would become an object."""
     pending = [(_FIRST_ITEM, len(data))]
     num_items = 0
     while pending:
@@ -283,10 +283,10 @@ def _check_items(data: bytearray) -> None:
 
 
 def _read_command(data: bytearray) -> tuple[int, bool]:
-    """Command Field, and whether a data set follows.
+    """Return the Command Field, and whether a data set follows.
 
     Raises:
-        RefusedError: if they are not there.
+        RefusedError: if either is missing.
     """
     found = {0x0100: -1, 0x0800: -1}
     at = 0

@@ -1,6 +1,6 @@
 """Receive DICOM objects over the network, by C-STORE, into files.
 
-Ultrasound images alone (and C-ECHO) are taken, from peers and AE titles of lists, and what comes is written straight into files, so
+Only ultrasound images (and C-ECHO) are accepted, only from listed peers and AE titles. Data are written straight into files, so
 memory stays flat; sizes and times are bounded, whatever a peer sends.
 """
 
@@ -48,57 +48,57 @@ from synboost_monai.paths import remove_own_folder
 VERIFICATION = "1.2.840.10008.1.1"
 """SOP class of C-ECHO."""
 SPACE_CHECK = 16 << 20
-"""Bytes that are received between two looks at the free space of the disk."""
+"""Bytes received between two checks of the free disk space."""
 RECEIVE_BYTES = 1 << 16
-"""Bytes that are asked for at a time."""
+"""Most bytes requested from a socket at a time."""
 BACKLOG = 128
-"""Connections that the system holds until they are looked at; with pynetdicom's 5 a few that are refused would keep out the others."""
+"""Connections that the system queues until they are accepted; with pynetdicom's 5, a few refused ones would keep out the others."""
 LATER = 5.0
-"""Seconds after a connection's time is over at which pynetdicom would end it, too; and that a peer has to hang up once all is over."""
+"""Seconds after a connection's time-out at which pynetdicom would end it, too; and that a peer has to hang up after a release or abort."""
 _A_REJECT, _P_DATA, _A_RELEASED, _A_ABORT = 3, 4, 6, 7
 
 
 class Receiver(Protocol):
-    """Takes what a server receives; called from several threads at a time."""
+    """Handle the objects that a server receives; called from several threads at a time."""
 
     def store(self, path: Path, sop_instance_uid: str, connection: int) -> Status:
-        """A whole object has come. To keep the file, move it away; what is left is removed.
+        """Take a whole object that has come; move the file away to keep it, else it is removed.
 
         Args:
-            path: of a DICOM file.
-            sop_instance_uid: as the request says.
+            path: path of a DICOM file.
+            sop_instance_uid: as the request gives it.
             connection: number of the connection that it came over.
         """
 
     def progress(self, connection: int) -> None:
-        """A part of an object has come."""
+        """Note that a part of an object has come."""
 
     def closed(self, connection: int) -> None:
-        """A connection has ended."""
+        """Note that a connection has ended."""
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Whom a server listens to, and what it takes."""
+    """Hold the options of a server: which peers may send to it, and what it accepts."""
 
     host: str = "127.0.0.1"
     port: int = 11112
-    """0: one that is free."""
+    """Port to listen on; 0 for any free port."""
     ae_title: str = "SYNBOOST"
     allowed_titles: tuple[str, ...] = ()
-    """AE titles of peers; empty: any, which is for loopback alone."""
+    """AE titles of peers; empty: any, which is allowed only on loopback."""
     allowed_peers: tuple[str, ...] = ()
-    """Addresses or networks (10.1.0.0/16) of peers; empty: this machine alone."""
+    """Addresses or networks (10.1.0.0/16) of peers; empty: only this machine."""
     max_pdu: int = 1 << 17
-    """Bytes of a protocol data unit."""
+    """Largest protocol data unit, in bytes."""
     max_object_mb: float = 4096
-    """MB (2^20 bytes) of an object; the connection of a larger one is cut."""
+    """Largest object, in MB (2^20 bytes); the connection is cut if an object is larger."""
     min_free_mb: float = 1024
-    """MB that stay free on the disk."""
+    """MB (2^20 bytes) that stay free on the disk."""
     max_connections: int = 16
-    """At a time; half of them from one address, so that others get through."""
+    """Most connections at a time; one address may have half of them, so that others get through."""
     timeout: float = 60
-    """Seconds that a peer may be silent, or slower than anybody needs to be."""
+    """Seconds that a peer may be silent or too slow."""
 
     def __post_init__(self) -> None:
         for title in (self.ae_title, *self.allowed_titles):
@@ -122,11 +122,11 @@ class ServerOptions:
 
     @property
     def max_of_peer(self) -> int:
-        """Connections of one address at a time."""
+        """Most connections of one address at a time."""
         return (self.max_connections + 1) // 2
 
     def is_peer(self, address: str) -> bool:
-        """Whether a machine may connect."""
+        """Return whether a machine may connect."""
         try:
             ip = ipaddress.ip_address(address.split("%")[0])
         except ValueError:
@@ -138,15 +138,15 @@ class ServerOptions:
 
 
 class StorageServer:
-    """A C-STORE SCP; used in `with`, inside `quiet_network`.
+    """Run a C-STORE SCP; use it in `with`, inside `quiet_network`.
 
     Args:
-        receiver: takes the objects.
-        folder: for objects that are being received; emptied first. On the disk of the place where `receiver` puts them.
-        options: whom and what it takes.
-        say: told in one line whenever something is refused.
+        receiver: handles the objects.
+        folder: for objects that are being received; emptied first. It must be on the same disk as the place where `receiver` puts them.
+        options: which peers and objects are accepted.
+        say: called with one line whenever something is refused.
     Raises:
-        OSError: if the port is taken or the address is not of this machine.
+        OSError: if the port is taken, or the address is not one of this machine.
     """
 
     def __init__(self, receiver: Receiver, folder: Path, options: ServerOptions, say: Callable[[str], None]) -> None:
@@ -160,8 +160,8 @@ class StorageServer:
         self._lock = threading.Lock()
         entity = AE(ae_title=options.ae_title)
         entity.maximum_pdu_size = options.max_pdu
-        entity.maximum_associations = 2 * options.max_connections + 100  # counted here, those that only connect apart
-        entity.acse_timeout = options.timeout + LATER  # `Patience` is what counts
+        entity.maximum_associations = 2 * options.max_connections + 100  # this class counts, with bare connections apart
+        entity.acse_timeout = options.timeout + LATER  # `Patience` ends it earlier
         entity.dimse_timeout = options.timeout
         entity.network_timeout = None
         entity.add_supported_context(VERIFICATION)
@@ -169,7 +169,7 @@ class StorageServer:
             entity.add_supported_context(sop_class, received_syntaxes())
         self._entity = entity
         self._temporary_before = tempfile.tempdir
-        tempfile.tempdir = str(folder)  # where pynetdicom writes what comes
+        tempfile.tempdir = str(folder)  # pynetdicom writes received data here
         try:
             self._server = entity.start_server(
                 (options.host, options.port),
@@ -193,17 +193,17 @@ class StorageServer:
 
     @property
     def port(self) -> int:
-        """That it listens on."""
+        """Port that the server listens on."""
         assert self._server is not None
         return int(self._server.server_address[1])
 
     @property
     def num_connections(self) -> int:
-        """Connections that are open."""
+        """Number of open connections."""
         return len(self._connections)
 
     def close(self, grace: float = 10) -> None:
-        """Take no new connections, let those that are open end for so many seconds, cut the others."""
+        """Take no new connections, give open ones `grace` seconds to end, then cut them."""
         assert self._server is not None
         with contextlib.suppress(Exception):
             self._server.shutdown()
@@ -222,10 +222,10 @@ class StorageServer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- whom it lets in ----------------------------------------------------------------------------------------------
+    # --- admission ----------------------------------------------------------------------------------------------------
 
     def _may_connect(self, request: Any, client_address: Any) -> bool:
-        """Whether a peer may ask for an association at all."""
+        """Return whether a peer may ask for an association at all."""
         address = str(client_address[0])
         if not self._options.is_peer(address):
             self._tell(f"a connection from {address} was refused: its address is not allowed")
@@ -260,7 +260,7 @@ class StorageServer:
             connection.incoming.is_admitted = True
 
     def _on_open(self, event: Any) -> None:
-        """A peer has connected: look at all that it sends, before anything else does."""
+        """Watch a peer that has connected: its data are checked before pynetdicom reads them."""
         association, wrapped = event.assoc, event.assoc.dul.socket
         address = str(event.address[0])
         if not self._may_connect(None, event.address):
@@ -277,15 +277,15 @@ class StorageServer:
         association._run_reactor = connection.guarding(association._run_reactor)
 
     def _on_accepted(self, event: Any) -> None:
-        """An association stands."""
+        """Report an accepted association that has no usable presentation context."""
         if not event.assoc.accepted_contexts:
             address = event.assoc.requestor.address
             self._tell(f"an association with {address} is of no use: nothing of what it offers is taken here")
 
-    # --- how it ends --------------------------------------------------------------------------------------------------
+    # --- end of connections -------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Cut connections whose time is over, whatever they are busy with, and forget those that ended without a word."""
+        """Cut connections whose time is over, whatever they are doing, and forget those that ended without notice."""
         while not self._is_closing.wait(min(1.0, self._options.timeout / 4)):
             with self._lock:
                 connections = list(self._connections.values())
@@ -304,7 +304,7 @@ class StorageServer:
         self._forget(event.assoc)
 
     def _forget(self, association: Any) -> None:
-        """A connection has ended: remove what was not whole."""
+        """Forget a connection that has ended, and remove an incomplete object."""
         with self._lock:
             keys = [key for key, one in self._connections.items() if one.association is association]
             connection = self._connections.pop(keys[0]) if keys else None
@@ -324,10 +324,10 @@ class StorageServer:
         elif connection.incoming.is_aborted:
             self._tell(f"an association was aborted by {connection.address} itself")
 
-    # --- what it keeps ------------------------------------------------------------------------------------------------
+    # --- storing ------------------------------------------------------------------------------------------------------
 
     def _on_store(self, event: Any) -> int:
-        """A whole object has come."""
+        """Store a whole object, and return the status for the peer."""
         with self._lock:
             connection = next((c for c in self._connections.values() if c.association is event.assoc), None)
         if connection is None:
@@ -353,7 +353,7 @@ class StorageServer:
         return status
 
     def has_space(self) -> bool:
-        """Whether the disk has room for more."""
+        """Return whether the disk has room for more."""
         return shutil.disk_usage(self._folder).free >= self._options.min_free_mb * 2**20
 
 
@@ -365,7 +365,7 @@ _WHY = {
 
 
 class _Connection:
-    """One peer: what it sends goes through here."""
+    """The connection of one peer; all data from it pass through here."""
 
     _count = 0
     _count_lock = threading.Lock()
@@ -380,7 +380,7 @@ class _Connection:
         self.incoming = Incoming(options.max_pdu, options.max_object_mb, self._admit)
         self.is_cut = False
         self.is_ending = False
-        """Whether it takes no place any more: it is cut, released, or closed by the peer."""
+        """Whether it no longer counts towards the limits: it is cut, released, or closed by the peer."""
         self._unchecked = 0
         self._num_waiting = 0
 
@@ -389,10 +389,10 @@ class _Connection:
         self.patience.refill(self._server._options.timeout)
 
     def receive(self, count: int) -> bytearray:
-        """So many bytes, fewer if the connection ends (in place of pynetdicom's own).
+        """Return `count` bytes, fewer if the connection ends; this replaces pynetdicom's own method.
 
         Raises:
-            OSError: if they are not taken, which pynetdicom takes for a connection that is lost.
+            OSError: if the data are refused; pynetdicom then treats the connection as lost.
         """
         if self.is_cut:
             raise OSError("the connection was cut")
@@ -431,13 +431,13 @@ class _Connection:
             self.patience.pause()
 
     def sending(self, send: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        """pynetdicom's way to send, watched."""
+        """Wrap pynetdicom's send function to watch the answers."""
 
         def watched(data: bytes) -> None:
             if data[0] in (_A_RELEASED, _A_ABORT):
                 self.is_ending = True
                 self.patience.refill(LATER)
-            self.patience.resume()  # a peer that does not read holds its place, too
+            self.patience.resume()  # a peer that does not read answers uses up its time, too
             if data[0] == _A_ABORT and not self.is_cut:
                 self._server._tell(f"an association with {self.address} was aborted: what it sent could not be taken")
             send(data)
@@ -449,7 +449,7 @@ class _Connection:
         return watched
 
     def guarding(self, act: Callable[..., None]) -> Callable[..., None]:
-        """A part of pynetdicom, which raises, with a traceback, where a peer sends or does what was not foreseen."""
+        """Wrap a method of pynetdicom that raises, with a traceback, if a peer sends or does something unforeseen."""
 
         def guarded(*arguments: Any) -> None:
             try:
@@ -465,7 +465,7 @@ class _Connection:
         return guarded
 
     def cut(self, problem: str, answer: bytes = b"") -> None:
-        """End the connection, with a line."""
+        """End the connection, and report the problem in one line."""
         self.is_cut = self.is_ending = True
         is_rejected = bool(answer) and answer[0] == _A_REJECT
         what = "an association with {} was refused" if is_rejected else "the connection of {} was cut"
@@ -478,7 +478,7 @@ class _Connection:
 
 
 def received_syntaxes() -> list[str]:
-    """Transfer syntaxes that a server takes, those without loss first: what can be read here, so that a peer sends nothing else."""
+    """Return the transfer syntaxes that a server accepts, lossless ones first: only those that can be decoded here."""
     lossless = sorted(JPEG_LOSSLESS) if importlib.util.find_spec("libjpeg") else []
     jpeg_2000 = sorted(JPEG_2000) if importlib.util.find_spec("openjpeg") else []
     jpeg_ls = sorted(JPEG_LS) if importlib.util.find_spec("jpeg_ls") else []
@@ -503,7 +503,7 @@ def _hang_up(connected: socket.socket | None) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server of this host."""
+    """Return whether only this machine can reach a server on this host."""
     if host == "localhost":
         return True
     try:

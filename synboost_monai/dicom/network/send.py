@@ -1,4 +1,4 @@
-"""Send DICOM files of our own over the network, by C-STORE, in a transfer syntax that the destination takes."""
+"""Send our own DICOM files over the network, by C-STORE, in a transfer syntax that the destination accepts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where objects are sent."""
+    """Hold the address of the node that objects are sent to."""
 
     ae_title: str
     host: str
@@ -30,10 +30,10 @@ class Destination:
 
     @classmethod
     def parse(cls, text: str) -> Destination:
-        """`TITLE@HOST:PORT`.
+        """Parse a destination of the form `TITLE@HOST:PORT`.
 
         Raises:
-            ValueError: if it is none.
+            ValueError: if the text has another form.
         """
         title, at, rest = text.rpartition("@")
         host, colon, port = rest.rpartition(":")
@@ -44,24 +44,24 @@ class Destination:
 
 
 class NotReachableError(Exception):
-    """No association with the destination: nobody answers, or it refuses; says which."""
+    """Say why there is no association with the destination: nobody answers, or it refuses."""
 
 
 def send_files(
     paths: Sequence[Path], destination: Destination, ae_title: str, scratch: Path, timeout: float = 60
 ) -> Iterator[tuple[Path, str]]:
-    """Send DICOM files of our own by C-STORE, one association for all; inside `quiet_network`.
+    """Send our own DICOM files by C-STORE in one association; call it inside `quiet_network`.
 
-    A file whose transfer syntax the destination does not take goes as Explicit, else Implicit VR Little Endian, without loss.
+    A file whose transfer syntax the destination does not accept is sent as Explicit, else Implicit VR Little Endian, without loss.
 
     Args:
-        paths: of the files.
-        destination: of them all.
-        ae_title: of the sender.
+        paths: paths of the files.
+        destination: node that all files are sent to.
+        ae_title: AE title of the sender.
         scratch: folder for copies in another transfer syntax.
         timeout: seconds that the destination may be silent.
     Returns:
-        each path with '' when it was taken, or why not; ends early when the association is lost.
+        Each path with '' if the file was accepted, or else the reason; ends early if the association is lost.
     Raises:
         NotReachableError: if there is no association.
     """
@@ -70,7 +70,7 @@ def send_files(
     kinds = {path: _kind_of(path) for path in paths}
     entity = AE(ae_title=ae_title)
     entity.acse_timeout = entity.network_timeout = entity.connection_timeout = timeout
-    entity.dimse_timeout = max(timeout, 120)  # archives work on an object before they answer
+    entity.dimse_timeout = max(timeout, 120)  # archives process an object before they answer
     for sop_class, syntax in sorted(set(kinds.values())):
         for offered in dict.fromkeys((syntax, EXPLICIT, IMPLICIT)):
             if (sop_class, [offered]) not in [
@@ -103,14 +103,14 @@ def send_files(
 
 
 def _refusal(status: int) -> str:
-    """Why an object was not taken; '' if it was, perhaps with a warning."""
+    """Return why an object was not accepted; '' if it was, perhaps with a warning."""
     if status == Status.SUCCESS or status in (0x0001, 0x0107, 0x0116) or status >> 12 == 0xB:
         return ""
     return f"the destination answers with status 0x{status:04X}"
 
 
 def _kind_of(path: Path) -> tuple[str, str]:
-    """SOP class and transfer syntax of a file of our own."""
+    """Return the SOP class and transfer syntax of one of our own files."""
     from pydicom.filereader import read_file_meta_info
 
     with quiet():
@@ -120,7 +120,7 @@ def _kind_of(path: Path) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _in_syntax(path: Path, syntax: str, wanted: str, scratch: Path) -> Iterator[Path]:
-    """A file in this transfer syntax: itself, or a copy that is gone afterwards."""
+    """Yield a file in the wanted transfer syntax: the file itself, or a copy that is removed afterwards."""
     if syntax == wanted:
         yield path
         return
@@ -138,9 +138,9 @@ def _in_syntax(path: Path, syntax: str, wanted: str, scratch: Path) -> Iterator[
 
 
 def write_decompressed(path: Path, target: Path) -> None:
-    """Write a copy of a file with 8-bit frames of RLE, uncompressed (Explicit VR Little Endian); frame by frame.
+    """Write an uncompressed copy (Explicit VR Little Endian) of a file with 8-bit RLE frames, frame by frame.
 
-    Lossless, so that it stays the same object (PS3.4 B.4.1.3).
+    Nothing is lost, so it stays the same object (PS3.4 B.4.1.3).
     """
     import pydicom
     from pydicom.pixels import iter_pixels

@@ -1,1 +1,1 @@
-"""Reading DICOM files that nobody vouches for: headers, pixel data, regions, whole folders."""
+"""Read DICOM files that nobody vouches for: headers, pixel data, regions and whole folders."""

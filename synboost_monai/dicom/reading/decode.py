@@ -1,10 +1,10 @@
-"""The frames of an ultrasound object as grey images, a few at a time: memory does not grow with the length of the clip.
+"""Read the frames of an ultrasound object as grey images, a few at a time: memory does not grow with the length of the clip.
 
     with frame_reader(path, limits=limits) as reader:
         for start in range(0, reader.num_frames, 32):
             frames = reader.read(start, start + 32)  # (T, H, W) uint8, display order
 
-What the bytes of a frame are is in `pixel_data.py`, how they are decoded in `frame_codecs.py`, what grey means in `grey.py`.
+`pixel_data.py` finds the bytes of a frame, `frame_codecs.py` decodes them, `grey.py` converts them to grey.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 PIXEL_DATA = 0x7FE00010
-"""Tag of pixels that are whole numbers."""
+"""Tag of Pixel Data, whose pixels are whole numbers."""
 PHOTOMETRIC_INTERPRETATIONS = {
     1: ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"),
     3: ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT"),
 }
-"""Samples per Pixel -> what is read."""
+"""Samples per Pixel -> photometric interpretations that can be read."""
 _OTHER_PHOTOMETRIC = ("HSV", "ARGB", "CMYK", "XYB")
-"""Words of the standard, past and present, for what ultrasound does not use."""
+"""Photometric interpretations of the standard, past and present, that ultrasound does not use."""
 _COMPRESSED_SPARE = 1 << 20
 """Bytes that a compressed frame may have beyond twice the uncompressed one."""
 
 
 class FrameReader:
-    """Reads frames of one open file; made by `frame_reader`, to be closed or used in `with`."""
+    """Read the frames of one open file; made by `frame_reader`; close it, or use it in `with`."""
 
     header: Dataset
     """Everything before the pixel data."""
@@ -53,7 +53,7 @@ class FrameReader:
     shape: tuple[int, int]
     """Rows and columns of a frame."""
     decoder: str
-    """Name and version of what decodes the frames; `none` for uncompressed ones."""
+    """Name and version of the decoder of the frames; `none` for uncompressed ones."""
 
     def __init__(self, file: OpenFile, structure: Structure, limits: Limits, close: contextlib.ExitStack) -> None:
         self._close = close
@@ -74,7 +74,7 @@ class FrameReader:
             self._frames = index_frames(file, pixels, self.num_frames)
             return
         self._offset, self._is_little_endian = pixels.offset, structure.is_little_endian
-        # bytes of a big-endian OW lie swapped in their words (PS3.5 8.1.1 and A.3)
+        # bytes of a big-endian OW are swapped in their words (PS3.5 8.1.1 and A.3)
         self._is_swapped = syntax == BIG_ENDIAN and self._format.bits_allocated == 8 and pixels.vr == "OW"
         self._end = None
         if syntax == DEFLATED:
@@ -83,22 +83,22 @@ class FrameReader:
         self._check_native(pixels, file.size if syntax != DEFLATED else None)
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Frames from `start` up to `stop`, or to the last, (T, H, W) uint8.
+        """Return the frames from `start` up to but not including `stop`, at most to the last, (T, H, W) uint8.
 
         Raises:
-            NotUsableError: of the first frame that cannot be decoded.
+            NotUsableError: for the first frame that cannot be decoded.
         """
         return self.read_frames(range(start, min(stop, self.num_frames)))
 
     def read_frames(self, frame_indices: Sequence[int]) -> NDArray[np.uint8]:
-        """Frames by index, in the order given, (T, H, W) uint8."""
+        """Return frames by index, in the order given, (T, H, W) uint8."""
         frames = np.empty((len(frame_indices), *self.shape), np.uint8)
         for frame, index in zip(frames, frame_indices):
             frame[:] = self.read_frame(index)
         return frames
 
     def read_frame(self, frame_index: int) -> NDArray[np.uint8]:
-        """One frame, (H, W) uint8; it may be a view that must not be written to.
+        """Return one frame, (H, W) uint8; it may be a view that must not be written to.
 
         Raises:
             NotUsableError: broken_frame, damaged_frame, frame_mismatch, truncated_pixels.
@@ -117,12 +117,12 @@ class FrameReader:
             raise
         except FrameError as error:
             raise NotUsableError(error.code, frame=frame_index + 1, **error.facts) from None
-        except Exception:  # decoders raise many kinds, and their words mean nothing to people
+        except Exception:  # decoders raise many kinds, and their messages do not help users
             problem = "its compressed data are damaged or end early"
             raise NotUsableError("broken_frame", frame=frame_index + 1, problem=problem) from None
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._close.close()
 
     def __enter__(self) -> FrameReader:
@@ -134,13 +134,13 @@ class FrameReader:
         self.close()
 
     def _check_native(self, pixels: PixelData, file_size: int | None) -> None:
-        """Compare the size that rows, columns and frames ask for with what is there."""
+        """Compare the size that rows, columns and frames need with the size of the pixel data."""
         if pixels.length is None:
             problem = "its pixel data are in fragments, which its transfer syntax does not have"
             raise NotUsableError("broken_header", problem=problem)
         got = pixels.length if file_size is None else min(pixels.length, file_size - pixels.offset)
         if self._format.is_subsampled and got >= 3 * self._format.rows * self._format.columns * self.num_frames:
-            self._format = dataclasses.replace(self._format, photometric="YBR_FULL")  # written in full all the same
+            self._format = dataclasses.replace(self._format, photometric="YBR_FULL")  # chroma was written in full after all
         if self._format.photometric == "YBR_PARTIAL_420":
             raise NotUsableError("unsupported_photometric", value="YBR_PARTIAL_420 (uncompressed)")
         if self._format.is_subsampled and self._format.columns % 2:
@@ -151,8 +151,10 @@ class FrameReader:
             raise NotUsableError("truncated_pixels", got=got, expected=expected, unit="bytes")
 
     def _check_inflated_end(self, end: int) -> None:
-        """Damage within deflated data shows in nothing but what comes behind the pixels: they have no checksum. A data element may come
-        there (padding, a signature, a vendor's own), whose representation is two letters, or nothing."""
+        """Refuse deflated data that are damaged, which shows only in the bytes after the pixels, since there is no checksum.
+
+        After the pixels comes nothing, or a data element (padding, a signature, a vendor's own) whose representation is two letters.
+        """
         behind = self._source.read(end, 8)
         if behind.strip(b"\0") and not (behind[4:6].isalpha() and behind[4:6].isupper()):
             raise NotUsableError("broken_header", problem="its deflated data set is damaged")
@@ -176,8 +178,8 @@ def frame_reader(path: str | os.PathLike[str], limits: Limits | None = None) -> 
     """Open an ultrasound object for reading its frames. Nothing is decoded yet, but sizes and lengths are checked.
 
     Args:
-        path: of a regular file.
-        limits: of a file; the defaults where None.
+        path: path of a regular file.
+        limits: of a file; the defaults if None.
     Raises:
         NotUsableError: with a reason of the scan or of reading (`reasons.py`).
     """
@@ -192,7 +194,7 @@ def frame_reader(path: str | os.PathLike[str], limits: Limits | None = None) -> 
 
 
 def read_format(header: Dataset, limits: Limits) -> tuple[PixelFormat, int]:
-    """Format of the pixels and number of frames, checked.
+    """Return the pixel format and the number of frames, both checked.
 
     Raises:
         NotUsableError: missing_attribute, bad_attribute, unsupported_photometric, too_large or too_many_frames.
@@ -222,7 +224,7 @@ def read_format(header: Dataset, limits: Limits) -> tuple[PixelFormat, int]:
 
 
 def whole_number(header: Dataset, keyword: str) -> int | None:
-    """Value of an attribute, if it is one whole number."""
+    """Return the value of an attribute if it is one whole number, else None."""
     value = header.get(keyword)
     if isinstance(value, (bytes, str)) or value is None:
         return None
@@ -240,7 +242,7 @@ def _needed(header: Dataset, keyword: str, lowest: int, highest: int) -> int:
 
 
 def _optional(header: Dataset, keyword: str, lowest: int, highest: int, default: int) -> int:
-    """A whole number in a range; the default where it is missing."""
+    """Return an attribute as a whole number in a range; the default if it is missing."""
     if header.get(keyword) in (None, "", b""):
         return default
     number = whole_number(header, keyword)
@@ -252,7 +254,7 @@ def _optional(header: Dataset, keyword: str, lowest: int, highest: int, default:
 
 
 def _photometric(header: Dataset, samples: int) -> str:
-    """The photometric interpretation, one of those read."""
+    """Return the photometric interpretation if it can be read; refuse any other."""
     keyword = "PhotometricInterpretation"
     value = header.get(keyword)
     if not value:

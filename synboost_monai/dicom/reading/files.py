@@ -1,4 +1,4 @@
-"""Opening a file of a stranger's folder: regular files alone, no links, no waiting, and every failure as a reason."""
+"""Open files of an untrusted folder: only regular files, no links, no waiting, and every failure as a reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from synboost_monai.dicom.reasons import NotUsableError
 
 BLOCK = 1 << 20
-"""Bytes that are hashed at a time."""
+"""Number of bytes hashed at a time."""
 
 _KINDS = (
     (stat.S_ISFIFO, "named pipe"),
@@ -36,16 +36,16 @@ _ERRORS = {
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A regular file that is open for reading."""
+    """Represent a regular file that is open for reading."""
 
     descriptor: int
     size: int
-    """Bytes, when it was opened."""
+    """Size in bytes when it was opened."""
     mtime_ns: int
-    """Time of its last change, nanoseconds."""
+    """Time of its last change, in nanoseconds."""
 
     def read(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset` on; fewer at the end of the file alone."""
+        """Return `count` bytes from `offset` on; fewer only at the end of the file."""
         blocks = []
         while count > 0:
             try:
@@ -62,7 +62,7 @@ class OpenFile:
 
 @contextlib.contextmanager
 def open_regular(path: str | os.PathLike[str]) -> Iterator[OpenFile]:
-    """Open a regular file; a link is not followed, a pipe or device is not touched and cannot make us wait.
+    """Open a regular file; links are not followed, and pipes and devices are not opened, so they cannot block.
 
     Raises:
         NotUsableError: symlink, special_file, unreadable or vanished.
@@ -83,11 +83,11 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[OpenFile]:
 
 
 def check_kind(mode: int, path: str) -> None:
-    """Refuse what is not a regular file.
+    """Refuse a file that is not a regular file.
 
     Args:
-        mode: `st_mode` of the file itself, not of what it may link to.
-        path: of a link, to tell what it points at (the target is looked up, not opened).
+        mode: `st_mode` of the file itself, not of a link's target.
+        path: path of the file; if it is a link, its target is looked up for the message, not opened.
     Raises:
         NotUsableError: symlink, special_file, or unreadable for a folder.
     """
@@ -102,7 +102,7 @@ def check_kind(mode: int, path: str) -> None:
 
 
 def os_problem(error: OSError | ValueError) -> NotUsableError:
-    """The reason for an error of the operating system; its text, which may hold the path, is not repeated."""
+    """Return the reason for an error of the operating system; its text, which may hold the path, is not repeated."""
     number = getattr(error, "errno", None)
     if isinstance(error, NotUsableError):
         return error
@@ -125,17 +125,17 @@ def file_digest(
     max_seconds: float = math.inf,
     max_bytes: int | None = None,
 ) -> str:
-    """SHA-256 of a file (from `offset` on) as hexadecimal digits.
+    """Return the SHA-256 of a file (from `offset` on) as hexadecimal digits.
 
     Args:
-        path: of a regular file.
-        size: bytes that it had when it was listed, if its change should be noticed.
-        mtime_ns: time of its last change then.
-        offset: first byte that counts.
-        max_seconds: that it may take: a file with holes can say that it has terabytes.
-        max_bytes: that count at most; None for all.
+        path: path of a regular file.
+        size: bytes that the file had when it was listed, if a change since then should be noticed.
+        mtime_ns: time of its last change when it was listed.
+        offset: first byte that is hashed.
+        max_seconds: longest time that hashing may take: a file with holes can claim to have terabytes.
+        max_bytes: most bytes that are hashed; None for all.
     Raises:
-        NotUsableError: as `open_regular`; timeout; changed if it is not what was listed, or changes while it is read.
+        NotUsableError: as `open_regular`; timeout; changed if the file differs from what was listed, or changes while it is read.
     """
     digest = hashlib.sha256()
     deadline = time.monotonic() + max_seconds
@@ -155,7 +155,7 @@ def file_digest(
 
 
 def _target(path: str) -> str:
-    """What a link points at, in words."""
+    """Describe the target of a link in words."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""One compressed frame -> its samples, by decoders that are named: another decoder may give other grey levels.
+"""Decode one compressed frame into samples, by a fixed decoder for each syntax: another decoder may give other grey levels.
 
 | transfer syntaxes | decoder | licence |
 |---|---|---|
@@ -8,8 +8,8 @@
 | JPEG 2000, High-Throughput JPEG 2000 | pylibjpeg-openjpeg | MIT |
 | RLE | pylibjpeg-rle | MIT |
 
-They are called by themselves and not through pydicom, which takes whichever is installed. `python-gdcm` is never used: it ends the
-process. A JPEG whose data end early decodes without an error, its rest filler; `_is_hungry` finds that out.
+They are called directly and not through pydicom, which takes whichever is installed. `python-gdcm` is never used: it can end the
+process. A JPEG whose data end early decodes without an error, the rest filled up; `_is_hungry` detects that.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ RLE = "1.2.840.10008.1.2.5"
 ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
 DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
 VIDEO = tuple(f"1.2.840.10008.1.2.4.{n}" for n in range(100, 109))
-"""MPEG-2, MPEG-4 and HEVC; their fragmentable variants end in .1."""
+"""Transfer syntaxes of MPEG-2, MPEG-4 and HEVC; their fragmentable variants end in .1."""
 
 _FILLER = 128
-"""Grey of the blocks that a baseline JPEG decoder makes up when its data have ended."""
+"""Grey level of the blocks that a baseline JPEG decoder makes up when its data have ended."""
 _JUNK = bytes([0xA5, 0x5A, 0x3C, 0xC3, 0x69, 0x96, 0x0F, 0xF0]) * 64
-"""Entropy data without a marker; a decoder that still needs data takes it."""
+"""Entropy data without a marker; a decoder that still needs data reads it."""
 _FRAME_MARKERS = frozenset({*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7})
 _END = b"\xff\xd9"
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """What a header says of each frame."""
+    """Hold the pixel format of the frames, as the header gives it."""
 
     rows: int
     columns: int
@@ -61,33 +61,33 @@ class PixelFormat:
     high_bit: int
     is_signed: bool
     is_planar: bool
-    """Colours one plane after the other (native pixels alone)."""
+    """Whether colours are stored one plane after the other (only in native pixels)."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of an uncompressed frame; of YBR_*_422, two chroma samples for two pixels."""
+        """Size of an uncompressed frame in bytes; YBR_*_422 has two chroma samples for every two pixels."""
         samples = 2 if self.is_subsampled else self.samples
         return self.rows * self.columns * samples * (self.bits_allocated // 8)
 
     @property
     def is_subsampled(self) -> bool:
-        """Whether native pixels share their chroma with the neighbour."""
+        """Whether native pixels share their chroma with a neighbour."""
         return self.photometric in ("YBR_FULL_422", "YBR_PARTIAL_422")
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A decoded frame."""
+    """Hold the samples of a decoded frame."""
 
     values: NDArray[Any]
     """(H, W), one sample or the luma alone; or (H, W, 3). uint8 or uint16."""
     bits: int
-    """Of a sample."""
+    """Bits of a sample."""
     is_signed: bool = False
     is_rgb: bool = False
-    """(H, W, 3), red, green and blue."""
+    """Whether `values` are red, green and blue, (H, W, 3)."""
     is_verbatim: bool = False
-    """The bits lie in their words as Bits Stored and High Bit say; else they are the lowest."""
+    """Whether the bits are placed in their words by Bits Stored and High Bit; if not, they are the lowest bits."""
 
 
 Decode = Callable[[bytes, PixelFormat], Samples]
@@ -95,15 +95,15 @@ Decode = Callable[[bytes, PixelFormat], Samples]
 
 @dataclass(frozen=True)
 class Codec:
-    """A decoder with its name and version."""
+    """Hold a decoder with its name and version."""
 
     name: str
     decode: Decode
-    """Raises `FrameError`; other exceptions mean that the decoder cannot read the frame."""
+    """Function that raises `FrameError`; other exceptions mean that the decoder cannot read the frame."""
 
 
 class FrameError(Exception):
-    """A frame that cannot be used; `FrameReader` adds which."""
+    """Say why a frame cannot be used; `FrameReader` adds its number."""
 
     def __init__(self, code: str, **facts: Any) -> None:
         super().__init__(code)
@@ -111,14 +111,14 @@ class FrameError(Exception):
 
 
 def syntax_name(syntax: str) -> str:
-    """Name of a transfer syntax; of one that the standard does not have, no text of the file."""
+    """Return the name of a transfer syntax; an identifier that the standard does not have is not repeated."""
     from pydicom.uid import UID_dictionary
 
     return UID_dictionary[syntax][0] if syntax in UID_dictionary else "with an unknown identifier"
 
 
 def codec_of(syntax: str, bits_stored: int) -> Codec | None:
-    """The decoder of a transfer syntax; None for native pixels.
+    """Return the decoder of a transfer syntax; None for native pixels.
 
     Raises:
         NotUsableError: video, unsupported_syntax or missing_decoder.
@@ -163,10 +163,10 @@ def _pillow() -> Codec:
 
 
 def native_samples(data: bytes, pixels: PixelFormat, is_little_endian: bool = True) -> Samples:
-    """Samples of an uncompressed frame.
+    """Return the samples of an uncompressed frame.
 
     Args:
-        data: `num_bytes` of the format, and perhaps padding.
+        data: `num_bytes` bytes of the format, and perhaps padding.
     """
     if len(data) < pixels.num_bytes:
         problem = f"it has {len(data)} of {pixels.num_bytes} bytes"
@@ -183,7 +183,7 @@ def native_samples(data: bytes, pixels: PixelFormat, is_little_endian: bool = Tr
 
 
 def _of_planes(planes: NDArray[Any], bits: int, photometric: str, is_verbatim: bool = False) -> Samples:
-    """(3, H, W): red, green and blue, or luma first."""
+    """Return the samples of colour planes, (3, H, W): red, green and blue, or luma first."""
     is_rgb = photometric == "RGB"
     return Samples(np.moveaxis(planes, 0, -1) if is_rgb else planes[0], bits, is_rgb=is_rgb, is_verbatim=is_verbatim)
 
@@ -212,7 +212,7 @@ def _decode_rle(data: bytes, pixels: PixelFormat) -> Samples:
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """What the frame header of a JPEG says."""
+    """Hold the frame header of a JPEG."""
 
     marker: int
     """Kind of JPEG: 0xC0 baseline, 0xC1 extended, 0xC3 lossless, 0xF7 JPEG-LS."""
@@ -258,7 +258,7 @@ def _checked_jpeg(data: bytes, pixels: PixelFormat, markers: tuple[int, ...]) ->
 
 
 def _check_size(size: tuple[int, int], components: int, bits: int, pixels: PixelFormat) -> None:
-    """Compare a compressed frame with the header, before it is decoded."""
+    """Compare the size of a compressed frame with the header, before it is decoded."""
     if size != (pixels.rows, pixels.columns):
         got, expected = f"{size[0]} x {size[1]} pixels", f"{pixels.rows} x {pixels.columns}"
         raise FrameError("frame_mismatch", got=got, expected=expected)
@@ -273,10 +273,10 @@ def _refuse_components(components: float, pixels: PixelFormat) -> None:
 
 
 def _decode_jpeg(data: bytes, pixels: PixelFormat) -> Samples:
-    """The luma of an 8-bit JPEG, as its decoder has it before any conversion of colours.
+    """Return the luma of an 8-bit JPEG, as the decoder has it before any conversion of colours.
 
-    Three components are luma and chroma, unless an Adobe marker or the components' names say RGB (then luma is computed): what
-    libjpeg goes by, and what scanners write, whatever the photometric interpretation says.
+    Three components are luma and chroma, unless an Adobe marker or the components' names say RGB (then luma is computed): libjpeg
+    decides so, and scanners write so, whatever the photometric interpretation says.
     """
     header = _checked_jpeg(data, pixels, (0xC0, 0xC1))
     values, is_whole = _decode_whole(_pillow_luma, data, header, lambda v: bool((v[-8:, -8:] == _FILLER).all()))
@@ -296,7 +296,7 @@ def _pillow_luma(data: bytes) -> NDArray[Any]:
 
 
 def _decode_libjpeg(data: bytes, pixels: PixelFormat) -> Samples:
-    """JPEG Lossless, and JPEG Extended of 12 bits."""
+    """Decode JPEG Lossless, and JPEG Extended of 12 bits."""
     header = _checked_jpeg(data, pixels, (0xC1, 0xC3))
     values, is_whole = _decode_whole(_libjpeg_samples, data, header, lambda v: bool((v[-1, -8:] == v[-1, -1]).all()))
     if not is_whole:
@@ -319,7 +319,7 @@ def _decode_whole(
     header: JpegHeader,
     ends_like_filler: Callable[[NDArray[Any]], bool],
 ) -> tuple[NDArray[Any], bool]:
-    """Decoded values, and whether all of them come from the data."""
+    """Return decoded values, and whether all of them come from the data."""
     end = data.find(_END, header.scan)  # in a scan, 0xFF is followed by 0 or a restart marker
     body = data[:end] if end >= 0 else data.rstrip(b"\0")
     values = decode(body + _END)
@@ -329,10 +329,10 @@ def _decode_whole(
 
 
 def _is_hungry(decode: Callable[[bytes], NDArray[Any]], body: bytes, values: NDArray[Any]) -> bool:
-    """Whether a decoder would have taken more data: with junk at the end it then gives something else."""
+    """Return whether a decoder would have read more data: junk at the end then changes its values."""
     try:
         return not np.array_equal(decode(body + _JUNK + _END), values)
-    except Exception:  # it took the junk and choked
+    except Exception:  # it read the junk and failed
         return True
 
 
@@ -340,7 +340,7 @@ def _decode_jpeg_ls(data: bytes, pixels: PixelFormat) -> Samples:
     from jpeg_ls.CharLS import decode_buffer
 
     header = _checked_jpeg(data, pixels, (0xF7,))
-    end = data.find(_END, header.scan)  # without one, CharLS reads on in memory that is not the frame's, for seconds
+    end = data.find(_END, header.scan)  # without an end marker, CharLS reads beyond the frame's memory, for seconds
     decoded, about = decode_buffer(bytes(data if end >= 0 else data.rstrip(b"\0") + _END))
     values = np.frombuffer(decoded, np.uint8 if header.bits <= 8 else np.dtype("<u2"))
     shape = pixels.rows, pixels.columns
@@ -356,7 +356,7 @@ def _decode_jpeg_ls(data: bytes, pixels: PixelFormat) -> Samples:
 
 @dataclass(frozen=True)
 class Jpeg2000Header:
-    """What the main header of a JPEG 2000 code stream says."""
+    """Hold the main header of a JPEG 2000 code stream."""
 
     rows: int
     columns: int
@@ -364,15 +364,15 @@ class Jpeg2000Header:
     bits: int
     is_signed: bool
     is_transformed: bool
-    """Whether the decoder turns luma and chroma into red, green and blue."""
+    """Whether the decoder converts luma and chroma into red, green and blue."""
     num_tiles: int
-    """Rectangles that are coded each for itself; ultrasound has one."""
+    """Number of rectangles that are coded separately; ultrasound has one."""
     tiles: int
-    """Offset of the first of their parts."""
+    """Offset of the first tile part."""
 
 
 def jpeg_2000_header(data: bytes) -> Jpeg2000Header:
-    """Read the SIZ and COD markers of a code stream (ISO/IEC 15444-1 A.5, A.6), also within a JP2 file."""
+    """Read the SIZ and COD markers of a JPEG 2000 code stream (ISO/IEC 15444-1 A.5, A.6), also within a JP2 file."""
     start = data.find(b"\xff\x4f\xff\x51", 0, 4096)
     if start < 0 or len(data) < start + 60:
         raise FrameError("broken_frame", problem="it does not begin like a JPEG 2000 code stream")
@@ -395,12 +395,12 @@ def jpeg_2000_header(data: bytes) -> Jpeg2000Header:
 
 
 def _has_all_tiles(data: bytes, header: Jpeg2000Header) -> bool:
-    """Whether every tile has a part (SOT markers, ISO/IEC 15444-1 A.4.2); the decoder leaves a tile without one black, and says nothing."""
+    """Return whether every tile has a part (SOT markers, ISO/IEC 15444-1 A.4.2); the decoder leaves others black without an error."""
     found, position = set(), header.tiles
     while data[position : position + 2] == b"\xff\x90" and position + 12 <= len(data):
         found.add(int.from_bytes(data[position + 4 : position + 6], "big"))
         length = int.from_bytes(data[position + 6 : position + 10], "big")
-        if not length:  # the last one, up to the end
+        if not length:  # the last part, up to the end
             break
         position += length
     return len(found) >= header.num_tiles

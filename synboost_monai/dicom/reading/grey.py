@@ -1,18 +1,18 @@
-"""Samples of a frame -> grey, 0..255, as a viewer would show it.
+"""Convert the samples of a frame to grey, 0..255, as a viewer would show it.
 
-Grey is luma: that of luma and chroma is taken as it is, that of red, green and blue is computed (ITU-R BT.601, as `files.luma`). A
+Grey is luma: taken directly from luma and chroma, or computed from red, green and blue (ITU-R BT.601, as `files.luma`). A
 single sample goes through one table, made once for an object, so that all frames share one scale:
 
 | pixels | become |
 |---|---|
-| MONOCHROME2 of 8 bits | as they are |
-| of fewer or more bits stored | lowest storable value -> 0, highest -> 255, straight between |
-| of more than 8 bits, with a window in the header | the window's (PS3.3 C.11.2.1.2.1), after the rescale slope |
+| MONOCHROME2 of 8 bits | unchanged |
+| fewer or more bits stored | lowest storable value -> 0, highest -> 255, linear between |
+| more than 8 bits, with a window in the header | by the window (PS3.3 C.11.2.1.2.1), after the rescale slope |
 | MONOCHROME1 | the same, inverted |
 | PALETTE COLOR | luma of the palette's colours |
 | YBR_PARTIAL_* | luma 16..235 -> 0..255 |
 
-The window of more than 8 bits is what the device meant to be seen; one of 8 bits is left out, since it is the viewer's choice and 8-bit
+A window for more than 8 bits shows what the device meant to show; one for 8 bits is ignored, since it is the viewer's choice and 8-bit
 ultrasound is stored as it was on the screen. Pixel aspect ratio, VOI lookup tables and ICC profiles are not applied.
 """
 
@@ -35,14 +35,14 @@ _COLOURS = ("Red", "Green", "Blue")
 
 
 class GreyScale:
-    """Turns the samples of an object's frames into grey.
+    """Convert the samples of an object's frames to grey.
 
     Args:
-        pixels: the object's format.
-        header: for palette and window.
+        pixels: pixel format of the object.
+        header: header with the palette and the window.
         is_little_endian: byte order of the palette.
     Raises:
-        NotUsableError: missing_attribute or bad_attribute for a palette that is not whole.
+        NotUsableError: missing_attribute or bad_attribute for an incomplete palette.
     """
 
     def __init__(self, pixels: PixelFormat, header: Dataset, is_little_endian: bool) -> None:
@@ -51,7 +51,7 @@ class GreyScale:
         self._tables: dict[tuple[int, bool, bool], Table | None] = {}
 
     def __call__(self, samples: Samples) -> NDArray[np.uint8]:
-        """(H, W) grey of a frame."""
+        """Return the grey image of a frame, (H, W)."""
         key = samples.bits, samples.is_signed, samples.is_verbatim
         if key not in self._tables:
             self._tables[key] = self._table(*key)
@@ -60,13 +60,13 @@ class GreyScale:
         return _luma_of_rgb(values) if samples.is_rgb else values
 
     def _table(self, bits: int, is_signed: bool, is_verbatim: bool) -> Table | None:
-        """Word as stored -> grey (for colours, each sample's 8 bits); None if nothing is to be done."""
+        """Return the table from stored word to grey (for colours, to each sample's 8 bits); None if it changes nothing."""
         num_words = 256 if self._pixels.bits_allocated == 8 else 65536
         shift = self._pixels.high_bit + 1 - bits if is_verbatim else 0
         values = (np.arange(num_words) >> shift) & ((1 << bits) - 1)
         bits_used = min(
             bits, self._pixels.bits_stored
-        )  # of code streams that say 16 and headers that say 12, or the reverse
+        )  # a code stream may say 16 and the header 12, or the reverse
         lowest, highest = 0, (1 << bits_used) - 1
         if is_signed:
             values = np.where(values >> (bits - 1), values - (1 << bits), values)
@@ -90,14 +90,14 @@ class GreyScale:
 
 
 def _luma_of_rgb(colours: NDArray[Any]) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 -> (H, W); by Pillow, whose weights are those of `files.luma`, in a quarter of the time."""
+    """Return the luma (H, W) of colours (H, W, 3) uint8; Pillow has the weights of `files.luma` and takes a quarter of the time."""
     from PIL import Image
 
     return np.asarray(Image.fromarray(np.ascontiguousarray(colours)).convert("L"))
 
 
 def _window(header: Dataset, lowest: int, highest: int) -> tuple[float, float] | None:
-    """Stored values that become black and white by the header's first window; None without a sensible one."""
+    """Return the stored values that become black and white by the header's first window; None without a sensible window."""
     centre, width = (_number(header, name) for name in ("WindowCenter", "WindowWidth"))
     slope, intercept = _number(header, "RescaleSlope"), _number(header, "RescaleIntercept")
     if centre is None or width is None or width < 2:
@@ -105,13 +105,13 @@ def _window(header: Dataset, lowest: int, highest: int) -> tuple[float, float] |
     low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
     if slope:
         low, high = ((value - (intercept or 0)) / slope for value in (low, high))
-    if not low < high or high <= lowest or low >= highest:  # it would show nothing, or a negative
+    if not low < high or high <= lowest or low >= highest:  # it would show nothing, or an inverted image
         return None
     return low, high
 
 
 def _number(header: Dataset, keyword: str) -> float | None:
-    """The (first) value of an attribute as a finite number."""
+    """Return the (first) value of an attribute as a finite number, or None."""
     value = header.get(keyword)
     if isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue":
         value = value[0] if len(value) else None
@@ -126,7 +126,7 @@ def _number(header: Dataset, keyword: str) -> float | None:
 
 
 def _palette(header: Dataset, is_little_endian: bool) -> tuple[NDArray[np.uint8], int]:
-    """Colours (N, 3), and the stored value of the first of them."""
+    """Return the colours (N, 3), and the stored value of the first of them."""
     tables, firsts = [], []
     for colour in _COLOURS:
         table, first = _palette_of_colour(header, colour, is_little_endian)
@@ -138,7 +138,7 @@ def _palette(header: Dataset, is_little_endian: bool) -> tuple[NDArray[np.uint8]
             "bad_attribute", keyword=descriptor, value="of another size", expected="one size for all colours"
         )
     colours = np.stack(tables, axis=-1)
-    if colours.dtype != np.uint8:  # some write values of 8 bits into entries of 16
+    if colours.dtype != np.uint8:  # some writers put 8-bit values into 16-bit entries
         colours = colours >> 8 if colours.max() > 255 else colours
     return colours.astype(np.uint8), firsts[0]
 
@@ -173,7 +173,7 @@ def _palette_of_colour(header: Dataset, colour: str, is_little_endian: bool) -> 
 
 
 def _words(data: bytes, vr: str, is_bytes: bool, is_little_endian: bool) -> NDArray[Any]:
-    """Entries of a table; bytes in a big-endian OW lie swapped in their words."""
+    """Return the entries of a table; bytes in a big-endian OW are swapped in their words."""
     data = data[: len(data) // 2 * 2]
     if is_bytes:
         words = np.frombuffer(data, np.uint8)
@@ -182,7 +182,7 @@ def _words(data: bytes, vr: str, is_bytes: bool, is_little_endian: bool) -> NDAr
 
 
 def _expand(words: NDArray[Any], num_entries: int, is_bytes: bool, is_little_endian: bool) -> NDArray[Any]:
-    """A segmented palette written out (PS3.3 C.7.9.2); never longer than its descriptor says."""
+    """Return a segmented palette written out (PS3.3 C.7.9.2); never longer than its descriptor says."""
     table: list[int] = []
     _expand_segments(words.tolist(), 0, None, table, num_entries, is_bytes, is_little_endian)
     return np.array(table, np.uint8 if is_bytes else np.uint16)
@@ -209,7 +209,7 @@ def _expand_segments(
             steps = np.around(np.linspace(last, words[at], length + 1)[1:])
             table += [int(value) for value in steps]
             at += 1
-        elif kind == 2 and table and count is None:  # segments again that came before; not within such a repetition
+        elif kind == 2 and table and count is None:  # repeats earlier segments; not allowed within such a repetition
             parts = words[at : at + (4 if is_bytes else 2)]
             at += len(parts)
             if is_bytes:

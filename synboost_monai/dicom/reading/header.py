@@ -1,6 +1,6 @@
-"""The header of a DICOM file: everything before the pixel data, as a pydicom Dataset that can be trusted to be readable.
+"""Read the header of a DICOM file, everything before the pixel data, as a pydicom Dataset whose values are all readable.
 
-Every failure is a `NotUsableError`. `structure.py` has checked where each value starts and ends before pydicom interprets it.
+Every failure is a `NotUsableError`. `structure.py` checks where each value starts and ends before pydicom interprets it.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ from synboost_monai.dicom.reading.structure import (
 from synboost_monai.dicom.reasons import NotUsableError
 
 SPECIFIC_CHARACTER_SET = 0x00080005
-"""Tag of the names of the encodings of a header's texts."""
+"""Tag of Specific Character Set, which names the encodings of a header's texts."""
 MAX_VALUES = 50_000
-"""Texts and numbers in texts, all of a header's; times of 20,000 frames are the most that ultrasound has. Each becomes an object of some
-hundred bytes, so that a header within `Limits.max_header_mb` could take gigabytes and minutes."""
+"""Most texts, and numbers stored as text, of a header; ultrasound has at most the times of 20,000 frames. Each becomes an object of about
+a hundred bytes, so that a header within `Limits.max_header_mb` could take gigabytes and minutes."""
 MAX_ITEMS = 20_000
-"""Items of the sequences that are kept, likewise; ultrasound headers have some dozen. Each becomes a data set, a kB in memory."""
+"""Most items of the sequences that are kept; ultrasound headers have a few dozen. Each becomes a data set of about a kB in memory."""
 _ITEM_STARTS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 _TEXTS = frozenset("AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT".split())
 _NUMBERS = frozenset("AT FD FL SL SS SV UL US UV".split())
 _BYTES = frozenset("OB OD OF OL OV OW UN".split())
-_ONE_VALUE = _NUMBERS | _BYTES | {"LT", "ST", "UR", "UT"}  # no text, or one in which a backslash parts nothing
+_ONE_VALUE = _NUMBERS | _BYTES | {"LT", "ST", "UR", "UT"}  # not text, or text in which a backslash separates no values
 
 
 def read_header(
     path: str | os.PathLike[str], limits: Limits | None = None, tags: Iterable[str | int] | None = None
 ) -> Dataset:
-    """Read what stands before the pixel data of a DICOM file.
+    """Read everything before the pixel data of a DICOM file.
 
     Private data elements and values of more than 1 MiB are left out. A text is given with the VR that the standard has for its tag. A
     value that this VR does not allow (letters in a number, numbers for a name) is given as bytes with VR OB. So every data element of the
-    result, in sequences too, can be looked at without an error, and is of the kind that its tag promises or bytes.
-    `file_meta.TransferSyntaxUID` is always there: guessed from the first bytes where the file says none.
+    result, in sequences too, can be read without an error, and is either of the kind that its tag promises or bytes.
+    `file_meta.TransferSyntaxUID` is always set: it is guessed from the first bytes if the file names none.
 
     Args:
-        path: of a regular file.
-        limits: of a file; the defaults where None.
-        tags: keywords or tags of the data elements wanted; all where None. Sequences that are not wanted are not checked inside.
+        path: path of a regular file.
+        limits: of a file; the defaults if None.
+        tags: keywords or tags of the data elements wanted; all if None. Other sequences are not checked inside.
     Raises:
         NotUsableError: with a reason of the scan (`reasons.py`).
     """
@@ -71,7 +71,7 @@ def read_header(
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file starts as a DICOM file does, with or without preamble; False for links, pipes and what cannot be read."""
+    """Return whether a file starts as a DICOM file does, with or without preamble; False for links, pipes and unreadable files."""
     try:
         with open_regular(path) as file:
             return starts_as_dicom(file.read(0, 132))
@@ -80,7 +80,7 @@ def is_dicom(path: str | os.PathLike[str]) -> bool:
 
 
 def as_tags(names: Iterable[str | int]) -> frozenset[int]:
-    """Tags of keywords (or tags), and that of the Specific Character Set, which texts need.
+    """Return the tags of keywords (or tags), and that of Specific Character Set, which texts need.
 
     Raises:
         ValueError: for a keyword that DICOM does not know.
@@ -95,12 +95,12 @@ def as_tags(names: Iterable[str | int]) -> frozenset[int]:
 
 
 def as_dataset(structure: Structure) -> Dataset:
-    """The data elements of a structure as a Dataset with `file_meta`, every value converted."""
+    """Return the data elements of a structure as a Dataset with `file_meta`, every value converted."""
     with quiet():
         character_sets = _character_sets(structure)
         encodings: list[str] = list(convert_encodings(list(character_sets)))
         elements = structure.elements
-        if SPECIFIC_CHARACTER_SET in elements:  # before it is needed for others
+        if SPECIFIC_CHARACTER_SET in elements:  # put right before other texts need it
             words = "\\".join(character_sets).encode("latin-1")
             elements = {**elements, SPECIFIC_CHARACTER_SET: Element(SPECIFIC_CHARACTER_SET, "CS", words, False)}
         dataset = _dataset(elements, structure.is_little_endian, encodings)
@@ -112,7 +112,7 @@ def as_dataset(structure: Structure) -> Dataset:
 
 
 def _dataset(elements: dict[int, Element], is_little_endian: bool, encodings: list[str]) -> Dataset:
-    """A Dataset of the standard's data elements, each converted."""
+    """Return a Dataset of the standard's data elements, each converted."""
     _count_values(elements)
     raw: dict[BaseTag, DataElement | RawDataElement] = {}
     for tag, (_, vr, value, is_implicit) in elements.items():
@@ -125,7 +125,7 @@ def _dataset(elements: dict[int, Element], is_little_endian: bool, encodings: li
 
 
 def _count_values(elements: dict[int, Element]) -> None:
-    """Refuse a header of more values than any object has; those within sequences count too."""
+    """Refuse a header with more values than any object has; values within sequences count too."""
     num_values = sum(
         element.value.count(b"\\")
         for tag, element in elements.items()
@@ -143,19 +143,19 @@ def _count_values(elements: dict[int, Element]) -> None:
 
 
 def _vr_of(tag: int) -> str:
-    """VR of the standard; '' for a data element that it does not know."""
+    """Return the standard's VR of a tag; '' for a data element that it does not know."""
     return dictionary_VR(tag) if dictionary_has_tag(tag) else ""
 
 
 def _character_sets(structure: Structure) -> list[str]:
-    """Specific Character Set without words that are none; Latin-1 where no other is left."""
+    """Return Specific Character Set without unknown words; Latin-1 if all are unknown."""
     words = [word.strip() for word in structure.text(SPECIFIC_CHARACTER_SET).split("\\")]
     known = [word for word in words if word in python_encoding or _is_misspelt(word)]
     return known if any(known) or not any(words) else ["ISO_IR 100"]
 
 
 def _is_misspelt(word: str) -> bool:
-    """Whether pydicom knows what this was to be: ISO IR 100 for ISO_IR 100."""
+    """Return whether pydicom recognises a misspelt word, such as ISO IR 100 for ISO_IR 100."""
     try:
         return bool(convert_encodings([word]) != [default_encoding])
     except (LookupError, ValueError):
@@ -163,7 +163,7 @@ def _is_misspelt(word: str) -> bool:
 
 
 def _convert(dataset: Dataset, depth: int) -> None:
-    """Convert every value in place; drop private data elements, keep as bytes what its VR does not allow."""
+    """Convert every value in place; drop private data elements, and keep values that their VR does not allow as bytes."""
     for tag in list(dataset.keys()):
         if tag.group & 1 or tag.element == 0:
             del dataset[tag]
@@ -181,7 +181,7 @@ def _convert(dataset: Dataset, depth: int) -> None:
                 for item in element.value:
                     _convert(item, depth + 1)
             elif element.VR == "PN":
-                str(element.value)  # decodes its parts now, while nobody is warned of them
+                str(element.value)  # decodes its parts now, while warnings are silenced
             elif element.VR in ("DS", "IS") and any(isinstance(one, str) and one for one in _many(element.value)):
                 raise ValueError("not a number")
         except NotUsableError:
@@ -191,8 +191,11 @@ def _convert(dataset: Dataset, depth: int) -> None:
 
 
 def _right_vr(tag: BaseTag, stored: str) -> str:
-    """VR by which a value is read, where a file stores it by another than the standard's: the standard's where both are texts or both
-    are bytes, the stored one where both are numbers (in text or binary), OB where the value is of another kind than its tag."""
+    """Return the VR by which a value is read if a file stores another VR than the standard's.
+
+    It is the standard's VR if both are texts or both are bytes, the stored one if both are numbers (in text or binary), and OB if the
+    value is of another kind than its tag.
+    """
     right = _vr_of(tag).split(" or ")
     if right == [""] or stored in right or stored == "UN":
         return stored
@@ -205,5 +208,5 @@ def _right_vr(tag: BaseTag, stored: str) -> str:
 
 
 def _many(value: Any) -> Iterable[Any]:
-    """The values of a data element that may have one, several or none; the empty text is none."""
+    """Return the values of a data element that may have one, several or no values; an empty text counts as no value."""
     return (value,) if value and isinstance(value, str) else value if isinstance(value, MultiValue) else ()

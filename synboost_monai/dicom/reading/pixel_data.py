@@ -1,6 +1,6 @@
-"""Where the frames of a DICOM file lie: the fragments of each frame, and the bytes of one frame at a time.
+"""Find the fragments of each frame of a DICOM file, and read the bytes of one frame at a time.
 
-Nothing is taken on trust: lengths are compared with the file, offset tables with the fragments that are there. No more than one
+Nothing is taken on trust: lengths are compared with the file, and offset tables with the fragments found. No more than one
 compressed frame is ever held in memory, whatever the length of the clip. Encapsulation: DICOM PS3.5, annex A.4.
 """
 
@@ -20,7 +20,7 @@ from synboost_monai.dicom.reasons import NotUsableError
 NATIVE_SYNTAXES = frozenset({IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN})
 """Transfer syntaxes whose pixel data are one block, not fragments."""
 MAX_FRAGMENTS = 1_000_000
-"""Of an object; many times the frames of a clip, which some writers split."""
+"""Most fragments of an object; many times the frames of a clip, since some writers split frames."""
 
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
@@ -30,22 +30,22 @@ _INFLATE_BYTES = 1 << 18
 
 
 class Source(Protocol):
-    """Bytes that can be read from any place: an `OpenFile`, or what it inflates to."""
+    """Give bytes from any position: an `OpenFile`, or its inflated content."""
 
     def read(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset` on; fewer at the end alone."""
+        """Return `count` bytes from `offset` on; fewer only at the end."""
         ...
 
 
 class InflatedSource:
-    """The inflated data set of a deflated file, made piece by piece: reading on is cheap, going back begins anew.
+    """Inflate the data set of a deflated file piece by piece; reading on is cheap, going back starts again from the beginning.
 
     Args:
         file: the deflated file.
-        start: where its data set begins.
-        limits: `max_inflated_mb` is the most that is inflated.
+        start: offset of its data set.
+        limits: at most `max_inflated_mb` are inflated.
     Raises:
-        NotUsableError: on reading: inflates_too_far or broken_header.
+        NotUsableError: while reading: inflates_too_far or broken_header.
     """
 
     def __init__(self, file: OpenFile, start: int, limits: Limits) -> None:
@@ -58,7 +58,7 @@ class InflatedSource:
         self._piece, self._piece_offset = b"", 0
 
     def read(self, offset: int, count: int) -> bytes:
-        """See `Source`."""
+        """Return `count` bytes from `offset` on, as `Source` demands."""
         if offset < self._piece_offset:
             self._begin()
         parts = []
@@ -73,7 +73,7 @@ class InflatedSource:
         return b"".join(parts)
 
     def _inflate_more(self) -> bool:
-        """Make the next piece; false at the end."""
+        """Inflate the next piece; return False at the end."""
         self._piece_offset += len(self._piece)
         self._piece = b""
         while not self._piece and not self._inflater.eof:
@@ -86,7 +86,7 @@ class InflatedSource:
             except zlib.error:
                 raise NotUsableError("broken_header", problem="its deflated data set is damaged") from None
             if not packed and not self._piece:
-                return False  # cut off: what is missing shows where it is wanted
+                return False  # cut off: the reader of the missing bytes notices
         inflated = self._piece_offset + len(self._piece)
         if inflated > self._limit_mb * 2**20:
             ratio = round(inflated / max(self._read_from - self._start, 1))
@@ -96,20 +96,20 @@ class InflatedSource:
 
 @dataclass(frozen=True)
 class FrameIndex:
-    """The fragments of each frame of encapsulated pixel data."""
+    """Hold the fragments of each frame of encapsulated pixel data."""
 
     fragments: Sequence[tuple[tuple[int, int], ...]]
-    """A frame: (offset in the file, bytes) of each of its fragments."""
+    """For each frame, (offset in the file, bytes) of each of its fragments."""
 
     def read(self, file: Source, frame_index: int, max_bytes: int) -> bytes:
-        """The compressed bytes of a frame.
+        """Return the compressed bytes of a frame.
 
         Args:
-            file: that was indexed.
-            frame_index: from 0.
-            max_bytes: more is no frame of this image.
+            file: the file that was indexed.
+            frame_index: counted from 0.
+            max_bytes: largest plausible size of a frame of this image.
         Raises:
-            NotUsableError: broken_frame, or truncated_pixels if the file was cut since.
+            NotUsableError: broken_frame, or truncated_pixels if the file has been cut since.
         """
         fragments = self.fragments[frame_index]
         num_bytes = sum(length for _, length in fragments)
@@ -127,13 +127,13 @@ class FrameIndex:
 def index_frames(file: OpenFile, pixels: PixelData, num_frames: int) -> FrameIndex:
     """Find the fragments of every frame.
 
-    As many fragments as frames: one each, whatever an offset table says. More: by the offset table where it agrees with the
-    fragments, else by the fragments that begin like a frame. A delimiter that is missing at the end does no harm.
+    If there are as many fragments as frames, each frame has one, whatever an offset table says. Otherwise the offset table counts if it
+    agrees with the fragments, else the fragments that begin like a frame. A delimiter that is missing at the end does no harm.
 
     Args:
-        file: with encapsulated pixel data.
-        pixels: where they lie.
-        num_frames: as the header says.
+        file: a file with encapsulated pixel data.
+        pixels: their position.
+        num_frames: number of frames by the header.
     Raises:
         NotUsableError: truncated_pixels, broken_frame, or bad_attribute for a Number of Frames that the data contradict.
     """
@@ -160,7 +160,7 @@ def index_frames(file: OpenFile, pixels: PixelData, num_frames: int) -> FrameInd
 
 
 def _read_items(file: OpenFile, offset: int) -> tuple[tuple[int, ...], list[tuple[int, int]], bool]:
-    """Offset table, (offset, bytes) of each whole fragment, and whether the file ends within one."""
+    """Return the offset table, (offset, bytes) of each whole fragment, and whether the file ends within a fragment."""
     table: tuple[int, ...] | None = None
     fragments: list[tuple[int, int]] = []
     while len(fragments) < MAX_FRAGMENTS:
@@ -187,7 +187,7 @@ def _read_items(file: OpenFile, offset: int) -> tuple[tuple[int, ...], list[tupl
 
 
 def _starts_by_table(table: Sequence[int], fragments: Sequence[tuple[int, int]], num_frames: int) -> list[int] | None:
-    """Index of each frame's first fragment, if the offset table fits; its offsets count from the first fragment's item."""
+    """Return the index of each frame's first fragment, or None if the table does not fit; offsets count from the first fragment's item."""
     if len(table) != num_frames or not fragments:
         return None
     first = fragments[0][0]

@@ -1,10 +1,10 @@
-"""One ultrasound object, open for reading: what its header says that matters, and its frames in grey, cropped to the tissue region.
+"""Read one ultrasound object: the facts of its header, and its frames in grey, cropped to the tissue region.
 
     with open_ultrasound(path) as clip:
         clip.facts.spacing_mm, clip.facts.view
         frames = clip.read(0, 32)  # (T, rows, columns) uint8 of the region
 
-Facts are plain values without any text of the file but UIDs, so they can be logged, pickled and sent between processes.
+Facts are plain values, and of the file's texts hold only UIDs, so they can be logged, pickled and sent between processes.
 """
 
 from __future__ import annotations
@@ -30,42 +30,42 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 FRAME_MS = (1.0, 1000.0)
-"""Milliseconds from one frame to the next that are believed."""
+"""Shortest and longest plausible time from one frame to the next, in milliseconds."""
 HEART_RATES = (20.0, 300.0)
-"""Beats a minute that are believed."""
+"""Lowest and highest plausible heart rate, in beats per minute."""
 MAX_AGE = 120
-"""Years."""
+"""Highest plausible age, in years."""
 _SEXES = {"M": "male", "F": "female"}
 _YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 
 @dataclass(frozen=True)
 class ClipFacts:
-    """What is known of an ultrasound object before its frames are read."""
+    """Hold the facts of an ultrasound object that are known before its frames are read."""
 
     sop_class_uid: str
     sop_instance_uid: str
     study_uid: str
     rows: int
     columns: int
-    """Of the whole image."""
+    """Columns of the whole image, as `rows`."""
     num_frames: int
     region: Region
-    """What is read and segmented."""
+    """Part of the image that is read and segmented."""
     frame_times_ms: tuple[float, ...] | None
-    """Start of each frame after the first; None for a single frame, or where it is not known."""
+    """Start of each frame, counted from the first; None for a single frame, or if not known."""
     heart_rate: float | None
-    """Beats a minute."""
+    """Beats per minute."""
     r_wave_times_ms: tuple[float, ...]
-    """R waves of the ECG after the first frame; empty where there are none."""
+    """R waves of the ECG, counted from the first frame; empty if there are none."""
     view: str | None
-    """apical_four_chamber, apical_two_chamber, another view; None where it is not known."""
+    """apical_four_chamber, apical_two_chamber or another view; None if not known."""
     sex: str | None
-    """male or female."""
+    """male or female; None if not known."""
     age: int | None
-    """Years."""
+    """Age in years."""
     decoder: str
-    """Name and version of what decodes the frames."""
+    """Name and version of the decoder of the frames."""
 
     @property
     def spacing_mm(self) -> tuple[float, float] | None:
@@ -79,14 +79,14 @@ class ClipFacts:
 
 
 class UltrasoundClip:
-    """An open ultrasound object, made by `open_ultrasound`; to be closed, or used in `with`."""
+    """Represent an open ultrasound object, made by `open_ultrasound`; close it, or use it in `with`."""
 
     def __init__(self, reader: FrameReader) -> None:
         self._reader = reader
         self.header: Dataset = reader.header
         """Everything before the pixel data."""
         self.facts = read_facts(reader)
-        """What matters of it."""
+        """The facts of the header."""
         region = self.facts.region
         self._rows = slice(region.first_row, region.first_row + region.rows)
         self._columns = slice(region.first_column, region.first_column + region.columns)
@@ -98,19 +98,19 @@ class UltrasoundClip:
 
     @property
     def decoder(self) -> str:
-        """Name and version of what decodes the frames."""
+        """Name and version of the decoder of the frames."""
         return self.facts.decoder
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Frames from `start` up to `stop`, or to the last: (T, rows, columns) of the region, uint8.
+        """Return the frames from `start` up to but not including `stop`, at most to the last: (T, rows, columns) uint8 of the region.
 
         Raises:
-            NotUsableError: of the first frame that cannot be decoded.
+            NotUsableError: for the first frame that cannot be decoded.
         """
         return self.read_frames(range(start, min(stop, self.num_frames)))
 
     def read_frames(self, frame_indices: Sequence[int]) -> NDArray[np.uint8]:
-        """Frames of the region by index, (T, rows, columns) uint8."""
+        """Return frames of the region by index, (T, rows, columns) uint8."""
         region = self.facts.region
         frames = np.empty((len(frame_indices), region.rows, region.columns), np.uint8)
         for frame, index in zip(frames, frame_indices):
@@ -118,10 +118,10 @@ class UltrasoundClip:
         return frames
 
     def check_not_blank(self) -> None:
-        """Refuse a clip in which no frame shows anything; it ends at the first frame that does.
+        """Refuse a clip in which no frame shows anything; frames are read up to the first that does.
 
         Raises:
-            NotUsableError: blank, or of a frame that cannot be decoded.
+            NotUsableError: blank, or for a frame that cannot be decoded.
         """
         for index in range(self.num_frames):
             if np.ptp(self.read_frames([index])):
@@ -129,7 +129,7 @@ class UltrasoundClip:
         raise NotUsableError("blank")
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._reader.close()
 
     def __enter__(self) -> UltrasoundClip:
@@ -142,13 +142,13 @@ class UltrasoundClip:
 
 
 def open_ultrasound(path: str | os.PathLike[str], limits: Limits | None = None) -> UltrasoundClip:
-    """Open an ultrasound object; its header is checked, and its frames up to the first that shows something are decoded.
+    """Open an ultrasound object; check its header, and decode its frames up to the first that shows something.
 
     Args:
-        path: of a regular file.
-        limits: of a file; the defaults where None.
+        path: path of a regular file.
+        limits: of a file; the defaults if None.
     Raises:
-        NotUsableError: with a reason of the scan or of reading (`reasons.py`); what is wrong with the calibration alone is in
+        NotUsableError: with a reason of the scan or of reading (`reasons.py`); a problem of the calibration alone is in
             `facts.calibration_problem`.
     """
     reader = frame_reader(path, limits)
@@ -162,7 +162,7 @@ def open_ultrasound(path: str | os.PathLike[str], limits: Limits | None = None) 
 
 
 def read_facts(reader: FrameReader) -> ClipFacts:
-    """The facts of an open object.
+    """Return the facts of an open object.
 
     Raises:
         NotUsableError: too_small, or not_two_dimensional.
@@ -189,10 +189,10 @@ def read_facts(reader: FrameReader) -> ClipFacts:
 
 
 def frame_times_ms(header: Dataset, num_frames: int) -> tuple[float, ...] | None:
-    """Start of each frame in milliseconds after the first.
+    """Return the start of each frame in milliseconds, counted from the first frame.
 
-    By Frame Time Vector (increments, the first 0), Frame Time, Cine Rate or Recommended Display Frame Rate, the first of them that
-    makes sense; None for a single frame or if none does.
+    They come from Frame Time Vector (increments, the first 0), Frame Time, Cine Rate or Recommended Display Frame Rate, the first of
+    them that makes sense; None for a single frame or if none does.
     """
     if num_frames < 2:
         return None
@@ -210,7 +210,7 @@ def frame_times_ms(header: Dataset, num_frames: int) -> tuple[float, ...] | None
 
 
 def age_in_years(header: Dataset) -> int | None:
-    """Age by Patient's Age, else by birth and study date; None where neither is believable."""
+    """Return the age by Patient's Age, else by the dates of birth and study; None if neither is plausible."""
     text = _text(header, "PatientAge").upper()
     if text[-1:] in _YEARS and text[:-1].isascii() and text[:-1].isdigit():
         age = int(text[:-1]) * _YEARS[text[-1]]
@@ -226,7 +226,7 @@ def age_in_years(header: Dataset) -> int | None:
 
 
 def _date(header: Dataset, keyword: str) -> datetime.date | None:
-    """A date, written 20240131 or in the old way 2024.01.31."""
+    """Return a date, written 20240131 or in the old way 2024.01.31, or None."""
     text = _text(header, keyword).replace(".", "")
     if len(text) != 8 or not (text.isascii() and text.isdigit()):
         return None
@@ -237,7 +237,7 @@ def _date(header: Dataset, keyword: str) -> datetime.date | None:
 
 
 def _uid(header: Dataset, keyword: str) -> str:
-    """A UID; empty where it is missing or is none (the scan refuses such files)."""
+    """Return a UID; '' if it is missing or not valid (the scan refuses such files)."""
     text = _text(header, keyword)
     return text if len(text) <= 64 and text and set(text) <= set("0123456789.") else ""
 
@@ -248,7 +248,7 @@ def _text(header: Dataset, keyword: str) -> str:
 
 
 def _numbers(header: Dataset, keyword: str) -> list[float]:
-    """Finite numbers of an attribute; none if any is not."""
+    """Return the numbers of an attribute; an empty list unless all are finite."""
     value: Any = header.get(keyword)
     if value is None or isinstance(value, (bytes, str)):
         return []

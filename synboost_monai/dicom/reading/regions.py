@@ -1,13 +1,13 @@
-"""The part of an ultrasound image to look at, and how large its pixels are (Sequence of Ultrasound Regions, DICOM PS3.3 C.8.5.5).
+"""Choose the region of an ultrasound image to segment, and its pixel size (Sequence of Ultrasound Regions, DICOM PS3.3 C.8.5.5).
 
 Only Physical Delta in centimetres, of the one region of two-dimensional tissue, makes a calibration; Pixel Spacing and the depth of
-the scan field are never used. Anything in doubt gives no calibration, with the reason: the image is segmented, not measured.
+the scan field are never used. If anything is in doubt there is no calibration, with the reason: the image is segmented, not measured.
 
-| regions | looked at | calibration |
+| regions | segmented | calibration |
 |---|---|---|
 | one of 2-D tissue, within the image | that region | by its delta, if plausible |
-| several of 2-D tissue (two planes, dual display) | the largest | none: which of them is meant is not known |
-| of 2-D colour flow alone | the largest | none: colours hide the tissue, and the box of colour is often a part of the sector |
+| several of 2-D tissue (two planes, dual display) | the largest | none: it is not known which one is meant |
+| 2-D colour flow alone | the largest | none: colours hide the tissue, and the colour box is often only a part of the sector |
 | one that reaches out of the image by more than the off-by-one of some devices | the whole image | none: made for another size |
 | spectra, M-mode or their traces alone | nothing: refused | |
 | none, or graphics and ECG alone | the whole image | none |
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 TWO_DIMENSIONAL, M_MODE, SPECTRAL = 1, 2, 3
-"""Region Spatial Format."""
+"""Values of Region Spatial Format."""
 TISSUE = 1
-"""Region Data Type."""
+"""Value of Region Data Type."""
 CENTIMETRES = 3
-"""Physical Units X/Y Direction."""
+"""Value of Physical Units X/Y Direction."""
 MIN_SIDE = 16
-"""Pixels of a side of a region, as of an image; less shows no heart."""
+"""Shortest side of a region or an image, in pixels; a smaller one cannot show a heart."""
 MAX_OVERHANG = 1
-"""Pixels by which a region may reach beyond the image: some devices write the number of columns where the last column is meant."""
+"""Pixels by which a region may reach beyond the image: some devices write the number of columns instead of the last column."""
 PIXEL_MM = (0.02, 3.0)
-"""Millimetres of a pixel, smallest and largest that are believed; echocardiograms have 0.1 to 1."""
+"""Smallest and largest plausible pixel, in millimetres; echocardiograms have 0.1 to 1."""
 DEPTH_MM = (20.0, 400.0)
-"""Millimetres from the probe to the lower end of the region; neonates are scanned at 40, large adults at 240."""
+"""Smallest and largest plausible depth of the region, in millimetres; neonates are scanned at 40, large adults at 240."""
 MAX_ASPECT = 4.0
-"""Width to height of a pixel, or the reverse."""
+"""Largest ratio of width to height of a pixel, or the reverse."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """The part of an image that is segmented, in pixels of the whole image."""
+    """Describe the part of an image that is segmented, in pixels of the whole image."""
 
     first_row: int
     first_column: int
@@ -59,7 +59,7 @@ class Region:
 
 @dataclass(frozen=True)
 class _Box:
-    """First and last column and row of a region."""
+    """First and last column and row of a region, all within it."""
 
     left: int
     top: int
@@ -72,12 +72,12 @@ class _Box:
 
 
 def choose_region(dataset: Dataset) -> Region:
-    """The region to segment, and its calibration or why there is none.
+    """Return the region to segment, with its calibration or the reason why there is none.
 
     Args:
         dataset: header of an ultrasound image, with Rows and Columns.
     Raises:
-        NotUsableError: not_two_dimensional for spectra or M-mode alone.
+        NotUsableError: not_two_dimensional if there are only spectra or M-mode.
     """
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     regions = dataset.get("SequenceOfUltrasoundRegions")
@@ -106,7 +106,7 @@ def _region(box: _Box, spacing_mm: tuple[float, float] | None, problem: NotUsabl
 
 
 def _refuse_spectra(items: Sequence[Dataset]) -> None:
-    """An image that has regions of spectra or M-mode, and none in two dimensions, shows no heart to segment."""
+    """Refuse an image with regions of spectra or M-mode; the caller has found no two-dimensional one."""
     formats = {_whole(item, "RegionSpatialFormat") for item in items}
     names = [name for number, name in ((M_MODE, "M-mode"), (SPECTRAL, "spectral Doppler")) if number in formats]
     if names:
@@ -114,13 +114,13 @@ def _refuse_spectra(items: Sequence[Dataset]) -> None:
 
 
 def _distinct(items: Sequence[Dataset]) -> list[Dataset]:
-    """Regions without those that have no extent, and without repetitions: some devices list a region twice."""
+    """Drop regions without extent, and repetitions: some devices list a region twice."""
     kept: dict[Any, Dataset] = {}
     for number, item in enumerate(items):
         try:
             box = _box(item)
         except NotUsableError:
-            kept[number] = item  # malformed: it is judged if it is the only one
+            kept[number] = item  # malformed: reported later if it is the only one
             continue
         if box.right > box.left or box.bottom > box.top or len(items) == 1:
             scale = tuple(str(item.get(name)) for name in ("PhysicalDeltaX", "PhysicalDeltaY"))
@@ -129,7 +129,7 @@ def _distinct(items: Sequence[Dataset]) -> list[Dataset]:
 
 
 def _largest(items: Sequence[Dataset], rows: int, columns: int) -> _Box:
-    """The largest region that lies within the image; the whole image if none does."""
+    """Return the largest region within the image; the whole image if there is none."""
     boxes = []
     for item in items:
         try:
@@ -140,7 +140,7 @@ def _largest(items: Sequence[Dataset], rows: int, columns: int) -> _Box:
 
 
 def _box(item: Dataset) -> _Box:
-    """The location of a region as the header says (PS3.3 C.8.5.5.1.14: both corners belong to it)."""
+    """Return the location of a region as the header gives it (PS3.3 C.8.5.5.1.14: both corners belong to it)."""
     values = []
     for name in ("MinX0", "MinY0", "MaxX1", "MaxY1"):
         value = _whole(item, f"RegionLocation{name}")
@@ -151,7 +151,7 @@ def _box(item: Dataset) -> _Box:
 
 
 def _box_within(item: Dataset, rows: int, columns: int) -> _Box:
-    """The location of a region, clamped to the image where it is off by one.
+    """Return the location of a region, clamped to the image if it is off by one.
 
     Raises:
         NotUsableError: region_malformed, region_outside or region_too_small.
@@ -170,7 +170,7 @@ def _box_within(item: Dataset, rows: int, columns: int) -> _Box:
 
 
 def _spacing_mm(item: Dataset, box: _Box) -> tuple[float, float]:
-    """(row, column) millimetres of a pixel of a region.
+    """Return the (row, column) size of a region's pixel in millimetres.
 
     Raises:
         NotUsableError: units_not_cm, delta_not_positive, delta_implausible, pixels_not_square, depth_implausible or
@@ -204,7 +204,7 @@ def _spacing_mm(item: Dataset, box: _Box) -> tuple[float, float]:
 
 
 def _number(item: Dataset, keyword: str) -> float | None:
-    """A finite number, or None."""
+    """Return an attribute as a finite number, or None."""
     value = item.get(keyword)
     if isinstance(value, (bytes, str)) or value is None:
         return None
@@ -216,6 +216,6 @@ def _number(item: Dataset, keyword: str) -> float | None:
 
 
 def _whole(item: Dataset, keyword: str) -> int | None:
-    """A whole number, or None."""
+    """Return an attribute as a whole number, or None."""
     number = _number(item, keyword)
     return int(number) if number is not None and number == int(number) else None

@@ -1,6 +1,6 @@
-"""What lies in a folder: every file of a tree once, with a reason if it is not one of ours, by headers alone.
+"""Scan a folder by headers alone: every file of the tree once, with a reason if it is not segmented.
 
-Ours are ultrasound images and clips by SOP class and modality, whatever they are called. Nothing is decoded and nothing is believed:
+Ultrasound images and clips are recognised by SOP class and modality, whatever their names. Nothing is decoded or taken on trust:
 names may be any bytes, links are not followed, pipes are not opened, and a UID serves to compare and to hash, never as a path.
 """
 
@@ -44,28 +44,28 @@ LITTER_FOLDERS = frozenset(
         ".trash-1000",
     }
 )
-"""Names (lower case) of folders that hold nothing but such files."""
+"""Names (lower case) of folders that hold only such files."""
 
 QUICK_MB = 0.25
-"""MB (2^20 bytes) of a header that is read in the process of the scan; one that is longer is read in a process that may die of it."""
+"""Largest header read in the scan's own process, in MB (2^20 bytes); a longer one is read in a worker process, which it may crash."""
 HEADER_SECONDS, HEADER_MEMORY_MB = 60.0, 512.0
-"""Limits of that process."""
+"""Limits of that worker process."""
 
 
 def scan(
     in_dir: str | os.PathLike[str], limits: Limits | None = None, *, exclude: Iterable[str | os.PathLike[str]] = ()
 ) -> Iterator[ScannedFile]:
-    """Every file below a folder, in the order of their names' bytes, folder by folder.
+    """Yield every file below a folder, in the order of the names' bytes, folder by folder.
 
     Folders that are links are not entered, so there are no loops; the link is one entry. A folder that cannot be read is one entry.
 
     Args:
-        in_dir: a folder; or one file, which is then the only one.
-        limits: of a file; the defaults where None.
-        exclude: folders that are left out (the run's own output, if it lies inside).
+        in_dir: a folder; or one file, which is then the only entry.
+        limits: of a file; the defaults if None.
+        exclude: folders that are left out (such as the run's own output within `in_dir`).
     Raises:
         FileNotFoundError: if there is no such folder.
-        PermissionError: if it cannot be read.
+        PermissionError: if the folder cannot be read.
     """
     limits = limits or Limits()
     root = os.path.abspath(os.fspath(in_dir))
@@ -82,7 +82,7 @@ def scan(
 
 
 class _LongHeaders:
-    """Reads headers that are long in a process that may die of them; it is started with the first and ends with the scan."""
+    """Reads long headers in a worker process, which they may crash; it starts with the first such file and ends with the scan."""
 
     def __init__(self, limits: Limits, stack: contextlib.ExitStack) -> None:
         seconds = min(limits.seconds_per_file, HEADER_SECONDS)
@@ -91,7 +91,7 @@ class _LongHeaders:
         self._pool: Any = None
 
     def look(self, file: ScannedFile) -> ScannedFile:
-        """The file with what its header says."""
+        """Return the file with the facts of its header."""
         if self._pool is None:
             from synboost_monai.dicom.reading.worker import ReaderPool  # loads decoders
 
@@ -111,16 +111,16 @@ def mark_duplicates(
 ) -> list[ScannedFile]:
     """Give files that share a SOP Instance UID their reason: `duplicate` for a copy, `conflicting_duplicate` for a contradiction.
 
-    Of files with the same content the first by path is kept. The same content is the same data set in the same transfer syntax; the
-    preamble and the file meta information, which say who wrote a file, do not count, nor does what may stand behind the last frame. Of
-    files that differ each must be readable, its header and all its frames, to count: one that is not is refused by itself. If any two
-    that are readable differ, none is kept.
+    Of files with the same content the first by path is kept. Same content means the same data set in the same transfer syntax; the
+    preamble and the file meta information, which say who wrote a file, do not count, nor do bytes after the last frame. If files
+    differ, only those count whose header and frames can all be read; each unreadable one is refused for its own reason. If any two
+    readable ones differ, none is kept.
 
     Args:
-        files: of one scan.
-        digest: SHA-256 of a file, if the caller keeps them; by `files.file_digest` where None.
-        limits: of a file; the defaults where None.
-        check: raises the reason for which a file cannot be read whole; by a worker process where None.
+        files: files of one scan.
+        digest: function that gives the SHA-256 of a file, if the caller keeps them; `files.file_digest` if None.
+        limits: of a file; the defaults if None.
+        check: function that raises the reason why a whole file cannot be read; a worker process checks if None.
     Returns:
         All files in their order.
     """
@@ -142,14 +142,14 @@ def mark_duplicates(
 
 
 def content_digest(file: ScannedFile, limits: Limits | None = None, max_bytes: int | None = None) -> str:
-    """SHA-256 of a file's transfer syntax and data set, without preamble and file meta information.
+    """Return a file's transfer syntax and the SHA-256 of its data set, without preamble and file meta information.
 
     Args:
-        file: of a scan.
-        limits: of a file; the defaults where None.
-        max_bytes: of the data set that count; None for all.
+        file: file of a scan.
+        limits: of a file; the defaults if None.
+        max_bytes: most bytes of the data set that are hashed; None for all.
     Raises:
-        NotUsableError: if it cannot be read any more, or has changed since the scan.
+        NotUsableError: if the file cannot be read any more, or has changed since the scan.
     """
     limits = limits or Limits()
     with open_regular(file.path) as opened:
@@ -162,12 +162,12 @@ def content_digest(file: ScannedFile, limits: Limits | None = None, max_bytes: i
 
 
 def _sort_key(relative: str) -> list[bytes]:
-    """Order of the scan: by the bytes of the names, folder by folder."""
+    """Return the sort key of the scan's order: by the bytes of the names, folder by folder."""
     return os.fsencode(relative).split(b"/")
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Which folder it is, by whatever name; one that is not there yet is none."""
+    """Return device and inode of a folder, which are the same under any name; (-1, -1) if it does not exist yet."""
     try:
         status = os.stat(path)
     except OSError:
@@ -176,7 +176,7 @@ def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def _entries(root: str, excluded: frozenset[tuple[int, int]]) -> Iterator[tuple[str, str, NotUsableError | None]]:
-    """(path, relative path, reason) of every entry that is not a folder; the reason of those known without opening them."""
+    """Yield (path, relative path, reason) of every entry that is not a folder; the reason only if known without opening the file."""
     if not os.path.isdir(root):
         yield root, os.path.basename(root), None
         return
@@ -205,12 +205,12 @@ def _entries(root: str, excluded: frozenset[tuple[int, int]]) -> Iterator[tuple[
 
 
 def _names(folder: str) -> list[str]:
-    """Names in a folder, last first."""
+    """Return the names in a folder, last first."""
     return sorted(os.listdir(folder), key=os.fsencode, reverse=True)
 
 
 def _check_by_worker(limits: Limits, stack: contextlib.ExitStack) -> Callable[[ScannedFile], None]:
-    """Reads files whole in a worker process, which is started with the first."""
+    """Return a function that checks whole files in a worker process, which starts with the first file."""
     pools: list[Any] = []
 
     def check(file: ScannedFile) -> None:
@@ -230,7 +230,7 @@ def _judge_copies(
     check: Callable[[ScannedFile], None],
     limits: Limits,
 ) -> None:
-    """Mark files that share a UID; one that cannot be read any more gets that as its reason and has no say."""
+    """Mark files that share a UID; one that cannot be read any more gets that as its reason and does not count."""
     whole: dict[int, str] = {}
     for index in indices:
         try:
@@ -254,7 +254,7 @@ def _judge_copies(
 
 
 def _leave_readable(files: list[ScannedFile], whole: dict[int, str], check: Callable[[ScannedFile], None]) -> None:
-    """Give those that cannot be read whole their reason; they contradict nobody."""
+    """Give files that cannot be read to the end their reason; they do not make a conflict."""
     problems: dict[str, NotUsableError | None] = {}
     for index, content in list(whole.items()):
         if content not in problems:
@@ -269,13 +269,13 @@ def _leave_readable(files: list[ScannedFile], whole: dict[int, str], check: Call
 
 
 def _join_cut_ends(files: list[ScannedFile], whole: dict[int, str], limits: Limits) -> None:
-    """Take files that are the longest one without its end, but with all frames, for copies of it; the longest comes first."""
+    """Count files that equal the start of the longest one as copies of it, since they have all frames; put the longest first."""
     if len(set(whole.values())) < 2:
         return
     sizes = {index: _data_set_bytes(files[index], limits) for index in whole}
     longest = max(whole, key=lambda index: sizes[index])
     for index in whole:
-        with contextlib.suppress(NotUsableError):  # changed in between: then they differ
+        with contextlib.suppress(NotUsableError):  # a file that changed meanwhile counts as different
             if content_digest(files[longest], limits, sizes[index]) == whole[index]:
                 whole[index] = whole[longest]
     if len(set(whole.values())) == 1:
@@ -285,7 +285,7 @@ def _join_cut_ends(files: list[ScannedFile], whole: dict[int, str], limits: Limi
 
 
 def _data_set_bytes(file: ScannedFile, limits: Limits) -> int:
-    """Length of a file without preamble and file meta information; 0 where it cannot be opened any more."""
+    """Return the length of a file without preamble and file meta information; 0 if it cannot be opened any more."""
     with contextlib.suppress(NotUsableError), open_regular(file.path) as opened:
         return opened.size - walk_file(opened, limits, frozenset()).data_set_offset
     return 0

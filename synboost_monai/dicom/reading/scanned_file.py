@@ -1,7 +1,7 @@
-"""One file of a folder, as its header tells: what it is, whose, and why it is not one of ours if it is not.
+"""Read from one file's header what the object is, whose it is, and why it is not segmented.
 
-Nothing is decoded and nothing is believed: a UID serves to compare and to hash, never as a path, and no word of a header but a defined
-term gets into a sentence.
+Nothing is decoded or taken on trust: a UID serves to compare and to hash, never as a path, and of a header's words only defined terms
+get into a sentence.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ULTRASOUND_CLASSES = frozenset(
     {
         "1.2.840.10008.5.1.4.1.1.6.1",  # Ultrasound Image
         "1.2.840.10008.5.1.4.1.1.3.1",  # Ultrasound Multi-frame Image
-        "1.2.840.10008.5.1.4.1.1.6",  # the two of before 1997, retired
+        "1.2.840.10008.5.1.4.1.1.6",  # both in their form before 1997, retired
         "1.2.840.10008.5.1.4.1.1.3",
     }
 )
@@ -38,7 +38,7 @@ MULTI_FRAME_CAPTURES = frozenset(
         "1.2.840.10008.5.1.4.1.1.7.4",  # Multi-frame True Color Secondary Capture Image
     }
 )
-"""SOP classes as which some archives and exports keep clips; segmented where the modality is US."""
+"""SOP classes in which some archives and exports keep clips; segmented if the modality is US."""
 DICOMDIR = "1.2.840.10008.1.3.10"
 """SOP class Media Storage Directory."""
 
@@ -47,7 +47,7 @@ MODALITIES = frozenset(
     "LP LS M3D MA MG MR MS NM OAM OCT OP OPM OPR OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTINTENT "
     "RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SC SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA VF XA XAPROTOCOL XC".split()
 )
-"""Defined terms of Modality (PS3.3, C.7.3.1.1.1, with some that are retired); no other word of a header gets into a sentence."""
+"""Defined terms of Modality (PS3.3, C.7.3.1.1.1, with some retired ones); no other word of a header gets into a sentence."""
 
 SOP_INSTANCE, STUDY, SERIES, MODALITY = 0x00080018, 0x0020000D, 0x0020000E, 0x00080060
 _MANUFACTURER = 0x00080070
@@ -59,54 +59,54 @@ _IDENTIFYING_SEQUENCES = as_tags(name for name in IDENTIFYING_KEYWORDS if name.e
 _WANTED = _IDENTIFYING | {SOP_CLASS, SOP_INSTANCE, STUDY, SERIES, MODALITY, _MANUFACTURER, _ROWS, _COLUMNS, _FRAMES}
 
 MAX_IDENTIFYING_BYTES = 1 << 14
-"""Of all values that identify, together; headers have some hundred. What they give is kept for every file of a folder."""
+"""Most bytes of all identifying values together; headers have a few hundred. The words in them are kept for every file of a folder."""
 MAX_IDENTIFYING_VALUE = 1 << 10
-"""Of each of them, where they have more together."""
+"""Bytes to which each identifying value is cut if all together have more."""
 MAX_WORDS = 1000
-"""Words that identify, of one header; usual are a hundred."""
+"""Most identifying words of one header; a hundred are usual."""
 MAX_KNOWN = 200
-"""Headers whose words are remembered."""
+"""Number of headers whose words are remembered."""
 
 Known = dict[tuple[object, ...], tuple[str, frozenset[str]]]
-"""Identifying values as stored -> patient key and words: the files of a study share them, so they are worked out once."""
+"""Identifying values as stored -> patient key and words; the files of a study share them, so each set is worked out once."""
 
 
 @dataclass(frozen=True)
 class ScannedFile:
-    """One entry of a folder that is not a folder, and what its header says."""
+    """Hold one entry of a folder, itself not a folder, with the facts of its header."""
 
     path: str
-    """Absolute."""
+    """Absolute path."""
     relative: str
-    """Below the folder that was scanned, with slashes; bytes that are no UTF-8 as surrogates (`os.fsencode` gives them back)."""
+    """Path below the scanned folder, with slashes; bytes that are not UTF-8 are surrogates (`os.fsencode` gives them back)."""
     size: int = 0
-    """Bytes."""
+    """Size in bytes."""
     mtime_ns: int = 0
-    """Time of the last change, nanoseconds."""
+    """Time of the last change, in nanoseconds."""
     reason: NotUsableError | None = None
-    """Why it is not for us or cannot be used; None for an ultrasound image."""
+    """Why the file is not segmented; None for an ultrasound image."""
     sop_class_uid: str = ""
     sop_instance_uid: str = ""
     study_uid: str = ""
     modality: str = ""
-    """'' where it is no defined term."""
+    """'' if the header's word is not a defined term."""
     rows: int | None = None
     columns: int | None = None
     frames: int | None = None
-    """1 where the header does not say; None where it says nonsense."""
+    """1 if the header does not say; None if its value is not a number."""
     patient_key: str = ""
-    """Hash of ID, issuer and name: 16 hexadecimal digits; '' where all are absent."""
+    """Hash of ID, issuer and name: 16 hexadecimal digits; '' if all are absent."""
     identifiers: frozenset[str] = frozenset()
-    """Words of the header that identify (`identifiers.py`)."""
+    """Identifying words of the header (`identifiers.py`)."""
 
 
 def short_hash(text: str) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of a text."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def look(path: str, limits: Limits) -> dict[str, Any]:
-    """What a header says, as plain values; runs in a worker (`worker.ReaderPool.look`)."""
+    """Return the facts of a header as plain values; this runs in a worker (`worker.ReaderPool.look`)."""
     file = look_at(path, path, None, limits, {})
     values = {field.name: getattr(file, field.name) for field in fields(file)}
     reason = None if file.reason is None else [file.reason.reason.code, file.reason.facts]
@@ -114,16 +114,16 @@ def look(path: str, limits: Limits) -> dict[str, Any]:
 
 
 def of_values(values: Mapping[str, Any]) -> ScannedFile:
-    """Return the file that `look` told of."""
+    """Return the file that `look` described."""
     reason = None if values["reason"] is None else NotUsableError(values["reason"][0], **values["reason"][1])
     return ScannedFile(**{**values, "reason": reason, "identifiers": frozenset(values["identifiers"])})
 
 
 def check_unchanged(file: ScannedFile) -> None:
-    """Make sure that a file is what it was when it was scanned, by size and time.
+    """Make sure, by size and time, that a file has not changed since it was scanned.
 
     Raises:
-        NotUsableError: changed, or vanished and kin.
+        NotUsableError: changed, or vanished and the like.
     """
     try:
         status = os.lstat(file.path)
@@ -135,12 +135,12 @@ def check_unchanged(file: ScannedFile) -> None:
 
 
 def is_uid(text: str) -> bool:
-    """Whether a text is a UID: at most 64 digits and dots (PS3.5, 9.1; a part may start with 0, as some do in practice)."""
+    """Return whether a text is a UID: at most 64 digits and dots (PS3.5, 9.1; parts may start with 0, as some do in practice)."""
     return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 def look_at(path: str, relative: str, problem: NotUsableError | None, limits: Limits, known: Known) -> ScannedFile:
-    """A file with its reason and the facts of its header."""
+    """Return a file with its reason and the facts of its header."""
     try:
         status = os.lstat(path)
     except (OSError, ValueError) as error:
@@ -160,7 +160,7 @@ def look_at(path: str, relative: str, problem: NotUsableError | None, limits: Li
 
 
 def _with_facts(file: ScannedFile, structure: Structure, known: Known) -> ScannedFile:
-    """A DICOM file with what its header says."""
+    """Return a DICOM file with the facts of its header."""
     frames: int | None = 1
     if words := structure.text(_FRAMES):
         frames = int(words) if words.isascii() and words.isdigit() and len(words) < 10 else None
@@ -182,7 +182,7 @@ def _with_facts(file: ScannedFile, structure: Structure, known: Known) -> Scanne
 
 
 def _identity_of(structure: Structure, known: Known) -> tuple[str, frozenset[str]]:
-    """Patient key and identifying words of a header."""
+    """Return the patient key and the identifying words of a header."""
     elements = {tag: element for tag, element in structure.elements.items() if tag in _IDENTIFYING}
     if sum(len(element.value or b"") for element in elements.values()) > MAX_IDENTIFYING_BYTES:
         elements = _shortened(elements, structure)
@@ -204,7 +204,7 @@ def _identity_of(structure: Structure, known: Known) -> tuple[str, frozenset[str
 
 
 def _shortened(elements: dict[int, Element], structure: Structure) -> dict[int, Element]:
-    """The starts of long values, which still tell the words that identify; a sequence as long is refused."""
+    """Cut long values to their start, which still has words that identify; a sequence that long is refused."""
     kept = {}
     for tag, element in elements.items():
         value = element.value or b""
@@ -219,14 +219,14 @@ def _shortened(elements: dict[int, Element], structure: Structure) -> dict[int, 
 
 
 def _reason(structure: Structure) -> NotUsableError | None:
-    """Why a DICOM file is not segmented: what it is counts first, then whether it can be read and told from others."""
+    """Return why a DICOM file is not segmented: first by what it is, then by whether it is readable and has valid identifiers."""
     media_class = structure.text(_MEDIA_SOP_CLASS)
     sop_class = structure.text(SOP_CLASS) or media_class
     modality = structure.text(MODALITY).upper()
     if DICOMDIR in (sop_class, media_class):
         return NotUsableError("dicomdir")
     is_ours = sop_class in ULTRASOUND_CLASSES or (
-        # an overlay of ours is such a capture too: a result, and no input of the next run
+        # our own overlays are such captures too: results, not inputs of the next run
         sop_class in MULTI_FRAME_CAPTURES and modality == "US" and structure.text(_MANUFACTURER) != MANUFACTURER
     )
     if sop_class and not is_ours or modality and modality != "US":
@@ -253,16 +253,16 @@ def _reason(structure: Structure) -> NotUsableError | None:
 
 
 def _is_other_image(sop_class: str) -> bool:
-    """Whether a class holds pictures all the same, saved as secondary captures."""
+    """Return whether a class is a secondary capture, which holds pictures all the same."""
     return sop_class.startswith("1.2.840.10008.5.1.4.1.1.7")
 
 
 def _class_name(sop_class: str) -> str:
-    """Name of a SOP class; one that the standard does not know is not repeated."""
+    """Return the name of a SOP class; one that the standard does not know is not repeated."""
     entry = UID_dictionary.get(sop_class)
     return entry[0].removesuffix(" Storage") if entry else "of an unknown class"
 
 
 def _uid_or_none(text: str) -> str:
-    """A valid UID, or ''."""
+    """Return the text if it is a valid UID, else ''."""
     return text if is_uid(text) else ""

@@ -1,5 +1,7 @@
-"""Where the ultrasound sector is in a picture: what lies outside of it may be burned-in text, and no exported picture shows it. And whether
-text may stand within it, which nothing takes away."""
+"""Find the ultrasound sector in a picture, and say whether there may be text within it.
+
+Pixels outside the sector may be burned-in text, so no exported picture shows them; text within the sector is not removed.
+"""
 
 from __future__ import annotations
 
@@ -11,49 +13,51 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_SAMPLES = 24
-"""Frames that are looked at, spread over the clip."""
+"""Most frames that are examined, spread over the clip."""
 MAX_SAMPLE_PIXELS = 1 << 27
-"""Of all these frames; fewer are looked at of pictures so large that they would be more."""
+"""Most pixels of all these frames together; fewer frames are examined if the pictures are so large that they would have more."""
 MAX_SIDE = 2048
-"""Pixels; of larger pictures, which no ultrasound system makes, every second, third ... row and column is looked at."""
+"""Longest side in pixels; of larger pictures, which no ultrasound system makes, only every second, third ... row and column is used."""
 LEAST_CHANGE = 6
 """Grey levels between the darkest and the brightest moment of a pixel that shows tissue; text does not change."""
 LEAST_GREY = 12
-"""Of a pixel that is not background, where there is one frame only."""
+"""Least grey level of a pixel that is not background; used if there is only one frame."""
 LEAST_SHARE = 0.02
-"""Of the picture; a smaller sector is not believed."""
+"""Least share of the picture that a sector fills; a smaller one is not believed."""
 LEAST_SAMPLES = 8
-"""Frames from which on what stands still in a clip is told from what moves."""
+"""Fewest frames with which still parts of a clip can be told from moving ones."""
 STROKE_PIXELS, STROKE_LENGTH = 4, 4
-"""Width and length of a stroke of a letter: it stands out from what is up to so many pixels left and right of it, over so many rows."""
+"""Size of a letter's stroke: it stands out from the pixels up to STROKE_PIXELS left and right of it, over STROKE_LENGTH rows."""
 STROKE_CONTRAST, STROKE_STEADINESS = 5.0, 1.5
-"""Grey levels by which a stroke stands out in the mean of the frames, and how many times its own standard deviation over time that is."""
+"""Least contrast of a stroke in the mean of the frames: in grey levels, and in multiples of its own standard deviation over time."""
 
 
 def sample_indices(num_frames: int, num_pixels: int = 1) -> list[int]:
-    """Indices of the frames that `find_sector` should see, where each has so many pixels."""
+    """Return the indices of the frames to give to `find_sector`, if each has `num_pixels`."""
     most = min(MAX_SAMPLES, max(2, MAX_SAMPLE_PIXELS // num_pixels))
     return sorted({int(i) for i in np.linspace(0, num_frames - 1, min(num_frames, most)).round()})
 
 
 def moves(frames: NDArray[Any]) -> bool:
-    """Whether a part of the picture (T, H, W) changes that is as large as a sector; only then is it told from text by its motion."""
+    """Return whether a part of the frames (T, H, W) as large as a sector changes; only then can motion tell it from text."""
     return len(frames) > 1 and bool((np.ptp(frames, axis=0) >= LEAST_CHANGE).mean() >= LEAST_SHARE)
 
 
 def find_sector(frames: NDArray[Any], within: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
-    """The sector of a clip: the largest piece of the picture that moves, and its convex hull. Of a still within a region of the header:
-    the largest piece that is not dark; of a still without regions nothing, as nothing tells its tissue from its text.
+    """Return the sector of a clip: the convex hull of the largest part of the picture that moves.
 
-    Pieces are separated before the largest is taken, so that text, scales and the ECG, which do not touch the sector, stay outside.
+    In a still with regions, it is the hull of the largest part that is not dark. In a still without regions no sector is found, since
+    nothing distinguishes its tissue from its text.
+
+    Parts are separated before the largest is taken, so that text, scales and the ECG, which do not touch the sector, stay outside.
     Text that touches the sector cannot be told from it.
 
     Args:
         frames: (T, H, W) grey, the samples of a clip.
-        within: (H, W), the header's regions (all True for frames that were cut to one); nothing outside of them is looked at or found.
+        within: (H, W), the header's regions (all True for frames cropped to one); pixels outside of them are ignored.
             None: no region is known.
     Returns:
-        (H, W); all False where no sector is found.
+        (H, W); all False if no sector is found.
     """
     from scipy import ndimage
 
@@ -81,7 +85,7 @@ def find_sector(frames: NDArray[Any], within: NDArray[np.bool_] | None = None) -
     piece = pieces == 1 + int(sizes.argmax())
     opened = ndimage.binary_opening(
         piece, iterations=max(2, min(piece.shape) // 100)
-    )  # cuts off what hangs on by a thread
+    )  # cuts off parts that hang on by a thread
     pieces, count = ndimage.label(opened)
     if count:
         piece = pieces == 1 + int(np.bincount(pieces.ravel())[1:].argmax())
@@ -92,35 +96,35 @@ def find_sector(frames: NDArray[Any], within: NDArray[np.bool_] | None = None) -
 
 
 def has_text(frames: NDArray[Any], sector: NDArray[np.bool_]) -> bool | None:
-    """Whether there may be text within the sector: strokes at the same place in every frame, while tissue and its speckle move.
+    """Return whether there may be text within the sector: strokes at the same place in every frame, while tissue and its speckle move.
 
-    Only strokes that go up and down count, which all writing has; reverberations of the probe, which stand still too, lie flat. Faint or
+    Only vertical strokes count, which all writing has; reverberations of the probe, which do not move either, are horizontal. Faint or
     tiny text, and text that only some of the frames show, is not found (docs/hospital.md has figures).
 
     Args:
         frames: (T, H, W) grey, samples from the whole clip.
-        sector: (H, W), what is shown.
+        sector: (H, W), True where pixels are shown.
     Returns:
-        True: there are such strokes (text, marks, a picture that stands still); False: there are none; None: too few frames to tell.
+        True if there are such strokes (text or marks), False if not, None if the frames are too few or too still to tell.
     """
     from scipy import ndimage
 
     if len(frames) < LEAST_SAMPLES or not moves(frames):
         return None
     total, squares = np.zeros((2, *frames.shape[1:]), np.float32)
-    for frame in frames:  # one at a time: as numbers with a fraction all together would be large
+    for frame in frames:  # one at a time: all frames as floats would take much memory
         total += frame
         squares += frame.astype(np.float32) ** 2
     mean = total / len(frames)
     deviation = np.sqrt(np.maximum(squares / len(frames) - mean**2, 0))
     contrast = np.maximum(_ridge(mean), _ridge(-mean))  # bright strokes, and dark ones
     is_stroke = (contrast >= STROKE_CONTRAST) & (contrast >= STROKE_STEADINESS * deviation)
-    is_stroke &= ndimage.binary_erosion(sector, iterations=2)  # its own edge stands still
+    is_stroke &= ndimage.binary_erosion(sector, iterations=2)  # the sector's own edge does not move
     return bool(ndimage.binary_opening(is_stroke, np.ones((STROKE_LENGTH, 1))).any())
 
 
 def _ridge(picture: NDArray[np.float32]) -> NDArray[np.float32]:
-    """By how much each pixel is above the lowest one near it on the left, and on the right; the smaller of the two."""
+    """Return how far each pixel is above the lowest near it on the left, and on the right; the smaller of the two."""
     sides = []
     for sign in (1, -1):
         lowest = np.minimum.reduce([np.roll(picture, sign * step, axis=1) for step in range(1, STROKE_PIXELS + 1)])
@@ -129,7 +133,7 @@ def _ridge(picture: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _convex_hull(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """All pixels within the convex hull of a mask."""
+    """Return the mask of all pixels within the convex hull of a mask."""
     from scipy.spatial import ConvexHull, QhullError
 
     rows = np.flatnonzero(mask.any(axis=1))

@@ -1,10 +1,10 @@
-"""The structure of a DICOM file up to its pixel data: where each data element lies, checked before anything interprets it.
+"""Find the data elements of a DICOM file up to its pixel data, and check their bounds before anything interprets them.
 
-A file comes from anywhere, so lengths may lie, sequences may never end, and a deflated data set may be a bomb. This walk reads forward
-in small blocks, jumps over large values, counts what it reads, and stops at the pixel data. pydicom is then given values whose
-bounds are known to be right; it would itself follow a wrong length to the end of the file without a word.
+A file can come from anywhere, so lengths may be wrong, sequences may never end, and a deflated data set may be a bomb. This walk reads
+forward in small blocks, jumps over large values, counts what it reads, and stops at the pixel data. pydicom then gets values whose
+bounds are known to be right; on its own it would follow a wrong length to the end of the file without an error.
 
-Data elements, value representations and transfer syntaxes: DICOM PS3.5, sections 7.1 and 7.5, annex A; the file's own: PS3.10, 7.1.
+Data elements, value representations and transfer syntaxes: DICOM PS3.5, sections 7.1 and 7.5, annex A; file meta: PS3.10, 7.1.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ DEFLATED, BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
 """Transfer syntaxes Deflated Explicit VR Little Endian and Explicit VR Big Endian."""
 
 FIRST_BLOCK = 1 << 13
-"""Bytes read at first: more than most ultrasound headers have."""
+"""Bytes of the first block; most ultrasound headers have fewer."""
 LARGEST_VALUE = 1 << 20
-"""Bytes; a longer value before the pixel data (a vendor's raw data) is jumped over and left out of the header."""
+"""Largest value in bytes; a longer one before the pixel data (a vendor's raw data) is jumped over and left out of the header."""
 MAX_DEPTH = 32
-"""Sequences within sequences; structured reports reach about 15, ultrasound images 4."""
+"""Most levels of nested sequences; structured reports reach about 15, ultrasound images 4."""
 MAX_ELEMENTS = 100_000
-"""Data elements and items that are walked; ultrasound headers have some hundred."""
+"""Most data elements and items of a header; ultrasound headers have a few hundred."""
 
 UNDEFINED = 0xFFFFFFFF
 """Length of a value that ends with a delimiter."""
@@ -51,56 +51,56 @@ _SEQUENCE_TAGS = frozenset(tag for tag, entry in DicomDictionary.items() if entr
 
 
 class Element(NamedTuple):
-    """One data element of the top level."""
+    """Hold one data element of the top level."""
 
     tag: int
     vr: str
-    """As stored; '' where it is implicit."""
+    """Value representation as stored; '' if it is implicit."""
     value: bytes | None
     """None if it was not asked for, or is larger than `LARGEST_VALUE`."""
     is_implicit: bool
-    """Whether its value, if it is a sequence, has no value representations."""
+    """Whether the elements within its value, if it is a sequence, have no value representations."""
 
 
 @dataclass(frozen=True)
 class PixelData:
-    """Where the pixel data lie."""
+    """Hold the position of the pixel data."""
 
     tag: int
     vr: str
-    """As stored; '' where it is implicit."""
+    """Value representation as stored; '' if it is implicit."""
     offset: int
     """First byte of the value in the file; for a deflated file, in the inflated data set."""
     length: int | None
-    """Bytes as the element says, which may lie; None for encapsulated frames, which end with a delimiter."""
+    """Bytes by the element's own length, which may be wrong; None for encapsulated frames, which end with a delimiter."""
 
 
 @dataclass
 class Structure:
-    """What was found in a file; all that was found before a problem, if there is one."""
+    """Hold the data elements found in a file, up to the pixel data or to a problem."""
 
     meta: dict[int, Element] = field(default_factory=dict)
     elements: dict[int, Element] = field(default_factory=dict)
     transfer_syntax: str = ""
-    """As the file says, or guessed where it says none."""
+    """As the file gives it, or guessed if it gives none."""
     is_implicit: bool = False
     is_little_endian: bool = True
     has_preamble: bool = False
-    """Whether the file starts as PS3.10 wants it."""
+    """Whether the file starts with the preamble that PS3.10 demands."""
     data_set_offset: int = 0
     """First byte after the file meta information."""
     pixels: PixelData | None = None
     problem: NotUsableError | None = None
 
     def text(self, tag: int) -> str:
-        """Value of a data element as stored, padding removed; '' where there is none. For UIDs and coded words."""
+        """Return the stored value of a data element (a UID or a coded word) without padding; '' if it is absent."""
         element = (self.meta if tag >> 16 == 2 else self.elements).get(tag)
         if element is None or not element.value:
             return ""
         return element.value.decode("latin-1").strip(" \0")
 
     def number(self, tag: int) -> int | None:
-        """Value of a data element of 2 bytes (US); None where there is none."""
+        """Return the value of a data element of 2 bytes (US); None if it is absent."""
         element = self.elements.get(tag)
         if element is None or element.value is None or len(element.value) != 2:
             return None
@@ -108,7 +108,7 @@ class Structure:
 
 
 def starts_as_dicom(data: bytes) -> bool:
-    """Whether the first bytes (132 or more, if the file has them) are those of a DICOM file, with or without preamble."""
+    """Return whether the first bytes (132 or more, if the file has them) are those of a DICOM file, with or without preamble."""
     return data[128:132] == b"DICM" or _starts_without_preamble(data)
 
 
@@ -116,11 +116,11 @@ def walk_file(file: OpenFile, limits: Limits, wanted: frozenset[int] | None = No
     """Walk a file from its start to its pixel data.
 
     Args:
-        file: to read.
-        limits: of a file; `max_header_mb` is read at most.
+        file: the open file.
+        limits: of a file; at most `max_header_mb` are read.
         wanted: tags whose values are kept; None keeps all, and checks the inside of every sequence.
     Returns:
-        What was found; `problem` says if the walk did not reach the pixel data or the end (empty_file, not_dicom,
+        The structure; its `problem` says why the walk did not reach the pixel data or the end (empty_file, not_dicom,
         truncated_header, broken_header, header_too_large, inflates_too_far).
     """
     found = Structure()
@@ -135,7 +135,7 @@ def walk_file(file: OpenFile, limits: Limits, wanted: frozenset[int] | None = No
 
 
 class _Stream:
-    """Bytes by position, read forward in blocks as they are asked for."""
+    """Gives bytes by position, and reads forward in blocks as they are asked for."""
 
     def __init__(
         self, read: Callable[[int, int], bytes], size: int, file_size: int, limits: Limits, can_jump: bool
@@ -149,10 +149,10 @@ class _Stream:
         self._budget = int(limits.max_header_mb * 2**20)
 
     def reach(self, start: int, end: int) -> bool:
-        """Have the bytes from `start` to `end` in `data`; those of `data` before are kept unless a jump is needed.
+        """Load the bytes from `start` to `end` into `data`; earlier bytes in `data` are kept unless a jump is needed.
 
         Returns:
-            False if the file ends before.
+            False if the file ends before `end`.
         """
         have = self.base + len(self.data)
         if end <= have:
@@ -171,7 +171,7 @@ class _Stream:
         return end <= have + len(block)
 
     def need(self, start: int, end: int) -> None:
-        """As `reach`, where the end of the file is an error."""
+        """Load bytes as `reach` does, but raise an error if the file ends."""
         if not self.reach(start, end):
             raise NotUsableError("truncated_header", bytes=self.file_size)
 
@@ -211,7 +211,7 @@ def _walk_file(file: OpenFile, limits: Limits, wanted: frozenset[int] | None, fo
 
 
 def _inflated(file: OpenFile, start: int, limits: Limits) -> _Stream:
-    """The data set of a deflated file, inflated as far as it is asked for."""
+    """Return the data set of a deflated file as a stream, inflated only as far as bytes are asked for."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     position = start
 
@@ -237,7 +237,7 @@ def _inflated(file: OpenFile, start: int, limits: Limits) -> _Stream:
 
 
 def _set_encoding(first: bytes, found: Structure) -> None:
-    """Byte order and form of the data set by its transfer syntax, and by its first data element where that contradicts or is missing."""
+    """Set byte order and form of the data set by its transfer syntax, or by its first data element if that is missing or wrong."""
     code = first[4:6]
     is_explicit = code in _LONG or code in _SHORT or bool(found.transfer_syntax) and code.isalpha() and code.isupper()
     group = int.from_bytes(first[:2], "little")
@@ -257,7 +257,7 @@ def _set_encoding(first: bytes, found: Structure) -> None:
 
 
 def _starts_without_preamble(data: bytes) -> bool:
-    """Whether bytes start with a data element of group 0002 or 0008 (8 alone in implicit or big-endian form)."""
+    """Return whether bytes start with a data element of group 0002 or 0008 (only 0008 in implicit or big-endian form)."""
     if len(data) < 16:
         return False
     is_explicit = data[4:6] in _LONG or data[4:6] in _SHORT
@@ -278,7 +278,7 @@ class _Walk:
         self._tag_and_length, self._unpack_short, self._unpack_long = _LITTLE if is_little else _BIG
 
     def run(self, at: int, elements: dict[int, Element], is_meta: bool = False) -> int:
-        """Collect the data elements from position `at` on; returns the position after them."""
+        """Collect the data elements from position `at` on; return the position after them."""
         stream, wanted = self.stream, self.wanted
         while stream.reach(at, at + 8):
             tag, vr, length, start = self._head(at, self.is_implicit)
@@ -317,7 +317,7 @@ class _Walk:
         return at
 
     def _head(self, at: int, is_implicit: bool) -> tuple[int, str, int, int]:
-        """(tag, VR, length, position of the value) of the data element at `at`, whose first 8 bytes are there."""
+        """Return (tag, VR, length, position of the value) of the data element at `at`, whose first 8 bytes are loaded."""
         stream = self.stream
         data, i = stream.data, at - stream.base
         group, element, length = self._tag_and_length(data, i)
@@ -331,15 +331,15 @@ class _Walk:
         vr = _LONG.get(code)
         if vr is None:
             if not (code.isalpha() and code.isupper()):
-                return tag, "", length, at + 8  # some writers fall back to the implicit form, in sequences above all
-            vr = "UN"  # of a later edition of the standard, or a typing error
+                return tag, "", length, at + 8  # some writers fall back to the implicit form, mostly in sequences
+            vr = "UN"  # a VR from a later edition of the standard, or a typing error
             if data[i + 6 : i + 8] != b"\0\0":
                 return tag, vr, self._unpack_short(data, i + 6)[0], at + 8
         stream.need(at, at + 12)
         return tag, vr, self._unpack_long(stream.data, at - stream.base + 8)[0], at + 12
 
     def _has_fragments(self, vr: str) -> bool:
-        """Whether a value of undefined length holds fragments (encapsulated pixel data, of an icon) and not data sets."""
+        """Return whether a value of undefined length holds fragments (such as an icon's encapsulated pixels), not data sets."""
         return vr not in ("", "SQ", "UN")
 
     def _items(
@@ -349,11 +349,11 @@ class _Walk:
 
         Args:
             at: position of the first item.
-            end: of the sequence; None if it ends with a delimiter.
-            is_implicit: of the data set that holds it.
+            end: end of the sequence; None if it ends with a delimiter.
+            is_implicit: whether the data set that holds the sequence is implicit.
             depth: 1 for a sequence of the top level.
-            has_fragments: the items hold bytes, no data elements.
-            keep_from: position from which on `stream.data` must stay; None if nothing is kept.
+            has_fragments: whether the items hold bytes instead of data elements.
+            keep_from: position from which on `stream.data` must keep its bytes; None if nothing is kept.
         Returns:
             (end of the last item, position after the sequence, whether its data sets are implicit).
         """
@@ -381,7 +381,7 @@ class _Walk:
         return at, at, is_implicit
 
     def _item(self, at: int, end: int | None, is_implicit: bool, depth: int, keep_from: int | None) -> tuple[int, bool]:
-        """Walk the data elements of an item; returns the position after it and whether it is implicit."""
+        """Walk the data elements of an item; return the position after it and whether it is implicit."""
         stream = self.stream
         self._bound(at, at + 8, end, keep_from)
         if not is_implicit:
@@ -409,7 +409,7 @@ class _Walk:
         return at, is_implicit
 
     def _bound(self, start: int, stop: int, end: int | None, keep_from: int | None) -> None:
-        """Have the bytes from `start` to `stop`, which must lie before `end`."""
+        """Load the bytes from `start` to `stop`; `stop` must not be beyond `end`."""
         if end is not None and stop > end:
             self._too_long(end)
         self.stream.need(start if keep_from is None else keep_from, stop)

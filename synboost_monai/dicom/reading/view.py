@@ -1,4 +1,4 @@
-"""Which view of the heart an ultrasound object shows, as far as its header says: from codes, else from a few words that are never kept."""
+"""Tell which view of the heart an ultrasound object shows, from codes of its header, else from a few texts, which are not kept."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ VIEW_OF_CODE = {
 }
 """Code of CID 12226 (SNOMED CT, its older SNOMED RT form, or DICOM) -> view."""
 SCHEMES = ("SCT", "SRT", "SNM3", "99SDM", "DCM")
-"""Coding schemes whose codes are looked up; the words of any other are read as text."""
+"""Coding schemes whose codes are looked up; for any other scheme the code's meaning is read as text."""
 
 _FOUR, _TWO, _THREE = (r"(?:4|four)", r"(?:2|two)", r"(?:3|three)")
 _CHAMBER = r"[ ]?(?:ch?|chambers?|kammer|chb|cv)\b"
@@ -73,15 +73,15 @@ _RULES = tuple(
         ("apical_two_chamber", rf"\b(?:a|ap|api|apical)? ?{_TWO}{_CHAMBER}|\b(?:ap|apical) ?{_TWO}\b"),
     )
 )
-"""View -> what a text says of it; the first five exclude what follows (a subcostal four-chamber view is not apical)."""
+"""Pairs of a view and the pattern of its names; the first six exclude the rest (a subcostal four-chamber view is not apical)."""
 _EXCLUDING = frozenset(view for view, _ in _RULES[:6])
 
 
 def view_of_header(dataset: Dataset) -> str | None:
-    """The view by View Code Sequence (CID 12226, modifiers included), else by View Name, description, protocol or Image Type.
+    """Return the view by View Code Sequence (CID 12226, modifiers included), else by View Name, description, protocol or Image Type.
 
     Returns:
-        apical_four_chamber, apical_two_chamber, another view, or None where nothing says it, or two are named.
+        apical_four_chamber, apical_two_chamber or another view; None if no view is named, or two are.
     """
     found: set[str] = set()
     for item in _items(dataset, "ViewCodeSequence"):
@@ -104,7 +104,7 @@ def view_of_header(dataset: Dataset) -> str | None:
 
 
 def view_of_text(text: str) -> str | None:
-    """The view that a text names; None if it names none, or several."""
+    """Return the view that a text names; None if it names no view, or several."""
     text = re.sub(r"[^a-z0-9]+", " ", text[:1024].lower())
     found = {view for view, pattern in _RULES if pattern.search(text)}
     return _the_one(found & _EXCLUDING or found) if found else None
@@ -115,6 +115,6 @@ def _the_one(views: set[str]) -> str | None:
 
 
 def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """Items of a sequence; none if it is missing or no sequence."""
+    """Return the items of a sequence; an empty list if it is missing or not a sequence."""
     value = dataset.get(keyword)
     return [] if not value or isinstance(value, (bytes, str)) else list(value)

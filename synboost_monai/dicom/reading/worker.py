@@ -1,4 +1,4 @@
-"""Reading in worker processes, which may die of a file: a crashed, hung or greedy decoder costs one file, never the run.
+"""Read files in worker processes, so that a crashed, hung or greedy decoder costs one file, never the run.
 
     with ReaderPool(num_workers=2, limits=limits) as pool, pool.open(path, window=32) as stream:
         stream.facts.spacing_mm
@@ -6,10 +6,10 @@
             ...
 
 A worker is a fresh Python process without torch (as `spawn` starts it, but without running the caller's main module again, so that a
-script needs no guard). It decodes ahead by two windows and sends them through a pipe; nothing lies in shared memory, which a killed run
-would leave behind with patients' images. It has limits of its own: memory by RLIMIT_AS, no core dump (it would hold images), and an
-alarm that ends it even within a decoder; the reader in front of it counts the time too. What decoders print goes nowhere.
-What comes back is JSON and pixels, nothing that runs when it is read.
+script needs no guard). It decodes ahead by two windows and sends them through a pipe. Shared memory is not used, since a killed run
+would leave patients' images in it. A worker has its own limits: memory by RLIMIT_AS, no core dump (it would hold images), and an
+alarm that ends it even within a decoder; the reader in the main process counts the time too. The output of decoders is discarded.
+A worker sends back JSON and pixels, never code that would run when read.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.processes import ends_with_parent, limit_memory
 
 PREFETCH = 2
-"""Windows that a worker decodes ahead of the consumer."""
+"""Number of windows that a worker decodes ahead of the consumer."""
 MAX_WINDOW_MB = 256
-"""MB (2^20 bytes) of a window."""
+"""Largest window, in MB (2^20 bytes)."""
 START_SECONDS = 60
-"""A worker that has not started by then never will."""
+"""Seconds that a worker may take to start."""
 ALARM_SPARE = 30
-"""Seconds after the time limit of a file at which a worker ends itself, should nobody be there to end it."""
+"""Seconds after a file's time limit at which a worker ends itself, in case the main process does not."""
 _LENGTH = struct.Struct("<L")
-"""Bytes of a message before it."""
+"""Length of a message in bytes, sent before it."""
 _PIPE_BYTES = 1 << 20
 _SIGNALS = {-signal.SIGKILL: "killed, perhaps for want of memory"}
 
 
 class ReaderPool:
-    """Worker processes that read ultrasound files; each has one file at a time.
+    """Run worker processes that read ultrasound files, one file at a time each.
 
     Args:
-        num_workers: files that can be open at once; opening one more waits for a worker, so a thread must not hold more.
-        limits: of a file.
+        num_workers: number of files that can be open at once; opening one more waits for a worker, so a thread must not hold more.
+        limits: of a file; the defaults if None.
     """
 
     def __init__(self, num_workers: int = 1, limits: Limits | None = None) -> None:
@@ -83,11 +83,11 @@ class ReaderPool:
         """Open a file in a worker and start decoding.
 
         Args:
-            path: of a regular file.
-            window: frames that come at a time; fewer where they would take more than `MAX_WINDOW_MB`.
+            path: path of a regular file.
+            window: number of frames per window; fewer if they would take more than `MAX_WINDOW_MB`.
             frames: indices of the frames wanted, in this order; None for all. Empty: the facts alone.
         Returns:
-            facts, and the windows one after the other; to be closed, or used in `with`.
+            The facts, and the windows one after the other; close it, or use it in `with`.
         Raises:
             NotUsableError: as `open_ultrasound`, and timeout, out_of_memory or decoder_died.
         """
@@ -104,22 +104,22 @@ class ReaderPool:
     def stream(
         self, path: str | os.PathLike[str], window: int = 32, frames: Sequence[int] | None = None
     ) -> Iterator[NDArray[np.uint8]]:
-        """Windows of a file, (T, rows, columns) uint8 of the region; see `open`."""
+        """Yield the windows of a file, (T, rows, columns) uint8 of the region; see `open`."""
         with self.open(path, window, frames) as stream:
             yield from stream
 
     def check(self, path: str | os.PathLike[str]) -> None:
-        """Make sure that a file can be read whole: its header, and every frame.
+        """Make sure that a whole file can be read: its header and every frame.
 
         Raises:
-            NotUsableError: as `open`, or of the first frame that cannot be decoded.
+            NotUsableError: as `open`, or for the first frame that cannot be decoded.
         """
         request = {"path": os.fsdecode(path), "window": 32, "frames": None, "is_check": True}
         with self._begin(request) as stream:
             list(stream)
 
     def look(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """What the scan wants of a header (`scanned_file.look`), as plain values.
+        """Return the facts of a header that a scan needs (`scanned_file.look`), as plain values.
 
         Raises:
             NotUsableError: timeout, out_of_memory or decoder_died.
@@ -128,9 +128,9 @@ class ReaderPool:
             return stream.ask()
 
     def facts(self, path: str | os.PathLike[str]) -> ClipFacts:
-        """Facts of a file, whose frames are not read (but the first that shows something)."""
+        """Return the facts of a file; its frames are read only up to the first that shows something."""
         with self.open(path, frames=()) as stream:
-            list(stream)  # to its end, so that the worker is free again
+            list(stream)  # read to the end, so that the worker is free again
             return stream.facts
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class ReaderPool:
         self.close()
 
     def _begin(self, request: dict[str, Any]) -> ClipStream:
-        """The answer to a request for a clip, once its facts are there."""
+        """Send a request for a clip, and return its stream once the facts have come."""
         stream = ClipStream(self, self._take(), request)
         try:
             stream.begin()
@@ -159,10 +159,10 @@ class ReaderPool:
         return stream
 
     def _take(self) -> _Worker:
-        """A worker that is free."""
+        """Return a free worker; wait for one if all are busy."""
         if self._is_closed:
             raise ValueError("worker.py: the pool is closed")
-        worker = self._places.get()  # ends when a stream is closed: each file has its limit of time
+        worker = self._places.get()  # the wait ends when a stream is closed: each file has a time limit
         if worker is None or not worker.is_alive():
             try:
                 worker = self._start()
@@ -177,7 +177,7 @@ class ReaderPool:
         return worker
 
     def _give_back(self, worker: _Worker, is_idle: bool) -> None:
-        """Free a worker's place; one that is not done with its file is ended, the next file gets a new one."""
+        """Free a worker's place; a worker that is not done with its file is ended, and the next file gets a new one."""
         if not is_idle or self._is_closed:
             worker.end()
         self._places.put(worker if is_idle else None)
@@ -190,7 +190,7 @@ def _close_quietly(reference: weakref.ref[ReaderPool]) -> None:
 
 
 class ClipStream:
-    """Facts and windows of one file, from a worker."""
+    """Receive the facts and windows of one file from a worker."""
 
     facts: ClipFacts
 
@@ -206,7 +206,7 @@ class ClipStream:
         self.facts = _facts_of_json(self._receive()["facts"])
 
     def ask(self) -> dict[str, Any]:
-        """Send the request and wait for the one answer that it has."""
+        """Send the request and wait for its only answer."""
         self._send()
         answer = self._receive()
         self._is_done = True
@@ -244,7 +244,7 @@ class ClipStream:
         self.close()
 
     def _receive(self) -> dict[str, Any]:
-        """The next message; a failure in it is raised."""
+        """Return the next message; raise the failure if it reports one."""
         length = bytearray(_LENGTH.size)
         self._fill(memoryview(length))
         text = bytearray(_LENGTH.unpack(length)[0])
@@ -256,7 +256,7 @@ class ClipStream:
         return message
 
     def _fill(self, buffer: memoryview) -> None:
-        """Read as many bytes as the buffer has, within the time that the file has left; the consumer's own time does not count."""
+        """Fill the buffer within the time that the file has left; the consumer's own time does not count."""
         limit = self._pool.limits.seconds_per_file
         start = time.monotonic()
         while buffer:
@@ -274,7 +274,7 @@ class ClipStream:
         self._seconds += time.monotonic() - start
 
     def _died(self) -> NotUsableError:
-        """What became of a worker that is gone."""
+        """Return the reason why the worker is gone."""
         status = self._worker.end()
         if status == -signal.SIGALRM:
             return NotUsableError("timeout", seconds=f"{self._pool.limits.seconds_per_file:g}")
@@ -286,7 +286,7 @@ class ClipStream:
 
 
 class _Worker:
-    """A worker process as the pool sees it."""
+    """The pool's side of a worker process."""
 
     def __init__(self, limits: Limits) -> None:
         root = str(Path(__file__).resolve().parents[3])
@@ -316,12 +316,12 @@ class _Worker:
             raise RuntimeError(f"worker.py: a worker process does not start (exit status {status}); is memory short?")
 
     def send(self, request: dict[str, Any]) -> None:
-        """Send a request, a line."""
+        """Send a request as one line."""
         self._requests.write(json.dumps(request).encode() + b"\n")
         self._requests.flush()
 
     def read_into(self, buffer: memoryview, seconds: float) -> int | None:
-        """Read what is there, up to the buffer's size: number of bytes; 0 if the worker is gone, None if nothing comes in time."""
+        """Read available bytes, up to the buffer's size; return their number, 0 if the worker is gone, None if nothing comes in time."""
         if not self._readable.poll(1000 * seconds):
             return None
         return os.readv(self._descriptor, [buffer])
@@ -330,7 +330,7 @@ class _Worker:
         return self._process.poll() is None
 
     def end(self) -> int:
-        """Kill the process if it runs; returns its exit status, which is a negative signal if one ended it."""
+        """Kill the process if it runs; return its exit status, a negative number if a signal ended it."""
         with self._lock:
             if not self._answers.closed:
                 if self._is_hung_up():
@@ -343,7 +343,7 @@ class _Worker:
             return self._process.wait()  # nothing outlives SIGKILL
 
     def _is_hung_up(self) -> bool:
-        """Whether the process has closed its end of the pipe."""
+        """Return whether the process has closed its end of the pipe."""
         watched = select.poll()
         watched.register(self._descriptor, 0)
         return bool(watched.poll(0))
@@ -353,7 +353,7 @@ class _Worker:
 
 
 def main(limits_text: str) -> None:
-    """Serve requests until the pool goes away; runs in the worker process."""
+    """Serve requests until the pool closes; this runs in the worker process."""
     limits = Limits(**json.loads(limits_text))
     requests, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
     _be_quiet()
@@ -361,7 +361,7 @@ def main(limits_text: str) -> None:
         end_with_parent()
     _import_all()
     limit_memory(int(limits.memory_mb * 2**20))
-    with contextlib.suppress(OSError):  # the pool is gone: so are we
+    with contextlib.suppress(OSError):  # the pool is gone, so the worker ends too
         _write(answers, b"!")
         for line in requests:
             _serve(json.loads(line), limits, answers)
@@ -369,7 +369,7 @@ def main(limits_text: str) -> None:
 
 
 def _be_quiet() -> None:
-    """Decoders print, and their words may hold names; what comes from standard input and output is the pool's alone."""
+    """Discard what decoders print, which may hold names; the pool has its own copies of standard input and output."""
     import logging
     import warnings
 
@@ -408,7 +408,7 @@ def _serve(request: dict[str, Any], limits: Limits, answers: int) -> None:
             for start in range(0, len(frames), window):
                 signal.alarm(spare)
                 images = clip.read_frames(frames[start : start + window])
-                signal.alarm(0)  # a slow consumer is no fault of the file
+                signal.alarm(0)  # a slow consumer is not the file's fault
                 if "is_check" not in request:
                     sender.put(images)
         sender.finish({})
@@ -417,9 +417,9 @@ def _serve(request: dict[str, Any], limits: Limits, answers: int) -> None:
         failure = error
     except MemoryError:
         failure, is_idle = NotUsableError("out_of_memory", limit_mb=f"{limits.memory_mb:g}"), False
-    except OSError:  # of the pipe; those of the file have become a NotUsableError
+    except OSError:  # from the pipe; those from the file have become a NotUsableError
         raise
-    except BaseException:  # such as the panic of a decoder written in Rust
+    except BaseException:  # such as a panic in a decoder written in Rust
         failure, is_idle = NotUsableError("decoder_died", how="it failed in a way of its own"), False
     finally:
         signal.alarm(0)
@@ -427,7 +427,7 @@ def _serve(request: dict[str, Any], limits: Limits, answers: int) -> None:
 
 
 class _Sender:
-    """Sends messages from a thread, so that the next window is decoded meanwhile; `PREFETCH` windows wait at most."""
+    """Sends messages from a thread, so that the next window is decoded meanwhile; at most `PREFETCH` windows wait."""
 
     def __init__(self, answers: int) -> None:
         self._answers = answers
@@ -452,7 +452,7 @@ class _Sender:
     def _run(self) -> None:
         while (message := self._queue.get()) is not None:
             if self._error is not None:
-                continue  # nobody reads: let the others go
+                continue  # nobody reads: drop the remaining messages
             try:
                 is_text = isinstance(message, dict)
                 text = json.dumps(message if is_text else {"num_frames": len(message)}, default=str).encode()
@@ -464,7 +464,7 @@ class _Sender:
 
 
 def _write(descriptor: int, data: bytes | memoryview) -> None:
-    """Write all of it."""
+    """Write all the data."""
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]

@@ -1,1 +1,1 @@
-"""Writing DICOM objects: images, clips, segmentations, overlays and structured reports."""
+"""Write DICOM objects: images, clips, segmentations, overlays and structured reports."""

@@ -1,6 +1,6 @@
-"""A phantom's clip as DICOM: an Ultrasound Multi-frame Image as scanners write it, with a region of tissue inside a larger screen.
+"""Write a phantom's clip as DICOM: an Ultrasound Multi-frame Image as scanners write it, with a region of tissue in a larger screen.
 
-Around the sector stands a made-up patient's name, as many scanners burn it into the picture: readers have to leave it out.
+A made-up patient's name is burned into the picture beside the sector, as many scanners do: readers have to leave it out.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 MULTI_FRAME = "1.2.840.10008.5.1.4.1.1.3.1"
 """SOP class Ultrasound Multi-frame Image Storage."""
 MARGIN_TOP, MARGIN_SIDE, MARGIN_BOTTOM = 24, 16, 8
-"""Pixels of the screen around the sector."""
+"""Margins of the screen around the sector, in pixels."""
 NO_DATE, NO_TIME = "20000101", "120000"
-"""Of a study that never was."""
+"""Date and time of the made-up study."""
 
 
 def write_clip(
@@ -41,7 +41,7 @@ def write_clip(
     age: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write a clip, uncompressed, its first element the patient's made-up name; the same arguments give the same bytes.
+    """Write an uncompressed clip of a made-up patient; the same arguments give the same bytes.
 
     Args:
         frames: (T, H, W), display order, the sector alone.
@@ -50,12 +50,12 @@ def write_clip(
         patient: name of a phantom; goes into Patient Name and ID, and onto the screen.
         study: name of the study; clips of one patient and study share its UID.
         view: apical_two_chamber or apical_four_chamber.
-        frame_time_ms: from frame to frame.
+        frame_time_ms: time from one frame to the next.
         sex: male or female.
         age: years.
-        overrides: keyword -> value that is written in place of ours; None takes the attribute out.
+        overrides: keyword -> value that is written in place of ours; None leaves the attribute out.
     Returns:
-        SOP Instance UID.
+        The SOP Instance UID.
     Raises:
         ValueError: if the frames are not uint8 (T, H, W).
     """
@@ -135,7 +135,7 @@ def write_clip(
 
 
 def _screen(frames: NDArray[np.uint8], words: str) -> NDArray[np.uint8]:
-    """The sector in a larger dark screen, with words above it."""
+    """Return the sector in a larger dark screen, with words above it."""
     from PIL import Image, ImageDraw
 
     height, width = frames.shape[1] + MARGIN_TOP + MARGIN_BOTTOM, frames.shape[2] + 2 * MARGIN_SIDE

@@ -1,8 +1,8 @@
-"""A synthetic echocardiogram and its label map as DICOM: an Ultrasound Image and a Segmentation that refers to it.
+"""Write a synthetic echocardiogram and its label map as DICOM: an Ultrasound Image and a Segmentation that refers to it.
 
-The files are a function of what they show: no clock, no random number. UIDs are hashes of the pixels and the name, so one
-image written twice is one instance, and the images of another model are others. Nothing of the patient whose label map was
-perturbed is written but sex and age: name and ID say that it is synthetic, the ID being a hash.
+The files depend only on what they show: no clock, no random number. UIDs are hashes of the pixels and the name, so one
+image written twice is one instance, and images of another model are other instances. Of the patient whose label map was
+perturbed only sex and age are written: name and ID say that the image is synthetic, and the ID is a hash.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 """Transfer syntax Explicit VR Little Endian."""
 SYNTHETIC_DATA = 0x0008001C
-"""Tag of Synthetic Data: YES for content that was made artificially."""
+"""Tag of Synthetic Data, which is YES for artificial content."""
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://synboost-monai/synthetic")
 """Namespace of our UIDs; they are 2.25.N with N a name-based UUID (PS3.5 B.2)."""
 
@@ -41,14 +41,14 @@ CODE_OF_STRUCTURE = {
     "myocardium": ("49848007", "Left Ventricle Myocardium"),
     "left_atrium": ("82471001", "Left atrium"),
 }
-"""Structure -> SNOMED CT code and meaning (DICOM CID 12305; there is no code of the cavity alone, the segment's label says it)."""
+"""Structure -> SNOMED CT code and meaning (DICOM CID 12305; the cavity alone has no code, so the segment's label names it)."""
 CODE_OF_VIEW = {
     "apical_two_chamber": ("399232001", "Apical two chamber"),
     "apical_four_chamber": ("399214001", "Apical four chamber"),
 }
 """View -> SNOMED CT code and meaning (DICOM CID 12226)."""
 LETTER_OF_SEX = {"male": "M", "female": "F"}
-"""Sex in a datalist -> DICOM."""
+"""Sex in a datalist -> Patient's Sex in DICOM."""
 
 
 def write_dicom_pair(
@@ -65,25 +65,25 @@ def write_dicom_pair(
     sex: str | None = None,
     age: int | None = None,
 ) -> None:
-    """Write an image as Ultrasound Image and its label map as Segmentation (BINARY, a segment a structure); each file whole.
+    """Write an image as Ultrasound Image and its label map as Segmentation (BINARY, one segment per structure).
 
-    The image has one region of 2-D tissue, all of it, with its spacing in cm. All structures are described in the
+    Each file is written whole or not at all. The whole image is one region of 2-D tissue, with its spacing in cm. All structures are described in the
     segmentation, also those that the label map lacks.
 
     Args:
         image: (H, W) uint8, display order.
         label_map: (H, W), 0..3.
         spacing_mm: (row, column).
-        image_path: written last.
-        label_path: the segmentation.
-        name: of the pair; goes into the UIDs and the series' description.
-        patient: of the source; only a hash of it is written.
-        view: apical_two_chamber or apical_four_chamber, where known.
-        phase: end_diastole or end_systole, where known.
-        sex: male or female, where known.
-        age: years, where known.
+        image_path: path of the image, which is written last.
+        label_path: path of the segmentation.
+        name: name of the pair; goes into the UIDs and the series' description.
+        patient: patient of the source; only a hash of it is written.
+        view: apical_two_chamber or apical_four_chamber, if known.
+        phase: end_diastole or end_systole, if known.
+        sex: male or female, if known.
+        age: years, if known.
     Raises:
-        ValueError: if image and label map differ in shape or the image is not 8 bit.
+        ValueError: if image and label map differ in shape, or the image is not 8-bit.
     """
     if image.shape != label_map.shape or image.ndim != 2 or image.dtype != np.uint8:
         raise ValueError(
@@ -103,12 +103,12 @@ def write_dicom_pair(
 
 
 def _uid(identity: str, kind: str) -> str:
-    """The UID of a thing of this identity; always the same."""
+    """Return the UID of an object of this identity and kind; always the same."""
     return f"2.25.{uuid.uuid5(NAMESPACE, f'{identity}/{kind}').int}"
 
 
 def _about(identity: str, patient: str, sex: str | None, age: int | None) -> dict[str, Any]:
-    """Patient, study and equipment: what both objects share."""
+    """Return the attributes that both objects share: patient, study and equipment."""
     pseudonym = hashlib.sha256(f"synthetic patient {patient}".encode()).hexdigest()[:12].upper()
     about: dict[str, Any] = {
         "SpecificCharacterSet": "ISO_IR 192",
@@ -190,7 +190,7 @@ def _ultrasound_image(
 
 
 def _segmentation(label_map: np.ndarray, picture: Dataset, identity: str, about: dict[str, Any]) -> Dataset:
-    masks = np.stack([label_map == structure.class_index for structure in STRUCTURES])  # (S, H, W), a frame a segment
+    masks = np.stack([label_map == structure.class_index for structure in STRUCTURES])  # (S, H, W), one frame per segment
     reference = {
         "ReferencedSOPClassUID": str(picture.SOPClassUID),
         "ReferencedSOPInstanceUID": str(picture.SOPInstanceUID),
@@ -266,7 +266,7 @@ def _segmentation(label_map: np.ndarray, picture: Dataset, identity: str, about:
             for number in range(1, len(masks) + 1)
         ],
     )
-    # bits run on across frames, lowest bit first (PS3.5 8.1.1)
+    # bits continue across frames, lowest bit first (PS3.5 8.1.1)
     dataset.add_new(0x7FE00010, "OB", _even(np.packbits(masks.ravel(), bitorder="little").tobytes()))
     return dataset
 
@@ -297,12 +297,12 @@ def _dataset(**attributes: Any) -> Dataset:
 
 
 def _even(content: bytes) -> bytes:
-    """Pixel data must have an even length."""
+    """Pad pixel data to the even length that DICOM demands."""
     return content + b"\0" * (len(content) % 2)
 
 
 def _save(dataset: Dataset, path: Path) -> None:
-    """Write a DICOM file with its preamble and file meta information, by pydicom 2.4 and 3."""
+    """Write a DICOM file with its preamble and file meta information, with pydicom 2.4 or 3."""
     import pydicom
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import UID

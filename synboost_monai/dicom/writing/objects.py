@@ -1,8 +1,8 @@
-"""What every object that we write shares: its identity, its patient and study, its date, and how it reaches the disk.
+"""Share code among the DICOM objects that we write: identity, patient and study, date, and saving to disk.
 
-An object is a function of its source and of the model: UIDs are hashes of the source's UIDs, the provenance and the kind, date and
+An object depends only on its source and the model: UIDs are hashes of the source's UIDs, the provenance and the kind; date and
 time are the source's. A second run writes the same bytes. Patient and study are the source's own, so that an archive files the object
-under the same patient; nothing else of the source's header is taken over, no private tag, no institution, no operator.
+under the same patient; nothing else is copied from the source's header: no private tag, no institution, no operator.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 MANUFACTURER = "SynBoost-MONAI"
-"""Of every object that we write."""
+"""Manufacturer of every object that we write."""
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://synboost-monai/derived")
 """Namespace of the UIDs of derived objects; they are 2.25.N with N a name-based UUID (PS3.5 B.2)."""
 IMPLEMENTATION_CLASS_UID = f"2.25.{uuid.uuid5(NAMESPACE, 'implementation').int}"
-"""Says in the file meta information which software wrote a file."""
+"""UID in the file meta information that says which software wrote a file."""
 RLE_LOSSLESS = "1.2.840.10008.1.2.5"
 """Transfer syntax RLE Lossless."""
 LOSSY_SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81, 91, 203))
-"""JPEG Baseline and Extended, JPEG-LS Near-lossless, JPEG 2000, High-Throughput JPEG 2000: pixels may have lost something."""
+"""Transfer syntaxes that may be lossy: JPEG Baseline and Extended, JPEG-LS Near-lossless, JPEG 2000, High-Throughput JPEG 2000."""
 MAX_PIXEL_BYTES = 0xFFFFFFFE
-"""Largest length of one element (PS3.5 7.1)."""
+"""Largest length of one data element, in bytes (PS3.5 7.1)."""
 NO_DATE, NO_TIME = "19000101", "000000"
-"""Where the source knows no date; objects must not depend on the clock."""
+"""Date and time if the source has none; objects must not depend on the clock."""
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _DATE = re.compile(r"\d{8}")
@@ -62,33 +62,33 @@ _PATIENT_AND_STUDY = {
     "ReferringPhysicianName": "",
     "StudyDescription": None,
 }
-"""Keyword -> what is written where the source has none; None: nothing. Modules Patient, General Study and Patient Study."""
+"""Keyword -> value written if the source has none; None: the attribute is left out. Modules Patient, General Study and Patient Study."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made a result: everything that would make it another result goes into the UIDs through this."""
+    """Hold everything that determines a result besides its source; it goes into the UIDs."""
 
     model: str
-    """Name of the model, as people know it (`echo_cris`)."""
+    """Name of the model, as users know it (`echo_cris`)."""
     model_sha256: str = ""
-    """Of the network's definition and preprocessing; hexadecimal."""
+    """Hash of the network's definition and preprocessing; hexadecimal."""
     weights_sha256: str = ""
-    """Of the weights' file; hexadecimal."""
+    """Hash of the weights file; hexadecimal."""
     settings_sha256: str = ""
-    """Of the run's settings; hexadecimal."""
+    """Hash of the run's settings; hexadecimal."""
     prompts: tuple[str, ...] = ()
     """Text prompts that the model was given."""
     software_version: str = __version__
-    """Of this package."""
+    """Version of this package."""
 
     @property
     def key(self) -> str:
-        """Everything in one line, for hashing."""
+        """All fields in one line, for hashing."""
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=True)
 
     def parameters(self) -> dict[str, str]:
-        """What goes into the algorithm's parameters in an object, in this order."""
+        """Return the algorithm's parameters as they are written into an object, in this order."""
         facts = {
             "model_sha256": self.model_sha256,
             "weights_sha256": self.weights_sha256,
@@ -99,12 +99,12 @@ class Provenance:
 
 
 def derived_uid(*parts: str) -> str:
-    """The UID of the thing that these words describe: always the same, another one for any other words."""
+    """Return the UID of the object that these words describe: always the same, and different for other words."""
     return f"2.25.{uuid.uuid5(NAMESPACE, json.dumps(parts, ensure_ascii=True)).int}"
 
 
 def content_date_time(source: Dataset) -> tuple[str, str]:
-    """Date (YYYYMMDD) and time (HHMMSS...) of what the source shows: the first of content, acquisition, series and study that is valid."""
+    """Return the source's date (YYYYMMDD) and time (HHMMSS...): the first valid one of content, acquisition, series and study."""
     acquired = text_of(source, "AcquisitionDateTime")
     for date, time in (
         (text_of(source, "ContentDate"), text_of(source, "ContentTime")),
@@ -119,7 +119,7 @@ def content_date_time(source: Dataset) -> tuple[str, str]:
 
 
 def is_date(text: str) -> bool:
-    """Whether this is a day, YYYYMMDD."""
+    """Return whether a text is a date, YYYYMMDD."""
     if not _DATE.fullmatch(text):
         return False
     try:
@@ -130,19 +130,21 @@ def is_date(text: str) -> bool:
 
 
 def is_time(text: str) -> bool:
-    """Whether this is a time of the day, HH, HHMM or HHMMSS with parts of a second."""
+    """Return whether a text is a time of day: HH, HHMM or HHMMSS, with fractions of a second."""
     return _TIME.fullmatch(text) is not None
 
 
 def text_of(dataset: Any, keyword: str) -> str:
-    """The value of an attribute as text; '' where it is absent, empty or cannot be read."""
+    """Return the value of an attribute as text; '' if it is absent, empty or cannot be read."""
     value = value_of(dataset, keyword)
     return "" if value is None else str(value).strip(" \0")
 
 
 def value_of(dataset: Any, keyword: str) -> Any:
-    """The value of an attribute; None where it is absent, not of its VR (bytes) or cannot be read. Files hold anything: reading one must
-    not fail."""
+    """Return the value of an attribute; None if it is absent, not allowed by its VR (bytes) or cannot be read.
+
+    Files may hold anything, so reading a value must not fail.
+    """
     with quiet():
         try:
             value = dataset.get(keyword)
@@ -152,7 +154,7 @@ def value_of(dataset: Any, keyword: str) -> Any:
 
 
 def number_of(dataset: Any, keyword: str, otherwise: int) -> int:
-    """The value of an attribute as a whole number; `otherwise` where it is absent or none."""
+    """Return the value of an attribute as a whole number; `otherwise` if it is absent or not a number."""
     try:
         return int(value_of(dataset, keyword))
     except (TypeError, ValueError, OverflowError):
@@ -160,7 +162,7 @@ def number_of(dataset: Any, keyword: str, otherwise: int) -> int:
 
 
 def decimal_of(dataset: Any, keyword: str) -> str | None:
-    """The value of an attribute as a decimal string (VR DS); None where it is absent or no finite number."""
+    """Return the value of an attribute as a decimal string (VR DS); None if it is absent or not a finite number."""
     try:
         number = float(value_of(dataset, keyword))
     except (TypeError, ValueError):
@@ -169,16 +171,16 @@ def decimal_of(dataset: Any, keyword: str) -> str | None:
 
 
 def ascii_text(text: str) -> str:
-    """Text that every character set of DICOM can hold on one line, without the separator of values."""
+    """Return a text as one line of ASCII, which every DICOM character set contains, without the separator of values."""
     printable = "".join(c if c.isprintable() and c != "\\" else " " for c in text)
     return printable.encode("ascii", "replace").decode("ascii")
 
 
 def uid_of(source: Dataset, keyword: str) -> str:
-    """A UID of the source.
+    """Return a UID of the source.
 
     Raises:
-        NotUsableError: if it is missing or no UID, without which nothing can refer to the source.
+        NotUsableError: if it is missing or not a valid UID, so that nothing could refer to the source.
     """
     uid = text_of(source, keyword)
     if not uid:
@@ -189,9 +191,9 @@ def uid_of(source: Dataset, keyword: str) -> str:
 
 
 def patient_and_study(source: Dataset) -> dict[str, Any]:
-    """Keyword -> value of the source's patient and study; values that the standard forbids are left out or empty.
+    """Return the attributes of the source's patient and study, by keyword; values that the standard forbids are left out or empty.
 
-    Text keeps the source's character set (ours is ASCII, part of every one of them), so that names stay as they are.
+    Text keeps the source's character set (our own texts are ASCII, which every character set contains), so names are unchanged.
     """
     about: dict[str, Any] = {}
     if character_set := value_of(source, "SpecificCharacterSet"):
@@ -219,9 +221,9 @@ def patient_and_study(source: Dataset) -> dict[str, Any]:
 
 
 def evidence_of(source: Dataset) -> Dataset:
-    """A small data set that stands for the source in highdicom's builders: its identity alone; `settle` adds patient and study.
+    """Return a small data set that represents the source in highdicom's builders: its identity alone; `settle` adds patient and study.
 
-    It is made anew, so that changing it never changes the source; and highdicom, which prints names and knows few character sets,
+    It is a new data set, so that changing it never changes the source, and highdicom, which prints names and knows few character sets,
     sees no text of the source.
     """
     from pydicom.dataset import Dataset
@@ -240,7 +242,7 @@ def evidence_of(source: Dataset) -> Dataset:
 
 
 def set_lossy_history(dataset: Dataset, source: Dataset) -> None:
-    """Say of an object with pixels whether the source was ever compressed with loss (once lossy, always lossy)."""
+    """Record in an object with pixels whether the source was ever compressed with loss (once lossy, always lossy)."""
     syntax = text_of(getattr(source, "file_meta", None) or {}, "TransferSyntaxUID")
     is_lossy = text_of(source, "LossyImageCompression") == "01" or syntax in LOSSY_SYNTAXES
     dataset.LossyImageCompression = "01" if is_lossy else "00"
@@ -253,7 +255,7 @@ def set_lossy_history(dataset: Dataset, source: Dataset) -> None:
 
 
 def settle(dataset: Dataset, source: Dataset) -> None:
-    """Give an object of highdicom what is the source's: patient, study, character set and times, in place of the clock's."""
+    """Give an object made by highdicom the source's patient, study, character set and times, in place of the clock's."""
     date, time = content_date_time(source)
     for keyword in ("InstanceCreationDate", "InstanceCreationTime"):
         if keyword in dataset:
@@ -277,12 +279,12 @@ def save(
 
     Args:
         dataset: with SOP class and instance UID; without the elements that `write_tail` writes.
-        path: of the file.
-        write_tail: writes the elements that follow (long sequences and pixel data in pieces, so that memory stays flat); the file
-            can be read back and sought in.
+        path: path of the file.
+        write_tail: function that writes the elements that follow (long sequences and pixel data in pieces, so that memory stays flat);
+            the file can be read and seeked.
         transfer_syntax: explicit VR little endian, or an encapsulated one whose pixel data `write_tail` writes.
     Raises:
-        NotUsableError: if the disk refuses.
+        NotUsableError: if the file cannot be written.
     """
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import UID
@@ -311,7 +313,7 @@ def save(
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the new name of a file in this folder survive a power cut, where the system can."""
+    """Make the new name of a file in this folder survive a power cut, if the system can."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,7 +1,7 @@
-"""A clip with the outlines of its label maps as DICOM Secondary Capture, the sector alone: everything outside is black.
+"""Write a clip with the outlines of its label maps as DICOM Secondary Capture; everything outside the sector is black.
 
-Nothing of the source's picture but its sector is shown, so no text that is burned in around it; an object whose sector may hold text says
-so. The frames are grey, the outlines have the structures' colours. Pixels are lossless: as they are while the object is small, RLE beyond.
+Only the sector of the source's picture is shown, so no text burned in around it; if the sector may hold text, the object says so. The
+frames are grey, and the outlines have the structures' colours. Pixels are lossless: uncompressed in small objects, RLE in larger ones.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 MULTI_FRAME_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7.4"
 """SOP class Multi-frame True Color Secondary Capture Image Storage."""
 SERIES_NUMBER = 9103
-"""Of overlays, unless another one is given."""
+"""Series Number of overlays, unless another one is given."""
 MAX_PLAIN_BYTES = 32 << 20
-"""Up to so many bytes of pixels an object is not compressed; every archive takes it as it is."""
+"""Largest pixel data in bytes that are not compressed; every archive accepts uncompressed pixels."""
 PIXELS_OF_LINE = 400
-"""An outline is a pixel wide for so many pixels of the picture's longer side."""
+"""Pixels of the picture's longer side for each pixel of an outline's width."""
 
 
 def write_overlay(
@@ -69,24 +69,24 @@ def write_overlay(
     """Write frames of an ultrasound object with outlines.
 
     Args:
-        source_header: of the ultrasound object; it is not changed.
+        source_header: header of the ultrasound object; it is not changed.
         windows: pairs of grey frames (T, h, w) uint8 and their label maps (T, h, w), one after the other.
-        frame_numbers: of all frames that come, in the source, from 1, rising.
-        path: of the file; written whole or not at all.
-        sector: (h, w), True inside the sector (`sector.find_sector`); all else becomes black.
-        provenance: of the label maps.
-        spacing_mm: (row, column); says whether pixels are square.
-        frame_times_ms: when each frame was taken, for viewers; None where it is not known.
+        frame_numbers: numbers of all these frames in the source, counted from 1, rising.
+        path: path of the file; written whole or not at all.
+        sector: (h, w), True inside the sector (`sector.find_sector`); everything else becomes black.
+        provenance: provenance of the label maps.
+        spacing_mm: (row, column); decides whether pixels are square.
+        frame_times_ms: time of each frame, for viewers; None if not known.
         compression: auto, none or rle.
-        series_number: of the overlay's series, which it has for itself.
-        instance_number: within this series.
-        description: of the series.
-        has_text: whether text may stand within the sector (`sector.has_text`); None: nobody has looked.
+        series_number: Series Number of the overlay, which has a series of its own.
+        instance_number: Instance Number within this series.
+        description: description of the series.
+        has_text: whether there may be text within the sector (`sector.has_text`); None: not known.
     Returns:
         The SOP Instance UID.
     Raises:
         ValueError: if shapes, number types or the number of frames do not fit; nothing is written.
-        NotUsableError: if the source lacks an identifier, or the disk refuses.
+        NotUsableError: if the source lacks an identifier, or the file cannot be written.
     """
     sector = np.asarray(sector) > 0
     numbers = [int(number) for number in frame_numbers]
@@ -116,7 +116,7 @@ def write_overlay(
                 file.write(picture.tobytes())
             file.write(bytes(num_bytes % 2))
         else:
-            from rle.rle import encode_frame  # as pylibjpeg-rle has it: pydicom alone takes a hundred times as long
+            from rle.rle import encode_frame  # from pylibjpeg-rle: pydicom alone takes a hundred times as long
 
             pixels = elements.EncapsulatedPixels(file, len(numbers))
             for picture in pictures:
@@ -135,15 +135,15 @@ def write_overlay_png(
     spacing_mm: Sequence[float] | None = None,
     longest_side: int = 320,
 ) -> None:
-    """Write one frame with outlines as a small PNG with square pixels, the sector alone; the file says nothing else.
+    """Write one frame with outlines as a small PNG with square pixels, black outside the sector and without metadata.
 
     Args:
         grey: (h, w) uint8.
         label_map: (h, w); None for the frame alone.
         sector: (h, w), True inside.
-        path: of the file; written whole or not at all.
+        path: path of the file; written whole or not at all.
         spacing_mm: (row, column).
-        longest_side: of the picture, pixels; smaller frames stay as they are.
+        longest_side: longest side of the picture in pixels; smaller frames are not enlarged.
     """
     from PIL import Image
 
@@ -162,10 +162,10 @@ def write_overlay_png(
 
 
 def draw_outlines(grey: NDArray[Any], label_map: NDArray[Any], sector: NDArray[Any]) -> NDArray[np.uint8]:
-    """A frame (h, w) with the outlines of its label map in the structures' colours, black outside `sector` (bool): (h, w, 3)."""
+    """Return a frame (h, w) as (h, w, 3) with its label map's outlines in the structures' colours, black outside `sector` (bool)."""
     picture = np.empty((*grey.shape, 3), np.uint8)
     shown = np.where(sector, grey, 0)
-    for channel in range(3):  # several times as fast as all at once
+    for channel in range(3):  # several times faster than all at once
         picture[..., channel] = shown
     width = max(1, round(max(grey.shape) / PIXELS_OF_LINE))
     for structure in STRUCTURES:
@@ -218,7 +218,7 @@ def _describe(
     instance_number: int,
     description: str,
 ) -> Dataset:
-    """All of the object but its pixels and frame times."""
+    """Return the whole object except its pixels and frame times."""
     from pydicom.dataset import Dataset
 
     instance, sop_class = uid_of(source, "SOPInstanceUID"), uid_of(source, "SOPClassUID")
@@ -283,7 +283,7 @@ def _describe(
 
 
 def _set_frame_times(dataset: Dataset, frame_times_ms: Sequence[float] | None, numbers: Sequence[int]) -> None:
-    """Time between frames: one number where it is even, else each; where it is not known, the frames are pages."""
+    """Set the time between frames: one number if it is even, else each; frames without times are marked as pages."""
     if frame_times_ms is None:
         dataset.PageNumberVector = list(numbers)
         dataset.FrameIncrementPointer = 0x00182001

@@ -1,7 +1,7 @@
-"""Label maps of a clip as DICOM Segmentation that says which frame of which object each of its frames belongs to.
+"""Write label maps of a clip as DICOM Segmentation, in which each frame names its source frame and object.
 
-highdicom makes no segmentation of an ultrasound clip, which has no frame of reference; and none is invented here, nor positions of
-planes. highdicom describes the segments, codes and equipment on a template of one frame; the groups of each frame and the pixels are
+highdicom cannot make a segmentation of an ultrasound clip, which has no frame of reference; neither that nor plane positions are made
+up here. highdicom describes the segments, codes and equipment on a template of one frame; the groups of each frame and the pixels are
 written frame by frame, so that memory does not grow with the clip.
 """
 
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 SEGMENTATION_TYPES = ("BINARY", "LABELMAP")
-"""BINARY: a frame of bits for each frame and structure, which every archive and viewer takes. LABELMAP: one frame of class indices,
-of a newer SOP class that many archives do not know yet."""
+"""BINARY: a frame of bits for each frame and structure, which every archive and viewer accepts. LABELMAP: one frame of class indices
+for each frame, in a newer SOP class that many archives do not know yet."""
 MULTI_FRAME_ULTRASOUND = ("1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.3")
 """Ultrasound Multi-frame Image Storage, and its retired form: references to them name the frame."""
 SERIES_NUMBER = 9101
-"""Of segmentations, unless another one is given: far from the numbers that scanners count."""
+"""Series Number of segmentations, unless another one is given; far above the numbers that scanners use."""
 
 
 def write_segmentation(
@@ -59,24 +59,24 @@ def write_segmentation(
 ) -> str:
     """Write a segmentation of some or all frames of an ultrasound object.
 
-    Every frame is kept, also where nothing was found. Segments 1, 2 and 3 are the classes 1, 2 and 3, described with their SNOMED codes,
-    the algorithm, its weights and its prompts, and an identifier that is the same in every segmentation of one source and model.
+    Every frame is kept, also if nothing was found in it. Segments 1, 2 and 3 are the classes 1, 2 and 3, described with their SNOMED
+    codes, the algorithm, its weights and its prompts, and an identifier that is the same in every segmentation of one source and model.
 
     Args:
-        source_header: of the ultrasound object; it is not changed.
+        source_header: header of the ultrasound object; it is not changed.
         label_maps: (T, Rows, Columns), classes 0..3, of the whole frame; or windows of it, one after the other.
-        frame_numbers: T numbers of the source's frames, from 1, rising.
-        path: of the file; written whole or not at all.
-        provenance: of the label maps.
+        frame_numbers: T numbers of the source's frames, counted from 1, rising.
+        path: path of the file; written whole or not at all.
+        provenance: provenance of the label maps.
         segmentation_type: BINARY or LABELMAP.
-        series_number: of the segmentation's series, which it has for itself.
-        instance_number: within this series.
-        description: of the series and the content.
+        series_number: Series Number of the segmentation, which has a series of its own.
+        instance_number: Instance Number within this series.
+        description: description of the series and the content.
     Returns:
         The SOP Instance UID.
     Raises:
         ValueError: if frames, shape or classes do not fit; nothing is written.
-        NotUsableError: if the source lacks an identifier, or the disk refuses.
+        NotUsableError: if the source lacks an identifier, or the file cannot be written.
     """
     if segmentation_type not in SEGMENTATION_TYPES:
         raise ValueError(f"seg.py: expected one of {', '.join(SEGMENTATION_TYPES)}, got {segmentation_type!r}")
@@ -109,8 +109,11 @@ def write_segmentation(
 
 
 def names_frames(sop_class: str, frame_numbers: Sequence[int]) -> bool:
-    """Whether a reference to these frames gives their numbers: to a clip; and to frames that an object of the class for one has all
-    the same, against the standard, as nothing else would tell them."""
+    """Return whether a reference to these frames gives their numbers.
+
+    It does so for a clip, and for an object of a single-frame class that has several frames against the standard, since nothing else
+    would tell them apart.
+    """
     return sop_class in MULTI_FRAME_ULTRASOUND or sop_class in MULTI_FRAME_CAPTURES or max(frame_numbers) > 1
 
 
@@ -132,7 +135,7 @@ def _checked_numbers(frame_numbers: Sequence[int], num_source_frames: int) -> li
 def _checked_windows(
     label_maps: NDArray[Any] | Iterable[NDArray[Any]], shape: tuple[int, int], num_frames: int
 ) -> Iterator[NDArray[np.uint8]]:
-    """Windows (T, Rows, Columns) of class indices, as many frames in all as announced."""
+    """Yield windows (T, Rows, Columns) of class indices, and check that they have as many frames as announced."""
     count = 0
     for window in [label_maps] if isinstance(label_maps, np.ndarray) else label_maps:
         window = np.asarray(window)
@@ -156,7 +159,7 @@ def _checked_windows(
 
 
 def _packed(windows: Iterable[NDArray[np.uint8]]) -> Iterator[bytes]:
-    """Bits of the structures of each frame: lowest bit first, running on from frame to frame (PS3.5 8.1.1)."""
+    """Yield the bits of each frame's structures: lowest bit first, continuing from frame to frame (PS3.5 8.1.1)."""
     classes = np.array([structure.class_index for structure in STRUCTURES], np.uint8)
     rest = np.zeros(0, dtype=bool)
     for window in windows:
@@ -169,7 +172,7 @@ def _packed(windows: Iterable[NDArray[np.uint8]]) -> Iterator[bytes]:
 
 
 def _write_frame_groups(file: BinaryIO, source: Dataset, frame_numbers: Sequence[int], is_binary: bool) -> None:
-    """Per-frame Functional Groups: source frame, place in time, and for BINARY the segment."""
+    """Write the Per-frame Functional Groups: source frame, temporal position, and for BINARY the segment."""
     sop_class, sop_instance = uid_of(source, "SOPClassUID"), uid_of(source, "SOPInstanceUID")
     has_numbers = names_frames(sop_class, frame_numbers)
     derivation_code = elements.sequence(0x00089215, elements.code_item("113076", "DCM", "Segmentation"))
@@ -215,7 +218,7 @@ def _template(
     instance_number: int,
     description: str,
 ) -> Dataset:
-    """All of the object but its frames, from highdicom's segmentation of one pixel."""
+    """Return the whole object except its frames, from highdicom's segmentation of one pixel."""
     import highdicom
     from pydicom.sr.codedict import codes
 
@@ -290,7 +293,7 @@ def _code(value: str, meaning: str) -> Any:
 
 
 def _set_dimensions(dataset: Dataset, organisation: str, is_binary: bool) -> None:
-    """Frames are told by their segment (BINARY) and their place in time."""
+    """Set the dimensions that distinguish frames: the segment (BINARY) and the temporal position."""
     from pydicom.dataset import Dataset
 
     indices = [(0x00209128, 0x00209111, "Temporal Position Index")]
@@ -311,7 +314,7 @@ def _set_dimensions(dataset: Dataset, organisation: str, is_binary: bool) -> Non
 
 
 def _name_source_class(dataset: Dataset, instance: str, sop_class: str) -> None:
-    """Give references to the source its true class again."""
+    """Restore the source's true class in references to it."""
     for element in dataset:
         if element.VR == "SQ":
             for item in element.value:

@@ -1,7 +1,7 @@
-"""Measurements of a study as DICOM Structured Report: TID 1500 with the LOINC codes of the simplified adult echocardiography report.
+"""Write measurements of a study as DICOM Structured Report: TID 1500 with LOINC codes of the simplified adult echocardiography report.
 
-Each number says how it was measured, of which structure, by which algorithm and weights, and from which frames of which objects. A
-number that a person should look at says so in the report itself. What cannot be right is refused, not written.
+Each number has its method, structure, algorithm and weights, and the frames and objects that it was measured on. If a person should
+review the numbers, the report itself says so. Impossible numbers are refused, not written.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 SERIES_NUMBER = 9102
-"""Of reports, unless another one is given."""
+"""Series Number of reports, unless another one is given."""
 BIPLANE, FOUR_CHAMBER, TWO_CHAMBER = "biplane", "single_plane_four_chamber", "single_plane_two_chamber"
-"""Methods: from both apical views, or from one."""
+"""Methods of measurement: from both apical views, or from one."""
 NEEDS_REVIEW = "Needs review by a physician before use"
-"""What a doubtful report says first."""
+"""First statement of a report in doubt."""
 NOT_VERIFIED = "Measured by software without a person; not verified by a physician"
-"""What every report says."""
+"""Statement of every report."""
 EF_TOLERANCE = 1.0
-"""Points by which an ejection fraction may differ from that of the volumes beside it, which were rounded."""
+"""Percentage points by which an ejection fraction may differ from that of the report's volumes, which were rounded."""
 
 _LV, _LA = "left_ventricular_cavity", "left_atrium"
 _DISKS = {BIPLANE: ("125207", "Method of Disks, Biplane")} | dict.fromkeys(
@@ -56,13 +56,13 @@ _ATRIAL_VOLUME = ("399235004", "SCT", "Left Atrium Systolic Volume")
 
 @dataclass(frozen=True)
 class _Quantity:
-    """How a quantity is coded."""
+    """Codes and limits of a quantity."""
 
     structure: str
     units: tuple[str, ...]
-    """UCUM."""
+    """UCUM units in which it may be given."""
     largest: float
-    """In the first unit; more is a mistake."""
+    """Largest possible value, in the first unit."""
     codes: dict[str, tuple[str, str, str]]
     """Method -> value, scheme and meaning (CID 12300, 12201 and 12205); methods without a code are refused."""
     methods: dict[str, tuple[str, str]] | None
@@ -135,7 +135,7 @@ QUANTITIES: dict[str, _Quantity] = {
         None,
     ),
 }
-"""What a report can hold. Volumes of the ventricle are by the method of disks, those of the atrium by area and length."""
+"""Quantities that a report can hold. Ventricular volumes are by the method of disks, atrial ones by area and length."""
 _UNITS = {
     "mL": ("mL", "milliliter", 1.0),
     "%": ("%", "percent", 1.0),
@@ -144,22 +144,22 @@ _UNITS = {
     "cm2": ("cm2", "square centimeter", 1.0),
     "mm2": ("mm2", "square millimeter", 0.01),
 }
-"""Unit -> UCUM code, meaning, and how many of the quantity's first unit it is."""
+"""Unit -> UCUM code, meaning, and factor to the quantity's first unit."""
 
 
 @dataclass(frozen=True)
 class SourceFrames:
-    """Frames of one object that a number was measured on."""
+    """Name the frames of one object that a number was measured on."""
 
     sop_class_uid: str
     sop_instance_uid: str
     frame_numbers: tuple[int, ...]
-    """From 1; (1,) for an object of one frame."""
+    """Frame numbers, counted from 1; (1,) for an object of one frame."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number of a report."""
+    """Hold one number of a report."""
 
     quantity: str
     """A key of `QUANTITIES`."""
@@ -167,9 +167,9 @@ class Measurement:
     """biplane, single_plane_four_chamber or single_plane_two_chamber."""
     value: float
     unit: str
-    """UCUM: mL, %, cm, mm, cm2 or mm2."""
+    """UCUM unit: mL, %, cm, mm, cm2 or mm2."""
     sources: tuple[SourceFrames, ...]
-    """An ejection fraction names end diastole and end systole of each view."""
+    """Frames measured; those of an ejection fraction include end diastole and end systole of each view."""
 
 
 def write_report(
@@ -187,21 +187,22 @@ def write_report(
     """Write the measurements of one study as a Comprehensive SR (TID 1500).
 
     Args:
-        sources: headers of the objects that were measured, all of one patient's one study.
+        sources: headers of the objects that were measured, all of the same study of one patient.
         measurements: at least one.
-        path: of the file; written whole or not at all.
-        provenance: of the segmentations.
-        needs_review: the numbers are in doubt: the document says so in its qualitative evaluations, in its description, and is partial.
-        review_reasons: why; ours, without anything of the header.
-        series_number: of the series of reports.
-        instance_number: within this series.
-        description: of the series.
+        path: path of the file; written whole or not at all.
+        provenance: provenance of the segmentations.
+        needs_review: whether the numbers are in doubt; if so, the report says it in its qualitative evaluations and description, and its
+            Completion Flag is partial.
+        review_reasons: reasons of the doubt, in our own words, without text of the header.
+        series_number: Series Number of the reports.
+        instance_number: Instance Number within this series.
+        description: description of the series.
     Returns:
         The SOP Instance UID.
     Raises:
-        ValueError: if a number cannot be right: not finite, negative, of an unknown quantity, method or unit, an ejection fraction
-            without both phases or other than its volumes say, or measured on no frame of these sources.
-        NotUsableError: if the sources are of several patients or studies, lack an identifier, or the disk refuses.
+        ValueError: if a number is not valid: not finite, negative, of an unknown quantity, method or unit, an ejection fraction
+            without both phases or different from that of its volumes, or not measured on frames of these sources.
+        NotUsableError: if the sources are of several patients or studies, lack an identifier, or the file cannot be written.
     """
     if not sources or not measurements:
         raise ValueError("sr.py: a report needs at least one source and one measurement")
@@ -237,12 +238,12 @@ def write_report(
 
 
 def is_believable(m: Measurement) -> bool:
-    """Whether a number of a known quantity is finite, not negative, and not beyond any heart."""
+    """Return whether a number of a known quantity is finite, not negative, and possible for a heart."""
     return math.isfinite(m.value) and 0 <= m.value * _UNITS[m.unit][2] <= QUANTITIES[m.quantity].largest
 
 
 def _check_one_patient(sources: Sequence[Dataset]) -> None:
-    """Refuse several studies, or patients; a name may be written in several ways, and a date of birth missing or no date."""
+    """Refuse several studies or patients; a name may be written in several ways, and a birth date may be missing or invalid."""
     who = {(text_of(source, "StudyInstanceUID"), patient_text(source)) for source in sources}
     births = {text_of(source, "PatientBirthDate").replace(".", "") for source in sources}
     if len(who) > 1 or len(set(filter(is_date, births))) > 1:
@@ -250,7 +251,7 @@ def _check_one_patient(sources: Sequence[Dataset]) -> None:
 
 
 def _check(measurements: Sequence[Measurement], source_of: dict[str, Dataset]) -> None:
-    """Refuse numbers that cannot be right."""
+    """Refuse numbers that are not valid."""
     numbers: dict[tuple[str, str], float] = {}
     for m in measurements:
         quantity = QUANTITIES.get(m.quantity)
@@ -301,7 +302,7 @@ def _content(
     review_reasons: Sequence[str],
     identity: tuple[str, ...],
 ) -> Any:
-    """The content tree."""
+    """Return the content tree of the report."""
     import highdicom.sr as sr
     from pydicom.sr.codedict import codes
 
@@ -349,7 +350,7 @@ def _content(
 
 
 def _group(structure: str, method: str, members: Sequence[Measurement], provenance: Provenance, uid: str) -> Any:
-    """Measurements of one structure by one method."""
+    """Return the measurements of one structure by one method."""
     import highdicom.sr as sr
     from pydicom.sr.codedict import codes
 
