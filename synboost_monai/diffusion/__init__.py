@@ -1,4 +1,4 @@
-"""Diffusion as equations: noise schedule, loss, samplers. A network is a callable here."""
+"""Implement the equations of diffusion: noise schedule, loss and samplers. A network is a callable here."""
 
 from synboost_monai.diffusion.losses import HybridLoss
 from synboost_monai.diffusion.prepare import DiffusionPrepareBatch

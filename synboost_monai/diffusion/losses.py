@@ -1,4 +1,4 @@
-"""The training loss of a network that predicts noise and variance."""
+"""Compute the training loss of a network that predicts noise and variance."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ GREY_LEVEL_HALF_WIDTH = 1 / 255
 
 
 class HybridLoss(nn.Module):
-    """Mean squared error of the noise, plus the variational bound as a teacher of the variance.
+    """Compute the mean squared error of the noise, plus the variational bound, which trains the variance.
 
     loss = ||eps - eps_hat||^2 + vb_weight * L_vb  (Nichol and Dhariwal 2021, eq. 16). L_vb, in bits per pixel, is the KL
     divergence of q(x_{t-1} | x_t, x_0) from the network's Gaussian, and at t = 0 the discretised Gaussian's negative log
     likelihood. The predicted mean is detached in it, so that the bound trains the variance only. Each term is a mean over
-    pixels, as published, and not multiplied by T: one image's bound at one timestep.
+    pixels, as published, and not multiplied by T: it is one image's bound at one timestep.
 
     Args:
         schedule: noise schedule of training; None: cosine, T = 1000.
-        vb_weight: weight of the bound; 0 leaves the variance untrained (fit for dpmpp_2m and ddim, which do not use it).
+        vb_weight: weight of the bound; 0 leaves the variance untrained (suits dpmpp_2m and ddim, which do not use it).
         min_snr_gamma: if given, weights the squared error with min(SNR, gamma) / SNR (Hang et al. 2023, eq. 6): less effort on
-            the least noisy timesteps. None: published, all timesteps alike.
+            the least noisy timesteps. None: all timesteps alike, as published.
         velocity_weighting: weights the squared error with 1 / a_t, which makes it the squared error of the velocity (Salimans
             and Ho 2022, eq. 7): more effort on the noisiest timesteps. For networks with `velocity_timesteps`; a network
-            that gives the noise itself cannot follow at t near T. False: published.
+            that predicts the noise itself cannot follow at t near T. False: as published.
     """
 
     def __init__(
@@ -46,18 +46,18 @@ class HybridLoss(nn.Module):
         self.velocity_weighting = velocity_weighting
 
     def forward(self, model_output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-        """Mean of the loss over the batch.
+        """Return the mean of the loss over the batch.
 
         Args:
             model_output: (B, 2C, H, W): predicted noise, then v.
-            targets: `x_0`, `x_t`, `eps` (B, C, H, W) and `timesteps` (B,), as `DiffusionPrepareBatch` gives them.
+            targets: `x_0`, `x_t`, `eps` (B, C, H, W) and `timesteps` (B,), as `DiffusionPrepareBatch` returns them.
         Returns:
             Scalar.
         """
         return self.terms(model_output, targets)["loss"].mean()
 
     def terms(self, model_output: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`mse`, `vb` (bits) and `loss` of each image, (B,)."""
+        """Return `mse`, `vb` (bits) and `loss` of each image, (B,)."""
         x_0, x_t, eps, t = (targets[key] for key in ("x_0", "x_t", "eps", "timesteps"))
         channels = x_0.shape[1]
         if model_output.shape[1] != 2 * channels:
@@ -78,7 +78,7 @@ class HybridLoss(nn.Module):
         return {"mse": mse, "vb": vb, "loss": mse + self.vb_weight * vb}
 
     def _variational_bound(self, x_0: Tensor, x_t: Tensor, t: Tensor, eps_hat: Tensor, v: Tensor) -> Tensor:
-        """One term of the bound for each image, in bits per pixel, (B,)."""
+        """Compute one term of the bound for each image, in bits per pixel, (B,)."""
         schedule = self.schedule
         mean = schedule.posterior_mean(schedule.predict_x_0(x_t, t, eps_hat), x_t, t)
         log_variance = schedule.learned_log_variance(v, t)
@@ -94,13 +94,13 @@ class HybridLoss(nn.Module):
 
 
 def normal_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_variance_2: Tensor) -> Tensor:
-    """KL divergence of N(mean_2, .) from N(mean_1, .) at each pixel, in nats: KL(1 || 2)."""
+    """Compute KL(1 || 2), the divergence of N(mean_2, .) from N(mean_1, .), at each pixel, in nats."""
     difference = log_variance_2 - log_variance_1
     return 0.5 * (-1 + difference + torch.exp(-difference) + (mean_1 - mean_2).square() * torch.exp(-log_variance_2))
 
 
 def discretised_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """log probability of 8-bit grey levels under a Gaussian, at each pixel, in nats  (DDPM, eq. 13).
+    """Compute the log probability of 8-bit grey levels under a Gaussian, at each pixel, in nats  (DDPM, eq. 13).
 
     Args:
         x: images of 256 grey levels, in [-1, 1]; the outermost levels take the tails.
@@ -115,5 +115,5 @@ def discretised_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tens
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
-    """The tanh approximation that the published bound uses, kept for equal numbers."""
+    """Approximate the normal distribution function with tanh, as the published bound does, to get equal numbers."""
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

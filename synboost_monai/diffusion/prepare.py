@@ -1,4 +1,4 @@
-"""From a batch of images and label maps to one training task of a denoiser."""
+"""Turn a batch of images and label maps into one training task of a denoiser."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from synboost_monai.diffusion.schedule import NoiseSchedule
 
 
 class DiffusionPrepareBatch:
-    """A `prepare_batch` for MONAI's trainers and evaluators: draws timesteps and noise, noises the images.
+    """Draw timesteps and noise and noise the images: a `prepare_batch` for MONAI's trainers and evaluators.
 
     All random numbers come from torch's global CPU generator, so the same seed gives the same training on every device. In a
-    distributed training each process must have seeded it otherwise (`handlers.EpochSeed` does): each draws for its own images.
+    distributed training each process must have seeded it differently (`handlers.EpochSeed` does): each draws for its own images.
 
     Args:
         schedule: noise schedule; None: cosine, T = 1000.
         label_drop_probability: probability of replacing a label map by the all-zero one, for classifier-free guidance. The
-            class of view and phase is kept: guidance pulls towards the label map alone. 0: published for echocardiograms.
+            class of view and phase is kept: guidance pulls towards the label map alone. 0: as published for echocardiograms.
         image_key: key of the images, (B, 1 or C, H, W), in [-1, 1].
         label_key: key of the label maps, (B, K, H, W), one-hot.
-        image_channels: repeat one-channel images to this many; None: as they come.
+        image_channels: repeat one-channel images to this many channels; None: leave them as they are.
         stratified_timesteps: draw one timestep from each of B equal parts of 0 ... T-1. Each is still uniform over all, but
-            the loss varies less from batch to batch. False: published, independent.
-        flip_probability: probability of mirroring an image together with its label map, left and right. 0.5: published.
+            the loss varies less from batch to batch. False: independent, as published.
+        flip_probability: probability of mirroring an image and its label map, left and right. 0.5: as published.
         class_key: key of the classes of view and phase, (B,); they are passed on where the batch has them.
     """
 
@@ -63,11 +63,11 @@ class DiffusionPrepareBatch:
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Tensor], tuple[()], dict[str, Tensor]]:
-        """One training task.
+        """Make one training task.
 
         Args:
-            batchdata: holds `image_key` and `label_key`, and `class_key` if the network is to be told.
-            device: where the task goes.
+            batchdata: holds `image_key` and `label_key`, and `class_key` if the network takes classes.
+            device: the device that the task is moved to.
             non_blocking: as in `Tensor.to`.
             kwargs: more arguments of `Tensor.to`.
         Returns:
@@ -110,5 +110,5 @@ class DiffusionPrepareBatch:
 
     @staticmethod
     def _plain(x: Tensor) -> Tensor:
-        """Float32 without MetaTensor's bookkeeping, which every layer of a network would drag along."""
+        """Convert to float32 without MetaTensor's bookkeeping, which every layer of a network would carry along."""
         return x.as_subclass(torch.Tensor).float()

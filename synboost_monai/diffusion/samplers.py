@@ -1,19 +1,19 @@
-"""Samplers: from noise to images, by a network that predicts the noise.
+"""Sample images from noise with a network that predicts the noise.
 
-Two questions decide a sampler: the timesteps at which the network is asked, and the formula that goes from one to the next.
+Two choices define a sampler: the timesteps at which the network is evaluated, and the formula that leads from one to the next.
 
 **Timesteps.** On the cosine schedule evenly spaced timesteps are a trap: with 25 of them the last evaluation is at t = 40, where
-noise of standard deviation 0.08 is left, and the jump from there to the image wipes all texture below that: the speckle. The
+noise of standard deviation 0.08 is left, and the jump from there to the image erases all weaker texture: the speckle. The
 fast samplers here use integer timesteps (the only ones the network was trained on) evenly spaced in log signal-to-noise ratio,
-from lambda = -5.1 to t = 0, see `log_snr_timesteps`. The test of this module measures the texture kept.
+from lambda = -5.1 to t = 0, see `log_snr_timesteps`. The test of this module measures how much texture is kept.
 
-**Formulas.** diffusers' schedulers carry them, through small subclasses, because as they are they miss the last digits:
+**Formulas.** They come from diffusers' schedulers, through small subclasses, because the originals are not exact enough:
 
 - `DDPMScheduler` keeps its tables in float32, where 1 - alphas_cumprod is off by 1e-3 near t = 0; a step at t = 1 then differs
   from the published one by 5e-4. With float64 tables the steps agree to rounding (`AncestralScheduler`).
-- `DPMSolverMultistepScheduler` has the same tables, places evenly spaced or float timesteps, takes images of 3 channels for
-  granted when the variance is learned, and clips through a quantile (`DPMSolverScheduler`).
-- `DDIMScheduler` can step between evenly spaced timesteps alone: `DDIMScheduler` here is our own, a dozen lines.
+- `DPMSolverMultistepScheduler` has the same tables, allows only evenly spaced or float timesteps, assumes images of 3 channels
+  when the variance is learned, and clips through a quantile (`DPMSolverScheduler`).
+- `DDIMScheduler` can step only between evenly spaced timesteps: `DDIMScheduler` here is our own, a dozen lines.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from torch import Tensor
 from synboost_monai.diffusion.schedule import NoiseSchedule
 
 TIMESTEP_SPACINGS = ("log_snr", "linspace", "leading", "trailing")
-"""Names for the timesteps' spacing: evenly in log signal-to-noise ratio, or evenly in t (`even_timesteps`)."""
+"""Names of the timesteps' spacings: evenly in log signal-to-noise ratio, or evenly in t (`even_timesteps`)."""
 
 SAMPLERS = ("dpmpp_2m", "sde_dpmpp_2m", "ddim", "ancestral")
 """Names for `create_sampler`: DPM-Solver++ 2M (default), its stochastic form, DDIM, published ancestral sampling."""
 
 FIRST_HALF_LOG_SNR = -5.1
-"""lambda at which the fast samplers start: 0.6 % of the signal's amplitude. Earlier timesteps differ from noise by nothing
-that matters and divide by up to 2e4 (diffusers' advice for the cosine schedule, `lambda_min_clipped`)."""
+"""lambda at which the fast samplers start: 0.6 % of the signal's amplitude. Earlier timesteps hardly differ from noise, and
+there the division by sqrt(a_t) magnifies up to 2e4 times (diffusers' advice for the cosine schedule, `lambda_min_clipped`)."""
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, C, H, W), t (B,)) -> predicted noise and variance, (B, 2C, H, W)."""
 
 
 def log_snr_timesteps(schedule: NoiseSchedule, num_inference_steps: int) -> list[int]:
-    """Integer timesteps evenly spaced in lambda = log(sqrt(a_t) / sqrt(1 - a_t)), from lambda = -5.1 down to t = 0.
+    """List integer timesteps evenly spaced in lambda = log(sqrt(a_t) / sqrt(1 - a_t)), from lambda = -5.1 down to t = 0.
 
-    Where lambdas come closer than integers can follow, which with the cosine schedule begins at 43 steps, neighbouring
-    timesteps are taken instead, so that there are always as many as asked.
+    Where lambdas are closer together than integer timesteps, which with the cosine schedule begins at 43 steps, neighbouring
+    timesteps are taken instead, so that there are always as many as requested.
 
     Args:
         schedule: noise schedule of training.
-        num_inference_steps: how many, 1 ... T.
+        num_inference_steps: number of timesteps, 1 ... T.
     Returns:
-        Strictly decreasing; the last is 0.
+        Strictly decreasing timesteps; the last is 0.
     """
     _check_num_steps(schedule, num_inference_steps)
     lambdas = schedule.half_log_snr
@@ -70,16 +70,16 @@ def log_snr_timesteps(schedule: NoiseSchedule, num_inference_steps: int) -> list
 
 
 def even_timesteps(schedule: NoiseSchedule, num_inference_steps: int, timestep_spacing: str = "linspace") -> list[int]:
-    """Evenly spaced timesteps.
+    """List evenly spaced timesteps.
 
     Args:
         schedule: noise schedule of training.
-        num_inference_steps: how many, 1 ... T.
-        timestep_spacing: words of diffusers: `linspace`: with both ends, T-1 and 0, as published ancestral sampling takes them;
-            `leading`: from 0 in whole strides, so that T-1 is missed, as published DDIM takes them; `trailing`: from T-1 in
+        num_inference_steps: number of timesteps, 1 ... T.
+        timestep_spacing: diffusers' names. `linspace`: with both ends, T-1 and 0, as in published ancestral sampling;
+            `leading`: from 0 in whole strides, so that T-1 is missed, as in published DDIM; `trailing`: from T-1 in
             strides, so that 0 is missed.
     Returns:
-        Strictly decreasing.
+        Strictly decreasing timesteps.
     """
     _check_num_steps(schedule, num_inference_steps)
     total = schedule.num_train_timesteps
@@ -92,7 +92,7 @@ def even_timesteps(schedule: NoiseSchedule, num_inference_steps: int, timestep_s
 
 
 class AncestralScheduler(DDPMScheduler):
-    """Ancestral sampling with learned variance, as published  (DDPM, algorithm 2; improved DDPM, eq. 15).
+    """Sample ancestrally with learned variance, as published  (DDPM, algorithm 2; improved DDPM, eq. 15).
 
     x_{t-1} = mean(x_0_hat, x_t) + exp(log_variance / 2) noise, x_0_hat clipped to [-1, 1], no noise after t = 0. With fewer
     steps than T, betas and posterior variance are those of the shorter chain (improved DDPM, section 4).
@@ -113,9 +113,9 @@ class AncestralScheduler(DDPMScheduler):
 
 
 class DPMSolverScheduler(DPMSolverMultistepScheduler):
-    """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2) at given integer timesteps, x_0_hat clipped to [-1, 1].
+    """Sample with DPM-Solver++ 2M (Lu et al. 2022, algorithm 2) at given integer timesteps, x_0_hat clipped to [-1, 1].
 
-    The last step goes to the clean image. With `algorithm_type="sde-dpmsolver++"` it is the stochastic 2M.
+    The last step goes to the clean image. With `algorithm_type="sde-dpmsolver++"` the solver is the stochastic 2M.
     """
 
     def __init__(self, schedule: NoiseSchedule, timesteps: Sequence[int], algorithm_type: str = "dpmsolver++") -> None:
@@ -133,18 +133,18 @@ class DPMSolverScheduler(DPMSolverMultistepScheduler):
     def convert_model_output(
         self, model_output: Tensor, *args: Any, sample: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """x_0_hat from the predicted noise; the variance channels, if any, are not used."""
+        """Compute x_0_hat from the predicted noise; variance channels, if present, are not used."""
         assert sample is not None  # diffusers passes it by keyword
         alpha, sigma = self._sigma_to_alpha_sigma_t(self.sigmas[self.step_index])
         return ((sample - sigma * model_output[:, : sample.shape[1]]) / alpha).clamp(-1, 1)
 
 
 class DDIMScheduler:
-    """DDIM at any timesteps (Song et al. 2021, eq. 12), x_0_hat clipped and the noise derived from it again, as published.
+    """Sample with DDIM at any timesteps (Song et al. 2021, eq. 12); x_0_hat is clipped and the noise derived from it, as published.
 
     Args:
         schedule: noise schedule of training.
-        timesteps: strictly decreasing.
+        timesteps: strictly decreasing timesteps.
         eta: 0 is deterministic; 1 adds the noise of ancestral sampling.
     """
 
@@ -161,7 +161,7 @@ class DDIMScheduler:
     def step(
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, generator: list[torch.Generator] | None = None
     ) -> SimpleNamespace:
-        """`prev_sample`: the image at the next timestep of the list, the clean image after the last."""
+        """Return `prev_sample`: the image at the next timestep of the list, or the clean image after the last."""
         a_t, a_next = self._levels[int(timestep)]
         eps = model_output[:, : sample.shape[1]]
         x_0 = ((sample - (1 - a_t).sqrt() * eps) / a_t.sqrt()).clamp(-1, 1)
@@ -180,16 +180,16 @@ def create_sampler(
     eta: float = 0.0,
     timestep_spacing: str | None = None,
 ) -> AncestralScheduler | DPMSolverScheduler | DDIMScheduler:
-    """A sampler ready for one run of `sample` (it keeps the history of that run).
+    """Create a sampler for one run of `sample` (it keeps the history of that run).
 
     Args:
         name: one of `SAMPLERS`.
         schedule: noise schedule of training.
         num_inference_steps: evaluations of the network; T with `ancestral` is the published sampling.
-        eta: of `ddim`.
+        eta: eta of `ddim`; the other samplers ignore it.
         timestep_spacing: one of `TIMESTEP_SPACINGS`; None: `log_snr`, and `linspace` for `ancestral`.
     Raises:
-        ValueError: if there is no such sampler or spacing, or too many steps are asked.
+        ValueError: if there is no such sampler or spacing, or if too many steps are requested.
     """
     if name not in SAMPLERS:
         raise ValueError(f"samplers.py: no sampler is called {name!r}; there are {', '.join(SAMPLERS)}")
@@ -218,25 +218,25 @@ def sample(
     on_step: Callable[[int, int], None] | None = None,
     on_images: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """Images from noise.
+    """Sample images from noise.
 
-    On a GPU the deterministic samplers never wait for the device within the loop; the others do at each step, when the noise drawn
-    on the CPU comes over.
+    On a GPU the deterministic samplers never wait for the device within the loop; the others wait at each step for the noise
+    drawn on the CPU.
 
     Each image draws its first noise and each step's noise, in this order, from its own generator. With one image and the
     sampler `ancestral` that is the published order of random numbers.
 
     Args:
         predict: the network, with its condition.
-        sampler: of `create_sampler`.
+        sampler: sampler made by `create_sampler`.
         image_shape: (C, H, W).
         generators: one for each image, on the CPU (the same numbers on every device).
-        device: where `predict` works.
+        device: the device that `predict` runs on.
         on_step: called with (steps done, steps in all) after each step.
-        on_images: called after each step, before `on_step`, with the images as they are then, (B, C, H, W): x_t of the next timestep, in
-            the end what is returned; for looking at, not for changing.
+        on_images: called after each step, before `on_step`, with the images as they are then, (B, C, H, W): x_t of the next timestep,
+            after the last step the returned images; they must not be changed.
     Returns:
-        (B, C, H, W), float32, in [-1, 1] but for rounding.
+        Images (B, C, H, W), float32, in [-1, 1] except for rounding.
     """
     per_image = list(generators)
     x = randn_tensor((len(per_image), *image_shape), generator=per_image, device=torch.device(device))
@@ -252,7 +252,7 @@ def sample(
 
 
 def guide(conditional: Tensor, unconditional: Tensor, guidance_scale: float, num_channels: int) -> Tensor:
-    """Classifier-free guidance: eps = eps_uncond + s (eps_cond - eps_uncond); the variance stays the conditional one.
+    """Apply classifier-free guidance: eps = eps_uncond + s (eps_cond - eps_uncond); the variance stays the conditional one.
 
     Args:
         conditional: network output with the label map, (B, 2C, H, W).

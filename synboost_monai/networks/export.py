@@ -1,4 +1,4 @@
-"""A segmenter as a program of its own, for use without this package: traced for one image size, any number of images and prompts."""
+"""Export segmenters for use without this package, traced for one image size and any number of images and prompts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .text import CONTEXT_LENGTH
 
 
 class ExportedSegmenter(nn.Module):
-    """A traced segmenter that `torch.jit.script` takes as it is, with the weights of the segmenter it was made of, or others of its kind.
+    """Wrap a traced segmenter so that `torch.jit.script` accepts it and it can load other weights of the same architecture.
 
-    So MONAI's own `ckpt_export` exports it: a config names it as a network and the command loads the weights afterwards.
+    This lets MONAI's own `ckpt_export` export it: a config names it as a network and the command loads the weights afterwards.
 
     B: batch, S: prompts of an image, L: context length, N: side of the square.
 
     Args:
-        network: a segmenter; its layers become those of the traced one.
+        network: a segmenter; the traced segmenter takes over its layers.
         image_size: N; other sizes are refused by the exported program.
         context_length: L.
     """
@@ -46,7 +46,7 @@ class ExportedSegmenter(nn.Module):
 
     # TorchScript reads this annotation: it does not know `Tensor | None`
     def forward(self, image: Tensor, input_ids: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
-        """Logits (B, S, N, N).
+        """Return logits (B, S, N, N).
 
         Args:
             image: (B, 3, N, N), normalised.
@@ -61,19 +61,19 @@ class ExportedSegmenter(nn.Module):
         return self.network(image, input_ids.to(image.device))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Weights of the segmenter itself, as in a bundle's model.pt."""
+        """Load weights of the segmenter itself, as in a bundle's model.pt."""
         tables = {key: value for key, value in self.network.state_dict().items() if key not in self._weight_names}
         return self.network.load_state_dict({**tables, **state_dict}, strict=strict, assign=assign)
 
 
 def network_context_length(network: nn.Module) -> int:
-    """Longest prompt that a segmenter takes, in tokens."""
+    """Return the longest prompt that a segmenter takes, in tokens."""
     backbone = getattr(network, "backbone", None)
     return int(network.context_length if backbone is None else len(backbone.positional_embedding))  # type: ignore[arg-type]
 
 
 def example_inputs(image_size: int, context_length: int = CONTEXT_LENGTH) -> tuple[Tensor, Tensor]:
-    """Two images and three prompts of each, to trace with: sizes other than 1, which a tracer would take for fixed."""
+    """Make two images with three prompts each for tracing; a tracer would take a size of 1 for fixed."""
     input_ids = torch.zeros(2, 3, context_length, dtype=torch.int64)
     input_ids[..., :3] = torch.tensor([49406, 1823, 49407])
     return torch.zeros(2, 3, image_size, image_size), input_ids
@@ -81,10 +81,10 @@ def example_inputs(image_size: int, context_length: int = CONTEXT_LENGTH) -> tup
 
 @contextmanager
 def quiet_recording() -> Iterator[None]:
-    """Silence what means nothing here.
+    """Silence warnings that do not matter while tracing.
 
-    Sizes of the image become fixed, on purpose; TorchScript is to end one day; transformers complains of a property that nobody
-    but the recorder, which reads all of them, asks for.
+    Image sizes become fixed on purpose; TorchScript is deprecated; and transformers warns of a property that only the recorder
+    reads, because it reads all of them.
     """
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -100,7 +100,7 @@ def quiet_recording() -> Iterator[None]:
 def trace_segmenter(
     network: nn.Module, image_size: int, context_length: int = CONTEXT_LENGTH
 ) -> torch.jit.ScriptModule:
-    """`network` as TorchScript, (image (B, 3, N, N), input_ids (B, S, L)) -> logits (B, S, N, N), for any B and S.
+    """Trace `network` to TorchScript: (image (B, 3, N, N), input_ids (B, S, L)) -> logits (B, S, N, N), for any B and S.
 
     Args:
         network: a segmenter; it is put into evaluation mode.

@@ -1,8 +1,8 @@
-"""Low-rank adaptation (LoRA, Hu et al. 2021, arXiv 2106.09685) of a segmenter's attention, by Hugging Face PEFT.
+"""Adapt a segmenter's attention with low-rank matrices (LoRA, Hu et al. 2021, arXiv 2106.09685), using Hugging Face PEFT.
 
 A linear layer y = W x + b of both encoders becomes y = W x + b + (alpha / rank) B A x with A (rank, in) random and B (out, rank) zero
-at first. A and B learn, W and everything else in the encoders do not; decoder, neck and projector learn as ever. For use without PEFT
-the products are added to the weights: `merged_state_dict`.
+at first. A and B are trained, W and everything else in the encoders are not; decoder, neck and projector are trained as before. For use
+without PEFT the products are added to the weights: `merged_state_dict`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor, nn
 ADAPTER_NAME = "default"
 """PEFT's name of the one adapter of each layer."""
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
-"""What makes a module an attention; transformers' and CLIP's pool alike."""
+"""Attributes by which an attention module is recognised, in transformers and in CLIP's pool alike."""
 _OUTPUTS = ("out_proj", "c_proj")
-"""Names of its last layer."""
+"""Names of an attention module's last layer."""
 
 
 class SplitAttention(nn.Module):
-    """Self-attention of an `nn.MultiheadAttention`, with the four linear layers that adapters need.
+    """Compute the self-attention of an `nn.MultiheadAttention` with the four separate linear layers that adapters need.
 
-    `nn.MultiheadAttention` keeps three of them in one parameter and calls none. PEFT's own wrapper adds the adapters to the parameters
-    before each pass and takes them away again, which leaves rounding behind in frozen weights; here they stay untouched.
+    `nn.MultiheadAttention` keeps three of them in one parameter and never calls them as layers. PEFT's own wrapper adds the adapters to
+    the parameters before each pass and subtracts them again, which leaves rounding in frozen weights; here they stay untouched.
 
     Args:
-        attention: batch first, without dropout, of equal widths; its numbers are taken over, not copied.
+        attention: batch first, without dropout, of equal widths; its parameters are taken over, not copied.
     """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
@@ -50,10 +50,10 @@ class SplitAttention(nn.Module):
         is_causal: bool = False,
         need_weights: bool = False,
     ) -> tuple[Tensor, None]:
-        """As `nn.MultiheadAttention`: (N, L, D) from the same three times, and no weights.
+        """Return the attention's output (N, L, D) and None for its weights; query, key and value must be the same tensor.
 
         Args:
-            attn_mask: true where a token must not look, as there; the causal mask if `is_causal`, as there.
+            attn_mask: true where a token must not look, and the causal mask if `is_causal`, both as in `nn.MultiheadAttention`.
         """
         assert query is key is value and not need_weights, "self-attention without its weights"
         q, k, v = (
@@ -62,30 +62,30 @@ class SplitAttention(nn.Module):
         )
         if is_causal:
             h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:  # scaled_dot_product_attention means the contrary by true
+        else:  # in scaled_dot_product_attention, true means the opposite
             allowed = ~attn_mask if attn_mask is not None and attn_mask.dtype == torch.bool else attn_mask
             h = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         return self.out_proj(h.transpose(1, 2).flatten(2)), None
 
 
 def add_lora(network: nn.Module, rank: int = 0, alpha: float | None = None, dropout: float = 0.0) -> nn.Module:
-    """Add adapters to the attention of both encoders, in place; the output stays what it was.
+    """Add adapters to the attention of both encoders, in place; the output does not change yet.
 
     CLIPSeg: query, key, value and output projections of all text layers and of the vision layers that are used. CRIS: those of all
     text layers and of the attention pool (an EfficientNet has no attention: then the image encoder stays as it is). Everything else
-    in the encoders is frozen, also the statistics of their batch norms: they stay in evaluation mode. Load weights before: the names
+    in the encoders is frozen, including the statistics of their batch norms: they stay in evaluation mode. Load weights first: the names
     in the state dict change (`merged_state_dict` has the old ones).
 
     Args:
         network: a segmenter, with its pretrained parts in `encoders`.
-        rank: of A and B; 4 ... 16 are usual; 0: no adapters, the network is left as it is.
+        rank: rank of A and B; 4 ... 16 are usual; 0: no adapters, the network is left as it is.
         alpha: the adapters' output is scaled by alpha / rank; None: twice the rank, a scale of 2.
         dropout: probability that a number of an adapter's input is left out in training.
     Returns:
         `network`, so that a bundle config can name this function as a network. `freeze_encoders` is then False: gradients must pass.
     Raises:
-        ValueError: if PEFT is not installed, the network has no encoders, no attention in them, or adapters already, or a number is
-            out of range.
+        ValueError: if PEFT is not installed, if the network has no encoders, no attention in them, or adapters already, or if a number
+            is out of range.
     """
     if not isinstance(rank, int) or rank < 0 or not 0 <= dropout < 1 or (alpha is not None and not alpha > 0):
         raise ValueError(
@@ -122,7 +122,7 @@ def add_lora(network: nn.Module, rank: int = 0, alpha: float | None = None, drop
         lora_dropout=dropout,
         target_modules=[*_PROJECTIONS, *_OUTPUTS],
     )
-    # the attentions alone: what PEFT knows of transformers' models must not matter
+    # pass the attentions alone, so that PEFT applies no rules of its own for transformers' models
     inject_adapter_in_model(config, attentions, ADAPTER_NAME)
     network.freeze_encoders = False  # type: ignore[assignment]
     network.train = MethodType(_train, network)  # type: ignore[method-assign]
@@ -130,12 +130,12 @@ def add_lora(network: nn.Module, rank: int = 0, alpha: float | None = None, drop
 
 
 def has_lora(network: nn.Module) -> bool:
-    """Whether `add_lora` has added adapters."""
+    """Return whether `add_lora` has added adapters."""
     return any(_is_adapted(module) for module in network.modules())
 
 
 def merged_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict that the network would have without adapters, their products added to the weights.
+    """Return the state dict that the network would have without adapters, with their products added to the weights.
 
     Names and shapes are those before `add_lora`, so `load_weights` reads it strictly; W + (alpha / rank) B A gives the output of the
     adapted network to 1e-5. The network is left as it is.
@@ -164,18 +164,18 @@ def merged_state_dict(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _owners(key: str) -> list[str]:
-    """Names of the modules that a key of a state dict lies in."""
+    """List the names of the modules that contain a key of a state dict."""
     parts = key.split(".")
     return [".".join(parts[:number]) for number in range(1, len(parts))]
 
 
 def _is_adapted(module: nn.Module) -> bool:
-    """Whether a module is a layer of PEFT with our adapter (asked without importing PEFT)."""
+    """Return whether a module is a PEFT layer with our adapter (checked without importing PEFT)."""
     return hasattr(module, "get_delta_weight") and ADAPTER_NAME in getattr(module, "lora_A", ())
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A layer made of these numbers."""
+    """Make a linear layer of this weight and bias."""
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0])
     layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
@@ -183,7 +183,7 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def _split_attentions(module: nn.Module) -> None:
-    """Put a `SplitAttention` in the place of every `nn.MultiheadAttention` within a module."""
+    """Replace every `nn.MultiheadAttention` within a module by a `SplitAttention`."""
     for name, child in module.named_children():
         if isinstance(child, nn.MultiheadAttention):
             setattr(module, name, SplitAttention(child))
@@ -192,7 +192,7 @@ def _split_attentions(module: nn.Module) -> None:
 
 
 def _attentions(network: nn.Module, encoders: list[nn.Module]) -> list[nn.Module]:
-    """The encoders' attentions, also those that are yet to be split."""
+    """List the encoders' attentions, including those that are yet to be split."""
     unused = _unused_layers(network)
     modules = (module for encoder in encoders for module in encoder.modules() if id(module) not in unused)
     return [
@@ -204,7 +204,7 @@ def _attentions(network: nn.Module, encoders: list[nn.Module]) -> list[nn.Module
 
 
 def _unused_layers(network: nn.Module) -> set[int]:
-    """Ids of modules of CLIPSeg's vision layers behind the last one that its decoder takes: no output depends on them."""
+    """Return the ids of modules in CLIPSeg's vision layers behind the last one that its decoder takes: no output depends on them."""
     extract_layers = getattr(network, "extract_layers", None)
     if extract_layers is None:
         return set()
@@ -213,7 +213,7 @@ def _unused_layers(network: nn.Module) -> set[int]:
 
 
 def _train(network: nn.Module, mode: bool = True) -> nn.Module:
-    """The network's `train`; its encoders stay in evaluation mode, but for the dropout of their adapters."""
+    """Replace the network's `train`: its encoders stay in evaluation mode, except for the dropout of their adapters."""
     type(network).train(network, mode)
     for encoder in network.encoders:  # type: ignore[union-attr]
         encoder.eval()

@@ -1,4 +1,4 @@
-"""What both segmenters share: how image, prompts and decoder come together, and encoders that can be frozen."""
+"""Define what both segmenters share: how image, prompts and decoder come together, and encoders that can be frozen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .view_head import ViewHead, join_view
 
 
 class PromptedSegmenter(nn.Module):
-    """A network of the parts `encode_image`, `encode_prompts` and `decode`, with its pretrained parts in `encoders`."""
+    """Combine `encode_image`, `encode_prompts` and `decode` into one network, with the pretrained parts in `encoders`."""
 
     freeze_encoders: bool
     encoders: Any
@@ -21,19 +21,19 @@ class PromptedSegmenter(nn.Module):
     decode: Any
     default_input_ids: Tensor
     view_head: ViewHead | None
-    """Says the view; None: the network knows none."""
+    """Predicts the view; None: the network does not predict it."""
 
     def deepest_features(self, features: Sequence[Tensor]) -> Tensor:
-        """Return the map (B, C, h, w) of what `encode_image` gave that sees the most of the image."""
+        """Return the feature map (B, C, h, w) of `encode_image` that sees the most of the image."""
         raise NotImplementedError
 
     def view_logits(self, features: Sequence[Tensor]) -> Tensor:
-        """Return what the head says of the features of images: logits (B, 4), see `view_head.NUM_VIEW_LOGITS`."""
+        """Return the view head's logits (B, 4) for image features, see `view_head.NUM_VIEW_LOGITS`."""
         assert self.view_head is not None, "a network with has_view_head"
         return self.view_head(self.deepest_features(features))
 
     def train(self, mode: bool = True) -> PromptedSegmenter:
-        """As `nn.Module.train`; frozen encoders stay in evaluation mode."""
+        """Set the mode as `nn.Module.train` does; frozen encoders stay in evaluation mode."""
         super().train(mode)
         if self.freeze_encoders:
             for encoder in self.encoders:
@@ -47,15 +47,15 @@ class PromptedSegmenter(nn.Module):
         text: Sequence[Tensor] | None = None,
         with_view: bool = False,
     ) -> Tensor:
-        """Logits (B, S, H, W) of one mask for each prompt.
+        """Return logits (B, S, H, W): one mask for each prompt.
 
         Args:
             image: (B, 3, H, W), normalised as the image encoder was trained; H and W multiples of 32. Or the features that
-                `encode_image` gave for them (CLIPSeg: for squares).
+                `encode_image` returned for them (CLIPSeg: for squares).
             input_ids: (B, S, L) int64 tokens, padded behind the end token (CRIS: with 0); None: the three structures' P1 prompts.
-                Best left on the CPU: there, repeated prompts and padding are found without a wait.
-            text: what `encode_prompts` gave for these prompts, in place of `input_ids`.
-            with_view: the four `view_logits` come behind the masks, as flat planes (`view_head.join_view`): (B, S + 4, H, W).
+                Best left on the CPU: there, repeated prompts and padding are found without waiting for the device.
+            text: output of `encode_prompts` for these prompts, in place of `input_ids`.
+            with_view: append the four `view_logits` behind the masks, as flat planes (`view_head.join_view`): (B, S + 4, H, W).
         Raises:
             ValueError: if H or W is not a multiple of 32, or the shapes do not fit.
         """

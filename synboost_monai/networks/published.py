@@ -1,7 +1,7 @@
-"""Weights from files: published checkpoints into our networks, and our own model.pt. Strict, and tensors only.
+"""Load weights from files strictly: published checkpoints into our networks, and our own model.pt.
 
-Our networks have the published key names; what remains is the wrapping: TorchScript archives, folders of transformers, `state_dict`
-entries of training checkpoints, `module.` of DataParallel. Nothing is loaded unless everything fits.
+Our networks have the published key names; only the wrapping differs: TorchScript archives, folders of transformers, `state_dict`
+entries of training checkpoints, `module.` of DataParallel. Only tensors are read, and nothing is loaded unless everything fits.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from torch import Tensor, nn
 from .checkpoints import is_plain, read_checkpoint
 
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-"""What a folder saved by transformers holds, in order of preference."""
+"""Weight files in a folder saved by transformers, in order of preference."""
 _CLIP_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 """Entries of CLIP's archives that are settings, not weights."""
 _WRAPPERS = ("module.", "net.", "clipseg.", "model.", "network.")
-"""Attributes that training code had wrapped the network in: DataParallel's, the two of the echo paper, and usual ones."""
+"""Prefixes of networks that training code had wrapped: DataParallel's, the two of the echo paper, and usual ones."""
 _INNER_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""Attributes that PyTorch wraps a network or any part of it in: `torch.compile`, sharding, checkpointing."""
+"""Prefixes that PyTorch adds when it wraps a network or a part of it: `torch.compile`, sharding, checkpointing."""
 _COUNT = "n_averaged"
-"""What an average of PyTorch (`AveragedModel`) has beside its `module.`: how many networks it is of."""
+"""Entry of PyTorch's `AveragedModel` beside its `module.`: how many networks were averaged."""
 _ENTRIES = ("state_dict", "model_state_dict", "model")
-"""Where a training checkpoint has the network."""
+"""Entries of a training checkpoint that may hold the network."""
 _CRIS_OWN = "visual.attnpool.connect."
 """The part of CRIS's image encoder that CLIP does not have."""
 _CLASSES_OWN = "class_embedding.weight"
-"""What a SemanticDiffusionUNet with classes has beyond the published one: starts at zero, so the network is still the published one."""
+"""Entry that only a SemanticDiffusionUNet with classes has: it starts at zero, so the network still equals the published one."""
 _VIEW_HEAD = "view_head."
-"""The part of our segmenters that says the view. A training says whether its network has one, whatever it starts from."""
+"""The part of our segmenters that predicts the view. A training decides whether its network has one, whatever it starts from."""
 _POSITIONS = "backbone.positional_embedding"
-"""CRIS's position codes of tokens: as many rows as its longest prompt has tokens (17 in the first release, 77 in the echo paper)."""
+"""CRIS's position codes of tokens: one row for each token of its longest prompt (17 in the first release, 77 in the echo paper)."""
 
 
 class WeightsKind(NamedTuple):
-    """What a checkpoint is of, by the names in it."""
+    """Describe the kind of network that a checkpoint belongs to, by the names in it."""
 
     title: str
-    """In words, for messages."""
+    """Description in words, used in messages."""
     class_name: str
-    """Our network of these weights; "" if they are only a part of one."""
+    """Our network that takes these weights; "" if they are only a part of one."""
     architecture: str
-    """`clipseg`, `cris` or `semantic_diffusion`: what they are, or what they start."""
+    """`clipseg`, `cris` or `semantic_diffusion`: the network that they are of, or whose training they start."""
     bundle: str
-    """The bundle that they belong to."""
+    """The bundle that the weights belong to."""
     prefixes: tuple[str, ...]
-    """Each begins some key, and no other kind has them all."""
+    """Key prefixes: each begins at least one key, and no other kind has all of them."""
 
 
 CLIP_ALONE = WeightsKind(
@@ -70,17 +70,17 @@ KINDS: tuple[WeightsKind, ...] = (
     ),
     CLIP_ALONE,
 )
-"""What we can tell apart."""
+"""Kinds of weights that can be told apart."""
 
 
 def load_published(network: nn.Module, path: str | Path | None) -> nn.Module:
-    """Load weights to start from strictly: every key used, none left, every shape equal. Published ones, or our own model.pt.
+    """Load published weights or our own model.pt strictly, to start from: every key is used, none is missing, every shape is equal.
 
     - CLIPSeg: a folder of transformers (`CIDAS/clipseg-rd64-refined`), or its safetensors or bin file.
     - CRIS: a training checkpoint (`{"state_dict": {"module.backbone...": ...}}`), or CLIP's RN50 TorchScript archive, which fills the
-      backbone but for `visual.attnpool.connect`, CRIS's own.
-    - SemanticDiffusionUNet: a flat state dict (`ema_0.9999_050000.pt`). A network with classes takes one without, too.
-    - A segmenter that says the view takes weights without that head, which stays as it is; one that does not leaves a head out.
+      backbone except for `visual.attnpool.connect`, which only CRIS has.
+    - SemanticDiffusionUNet: a flat state dict (`ema_0.9999_050000.pt`). A network with classes also takes weights without them.
+    - A segmenter with a view head also takes weights without one: its head stays as it is. One without ignores a head in the file.
 
     Args:
         network: made by `create_segmenter` or `create_semantic_diffusion_unet`.
@@ -89,13 +89,13 @@ def load_published(network: nn.Module, path: str | Path | None) -> nn.Module:
         `network`, so that a bundle config can name this function as a network.
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file holds no weights, or those of another network; names the first key that does not fit.
+        ValueError: if the file holds no weights, or those of another network; the message names the first key that does not fit.
     """
     return network if path is None else load_published_state(network, read_published(path), path)
 
 
 def load_published_state(network: nn.Module, state_dict: Mapping[str, Tensor], path: str | Path) -> nn.Module:
-    """`load_published` of what `read_published` has read; `path` is only named in errors."""
+    """Load weights that `read_published` has read, as `load_published` does; `path` is only named in errors."""
     path = Path(path)
     own_classes = network.state_dict().get(_CLASSES_OWN)
     if own_classes is not None and _CLASSES_OWN not in state_dict:
@@ -114,7 +114,7 @@ def load_published_state(network: nn.Module, state_dict: Mapping[str, Tensor], p
 
 
 def read_published(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a published checkpoint or of our own model.pt, by our networks' key names: whatever wrapped them is off.
+    """Read the tensors of a published checkpoint or of our own model.pt, by our networks' key names, without wrappers.
 
     Args:
         path: file or folder, as `load_published` takes them.
@@ -128,22 +128,22 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
 
 
 def kind_of_weights(state_dict: Mapping[str, Tensor]) -> WeightsKind | None:
-    """What network the names of a state dict belong to; None if to none that we know."""
+    """Return the kind of network that a state dict belongs to, by its names; None if it is unknown."""
     return next((kind for kind in KINDS if all(any(k.startswith(p) for k in state_dict) for p in kind.prefixes)), None)
 
 
 def has_view_head(state_dict: Mapping[str, Tensor]) -> bool:
-    """Return whether weights are of a network that says the view."""
+    """Return whether weights are those of a network that predicts the view."""
     return any(key.startswith(_VIEW_HEAD) for key in state_dict)
 
 
 def load_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
-    """Load our own model.pt strictly: a state dict, or {"model": state dict}; from a wrapped network as well (`module.`, `_orig_mod.`).
+    """Load our own model.pt strictly: a state dict, or {"model": state dict}; also of a wrapped network (`module.`, `_orig_mod.`).
 
     A CRIS takes the longest prompt of its checkpoint, as with `load_published`.
 
     Args:
-        network: takes the weights.
+        network: the network that takes the weights.
         path: the file; None leaves the network as it is (a training from scratch).
     Returns:
         `network`, so that a bundle config can name this function as a network.
@@ -156,7 +156,7 @@ def load_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file or folder, whatever it is wrapped in."""
+    """Read the state dict in a file or folder, whatever it is wrapped in."""
     if path.is_dir():
         files = [path / name for name in _FOLDER_FILES if (path / name).is_file()]
         if not files:
@@ -181,7 +181,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrapped(state_dict: dict[str, Tensor], own: Iterable[str] = ()) -> dict[str, Tensor]:
-    """The names without what training code had wrapped the network, or a part of it, in; `own`: names that must stay."""
+    """Remove the prefixes of wrapped networks, or parts of them, from the names; names in `own` must stay."""
     inner = re.compile(rf"(^|\.)(?:{'|'.join(map(re.escape, _INNER_WRAPPERS))})")
     own = set(own)
     names = {name: inner.sub(r"\1", name) for name in state_dict}
@@ -196,9 +196,9 @@ def _unwrapped(state_dict: dict[str, Tensor], own: Iterable[str] = ()) -> dict[s
 
 
 def _load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], path: Path) -> None:
-    """Load, or say what does not fit before anything is changed.
+    """Load the weights, or say what does not fit before anything is changed.
 
-    The longest prompt of a CRIS is the checkpoint's choice, not the architecture's: its table of positions gets that many rows.
+    The longest prompt of a CRIS is the checkpoint's choice, not the architecture's: the network's table of positions gets as many rows as the checkpoint's.
     """
     kind, class_name = kind_of_weights(state_dict), type(network).__name__
     if kind is not None and kind.class_name != class_name and class_name in {k.class_name for k in KINDS}:
@@ -239,7 +239,7 @@ def _load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], path: P
 
 
 def _other_positions(own: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> Tensor | None:
-    """The checkpoint's table of token positions, if it has another number of rows than the network's and is as wide."""
+    """Return the checkpoint's table of token positions if it is as wide as the network's but has another number of rows."""
     ours, theirs = own.get(_POSITIONS), state_dict.get(_POSITIONS)
     if ours is None or theirs is None or theirs.ndim != 2:
         return None

@@ -1,6 +1,6 @@
-"""The noise-predicting UNet of the Semantic Diffusion Model: an unconditioned encoder, a decoder normalised by the label map.
+"""Define the noise-predicting UNet of the Semantic Diffusion Model: the label map normalises the decoder, not the encoder.
 
-Wang et al. 2022 (arXiv 2207.00050), as trained on echocardiograms by Stojanovski et al. 2023. The layers are written anew; the
+Wang et al. 2022 (arXiv 2207.00050), as trained on echocardiograms by Stojanovski et al. 2023. The layers are our own code; the
 names in the state dict are the published ones, so that published checkpoints load strictly. The default arguments are the
 published network at 256 px: 652,198,918 parameters in 766 tensors.
 
@@ -28,34 +28,34 @@ from synboost_monai.networks.spade import (
 )
 
 CHANNEL_MULTIPLIERS = {512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4)}
-"""Published layout: image size in px -> base channels are multiplied by these, finest level first."""
+"""Published layout: image size in px -> factors of the base channels, finest level first."""
 
 SPADE_FORMS = ("maps", "table")
-"""How `condition` gives scale and shift: full maps, or tables over distinct neighbourhoods of the label map."""
+"""Forms in which `condition` returns scale and shift: full maps, or tables over distinct neighbourhoods of the label map."""
 
 TABLE_MIN_SIZE = 32
-"""px; on smaller grids nearly every pixel has a 5x5 neighbourhood of its own (echocardiograms: 18 % at 64 px, 2 % at 256 px), and
-with patches that many times as large: a table would save nothing. By size, not by content: an image must not depend on the others."""
+"""Smallest grid with tables, in px times `patch_size`. On smaller grids nearly every pixel has its own 5x5 neighbourhood
+(echocardiograms: 18 % at 64 px, 2 % at 256 px). By size, not by content: an image must not depend on the others."""
 
 AnyModulation = Modulation | TableModulation
 """Scale and shift of one SPADE norm, in either form."""
 
 
 class Features(NamedTuple):
-    """What `encode` gives and `decode` takes."""
+    """Hold what `encode` returns and `decode` takes."""
 
     embedding: Tensor
-    """Time embedding, (B, E), or (1, E) for all images alike."""
+    """Time embedding, (B, E), or (1, E) shared by all images."""
     skips: list[Tensor]
     """Feature maps of the encoder, finest first."""
     x: Tensor
     """The noisy images, (B, C, H, W)."""
     timesteps: Tensor
-    """(B,) or (1,)."""
+    """Timesteps, (B,) or (1,)."""
 
 
 def timestep_embedding(timesteps: Tensor, num_channels: int) -> Tensor:
-    """Sinusoids of the timestep, cosines first: frequencies 10000^(-i / half), (B,) -> (B, num_channels) float32."""
+    """Embed timesteps as sinusoids, cosines first: frequencies 10000^(-i / half), (B,) -> (B, num_channels) float32."""
     half = num_channels // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     angles = timesteps[:, None].float() * torch.exp(-math.log(10000) * exponents)[None]
@@ -64,7 +64,7 @@ def timestep_embedding(timesteps: Tensor, num_channels: int) -> Tensor:
 
 
 def cosine_levels(timesteps: Tensor, num_train_timesteps: int) -> tuple[Tensor, Tensor]:
-    """alpha and sigma of the cosine schedule, sqrt(a_t) and sqrt(1 - a_t), in closed form, each (B, 1, 1, 1) float32."""
+    """Compute alpha = sqrt(a_t) and sigma = sqrt(1 - a_t) of the cosine schedule in closed form, each (B, 1, 1, 1) float32."""
 
     def angle(share: Tensor | float) -> Tensor:
         return torch.as_tensor((share + 0.008) / 1.008 * math.pi / 2, dtype=torch.float64)
@@ -74,7 +74,7 @@ def cosine_levels(timesteps: Tensor, num_train_timesteps: int) -> tuple[Tensor, 
 
 
 class ResBlock(nn.Module):
-    """Residual block of the encoder; the time embedding scales and shifts the second norm. `down` halves the grid first."""
+    """Apply a residual block of the encoder; the time embedding scales and shifts the second norm. `down` halves the grid first."""
 
     def __init__(
         self, in_channels: int, out_channels: int, embedding_channels: int, num_groups: int, dropout: float, down: bool
@@ -105,7 +105,7 @@ class ResBlock(nn.Module):
 
 
 class SPADEResBlock(nn.Module):
-    """Residual block of the middle and the decoder: both norms are SPADE. `up` doubles the grid between them."""
+    """Apply a residual block of the middle or the decoder: both norms are SPADE. `up` doubles the grid between them."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class SPADEResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the pixels of one level; q, k, v are blocks of channels, then heads ("new" order)."""
+    """Apply self-attention over the pixels of one level; q, k, v are blocks of channels, then heads ("new" order)."""
 
     def __init__(self, num_channels: int, num_head_channels: int, num_groups: int) -> None:
         super().__init__()
@@ -163,33 +163,33 @@ class AttentionBlock(nn.Module):
 
 
 class SemanticDiffusionUNet(nn.Module):
-    """Predicts the noise, and the fraction of the variance, in a noisy image whose label map is known.
+    """Predict the noise and the variance fraction of a noisy image from the image and its label map.
 
-    Three seams, because a sampler calls them at different rates: `encode` at every timestep, `condition` once a label map,
-    `decode` once for each condition at every timestep. `forward` is their composition.
+    The network has three parts, because a sampler calls them at different rates: `encode` at every timestep, `condition` once per
+    label map, `decode` once for each condition at every timestep. `forward` is their composition.
 
     Args:
-        image_size: px; selects the published layout (512, 256, 128, 64) and says where `attention_resolutions` lie. Images of
+        image_size: px; selects the published layout (512, 256, 128, 64) and decides at which levels `attention_resolutions` are. Images of
             other sizes pass as well if they can be halved at each level.
         in_channels: image channels C.
         out_channels: 2 C with learned variance.
         num_classes: K, channels of the label map.
         base_channels: width of the finest level before its multiplier.
-        channel_multipliers: one a level, finest first; None: the published ones of `image_size`.
-        num_res_blocks: residual blocks a level in the encoder; the decoder has one more.
+        channel_multipliers: one per level, finest first; None: the published ones of `image_size`.
+        num_res_blocks: residual blocks per level in the encoder; the decoder has one more.
         attention_resolutions: sizes of the feature grid, in px, at which every block attends. The middle always does.
         num_head_channels: channels of one attention head.
         spade_channels: hidden width of each SPADE norm.
         num_groups: groups of every normalisation; must divide the width of each level.
-        patch_size: pixels of each patch x patch block become channels in front (pixel unshuffle) and pixels again behind.
-            1 is published; 2 or 4 is for small CPU models: an evaluation costs a quarter, or a sixteenth.
+        patch_size: pixels of each patch x patch block become channels at the input (pixel unshuffle) and pixels again at the output.
+            1 is the published setting; 2 or 4 is for small CPU models: an evaluation costs a quarter, or a sixteenth.
         velocity_timesteps: None: the last layer gives the noise, as published. T of the cosine schedule: it gives the velocity
             v = alpha eps - sigma x_0 (Salimans and Ho 2022), and the network returns the noise that follows from it,
-            eps = sigma x_t + alpha v. So nearly pure noise need not pass through the layers, and an error at high noise
-            is not blown up in x_0: short trainings get the coarse structure right much sooner.
+            eps = sigma x_t + alpha v. Nearly pure noise then need not pass through the layers, and an error at high noise
+            is not amplified in x_0: short trainings get the coarse structure right much sooner.
         num_class_embeds: how many classes an image as a whole may have (its view and phase, say), class 0 being "unknown"; their
             embedding is added to the timestep's, and starts at zero. None: no classes, as published.
-        dropout: in the residual blocks.
+        dropout: dropout probability in the residual blocks.
         gradient_checkpointing: recompute blocks in the backward pass; less memory, about a third more time.
         channels_last: keep weights and features in channels-last memory order (faster on CPU and in half precision).
     """
@@ -289,14 +289,14 @@ class SemanticDiffusionUNet(nn.Module):
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode(self, x: Tensor, timesteps: Tensor, class_labels: Tensor | None = None) -> Features:
-        """Features of a noisy image; they do not depend on the label map.
+        """Compute the features of a noisy image; they do not depend on the label map.
 
         Args:
             x: noisy images, (B, C, H, W).
-            timesteps: (B,), or (1,) for all images alike; 0 ... T-1, may be fractional.
-            class_labels: (B,) int64, 0 ... num_class_embeds - 1; None: 0, unknown. Without effect if the network has no classes.
+            timesteps: (B,), or (1,) shared by all images; 0 ... T-1, may be fractional.
+            class_labels: (B,) int64, 0 ... num_class_embeds - 1; None: 0, unknown. Ignored if the network has no classes.
         Raises:
-            ValueError: if H or W cannot be halved at every level, or x has other channels.
+            ValueError: if H or W cannot be halved at every level, or x does not have C channels.
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
@@ -321,7 +321,7 @@ class SemanticDiffusionUNet(nn.Module):
         return Features(embedding, skips, x, timesteps)
 
     def condition(self, label_onehot: Tensor, spade: str = "maps") -> list[AnyModulation]:
-        """Scale and shift of every SPADE norm, in the order in which `decode` uses them.
+        """Compute scale and shift of every SPADE norm, in the order in which `decode` uses them.
 
         The label map goes through the network's own grid first: with patch_size 2 a class covers a fraction of a patch.
         An all-zero map is the "no condition" input of classifier-free guidance.
@@ -329,12 +329,12 @@ class SemanticDiffusionUNet(nn.Module):
         Args:
             label_onehot: (B, K, H, W), at the image's size.
             spade: `maps`: full maps, (B, F, h, w) each. `table`: on grids of `TABLE_MIN_SIZE` and more, a table over the distinct
-                5x5 neighbourhoods: the same numbers for a fraction of memory and FLOP, but `decode` has to look them up. Needs
-                one-hot label maps, and looks at their values (waits for the device).
+                5x5 neighbourhoods: the same numbers for a fraction of the memory and FLOPs, but `decode` has to look them up. Needs
+                one-hot label maps, and reads their values (waits for the device).
         Returns:
-            Two modulations a SPADE block.
+            Two modulations per SPADE block.
         Raises:
-            ValueError: if the label map has other than K channels, or is not one-hot where that is needed.
+            ValueError: if the label map does not have K channels, or is not one-hot where that is needed.
         """
         if label_onehot.ndim != 4 or label_onehot.shape[1] != self.num_classes:
             raise ValueError(
@@ -346,7 +346,7 @@ class SemanticDiffusionUNet(nn.Module):
         top = label_onehot.to(self._dtype())
         if self.patch_size > 1:
             top = F.avg_pool2d(top, self.patch_size)
-        levels: dict[int, tuple[Tensor, Neighbourhoods | None]] = {}  # by how often halved
+        levels: dict[int, tuple[Tensor, Neighbourhoods | None]] = {}  # number of halvings -> label map and its neighbourhoods
 
         def level(halvings: int) -> tuple[Tensor, Neighbourhoods | None]:
             size = [side // 2**halvings for side in top.shape[2:]]
@@ -375,12 +375,12 @@ class SemanticDiffusionUNet(nn.Module):
         return modulations
 
     def decode(self, features: Features, modulations: Sequence[AnyModulation]) -> Tensor:
-        """Noise and variance fraction from the features and the modulations.
+        """Predict noise and variance fraction from the features and the modulations.
 
         Args:
-            features: of `encode`; not changed, so that several conditions can share them.
-            modulations: of `condition`; for B label maps, or 1 for all images alike; or of `join_modulations` for n B label maps:
-                then the features are used n times over.
+            features: from `encode`; not changed, so that several conditions can share them.
+            modulations: from `condition`, for B label maps, or 1 shared by all images; or from `join_modulations` for n B label maps:
+                the features are then used n times.
         Returns:
             (B or n B, out_channels, H, W): predicted noise, then, with learned variance, v in about [-1, 1].
         """
@@ -419,7 +419,7 @@ class SemanticDiffusionUNet(nn.Module):
         label_onehot: Tensor | None = None,
         class_labels: Tensor | None = None,
     ) -> Tensor:
-        """`decode(encode(x, timesteps, class_labels), condition(label_onehot))`.
+        """Compute `decode(encode(x, timesteps, class_labels), condition(label_onehot))`.
 
         Args:
             x: noisy images, (B, C, H, W).
@@ -441,7 +441,7 @@ class SemanticDiffusionUNet(nn.Module):
         return self.decode(self.encode(x, timesteps, class_labels), self.condition(label_onehot))
 
     def _spade_blocks(self) -> Iterator[SPADEResBlock]:
-        """SPADE blocks in the order in which `decode` runs them."""
+        """Yield SPADE blocks in the order in which `decode` runs them."""
         for block in [self.middle_block, *self.output_blocks]:
             for layer in block:  # type: ignore[union-attr]
                 if isinstance(layer, SPADEResBlock):
@@ -460,14 +460,14 @@ class SemanticDiffusionUNet(nn.Module):
 
 
 def _zeroed(module: nn.Module) -> nn.Module:
-    """Start a residual branch at zero."""
+    """Set a module's parameters to zero, so that a residual branch starts at zero."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def _repeated(x: Tensor, repeats: int) -> Tensor:
-    """The batch several times over."""
+    """Repeat the batch several times."""
     return x if repeats == 1 else x.repeat(repeats, *[1] * (x.ndim - 1))
 
 
@@ -526,11 +526,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patch_size": 2,
     },
 }
-"""Named sets of arguments: the published network, one for two CPU cores, one for tests."""
+"""Named sets of arguments: one for the published network, one for two CPU cores, one for tests."""
 
 
 def create_semantic_diffusion_unet(preset: str = "published", **overrides: Any) -> SemanticDiffusionUNet:
-    """A semantic diffusion UNet by preset: `published` (256 px, 3 channels), `small` (CPU, 1 channel), `tiny` (tests).
+    """Create a semantic diffusion UNet by preset: `published` (256 px, 3 channels), `small` (CPU, 1 channel), `tiny` (tests).
 
     Args:
         preset: name in `PRESETS`.

@@ -1,11 +1,11 @@
-"""Spatially adaptive normalisation (SPADE): scale and shift of a norm come from the label map, pixel by pixel.
+"""Normalise features adaptively in space (SPADE): scale and shift of a norm come from the label map, pixel by pixel.
 
 Park et al. 2019 (arXiv 1903.07291), with group normalisation as in the Semantic Diffusion Model. Scale and shift are two 3x3
-convolutions of the label map alone, so they are computed once a label map and used at every timestep. They come in two forms:
+convolutions of the label map alone, so they are computed once per label map and used at every timestep. They come in two forms:
 
-- `Modulation`: full maps, one value a pixel and channel.
-- `TableModulation`: what stands at a pixel is fixed by the 5x5 pixels of the label map around it, and a label map holds few
-  different such neighbourhoods: one row of a table each, and for each pixel the row's number.
+- `Modulation`: full maps, one value for each pixel and channel.
+- `TableModulation`: the value at a pixel depends only on the 5x5 pixels of the label map around it, and a label map has few
+  distinct neighbourhoods of this kind: each has one row of a table, and each pixel has its row's number.
 
 B batch, K classes, F feature channels, h and w the grid of one level, U distinct neighbourhoods.
 """
@@ -29,23 +29,23 @@ __all__ = [
 ]
 
 WINDOW = 5
-"""px; side of the neighbourhood that two 3x3 convolutions see."""
+"""Side of the neighbourhood that two 3x3 convolutions see, in px."""
 ROWS_AT_ONCE = 256
-"""Rows of a table that are computed together, always as many, so that a row's rounding does not depend on the others."""
+"""Rows of a table that are computed together, always this many, so that a row's rounding does not depend on the others."""
 SPLIT = 1 << 62
-"""Codes of neighbourhoods stay below this, so that they fit 64-bit integers."""
+"""Upper limit of neighbourhood codes, so that they fit 64-bit integers."""
 
 
 class Modulation(NamedTuple):
-    """Scale and shift of one SPADE norm as full maps."""
+    """Hold scale and shift of one SPADE norm as full maps."""
 
     scale: Tensor
-    """1 + gamma, (B, F, h, w); B may be 1 for all images alike."""
+    """1 + gamma, (B, F, h, w); B may be 1, shared by all images."""
     shift: Tensor
     """beta, shape of `scale`."""
 
     def at_pixels(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift, each (B, F, h, w)."""
+        """Return scale and shift, each (B, F, h, w)."""
         return self.scale, self.shift
 
     @property
@@ -55,7 +55,7 @@ class Modulation(NamedTuple):
 
 
 class TableModulation(NamedTuple):
-    """Scale and shift of one SPADE norm as a table over distinct neighbourhoods."""
+    """Hold scale and shift of one SPADE norm as a table over distinct neighbourhoods."""
 
     scale: Tensor
     """1 + gamma, (U, F)."""
@@ -65,7 +65,7 @@ class TableModulation(NamedTuple):
     """Row of each pixel, (B, h, w) int64; norms of one level share it."""
 
     def at_pixels(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift, each (B, F, h, w), channels last in memory."""
+        """Return scale and shift, each (B, F, h, w), channels last in memory."""
         return tuple(F.embedding(self.index, table).permute(0, 3, 1, 2) for table in (self.scale, self.shift))  # type: ignore[return-value]
 
     @property
@@ -75,19 +75,19 @@ class TableModulation(NamedTuple):
 
 
 class Neighbourhoods(NamedTuple):
-    """The distinct 5x5 neighbourhoods in some label maps of one level."""
+    """Hold the distinct 5x5 neighbourhoods in some label maps of one level."""
 
     windows: Tensor
     """Label map values, (U, K, 5, 5), zero outside the image."""
     is_inside: Tensor
-    """(U, 1, 3, 3), 1 where the inner pixels lie in the image: the second convolution pads with zeros, not with the first one's
-    value there."""
+    """(U, 1, 3, 3), 1 where the inner pixels are in the image: outside it, the second convolution sees zeros, not the output of the
+    first."""
     index: Tensor
     """Neighbourhood of each pixel, (B, h, w) int64."""
 
 
 class SPADEGroupNorm(nn.Module):
-    """Group normalisation whose scale and shift come from the label map.
+    """Apply group normalisation with scale and shift from the label map.
 
     y = norm(x) (1 + gamma) + beta, where gamma and beta are convolutions of relu(convolution of the label map).
 
@@ -95,7 +95,7 @@ class SPADEGroupNorm(nn.Module):
         num_channels: F.
         num_classes: K.
         hidden_channels: width between the two convolutions.
-        num_groups: of the normalisation.
+        num_groups: groups of the normalisation.
     """
 
     def __init__(self, num_channels: int, num_classes: int, hidden_channels: int, num_groups: int) -> None:
@@ -106,12 +106,12 @@ class SPADEGroupNorm(nn.Module):
         self.mlp_beta = nn.Conv2d(hidden_channels, num_channels, 3, padding=1)
 
     def modulation(self, label_onehot: Tensor) -> Modulation:
-        """Full maps from a label map (B, K, h, w) that already has this norm's size."""
+        """Compute full maps from a label map (B, K, h, w) that already has this norm's size."""
         hidden = self.mlp_shared(label_onehot)
         return Modulation(1 + self.mlp_gamma(hidden), self.mlp_beta(hidden))
 
     def table_modulation(self, neighbourhoods: Neighbourhoods) -> TableModulation:
-        """The same numbers as `modulation`, computed once a distinct neighbourhood."""
+        """Compute the same numbers as `modulation`, once for each distinct neighbourhood."""
         shared, activation = self.mlp_shared
         scales, shifts = [], []
         windows, is_inside, index = neighbourhoods
@@ -131,13 +131,13 @@ class SPADEGroupNorm(nn.Module):
 
 
 def distinct_neighbourhoods(label_onehot: Tensor, denominator: int = 1) -> Neighbourhoods:
-    """The distinct 5x5 neighbourhoods of label maps, and where they stand.
+    """Find the distinct 5x5 neighbourhoods of label maps and the neighbourhood of each pixel.
 
     Args:
-        label_onehot: (B, K, h, w), one-hot or all zero at each pixel, or averages of so many of these.
+        label_onehot: (B, K, h, w), one-hot or all zero at each pixel, or averages of `denominator` such pixels.
         denominator: how many pixels each value is the mean of: values are multiples of 1 / denominator.
     Returns:
-        In the order of their codes, which depends on the label maps' values alone.
+        The neighbourhoods in the order of their codes, which depends on the label maps' values alone.
     Raises:
         ValueError: if values are not multiples of 1 / denominator in 0 ... 1.
     """
@@ -173,10 +173,10 @@ def distinct_neighbourhoods(label_onehot: Tensor, denominator: int = 1) -> Neigh
 def join_modulations(
     conditions: Sequence[Sequence[Modulation | TableModulation]], batch: int
 ) -> list[Modulation | TableModulation]:
-    """Several conditions for one batch of features, one behind the other along the batch.
+    """Join several conditions for one batch of features, one behind the other along the batch.
 
     Args:
-        conditions: what `condition` gave, each for `batch` label maps, or for one that holds for all.
+        conditions: outputs of `condition`, each for `batch` label maps, or for one that all images share.
         batch: B.
     Returns:
         Modulations for (number of conditions) x B images. Full maps are copied; of tables, the rows alone.
@@ -202,7 +202,7 @@ def _joined(modulations: list[Modulation | TableModulation], batch: int) -> Modu
 
 
 def _join(parts: Sequence[Tensor], span: int) -> tuple[Tensor, int]:
-    """One integer for several that are each below `span`; and what it is below. Equal where all parts are equal."""
+    """Join integers below `span` into one that is equal where all parts are equal; also return its upper limit."""
     code, reach = parts[0], span
     for part in parts[1:]:
         if reach >= SPLIT // span:
@@ -213,5 +213,5 @@ def _join(parts: Sequence[Tensor], span: int) -> tuple[Tensor, int]:
 
 
 def _compact(codes: Tensor) -> Tensor:
-    """Numbers 0, 1, 2 ... in the order of the codes."""
+    """Number the codes 0, 1, 2 ... in their order."""
     return torch.unique(codes, return_inverse=True)[1]

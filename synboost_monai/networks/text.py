@@ -1,4 +1,4 @@
-"""What both segmenters do with token ids: the default prompts, and each distinct prompt encoded once.
+"""Handle token ids for both segmenters: the default prompts, and encoding each distinct prompt once.
 
 B: batch, S: prompts of one image, N = B * S, L: tokens of a prompt.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 VOCABULARY_SIZE = 49408
-"""Tokens of CLIP's byte pair encoding; the last two are start (49406) and end (49407) of a text."""
+"""Tokens of CLIP's byte pair encoding; the last two mark start (49406) and end (49407) of a text."""
 CONTEXT_LENGTH = 77
 """Tokens of the longest prompt that CLIP was trained with."""
 DEFAULT_INPUT_IDS: tuple[tuple[int, ...], ...] = (
@@ -20,25 +20,25 @@ DEFAULT_INPUT_IDS: tuple[tuple[int, ...], ...] = (
     (49406, 16206, 811, 2903, 539, 518, 1936, 269, 49407),  # Myocardium of the heart.
     (49406, 1823, 29725, 43156, 539, 518, 1936, 269, 49407),  # Left atrium cavity of the heart.
 )
-"""Token ids of the three P1 prompts, first phrasing: what a segmenter looks for when it is given no prompt."""
+"""Token ids of the three P1 prompts, first phrasing; a segmenter uses them when it is given no prompt."""
 
 
 def default_input_ids() -> Tensor:
-    """`DEFAULT_INPUT_IDS` as one tensor, (1, 3, L), int64, padded with 0."""
+    """Return `DEFAULT_INPUT_IDS` as one tensor, (1, 3, L), int64, padded with 0."""
     length = max(len(ids) for ids in DEFAULT_INPUT_IDS)
     return torch.tensor([[list(ids) + [0] * (length - len(ids)) for ids in DEFAULT_INPUT_IDS]])
 
 
 def is_recorded() -> bool:
-    """Whether what runs is being traced, compiled or exported: what this batch's ids allow must not become part of the program."""
+    """Return whether the code is being traced, compiled or exported: shortcuts for this batch's ids must not become part of the program."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
 
 
 def distinct_prompts(input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The distinct rows of (N, L) token ids and, for each of the N rows, which one it is.
+    """Find the distinct rows of (N, L) token ids and, for each of the N rows, which of them it equals.
 
-    Only where it costs nothing: of ids on an accelerator the host would have to wait for the answer, and in an exported network the
-    answer would be fixed, so all rows come back with `None`. Give networks on an accelerator their ids on the CPU.
+    Done only where it costs nothing: for ids on an accelerator the host would have to wait for the answer, and in an exported network
+    the answer would be fixed, so all rows come back with `None`. Keep the ids on the CPU even for networks on an accelerator.
     """
     if input_ids.device.type != "cpu" or is_recorded() or len(input_ids) == 1:
         return input_ids, None
@@ -46,7 +46,7 @@ def distinct_prompts(input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def trim_padding(input_ids: Tensor) -> Tensor:
-    """(N, L) token ids without the columns at the end that are 0 (padding) in every row. Only on the CPU, as `distinct_prompts`."""
+    """Remove trailing columns that are 0 (padding) in every row of (N, L) token ids; only on the CPU, as `distinct_prompts`."""
     if input_ids.device.type != "cpu" or is_recorded():
         return input_ids
     used = (input_ids != 0).any(dim=0).nonzero()
@@ -54,7 +54,7 @@ def trim_padding(input_ids: Tensor) -> Tensor:
 
 
 def trim_to_end(input_ids: Tensor) -> Tensor:
-    """(N, L) token ids without the columns behind the last first end token (the highest id), whatever the padding.
+    """Remove columns of (N, L) token ids behind the last of the rows' first end tokens (the highest id), whatever the padding.
 
     Exact for what is read at the end token of a causal transformer. Only on the CPU, as `distinct_prompts`.
     """
@@ -64,7 +64,7 @@ def trim_to_end(input_ids: Tensor) -> Tensor:
 
 
 def check_image(image: Tensor) -> None:
-    """Sizes that would otherwise fail deep inside."""
+    """Refuse image sizes that would otherwise fail deep inside."""
     if image.ndim != 4 or image.shape[1] != 3:
         raise ValueError(f"segmenter: expected images (B, 3, H, W), got {tuple(image.shape)}")
     height, width = image.shape[-2:]
@@ -73,7 +73,7 @@ def check_image(image: Tensor) -> None:
 
 
 def check_input_ids(input_ids: Tensor, num_images: int) -> None:
-    """Shapes that would otherwise fail deep inside, or not at all."""
+    """Refuse shapes of token ids that would otherwise fail deep inside, or not at all."""
     if input_ids.ndim != 3 or input_ids.shape[0] != num_images:
         raise ValueError(
             f"segmenter: input_ids must be (B, S, L) with B = {num_images} images, got {tuple(input_ids.shape)}"
@@ -90,29 +90,29 @@ def check_length(input_ids: Tensor, context_length: int) -> None:
 
 
 class PromptedNetwork(Protocol):
-    """What `PromptTable` needs of a segmenter."""
+    """List what `PromptTable` needs of a segmenter."""
 
     def text_encoder_parameters(self) -> list[Tensor]:
-        """Whatever text features depend on."""
+        """Return all parameters that text features depend on."""
 
     def encode_prompts(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """Text features of (N, L) token ids."""
+        """Compute text features of (N, L) token ids."""
 
     def split_prompts(self, text: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
-        """Text features of each of the N prompts by itself."""
+        """Split the text features of N prompts into those of each."""
 
     def join_prompts(self, texts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Text features of N prompts, of those of each."""
+        """Join the text features of single prompts into those of all N."""
 
 
 class Memo:
-    """Remembers what was computed from parameters for as long as these do not change; never where a gradient is wanted.
+    """Remember results computed from parameters until the parameters change; nothing is remembered where a gradient is wanted.
 
     torch counts the changes of a tensor in place (optimisers, `load_state_dict`, averages); a move to another type or device changes
-    its address. What is remembered carries no gradient and can be used in training as well as in inference mode.
+    its address. Remembered results carry no gradient and can be used in training as well as in inference mode.
 
     Args:
-        max_entries: beyond so many, everything is forgotten.
+        max_entries: number of results; once it is exceeded, everything is forgotten.
     """
 
     def __init__(self, max_entries: int = 2048) -> None:
@@ -121,7 +121,7 @@ class Memo:
         self._known: dict[Hashable, Any] = {}
 
     def is_usable(self, parameters: Sequence[Tensor]) -> bool:
-        """Whether results may be remembered now. Forgets them if the parameters have changed."""
+        """Return whether results may be remembered now; forget them if the parameters have changed."""
         if is_recorded():
             return False
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
@@ -134,7 +134,7 @@ class Memo:
         return True
 
     def get(self, keys: Sequence[Hashable], compute: Callable[[list[int]], Iterable[Any]]) -> list[Any]:
-        """The result for each key; `compute` is called once, with the places of the first of each key that is not known."""
+        """Return the result for each key; `compute` is called once, with the first place of each key that is not known."""
         missing = {key: place for place, key in reversed(list(enumerate(keys))) if key not in self._known}
         known = self._known
         if missing:
@@ -148,7 +148,7 @@ class Memo:
         return [known[key] for key in keys]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Memo:
-        """A copy of a network has parameters of its own: nothing is known of them."""
+        """Return an empty memo: a copy of a network has its own parameters."""
         return Memo(self.max_entries)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,13 +156,13 @@ class Memo:
 
 
 class PromptTable:
-    """Text features of the prompts seen so far: prompts are a finite set, and a frozen text encoder says the same of each every time."""
+    """Keep the text features of prompts seen so far: prompts are few, and a frozen text encoder always gives the same features."""
 
     def __init__(self, max_entries: int = 2048) -> None:
         self._memo = Memo(max_entries)
 
     def __call__(self, network: PromptedNetwork, input_ids: Tensor) -> tuple[Tensor, ...] | None:
-        """Text features of (N, L) token ids for `network`; None while its text encoder learns, or where ids are on an accelerator."""
+        """Return text features of (N, L) token ids for `network`; None while its text encoder learns, or if ids are on an accelerator."""
         if input_ids.device.type != "cpu" or not self._memo.is_usable(network.text_encoder_parameters()):
             return None
         rows = [tuple(row) for row in input_ids.tolist()]

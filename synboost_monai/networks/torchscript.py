@@ -1,7 +1,7 @@
-"""Parameters and buffers out of TorchScript archives, without their code.
+"""Read parameters and buffers from TorchScript archives without running their code.
 
-`torch.jit.load` runs code of the archive while it loads it (`__setstate__`), and that code can write files. What is in an archive's
-data.pkl is read here instead: tensors, and objects that are nothing but the names of their classes and their attributes.
+`torch.jit.load` runs code of the archive while it loads it (`__setstate__`), and that code can write files. Instead, the archive's
+data.pkl is read here: tensors, and objects that consist only of the names of their classes and their attributes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 _MAX_PICKLE_BYTES = 1 << 22
-"""Of an archive's data.pkl: CLIP RN50, with a thousand tensors, has less than a tenth; every byte can ask for sixty bytes of memory."""
+"""Longest data.pkl: CLIP RN50, with a thousand tensors, needs less than a tenth; every byte can take sixty bytes of memory."""
 _MAX_CODE_BYTES = 1 << 26
-"""Of an archive's classes, of which only the lists of names are read."""
+"""Longest code of an archive's classes, of which only the lists of names are read."""
 _MAX_NAMES = 100_000
-"""Attributes of a TorchScript archive's modules: of those that hold one another there would be no end."""
+"""Most attributes of an archive's modules: modules that contain one another would never end."""
 _DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -34,15 +34,15 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-"""Storages of a TorchScript archive."""
+"""Storage classes of a TorchScript archive and their dtypes."""
 
 
 class Refusal(ValueError):
-    """What is wrong with a file, in our words."""
+    """Say in our own words what is wrong with a file."""
 
 
 def read_record(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
-    """A record of an archive, if it is not longer than `max_bytes`."""
+    """Read a record of an archive; refuse it if it is longer than `max_bytes`."""
     with archive.open(name) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
@@ -51,7 +51,7 @@ def read_record(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
 
 
 class _Name(NamedTuple):
-    """A class or function that a pickle asks for, by name alone."""
+    """Name a class or function that a pickle asks for."""
 
     name: str
 
@@ -63,7 +63,7 @@ class _Storage(NamedTuple):
 
 
 class _Object:
-    """An object of an archive's class: what it is called, and its attributes."""
+    """Hold an object of an archive's class: the class's name, and the attributes."""
 
     def __init__(self, class_name: str) -> None:
         self.class_name = class_name
@@ -71,7 +71,7 @@ class _Object:
 
 
 def read_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
-    """Parameters and buffers of a TorchScript archive, as its `state_dict()` gives them, without its code."""
+    """Read parameters and buffers of a TorchScript archive, as its `state_dict()` would return them, without running its code."""
     root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
     if f"{root}byteorder" in archive.namelist() and read_record(archive, f"{root}byteorder", 16) != b"little":
         raise Refusal("its numbers are of a big-endian machine")
@@ -94,13 +94,13 @@ def read_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
 
 
 def _stored(archive: zipfile.ZipFile, name: str, dtype: torch.dtype) -> Tensor:
-    """The numbers of a record."""
+    """Read the numbers of a record."""
     content = bytearray(archive.read(name))  # `checkpoints.py` has compared its length with the file's
     return torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
 
 
 def _check_view(values: Tensor, storage: _Storage, offset: Any, size: Any, stride: Any) -> None:
-    """Refuse a tensor that goes beyond its numbers, or repeats them."""
+    """Refuse a tensor that goes beyond the numbers in its storage, or repeats them."""
     numbers = (offset, *size, *stride)
     is_sound = (
         all(type(number) is int and number >= 0 for number in numbers)
@@ -116,7 +116,7 @@ def _check_view(values: Tensor, storage: _Storage, offset: Any, size: Any, strid
 
 
 def _state_names(archive: zipfile.ZipFile, root: str) -> dict[str, set[str]]:
-    """Class -> its parameters and buffers, as its text lists them; a class of before there were such lists of buffers is left out."""
+    """Map each class to its parameters and buffers, as its code lists them; old classes without lists of buffers are left out."""
     found: dict[str, set[str]] = {}
     left = _MAX_CODE_BYTES
     for name in archive.namelist():
@@ -134,7 +134,7 @@ def _state_names(archive: zipfile.ZipFile, root: str) -> dict[str, set[str]]:
 
 
 def _walk(top: _Object, states: Mapping[str, set[str]]) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a module and of all below it."""
+    """Yield names and tensors of a module and of all modules below it."""
     stack, num_names = [("", top)], 0
     while stack:
         prefix, module = stack.pop()
@@ -150,9 +150,9 @@ def _walk(top: _Object, states: Mapping[str, set[str]]) -> Iterator[tuple[str, T
 
 
 class _TensorUnpickler(pickle._Unpickler):
-    """Reads a TorchScript archive's data.pkl: tensors, containers, and objects whose classes are names alone.
+    """Read a TorchScript archive's data.pkl: tensors, containers, and objects whose classes are only names.
 
-    Nothing that the pickle names is ever looked up, and an operation that such files do not have is refused.
+    Names in the pickle are never looked up, and operations that do not occur in such files are refused.
     """
 
     stack: list[Any]
@@ -197,7 +197,7 @@ class _TensorUnpickler(pickle._Unpickler):
         target.attributes = state
 
     def _fill(self) -> None:
-        """Puts what came since the mark into a list, or by twos into a dictionary."""
+        """Put everything since the mark into a list, or in pairs into a dictionary."""
         items, target = self.pop_mark(), self.stack[-1]
         if type(target) is list:
             target.extend(items)

@@ -1,4 +1,4 @@
-"""Prompts: attributes of an echocardiogram -> text (P0..P7) -> token ids."""
+"""Turn attributes of an echocardiogram into prompts (P0..P7), and prompts into token ids."""
 
 from synboost_monai.prompts.attributes import ask_shape, shape_of_mask
 from synboost_monai.prompts.templates import (

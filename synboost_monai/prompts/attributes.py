@@ -1,4 +1,4 @@
-"""Shape of a structure from its mask: a geometric rule, or a visual question answering model from a local folder."""
+"""Find the shape of a structure from its mask, by a geometric rule or a visual question answering model in a local folder."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MIN_PIXELS = 9
-"""A mask with fewer pixels has no shape that could be told."""
+"""Smallest mask whose shape is judged, in pixels."""
 MAX_ROUND_ELONGATION = 1.25
-"""Long over short axis up to which an ellipse is a circle and a rectangle a square (our choice)."""
+"""Largest ratio of long to short axis of a circle or square; beyond it the form is an oval or rectangle (our choice)."""
 
 _ANSWERS = {
     "circle": ("circle", "circular", "round"),
@@ -24,25 +24,25 @@ _ANSWERS = {
     "square": ("square",),
     "rectangle": ("rectangle", "rectangular"),
 }
-"""Words of an answer -> shape."""
+"""Words in an answer -> shape."""
 
 
 def shape_of_mask(mask: NDArray[Any], spacing_mm: tuple[float, float]) -> str | None:
-    """The paper's word for the shape of a mask: circle, triangle, oval, square or rectangle.
+    """Return the paper's word for the shape of a mask: circle, triangle, oval, square or rectangle.
 
     The outline is the convex hull of the largest connected part, in millimetres, so the U of the myocardium is judged
-    by what it encloses. Three forms of the hull's area are laid over it: the ellipse with its second moments, its
+    by what it encloses. Three forms of the same area are compared with the hull: the ellipse with its second moments, its
     smallest enclosing rectangle (scaled about the centre) and its largest inscribed triangle (scaled likewise). The
     form with the largest intersection over union wins. An ellipse or rectangle whose long axis is at most
     `MAX_ROUND_ELONGATION` times the short one is a circle or a square.
 
     Args:
         mask: (H, W), non-zero inside the structure.
-        spacing_mm: (row, column) of a pixel.
+        spacing_mm: (row, column) size of a pixel.
     Returns:
         A word of `records.SHAPES`; None if the mask is empty or smaller than `MIN_PIXELS`.
     Raises:
-        ValueError: if the mask is not 2-D or the spacing not positive.
+        ValueError: if the mask is not 2-D or the spacing is not positive.
     """
     mask = np.asarray(mask) != 0
     if mask.ndim != 2:
@@ -79,11 +79,11 @@ def shape_of_mask(mask: NDArray[Any], spacing_mm: tuple[float, float]) -> str | 
 def ask_shape(
     image: NDArray[Any], mask: NDArray[Any], model_path: str | Path, *, structure: Structure | None = None
 ) -> str | None:
-    """The shape that a visual question answering model sees, as in the paper (which asked OFA).
+    """Ask a visual question answering model for the shape, as in the paper (which asked OFA).
 
     The model is shown the image with a green box around the mask and asked "What is the shape of the <structure> in the
     green box?". Any model of transformers' `AutoModelForVisualQuestionAnswering` (ViLT, BLIP, BLIP-2) saved in a folder
-    will do; nothing is downloaded.
+    works; nothing is downloaded.
 
     Args:
         image: (H, W), any range; scaled to 0..255 by its minimum and maximum.
@@ -114,7 +114,7 @@ def ask_shape(
 
 
 def shape_in_answer(answer: str) -> str | None:
-    """The word of `records.SHAPES` that an answer names first ("It is triangular." -> triangle), or None."""
+    """Return the word of `records.SHAPES` that an answer names first ("It is triangular." -> triangle), or None."""
     for word in "".join(c if c.isalpha() else " " for c in answer.lower()).split():
         for shape, names in _ANSWERS.items():
             if word in names:
@@ -123,7 +123,7 @@ def shape_in_answer(answer: str) -> str | None:
 
 
 def _answer(model_path: str, picture: Any, question: str) -> str:
-    """The model's answer: its most probable class, or the text that it writes."""
+    """Return the model's answer: its most probable class, or the text that it writes."""
     import torch
 
     model, processor = _load_model(model_path)
@@ -138,14 +138,14 @@ _MODELS: dict[str, tuple[Any, Any]] = {}
 
 
 def _load_model(model_path: str) -> tuple[Any, Any]:
-    """Model and processor from a folder, loaded once."""
+    """Load model and processor from a folder, once."""
     if model_path not in _MODELS:
         from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
 
         options = {
             "local_files_only": True,
             "trust_remote_code": False,
-        }  # code in the folder is not run, nor asked about
+        }  # code in the folder is not run, and the user is not asked about it
         try:
             model = AutoModelForVisualQuestionAnswering.from_pretrained(model_path, **options).eval()
             processor = AutoProcessor.from_pretrained(model_path, **options)
@@ -159,7 +159,7 @@ def _load_model(model_path: str) -> tuple[Any, Any]:
 
 
 def _boxed_picture(image: NDArray[np.float64], mask: NDArray[np.bool_]) -> Any:
-    """RGB picture with a green box around the mask."""
+    """Draw an RGB picture with a green box around the mask."""
     from PIL import Image, ImageDraw
 
     grey = (image - image.min()) / max(float(np.ptp(image)), 1e-9) * 255
@@ -171,7 +171,7 @@ def _boxed_picture(image: NDArray[np.float64], mask: NDArray[np.bool_]) -> Any:
 
 
 def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest connected part (8 neighbours) of a mask."""
+    """Return the largest connected part (8 neighbours) of a mask."""
     from scipy.ndimage import label
 
     parts, num_parts = label(mask, structure=np.ones((3, 3), dtype=int))
@@ -181,7 +181,7 @@ def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _hull_mm(mask: NDArray[np.bool_], spacing_mm: tuple[float, float]) -> NDArray[np.float64]:
-    """Convex hull (N, 2) of the corners of all pixels, in mm, counter-clockwise."""
+    """Compute the convex hull (N, 2) of the corners of all pixels, in mm, counter-clockwise."""
     from scipy.spatial import ConvexHull
 
     rows = np.flatnonzero(mask.any(axis=1))
@@ -193,7 +193,7 @@ def _hull_mm(mask: NDArray[np.bool_], spacing_mm: tuple[float, float]) -> NDArra
 
 
 def _grid_over(hull: NDArray[np.float64], num_points: int = 80) -> NDArray[np.float64]:
-    """Points (M, 2) of a regular grid that reaches 0.3 of the hull's size beyond it: scaled triangles stick out."""
+    """Make the points (M, 2) of a regular grid that reaches 0.3 of the hull's size beyond it, as scaled triangles stick out."""
     low, high = hull.min(axis=0), hull.max(axis=0)
     margin = 0.3 * (high - low)
     axes = [np.linspace(low[i] - margin[i], high[i] + margin[i], num_points) for i in (0, 1)]
@@ -201,14 +201,14 @@ def _grid_over(hull: NDArray[np.float64], num_points: int = 80) -> NDArray[np.fl
 
 
 def _inside_convex(points: NDArray[np.float64], polygon: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points (M, 2) lie in a convex counter-clockwise polygon (N, 2)."""
+    """Return which points (M, 2) are in a convex counter-clockwise polygon (N, 2)."""
     edges = np.roll(polygon, -1, axis=0) - polygon
     inward = np.stack([-edges[:, 1], edges[:, 0]])  # (2, N)
     return (points @ inward >= (polygon.T * inward).sum(axis=0)).all(axis=1)
 
 
 def _inside_ellipse(points: NDArray[np.float64], inside: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], float]:
-    """Which points lie in the ellipse that has the area and second moments of the points inside, and its elongation."""
+    """Return which points are in the ellipse with the area and second moments of the points inside, and its elongation."""
     offset = points - points[inside].mean(axis=0)
     covariance = np.cov(offset[inside].T, bias=True)
     distance = np.einsum("mi,ij,mj->m", offset, np.linalg.inv(covariance), offset)
@@ -219,7 +219,7 @@ def _inside_ellipse(points: NDArray[np.float64], inside: NDArray[np.bool_]) -> t
 
 
 def _smallest_rectangle(hull: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Smallest enclosing rectangle (4, 2), counter-clockwise, and its elongation; a side lies on a hull edge."""
+    """Find the smallest enclosing rectangle (4, 2), counter-clockwise, with a side on a hull edge, and its elongation."""
     best_area, best = np.inf, (np.zeros((4, 2)), 1.0)
     for edge in np.roll(hull, -1, axis=0) - hull:
         along = edge / np.linalg.norm(edge)
@@ -233,9 +233,9 @@ def _smallest_rectangle(hull: NDArray[np.float64]) -> tuple[NDArray[np.float64],
 
 
 def _largest_triangle(hull: NDArray[np.float64], max_vertices: int = 24) -> NDArray[np.float64]:
-    """Largest triangle (3, 2) between vertices of the hull, counter-clockwise.
+    """Find the largest triangle (3, 2) between vertices of the hull, counter-clockwise.
 
-    Of a finer hull, the farthest vertex in each of `max_vertices` directions is used: corners stay.
+    If the hull has more than `max_vertices`, only the farthest vertex in each of that many directions is used: corners stay.
     """
     if len(hull) > max_vertices:
         angles = np.linspace(0, 2 * np.pi, max_vertices, endpoint=False)
@@ -248,17 +248,17 @@ def _largest_triangle(hull: NDArray[np.float64], max_vertices: int = 24) -> NDAr
 
 
 def _polygon_area(polygon: NDArray[np.float64]) -> float:
-    """Area of a counter-clockwise polygon (N, 2)."""
+    """Compute the area of a counter-clockwise polygon (N, 2)."""
     following = np.roll(polygon, -1, axis=0)
     return float((polygon[:, 0] * following[:, 1] - polygon[:, 1] * following[:, 0]).sum() / 2)
 
 
 def _scaled_to_area(polygon: NDArray[np.float64], area: float) -> NDArray[np.float64]:
-    """The polygon scaled about its centre to an area."""
+    """Scale a polygon about its centre to an area."""
     centre = polygon.mean(axis=0)
     return centre + (polygon - centre) * np.sqrt(area / _polygon_area(polygon))
 
 
 def _intersection_over_union(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """|a and b| / |a or b|."""
+    """Compute |a and b| / |a or b|."""
     return float((a & b).sum() / (a | b).sum())

@@ -1,18 +1,18 @@
-"""Prompts of somebody who may type anything."""
+"""Check prompts that users may type freely."""
 
 from __future__ import annotations
 
 MAX_PROMPT_LETTERS = 300
-"""More than the text encoder's 77 tokens can say."""
+"""Longest prompt, in letters: more than fit the text encoder's 77 tokens."""
 CONFIG_LETTERS = "$@%"
-"""Letters by which MONAI's configs make code, a reference or a part of another file of a value."""
+"""Letters that turn a value of a MONAI config into code, a reference or a part of another file."""
 
 
 def checked_prompt(prompt: str) -> str:
-    """A prompt without spaces around it, safe as a value of a config.
+    """Return a prompt without spaces around it, safe as a value of a config.
 
     Raises:
-        ValueError: if it is too long, or has letters by which a config's value becomes code.
+        ValueError: if it is too long, or has letters that turn a config's value into code.
     """
     prompt = " ".join(prompt.split())
     if any(letter in prompt for letter in CONFIG_LETTERS) or not prompt.isprintable():

@@ -1,4 +1,4 @@
-"""The paper's prompts P0..P7: what is known of an echocardiogram -> one sentence for each structure.
+"""Write the paper's prompts P0..P7: one sentence for each structure from the known attributes of an echocardiogram.
 
 Each level adds one attribute to the one before it:
 
@@ -14,8 +14,8 @@ Each level adds one attribute to the one before it:
 
 Two phrasings: 0 names "of the heart", 1 "in the cardiac ultrasound". Training draws one, evaluation uses 0.
 
-Two things go beyond the paper's prompts, both off unless asked for: single attributes can be left out of the sentence, and a word
-at its end tells real from synthetic, `Myocardium of the heart in a real image.`, which the paper names as future work.
+Two options go beyond the paper's prompts, both off by default: single attributes can be left out of the sentence, and words at its
+end can tell real from synthetic, `Myocardium of the heart in a real image.`, which the paper names as future work.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from synboost_monai.records import IMAGE_QUALITIES, SHAPES
 from synboost_monai.structures import STRUCTURES, Structure
 
 LEVELS = ("P0", "P1", "P2", "P3", "P4", "P5", "P6", "P7")
-"""All levels, each with one attribute more than the one before."""
+"""All levels; each has one attribute more than the one before."""
 
 PHRASINGS = ("of the heart", "in the cardiac ultrasound")
-"""How a prompt says where the structure is, by index of phrasing."""
+"""Words for the structure's place, by index of phrasing."""
 NUM_PHRASINGS = len(PHRASINGS)
 """Number of phrasings to draw from in training."""
 
@@ -51,9 +51,9 @@ SHAPE_WORDS = {shape: shape for shape in SHAPES}
 DOMAIN_WORDS = {False: "real", True: "synthetic"}
 """`is_synthetic` of a datalist item -> word in a prompt."""
 ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality", "shape")
-"""What a prompt can say besides the structure, in the order in which the levels of real data add it."""
+"""Attributes that a prompt can say besides the structure, in the order in which the levels of real data add them."""
 RANDOM_LEVEL = "random"
-"""Stands for all levels that name the structure, P1 ... P7."""
+"""Name for all levels that name the structure, P1 ... P7."""
 
 _REAL_ATTRIBUTES = ATTRIBUTES
 _SYNTHETIC_ATTRIBUTES = ("view", "phase", "sex", "age", "shape")
@@ -61,14 +61,14 @@ _SYNTHETIC_ATTRIBUTES = ("view", "phase", "sex", "age", "shape")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A finished prompt and how much of what was asked for it could say."""
+    """Hold a finished prompt and how much of the requested level it could say."""
 
     text: str
     """The sentence; empty for P0."""
     level: str
-    """The level really used: lower than the one asked for where attributes are missing (or P7 on synthetic data)."""
+    """The level really used: lower than the one requested if attributes are missing (or for P7 on synthetic data)."""
     missing: tuple[str, ...] = ()
-    """Attributes that the level asked for but the item lacks; empty if nothing was lost."""
+    """Attributes that the requested level needs but the item lacks; empty if nothing was lost."""
 
 
 def prompt_text(
@@ -81,21 +81,21 @@ def prompt_text(
     left_out: Collection[str] = (),
     domain_word: bool = False,
 ) -> Prompt:
-    """The prompt that asks for one structure of one echocardiogram.
+    """Write the prompt that asks for one structure of one echocardiogram.
 
-    Where attributes are missing, the prompt falls to the highest level whose attributes are all known: an item without
+    If attributes are missing, the prompt falls to the highest level whose attributes are all known: an item without
     `sex` gives P3 for P4 and above, even if its age is known. `Prompt.level` and `Prompt.missing` say so.
 
-    What is left out on purpose lowers no level: the sentence says the others, "of a forty-year-old patient" without the sex.
+    Attributes left out on purpose do not lower the level: the sentence says the others, "of a forty-year-old patient" without the sex.
 
     Args:
         structure: what to segment.
         level: "P0" ... "P7".
         attributes: a datalist item: `view`, `phase`, `sex`, `age`, `image_quality`, and `shape` as {structure name:
-            word}; other keys are ignored; a key that is absent, None or empty is missing.
+            word}; other keys are ignored; an attribute that is absent, None or empty is missing.
         phrasing: 0 "of the heart", 1 "in the cardiac ultrasound".
         is_synthetic: use the templates of synthetic data (shape at P6, no image quality).
-        left_out: `ATTRIBUTES` that the sentence does not say, known or not.
+        left_out: `ATTRIBUTES` that the sentence does not say, whether known or not.
         domain_word: end with "in a real image" or "in a synthetic image"; P0, which names no structure, becomes
             "A real image." or "A synthetic image."
     Raises:
@@ -133,7 +133,7 @@ def structure_prompts(
     is_synthetic: bool = False,
     domain_word: bool = False,
 ) -> tuple[Prompt, ...]:
-    """One prompt for each structure, in their order: the S prompts of one image. Arguments as in `prompt_text`."""
+    """Write one prompt for each structure, in their order: the S prompts of one image. Arguments as in `prompt_text`."""
     return tuple(
         prompt_text(s, level, attributes, phrasing=phrasing, is_synthetic=is_synthetic, domain_word=domain_word)
         for s in structures
@@ -141,7 +141,7 @@ def structure_prompts(
 
 
 def prompt_levels(level: str | Sequence[str]) -> tuple[str, ...]:
-    """The levels that a config's word stands for, each once, in the order given.
+    """List the levels that a config's value means, each once, in the order given.
 
     Args:
         level: "P0" ... "P7"; "random" for P1 ... P7; or several levels as a list.
@@ -169,7 +169,7 @@ def is_sentence(text: str) -> bool:
 
 
 def age_in_words(age: int) -> str:
-    """Age in years as a prompt says it: 73 -> seventy-three.
+    """Write an age in years as a prompt says it: 73 -> seventy-three.
 
     Raises:
         ValueError: if age is not a whole number from 0 to 150.
@@ -188,7 +188,7 @@ def _number_in_words(number: int) -> str:
 
 @cache
 def _sentence_pattern() -> re.Pattern[str]:
-    """What `_sentence` can make."""
+    """Return the pattern of all sentences that `_sentence` can make."""
 
     def one_of(words: Iterable[str]) -> str:
         return f"(?:{'|'.join(map(re.escape, words))})"
@@ -213,7 +213,7 @@ def _check_level(level: Any) -> None:
 
 
 def _sentence(structure: Structure, words: Mapping[str, str], place: str, domain: str | None) -> str:
-    """The sentence with every attribute in `words`, each of which stands by itself, and the domain if there is one."""
+    """Write the sentence with any set of attributes in `words`, and the domain if there is one."""
     text = structure.prompt_words
     if "shape" in words:
         text += f" of {words['shape']} shape"
@@ -234,7 +234,7 @@ def _sentence(structure: Structure, words: Mapping[str, str], place: str, domain
 
 
 def _attribute_word(name: str, attributes: Mapping[str, Any], structure: Structure) -> str | None:
-    """How a prompt says this attribute; None if the item lacks it."""
+    """Return the word that a prompt uses for this attribute; None if the item lacks it."""
     value = attributes.get(name)
     if name == "shape" and isinstance(value, Mapping):
         value = value.get(structure.name)

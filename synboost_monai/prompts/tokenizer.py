@@ -1,4 +1,4 @@
-"""CLIP's tokenizer, offline: prompts -> token ids of one length."""
+"""Turn prompts into token ids of one length with CLIP's tokenizer, offline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 START_ID = 49406
 """`<|startoftext|>`, the first token of every text."""
 END_ID = 49407
-"""`<|endoftext|>`, the last token; its place is where CLIP's text encoder reads off the sentence."""
+"""`<|endoftext|>`, the last token; CLIP's text encoder takes the sentence's features at its place."""
 CONTEXT_LENGTH = 77
 """Most tokens that CLIP's text encoder takes, start and end included."""
 
@@ -21,7 +21,7 @@ _FILES_DIR = Path(__file__).parent
 
 
 class PromptTokenizer:
-    """Turns prompts into `input_ids` with CLIP's byte-pair encoding (vocab.json and merges.txt beside this file).
+    """Turn prompts into `input_ids` with CLIP's byte-pair encoding (vocab.json and merges.txt beside this file).
 
     A row is: start (49406), the text's tokens, end (49407), then `padding_id` up to `context_length`.
 
@@ -39,7 +39,7 @@ class PromptTokenizer:
         self.padding_id = padding_id
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Token ids of S texts.
+        """Return token ids of S texts.
 
         Args:
             texts: S prompts; the empty string (P0) is allowed.
@@ -53,17 +53,17 @@ class PromptTokenizer:
         return torch.tensor(self.rows(texts), dtype=torch.int64)
 
     def rows(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same as lists of numbers, without torch: S rows of `context_length` token ids."""
+        """Return the same ids as lists of numbers, without torch: S rows of `context_length` token ids."""
         if isinstance(texts, str) or len(texts) == 0:
             raise ValueError(f"tokenizer.py: expected a list of at least one prompt, got {texts!r}")
         rows = [self.encode(text) for text in texts]
         return [row + [self.padding_id] * (self.context_length - len(row)) for row in rows]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of one text with start and end, without padding.
+        """Return token ids of one text with start and end, without padding.
 
         Raises:
-            ValueError: if there are more than `context_length`, or the text spells CLIP's start or end token.
+            ValueError: if there are more than `context_length` ids, or the text contains CLIP's start or end token.
         """
         token_ids = list(_token_ids(text))
         if {START_ID, END_ID} & set(token_ids[1:-1]):
@@ -81,13 +81,13 @@ class PromptTokenizer:
 
 @lru_cache(maxsize=65536)
 def _token_ids(text: str) -> tuple[int, ...]:
-    """Token ids with start and end; remembered, since a data set has few different prompts."""
+    """Return token ids with start and end; they are remembered, since a data set has few different prompts."""
     return tuple(_clip_tokenizer()(text, truncation=False, verbose=False)["input_ids"])
 
 
 @cache
 def _clip_tokenizer() -> Any:
-    """transformers' tokenizer on the shipped files; imported here because that takes a second."""
+    """Load transformers' tokenizer with the shipped files; imported here because that takes a second."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer(vocab=str(_FILES_DIR / "vocab.json"), merges=str(_FILES_DIR / "merges.txt"))

@@ -1,6 +1,6 @@
-"""Prompts that are wrong in one thing: how much a mask hangs on each word.
+"""Vary prompts in one attribute at a time, to see how much a mask depends on each word.
 
-Of a structure's right prompt, at the level that the image's attributes allow, one attribute at a time is changed:
+In a structure's right prompt, at the level that the image's attributes allow, one attribute at a time is changed:
 
     attribute        wrong                                                        left out
     structure        each other structure, and `ABSENT_STRUCTURES`                the empty prompt (P0)
@@ -12,7 +12,7 @@ Of a structure's right prompt, at the level that the image's attributes allow, o
     shape            each other shape                                             without the words
     domain           the other one, where prompts end with a domain word          without the words
 
-and once nothing but the phrasing, which means the same: the floor that all others are to be seen against.
+and once only the phrasing, which does not change the meaning: the baseline for all other changes.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from synboost_monai.prompts.templates import (
 from synboost_monai.structures import STRUCTURES, Structure
 
 RIGHT, WRONG, LEFT_OUT, REPHRASED = "right", "wrong", "left_out", "rephrased"
-"""What was done to a prompt."""
+"""Kinds of change to a prompt."""
 STRUCTURE, PHRASING, DOMAIN = "structure", "phrasing", "domain"
-"""What can be changed besides `templates.ATTRIBUTES`."""
+"""Parts of a prompt that can be changed besides `templates.ATTRIBUTES`."""
 CHANGEABLE = (PHRASING, STRUCTURE, *ATTRIBUTES, DOMAIN)
 """Everything that can be changed, in the order of tables and plots."""
 ABSENT_STRUCTURES = (
     Structure(0, "right_ventricular_cavity", "Right ventricular cavity", (0, 0, 0)),
     Structure(0, "kidney", "Kidney", (0, 0, 0)),
 )
-"""Structures that no data set here labels: one that four-chamber views show, and one that no view of the heart shows."""
+"""Structures that are not labelled in any data set here: one is visible in four-chamber views, the other in no view of the heart."""
 AGE_STEPS = (-40, -20, 20, 40)
-"""Years that a wrong age is away from the right one."""
+"""Differences between a wrong age and the right one, in years."""
 AGE_RANGE = (18, 100)
-"""A wrong age stays within these years: adults."""
+"""Limits of a wrong age, in years: adults."""
 
 _VALUES: dict[str, Sequence[str]] = {
     "view": tuple(VIEW_WORDS),
@@ -61,35 +61,35 @@ _VALUES: dict[str, Sequence[str]] = {
     "image_quality": tuple(QUALITY_WORDS),
     "shape": tuple(SHAPE_WORDS),
 }
-"""Attribute -> the values that a prompt can say."""
+"""Attribute -> values that a prompt can say."""
 
 
 @dataclass(frozen=True)
 class PromptVariant:
-    """One prompt for one structure of one image, and how it differs from the right one."""
+    """Hold one prompt for one structure of one image, and how it differs from the right one."""
 
     structure: str
     """Name of the structure that the right prompt asks for."""
     attribute: str | None
-    """What was changed, of `CHANGEABLE`; None for the right prompt."""
+    """The part that was changed, from `CHANGEABLE`; None for the right prompt."""
     change: str
     """RIGHT, WRONG, LEFT_OUT or REPHRASED."""
     right: str | None
     """Value of the attribute in the right prompt."""
     wrong: str | None
-    """Value in this one; None where it is left out."""
+    """Value in this prompt; None where it is left out."""
     text: str
     """The sentence."""
 
 
 @dataclass(frozen=True)
 class PromptVariations:
-    """The prompts whose masks are compared, of every structure of an image; always the same for the same attributes.
+    """List the prompts whose masks are compared, for every structure of an image; the same attributes always give the same prompts.
 
     Args:
-        level: P0 ... P7 of the right prompt; what the image does not know lowers it. Of "random" or a list the highest.
-        domain_word: prompts end by telling whether the image is real or synthetic; for networks that were trained so.
-        structures: what is asked for.
+        level: P0 ... P7 of the right prompt; missing attributes of the image lower it. Of "random" or a list, the highest is taken.
+        domain_word: prompts end by saying whether the image is real or synthetic; for networks that were trained so.
+        structures: structures that the prompts ask for.
     Raises:
         ValueError: if the level does not exist or names no structure.
     """
@@ -106,11 +106,11 @@ class PromptVariations:
 
     @property
     def highest_level(self) -> str:
-        """The level of the right prompt of an image that knows everything."""
+        """Return the level of the right prompt of an image with all attributes."""
         return max(prompt_levels(self.level), key=LEVELS.index)
 
     def __call__(self, attributes: Mapping[str, Any]) -> list[PromptVariant]:
-        """The prompts of one image; of each structure the right one comes first.
+        """Return the prompts of one image; the right prompt of each structure comes before its changed ones.
 
         Args:
             attributes: a datalist item, as in `prompt_text`.
@@ -118,13 +118,13 @@ class PromptVariations:
         return [variant for structure in self.structures for variant in self._of_structure(structure, attributes)]
 
     def untested(self, attributes: Mapping[str, Any]) -> set[tuple[str, str]]:
-        """(structure, attribute) that the level asks for, but that the image's right prompts do not say."""
+        """Return each (structure, attribute) that the level asks for but the image's right prompts do not say."""
         wanted = self._said(self.highest_level, attributes)
         said = {s.name: self._said(self._prompt(s, attributes).level, attributes) for s in self.structures}
         return {(s.name, name) for s in self.structures for name in wanted if name not in said[s.name]}
 
     def _of_structure(self, structure: Structure, attributes: Mapping[str, Any]) -> Iterator[PromptVariant]:
-        """The right prompt of a structure, then every changed one."""
+        """Yield the right prompt of a structure, then every changed one."""
         right = self._prompt(structure, attributes)
         level = right.level
 
@@ -161,7 +161,7 @@ class PromptVariations:
     def _prompt(
         self, structure: Structure, attributes: Mapping[str, Any], level: str | None = None, **options: Any
     ) -> Prompt:
-        """One prompt; at the level of the right one all its attributes are known."""
+        """Write one prompt; at the level of the right one all its attributes are known."""
         return prompt_text(
             structure,
             level or self.highest_level,
@@ -172,18 +172,18 @@ class PromptVariations:
 
     @staticmethod
     def _said(level: str, attributes: Mapping[str, Any]) -> list[str]:
-        """Attributes that a prompt of this level says of an image, in the order of the levels."""
+        """List the attributes that a prompt of this level says of an image, in the order of the levels."""
         is_synthetic = bool(attributes.get("is_synthetic", False))
         order = [name for name in ATTRIBUTES if not (is_synthetic and name == "image_quality")]
         return order[: LEVELS.index(level) - 1]
 
 
 def wrong_values(attribute: str, value: Any) -> list[Any]:
-    """Values that a prompt could say in place of the right one.
+    """List the values that a prompt could say in place of the right one.
 
     Args:
-        attribute: of `templates.ATTRIBUTES`.
-        value: the right one, as a datalist has it.
+        attribute: one of `templates.ATTRIBUTES`.
+        value: the right value, as in a datalist.
     Raises:
         ValueError: if there is no such attribute.
     """

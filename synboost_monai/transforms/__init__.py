@@ -1,4 +1,4 @@
-"""Transforms: `array` holds the logic, `dictionary` the versions for MONAI's pipelines (names ending in d)."""
+"""Transform images and label maps: `array` holds the logic, `dictionary` the versions for MONAI's pipelines (names ending in d)."""
 
 from synboost_monai.letterbox import LetterboxGeometry, letterbox_geometry
 from synboost_monai.transforms.array import (

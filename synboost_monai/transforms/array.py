@@ -1,4 +1,4 @@
-"""Ultrasound images: into the network's square and back to their own grid.
+"""Fit ultrasound images into the network's square and normalise them.
 
 Display order: rows run from the probe downwards, columns from left to right, as on the screen. S: structures, one mask
 each. H, W: native rows and columns. N: side of the square. T: frames of a sequence (1 for a single image).
@@ -30,16 +30,16 @@ __all__ = [
 ]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Per colour channel, intensities in [0, 1]: what CLIPSeg's published input is normalised with."""
+"""Mean and standard deviation of each colour channel, for intensities in [0, 1], that normalise CLIPSeg's published input."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Per colour channel, intensities in [0, 1]: what CRIS's published input is normalised with."""
+"""Mean and standard deviation of each colour channel, for intensities in [0, 1], that normalise CRIS's published input."""
 
 
 # --- geometry --------------------------------------------------------------------------------------------------------
 
 
 def letterbox_image(image: Tensor, geometry: LetterboxGeometry) -> Tensor:
-    """Image (T, H, W) -> (T, N, N) uint8, 0..255, black around: bilinear, smoothed where it shrinks.
+    """Fit an image (T, H, W) into (T, N, N) uint8, 0..255, with black around it: bilinear, smoothed where it shrinks.
 
     The frames of a sequence share one scale of brightness; they are resized one at a time, so that no second copy of a long
     sequence is made.
@@ -48,9 +48,9 @@ def letterbox_image(image: Tensor, geometry: LetterboxGeometry) -> Tensor:
 
 
 def letterbox_frames(frames: Tensor, geometry: LetterboxGeometry) -> Tensor:
-    """Frames of a clip (T, H, W), 0..255, -> (T, N, N) uint8, as `letterbox_image`, but each as it is, whatever the others hold.
+    """Fit frames of a clip (T, H, W), 0..255, into (T, N, N) uint8 as `letterbox_image` does, but keep each frame's grey values.
 
-    So a frame gives the same in every window of its clip.
+    A frame therefore gives the same result in every window of its clip.
     """
     return _letterbox(frames, geometry, 0.0, 1.0)
 
@@ -64,14 +64,14 @@ def _letterbox(image: Tensor, geometry: LetterboxGeometry, low: float, factor: f
 
 
 def letterbox_label_map(label_map: Tensor, geometry: LetterboxGeometry) -> Tensor:
-    """Label map (1, H, W) -> (1, N, N) uint8: each class is resized by itself, then the largest share wins."""
+    """Fit a label map (1, H, W) into (1, N, N) uint8: each class is resized by itself, then the largest share wins."""
     onehot = torch.stack([(label_map[0] == k).float() for k in range(NUM_CLASSES)])  # (K, H, W)
     inner = resize(onehot, geometry.inner_height, geometry.inner_width).argmax(dim=0, keepdim=True)
     return _pad(inner, geometry, BACKGROUND_INDEX).to(torch.uint8)
 
 
 def scale_to_bytes(image: Tensor) -> Tensor:
-    """Grey values -> 0..255, float32, by the range of the whole image or sequence.
+    """Scale grey values to 0..255, float32, by the range of the whole image or sequence.
 
     | values | become | such as |
     |---|---|---|
@@ -80,8 +80,8 @@ def scale_to_bytes(image: Tensor) -> Tensor:
     | others | smallest -> 0, largest -> 255, straight between | int16 with negative values, uint16 of 12 bits, float in [-1, 1] |
     | one value outside 0..255 | 0 | a blank image |
 
-    So the last kind depends on each image's own darkest and brightest pixel, and one outlier darkens the rest: where a fixed
-    window is known, save images in 8 bits.
+    The third row depends on each image's darkest and brightest pixel, and one outlier darkens the rest: if a fixed window is
+    known, save images in 8 bits.
 
     Args:
         image: any shape and number type.
@@ -91,18 +91,18 @@ def scale_to_bytes(image: Tensor) -> Tensor:
 
 
 def _byte_scale(image: Tensor) -> tuple[float, float]:
-    """(low, factor) of `scale_to_bytes`: (value - low) * factor lies within 0..255."""
+    """Return (low, factor) of `scale_to_bytes`: (value - low) * factor is within 0..255."""
     return byte_scale(float(image.min()), float(image.max()))
 
 
 def masks_of_label_map(label_map: Tensor) -> Tensor:
-    """Label map (1, H, W) -> one mask a structure, (S, H, W) float32."""
+    """Split a label map (1, H, W) into one mask per structure, (S, H, W) float32."""
     indices = torch.tensor([s.class_index for s in STRUCTURES], dtype=label_map.dtype, device=label_map.device)
     return (label_map == indices[:, None, None]).float()
 
 
 def normalise_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Image (..., 1, N, N), uint8 0..255 or float [0, 1] -> the network's three channels, (..., 3, N, N) float32."""
+    """Normalise an image (..., 1, N, N), uint8 0..255 or float [0, 1], to the network's three channels, (..., 3, N, N) float32."""
     grey = image.float() / 255 if image.dtype == torch.uint8 else image
     return (grey - torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None])
 
@@ -111,12 +111,12 @@ def normalise_image(image: Tensor, mean: Sequence[float], std: Sequence[float]) 
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Without meta data: MetaTensors cost time in each operation."""
+    """Return the tensor without meta data: MetaTensors cost time in each operation."""
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """(C, H, W) float -> (C, height, width): bilinear, pixel centres kept, smoothed where it shrinks."""
+    """Resize (C, H, W) float to (C, height, width): bilinear, pixel centres kept, smoothed where it shrinks."""
     return F.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False, antialias=True)[0]
 
 

@@ -1,4 +1,4 @@
-"""Dictionary versions of `array`'s transforms, for MONAI pipelines: a datalist's item -> what the network takes, and back."""
+"""Provide `array`'s transforms for MONAI pipelines: they turn a datalist's item into the network's input."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ Item = Mapping[Hashable, Any]
 
 
 class LoadEchod(MapTransform):
-    """Path -> MetaTensor (T, H, W) in display order (see `load_echo`); `spacing_mm` and `is_calibrated` of the first key come along.
+    """Load a path as MetaTensor (T, H, W) in display order (see `load_echo`); add `spacing_mm` and `is_calibrated` of the first key.
 
-    Of an ultrasound DICOM object it is the tissue region, and the item gets what the header tells (see `LoadUltrasoundDicomd`); label
-    maps of its whole frame are cropped to the region.
+    From an ultrasound DICOM object the tissue region is loaded, and the item gets facts of the header (see `LoadUltrasoundDicomd`);
+    label maps of its whole frame are cropped to the region.
 
     Args:
-        keys: images and label maps; the first must have at least `array.MIN_IMAGE_SIDE` pixels a side.
-        sequences: take files of several planes over time; the item gets `is_sequence`, true for one plane too, so that everything
-            after it sees T first. Without it T is 1 (the channel), and a file of several planes is an error.
+        keys: images and label maps; the first must have at least `files.MIN_IMAGE_SIDE` pixels per side.
+        sequences: take files of several planes over time; the item gets `is_sequence`, also for a single plane, so that all later
+            transforms know that T comes first. Without it T is 1 (the channel), and a file of several planes is an error.
     """
 
     def __init__(self, keys: KeysCollection, sequences: bool = False, allow_missing_keys: bool = False) -> None:
@@ -68,9 +68,9 @@ class LoadEchod(MapTransform):
 
 
 class EchoInMemoryd(MapTransform):
-    """Image of one plane that somebody else has read, in stored order (W, H) or (W, H, 1) -> what `LoadEchod` gives, (1, H, W).
+    """Convert an image of one plane that is already in memory, in stored order (W, H) or (W, H, 1), to `LoadEchod`'s (1, H, W).
 
-    MONAI Deploy hands images over like this. Its `row_pixel_spacing` and `col_pixel_spacing` (mm) become `spacing_mm`; without them a
+    MONAI Deploy passes images like this. Its `row_pixel_spacing` and `col_pixel_spacing` (mm) become `spacing_mm`; without them a
     pixel is taken as 1 mm and `is_calibrated` is false.
 
     Args:
@@ -104,7 +104,7 @@ class EchoInMemoryd(MapTransform):
 
 
 class CheckLabelMapd(MapTransform):
-    """Refuses label maps with other classes than 0..3 or of another shape than the image (see `check_label_map`)."""
+    """Refuse label maps with other classes than 0..3 or of another shape than the image (see `check_label_map`)."""
 
     def __init__(
         self, keys: KeysCollection = "label", image_key: str = "image", allow_missing_keys: bool = False
@@ -122,13 +122,13 @@ class CheckLabelMapd(MapTransform):
 
 
 class Letterboxd(MapTransform):
-    """Fits image and label map into the network's square (see `letterbox_geometry`); `geometry` says how to go back.
+    """Fit image and label map into the network's square (see `letterbox_geometry`); the item's `geometry` says how to go back.
 
     Args:
-        keys: images (1, H, W) or sequences (T, H, W), become uint8 0..255.
+        keys: images (1, H, W) or sequences (T, H, W); they become uint8 0..255.
         size: side of the square.
-        label_keys: label maps, keep their classes; those that are missing, or only paths, are left alone.
-        keep_aspect: False squashes, as published.
+        label_keys: label maps; they keep their classes. Missing ones, and paths, are left alone.
+        keep_aspect: False stretches the image to the square, as published.
         keep_meta: keep the image a MetaTensor, so that results can be written back; training does without.
     """
 
@@ -165,15 +165,15 @@ class Letterboxd(MapTransform):
 
 
 class ViewPhaseClassd(Transform):
-    """Adds the class of an item's `view` and `phase`, for a diffusion model that is told them.
+    """Add the class of an item's `view` and `phase`, for a diffusion model conditioned on them.
 
-    0 where either is not known, else 1 + 2 view index + phase index: 1 apical two-chamber at end-diastole, 2 at end-systole,
+    0 if either is unknown, else 1 + 2 view index + phase index: 1 apical two-chamber at end-diastole, 2 at end-systole,
     3 apical four-chamber at end-diastole, 4 at end-systole (5 in all).
 
     Args:
-        output_key: where the class goes, an int.
+        output_key: key for the class, an int.
     Raises:
-        ValueError: if the item has a view or phase that is none of ours.
+        ValueError: if the item has an unsupported view or phase.
     """
 
     def __init__(self, output_key: str = "class_label") -> None:
@@ -193,7 +193,7 @@ class ViewPhaseClassd(Transform):
 
 
 class MasksOfLabelMapd(MapTransform):
-    """Label map (1, N, N) -> one mask a structure, (S, N, N) float32."""
+    """Split a label map (1, N, N) into one mask per structure, (S, N, N) float32."""
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
@@ -203,9 +203,9 @@ class MasksOfLabelMapd(MapTransform):
 
 
 class NormaliseEchod(MapTransform):
-    """Image (1, N, N), uint8 0..255 or float [0, 1] -> (3, N, N) float32, normalised a channel.
+    """Normalise an image (1, N, N), uint8 0..255 or float [0, 1], channel by channel, to (3, N, N) float32.
 
-    Of an item that `LoadEchod(sequences=True)` read: (T, N, N) -> (T, 3, N, N).
+    For an item that `LoadEchod(sequences=True)` has read: (T, N, N) -> (T, 3, N, N).
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class NormaliseEchod(MapTransform):
 
 
 class DropAttributesd(Transform):
-    """Takes the attributes and the label map out of an item: some items lack some of them, so a batch cannot hold them."""
+    """Remove the attributes and the label map from an item: some items lack some of them, so a batch cannot hold them."""
 
     ATTRIBUTES = frozenset(field.name for field in fields(EchoRecord)) - {"image"}
 

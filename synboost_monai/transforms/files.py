@@ -1,4 +1,4 @@
-"""Images and label maps in files: read for the pipelines, checked, and written back in the frame of the image's file.
+"""Read and check images and label maps for the pipelines, and write label maps back in the frame of the image's file.
 
 Display order: rows run from the probe downwards, columns from left to right, as on the screen. Files store (x, y); reading
 transposes, writing transposes back. H, W: native rows and columns. T: frames of a sequence (1 for a single image).
@@ -45,9 +45,9 @@ from synboost_monai.transforms.ultrasound_dicom import (
 )
 
 OUTPUT_FORMATS = ("same", "nifti")
-"""How label maps are written: in the image's own format, or always as NIfTI."""
+"""Formats of written label maps: the image's own format, or always NIfTI."""
 MIN_IMAGE_SIDE = 16
-"""Pixels: an image with fewer rows or columns is no echocardiogram, and a network would be shown its interpolation."""
+"""Fewest rows or columns of an image: a smaller one is not an echocardiogram, and a network would see mostly interpolated pixels."""
 
 
 def load_echo(
@@ -55,19 +55,19 @@ def load_echo(
 ) -> tuple[MetaTensor, tuple[float, float]]:
     """Read one image or label map, or a sequence, in display order.
 
-    Its meta data is what MONAI's readers give (`filename_or_obj`, `affine` in mm of the stored array, `spatial_shape`), so MONAI Label
-    can write a label map back; `spatial_shape` is always a volume with T planes, (W, H, T) where the file stores (x, y).
-    `display_order` says how that volume is shown (see `formats.grid`): one whose affine says that it is turned or mirrored is turned
-    back.
+    Its meta data are those of MONAI's readers (`filename_or_obj`, `affine` in mm of the stored array, `spatial_shape`), so MONAI Label
+    can write a label map back; `spatial_shape` is always a volume with T planes, (W, H, T) if the file stores (x, y).
+    `display_order` says how that volume is displayed (see `formats.grid`): a volume that is turned or mirrored according to its affine
+    is turned back.
 
-    `region` and `full_shape` say what part of the file's frame the pixels are: of ultrasound DICOM the tissue region, of others all.
+    `region` and `full_shape` say what part of the file's frame the pixels are: the tissue region of ultrasound DICOM, all of others.
 
     Args:
         path: NIfTI, MetaImage, PNG, JPEG, BMP, AVI or MP4 of any number type, or an ultrasound DICOM object (see
             `load_ultrasound`); colours become grey (see `files.read_frames`); the spacing of a picture (PNG, JPEG, BMP) or clip (AVI,
             MP4), and of DICOM without a calibration, is taken as 1 mm (`is_calibrated` false).
         sequences: take a file of several planes over time; without it, such a file is an error.
-        like: the image whose label map this is; it lies as the image where its own header does not say how.
+        like: the image whose label map this is; the label map is oriented like it if its own header does not say how.
     Returns:
         pixels (T, H, W), the file's own values, float32 (a sequence of bytes stays uint8, which is a quarter of the memory);
         spacing_mm (row, column).
@@ -96,7 +96,7 @@ def load_echo(
 
 
 def echo_of_array(pixels: Any, spacing_mm: Sequence[float] | None = None) -> tuple[MetaTensor, Tensor]:
-    """Take an image or clip that is in memory, in display order, as `load_echo` gives one of a file.
+    """Convert an image or clip in memory, in display order, to the form that `load_echo` returns.
 
     Args:
         pixels: (H, W), or (T, H, W); grey levels of any number type.
@@ -104,7 +104,7 @@ def echo_of_array(pixels: Any, spacing_mm: Sequence[float] | None = None) -> tup
     Returns:
         pixels (T, H, W), float32 (bytes stay uint8); spacing_mm (2,).
     Raises:
-        ValueError: if it has other axes, is empty or too small, or a number is none.
+        ValueError: if it has other axes, is empty or too small, or a value is NaN or infinite.
     """
     array = np.asarray(pixels)
     if array.ndim not in (2, 3) or array.size == 0 or array.dtype.kind not in "buif":
@@ -161,18 +161,18 @@ def write_label_map(
 ) -> Path:
     """Write a label map that overlays its image exactly: same stored order, shape, spacing, origin and orientation; uint8.
 
-    That of a sequence has the sequence's stored shape, (x, y, t) or (x, y, 1, t), and its time spacing; that of a colour image is
-    grey.
+    The label map of a sequence has the sequence's stored shape, (x, y, t) or (x, y, 1, t), and its time spacing; that of a colour
+    image is grey.
 
     Args:
         label_map: (H, W), or (T, H, W) of a sequence, in display order.
         image_path: the image that it belongs to; its header is copied.
-        target: where to write, without a suffix; the format decides it: .nii.gz for NIfTI and for DICOM (of the whole frame), .mha
+        target: path to write to, without a suffix; the format decides it: .nii.gz for NIfTI and for DICOM (of the whole frame), .mha
             for MetaImage (header and pixels in one file, so that it appears whole or not at all), .png for PNG, JPEG and BMP,
             .nii.gz of (x, y, t) for AVI and MP4.
         output_format: "same" as the image, or "nifti".
     Returns:
-        path of the file.
+        path of the written file.
     Raises:
         ValueError: if the format is unknown or the sizes differ.
     """
@@ -208,7 +208,7 @@ def write_label_map(
 def label_map_path(
     image_path: str | os.PathLike[str], target: str | os.PathLike[str], output_format: str = "same"
 ) -> Path:
-    """The file that `write_label_map` writes: the format decides the suffix."""
+    """Return the path that `write_label_map` writes to: the format decides the suffix."""
     suffix = image_suffix(image_path)
     if output_format == "nifti" or suffix in NIFTI_SUFFIXES + CLIP_SUFFIXES or is_dicom(image_path):
         return Path(f"{target}.nii.gz")
@@ -216,7 +216,7 @@ def label_map_path(
 
 
 def check_label_map(label_map: Tensor, image_shape: Sequence[int] | None, path: str) -> None:
-    """Refuse a label map that is not one of this project, or not one of this image.
+    """Refuse a label map that has other classes or does not belong to this image.
 
     Args:
         label_map: (1, H, W), or (T, H, W) of a sequence.
@@ -251,16 +251,16 @@ def checked_items(
     needs_label: bool = False,
     sequences: bool = False,
 ) -> list[dict[str, Any]]:
-    """Open every file of a datalist's items before work begins, so that a bad one stops the run while nothing is written.
+    """Open every file of a datalist's items before work begins, so that a bad one stops the run before anything is written.
 
     Args:
-        items: of `data.list_images` or `data.read_datalist`.
+        items: items from `data.list_images` or `data.read_datalist`.
         needs_label: each item must have a label map (evaluation).
         sequences: a file may hold several planes over time, and so may its label map.
     Returns:
-        the items, each with `case`: its file's name without suffix, or with its folders where names repeat (see `result_names`).
+        the items, each with `case`: its file's name without suffix, with its folders if names repeat (see `result_names`).
     Raises:
-        FileNotFoundError, ValueError: of the first bad file.
+        FileNotFoundError, ValueError: for the first bad file.
     """
     paths = [os.path.abspath(item["image"]) for item in items]
     stems = [image_stem(path) for path in paths]
@@ -281,7 +281,7 @@ def checked_items(
 
 
 def _write_nifti_like(frames: NDArray[np.uint8], image_path: Path, path: Path) -> Path:
-    """A label map with its image's NIfTI header: shape of the stored array, affine, codes, units and time spacing stay."""
+    """Write a label map with its image's NIfTI header: shape of the stored array, affine, codes, units and time spacing stay."""
     import nibabel as nib
 
     grid = read_grid(image_path)
@@ -299,7 +299,7 @@ def _write_nifti_like(frames: NDArray[np.uint8], image_path: Path, path: Path) -
 
 
 def _write_nifti(volume: NDArray[np.uint8], affine: NDArray[np.float64], path: Path) -> Path:
-    """Write a stored volume (X, Y, Z); of one plane (X, Y, 1), as (X, Y)."""
+    """Write a stored volume (X, Y, Z); a single plane (X, Y, 1) is written as (X, Y)."""
     import nibabel as nib
 
     with atomic_path(path) as temporary:
@@ -308,7 +308,7 @@ def _write_nifti(volume: NDArray[np.uint8], affine: NDArray[np.float64], path: P
 
 
 def _write_metaimage_like(frames: NDArray[np.uint8], image_path: Path, path: Path) -> Path:
-    """A label map with its MetaImage's size, spacing, origin and direction."""
+    """Write a label map with its MetaImage's size, spacing, origin and direction."""
     import itk
 
     image = read_metaimage_header(image_path)
@@ -322,7 +322,7 @@ def _write_metaimage_like(frames: NDArray[np.uint8], image_path: Path, path: Pat
 
 
 def _check_size(frames: NDArray[np.uint8], shape: tuple[int, ...], image_path: Path) -> None:
-    """Refuse a label map (T, H, W) that is not of an image of `shape`."""
+    """Refuse a label map (T, H, W) that does not have the image's `shape`."""
     if frames.shape != shape:
         raise ValueError(
             f"{image_path}: image is {shape} but the label map to write is {frames.shape} (frames, rows, columns)"

@@ -1,4 +1,4 @@
-"""Label maps for semantic diffusion: random perturbation, the ultrasound sector, the five-class sector label map.
+"""Prepare label maps for semantic diffusion: random perturbation, the ultrasound sector, the five-class sector label map.
 
 Shapes: H rows and W columns in display order (row 0 at the transducer), K sector classes.
 """
@@ -23,29 +23,29 @@ from synboost_monai.structures import (
 )
 
 SECTOR_HALF_ANGLE_DEG = 37.2
-"""Half opening angle of the default sector, degrees: asin(W / 2H) of CAMUS's images, which their sector fills."""
+"""Half opening angle of the default sector, degrees: asin(W / 2H) of CAMUS's images, as their sector fills them."""
 
 BSPLINE_DEGREE = 3
-"""Cubic B-splines, as in free-form deformation (Rueckert et al. 1999)."""
+"""Degree of the B-splines: cubic, as in free-form deformation (Rueckert et al. 1999)."""
 
 
 @dataclass(frozen=True, eq=False)
 class DrawnPerturbation:
-    """One perturbation: the numbers drawn, in units that do not depend on the image's size."""
+    """Hold the numbers drawn for one perturbation, in units that do not depend on the image's size."""
 
     rotation_deg: float
-    """Clockwise on screen, degrees."""
+    """Rotation, clockwise on screen, degrees."""
     translation: tuple[float, float]
-    """To the right and down, fractions of the width and the height."""
+    """Translation to the right and down, fractions of the width and the height."""
     scale: float
-    """1 = size kept; isotropic."""
+    """Isotropic scale; 1 keeps the size."""
     shear_deg: float
     """Horizontal shear, degrees."""
     control_points: np.ndarray
     """Displacements (2, R, C) of the B-spline's control points: down and to the right, fractions of height and width."""
 
     def describe(self) -> dict[str, Any]:
-        """The drawn numbers for a provenance record; the control points as their largest displacement."""
+        """Return the drawn numbers for a provenance record; the control points as their largest displacement."""
         numbers = asdict(self)
         control_points = numbers.pop("control_points")
         numbers["translation"] = list(self.translation)
@@ -55,19 +55,19 @@ class DrawnPerturbation:
 
 @dataclass(frozen=True)
 class LabelMapPerturbation:
-    """Random affine and elastic deformation of a label map, with the published ranges as defaults.
+    """Deform a label map by a random affine and elastic map, with the published ranges as defaults.
 
     The label map is first mapped by x -> A (x - c) + c + d, with A = s R(rotation) Sh(shear), c the image's centre and
     d the translation; then by the elastic field u, a tensor product of cubic B-splines: the perturbed map at p is the
-    affine map at p + u(p), u(p) = sum_ij B_i(p_row) B_j(p_column) w_ij. Both are one lookup here, nearest neighbour,
+    affine map at p + u(p), u(p) = sum_ij B_i(p_row) B_j(p_column) w_ij. Here both are one lookup, nearest neighbour,
     as class indices must not be averaged: label_map(A^-1 (p + u(p) - c - d) + c); outside the image is background.
 
     Source: Stojanovski et al. 2023, "Echo from Noise", section 2.2 and its code's augment_camus_labels.py (MIT), where
-    torchvision's RandomAffine is followed by torchio's RandomElasticDeformation. The control points lie as there: the
-    image spans the R - 3 by C - 3 inner cells of the grid, and `locked_borders` counts the outer rings of control
-    points that stay put (1: the border itself can still move a little; 3: the border is fixed exactly). A mean of
+    torchvision's RandomAffine is followed by torchio's RandomElasticDeformation. The control points are placed as there:
+    the image spans the R - 3 by C - 3 inner cells of the grid, and `locked_borders` counts the outer rings of control
+    points that stay put (1: the border itself can still move a little; 3: the border is fixed exactly). As a mean of
     bounded weights, u never exceeds `max_displacement`. The published call passes `(10, 10, 4)` control points for a
-    one-slice volume (1, H, W), so that its columns had 4: `num_control_points=(10, 4)` gives that.
+    one-slice volume (1, H, W), so that its columns had 4: `num_control_points=(10, 4)` reproduces that.
     """
 
     max_rotation_deg: float = 5.0
@@ -83,9 +83,9 @@ class LabelMapPerturbation:
     locked_borders: int = 1
     """Outer rings of control points without displacement."""
     max_displacement: float = 30 / 256
-    """Control points move uniformly in +- this on each axis, fraction of the image's side: 30 px at 256 px."""
+    """Displacement of control points is uniform in +- this on each axis, fraction of the image's side: 30 px at 256 px."""
     strength: float = 1.0
-    """Scales whatever is drawn (of the scale its distance from 1), so a seed gives one deformation, weak or strong; 0 changes nothing."""
+    """Factor on all drawn numbers (on the scale's distance from 1), so a seed's deformation gets weaker or stronger; 0 changes nothing."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_translation", tuple(self.max_translation))
@@ -106,7 +106,7 @@ class LabelMapPerturbation:
             )
 
     def draw(self, seed: int) -> DrawnPerturbation:
-        """The perturbation that belongs to `seed` (a non-negative integer): the same on every machine."""
+        """Draw the perturbation that belongs to `seed` (a non-negative integer): the same on every machine."""
         generator = np.random.default_rng(seed)
         rotation_deg = generator.uniform(-self.max_rotation_deg, self.max_rotation_deg)
         right, down = (float(generator.uniform(-limit, limit)) for limit in self.max_translation)
@@ -134,7 +134,7 @@ class LabelMapPerturbation:
             label_map: integers, (H, W).
             seed: non-negative integer that fixes the perturbation.
         Returns:
-            The perturbed label map, shape and dtype of `label_map`; no class appears that was not there (or background).
+            The perturbed label map, shape and dtype of `label_map`; no new class appears, except background.
         """
         return apply_perturbation(label_map, self.draw(seed))
 
@@ -153,12 +153,12 @@ def apply_perturbation(label_map: np.ndarray, drawn: DrawnPerturbation) -> np.nd
     y = row + down - (height - 1) / 2 - drawn.translation[1] * height
     source_column = inverse[0, 0] * x + inverse[0, 1] * y + (width - 1) / 2
     source_row = inverse[1, 0] * x + inverse[1, 1] * y + (height - 1) / 2
-    # order 0 = nearest; outside the image there is background
+    # order 0 = nearest; outside the image is background
     return ndimage.map_coordinates(label_map, [source_row, source_column], order=0, mode="constant", cval=0)
 
 
 def displacement_field(shape: tuple[int, int], control_points: np.ndarray) -> np.ndarray:
-    """The elastic displacement u of every pixel from the control points' displacements.
+    """Compute the elastic displacement u of every pixel from the control points' displacements.
 
     u(p) = sum_ij B_i(p_row) B_j(p_column) w_ij with uniform cubic B-splines B; the image, pixel edges included, spans
     the inner R - 3 by C - 3 cells.
@@ -175,7 +175,7 @@ def displacement_field(shape: tuple[int, int], control_points: np.ndarray) -> np
 
 
 def _bspline_basis(num_pixels: int, num_control_points: int) -> np.ndarray:
-    """Values (num_pixels, num_control_points) of the uniform cubic B-splines at the pixel centres."""
+    """Compute values (num_pixels, num_control_points) of the uniform cubic B-splines at the pixel centres."""
     num_cells = num_control_points - BSPLINE_DEGREE
     knots = np.arange(-BSPLINE_DEGREE, num_cells + BSPLINE_DEGREE + 1, dtype=float)
     centres = (np.arange(num_pixels) + 0.5) * num_cells / num_pixels  # in cells
@@ -187,7 +187,7 @@ def sector_mask(image: np.ndarray, threshold: float = 0.0) -> np.ndarray:
 
     The region is where most pixels of a small neighbourhood have image > threshold: dark speckle does not count, nor do thin
     strokes (burnt-in text, calipers). A phased array's sector is convex, so its convex hull also holds the dark cavities.
-    The concave top edge of a curved array is filled up as well.
+    The concave top edge of a curved array is filled in as well.
 
     Args:
         image: (H, W), 0 outside the sector.
@@ -217,7 +217,7 @@ def sector_mask(image: np.ndarray, threshold: float = 0.0) -> np.ndarray:
 
 
 def _fill_convex_hull(mask: np.ndarray) -> np.ndarray:
-    """Every pixel centre within the convex hull of the mask's pixel centres."""
+    """Fill in every pixel whose centre is within the convex hull of the mask's pixel centres."""
     rows = np.flatnonzero(mask.any(axis=1))
     first = mask[rows].argmax(axis=1)
     last = mask.shape[1] - 1 - mask[rows, ::-1].argmax(axis=1)
@@ -239,13 +239,13 @@ def _fill_convex_hull(mask: np.ndarray) -> np.ndarray:
 def default_sector_mask(
     shape: tuple[int, int], spacing_mm: tuple[float, float] = (1.0, 1.0), half_angle_deg: float = SECTOR_HALF_ANGLE_DEG
 ) -> np.ndarray:
-    """The sector of a phased array where no image shows it: apex at the top centre, as deep as the image is high.
+    """Make the sector of a phased array when there is no image to find it in: apex at the top centre, as deep as the image is high.
 
     Inside: hypot(x, y) <= depth and |atan2(x, y)| <= half angle, x to the right of the apex and y below it, in mm.
 
     Args:
         shape: (H, W).
-        spacing_mm: (row, column).
+        spacing_mm: (row, column) size of a pixel.
         half_angle_deg: half of the opening angle, degrees.
     Returns:
         True inside the sector, (H, W) bool.
@@ -258,7 +258,7 @@ def default_sector_mask(
 
 
 def sector_label_map(label_map: np.ndarray, sector: np.ndarray) -> np.ndarray:
-    """The five-class label map that conditions the diffusion model; labels outside the sector are cut off.
+    """Make the five-class label map that conditions the diffusion model; labels outside the sector are cut off.
 
     0 outside the sector, 1 left-ventricular cavity, 2 other tissue in the sector, 3 myocardium, 4 left atrium
     (`labels.SECTOR_INDEX_OF_CLASS`).
@@ -282,7 +282,7 @@ def sector_label_map(label_map: np.ndarray, sector: np.ndarray) -> np.ndarray:
 
 
 def colour_sector_label_map(label_map: np.ndarray) -> np.ndarray:
-    """A picture of a five-class sector label map: black outside, dark grey tissue, structures in their colours.
+    """Draw a five-class sector label map: black outside, dark grey tissue, structures in their colours.
 
     Args:
         label_map: (H, W), 0..4.

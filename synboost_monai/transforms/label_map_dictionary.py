@@ -1,4 +1,4 @@
-"""Dictionary twins of `label_map_array`: label maps and sectors in a MONAI pipeline.
+"""Provide the transforms of `label_map_array` for MONAI pipelines: label maps and sectors.
 
 Items hold channel-first tensors in display order; `label` is a segmentation label map (1, H, W).
 """
@@ -25,16 +25,16 @@ from synboost_monai.transforms.label_map_array import (
 )
 
 MIN_LABEL_FRACTION_IN_SECTOR = 0.5
-"""Without an image, more of the labelled pixels than this must lie in the default sector, or it is the wrong geometry."""
+"""Smallest share of the labelled pixels in the default sector, without an image; below it the geometry must be wrong."""
 
 
 class SectorMaskd(Transform):
-    """Add the mask of the ultrasound sector: the item's own, else from its image, else the default geometry.
+    """Add the mask of the ultrasound sector: the item's own mask, else one found in its image, else the default geometry.
 
     Args:
-        image_key: (1, H, W), on its native grid and before its intensities are changed; need not be there.
-        label_key: label map (1, H, W), whose shape the default geometry takes, with the item's `spacing_mm`.
-        sector_key: where the mask goes, (1, H, W) uint8, with the meta data of its source. An item that has it already, as
+        image_key: image (1, H, W), on its native grid and before its intensities are changed; may be missing.
+        label_key: label map (1, H, W); the default geometry takes its shape, with the item's `spacing_mm`.
+        sector_key: key for the mask, (1, H, W) uint8, with the meta data of its source. An item that already has a mask,
             loaded from a file (1, H, W), keeps it: non-zero is inside.
         threshold: brightest image value that still counts as dark.
     Raises:
@@ -72,7 +72,7 @@ class SectorMaskd(Transform):
         return item
 
     def _own_sector(self, source: Any, item: Mapping[Hashable, Any]) -> np.ndarray:
-        """The sector that the item brings, (H, W) bool."""
+        """Return the item's own sector, (H, W) bool."""
         if isinstance(source, (str, os.PathLike)):
             raise ValueError(f"SectorMaskd: {source} is not loaded; name the key {self.sector_key!r} in LoadEchod")
         sector = _plane(source) > 0
@@ -88,13 +88,13 @@ class SectorMaskd(Transform):
 
 
 class SectorLabelMapd(Transform):
-    """Add the five-class sector label map of a label map and its sector, also one-hot; labels outside the sector are cut off.
+    """Add the five-class sector label map of a label map and its sector, and its one-hot form; cut off labels outside the sector.
 
     Args:
         label_key: segmentation label map, (1, H, W).
         sector_key: mask of the sector, (1, H, W).
-        output_key: where the sector label map goes, (1, H, W) uint8.
-        onehot_key: where its one-hot form goes, (K, H, W) uint8: a quarter of the memory of floats in a cache.
+        output_key: key for the sector label map, (1, H, W) uint8.
+        onehot_key: key for its one-hot form, (K, H, W) uint8: a quarter of the memory of floats in a cache.
     """
 
     def __init__(
@@ -120,11 +120,11 @@ class SectorLabelMapd(Transform):
 
 
 class PerturbLabelMapd(MapTransform):
-    """Perturb label maps by the seed that their item carries, so that neither order nor workers matter.
+    """Perturb label maps by the seed in their item, so that neither order nor workers matter.
 
     Args:
         keys: label maps, (1, H, W).
-        perturbation: the ranges; None: the published ones.
+        perturbation: ranges of the perturbation; None: the published ones.
         seed_key: item key of the seed, a non-negative integer. All `keys` get the same perturbation.
     """
 
@@ -149,21 +149,21 @@ class PerturbLabelMapd(MapTransform):
 
 
 class RandAffineSectord(RandomizableTransform):
-    """Warp an image together with its sector label map by a random affine map, so that few patients show more hearts.
+    """Warp an image together with its sector label map by a random affine map, so that few patients yield more different hearts.
 
-    A diffusion model of few images learns them by heart, and then draws them however the label map differs; warped pairs make it
-    follow the label map. What comes from beyond the border is outside the sector, and dark.
+    A diffusion model trained on few images memorises them and then draws them whatever the label map; warped pairs make it
+    follow the label map. Pixels from beyond the border are outside the sector, and dark.
 
     Args:
-        probability: of warping an item; 0 switches it off.
-        image_key: (C, H, W), its darkest value `dark`; bilinear.
+        probability: probability of warping an item; 0 switches it off.
+        image_key: image (C, H, W), its darkest value `dark`; bilinear.
         onehot_key: one-hot sector label map (K, H, W), channel 0 is outside; nearest.
         rotate_degrees: largest rotation, either way.
         scale: largest change of size, as a share; up as much as down on a logarithmic scale.
-        aspect: the same of width against height.
+        aspect: largest change of width against height, likewise.
         shear_degrees: largest shear.
         shift: largest shift, as a share of the side.
-        dark: see above.
+        dark: darkest value of the image; pixels from beyond the border get it.
     """
 
     def __init__(
@@ -209,14 +209,14 @@ class RandAffineSectord(RandomizableTransform):
         label_onehot[:1] = is_outside.to(onehot.dtype)
         warped = warp(image - self.dark, "bilinear") + self.dark  # zeros from beyond the border are dark
         warped = torch.where(is_outside, torch.full_like(warped, self.dark), warped)
-        # as the branch that warps nothing: a batch holds items of both
+        # same type as in the branch without a warp: a batch holds items of both
         item[self.image_key] = convert_to_dst_type(warped, item[self.image_key])[0]
         item[self.onehot_key] = convert_to_dst_type(label_onehot, item[self.onehot_key])[0]
         return item
 
 
 class DarkOutsideSectord(MapTransform):
-    """Set an image to its darkest value wherever the sector label map says outside.
+    """Set an image to its darkest value outside the sector, according to the sector label map.
 
     Args:
         keys: images, (C, H, W).
@@ -239,7 +239,7 @@ class DarkOutsideSectord(MapTransform):
 
 
 def _plane(image: Any) -> np.ndarray:
-    """(1, H, W) tensor -> (H, W) array."""
+    """Convert a (1, H, W) tensor to an (H, W) array."""
     return convert_to_numpy(image)[0]
 
 

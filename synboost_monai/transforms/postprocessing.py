@@ -1,6 +1,6 @@
-"""From logits in the network's square to one label map on the image's own grid, and what there is to say about its doubt.
+"""Turn logits in the network's square into one label map on the image's own grid, and assess its doubt.
 
-S: structures, one logit each. E: groups of S prompts that mean the same (a prompt ensemble); logit e * S + s is that of group e for
+S: structures, one logit each. E: groups of S prompts that mean the same (a prompt ensemble); logit e * S + s belongs to group e and
 structure s. N: side of the square. H, W: native rows and columns. T: frames of a clip.
 """
 
@@ -37,35 +37,35 @@ from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY, stored_or
 Item = Mapping[Hashable, Any]
 
 SPREAD_KEY, EVIDENCE_KEY, DOUBT_KEY = "spread", "evidence", "doubt"
-"""Where `RestoreLabelMapd` and `AssessDoubtd` put what they find beside the label map."""
+"""Item keys of the results that `RestoreLabelMapd` and `AssessDoubtd` add beside the label map."""
 JUDGED_KEY = "judged"
-"""Where `RestoreLabelMapd` leaves the label map of all structures for `AssessDoubtd`, if only one of them was asked for."""
+"""Item key of the label map of all structures, which `RestoreLabelMapd` adds for `AssessDoubtd` if the prompt names only one."""
 RESULT_KEY = "result"
-"""What MONAI Label takes from an item into the JSON that it answers with."""
+"""Item key of the values that MONAI Label puts into the JSON of its answer."""
 LARGE_PIECE = 0.2
-"""A piece of at least this share of the largest one is no stray: the structure is torn, which the anatomy checks tell a person."""
+"""Smallest share of the largest piece from which a piece is kept: the structure is then torn, and the anatomy checks report it."""
 
 _FOUR = ndimage.generate_binary_structure(2, 1)
 _EIGHT = ndimage.generate_binary_structure(2, 2)
 
 
 def restore_logits(logits: Tensor, geometry: LetterboxGeometry) -> Tensor:
-    """Logits (S, N, N) -> native grid (S, H, W): padding off, then bilinear."""
+    """Resample logits (S, N, N) to the native grid (S, H, W): remove the padding, then interpolate bilinearly."""
     g = geometry
     return resize(_without_padding(logits, g).float(), g.native_height, g.native_width)
 
 
 def mean_logits(logits: Tensor) -> Tensor:
-    """Logits (E, ...) -> the logit of their mean probability (...): log mean p - log mean (1 - p), exact where p is close to 0 or 1."""
+    """Compute the logit of the mean probability of logits (E, ...): log mean p - log mean (1 - p), exact where p is close to 0 or 1."""
     logits = logits.float()
     return F.logsigmoid(logits).logsumexp(dim=0) - F.logsigmoid(-logits).logsumexp(dim=0)
 
 
 def logits_to_label_map(logits: Tensor, class_indices: Sequence[int] | None = None, threshold: float = 0.5) -> Tensor:
-    """One label map from the logits of several structures: the arbitration rule.
+    """Make one label map from the logits of several structures, by the arbitration rule.
 
     A pixel belongs to the structure with the highest logit if that structure's probability is above the threshold, else to the
-    background. So no two structures overlap, and with one structure it is the plain threshold.
+    background. No two structures overlap, therefore, and with one structure the rule is the plain threshold.
 
     Args:
         logits: (S, H, W) or (B, S, H, W).
@@ -85,13 +85,13 @@ def logits_to_label_map(logits: Tensor, class_indices: Sequence[int] | None = No
 
 
 def remove_strays(label_map: NDArray[np.uint8], class_indices: Sequence[int]) -> NDArray[np.uint8]:
-    """A label map in which each structure keeps its largest connected piece, and any that is not much smaller (`LARGE_PIECE`).
+    """Remove stray pieces: each structure keeps its largest connected piece, and any that is not much smaller (`LARGE_PIECE`).
 
-    Pixels are connected to their eight neighbours. What is removed becomes background.
+    Pixels are connected to their eight neighbours. Removed pixels become background.
 
     Args:
         label_map: (H, W).
-        class_indices: the structures.
+        class_indices: classes of the structures.
     """
     kept = label_map.copy()
     for index in class_indices:
@@ -106,7 +106,7 @@ def remove_strays(label_map: NDArray[np.uint8], class_indices: Sequence[int]) ->
 def fill_enclosed(
     label_map: NDArray[np.uint8], logits: NDArray[np.float32], class_indices: Sequence[int]
 ) -> NDArray[np.uint8]:
-    """A label map in which no background is enclosed by structures: neither a hole in one, nor a gap between several.
+    """Fill background that is enclosed by structures, both holes in one structure and gaps between several.
 
     A pixel of an enclosed pocket goes to the structure with the highest logit among those that touch the pocket.
 
@@ -133,28 +133,28 @@ def fill_enclosed(
 
 
 class RestoreLabelMapd(MapTransform):
-    """Logits (E * S, N, N) -> label map on the image's native grid, in the stored order of its file.
+    """Turn logits (E * S, N, N) into a label map on the image's native grid, in the stored order of its file.
 
-    The result is (1, W, H, 1) uint8 with the image's affine: a volume of one plane, the one shape that MONAI Label writes back
-    with the affine kept. Of a clip, logits (T, E * S, N, N), it is (1, W, H, T). Of a file that stores its axes in another order or
-    the other way round (`display_order` of the meta data), it is that volume. `WriteLabelMaps` and `display_order` know it.
+    The result is (1, W, H, 1) uint8 with the image's affine: a volume of one plane, the only shape that MONAI Label writes back
+    with the affine kept. For a clip, logits (T, E * S, N, N), it is (1, W, H, T). For a file that stores its axes in another order or
+    direction (`display_order` of the meta data), it is the volume in that order. `WriteLabelMaps` and `display_order` handle it.
 
-    Several groups of prompts (E > 1) become one logit a structure, that of their mean probability. Then `spread` is added, a
+    Several groups of prompts (E > 1) become one logit per structure, that of their mean probability. Then `spread` is added, a
     MetaTensor of the label map's shape, float32 in [0, 0.5]: in each pixel the standard deviation of the probability over the groups,
-    the largest of the structures'. With one group there is no `spread`. `evidence` is added always: for each frame what
-    `segmentation_evidence` finds, for `AssessDoubtd`.
+    for the structure where it is largest. With one group there is no `spread`. `evidence` is always added: the result of
+    `segmentation_evidence` for each frame, for `AssessDoubtd`.
 
     Args:
         keys: logits.
-        prompt: the free prompt of the inferer. The logits are those of the three structures whatever it says, arbitrated into one label
-            map (see `logits_to_label_map`) that is judged as a whole; of it the result has the structure that the prompt names, alone.
+        prompt: the free prompt of the inferer. The logits are always those of the three structures, arbitrated into one label map
+            (see `logits_to_label_map`) that is judged as a whole; the result shows only the structure that the prompt names.
         threshold: probability above which a pixel belongs to a structure.
         image_key: the image whose meta data the label map gets.
-        keep_largest: take stray pieces off (`remove_strays`). False, as published, and fill_holes False: the plain arbitration.
+        keep_largest: remove stray pieces (`remove_strays`). False, as published, and fill_holes False: the plain arbitration.
         fill_holes: afterwards fill holes and enclosed gaps (`fill_enclosed`).
-        free_words: as of the inferer. Where the prompt itself went to the network, its logit comes first, and the result is its mask;
-            `evidence` says how much that overlaps with each structure of the label map.
-        with_view: as of the inferer: the last four planes are the logits of the view; `evidence` says what they mean.
+        free_words: as in the inferer. If the prompt itself went to the network, its logit comes first, and the result is its mask;
+            `evidence` says how much that mask overlaps with each structure of the label map.
+        with_view: as in the inferer: the last four planes are the logits of the view; `evidence` says what they mean.
     Raises:
         ValueError: if the prompt does not name one structure (`understand`).
     """
@@ -203,7 +203,7 @@ class RestoreLabelMapd(MapTransform):
     def _restore(
         self, key: Hashable, logits: Tensor, geometry: LetterboxGeometry
     ) -> tuple[dict[Hashable, Tensor], dict[str, Any]]:
-        """Maps (H, W) by key, and evidence, of one frame's logits (E * S, N, N)."""
+        """Return maps (H, W) by key, and evidence, for one frame's logits (E * S, N, N)."""
         itself, taught = _without_padding(logits, geometry).float().tensor_split([int(self.goes_itself)])
         inner = taught.unflatten(0, (-1, len(STRUCTURES)))  # (E, S, h, w)
         probability = inner.sigmoid()
@@ -242,7 +242,7 @@ class RestoreLabelMapd(MapTransform):
         return maps, found
 
     def _clean(self, logits: Tensor, structures: Sequence[Structure]) -> tuple[Tensor, list[float], list[float]]:
-        """Label map (H, W) of logits (S, H, W), strays off and holes filled; and the shares that this took off and added."""
+        """Make a label map (H, W) of logits (S, H, W), remove strays and fill holes; also return the removed and added shares."""
         indices = [s.class_index for s in structures]
         label_map = logits_to_label_map(logits, indices, self.threshold)
         before = label_map.cpu().numpy()
@@ -263,14 +263,14 @@ class RestoreLabelMapd(MapTransform):
 
 
 class AssessDoubtd(Transform):
-    """Adds `doubt`, what a `DoubtAssessor` says of a label map of `RestoreLabelMapd`; also within `result`, for MONAI Label's answer.
+    """Add `doubt`, a `DoubtAssessor`'s verdict on `RestoreLabelMapd`'s label map; also within `result`, for MONAI Label's answer.
 
-    The label map of all structures is judged, also where one of them was asked for: the same image, the same verdict.
+    The label map of all structures is judged even if only one of them was asked for: the same image gets the same verdict.
 
     Args:
-        assessor: it judges.
-        key: the label map.
-        calibrated_key: whether `spacing_mm` is in mm, as the loading transforms say; if not, nothing is judged in mm.
+        assessor: the assessor that judges the label map.
+        key: key of the label map.
+        calibrated_key: key that says whether `spacing_mm` is in mm, set by the loading transforms; if not, nothing is judged in mm.
     """
 
     def __init__(self, assessor: DoubtAssessor, key: str = "pred", calibrated_key: str = CALIBRATED_KEY) -> None:
@@ -286,7 +286,7 @@ class AssessDoubtd(Transform):
 
 
 class LogitsToMasksd(MapTransform):
-    """Logits (S, N, N) -> masks (S, N, N) by the same arbitration as the label map; written under `output_key`.
+    """Turn logits (S, N, N) into masks (S, N, N) under `output_key`, by the same arbitration as the label map.
 
     The logits stay, for the validation loss.
     """
@@ -303,13 +303,13 @@ class LogitsToMasksd(MapTransform):
 
 
 def display_order(label_map: Tensor) -> Tensor:
-    """Label map or spread of `RestoreLabelMapd`, (1, W, H, 1) -> (H, W), as on the screen; of a clip, (1, W, H, T) -> (T, H, W)."""
+    """Turn `RestoreLabelMapd`'s label map or spread, (1, W, H, 1), into (H, W) as on the screen; a clip, (1, W, H, T), into (T, H, W)."""
     frames = shown_frames(label_map).contiguous()
     return frames[0] if len(frames) == 1 else frames
 
 
 def shown_frames(label_map: Tensor) -> Tensor:
-    """Label map of `RestoreLabelMapd` -> frames (T, H, W), as on the screen, whatever the order that its file stores them in."""
+    """Turn `RestoreLabelMapd`'s label map into frames (T, H, W) as on the screen, whatever the stored order of its file."""
     meta = label_map.meta if isinstance(label_map, MetaTensor) else {}
     return to_display(plain(label_map)[0], stored_order(meta))
 
@@ -318,13 +318,13 @@ def shown_frames(label_map: Tensor) -> Tensor:
 
 
 def _without_padding(logits: Tensor, geometry: LetterboxGeometry) -> Tensor:
-    """(..., N, N) -> (..., h, w), the part that the image takes."""
+    """Cut (..., N, N) to (..., h, w), the part that the image takes."""
     g = geometry
     return logits[..., g.top : g.top + g.inner_height, g.left : g.left + g.inner_width]
 
 
 def _stacked(frames: list[Tensor]) -> Tensor:
-    """Frames (H, W) -> (T, H, W); each is let go once it is copied, since those of a long clip are gigabytes."""
+    """Stack frames (H, W) to (T, H, W); each is freed once it is copied, since those of a long clip are gigabytes."""
     whole = frames[0].new_empty(len(frames), *frames[0].shape)
     for number, frame in enumerate(frames):
         whole[number] = frame
@@ -333,10 +333,10 @@ def _stacked(frames: list[Tensor]) -> Tensor:
 
 
 def _stored(frames: Tensor, meta: Mapping[str, Any]) -> MetaTensor:
-    """(T, H, W) -> (1, W, H, T), or in whatever order the image's file has, with meta data."""
+    """Put (T, H, W) into the file's order, usually (1, W, H, T), with meta data."""
     return MetaTensor(to_stored(frames, stored_order(meta))[None].contiguous(), meta=dict(meta))
 
 
 def _centres(native: int, inner: int) -> NDArray[np.int64]:
-    """Native index at the centre of each of `inner` pixels over the same length."""
+    """Return the native index at the centre of each of `inner` pixels over the same length."""
     return ((np.arange(inner) + 0.5) * native / inner).astype(np.int64)

@@ -1,7 +1,7 @@
-"""Prompts of a datalist's item as token ids: always the same words for evaluation, drawn by chance for training.
+"""Turn prompts of a datalist's item into token ids: always the same words for evaluation, randomly drawn ones for training.
 
-S: structures, one prompt each. E: groups of S prompts for one image, in several phrasings or levels; prompt e * S + s is that of
-group e for structure s. L: context length. N: side of the square.
+S: structures, one prompt each. E: groups of S prompts for one image, in several phrasings or levels; prompt e * S + s belongs to
+group e and structure s. L: context length. N: side of the square.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from synboost_monai.structures import STRUCTURES, Structure
 Item = Mapping[Hashable, Any]
 
 PROMPT_IDS_KEY = "input_ids"
-"""Where an item keeps its prompts, and the meta data of its image too."""
+"""Key of the prompts' token ids in an item, and in the meta data of its image."""
 ABSENT_KEY = "is_absent"
-"""Where `RandPromptTokensd` says of each prompt whether its mask is empty."""
+"""Key under which `RandPromptTokensd` says for each prompt whether its mask is empty."""
 PAPER_ENSEMBLE = "paper"
-"""`ensemble` of `PromptTokensd`: the paper's prompts of every level up to the one asked for, in both phrasings."""
+"""`ensemble` of `PromptTokensd`: the paper's prompts of every level up to the requested one, in both phrasings."""
 
 logger = logging.getLogger(__name__)
 
 
 def draw_phrasings(random_state: np.random.RandomState) -> list[int]:
-    """A phrasing for each structure, by chance."""
+    """Draw a phrasing for each structure."""
     return [int(i) for i in random_state.randint(NUM_PHRASINGS, size=len(STRUCTURES))]
 
 
@@ -54,16 +54,16 @@ def _prompt_texts(
     is_quiet: bool = False,
     structures: Sequence[Structure] = STRUCTURES,
 ) -> tuple[str, ...]:
-    """The prompts of one image, one for each structure. Attributes that the item lacks lower the level; each way is logged once.
+    """Write one prompt for each structure of an image. Missing attributes lower the level; each combination is logged once.
 
     Args:
         attributes: a datalist item.
         level: P0 ... P7.
         phrasings: index of the phrasing of each structure.
-        left_out: for each structure the attributes that its sentence does not say; None: says all.
-        domain_word: the sentence ends by telling whether the image `is_synthetic`.
-        is_quiet: no word about attributes that the item lacks.
-        structures: in the order of the prompts.
+        left_out: for each structure the attributes that its sentence does not say; None: it says all.
+        domain_word: the sentence ends by saying whether the image is real or synthetic.
+        is_quiet: log nothing about attributes that the item lacks.
+        structures: structures in the order of the prompts.
     """
     texts = []
     for i, (structure, phrasing) in enumerate(zip(structures, phrasings)):
@@ -90,21 +90,21 @@ def _say_once(message: str) -> None:
 
 
 class PromptTokensd(Transform):
-    """Adds `input_ids` (E * S, L): the prompts of the item's structures, always in the same words.
+    """Add `input_ids` (E * S, L): the prompts of the item's structures, always in the same words.
 
-    An image that is a MetaTensor gets them in its meta data too, so that they reach an inferer which is handed the image alone.
+    An image that is a MetaTensor also gets them in its meta data, so that they reach an inferer that receives the image alone.
 
     With an ensemble every item has E = levels x phrasings groups, so that items fit into one batch; an item whose attributes allow
-    fewer different groups has them again, from the first on. The order is that of the levels, in each the phrasings 0 and 1.
+    fewer different groups repeats them from the first on. The groups are ordered by level, and within a level by phrasing, 0 and 1.
 
     Args:
-        level: P0 ... P7; what the item does not know lowers it (logged once). Of "random" or a list of levels, from which
-            training draws, the highest.
-        phrasing: 0 "of the heart", 1 "in the cardiac ultrasound"; of no ensemble.
+        level: P0 ... P7; missing attributes of the item lower it (logged once). Of "random" or a list of levels, from which
+            training draws, the highest is taken.
+        phrasing: 0 "of the heart", 1 "in the cardiac ultrasound"; ignored with an ensemble.
         context_length, padding_id: as in `PromptTokenizer`.
-        domain_word: the sentence ends by telling whether the item `is_synthetic`; for networks that were trained so.
+        domain_word: the sentence ends by saying whether the image is real or synthetic; for networks that were trained so.
         ensemble: None, one group (E = 1); "paper", all levels from P1 to `level` in both phrasings; or a list of levels.
-        image_key: of the image.
+        image_key: key of the image.
     Raises:
         ValueError: if a level, phrasing or ensemble does not exist.
     """
@@ -135,7 +135,7 @@ class PromptTokensd(Transform):
         return item
 
     def texts(self, data: Item) -> tuple[str, ...]:
-        """The E * S sentences of an item whose token ids `__call__` adds, in their order."""
+        """Return the E * S sentences of an item whose token ids `__call__` adds, in their order."""
         attributes: Mapping[str, Any] = data  # type: ignore[assignment]
         if not self.ensemble:
             return _prompt_texts(attributes, self.level, [self.phrasing] * len(STRUCTURES), None, self.domain_word)
@@ -150,21 +150,21 @@ class PromptTokensd(Transform):
 
 
 class RandPromptTokensd(Randomizable, Transform):
-    """Adds `input_ids` (E * S, L): groups of prompts of the item's structures, each drawn by itself.
+    """Add `input_ids` (E * S, L): groups of prompts of the item's structures, each drawn by itself.
 
     A group has one level; each of its prompts has its own phrasing and its own attributes left out.
 
     Args:
-        level: P0 ... P7; "random", any of P1 ... P7; or a list of levels to draw from. What the item does not know lowers it (see
-            `prompt_tokens`).
+        level: P0 ... P7; "random", any of P1 ... P7; or a list of levels to draw from. Missing attributes of the item lower it
+            (as in `PromptTokensd`).
         context_length, padding_id: as in `PromptTokenizer`.
         num_groups: E; the masks are repeated as often by `TileMasksd`.
-        attribute_dropout: probability with which an attribute of the level is left out of a sentence, each by itself.
-        domain_word: the sentence ends by telling whether the item `is_synthetic`: joint training on real and synthetic data.
-        synonyms: probability with which a prompt names its structure in other words of the table, each by itself; half of these are the
-            words alone, as people type them, half stand in the sentence. P0 has no words.
-        absent_structures: probability with which a prompt asks for one of `vocabulary.APART_STRUCTURES` in place of its structure, each by
-            itself; `is_absent` (E * S,) is added, and `TileMasksd` empties these masks.
+        attribute_dropout: probability with which each attribute of the level is left out of a sentence, independently.
+        domain_word: the sentence ends by saying whether the image is real or synthetic, for joint training on both.
+        synonyms: probability with which each prompt, independently, names its structure in other words of the table; half of these are
+            the words alone, as people type them, half are sentences with these words. P0 has no words.
+        absent_structures: probability with which each prompt, independently, asks for one of `vocabulary.APART_STRUCTURES` in place of
+            its structure; `is_absent` (E * S,) is added, and `TileMasksd` empties these masks.
     Raises:
         ValueError: if a level does not exist, or a number is out of range.
     """
@@ -200,7 +200,7 @@ class RandPromptTokensd(Randomizable, Transform):
         return {**item, ABSENT_KEY: torch.tensor(is_absent)} if self.absent_structures > 0 else item
 
     def _draw_group(self, attributes: Mapping[str, Any]) -> list[tuple[str, bool]]:
-        """S prompts, each with whether its structure is absent; nothing is drawn for what is switched off."""
+        """Draw S prompts, each with whether its structure is absent; disabled options draw no random numbers."""
         level = self.levels[self.R.randint(len(self.levels))] if len(self.levels) > 1 else self.levels[0]
         phrasings = draw_phrasings(self.R)
         left_out = None
@@ -209,13 +209,13 @@ class RandPromptTokensd(Randomizable, Transform):
             left_out = [[name for name, is_out in zip(ATTRIBUTES, row) if is_out] for row in is_left_out]
         asked = [self._draw_words(structure) if level != LEVELS[0] else (structure, False) for structure in STRUCTURES]
         structures = [structure for structure, _ in asked]
-        is_quiet = self.is_random or self.absent_structures > 0  # what is not there has no shape
+        is_quiet = self.is_random or self.absent_structures > 0  # an absent structure has no shape
         texts = _prompt_texts(attributes, level, phrasings, left_out, self.domain_word, is_quiet, structures)
         said = [s.prompt_words if is_bare else text for text, (s, is_bare) in zip(texts, asked)]
         return [(text, s in APART_STRUCTURES) for text, s in zip(said, structures)]
 
     def _draw_words(self, structure: Structure) -> tuple[Structure, bool]:
-        """What a prompt asks for in place of a structure, in which words, and whether these stand alone."""
+        """Draw what a prompt asks for in place of a structure, in which words, and whether the words are the whole prompt."""
         is_bare = False
         if self.synonyms > 0 and self.R.uniform() < self.synonyms:
             words = (structure.words, *structure.synonyms)
@@ -227,14 +227,14 @@ class RandPromptTokensd(Randomizable, Transform):
 
 
 class TileMasksd(MapTransform):
-    """Repeats masks (S, N, N) for each group of prompts, (E * S, N, N), in the order of the prompts; those that `is_absent` are emptied.
+    """Repeat masks (S, N, N) for each group of prompts, (E * S, N, N), in the order of the prompts; `is_absent` masks are emptied.
 
     Args:
-        keys: of the masks.
+        keys: keys of the masks.
         by: key of the prompts' token ids, (E * S, L), or of anything else that has a row for each prompt.
         allow_missing_keys: as in MONAI.
     Raises:
-        ValueError: in the call, if there are not a whole number of groups.
+        ValueError: in the call, if the number of groups is not whole.
     """
 
     def __init__(self, keys: KeysCollection = "label", by: str = "input_ids", allow_missing_keys: bool = False) -> None:
@@ -259,10 +259,10 @@ class TileMasksd(MapTransform):
 
 
 def _ensemble_levels(ensemble: str | Sequence[str] | None, level: str) -> tuple[str, ...]:
-    """The levels of an ensemble; none: empty.
+    """Return the levels of an ensemble; an empty tuple without one.
 
     Raises:
-        ValueError: if there is no such ensemble, or the level has none.
+        ValueError: if there is no such ensemble, or the level allows none.
     """
     if ensemble is None:
         return ()

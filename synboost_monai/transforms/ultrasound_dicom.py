@@ -1,6 +1,6 @@
-"""Ultrasound DICOM objects for MONAI's pipelines: what `LoadEchod` does for other files, and label maps back onto the whole frame.
+"""Load ultrasound DICOM objects in MONAI's pipelines, as `LoadEchod` loads other files, and restore label maps to the whole frame.
 
-Display order, H, W, T: as in `array.py`; here H and W are those of the tissue region, which lies in a larger frame.
+Display order, H, W, T: as in `array.py`; here H and W are those of the tissue region, a part of a larger frame.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Item = Mapping[Hashable, Any]
 ALL_FRAMES = "all"
 """Value of `frames`: every frame of the object."""
 REGION_KEY, FULL_SHAPE_KEY = "region", "full_shape"
-"""Meta keys: [first row, first column, rows, columns] of the region, and [rows, columns] of the frame that it lies in."""
+"""Meta keys: [first row, first column, rows, columns] of the region, and [rows, columns] of the frame around it."""
 ORDER_KEY = "display_order"
-"""Meta key: how the file stores what is shown, `formats.grid.DisplayOrder` as four numbers; absent: (x, y)."""
+"""Meta key: how the file stores the displayed image, `formats.grid.DisplayOrder` as four numbers; absent: (x, y)."""
 CALIBRATED_KEY = "is_calibrated"
 """Meta key, and key of an item: whether the spacing is the file's own, in mm."""
 
@@ -48,14 +48,14 @@ def load_ultrasound(
     """Read an ultrasound DICOM object: its tissue region in grey, in display order.
 
     Args:
-        path: of a regular file.
-        frames: indices of those wanted, in that order, from 0; None: all.
+        path: path of a regular file.
+        frames: indices of the frames to read, in that order, from 0; None: all.
         sequences: take several frames; without it, more than one is an error.
-        in_worker: decode in a process of its own, which a damaged file may crash (`dicom.worker`); for files of unknown origin.
-        limits: of a file, see `dicom.limits.Limits`; the defaults where None.
+        in_worker: decode in a separate process, which a damaged file may crash (`dicom.worker`); for files of unknown origin.
+        limits: limits of a file, see `dicom.limits.Limits`; None: the defaults.
     Returns:
-        pixels (T, H, W), 0..255, uint8 with `sequences`, else float32, with meta data as `LoadUltrasoundDicomd` gives them; and what
-        the header says.
+        pixels (T, H, W), 0..255, uint8 with `sequences`, else float32, with meta data as from `LoadUltrasoundDicomd`; and the facts
+        in the header.
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: with the file's name and the reason, if it cannot be used.
@@ -73,7 +73,7 @@ def load_ultrasound(
 
 
 def frame_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, int], NDArray[np.float64]]:
-    """(rows, columns) and affine, 4 x 4, of the whole frame of an ultrasound DICOM object; the affine as `LoadUltrasoundDicomd` has it.
+    """Return (rows, columns) and the 4 x 4 affine of an ultrasound DICOM object's whole frame, as in `LoadUltrasoundDicomd`.
 
     Raises:
         ValueError: if the object cannot be used.
@@ -92,7 +92,7 @@ def frame_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, int], NDArr
 
 
 def stored_order(meta: Mapping[str, Any]) -> DisplayOrder:
-    """How the file of meta data stores what is shown: its `display_order`; (x, y) without one."""
+    """Return how the image's file stores the displayed image: its `display_order`; (x, y) without one."""
     if ORDER_KEY not in meta:
         return AS_STORED
     column_axis, row_axis, is_column_flipped, is_row_flipped = (int(n) for n in meta[ORDER_KEY])
@@ -100,10 +100,10 @@ def stored_order(meta: Mapping[str, Any]) -> DisplayOrder:
 
 
 def crop_to_region(label_map: MetaTensor, image_meta: Mapping[str, Any]) -> MetaTensor:
-    """The part of a label map (T, rows, columns) of a whole frame that an image's region covers; one of the region's size stays.
+    """Crop a label map (T, rows, columns) of a whole frame to an image's region; a label map of the region's size stays as it is.
 
     Args:
-        label_map: of `load_echo`.
+        label_map: label map from `load_echo`.
         image_meta: meta data of its image.
     """
     first_row, first_column, rows, columns = (int(n) for n in image_meta[REGION_KEY])
@@ -114,21 +114,21 @@ def crop_to_region(label_map: MetaTensor, image_meta: Mapping[str, Any]) -> Meta
 
 
 class LoadUltrasoundDicomd(MapTransform):
-    """Path of a DICOM object -> MetaTensor (T, H, W) of its tissue region, in display order; `spacing_mm` comes along.
+    """Load the tissue region of a DICOM object as MetaTensor (T, H, W), in display order, and add `spacing_mm`.
 
     Grey levels 0..255: uint8 with `sequences`, else float32, as `LoadEchod`. Meta data: `filename_or_obj`, `affine` (of the region within
-    the frame), `original_affine`, `spatial_shape` (W, H, T), `sop_instance_uid`, `frame_times_ms` (of the frames read; empty where not
-    known, and without `sequences`), `frame_indices` (from 0), `region`, `full_shape`, `decoder`, `is_calibrated`, `calibration_problem`
+    the frame), `original_affine`, `spatial_shape` (W, H, T), `sop_instance_uid`, `frame_times_ms` (of the frames read; empty if
+    unknown, and without `sequences`), `frame_indices` (from 0), `region`, `full_shape`, `decoder`, `is_calibrated`, `calibration_problem`
     (a sentence; empty if there is none). Without a calibration a pixel counts as 1 mm x 1 mm: the image can be segmented, not measured.
-    The item gets `is_calibrated` and, where the object tells and the item does not have them, `sex`, `age` and `view` (of the views that
-    there are prompts for).
+    The item gets `is_calibrated` and, if the object has them and the item does not, `sex`, `age` and `view` (only views that there are
+    prompts for).
 
     Args:
         keys: images.
-        frames: "all", or the index of a frame, or several in the order wanted, counted from 0.
+        frames: "all", or the index of a frame, or several indices in the order to read, counted from 0.
         sequences: take several frames; the item gets `is_sequence`, as with `LoadEchod`. Without it, more than one is an error.
-        in_worker: decode in a process of its own, which a damaged file may crash (`dicom.worker`); for files of unknown origin.
-        limits: of a file, see `dicom.limits.Limits`; the defaults where None.
+        in_worker: decode in a separate process, which a damaged file may crash (`dicom.worker`); for files of unknown origin.
+        limits: limits of a file, see `dicom.limits.Limits`; None: the defaults.
     Raises:
         ValueError: in the call: with the file's name and the reason, if it cannot be used.
     """
@@ -167,16 +167,16 @@ class LoadUltrasoundDicomd(MapTransform):
 
 
 class RestoreFullFramed(MapTransform):
-    """Label map of the region -> label map of the whole frame, background around it.
+    """Place a label map of the region into the whole frame, with background around it.
 
-    Takes what `RestoreLabelMapd` gives, (1, W, H, T), and makes (1, columns, rows, T) of it, with the frame's affine. The image's meta
-    data then tell of the whole frame too, since MONAI Label resizes whatever does not have their `spatial_shape`. Items whose image is
-    the whole frame, all but those from DICOM, stay as they are.
+    The output of `RestoreLabelMapd`, (1, W, H, T), becomes (1, columns, rows, T), with the frame's affine. The image's meta data then
+    describe the whole frame too, since MONAI Label resizes any label map that does not have their `spatial_shape`. Items whose image
+    is the whole frame, all except those from DICOM, stay as they are.
 
     Args:
         keys: label maps, or anything else of their shape.
-        image_key: the image of `LoadUltrasoundDicomd`, whose meta data say where the region lies.
-        is_display_order: take and give (T, H, W) instead.
+        image_key: the image from `LoadUltrasoundDicomd`, whose meta data say where the region is.
+        is_display_order: take and return (T, H, W) instead.
         background: value outside of the region.
     Raises:
         ValueError: in the call, if a label map does not have the region's size.
@@ -227,7 +227,7 @@ class RestoreFullFramed(MapTransform):
 def _read(
     path: Path, frames: Sequence[int] | None, sequences: bool, in_worker: bool, limits: Limits | None
 ) -> tuple[ClipFacts, NDArray[np.uint8], list[int]]:
-    """Facts, frames (T, H, W) and their indices."""
+    """Read facts, frames (T, H, W) and their indices."""
     if in_worker:
         from synboost_monai.dicom.reading.worker import ReaderPool
 
@@ -243,7 +243,7 @@ def _read(
 
 
 def _indices(path: Path, frames: Sequence[int] | None, num_frames: int, sequences: bool) -> list[int]:
-    """The indices of the frames wanted."""
+    """Return the indices of the frames to read."""
     indices = list(range(num_frames)) if frames is None else list(frames)
     if not indices or not all(0 <= index < num_frames for index in indices):
         raise ValueError(
@@ -260,12 +260,12 @@ def _indices(path: Path, frames: Sequence[int] | None, num_frames: int, sequence
 def _meta_tensor(
     path: Path, facts: ClipFacts, pixels: NDArray[Any], indices: Sequence[int], sequences: bool
 ) -> MetaTensor:
-    """Frames (T, H, W) with their meta data; no value is None, which a batch could not hold."""
+    """Combine frames (T, H, W) with their meta data; no value is None, which a batch could not hold."""
     region = facts.region
     affine = torch.from_numpy(_affine(region))
     times = (
         facts.frame_times_ms if sequences and facts.frame_times_ms else ()
-    )  # stills are batched: arrays of one length
+    )  # still images are batched: arrays must have one length
     meta = {
         "filename_or_obj": str(path),
         "original_affine": affine.numpy().copy(),
@@ -283,7 +283,7 @@ def _meta_tensor(
 
 
 def _affine(region: Region) -> NDArray[np.float64]:
-    """Pixel (x, y, t) of the region -> millimetres from the frame's first pixel; signs as of any image without a position in space."""
+    """Map pixel (x, y, t) of the region to mm from the frame's first pixel; signs as for any image without a position in space."""
     row_mm, column_mm = region.spacing_mm or (1.0, 1.0)
     affine = np.diag([-column_mm, -row_mm, 1.0, 1.0])
     affine[:2, 3] = -column_mm * region.first_column, -row_mm * region.first_row
@@ -291,7 +291,7 @@ def _affine(region: Region) -> NDArray[np.float64]:
 
 
 def _full_meta(meta: Mapping[str, Any], image_meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Meta data of the region's label map -> that of the whole frame."""
+    """Change meta data of the region's label map to those of the whole frame."""
     full = dict(meta)
     rows, columns = (int(n) for n in image_meta[FULL_SHAPE_KEY])
     for key in ("affine", "original_affine"):
