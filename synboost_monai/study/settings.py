@@ -1,4 +1,4 @@
-"""A study's settings: read from YAML, put together with the caller's, and checked before anything runs."""
+"""Read a study's settings from YAML, add the caller's settings, and check everything before anything runs."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ DEFAULTS: dict[str, Any] = {
 }
 """Every setting of a study and its default.
 
-`threads`: cores of a stage; null: all, one stage at a time. `processes`: above 1, trainings and synthesis run under torchrun.
-`recipe`: config of the bundle that trains. `both`, `train`, `synthesise`, `evaluate`: overrides of the bundles' configs, `both` for
-training and for what follows; those of `per_model`, `per_strategy` and `per_patients` win, in this order; a key of `per_patients` may name
-a strategy too: `20/synthetic`. `models` to `seeds`: the axes of the grid. `simulated_weights`: for the strategies `simulated` and
-`simulated_then_real`, each model's model.pt trained on simulated hearts alone; by default that of its bundle. `simulated_sha256`: their
-SHA-256, found when the study is read; one that is set has to fit.
+`threads`: cores of a stage; null: all cores, one stage at a time. `processes`: above 1, trainings and synthesis run under torchrun.
+`recipe`: config of the bundle for training. `both`, `train`, `synthesise`, `evaluate`: overrides of the bundles' configs; `both` is for
+training and for what follows; those of `per_model`, `per_strategy` and `per_patients` win, in this order; a key of `per_patients` may
+also name a strategy: `20/synthetic`. `models` to `seeds`: the axes of the grid. `simulated_weights`: for the strategies `simulated` and
+`simulated_then_real`, each model's model.pt trained only on simulated hearts; by default that of its bundle. `simulated_sha256`: the
+SHA-256 of these files, computed when the study is read; a value that is set must match.
 """
 
 _STAGE_KEYS = ("both", "train", "evaluate")
@@ -66,15 +66,15 @@ _PREPARE_KEYS = ("split", "strict", "shape_source", "max_training_patients", "tr
 def read_study(
     study: str | os.PathLike[str], *, dataset: str | None = None, settings: Mapping[str, Any] | None = None
 ) -> Study:
-    """Read a study, put the caller's settings in, and check all of it.
+    """Read a study, add the caller's settings, and check all of it.
 
     Args:
-        study: name of a shipped study, or a YAML file: a word that ends with .yaml or has a slash.
+        study: name of a shipped study, or a YAML file; a word that ends with .yaml or has a slash is a file.
         dataset: folder of a CAMUS data set, instead of the study's data.
         settings: dotted key -> value, as on the command line: `diffusion.train.max_epochs` -> 5.
     Raises:
-        FileNotFoundError: if there is no such study, data set or bundle.
-        ValueError: if a setting is unknown or wrong; the message names it, and the nearest one that exists.
+        FileNotFoundError: if the study, data set or bundle does not exist.
+        ValueError: if a setting is unknown or wrong; the message names it, and the nearest existing one.
     """
     path = _study_path(study)
     try:
@@ -98,7 +98,7 @@ def read_study(
         raise ValueError(
             f"{path.name}: this study brings no data; give --dataset PATH, the folder of your copy of CAMUS"
         )
-    for word in (name, *merged["bundles"]):  # stages and folders are called by them
+    for word in (name, *merged["bundles"]):  # stages and folders are named after them
         if not re.fullmatch(r"\w[\w. -]*", str(word)):
             raise ValueError(f"{path.name}: a name is letters, digits, spaces, _, - and dots, got {word!r}")
     checked = Study(name, merged)
@@ -108,10 +108,10 @@ def read_study(
 
 
 def read_run(run_dir: str | os.PathLike[str]) -> Study:
-    """The study whose run a folder holds.
+    """Read the study whose run is in a folder.
 
     Raises:
-        FileNotFoundError: if it is no run of a study.
+        FileNotFoundError: if the folder is not a run of a study.
     """
     path = Path(run_dir, "study.yaml")
     content = yaml.safe_load(read_text(path)) if path.is_file() else None
@@ -124,7 +124,7 @@ def read_run(run_dir: str | os.PathLike[str]) -> Study:
 
 
 def _study_path(study: str | os.PathLike[str]) -> Path:
-    """File of a shipped study's name or of a path."""
+    """Return the file of a study, given as the name of a shipped one or as a path."""
     path = Path(study)
     if path.is_file() and (is_path(study) or path.suffix in (".yaml", ".yml")):
         return path
@@ -137,10 +137,10 @@ def _study_path(study: str | os.PathLike[str]) -> Path:
 
 
 def _merge(defaults: Mapping[str, Any], content: Mapping[str, Any], where: str, path: str = "") -> dict[str, Any]:
-    """Defaults with the study's settings put in.
+    """Return the defaults with the study's settings put in.
 
     Raises:
-        ValueError: if a setting has no default, so is unknown, or is of another kind.
+        ValueError: if a setting has no default and is thus unknown, or has another type.
     """
     out = copy.deepcopy(dict(defaults))
     for key, value in content.items():
@@ -163,16 +163,16 @@ def _merge(defaults: Mapping[str, Any], content: Mapping[str, Any], where: str, 
 
 
 def _nearest_setting(path: str, defaults: Mapping[str, Any]) -> str:
-    """Hint for a misspelt setting."""
+    """Return a hint for a misspelt setting."""
     return nearest(path.rpartition(".")[2], list(defaults)) or f"; it takes {', '.join(defaults)}"
 
 
 def _nested(key: str, value: Any, current: Any) -> dict[str, Any]:
-    """A dotted key and its value as nested settings; a lone value stands for a list where the study has a list."""
+    """Return a dotted key and its value as nested settings; a single value becomes a list where the study has a list."""
     parts = key.split(".")
     is_word = not {*_STAGE_KEYS, "synthesise"}.isdisjoint(
         parts[:-1]
-    )  # an override: of a command again, so 00012 stays as it is
+    )  # an override goes to a command line again, so 00012 stays as it is
     if isinstance(value, str) and not (is_word and str(literal(value)) != value and _is_number(literal(value))):
         value = literal(value)
     for part in parts:
@@ -191,10 +191,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _check(study: Study, where: str) -> None:
-    """Everything that can be wrong with a study, found before the first stage.
+    """Check a study for all possible mistakes, before the first stage.
 
     Raises:
-        ValueError, FileNotFoundError: in one line.
+        ValueError, FileNotFoundError: with a message on one line.
     """
     settings, part = study.settings, study.settings["segmenters"]
     models = [name for name in settings["bundles"] if name != "diffusion"]
@@ -224,7 +224,7 @@ def _check(study: Study, where: str) -> None:
 
 
 def _check_axes(part: Mapping[str, Any], models: Sequence[str], num_folds: Any, where: str) -> None:
-    """The axes of the grid: lists with entries that exist."""
+    """Check the axes of the grid: lists with entries that exist."""
     is_whole = lambda v, low: isinstance(v, int) and not isinstance(v, bool) and v >= low  # noqa: E731
     if not is_whole(num_folds, 2):
         raise ValueError(f"{where}: data.num_folds must be a whole number of at least 2, got {num_folds!r}")
@@ -251,7 +251,7 @@ def _check_axes(part: Mapping[str, Any], models: Sequence[str], num_folds: Any, 
 
 
 def _check_texts(part: Mapping[str, Any], keys: Sequence[str], models: Sequence[str], where: str) -> None:
-    """Settings that hold a text of each model."""
+    """Check the settings that hold a text for each model."""
     for key, name, value in ((setting, *item) for setting in keys for item in part[setting].items()):
         if name not in models:
             hint = nearest(name, models)
@@ -263,7 +263,7 @@ def _check_texts(part: Mapping[str, Any], keys: Sequence[str], models: Sequence[
 def _check_layers(
     layers: Mapping[str, Any], group: str, names: Sequence[str] | None, stages: Sequence[str], where: str
 ) -> None:
-    """Overrides of one model, strategy, or (no names) number of patients, which may lie outside of a grid that was cut."""
+    """Check overrides by model, strategy or (names is None) number of patients, which need not be in the chosen grid."""
     for name, layer in layers.items():
         if names is None and not _is_size(str(name), with_strategy=group.startswith("segmenters")):
             more = f", or that and a strategy such as 20/{STRATEGIES[0]}" if group.startswith("segmenters") else ""
@@ -277,7 +277,7 @@ def _check_layers(
 
 
 def _is_size(text: str, with_strategy: bool) -> bool:
-    """Whether text is a key of `per_patients`: `all`, `20`, `0.5`, or with a strategy, `20/synthetic`."""
+    """Return whether text is a key of `per_patients`: `all`, `20`, `0.5`, or with a strategy, `20/synthetic`."""
     size, slash, strategy = text.partition("/")
     try:
         is_size = size == ALL or float(size) > 0
@@ -287,11 +287,11 @@ def _is_size(text: str, with_strategy: bool) -> bool:
 
 
 _OF_ONE_SEGMENTER = ("dataset_dir", "synthetic_dir", "output_dir", "checkpoint_path", "init_checkpoint", "seed")
-"""Overrides that differ from stage to stage and are right by construction."""
+"""Overrides that differ from stage to stage and are correct by construction."""
 
 
 def _check_stage_overrides(study: Study, where: str) -> None:
-    """Every override of every stage against the config it goes to, each kind of command once."""
+    """Check the overrides of every stage against the config that they are for, each kind of command once."""
     seen: set[tuple[str, ...]] = set()
     for stage in study.stages.values():
         if "run" not in stage.command:

@@ -1,6 +1,6 @@
-"""Weights trained on simulated hearts alone, which the strategies `simulated` and `simulated_then_real` of a study start from.
+"""Find and copy weights trained only on simulated hearts, from which `simulated` and `simulated_then_real` of a study start.
 
-They are those of a model's bundle, or a model.pt that the settings name. `find_weights` looks at them before the first stage;
+The weights are those of a model's bundle, or a model.pt that the settings name. `find_weights` checks them before the first stage;
 a stage of the study, `python -m synboost_monai.study.simulated SOURCE FOLDER SHA256`, copies them into the run.
 """
 
@@ -21,21 +21,21 @@ from synboost_monai.study.dag import Study
 from synboost_monai.study.grid import SIMULATED, Segmenter
 
 SIMULATION_KEY = "simulation_seed"
-"""Setting of a training on simulated hearts, by which model.json tells one."""
+"""Setting of a training on simulated hearts, by which its model.json is recognised."""
 
 
 def find_weights(study: Study, where: str) -> dict[str, dict[str, str]]:
-    """Find the weights of each model that starts from simulated hearts, and check that they can serve the study.
+    """Find the weights of each model that starts from simulated hearts, and check that they fit the study.
 
     Args:
-        study: with checked settings.
-        where: begins the messages.
+        study: study with checked settings.
+        where: beginning of the messages.
     Returns:
-        `simulated_weights` and `simulated_sha256` of the settings, with every path and hash; as they are where no strategy needs them.
+        `simulated_weights` and `simulated_sha256` of the settings, with every path and hash; unchanged if no strategy needs them.
     Raises:
-        FileNotFoundError: if there are none.
-        ValueError: if they were trained on other images, are other ones than those that the settings tell by SHA-256, or make
-            another network than the other strategies have.
+        FileNotFoundError: if there are no weights.
+        ValueError: if the weights were trained on other images, do not match the SHA-256 in the settings, or make another network than
+            the other strategies have.
     """
     part = study.settings["segmenters"]
     paths, hashes = dict(part["simulated_weights"]), dict(part["simulated_sha256"])
@@ -58,19 +58,19 @@ def find_weights(study: Study, where: str) -> dict[str, dict[str, str]]:
 
 
 def take_weights(source: str | os.PathLike[str], folder: str | os.PathLike[str], sha256: str) -> Path:
-    """Copy weights, and what lies beside them and tells of them, into a folder of a run.
+    """Copy weights, and the files beside them that describe them, into a folder of a run.
 
     Args:
         source: model.pt.
-        folder: to write to.
-        sha256: of the source, as it was when the study was read.
+        folder: folder to write to.
+        sha256: SHA-256 of the source when the study was read.
     Returns:
         path of the copy.
     Raises:
-        FileNotFoundError: if they are gone.
-        ValueError: if they are other ones by now.
+        FileNotFoundError: if the weights are gone.
+        ValueError: if the weights have changed since.
     """
-    # imported here: a study is read without the libraries that this needs
+    # imported here, because reading a study must not need these libraries
     from synboost_monai.heart.doubt import CALIBRATION_NAME
 
     source, target = Path(source), Path(folder, "model.pt")
@@ -100,7 +100,7 @@ def take_weights(source: str | os.PathLike[str], folder: str | os.PathLike[str],
 
 
 def _path(study: Study, model: str, where: str) -> Path:
-    """File of a model's weights: the named one, or that of its bundle."""
+    """Return the file of a model's weights: the one named in the settings, or that of its bundle."""
     part = study.settings["segmenters"]
     root, given = bundle_dir(study.settings["bundles"][model]), part["simulated_weights"].get(model)
     try:
@@ -114,7 +114,7 @@ def _path(study: Study, model: str, where: str) -> Path:
 
 
 def _advice(study: Study, model: str) -> str:
-    """What to do where weights are missing or wrong."""
+    """Return advice for weights that are missing or wrong."""
     bundle = Path(study.settings["bundles"][model]).name
     return (
         f"give --segmenters.simulated_weights.{model} PATH, the model.pt of `synboost run {bundle} train_simulated --output_dir OUT`, or "
@@ -123,13 +123,13 @@ def _advice(study: Study, model: str) -> str:
 
 
 def _check_network(study: Study, model: str, path: Path, where: str) -> None:
-    """Fine-tuning gives the same network at the same size as training on real images alone, or it would not be compared with it."""
+    """Check that fine-tuning gives the same network at the same size as the other strategies, so that they can be compared."""
     settings = study.settings
     found = facts_said(config_files(settings["bundles"][model], settings["segmenters"]["recipe"]))
-    if found is None:  # a bundle of the user, which knows no model.json
+    if found is None:  # a user's own bundle that has no model.json
         return
     architecture, of_config = found
-    resolve_facts(architecture, path, {})  # weights of another architecture serve no strategy
+    resolve_facts(architecture, path, {})  # weights of another architecture fit no strategy
     for said in _distinct(_said(study, s, of_config) for s in study.segmenters if _is_finetuned(s, model)):
         start, plain = resolve_facts(architecture, path, said, is_start=True), resolve_facts(architecture, None, said)
         for key, value in plain.items():
@@ -145,7 +145,7 @@ def _is_finetuned(segmenter: Segmenter, model: str) -> bool:
 
 
 def _said(study: Study, segmenter: Segmenter, of_config: dict[str, Any]) -> dict[str, Any]:
-    """Facts of the network that the config and the study's overrides say."""
+    """Return the facts of the network that the config and the study's overrides give."""
     overrides = study.segmenter_overrides("train", segmenter)
     return {key: overrides.get(key, value) for key, value in of_config.items()}
 

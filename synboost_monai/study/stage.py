@@ -1,8 +1,8 @@
-"""One stage of a study as a supervised process: `python -m synboost_monai.study.stage NAME`, in the run's folder.
+"""Run one stage of a study as a supervised process: `python -m synboost_monai.study.stage NAME`, in the run's folder.
 
-The stage's command runs in a process of its own. It is ended when the study's process is gone (kill -9 of the study leaves
-nothing at work behind), its seconds are kept over interruptions, and its folder is emptied first unless the same stage,
-with the same command and inputs, was interrupted in it: then the stage goes on from its own state.
+The stage's command runs in a process of its own, which ends when the study's process is gone (kill -9 of the study leaves no
+process behind). Its seconds are summed over interruptions. Its folder is emptied first, unless the same stage was interrupted in it
+with the same command and inputs: then the stage continues from its own state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from synboost_monai.study.settings import read_run
 _PROGRAMS = ("python", "torchrun")
 """First words of a full command."""
 SAVE_SECONDS = 10.0
-"""How often the time spent is saved while the stage runs."""
+"""Interval at which the time spent is saved while the stage runs, in seconds."""
 
 
 def run_stage(
@@ -46,13 +46,13 @@ def run_stage(
     """Run one stage in the working directory, which is the run's folder.
 
     Args:
-        name: of the stage; the file timing/NAME.json says that it is done.
-        title: for people.
-        output_dir: its folder, emptied unless this is the continuation of the same stage; None if it has none of its own.
-        inputs: files it depends on.
-        total: stages of the whole study.
+        name: name of the stage; the file timing/NAME.json marks it as done.
+        title: title for readers.
+        output_dir: folder of the stage, emptied unless this run continues the same stage; None if it has no folder of its own.
+        inputs: files that the stage depends on.
+        total: number of stages of the whole study.
         words: the command, as after `synboost`; or a full command if the first word is `python` or `torchrun`.
-        threads: cores that it may use; None leaves that to the libraries.
+        threads: cores that the stage may use; None leaves this to the libraries.
     Returns:
         exit code of the command.
     """
@@ -95,13 +95,13 @@ def run_stage(
 def _supervise(
     words: Sequence[str], state: dict[str, Any], state_path: Path, threads: int | None, variables: Mapping[str, str]
 ) -> int:
-    """Run the command; save the time spent every so often; end it when the study's process is gone."""
+    """Run the command, save the time spent at intervals, and end the command when the study's process is gone."""
     host, _, study_process = os.environ.get(PARENT_VARIABLE, "").rpartition(":")
-    if host not in ("", platform.node()):  # on another machine of a cluster: its scheduler ends what is to end
+    if host not in ("", platform.node()):  # another machine of a cluster, whose scheduler ends the stage
         study_process = ""
     before, start, saved = state["seconds"], time.monotonic(), 0.0
     environment = safe_environment(**variables, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)}))
-    log_path = Path("logs", f"{state['name']}.txt")  # what bundles print: every metric of every epoch
+    log_path = Path("logs", f"{state['name']}.txt")  # output of bundles: every metric of every epoch
     log_path.parent.mkdir(exist_ok=True)
     with open(log_path if "run" in words else os.devnull, "a", encoding="utf-8") as log:
         stdout = log if "run" in words else sys.stderr
@@ -127,7 +127,7 @@ def _supervise(
 
 
 def _command(words: Sequence[str]) -> list[str]:
-    """A stage's words as a command of this Python."""
+    """Return a stage's words as a command of this Python."""
     if words[0] == "torchrun":
         return [*module_command("torch.distributed.run"), *words[1:]]
     if tuple(words[:2]) == ("python", "-m"):
@@ -136,7 +136,7 @@ def _command(words: Sequence[str]) -> list[str]:
 
 
 def _is_alive(process_id: int) -> bool:
-    """Whether a process exists."""
+    """Return whether a process exists."""
     try:
         os.kill(process_id, 0)
     except ProcessLookupError:
@@ -147,7 +147,7 @@ def _is_alive(process_id: int) -> bool:
 
 
 def _fingerprint(words: Sequence[str], inputs: Sequence[str]) -> str:
-    """Digest of the command and of each input's size and time of change."""
+    """Return a digest of the command and of each input's size and time of change."""
     facts: list[list[Any]] = [list(words)]
     facts += [[p, Path(p).stat().st_size, Path(p).stat().st_mtime_ns] for p in sorted(inputs)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

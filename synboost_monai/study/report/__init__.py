@@ -1,9 +1,9 @@
-"""A study's run -> report.html (one file, works from disk without network), tables/, results.csv, results.json, cases.csv.gz.
+"""Write the report of a study's run: report.html (one file, works from disk), tables/, results.csv, results.json, cases.csv.gz.
 
-evaluations.py   what is read from the run, and how it is grouped; comparisons.py: strategies against each other
+evaluations.py   reads the run and groups its evaluations; comparisons.py: compares strategies
 overview.py scores.py boxes.py differences.py convergence.py scarcity.py agreement.py wrong_words.py examples.py failures.py repeat.py
-                 a section or a few each: tables, plots and words, only where the study has the data
-plots.py         the plots; what sections, pages and pictures are made of lies in `pages`
+                 each make a section or a few: tables, plots and texts, only where the study has the data
+plots.py         draws the plots; `pages` has the building blocks of sections, pages and pictures
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = ["results_frame", "write_report"]
 
 
 CASES_NAME = "cases.csv.gz"
-"""File in the run's folder: one row for each segmenter, image and structure."""
+"""File in the run's folder with one row per segmenter, image and structure."""
 
 
 def write_report(run_dir: str | os.PathLike[str]) -> Path:
@@ -54,8 +54,8 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
     Returns:
         path of report.html.
     Raises:
-        FileNotFoundError: if the folder is no run of a study.
-        ValueError: if no segmenter is evaluated yet.
+        FileNotFoundError: if the folder is not a run of a study.
+        ValueError: if no segmenter has been evaluated yet.
     """
     run = Run.read(run_dir)
     results = results_frame(run.evaluations)
@@ -84,7 +84,7 @@ def write_report(run_dir: str | os.PathLike[str]) -> Path:
 
 
 def _write_cases(evaluations: Sequence[Evaluation], path: Path) -> None:
-    """Every row of every metrics.csv with the axes of its segmenter, as one compressed file; the same rows give the same bytes."""
+    """Write every row of every metrics.csv with the axes of its segmenter to one compressed file; same rows give same bytes."""
     axes = list(vars(evaluations[0].segmenter))
     measured = dict.fromkeys(column for e in evaluations for column in e.frame.columns)
     with (
@@ -99,7 +99,7 @@ def _write_cases(evaluations: Sequence[Evaluation], path: Path) -> None:
 
 
 def sections_of(run: Run) -> list[Section]:
-    """The page's sections in order; those that the study has no data for are left out."""
+    """Return the page's sections in order, without those for which the study has no data."""
     compared = comparisons.compare_strategies(run)
     sections = [
         overview.summary_section(run, compared),
@@ -122,7 +122,7 @@ def sections_of(run: Run) -> list[Section]:
 
 
 def results_frame(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
-    """One row for each segmenter and structure, and for all structures together (`overall`)."""
+    """Return one row per segmenter and structure, and one for all structures together (`overall`)."""
     rows = []
     for evaluation in evaluations:
         summary = evaluation.summary

@@ -1,4 +1,4 @@
-"""Box plots of the images' metrics by structure, strategies side by side."""
+"""Draw box plots of the images' metrics by structure, strategies side by side."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from synboost_monai.study.report import plots
 from synboost_monai.study.report.evaluations import Run, Setting
 
 MAX_GROUPS = 8
-"""Groups of boxes: the shown settings, with each number of patients while there are no more."""
+"""Largest number of groups of boxes with all numbers of patients; if there are more, only the shown settings are drawn."""
 
 
 def section(run: Run) -> Section:
-    """Dice, and HD95 where it was measured."""
+    """Return box plots of Dice, and of HD95 where it was measured."""
     settings = box_settings(run)
     blocks: list[Block] = []
     for metric, words in (("dice", "Dice"), ("hd95_mm", "HD95")):
@@ -29,7 +29,7 @@ def section(run: Run) -> Section:
 
 
 def box_settings(run: Run) -> list[Setting]:
-    """The shown settings, and the same with other numbers of patients if they are few."""
+    """Return the shown settings, and the same settings with other numbers of patients if they are few."""
     with_patients = [
         s
         for shown in run.shown_settings

@@ -1,4 +1,4 @@
-"""Strategies compared, paired by image and structure, with the published tests and those that repeated images of a patient demand."""
+"""Compare strategies, paired by image and structure, with the published tests and with tests over patients."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ PAIRS = (
     ("simulated_then_real", "synthetic_then_real", "two-sided"),
     ("simulated", "synthetic", "two-sided"),
 )
-"""Strategies that are compared, and what is tested: the first two as the paper did; each direction is fixed beforehand."""
+"""Strategies that are compared, and the alternative tested: the first two as in the paper; each direction was fixed beforehand."""
 METRICS = ("dice", "hd95_mm")
 """Metrics that are compared."""
 MAX_COMPARISONS, NUM_RESAMPLES, FEW_RESAMPLES = 60, 10000, 1000
-"""Of more comparisons each bootstrap takes fewer resamples, so that the report stays a matter of minutes."""
+"""With more than MAX_COMPARISONS comparisons each bootstrap takes FEW_RESAMPLES, so that the report takes only minutes."""
 
 AGAINST_REAL = (
     "Against real: percentage points, paired by image and structure; interval: bootstrap of patients. p: one-sided Wilcoxon test of "
@@ -37,33 +37,34 @@ AGAINST_REAL = (
 )
 """Note of tables with the columns of `Differences.against_real`."""
 AGAINST_REAL_JOINED = {"difference": "{difference} [{low}, {high}]", "patient_p": "{tested}: {patient_p}"}
-"""How they are shown."""
+"""Column -> pattern in which it is shown."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One comparison: of two strategies in a setting, or of two settings of a strategy."""
+    """Hold one comparison: of two strategies in a setting, or of two settings of a strategy."""
 
     setting: Setting
     first: str
     second: str
     record: Mapping[str, Any]
-    """Of `compare_pairs`, shares in percent; and run_low, run_high, the lowest and highest difference of a single seed and fold."""
+    """Record of `compare_pairs`, shares in percent; and run_low, run_high, the lowest and highest difference of a single seed and fold."""
 
 
 @dataclass(frozen=True)
 class Differences:
-    """All comparisons of a study."""
+    """Hold all comparisons of a study."""
 
     found: list[Difference]
     problems: list[str]
-    """Why some could not be made."""
+    """Reasons why some comparisons could not be made."""
     num_resamples: int
 
     def against_real(self, settings: Sequence[Setting]) -> dict[tuple[Setting, str], dict[str, Any]]:
-        """(setting, strategy) -> its mean Dice less that of real: difference, low, high, tested (better or worse than real), patient_p.
+        """Return (setting, strategy) -> difference of its mean Dice from that of real.
 
-        p is of the one-sided Wilcoxon test over patients, with Holm's correction over these tests alone: one family a table.
+        The entries are difference, low, high, tested (better or worse than real) and patient_p, the p of the one-sided Wilcoxon test over
+        patients, with Holm's correction over these tests alone: one family per table.
         """
         chosen = [d for d in self.found if d.setting in settings and "real" in (d.first, d.second)]
         chosen = [d for d in chosen if (d.record["metric"], d.record["structure"]) == ("dice", OVERALL)]
@@ -84,7 +85,7 @@ class Differences:
 
 
 def compare_strategies(run: Run) -> Differences:
-    """Every pair of `PAIRS` in every setting."""
+    """Compare every pair of `PAIRS` in every setting."""
     wanted = [
         (setting, pair[:2], pair[2], (group[pair[0]], group[pair[1]]))
         for setting, group in run.groups.items()
@@ -95,12 +96,12 @@ def compare_strategies(run: Run) -> Differences:
 
 
 def compare_encoders(run: Run, num_resamples: int) -> Differences:
-    """Encoders trained less frozen, of each strategy and otherwise equal setting; two-sided, Dice."""
+    """Compare trained with frozen encoders, for each strategy in otherwise equal settings; two-sided, Dice."""
     wanted = []
     for setting, group in run.groups.items():
         of_frozen = run.groups.get(replace(setting, frozen=True), {})
         if not setting.frozen:
-            both = [s for s in group if s in of_frozen and s != "simulated"]  # which is not trained here
+            both = [s for s in group if s in of_frozen and s != "simulated"]  # which is not trained by the study
             pairs = [(s, (group[s], of_frozen[s])) for s in both]
             wanted += [(setting, (s, s), "two-sided", pair) for s, pair in pairs]
     return _compare(run, wanted, num_resamples, ("dice",))
@@ -115,13 +116,13 @@ def compare_runs(
     num_resamples: int,
     metrics: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """`compare_pairs` of what two groups of runs give on average, over the seeds and folds that both have.
+    """Apply `compare_pairs` to the mean results of two groups of runs, over the seeds and folds that both have.
 
-    Each metric is averaged over the runs before it is compared, so that an image counts once; run_low and run_high tell what single seeds
-    and folds say.
+    Each metric is averaged over the runs before it is compared, so that an image counts once; run_low and run_high are the lowest and
+    highest difference of a single seed and fold.
 
     Raises:
-        ValueError: if they share no seed and fold, or are not of the same images.
+        ValueError: if the groups share no seed and fold, or are not of the same images.
     """
     sides = [{(e.segmenter.fold, e.segmenter.seed): e for e in side} for side in (first, second)]
     common = [key for key in sides[0] if key in sides[1]]
@@ -147,7 +148,7 @@ def _compare(
     num_resamples: int,
     metrics: Sequence[str],
 ) -> Differences:
-    """Comparisons of setting, names of both sides, alternative and evaluations of both sides; those that fail are told."""
+    """Compare both sides of each setting, names, alternative and evaluations; comparisons that fail become problems."""
     found, problems = [], []
     for setting, (first, second), alternative, pair in wanted:
         try:
@@ -164,7 +165,7 @@ def _in_percent(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _mean_differences(a: Evaluation, b: Evaluation, metrics: Sequence[str]) -> dict[tuple[str, str], float]:
-    """(metric, structure) -> difference of one seed and fold, over the rows that are defined in both."""
+    """Return (metric, structure) -> difference of one seed and fold, over the rows that are defined in both."""
     sides = [_in_percent(e.frame).set_index(["case", "structure"])[list(metrics)] for e in (a, b)]
     difference = sides[0] - sides[1]
     of_structures = difference.groupby(level="structure").mean()
@@ -173,6 +174,6 @@ def _mean_differences(a: Evaluation, b: Evaluation, metrics: Sequence[str]) -> d
 
 
 def _with_holm(found: Sequence[Difference]) -> list[Difference]:
-    """Corrected over all tests of a metric over all structures, and over all of single structures: one family a table."""
+    """Correct over all tests of a metric, separately for all structures together and for single structures: one family per table."""
     records = add_holm([d.record for d in found], lambda r: (r["metric"], r["structure"] == OVERALL))
     return [Difference(d.setting, d.first, d.second, record) for d, record in zip(found, records)]

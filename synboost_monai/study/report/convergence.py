@@ -1,4 +1,4 @@
-"""How many updates a training takes: validation curves, and the updates to reach a given Dice."""
+"""Show how many updates a training takes: validation curves, and the updates to reach a given Dice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from synboost_monai.study.report.evaluations import Evaluation, Run, Setting
 from synboost_monai.study.report.scores import HEADINGS, MAX_ROWS, numbers
 
 SHARE = 0.99
-"""First level: this share of the best validation Dice of the same seed's training on real data alone."""
+"""First level, as a share of the best validation Dice of the same seed's training on real data alone."""
 FIXED_LEVELS = (0.7, 0.8, 0.85, 0.9)
 """Other levels of validation Dice; those that training on real data alone never reaches are left out."""
 WHY_BOTH = (
@@ -27,19 +27,19 @@ WHY_BOTH = (
     "tells what a given pretrained network saves; with, what both trainings cost together. The published ratios are confounded: there, "
     "fine-tuning resumed the optimiser and its already reduced learning rate; here only weights are taken over."
 )
-"""Stands under the table."""
+"""Text under the table."""
 FINETUNED = ("synthetic_then_real", "simulated_then_real")
-"""Strategies that go on with real data."""
+"""Strategies that continue with real data."""
 WITHOUT_HISTORY = (
     "Weights that know simulated hearts came from outside the study; the updates of their training are not known to it."
 )
-"""Stands under the table where a strategy starts from such."""
+"""Text under the table where a strategy starts from such weights."""
 
 _COLUMNS = ("level", "real_updates", "finetuning_updates", "pretraining_updates", "ratio", "ratio_with_pretraining")
 
 
 def section(run: Run) -> Section | None:
-    """Curves and table; None if no training left a history."""
+    """Return curves and table; None if no training left a history."""
     settings = [
         s
         for s in box_settings(run)
@@ -70,7 +70,7 @@ def section(run: Run) -> Section | None:
 
 
 def updates_table(run: Run) -> ReportTable | None:
-    """Updates to reach levels of validation Dice, real against fine-tuning; None if no pair of trainings left its history."""
+    """Return the updates to reach levels of validation Dice, real against fine-tuning; None if no pair left its history."""
     rows = []
     for setting, group in run.groups.items():
         for strategy in FINETUNED:
@@ -112,7 +112,7 @@ def updates_table(run: Run) -> ReportTable | None:
 def _pairs(
     run: Run, setting: Setting, real: Sequence[Evaluation], finetuned: Sequence[Evaluation]
 ) -> list[tuple[pd.DataFrame, pd.DataFrame, int | None]]:
-    """Histories of training on real data and of fine-tuning, seed by seed and fold by fold, with the updates of pretraining."""
+    """Return the histories of training on real data and of fine-tuning, by seed and fold, with the updates of pretraining."""
     of_real = {(e.segmenter.fold, e.segmenter.seed): run.history(e.segmenter) for e in real}
     pairs = []
     for e in finetuned:
@@ -123,7 +123,7 @@ def _pairs(
 
 
 def _rows(pairs: Sequence[tuple[pd.DataFrame, pd.DataFrame, int | None]]) -> list[dict[str, Any]]:
-    """A row for each level."""
+    """Return a row for each level."""
     best = [float(real["val_mean_dice"].max()) for real, _, _ in pairs]
     highest = max(*best, *(float(finetuned["val_mean_dice"].max()) for _, finetuned, _ in pairs))
     levels = [(f"{100 * SHARE:.0f} % of the best of real", [SHARE * b for b in best])]

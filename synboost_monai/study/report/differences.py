@@ -1,4 +1,4 @@
-"""The section that shows the differences of strategies: tables, a plot, and how to read the tests."""
+"""Show the differences of strategies: tables, a plot, and how to read the tests."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from synboost_monai.study.report.evaluations import Run
 from synboost_monai.study.report.scores import HEADINGS, MAX_ROWS, TITLES, numbers
 
 MAX_ENCODER_ROWS = 16
-"""Longer tables of frozen encoders are folded."""
+"""Largest number of rows of the table of frozen encoders that is not folded."""
 MAX_SHOWN = 24
-"""Rows of the plot; more are cut down to the shown settings."""
+"""Largest number of rows of the plot; if there are more, it has only the shown settings."""
 
 _P = ("wilcoxon_p", "t_p", "patient_wilcoxon_p", "patient_wilcoxon_p_holm")
 _NUMBERS = (
@@ -54,13 +54,13 @@ _FORMATS = {
     **dict.fromkeys(_P, ".2g"),
 }
 HIDDEN = ("mean_a", "mean_b", "tested", "rank_biserial", "num_pairs")
-"""Columns of the CSV alone: what would make the tables too wide for a page."""
+"""Columns that only the CSV has, because they would make the tables too wide for a page."""
 _JOINED = {"difference": "{difference} [{ci_low}, {ci_high}]", "run_low": "{run_low} to {run_high}"}
 _SIGNS = {"a > b": "first > second", "a < b": "first < second", "a != b": "first ≠ second"}
 
 
 def section(run: Run, differences: Differences) -> Section | None:
-    """Tables and a plot of the differences; None with one strategy."""
+    """Return tables and a plot of the differences; None if no strategies can be compared."""
     blocks: list[Block] = []
     if not differences.found and not differences.problems:
         return None
@@ -100,7 +100,7 @@ def section(run: Run, differences: Differences) -> Section | None:
 
 
 def _table(run: Run, name: str, title: str, found: Sequence[Difference], differences: Differences) -> ReportTable:
-    """One row a comparison."""
+    """Return a table with one row per comparison."""
     rows = []
     for d in found:
         row: dict[str, Any] = {
@@ -129,7 +129,7 @@ def _table(run: Run, name: str, title: str, found: Sequence[Difference], differe
 
 
 def _encoder_table(run: Run, found: Sequence[Difference]) -> ReportTable:
-    """Encoders trained against frozen."""
+    """Return the table of trained against frozen encoders."""
     rows = []
     for d in found:
         cells = {key: value for key, value in run.cells(d.setting).items() if key != "encoders"}
@@ -148,7 +148,7 @@ def _encoder_table(run: Run, found: Sequence[Difference]) -> ReportTable:
 
 
 def _words(run: Run) -> str:
-    """How to read the tests."""
+    """Explain how to read the tests."""
     text = (
         "Each pair is one structure of one image in both trainings. The p-values over masks are one-sided Wilcoxon signed-rank and "
         "t-tests as published; they take the masks of one patient as independent, which they are not, and so are too small. Those "

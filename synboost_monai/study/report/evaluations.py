@@ -1,4 +1,4 @@
-"""What the report reads from a study's run, and how it groups it; every number of the page comes from these files.
+"""Read and group the evaluations of a study's run; every number of the report comes from these files.
 
 A segmenter has the axes of the study's grid. Strategies are compared within a `Setting` (model, prompt, encoders frozen or not, patients);
 seeds and folds are repetitions of a setting and a strategy.
@@ -31,7 +31,7 @@ from synboost_monai.training.history import HISTORY_NAME
 
 @dataclass(frozen=True)
 class Setting:
-    """What strategies are compared within."""
+    """Hold the axes within which strategies are compared."""
 
     model: str
     prompt: str
@@ -40,17 +40,17 @@ class Setting:
 
     @property
     def size(self) -> float:
-        """For ordering by the number or share of patients; all is infinite."""
+        """Return the number or share of patients for ordering; all patients are infinite."""
         return DataPart(self.patients).size
 
     def order(self, models: Sequence[str]) -> tuple[Any, ...]:
-        """Key for sorting: model, patients, encoders, prompt."""
+        """Return a key for sorting: model, patients, encoders, prompt."""
         return (models.index(self.model), self.size, self.frozen, PROMPT_LEVELS.index(self.prompt))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluated segmenter: its metrics, case by case, and where its label maps lie."""
+    """Represent one evaluated segmenter: its metrics, case by case, and the folder of its label maps."""
 
     segmenter: Segmenter
     evaluation_dir: Path
@@ -62,21 +62,21 @@ class Evaluation:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """summary.json."""
+        """Return the content of summary.json."""
         return dict(json.loads(read_text(self.evaluation_dir / "summary.json")))
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """metrics.csv."""
+        """Return the table of metrics.csv."""
         return read_metrics(self.evaluation_dir)
 
     @cached_property
     def image_dice(self) -> pd.Series:
-        """Dice of each case, mean over its structures, from worst to best."""
+        """Return the Dice of each case, mean over its structures, from worst to best."""
         return self.frame.groupby("case")["dice"].mean().sort_values(kind="stable")
 
     def label_map(self, case: str) -> NDArray[Any] | None:
-        """Predicted label map of a case, in display order; None if it was not kept."""
+        """Return the predicted label map of a case, in display order; None if it was not kept."""
         for suffix in FRAME_SUFFIXES:
             path = self.evaluation_dir / "label_maps" / f"{case}{suffix}"
             if path.is_file() and suffix != ".png":
@@ -84,14 +84,14 @@ class Evaluation:
         return None
 
     def doubt(self, case: str) -> dict[str, Any] | None:
-        """Verdict and anatomy of a predicted label map; None if they were not kept."""
+        """Return the verdict and anatomy of a predicted label map; None if they were not kept."""
         path = self.evaluation_dir / "label_maps" / f"{case}.json"
         return json.loads(read_text(path)) if path.is_file() else None
 
 
 @dataclass(frozen=True)
 class Run:
-    """A study's run with its evaluations, at least one."""
+    """Hold a study's run with its evaluations, at least one."""
 
     run_dir: Path
     study: Study
@@ -102,8 +102,8 @@ class Run:
         """Read a run.
 
         Raises:
-            FileNotFoundError: if the folder is no run of a study.
-            ValueError: if no segmenter is evaluated yet.
+            FileNotFoundError: if the folder is not a run of a study.
+            ValueError: if no segmenter has been evaluated yet.
         """
         run_dir = Path(run_dir)
         study = read_run(run_dir)
@@ -119,17 +119,17 @@ class Run:
 
     @cached_property
     def models(self) -> list[str]:
-        """Models in the study's order."""
+        """Return the models in the study's order."""
         return list(dict.fromkeys(e.segmenter.model for e in self.evaluations))
 
     @cached_property
     def strategies(self) -> list[str]:
-        """Strategies that are evaluated, in the order of `STRATEGIES`."""
+        """Return the evaluated strategies, in the order of `STRATEGIES`."""
         return [s for s in STRATEGIES if any(e.segmenter.strategy == s for e in self.evaluations)]
 
     @cached_property
     def groups(self) -> dict[Setting, dict[str, list[Evaluation]]]:
-        """Setting -> strategy -> its evaluations over folds and seeds; sorted."""
+        """Return setting -> strategy -> its evaluations over folds and seeds, sorted."""
         found: dict[Setting, dict[str, list[Evaluation]]] = {}
         for e in self.evaluations:
             found.setdefault(e.setting, {}).setdefault(e.segmenter.strategy, []).append(e)
@@ -138,25 +138,25 @@ class Run:
 
     @cached_property
     def shown_settings(self) -> list[Setting]:
-        """Of each model the setting whose pictures, boxes and clinical measures are shown.
+        """Return, for each model, the setting whose pictures, boxes and clinical measures are shown.
 
-        That with the most strategies; then encoders trained, most patients, most attributes in the prompt.
+        It is the setting with the most strategies; ties go to trained encoders, most patients, most attributes in the prompt.
         """
         key = lambda s: (len(self.groups[s]), not s.frozen, s.size, PROMPT_LEVELS.index(s.prompt))  # noqa: E731
         return [max((s for s in self.groups if s.model == model), key=key) for model in self.models]
 
     @cached_property
     def shown(self) -> list[Evaluation]:
-        """Of each shown setting and strategy the first fold and seed."""
+        """Return the first fold and seed of each shown setting and strategy."""
         return [evaluations[0] for s in self.shown_settings for evaluations in self.groups[s].values()]
 
     @cached_property
     def axes(self) -> list[str]:
-        """Axes of the settings that have more than one value, beside model and prompt: patients, frozen."""
+        """Return the axes of the settings that have more than one value, apart from model and prompt: patients, frozen."""
         return [axis for axis in ("patients", "frozen") if len({getattr(s, axis) for s in self.groups}) > 1]
 
     def cells(self, setting: Setting) -> dict[str, str]:
-        """A setting as cells of a table: model, prompt, and the axes that vary."""
+        """Return a setting as cells of a table: model, prompt, and the axes that vary."""
         cells = {"model": model_title(setting.model)}
         if "patients" in self.axes:
             cells["patients"] = self.patients_title(setting.patients)
@@ -165,12 +165,12 @@ class Run:
         return {**cells, "prompt": setting.prompt}
 
     def common(self, settings: Sequence[Setting]) -> dict[str, str]:
-        """Cells, but for the model, that are the same in all settings: columns of one value say it in the title instead."""
+        """Return the cells, except the model, that are the same in all settings; the title gives them instead of a column."""
         rows = [self.cells(s) for s in settings]
         return {key: value for key, value in rows[0].items() if key != "model" and all(r[key] == value for r in rows)}
 
     def title(self, setting: Setting) -> str:
-        """A setting in words: `CRIS, P2, 20 patients, encoders frozen`."""
+        """Describe a setting in words: `CRIS, P2, 20 patients, encoders frozen`."""
         words = [model_title(setting.model), setting.prompt]
         if "patients" in self.axes:
             words.append(f"{self.patients_title(setting.patients)} patients")
@@ -179,12 +179,12 @@ class Run:
         return ", ".join(words)
 
     def name_of(self, evaluation: Evaluation) -> str:
-        """An evaluation in words: model and strategy, as there is one of each among those shown."""
+        """Name an evaluation by model and strategy, which is unique among those shown."""
         s = evaluation.segmenter
         return f"{model_title(s.model)}, {STRATEGY_TITLES[s.strategy]}"
 
     def mean_rows(self, evaluations: Sequence[Evaluation]) -> pd.DataFrame:
-        """`mean_rows`, each group of evaluations once."""
+        """Return `mean_rows`, computed once for each group of evaluations."""
         key = tuple(e.segmenter for e in evaluations)
         if key not in self._means:
             self._means[key] = mean_rows(evaluations)
@@ -198,19 +198,19 @@ class Run:
 
     @cached_property
     def items(self) -> dict[str, dict[str, Any]]:
-        """Case -> item of the real testing section, image and label as absolute paths; empty if the data are gone."""
+        """Return case -> item of the real testing section, image and label as absolute paths; empty if the data are gone."""
         items = read_items(self.run_dir / "real" / DATALIST_NAME)
         return {image_stem(item["image"]): item for item in items}
 
     @property
     def data_name(self) -> str:
-        """What the real data are, in words."""
+        """Name the real data in words."""
         dataset = self.study.settings["data"]["dataset"]
         return Path(dataset).name if dataset else "the phantom data set, which stands for real data"
 
     @cached_property
     def source(self) -> str:
-        """Which data the numbers are of."""
+        """Describe the data behind the numbers."""
         facts = []
         for e in self.evaluations:
             s = e.summary
@@ -219,7 +219,7 @@ class Run:
         return "; ".join(dict.fromkeys(facts))
 
     def num_patients(self, patients: int | float | str) -> int | None:
-        """True number of patients for training and validation; None if it cannot be told."""
+        """Return the true number of patients for training and validation; None if it is not known."""
         if isinstance(patients, int):
             return patients
         total = self._num_all_patients
@@ -232,7 +232,7 @@ class Run:
         return len({item["patient"] for item in items if item.get("patient")}) or None
 
     def patients_title(self, patients: int | float | str) -> str:
-        """`20`, `all 399`, `25 % (100)`."""
+        """Return the number of patients in words: `20`, `all 399`, `25 % (100)`."""
         number = self.num_patients(patients)
         if patients == ALL:
             return ALL if number is None else f"{ALL} {number}"
@@ -242,7 +242,7 @@ class Run:
     # ---- trainings and stages
 
     def history(self, segmenter: Segmenter) -> pd.DataFrame | None:
-        """Validations of a training: iteration and val_mean_dice, sorted; None without history.csv."""
+        """Return the validations of a training: iteration and val_mean_dice, sorted; None without history.csv."""
         path = self.run_dir / segmenter.output_dir / HISTORY_NAME
         if not path.is_file():
             return None
@@ -259,7 +259,7 @@ class Run:
 
     @cached_property
     def stages(self) -> list[dict[str, Any]]:
-        """Finished stages in the order of the work, each with its kind, without this report."""
+        """Return the finished stages in the order of the work, each with its kind, except this report."""
         found = []
         for stage in self.study.stages.values():
             path = self.run_dir / stage.timing
@@ -269,11 +269,11 @@ class Run:
 
     @property
     def command(self) -> str:
-        """Command that makes all of it again."""
+        """Return the command that makes the whole run again."""
         return f"synboost experiment {self.run_dir.resolve().name}/study.yaml --output ANOTHER_FOLDER"
 
     def note(self, evaluations: Sequence[Evaluation], sentences: str = "") -> str:
-        """What stands under a table: sentences, then split, repetitions and command."""
+        """Return the note under a table: sentences, then split, repetitions and command."""
         return (
             f"{sentences} {self.source[0].upper()}{self.source[1:]}; {repetitions(evaluations)}. "
             f"Commands: {self.command}; of this table: synboost report {self.run_dir.resolve().name}"
@@ -281,12 +281,12 @@ class Run:
 
 
 def in_words(cells: Mapping[str, str]) -> str:
-    """Cells of `Run.common` after a title: `, prompt P2, encoders trained`; empty if there are none."""
+    """Return cells of `Run.common` as words after a title: `, prompt P2, encoders trained`; empty without cells."""
     return "".join(f", {value} patients" if key == "patients" else f", {key} {value}" for key, value in cells.items())
 
 
 def repetitions(evaluations: Sequence[Evaluation]) -> str:
-    """`seed 0` or `mean over seeds 0 and 1, folds 0 to 4`."""
+    """Describe repetitions: `seed 0` or `mean over seeds 0 and 1, folds 0 to 4`."""
     seeds = sorted({e.segmenter.seed for e in evaluations})
     folds = sorted({e.segmenter.fold for e in evaluations if e.segmenter.fold is not None})
     words = [f"seed{'s' * (len(seeds) > 1)} {_numbers(seeds)}"]
@@ -295,13 +295,13 @@ def repetitions(evaluations: Sequence[Evaluation]) -> str:
 
 
 def mean_rows(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
-    """Rows (case, structure) of several evaluations of the same images, each metric averaged over the evaluations first.
+    """Return rows (case, structure) of several evaluations of the same images, each metric averaged over the evaluations.
 
     A metric that is undefined in one of them (a distance to an empty mask) is undefined in the mean: an average over the rest would
     hide the failure. `num_empty` counts the evaluations whose mask is empty.
 
     Raises:
-        ValueError: if they are not of the same images.
+        ValueError: if the evaluations are not of the same images.
     """
     frames = [e.frame for e in evaluations]
     sizes = {len(frame) for frame in frames}
@@ -320,24 +320,24 @@ def mean_rows(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """Mean of those that are known; None if none is."""
+    """Return the mean of the known values; None if there are none."""
     known = [float(v) for v in values if v is not None and not math.isnan(v)]
     return sum(known) / len(known) if known else None
 
 
 def _numbers(values: Sequence[int]) -> str:
-    """`0, 1 and 2`, or `0 to 9` of many in a row."""
+    """Return numbers in words: `0, 1 and 2`, or `0 to 9` for many in a row."""
     if len(values) > 3 and list(values) == list(range(values[0], values[-1] + 1)):
         return f"{values[0]} to {values[-1]}"
     return join([str(v) for v in values])
 
 
 def _datalist(path: Path) -> dict[str, Any]:
-    """A datalist's content; empty if there is none."""
+    """Return a datalist's content; empty if the file does not exist."""
     return dict(json.loads(read_text(path))) if path.is_file() else {}
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:
-    """Testing items of a datalist, image and label as paths; none if there is no such file."""
+    """Return the testing items of a datalist, image and label as paths; empty if the file does not exist."""
     items = _datalist(path).get("testing", [])
     return [{**i, **{k: str(path.parent / i[k]) for k in ("image", "label") if k in i}} for i in items]

@@ -1,4 +1,4 @@
-"""Pictures: synthetic images; test images with every strategy side by side; best, median and worst of each segmenter."""
+"""Show pictures: synthetic images; test images with every strategy side by side; best, median and worst of each segmenter."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from synboost_monai.study.report.evaluations import Evaluation, Run, read_items
 
 
 def synthetic_section(run: Run) -> Section | None:
-    """Label map, synthetic image, each model's masks of its prompts; None without examples."""
+    """Return label map, synthetic image and each model's masks, with the prompts; None without examples."""
     folder = run.run_dir / "examples"
     items = read_items(folder / DATALIST_NAME)
-    if not items or not run.study.has_synthesis:  # the folder may be of settings of before
+    if not items or not run.study.has_synthesis:  # the folder may come from earlier settings
         return None
     evaluations = [
         Evaluation(s, folder / s.model)
@@ -52,7 +52,7 @@ def synthetic_section(run: Run) -> Section | None:
 
 
 def real_section(run: Run) -> Section | None:
-    """For each view and phase the median test image, the expert's and every shown segmenter's masks; None without data or label maps."""
+    """Return the median test image of each view and phase with the expert's and every segmenter's masks; None without data or masks."""
     if not run.items or not _has_label_maps(run):
         return None
     kinds: dict[tuple[Any, ...], list[str]] = {}
@@ -75,7 +75,7 @@ def real_section(run: Run) -> Section | None:
 
 
 def ranked_section(run: Run) -> Section | None:
-    """Best, median and worst image of each shown segmenter, beside the expert; None without data or label maps."""
+    """Return the best, median and worst image of each shown segmenter, beside the expert; None without data or label maps."""
     if not run.items or not _has_label_maps(run):
         return None
     blocks: list[Block] = [
@@ -94,7 +94,7 @@ def ranked_section(run: Run) -> Section | None:
 
 
 def side_by_side(run: Run, case: str, evaluations: list[Evaluation]) -> PictureRow:
-    """One test image: image, expert, each segmenter."""
+    """Show one test image: image, expert, each segmenter."""
     item = run.items[case]
     image = read_plane(item["image"])
     what = f"{item.get('patient', case)}, {describe(item)}"
@@ -111,7 +111,7 @@ def side_by_side(run: Run, case: str, evaluations: list[Evaluation]) -> PictureR
 
 
 def expert_and_masks(run: Run, evaluation: Evaluation, case: str, caption: str) -> list[dict[str, Any]]:
-    """Two pictures of a test image: the expert's label map, and a segmenter's; nothing if the image is gone."""
+    """Show two pictures of a test image: the expert's and a segmenter's label map; nothing if the image is gone."""
     if case not in run.items:
         return []
     item = run.items[case]
@@ -122,13 +122,13 @@ def expert_and_masks(run: Run, evaluation: Evaluation, case: str, caption: str) 
 
 
 def describe(item: Mapping[str, Any]) -> str:
-    """`4CH, ED` of an item."""
+    """Return view and phase of an item: `4CH, ED`."""
     words = [SHORT.get(item.get(key, ""), "") for key in ("view", "phase")]
     return ", ".join(w for w in words if w) or image_stem(item["image"])
 
 
 def dice_of(evaluation: Evaluation, case: str) -> str:
-    """`, Dice 91.3 %` of one case, mean over its structures."""
+    """Return the Dice of one case, mean over its structures: `, Dice 91.3 %`."""
     dice = evaluation.image_dice.get(case)
     return "" if dice is None else f", Dice {100 * dice:.1f}\u00a0%"
 
@@ -160,7 +160,7 @@ def _masks(e: Evaluation, case: str, image: Any, alt: str, caption: str, starts_
 
 
 def _prompts(item: Mapping[str, Any], level: str | None, *, is_synthetic: bool) -> list[dict[str, str]]:
-    """The prompts that asked for the masks, with the structure's colour."""
+    """Return the prompts of the masks, with the structure's colour."""
     if level is None:
         return []
     texts = [(s, prompt_text(s, level, item, is_synthetic=is_synthetic).text or "(empty prompt)") for s in STRUCTURES]

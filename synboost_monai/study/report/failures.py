@@ -1,4 +1,4 @@
-"""What went wrong on the test images: empty masks, implausible hearts, borders far off; counted, listed and shown."""
+"""Count, list and show failures on the test images: empty masks, implausible hearts, borders far off."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from synboost_monai.study.report.examples import expert_and_masks
 from synboost_monai.study.report.scores import numbers
 
 NUM_FAR = 3
-"""Masks of each segmenter whose HD95 is told as the worst."""
+"""Number of masks of each segmenter that are listed for their large HD95."""
 NUM_PICTURES = 3
-"""Failures of each kind that are shown."""
+"""Largest number of pictured failures of each kind."""
 ANATOMY = ("anatomy_", "empty")
-"""Beginnings of the codes of reasons that speak of the heart, not of the network's doubt."""
+"""Beginnings of those reason codes that concern the heart and not the network's doubt."""
 LOW_DICE = 0.5
-"""Masks with a lower Dice count as lost."""
+"""Dice below which a mask counts as lost."""
 
 
 def section(run: Run) -> Section:
-    """Counts of the shown segmenters, their list, and pictures of the worst."""
+    """Return counts of the shown segmenters, the list of failures, and pictures of the worst."""
     counts, listed = [], []
     for e in run.shown:
         found = _failures(e)
@@ -61,7 +61,7 @@ def _names(e: Evaluation) -> dict[str, Any]:
 
 
 def _counts(e: Evaluation) -> dict[str, Any]:
-    """Numbers of one segmenter."""
+    """Return the counts of one segmenter."""
     frame = e.frame
     verdicts = frame.drop_duplicates("case")["verdict"].dropna() if "verdict" in frame else pd.Series(dtype=str)
     return {
@@ -75,7 +75,7 @@ def _counts(e: Evaluation) -> dict[str, Any]:
 
 
 def _failures(e: Evaluation) -> list[dict[str, Any]]:
-    """Empty masks, then those with the largest HD95."""
+    """Return empty masks, then those with the largest HD95."""
     columns = ["case", "structure", "dice", "hd95_mm"]
     empty = e.frame[e.frame["is_empty_prediction"].astype(bool) & ~e.frame["is_empty_truth"].astype(bool)]
     far = e.frame.dropna(subset=["hd95_mm"]).nlargest(NUM_FAR, "hd95_mm")
@@ -112,7 +112,7 @@ def _list_table(run: Run, listed: list[dict[str, Any]]) -> ReportTable:
 
 
 def _reason_table(run: Run) -> ReportTable | None:
-    """Reasons of the verdicts, with the number of images of each shown segmenter; None without verdicts."""
+    """Return the reasons of the verdicts, with the number of images of each shown segmenter; None without verdicts."""
     tables: dict[str, Counter[str]] = {}
     for e in run.shown:
         doubts = [e.doubt(str(case)) for case in e.image_dice.index]
@@ -130,7 +130,7 @@ def _reason_table(run: Run) -> ReportTable | None:
 
 
 def _pictures(run: Run) -> list[Block]:
-    """Rows of pictures: lowest Dice of a mask, largest HD95, implausible hearts; of each the worst, one a segmenter."""
+    """Return rows of pictures, one failure per segmenter, worst first: lowest Dice, largest HD95, implausible hearts."""
     kept = [e for e in run.shown if (e.evaluation_dir / "label_maps").is_dir()]
     worst: dict[str, list[tuple[float, Evaluation, str, str]]] = {}
     for e in kept:
@@ -163,6 +163,6 @@ def _structure(row: Mapping[str, Any]) -> str:
 
 
 def _anatomy(e: Evaluation, case: str) -> str:
-    """First reason why a label map is no heart; empty if it may be one."""
+    """Return the first reason why a label map cannot show a heart; empty if there is none."""
     reasons = (e.doubt(case) or {}).get("reasons", [])
     return next((str(r["message"]) for r in reasons if r["code"].startswith(ANATOMY)), "")

@@ -1,4 +1,4 @@
-"""The beginning of the page: what was found, in one table, and what was done, in words."""
+"""Begin the page with the results in one table, and with a description of the study in words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_LINES = 12
 
 
 def summary_section(run: Run, differences: Differences) -> Section:
-    """Dice, HD95 and the difference from real data alone of each strategy, for the shown settings."""
+    """Return Dice, HD95 and the difference from real data alone of each strategy, for the shown settings."""
     rows = []
     common = run.common(run.shown_settings)
     against_real = differences.against_real(run.shown_settings)
@@ -65,7 +65,7 @@ def summary_section(run: Run, differences: Differences) -> Section:
 
 
 def study_section(run: Run) -> Section:
-    """Axes of the study in words, its data, and its settings."""
+    """Describe the axes of the study, its data, and its settings."""
     blocks: list[Block] = [Text(_axes(run)), Text(_data(run))]
     if summary := _text_of(run.run_dir / "real" / SUMMARY_NAME):
         listing = Listing(summary.rstrip())
@@ -83,7 +83,7 @@ def _without(cells: Mapping[str, str], others: Mapping[str, str]) -> dict[str, s
 
 
 def _axes(run: Run) -> str:
-    """What was trained and evaluated."""
+    """Describe what was trained and evaluated."""
     part = run.study.settings["segmenters"]
     strategies = join([f"“{STRATEGY_TITLES[s]}”" for s in run.strategies])
     words = [
@@ -110,7 +110,7 @@ def _data(run: Run) -> str:
 
 
 def _synthetic(run: Run) -> str:
-    """How many images were synthesised, and how."""
+    """Say how many images were synthesised, and how."""
     folder = run.run_dir / run.study.example_part.folder("synthetic") if run.study.has_synthesis else None
     if folder is None or not (folder / DATALIST_NAME).is_file():
         return ""
@@ -127,7 +127,7 @@ def _synthetic(run: Run) -> str:
 
 
 def _simulated(run: Run) -> str:
-    """Which weights were trained on simulated hearts."""
+    """Say which weights were trained on simulated hearts."""
     models, hashes = run.study.simulated_models, run.study.settings["segmenters"]["simulated_sha256"]
     if not models:
         return ""

@@ -1,4 +1,4 @@
-"""The report's plots, as PNG: one colour and one marker for each strategy in all of them."""
+"""Draw the report's plots as PNG; each strategy has the same colour and marker in all of them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from synboost_monai.study.report.comparisons import Difference
 from synboost_monai.study.report.evaluations import Evaluation, Run, Setting
 
 WIDTH = 10.0
-"""Of a plot that fills the page, inches."""
+"""Width of a plot that fills the page, in inches."""
 MAX_COLUMNS = 4
-"""Panels beside each other."""
+"""Largest number of panels beside each other."""
 QUALITY_MARKERS = {"good": "o", "medium": "s", "poor": "^", "": "D"}
-"""Image quality ('' not known) -> marker."""
+"""Image quality ('' if not known) -> marker."""
 
 
 def boxes(run: Run, settings: Sequence[Setting], metric: str) -> bytes | None:
-    """Boxes of the images' metric, a panel for each structure and one for all; None if nothing is measured."""
+    """Draw boxes of the images' metric, a panel for each structure and one for all; None if nothing is measured."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     frames = {
@@ -73,7 +73,7 @@ def boxes(run: Run, settings: Sequence[Setting], metric: str) -> bytes | None:
 
 
 def differences(run: Run, found: Sequence[Difference]) -> bytes:
-    """Differences of mean Dice with their intervals, one line each, in panels of the pairs."""
+    """Draw differences of mean Dice with their intervals, one line each, in a panel for each pair."""
     pairs = list(dict.fromkeys((d.first, d.second) for d in found))
     settings = [s for s in run.groups if any(d.setting == s for d in found)]
     columns = min(3, len(pairs))
@@ -104,7 +104,7 @@ def differences(run: Run, found: Sequence[Difference]) -> bytes:
 
 
 def convergence(run: Run, settings: Sequence[Setting]) -> bytes:
-    """Validation Dice over updates, a panel for each setting."""
+    """Draw the validation Dice over updates, a panel for each setting."""
     figure, panels = _panels(len(settings), 3.1, sharey=True)
     for panel, setting in zip(panels, settings):
         for strategy, evaluations in run.groups[setting].items():
@@ -127,12 +127,12 @@ def convergence(run: Run, settings: Sequence[Setting]) -> bytes:
 
 
 def scarcity(run: Run, frame: pd.DataFrame, panel_names: Sequence[str], points: pd.DataFrame) -> bytes:
-    """Dice against the number of real patients, logarithmic, a panel for each model, with intervals and single runs.
+    """Draw the Dice against the number of real patients, logarithmic, a panel per model, with intervals and single runs.
 
     Args:
-        run: for the order of strategies.
+        run: gives the order of strategies.
         frame: panel, num_patients, strategy_name, dice_percent, dice_low, dice_high.
-        panel_names: in order.
+        panel_names: names of the panels in order.
         points: single runs: panel, num_patients, strategy_name, dice_percent.
     """
     figure, panels = _panels(len(panel_names), 3.8, sharey=True)
@@ -171,13 +171,13 @@ def scarcity(run: Run, frame: pd.DataFrame, panel_names: Sequence[str], points: 
 
 
 def bland_altman(run: Run, found: Sequence[tuple[Evaluation, pd.DataFrame]], quantity: str, unit: str) -> bytes:
-    """Predicted less expert over their mean, a panel for each segmenter, with bias and limits of agreement.
+    """Draw predicted minus expert over their mean, a panel per segmenter, with bias and limits of agreement.
 
     Args:
-        run: for the titles.
-        found: segmenter, and its patients: predicted, expert, image_quality.
-        quantity: with its unit, for the axis.
-        unit: of a difference.
+        run: gives the titles.
+        found: segmenters, each with its patients: predicted, expert, image_quality.
+        quantity: name and unit on the axis.
+        unit: unit of a difference.
     """
     columns = max(sum(e.segmenter.model == model for e, _ in found) for model in run.models)
     figure, panels = _panels(len(found), 2.9, sharey=True, columns=min(columns, MAX_COLUMNS), sharex=True)
@@ -223,7 +223,7 @@ def bland_altman(run: Run, found: Sequence[tuple[Evaluation, pd.DataFrame]], qua
 
 
 def _panels(number: int, height: float, columns: int = MAX_COLUMNS, **options: Any) -> tuple[Any, list[Any]]:
-    """A figure with so many panels, at most `columns` beside each other; few ones do not fill the page."""
+    """Return a figure with `number` panels, at most `columns` beside each other; a few panels do not fill the page."""
     columns = min(columns, number)
     rows = -(-number // columns)
     figure = new_figure(min(WIDTH, 1.0 + 4.5 * columns), 0.5 + height * rows, DPI)
@@ -234,7 +234,7 @@ def _panels(number: int, height: float, columns: int = MAX_COLUMNS, **options: A
 
 
 def _boxes(panel: Any, places: Sequence[float], values: Sequence[Any], strategy: str, width: float) -> None:
-    """Boxes of one strategy."""
+    """Draw the boxes of one strategy."""
     if not places:
         return
     panel.boxplot(
@@ -252,14 +252,14 @@ def _boxes(panel: Any, places: Sequence[float], values: Sequence[Any], strategy:
 
 
 def _tick(run: Run, setting: Setting) -> str:
-    """Words under a group of boxes."""
+    """Return the text under a group of boxes."""
     words = [model_title(setting.model)]
     words += [run.patients_title(setting.patients)] if "patients" in run.axes else [setting.prompt]
     return "\n".join(words)
 
 
 def _two_lines(title: str) -> str:
-    """Model and prompt above the rest."""
+    """Put model and prompt above the rest of a title."""
     words = title.split(", ")
     return "\n".join(part for part in (", ".join(words[:2]), ", ".join(words[2:])) if part)
 
@@ -271,7 +271,7 @@ def _grid(panel: Any, axis: str) -> None:
 
 
 def _legend(figure: Any, strategies: Sequence[str], lines: bool = False) -> None:
-    """Strategies above the panels."""
+    """Draw the legend of strategies above the panels."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

@@ -1,4 +1,4 @@
-"""Times and commands of the stages, by kind, and what the study was run with."""
+"""List the times and commands of the stages by kind, and the machine and software of the study."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from synboost_monai.study.dag import KINDS
 from synboost_monai.study.report.evaluations import Run
 
 MAX_COMMANDS = 40
-"""Commands of a kind that are listed; of more, the first few."""
+"""Largest number of commands of a kind that are all listed."""
 FEW_COMMANDS = 5
-"""How many of these."""
+"""Number of commands listed of a kind with more."""
 
 
 def times_section(run: Run) -> Section | None:
-    """Wall time by kind of stage, and of each stage; None if no stage left its time."""
+    """Return the wall time by kind of stage, and of each stage; None if no stage left its time."""
     if not run.stages:
         return None
     rows: list[dict[str, Any]] = []
@@ -58,7 +58,7 @@ def times_section(run: Run) -> Section | None:
 
 
 def repeat_section(run: Run) -> Section:
-    """Commands: of the whole, and of every stage by kind."""
+    """List the commands of the whole study, and of every stage by kind."""
     blocks: list[Block] = [
         Text("The settings of the whole study are in study.yaml beside this page:"),
         Listing(run.command),
@@ -86,13 +86,13 @@ def repeat_section(run: Run) -> Section:
 
 
 def by_kind(stages: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Kind -> its stages, in the order of the work."""
+    """Return kind -> its stages, in the order of the work."""
     found = {kind: [s for s in stages if s["kind"] == kind] for kind in KINDS}
     return {kind: of_kind for kind, of_kind in found.items() if of_kind}
 
 
 def machine() -> str:
-    """What the report was made on, which is where the study ran unless it was copied."""
+    """Describe the machine that made the report, which ran the study unless the run was copied."""
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} processor cores"
 
 

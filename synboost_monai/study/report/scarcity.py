@@ -1,4 +1,4 @@
-"""The data scarcity curve: Dice against the number of real patients that a segmenter and its diffusion model learned from."""
+"""Show the data scarcity curve: Dice against the number of real patients for a segmenter and its diffusion model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NUMBERS = ("dice_percent", "dice_low", "dice_high", "difference", "low", "high"
 
 
 def section(run: Run, differences: Differences) -> Section | None:
-    """Curve and table of the shown settings; None where the number of patients does not vary."""
+    """Return curve and table of the shown settings; None if the number of patients does not vary."""
     curves = {shown: _curve(run, shown) for shown in run.shown_settings}
     curves = {shown: settings for shown, settings in curves.items() if len(settings) > 1}
     if not curves:
@@ -51,13 +51,13 @@ def section(run: Run, differences: Differences) -> Section | None:
 
 
 def _curve(run: Run, shown: Setting) -> list[Setting]:
-    """A setting with every number of patients that is known as a number."""
+    """Return the settings that differ from a shown one only in the number of patients, where this number is known."""
     same = [s for s in run.groups if (s.model, s.prompt, s.frozen) == (shown.model, shown.prompt, shown.frozen)]
     return [s for s in same if run.num_patients(s.patients) is not None]
 
 
 def _rows(run: Run, settings: Sequence[Setting], differences: Differences) -> list[dict[str, Any]]:
-    """A row for each setting and strategy: mean Dice with its interval, and the difference from real."""
+    """Return a row for each setting and strategy: mean Dice with its interval, and the difference from real."""
     against_real = differences.against_real(settings)
     rows = []
     for setting in settings:
@@ -73,7 +73,7 @@ def _rows(run: Run, settings: Sequence[Setting], differences: Differences) -> li
 
 
 def _mean_with_interval(run: Run, evaluations: list[Evaluation]) -> tuple[float, float | None, float | None]:
-    """Mean Dice in percent, and its interval; none with a single patient or unknown ones."""
+    """Return the mean Dice in percent, and its interval; no interval with a single patient or unknown patients."""
     frame = run.mean_rows(evaluations)
     dice = 100 * frame["dice"].to_numpy(dtype=float)
     if frame["patient"].isna().any() or frame["patient"].nunique() < 2:
@@ -83,7 +83,7 @@ def _mean_with_interval(run: Run, evaluations: list[Evaluation]) -> tuple[float,
 
 
 def _points(run: Run, curves: dict[Setting, list[Setting]]) -> pd.DataFrame:
-    """Mean Dice of each seed and fold: panel, num_patients, strategy_name, dice_percent."""
+    """Return the mean Dice of each seed and fold: panel, num_patients, strategy_name, dice_percent."""
     rows = [
         (
             _panel(run, setting),
@@ -101,13 +101,13 @@ def _points(run: Run, curves: dict[Setting, list[Setting]]) -> pd.DataFrame:
 
 
 def _panel(run: Run, setting: Setting) -> str:
-    """Title of the panel that a setting belongs to: everything but the number of patients."""
+    """Return the title of a setting's panel: everything except the number of patients."""
     frozen = [f"encoders {'frozen' if setting.frozen else 'trained'}"] * ("frozen" in run.axes)
     return ", ".join([model_title(setting.model), setting.prompt, *frozen])
 
 
 def _table(run: Run, frame: pd.DataFrame) -> ReportTable:
-    """The curve's numbers."""
+    """Return the table of the curve's numbers."""
     cells = {c: str(frame[c].iloc[0]) for c in ("encoders", "prompt") if c in frame and frame[c].nunique() == 1}
     shown = frame.drop(columns=["panel", "strategy_name", *cells])
     headings = {

@@ -1,4 +1,4 @@
-"""Tables of results, as in the paper: Dice by strategy, model and prompt; every metric; by structure; on the paper's grid."""
+"""Make tables of results, as in the paper: Dice by strategy, model and prompt; all metrics; by structure; on the paper's grid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from synboost_monai.study.grid import PROMPT_LEVELS
 from synboost_monai.study.report.evaluations import Evaluation, Run, Setting, mean_of
 
 MAX_ROWS = 40
-"""Longer tables are folded."""
+"""Largest number of rows of a table that is not folded."""
 PERCENT = {"dice": "dice_percent", "iou": "iou_percent", "dice_512": "dice_512_percent", "iou_512": "iou_512_percent"}
 """Metric that tables show in percent -> its column."""
 TITLES = {
@@ -32,18 +32,18 @@ TITLES = {
 }
 """Metric -> its name and unit."""
 SHORT = {"left_ventricular_cavity": "LV", "myocardium": "myocardium", "left_atrium": "LA"}
-"""Structure -> short words of a heading."""
+"""Structure -> its short name in headings."""
 HEADINGS = {"model": "model", "strategy": "trained on"}
 """Headings that tables share."""
 HOW_TO_READ = (
     "± is the standard deviation (ddof 1) over images and structures, as published. HD95, the 95 % Hausdorff distance, and ASD, the mean "
     "distance of the borders, are over the masks that are not empty; empty masks count as Dice 0 and are counted apart."
 )
-"""Stands under the tables of metrics."""
+"""Text under the tables of metrics."""
 
 
 def section(run: Run) -> Section:
-    """Every table of metrics that the study has data for."""
+    """Return every table of metrics for which the study has data."""
     blocks: list[Block] = []
     if len({s.prompt for s in run.groups}) > 1:
         blocks.append(prompt_table(run))
@@ -62,7 +62,7 @@ def section(run: Run) -> Section:
 
 
 def prompt_table(run: Run) -> ReportTable:
-    """Mean Dice as the paper prints it: a row for each strategy and model, a column for each prompt."""
+    """Return the mean Dice as the paper prints it: a row for each strategy and model, a column for each prompt."""
     prompts = [p for p in PROMPT_LEVELS if any(s.prompt == p for s in run.groups)]
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for setting, by_strategy in run.groups.items():
@@ -88,7 +88,7 @@ def prompt_table(run: Run) -> ReportTable:
 
 
 def metric_table(run: Run) -> ReportTable:
-    """Dice, IoU, HD95 and ASD of each setting and strategy, mean over seeds and folds."""
+    """Return Dice, IoU, HD95 and ASD of each setting and strategy, mean over seeds and folds."""
     metrics = ["dice", "iou", "hd95_mm", "asd_mm"]
     return _table(
         run,
@@ -102,7 +102,7 @@ def metric_table(run: Run) -> ReportTable:
 
 
 def structure_table(run: Run) -> ReportTable:
-    """Dice and HD95 of each structure."""
+    """Return Dice and HD95 of each structure."""
     rows = []
     for setting, strategy, evaluations in _groups(run):
         row: dict[str, Any] = {**run.cells(setting), "strategy": STRATEGY_TITLES[strategy]}
@@ -136,7 +136,7 @@ def structure_table(run: Run) -> ReportTable:
 
 
 def paper_grid_table(run: Run) -> ReportTable | None:
-    """Metrics on the paper's grid, for comparing with published numbers; None where they were not measured."""
+    """Return the metrics on the paper's grid, to compare with published numbers; None where they were not measured."""
     if not any("dice_512_mean" in e.summary["overall"] for e in run.evaluations):
         return None
     return _table(
@@ -153,7 +153,7 @@ def paper_grid_table(run: Run) -> ReportTable | None:
 
 
 def percent(value: float | None) -> float | None:
-    """A share in percent."""
+    """Return a share in percent."""
     return None if value is None else 100 * value
 
 
@@ -162,12 +162,12 @@ def mean_over(
     key: str,
     of: Callable[[Evaluation], Mapping[str, Any]] = lambda e: e.summary[OVERALL],
 ) -> float | None:
-    """Mean of a number of summary.json over evaluations; None where none has it."""
+    """Return the mean of a number of summary.json over evaluations; None if no evaluation has it."""
     return mean_of([of(e).get(key) for e in evaluations])
 
 
 def numbers(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """The frame with columns of numbers as such, None as NaN."""
+    """Return the frame with these columns as numbers, None as NaN."""
     return frame.astype({c: float for c in columns if c in frame})
 
 
@@ -175,7 +175,7 @@ def numbers(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _groups(run: Run) -> list[tuple[Setting, str, list[Evaluation]]]:
-    """Every setting and strategy with its evaluations."""
+    """Return every setting and strategy with its evaluations."""
     return [(setting, s, evaluations) for setting, group in run.groups.items() for s, evaluations in group.items()]
 
 
@@ -188,7 +188,7 @@ def _table(
     sentence: str,
     with_counts: bool = False,
 ) -> ReportTable:
-    """One row for each setting and strategy: mean ± std of some metrics."""
+    """Return a table with one row per setting and strategy: mean ± std of some metrics."""
     rows = []
     for setting, strategy, evaluations in _groups(run):
         row: dict[str, Any] = {**run.cells(setting), "strategy": STRATEGY_TITLES[strategy]}
@@ -229,7 +229,7 @@ def _column(metric: str, structure: str, end: str) -> str:
 
 
 def _words(run: Run) -> str:
-    """How the tables are to be read."""
+    """Explain how to read the tables."""
     has_runs = any(len(evaluations) > 1 for _, _, evaluations in _groups(run))
     between = " Means and deviations are averaged over runs (seeds, folds); “between runs” is the standard deviation of their mean Dice."
     return HOW_TO_READ + between * has_runs + " Weights were chosen on the validation section, never on test images."

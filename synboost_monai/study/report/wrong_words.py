@@ -1,4 +1,4 @@
-"""Prompt sensitivity: what wrong words do to the masks, for each segmenter that the study tried."""
+"""Show the prompt sensitivity: the effect of wrong words on the masks of each tested segmenter."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _JOINED = {
 
 
 def section(run: Run) -> Section | None:
-    """A table over all segmenters that were tried, and for each its plot and its table; None if none was."""
+    """Return a table over all tested segmenters, and for each its plot and its table; None if none was tested."""
     folders = {s: run.run_dir / s.output_dir / "sensitivity" for s in run.study.segmenters}
     found = [(s, *read_sensitivity(path)) for s, path in folders.items() if (path / JSON_NAME).is_file()]
     if not found:
@@ -61,7 +61,7 @@ def section(run: Run) -> Section | None:
 
 
 def _summary(run: Run, records: list[tuple[Segmenter, Mapping[str, Any]]]) -> ReportTable:
-    """A row for each change, a column for each segmenter: Dice to the right prompt's mask, %."""
+    """Return a row for each change, a column for each segmenter: Dice to the right prompt's mask, in %."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for s, record in records:
         for part in record["summary"]:
@@ -91,7 +91,7 @@ def _summary(run: Run, records: list[tuple[Segmenter, Mapping[str, Any]]]) -> Re
 
 
 def _title(run: Run, s: Segmenter) -> str:
-    """A segmenter in words."""
+    """Name a segmenter in words."""
     return f"{model_title(s.model)}, {STRATEGY_TITLES[s.strategy]}, {run.title(_setting(s)).partition(', ')[2]}"
 
 
