@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
+from statistics import fmean
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "synboost_monai"
@@ -88,7 +89,7 @@ def ordered(layers: list[list[str]], arrows: dict[str, set[str]]) -> list[list[s
     tied = {room: {*targets, *(other for other in arrows if room in arrows[other])} for room, targets in arrows.items()}
     for _ in range(SWEEPS):
         place = {room: (i + 0.5) / len(layer) for layer in layers for i, room in enumerate(layer)}
-        centre = {r: sum(map(place.__getitem__, t)) / len(t) if t else place[r] for r, t in tied.items()}
+        centre = {r: round(fmean(place[t] for t in sorted(ties or {r})), 9) for r, ties in tied.items()}
         layers = [sorted(layer, key=lambda room: (centre[room], room)) for layer in layers]
     return layers
 

@@ -198,7 +198,8 @@ def _unwrapped(state_dict: dict[str, Tensor], own: Iterable[str] = ()) -> dict[s
 def _load_strictly(network: nn.Module, state_dict: Mapping[str, Tensor], path: Path) -> None:
     """Load the weights, or say what does not fit before anything is changed.
 
-    The longest prompt of a CRIS is the checkpoint's choice, not the architecture's: the network's table of positions gets as many rows as the checkpoint's.
+    The longest prompt of a CRIS is the checkpoint's choice, not the architecture's: the network's table of positions gets as many rows
+    as the checkpoint's.
     """
     kind, class_name = kind_of_weights(state_dict), type(network).__name__
     if kind is not None and kind.class_name != class_name and class_name in {k.class_name for k in KINDS}:

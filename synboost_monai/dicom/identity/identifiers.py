@@ -145,9 +145,7 @@ def _words(text: str, is_name: bool = False) -> Iterator[str]:
         yield "".join(parts)
         if is_name:
             yield from ("".join(pair) for pair in (parts[:2], parts[1::-1]))
-            yield from (
-                letters for part in parts for letters in _LETTERS.findall(part)
-            )  # a name followed by a number
+            yield from (letters for part in parts for letters in _LETTERS.findall(part))  # a name followed by a number
             for part in _WORD.findall(group):  # people without umlauts on the keyboard write Mueller for Müller
                 yield fold(re.sub("[äöüÄÖÜ]", lambda match: fold(match[0]) + "e", unicodedata.normalize("NFC", part)))
         elif len(parts) == 1 and parts[0].isdigit() and len(parts[0].lstrip("0")) > 4:

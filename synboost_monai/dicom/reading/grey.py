@@ -64,9 +64,7 @@ class GreyScale:
         num_words = 256 if self._pixels.bits_allocated == 8 else 65536
         shift = self._pixels.high_bit + 1 - bits if is_verbatim else 0
         values = (np.arange(num_words) >> shift) & ((1 << bits) - 1)
-        bits_used = min(
-            bits, self._pixels.bits_stored
-        )  # a code stream may say 16 and the header 12, or the reverse
+        bits_used = min(bits, self._pixels.bits_stored)  # a code stream may say 16 and the header 12, or the reverse
         lowest, highest = 0, (1 << bits_used) - 1
         if is_signed:
             values = np.where(values >> (bits - 1), values - (1 << bits), values)

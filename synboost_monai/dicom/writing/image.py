@@ -67,8 +67,8 @@ def write_dicom_pair(
 ) -> None:
     """Write an image as Ultrasound Image and its label map as Segmentation (BINARY, one segment per structure).
 
-    Each file is written whole or not at all. The whole image is one region of 2-D tissue, with its spacing in cm. All structures are described in the
-    segmentation, also those that the label map lacks.
+    Each file is written whole or not at all. The whole image is one region of 2-D tissue, with its spacing in cm. All structures are
+    described in the segmentation, also those that the label map lacks.
 
     Args:
         image: (H, W) uint8, display order.
@@ -190,7 +190,9 @@ def _ultrasound_image(
 
 
 def _segmentation(label_map: np.ndarray, picture: Dataset, identity: str, about: dict[str, Any]) -> Dataset:
-    masks = np.stack([label_map == structure.class_index for structure in STRUCTURES])  # (S, H, W), one frame per segment
+    masks = np.stack(
+        [label_map == structure.class_index for structure in STRUCTURES]
+    )  # (S, H, W), one frame per segment
     reference = {
         "ReferencedSOPClassUID": str(picture.SOPClassUID),
         "ReferencedSOPInstanceUID": str(picture.SOPInstanceUID),
