@@ -65,7 +65,7 @@ _SPELLED = {
 _SQLITE = {"disk is full": errno.ENOSPC, "disk i/o error": errno.EIO, "readonly database": errno.EROFS}
 _SQLITE |= {"unable to open database file": errno.EACCES}
 _TORCH_WRITER = ("inline_container.cc", "PytorchStreamWriter", "iostream error")
-_TEMPORARY = re.compile(r"\.\d+-[0-9a-f]{8}\.(?=[^/]*$)")  # how io.atomic_path begins a name
+_TEMPORARY = re.compile(r"\.\d+-[0-9a-f]{8}\.(?=[^/]*$)")  # how files.atomic_path begins a name
 
 
 def user_error(error: BaseException) -> Exception | None:

@@ -169,7 +169,7 @@ def test_small_recipe_only_changes_keys_of_train():
 
 def test_small_recipe_is_that_of_the_studies():
     small = read_config("train_small")
-    study = yaml.safe_load((ROOT / "synboost_monai" / "experiments" / "studies" / "camus_small.yaml").read_text())
+    study = yaml.safe_load((ROOT / "synboost_monai" / "study" / "studies" / "camus_small.yaml").read_text())
     diffusion = {**study["diffusion"]["both"], **study["diffusion"]["train"]}
     assert {key: small.get(key) for key in diffusion} == diffusion
 
