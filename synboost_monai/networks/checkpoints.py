@@ -48,14 +48,14 @@ _NUM_PICKLES = 4
 def read_checkpoint(path: str | Path, is_mapped: bool = False) -> Any:
     """Read the containers, numbers, strings and tensors of a checkpoint file; no code of the file is run, and tensors are on the CPU.
 
-        Args:
-    path: a file written by `torch.save`, a safetensors file or a TorchScript archive, whatever its name ends with.
-            is_mapped: leave tensors on the disk until they are used, where that is possible.
-        Returns:
-    the content; for a TorchScript archive, its parameters and buffers by name.
-        Raises:
-            FileNotFoundError: if there is no such file.
-    ValueError: if it is something else, is damaged, or holds more than that; in one line, without PyTorch's advice.
+    Args:
+        path: a file written by `torch.save`, a safetensors file or a TorchScript archive, whatever its name ends with.
+        is_mapped: leave tensors on the disk until they are used, where that is possible.
+    Returns:
+        the content; for a TorchScript archive, its parameters and buffers by name.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is something else, is damaged, or holds more than that; in one line, without PyTorch's advice.
     """
     path = Path(path)
     if not path.is_file():

@@ -346,9 +346,7 @@ class SemanticDiffusionUNet(nn.Module):
         top = label_onehot.to(self._dtype())
         if self.patch_size > 1:
             top = F.avg_pool2d(top, self.patch_size)
-        levels: dict[
-            int, tuple[Tensor, Neighbourhoods | None]
-        ] = {}  # number of halvings -> label map and its neighbourhoods
+        levels: dict[int, tuple[Tensor, Neighbourhoods | None]] = {}  # halvings -> label map, neighbourhoods
 
         def level(halvings: int) -> tuple[Tensor, Neighbourhoods | None]:
             size = [side // 2**halvings for side in top.shape[2:]]
