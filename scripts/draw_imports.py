@@ -3,8 +3,7 @@
 
     python scripts/draw_imports.py docs/assets/imports.svg
 
-Layers are read from docs/explanation/architecture.md, imports from the code. An arrow is left out where a longer way of arrows says the
-same.
+Layers are read from docs/explanation/architecture.md, imports from the code. An arrow is left out where other arrows lead the same way.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def room_imports(imports: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 def without_shortcuts(imports: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Return the imports without those that a longer way says too (transitive reduction)."""
+    """Return the imports without those that follow from others (transitive reduction)."""
 
     def reached(room: str) -> set[str]:
         return imports[room].union(*map(reached, imports[room]))
@@ -142,4 +141,6 @@ def _arrow(room: str, target: str, corner: dict[str, tuple[float, float]], width
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
-    Path(sys.argv[1]).write_text(svg(), encoding="utf-8")
+    from synboost_monai.files import atomic_write_text  # here: the layering test imports this file for its tables alone
+
+    atomic_write_text(Path(sys.argv[1]), svg())

@@ -43,7 +43,13 @@ def create_engine(
     workers: int,
     ray_address: str | None = None,
 ) -> Engine:
-    """Create the engine of this name; the arguments are those of `batch.run_dicom`.
+    """Create the engine of this name.
+
+    Args:
+        engine, bundle, checkpoint_path, workers, ray_address: as in `options.BatchOptions`.
+        overrides: keys of the bundle's inference.yaml.
+        options: what is wanted of each study.
+        out_dir: folder of the run.
 
     Raises:
         ValueError: if Ray is asked for and not installed.

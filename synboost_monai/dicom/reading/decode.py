@@ -140,9 +140,8 @@ class FrameReader:
             raise NotUsableError("broken_header", problem=problem)
         got = pixels.length if file_size is None else min(pixels.length, file_size - pixels.offset)
         if self._format.is_subsampled and got >= 3 * self._format.rows * self._format.columns * self.num_frames:
-            self._format = dataclasses.replace(
-                self._format, photometric="YBR_FULL"
-            )  # chroma was written in full after all
+            # chroma was written in full after all
+            self._format = dataclasses.replace(self._format, photometric="YBR_FULL")
         if self._format.photometric == "YBR_PARTIAL_420":
             raise NotUsableError("unsupported_photometric", value="YBR_PARTIAL_420 (uncompressed)")
         if self._format.is_subsampled and self._format.columns % 2:

@@ -76,7 +76,7 @@ class Segmentation:
     spread: NDArray[np.float32] | None
     """(H, W), 0..0.5: where prompts that mean the same disagree; None with one prompt."""
     doubt: dict[str, Any]
-    """Of `metrics.doubt.DoubtAssessor`."""
+    """Verdict, reasons and numbers, as `heart.doubt.DoubtAssessor` gives them."""
     prompts: tuple[str, ...]
     """The sentences that asked for the mask, each once."""
 
