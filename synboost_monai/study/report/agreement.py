@@ -1,4 +1,4 @@
-"""Clinical measures of the shown segmenters against the experts': agreement and Bland-Altman plots."""
+"""Compare the clinical measures of the shown segmenters with the experts': agreement and Bland-Altman plots."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAIN_MEASURES = (
     "end_systolic_volume_ml",
     "end_systolic_atrial_volume_ml",
 )
-"""Measures of the first table, by the best method that there is; all else is folded."""
+"""Measures of the first table, by the best available method; all others are folded."""
 SHORT = {
     "end_diastolic_volume_ml": "LV volume, ED",
     "end_systolic_volume_ml": "LV volume, ES",
@@ -33,11 +33,11 @@ SHORT = {
     "end_diastolic_atrial_volume_ml": "LA volume, ED",
     "end_systolic_atrial_volume_ml": "LA volume, ES",
 }
-"""Measure -> words of the tables."""
+"""Measure -> its short name in tables."""
 PLOTTED = ("ejection_fraction", "end_diastolic_volume_ml")
 """Measures with a Bland-Altman plot for each segmenter."""
 MAX_REASONS = 5
-"""Reasons for missing values that are told."""
+"""Largest number of reasons for missing values that are listed."""
 _STATISTICS = ("num_pairs", "bias", "lower_limit", "upper_limit", "mae", "pearson_r", "icc", "icc_low", "icc_high")
 _FORMATS = {
     **dict.fromkeys(("bias", "lower_limit", "upper_limit"), "+.1f"),
@@ -58,7 +58,7 @@ _JOINED = {"lower_limit": "{lower_limit} to {upper_limit}", "icc": "{icc} [{icc_
 
 
 def section(run: Run) -> Section | None:
-    """Agreement of the shown segmenters, or why there is none; None if no label map was kept."""
+    """Return the agreement of the shown segmenters, or the reason why there is none; None if no label map was kept."""
     kept = [e for e in run.shown if (e.evaluation_dir / "label_maps").is_dir()]
     if not kept:
         return None
@@ -114,7 +114,7 @@ _WORDS = (
 
 
 def _table(run: Run, name: str, title: str, records: Sequence[tuple[Evaluation, Mapping[str, Any]]]) -> ReportTable:
-    """A row for each measure, method and segmenter."""
+    """Return a table with one row per measure, method and segmenter."""
     rows = []
     with_quality = any(r["image_quality"] != ALL_QUALITIES for _, r in records)
     with_sides = any(r["second"] == "reference" for _, r in records)
@@ -142,7 +142,7 @@ def _table(run: Run, name: str, title: str, records: Sequence[tuple[Evaluation, 
 
 
 def _plot(run: Run, measure: str, results: Sequence[tuple[Evaluation, ClinicalResult]]) -> list[Block]:
-    """Bland-Altman plots of a measure, a panel for each segmenter, by the best method that there is; nothing with too few patients."""
+    """Draw Bland-Altman plots of a measure, a panel per segmenter, by the best available method; nothing with too few patients."""
     for method in METHODS:
         panels = []
         for e, result in results:
@@ -164,7 +164,7 @@ def _plot(run: Run, measure: str, results: Sequence[tuple[Evaluation, ClinicalRe
 
 
 def _left_out(results: Sequence[tuple[Evaluation, ClinicalResult]]) -> list[str]:
-    """What could not be computed, and why."""
+    """Say which values could not be computed, and why."""
     if not results:
         return []
     left_out = results[0][1].summary["left_out"]
