@@ -1,1 +1,1 @@
-"""Doors to a trained bundle: MONAI Label, the demo, exported networks and packages."""
+"""Give access to a trained bundle: by MONAI Label, by the demo, as an exported network or as a package."""

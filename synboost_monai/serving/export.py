@@ -1,7 +1,7 @@
-"""A bundle's segmenter with its weights as ONNX or TorchScript: `synboost export BUNDLE --format onnx`.
+"""Export a bundle's segmenter with its weights as ONNX or TorchScript: `synboost export BUNDLE --format onnx`.
 
-Both take `image` (B, 3, N, N) and `input_ids` (B, S, L) and give `pred`, logits (B, S, N, N), for any number of images B and prompts S;
-side N and length L of a prompt are fixed. A written file is compared with the network before it gets its name.
+Both formats take `image` (B, 3, N, N) and `input_ids` (B, S, L) and give `pred`, logits (B, S, N, N), for any number of images B and
+prompts S; side N and length L of a prompt are fixed. A written file is compared with the network before it gets its name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SUFFIX_OF_FORMAT = {"onnx": ".onnx", "torchscript": ".ts"}
-"""What `synboost export` writes -> end of the file's name."""
+"""Format of `synboost export` -> suffix of the file."""
 ONNX_OPSET = 18
 """Version of ONNX's operators."""
 TOLERANCE = 1e-4
@@ -32,11 +32,11 @@ TOLERANCE = 1e-4
 CHECKED_COUNTS = ((1, 1), (2, 3))
 """(images, prompts) that a written file is compared with."""
 SETTINGS = ("image_size", "keep_aspect", "image_mean", "image_std", "padding_id", "threshold", "preset")
-"""Keys of inference.yaml that whoever uses the file has to know."""
+"""Keys of inference.yaml that a user of the file has to know."""
 
 
 class Difference(NamedTuple):
-    """How far a file's logits are from the network's."""
+    """Hold how far a file's logits are from the network's."""
 
     absolute: float
     """Largest difference of a logit."""
@@ -59,15 +59,15 @@ def export_bundle(
     Args:
         bundle: name or folder.
         output: the file; BUNDLE.onnx or BUNDLE.ts here by default.
-        format: of `SUFFIX_OF_FORMAT`.
+        format: a key of `SUFFIX_OF_FORMAT`.
         checkpoint_path: the weights; by default the bundle's models/model.pt.
         overrides: keys of inference.yaml that the weights need, such as preset and image_size.
     Returns:
         the file, and its difference from the network; None where onnxruntime is not installed.
     Raises:
-        FileNotFoundError: if there are no such weights.
-        ValueError: if they do not fit, the bundle is no segmenter's, or a package for the format is missing.
-        RuntimeError: if the file does not give what the network gives; it is then not written.
+        FileNotFoundError: if the weights do not exist.
+        ValueError: if they do not fit, the bundle does not segment, or a package for the format is missing.
+        RuntimeError: if the file's logits differ from the network's; it is then not written.
     """
     if format not in SUFFIX_OF_FORMAT:
         raise ValueError(f"--format must be {' or '.join(SUFFIX_OF_FORMAT)}, got {format!r}")
@@ -141,7 +141,7 @@ def write_onnx(network: nn.Module, path: str | os.PathLike[str], settings: dict[
 def write_torchscript(network: nn.Module, path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
     """Write a segmenter as TorchScript with `settings` as extra file synboost.json; `forward(image, input_ids=None)`.
 
-    Without `input_ids` it looks for the three structures by their P1 prompts. Arguments as of `write_onnx`.
+    Without `input_ids` it looks for the three structures by their P1 prompts. The arguments are those of `write_onnx`.
     """
     import torch
 
@@ -157,11 +157,11 @@ def write_torchscript(network: nn.Module, path: str | os.PathLike[str], settings
 
 
 Runner = Callable[["Tensor", "Tensor"], "Tensor"]
-"""(image, input_ids) -> logits."""
+"""Function (image, input_ids) -> logits."""
 
 
 def onnx_runner(path: str | os.PathLike[str], num_threads: int = 0) -> Runner | None:
-    """An ONNX file as a function; None if onnxruntime is not installed."""
+    """Return an ONNX file as a function, or None if onnxruntime is not installed."""
     import torch
 
     try:
@@ -179,7 +179,7 @@ def onnx_runner(path: str | os.PathLike[str], num_threads: int = 0) -> Runner | 
 
 
 def torchscript_runner(path: str | os.PathLike[str]) -> Runner:
-    """A TorchScript file as a function."""
+    """Return a TorchScript file as a function."""
     import torch
 
     return torch.jit.load(str(path), map_location="cpu").eval()
@@ -188,15 +188,15 @@ def torchscript_runner(path: str | os.PathLike[str]) -> Runner:
 def measure_difference(
     network: nn.Module, run: Runner, image_size: int, counts: tuple[tuple[int, int], ...] = CHECKED_COUNTS
 ) -> Difference:
-    """The largest difference of a file's logits from the network's, on random images and real prompts.
+    """Return the largest difference of a file's logits from the network's, on random images and real prompts.
 
     Args:
         network: in evaluation mode.
-        run: the file.
+        run: the file as a function.
         image_size: side of the images.
         counts: (images, prompts) of each comparison.
     Returns:
-        infinite differences if the file gives another shape, or values that are no numbers.
+        the differences; infinite if the file gives another shape, or values that are not finite.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""A bundle with its weights as one zip: `synboost package BUNDLE`. It runs wherever `synboost-monai` is installed.
+"""Pack a bundle with its weights into one zip, which runs wherever `synboost-monai` is installed: `synboost package BUNDLE`.
 
 The same bundle, weights and overrides give the same bytes.
 """
@@ -35,14 +35,14 @@ MODEL_KEYS = (
     "sector_threshold",
     "domain_word",
 )
-"""Facts of trained weights: they are also written into train.yaml, so that a training of the package continues from its weights."""
+"""Facts of trained weights, also written into train.yaml so that a training of the package continues from its weights."""
 PLACE_KEYS = ("bundle_root", "dataset_dir", "output_dir")
 """Places on this machine, which mean nothing on another."""
 CALIBRATION = "calibration.json"
 """Name of a calibration in the package, beside model.pt."""
 
 _TIME = (1980, 1, 1, 0, 0, 0)
-"""Of every file in the zip: the earliest that the format knows."""
+"""Time of every file in the zip: the earliest that the format knows."""
 
 
 def package_bundle(
@@ -54,17 +54,17 @@ def package_bundle(
 ) -> Path:
     """Write a zip of a bundle: its files, with overrides written into them, and its weights as models/model.pt.
 
-    The weights are loaded once to see that they fit. A calibration (`calibration_path`) is packed too.
+    The weights are loaded once to see that they fit. A calibration (`calibration_path`, else the one beside the weights) is packed too.
 
     Args:
         bundle: name or folder.
         output: the zip; BUNDLE.zip here by default.
         checkpoint_path: the weights, a model.pt; by default the bundle's own.
-        overrides: top-level keys of inference.yaml, those that the weights need and any other default to change.
+        overrides: top-level keys of inference.yaml: those that the weights need, and any other default to change.
     Returns:
         the zip.
     Raises:
-        FileNotFoundError: if there is no such bundle or file.
+        FileNotFoundError: if the bundle or a file does not exist.
         ValueError: if the weights do not fit, or a key cannot be packed.
     """
     root = bundle_dir(bundle)
@@ -102,7 +102,7 @@ def package_bundle(
         sources[f"models/{CALIBRATION}"] = _calibration(Path(str(checked["calibration_path"])), weights_path)
     elif (beside := weights_path.with_name(CALIBRATION)).is_file():
         sources[f"models/{CALIBRATION}"] = _calibration(beside, weights_path)
-    # what the weights are also stands in the configs: not everything that reads these finds the file beside the weights
+    # the facts of the weights go into the configs too: not everything that reads these finds the file beside the weights
     written = {k: as_literal(v) for k, v in ({**card.facts, **checked} if card is not None else checked).items()}
     if checked.get("calibration_path") is not None:
         written["calibration_path"] = f"$@bundle_root + '/models/{CALIBRATION}'"
@@ -122,11 +122,11 @@ def package_bundle(
 
 
 def with_values(text: str, values: Mapping[str, Any], where: str) -> str:
-    """The text of a YAML config with other values of top-level keys; comments and all else stay.
+    """Return the text of a YAML config with other values of top-level keys; comments and all else stay.
 
     Args:
         text: the config.
-        values: key -> value; each key must stand on one line of the text.
+        values: key -> value; each key must be on one line of the text.
         where: name of the config, for errors.
     Raises:
         ValueError: if a key's value is longer than a line.
@@ -147,12 +147,12 @@ def with_values(text: str, values: Mapping[str, Any], where: str) -> str:
 
 
 def fit_metadata(metadata: dict[str, Any], image_size: int, network: Any, values: Mapping[str, Any]) -> None:
-    """Bring the shapes in a bundle's metadata to those of the packed network.
+    """Fit the shapes in a bundle's metadata to those of the packed network.
 
     Args:
-        metadata: is changed.
+        metadata: changed in place.
         image_size: side of the network's square.
-        network: tells its channels, if they depend on the preset.
+        network: gives its numbers of channels, if they depend on the preset.
         values: overrides; image_mean and image_std decide the range of the input's values.
     """
     formats = metadata["network_data_format"]
@@ -181,9 +181,9 @@ def write_zip(
 
     Args:
         path: the zip.
-        folder: everything lies in it.
+        folder: name of the folder in the zip that holds everything.
         files: name -> content, compressed.
-        sources: name -> file, stored as it is: weights do not get smaller.
+        sources: name -> file, not compressed, since weights do not get smaller.
     """
     with zipfile.ZipFile(path, "w") as archive:
         for name in sorted({*files, *sources}):
@@ -224,7 +224,7 @@ def _check_plain(path: Path) -> None:
 
 
 def _calibration(path: Path, weights_path: Path) -> Path:
-    """A calibration that belongs to the weights."""
+    """Check that a calibration was fitted for these weights, and return its path."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such calibration; make it with `synboost run BUNDLE calibrate`")
     stated = json.loads(read_text(path)).get("checkpoint_sha256")
@@ -237,7 +237,7 @@ def _calibration(path: Path, weights_path: Path) -> Path:
 
 
 def _about_weights(sources: Mapping[str, Path], values: Mapping[str, Any]) -> str:
-    """What stands at the end of the package's README."""
+    """Return the text at the end of the package's README."""
     lines = ["", "# **This Package**", "", "| file | SHA-256 |", "|---|---|"]
     lines += [f"| `{name}` | {sha256_of(path)} |" for name, path in sorted(sources.items())]
     written = ", ".join(f"`{key}: {json.dumps(value, ensure_ascii=False)}`" for key, value in sorted(values.items()))

@@ -1,4 +1,4 @@
-"""Connections to the page's server: so many at a time, and each of them has to ask for something soon."""
+"""Bound the connections to the page's server: their number, and the time until each has sent its request."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 64
-"""At a time; for one more, the one that has waited longest without a request is ended."""
+"""Connections at a time; for one more, the one that has waited longest without a request is ended."""
 REQUEST_SECONDS = 20.0
-"""Longest time that a request may take until its headers are there."""
+"""Longest time that a request may take until its headers have arrived."""
 
 
 class BoundedConnection(H11Protocol):
-    """uvicorn's connection, which does not wait for ever for a request that comes a byte at a time."""
+    """Extend uvicorn's connection, so that it does not wait for ever for a request that comes a byte at a time."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -24,7 +24,7 @@ class BoundedConnection(H11Protocol):
         if len(self.connections) > MAX_CONNECTIONS:
             idle = [c for c in self.connections if isinstance(c, BoundedConnection) and c.is_waiting]
             oldest = min(idle, key=lambda c: c.waits_until)
-            self.connections.discard(oldest)  # it is told only later that it is lost
+            self.connections.discard(oldest)  # its connection_lost is called only later
             oldest.transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -37,12 +37,12 @@ class BoundedConnection(H11Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether no request is there to be answered, or none any more."""
+        """Return whether no request is being answered."""
         return self.cycle is None or bool(self.cycle.response_complete)
 
     @property
     def waits_until(self) -> float:
-        """Time of the loop at which it is ended; of one that has asked already, later than all others."""
+        """Return the loop's time at which the connection is ended; infinite if no end is set."""
         return math.inf if self._patience is None else self._patience.when()
 
     def _watch(self) -> None:

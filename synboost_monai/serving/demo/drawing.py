@@ -1,4 +1,4 @@
-"""Label maps drawn by hand: the sector to draw into, and brush strokes of the structures' colours -> classes."""
+"""Turn hand drawings into label maps: brush strokes in the structures' colours, on an empty sector, become classes."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ if TYPE_CHECKING:
 CANVAS_HEIGHT = 320
 """Pixels from the probe to the deepest point."""
 CANVAS_SHAPE = (CANVAS_HEIGHT, round(2 * CANVAS_HEIGHT * float(np.sin(np.deg2rad(SECTOR_HALF_ANGLE_DEG)))))
-"""(H, W): the default sector fills it."""
+"""(H, W) of the canvas, which the default sector fills."""
 CANVAS_DEPTH_MM = 150.0
-"""Depth that a drawing counts as: that of a usual apical view."""
+"""Depth of every drawing, that of a usual apical view."""
 CANVAS_SPACING_MM = (CANVAS_DEPTH_MM / CANVAS_HEIGHT,) * 2
 """(row, column)."""
 SMOOTHING_PIXELS = 5
 """Side of the neighbourhood whose most frequent class a pixel gets: the mixed colours of a stroke's border vanish."""
 HALF_OPAQUE = 128
-"""Of a layer's 255: from here on a pixel counts as drawn."""
+"""Opacity, of 255, from which a layer's pixel counts as drawn."""
 
 
 def canvas() -> NDArray[np.uint8]:
-    """The empty sector, RGB (H, W, 3)."""
+    """Return the empty sector, RGB (H, W, 3)."""
     return colour_sector_label_map(
         sector_label_map(np.zeros(CANVAS_SHAPE, np.uint8), default_sector_mask(CANVAS_SHAPE))
     )
 
 
 def brush_colours() -> list[str]:
-    """The structures' colours, as `#rrggbb`."""
+    """Return the structures' colours as `#rrggbb`."""
     return ["#{:02x}{:02x}{:02x}".format(*structure.colour) for structure in STRUCTURES]
 
 
 def drawn_label_map(layers: Sequence[NDArray[Any]], shape: tuple[int, int] = CANVAS_SHAPE) -> NDArray[np.uint8]:
-    """Classes of brush strokes.
+    """Convert brush strokes to classes.
 
     A pixel that is at least half opaque gets the structure of the nearest colour, later layers above earlier ones; then the most
     frequent class around it. Closed outlines of the ventricle's cavity and of the atrium are filled, where nothing else is drawn.
 
     Args:
-        layers: RGBA, (h, w, 4) uint8 each; of another size than `shape` they are brought to it.
+        layers: RGBA, (h, w, 4) uint8 each; resized to `shape` where the size differs.
         shape: (H, W).
     Returns:
         (H, W), classes 0..3.
     Raises:
-        ValueError: if a layer is no RGBA picture, or nothing is drawn.
+        ValueError: if a layer is not an RGBA picture, or nothing is drawn.
     """
     label_map = np.zeros(shape, np.uint8)
     colours = np.array([structure.colour for structure in STRUCTURES], dtype=np.int32)  # (S, 3)
@@ -81,13 +81,13 @@ def drawn_label_map(layers: Sequence[NDArray[Any]], shape: tuple[int, int] = CAN
 
 
 def write_drawing(label_map: NDArray[np.uint8], path: Path) -> LabelSource:
-    """A drawing as a label map to synthesise from, with the canvas's spacing."""
+    """Write a drawing as a label map to synthesise from, with the canvas's spacing."""
     write_nifti(label_map, CANVAS_SPACING_MM, path, "SynBoost-MONAI drawing")
     return LabelSource(path)
 
 
 def _to_shape(pixels: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """A layer on the canvas's grid, nearest pixel: colours must not mix."""
+    """Resize a layer to the canvas's grid by nearest pixel: colours must not mix."""
     if pixels.ndim != 3 or pixels.shape[2] != 4:
         raise ValueError(f"drawing.py: expected layers (h, w, 4), RGBA, got {pixels.shape}")
     rows, columns = (((np.arange(n) + 0.5) * have / n).astype(np.int64) for n, have in zip(shape, pixels.shape[:2]))

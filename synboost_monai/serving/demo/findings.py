@@ -1,4 +1,4 @@
-"""What the page says of a segmentation: doubt in words, measures, and overlap with the label map that an image was drawn from."""
+"""Describe a segmentation for the page: doubt in words, measures, and overlap with the label map that the image was drawn from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERDICT_WORDS = {
 
 @dataclass(frozen=True)
 class StructureFinding:
-    """One row of the page's table."""
+    """Hold one row of the page's table."""
 
     words: str
     colour: tuple[int, int, int]
@@ -27,12 +27,12 @@ class StructureFinding:
     mean_spread: float | None
     area_cm2: float | None
     dice: float | None
-    """With the label map that the image was drawn from; None where there is none."""
+    """Dice with the label map that the image was drawn from; None if there is no such label map."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure of the left ventricle: a value, or why there is none."""
+    """Hold a measure of the left ventricle: its value, or the reason why it is missing."""
 
     words: str
     value: str
@@ -40,7 +40,7 @@ class Measure:
 
 
 def structure_findings(segmentation: Segmentation) -> list[StructureFinding]:
-    """Return what there is to say of each mask that is shown: of the three structures, or of the one that a free prompt names."""
+    """Return one finding for each mask shown: for the three structures, or for the one that a free prompt names."""
     truth = segmentation.image.source.label_map
     dice: dict[str, float] = {}
     if truth is not None:
@@ -65,7 +65,7 @@ def structure_findings(segmentation: Segmentation) -> list[StructureFinding]:
 
 
 def ventricle_measures(segmentation: Segmentation) -> list[Measure]:
-    """Length and single-plane volume of the left ventricle; none for a free prompt or without a calibration."""
+    """Measure length and single-plane volume of the left ventricle; return nothing for a free prompt or without a calibration."""
     spacing_mm = segmentation.image.spacing_mm
     if spacing_mm is None or segmentation.understood is not None:
         return []
@@ -79,12 +79,12 @@ def ventricle_measures(segmentation: Segmentation) -> list[Measure]:
 
 
 def reasons(doubt: dict[str, Any]) -> list[str]:
-    """Why a person should look, a sentence each."""
+    """Return the reasons why a person should look, one sentence each."""
     return [reason["message"][:1].upper() + reason["message"][1:] for reason in doubt["reasons"]]
 
 
 def view_in_words(doubt: dict[str, Any]) -> str:
-    """What the network sees of view and moment; "" where it knows no views, or sees none of the two."""
+    """Return the view and the moment that the network sees; "" if it knows no views, or sees neither apical view."""
     view = doubt.get("view")
     if view is None or view["name"] == VIEW_CLASSES[0]:
         return ""

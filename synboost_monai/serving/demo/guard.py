@@ -1,7 +1,7 @@
-"""The guard in front of gradio: one ASGI layer that every request of the page passes, or is refused by with a reason.
+"""Guard gradio: one ASGI layer passes every request of the page on, or refuses it with a reason.
 
 gradio serves far more than the page needs (it fetches addresses for whoever asks, keeps what any number of sessions send), and bounds
-neither connections nor what uploads add up to. Here the routes that a browser needs pass, and bodies, uploads and slots are counted.
+neither connections nor the total of uploads. Here the routes that a browser needs pass, and bodies, uploads and slots are counted.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from synboost_monai.door import (
 
 API = "/gradio_api"
 MAX_REQUESTS = 48
-"""At a time, those included that a page keeps open to hear of its results."""
+"""Requests at a time, including those that a page keeps open to hear of its results."""
 MAX_UPLOADS, MAX_DRAWN_UPLOADS = 2, 24
-"""At a time: large ones, and those no larger than a drawing, of which the editor sends a handful at every stroke."""
+"""Uploads at a time: large ones, and those no larger than a drawing, of which the editor sends a handful at every stroke."""
 MAX_UPLOAD_BYTES = 1 << 30
-"""Of one upload."""
+"""Largest upload."""
 MAX_FOLDER_BYTES = 4 << 30
-"""Of everything that is uploaded and written while the page is served."""
+"""Most bytes of everything that is uploaded and written while the page is served."""
 MAX_JSON_BYTES = 1 << 20
-"""Of a request that is no upload."""
+"""Largest body of a request that is not an upload."""
 MAX_DRAWING_BYTES = 16 << 20
-"""Of a picture that was drawn."""
+"""Largest drawn picture."""
 PAUSE_SECONDS = 30.0
 """Longest wait for the next piece of a body."""
 BODY_SECONDS = 900.0
@@ -63,23 +63,23 @@ _POST = {
     f"{API}/cancel": MAX_JSON_BYTES,
     f"{API}/reset": MAX_JSON_BYTES,
 }
-"""Path -> bytes that its body may have."""
+"""Path -> most bytes of its body."""
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),  # an address may hold the token
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-_CHECKED_SECONDS = 2.0  # so long the size of the folder counts as known
+_CHECKED_SECONDS = 2.0  # for this time the size of the folder counts as known
 
 
 class Guard:
-    """Refuses what does not come from the page itself, or asks for more than it needs.
+    """Refuse requests that do not come from the page itself, or that ask for more than it needs.
 
     Args:
-        app: gradio's.
+        app: gradio's application.
         door: who may come in.
-        folder: of the session, where uploads lie; the only place whose files a request may name.
+        folder: the session's folder with the uploads; a request may name only files in it.
     """
 
     def __init__(self, app: App, door: Door, folder: Path) -> None:
@@ -102,7 +102,7 @@ class Guard:
             kind = (
                 (b"content-type", b"application/json"),
                 (b"connection", b"close"),
-            )  # whatever else it was about to send
+            )  # it may be about to send more
             await answer(send, refused.status, reason, [*kind, *_HEADERS])
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,7 +134,7 @@ class Guard:
     # ---- token
 
     def _brings_token(self, scope: Scope) -> bool:
-        """Whether an address holds the token; a wrong one is refused."""
+        """Return whether an address holds the token; refuse a wrong one."""
         words = [value for key, value in _query(scope) if key == "token"]
         if not words or self.door.token is None or scope["method"] != "GET":
             return False
@@ -160,7 +160,7 @@ class Guard:
 
     @contextmanager
     def _slot(self) -> Iterator[None]:
-        """One of the requests that are worked on at a time."""
+        """Count a request while it is worked on; refuse it if there are too many."""
         if self._num_requests >= MAX_REQUESTS:
             raise Refused(503, "too many requests at a time; close other pages of this demo")
         self._num_requests += 1
@@ -171,7 +171,7 @@ class Guard:
 
     @contextmanager
     def _upload(self, length: int) -> Iterator[None]:
-        """One of the uploads that are taken at a time; what it will bring counts as there."""
+        """Count an upload while it is taken, and its announced bytes as stored; refuse it if there are too many."""
         is_large = length > MAX_DRAWING_BYTES
         if self._num_uploads[is_large] >= (MAX_UPLOADS if is_large else MAX_DRAWN_UPLOADS):
             raise Refused(503, "too many uploads at a time; try again")
@@ -206,7 +206,7 @@ class Guard:
 
 
 def _named_files(content: Any) -> Iterator[str]:
-    """Every path or address of a file in a request, wherever it stands."""
+    """Yield every path or address of a file in a request, at any depth."""
     waiting = [content]
     while waiting:
         part = waiting.pop()
@@ -220,7 +220,7 @@ def _named_files(content: Any) -> Iterator[str]:
 
 
 def _length(headers: dict[str, str], max_bytes: int) -> int:
-    """Bytes of a body, as announced."""
+    """Return the announced bytes of a body."""
     text = headers.get("content-length", "")
     if not text.isdecimal() or len(text) > 15:
         raise Refused(411, "expected a Content-Length")
@@ -230,7 +230,7 @@ def _length(headers: dict[str, str], max_bytes: int) -> int:
 
 
 def _bounded(receive: Receive, length: int) -> Receive:
-    """A receive that gives up on a body that is longer than announced, or too slow."""
+    """Return a receive that gives up on a body that is longer than announced, or too slow."""
     left, end = length, time.monotonic() + BODY_SECONDS
     is_over = False
 
@@ -253,7 +253,7 @@ def _bounded(receive: Receive, length: int) -> Receive:
 
 
 async def _read(receive: Receive) -> bytes:
-    """A whole body."""
+    """Read a whole body."""
     body = bytearray()
     while True:
         message = await receive()
@@ -265,7 +265,7 @@ async def _read(receive: Receive) -> bytes:
 
 
 def _with_headers(send: Send) -> Send:
-    """A send whose answers no other page can read or frame."""
+    """Return a send whose answers no other page can read or frame."""
 
     async def changed(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -285,7 +285,7 @@ def _query(scope: Scope) -> list[tuple[str, str]]:
 
 
 def _bytes_of(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+    """Return the bytes of all files in a folder."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:

@@ -1,4 +1,4 @@
-"""The page: a tab to segment, a tab to synthesise. What they do is in the other files; here is how it looks and what calls what."""
+"""Build the page: how its two tabs, segment and synthesise, look, and which event calls what; the other files do the work."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ TITLE = "SynBoost-MONAI"
 NETWORK = "network"
 """Events of this group wait for each other: one network, one image at a time."""
 PAGE = "page"
-"""So do all others: one file is read at a time."""
+"""All other events wait for each other too: one file is read at a time."""
 MAX_OPEN_BYTES = 2 << 30
-"""Of the images and clips that all pages together have open."""
+"""Most bytes of the images and clips that all pages together have open."""
 MAX_DRAWINGS, MAX_LAYERS = 8, 8
-"""Drawings that wait to be taken, of all pages together; layers of each."""
+"""Most drawings of all pages together that wait to be taken, and most layers of each."""
 FORGOTTEN = (600, 86_400)
-"""Seconds: so often files are removed that gradio has made longer ago than the second number."""
+"""(interval, age) in seconds: at this interval, gradio's files that are older than this age are removed."""
 SEGMENT, SYNTHESISE = "segment", "synthesise"
 """Names of the tabs."""
 PHANTOM, FILE, DRAWN = "Phantom", "File", "Draw"
-"""Where an image or label map comes from."""
+"""Sources of an image or label map."""
 OUTLINES, FILLED = "Outlines", "Filled"
-"""How masks are shown."""
+"""Ways to show masks."""
 NOT_KNOWN = ("not known", "")
 """(as shown, value) of an attribute that is not known."""
 EXAMPLE_PROMPTS = ("left atrium", "myocardium", "left ventricle")
-"""On buttons, to be tried."""
+"""Prompts on buttons, to be tried."""
 CSS = """
 .gradio-container {max-width: 1800px !important; margin: 0 auto !important}
 .head h1 {margin: 0; font-size: 1.5rem} .head p {margin: .1rem 0 0}
@@ -82,13 +82,13 @@ logger = logging.getLogger(__name__)
 def build_page(
     segmenter: Segmenter, synthesiser: Synthesiser | str, folder: Path, folders: Sequence[Path] = ()
 ) -> gr.Blocks:
-    """The whole page.
+    """Build the whole page.
 
     Args:
-        segmenter: of the first tab.
-        synthesiser: of the second; or what to say in its place.
+        segmenter: model of the first tab.
+        synthesiser: model of the second tab, or the text to show in its place.
         folder: for files of this session.
-        folders: whose files may be opened by their paths, besides.
+        folders: further folders, whose files may be opened by their paths.
     """
     places = Places(folder, tuple(folders))
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=FORGOTTEN) as page:
@@ -109,16 +109,16 @@ def build_page(
 
 @dataclass(frozen=True)
 class Places:
-    """Where files may be read."""
+    """Hold the folders where files may be read."""
 
     session: Path
-    """Uploads and what is written."""
+    """Folder of uploads and written files."""
     folders: tuple[Path, ...]
-    """Whose files may be opened by their paths, as of `sources.checked_folder`."""
+    """Folders whose files may be opened by their paths, from `sources.checked_folder`."""
 
 
 class _SegmentTab:
-    """Image, prompt and attributes on the left, pictures and what is to be said of them on the right."""
+    """The first tab has image, prompt and attributes on the left, pictures and findings on the right."""
 
     def __init__(self, segmenter: Segmenter, places: Places, page: gr.Blocks) -> None:
         self.segmenter, self.places, self.folder = segmenter, places, places.session
@@ -197,27 +197,27 @@ class _SegmentTab:
         _on(self.style.change, self.restyle, [self.result, self.style], [self.mask_picture])
 
     def segment_after(self, event: Any) -> None:
-        """Segment what an event of another tab has brought."""
+        """Segment the image that an event of another tab has opened."""
         _on(event.success, self.segment, self._to_segment, self._segmented, uses_network=True)
 
     def draw(self, seed: float, view: str, phase: str) -> list[Any]:
-        """A phantom, ready to be segmented."""
+        """Open a phantom, to be segmented."""
         return self.accept(draw_phantom(_whole(seed, "seed"), view, phase, self.folder).source())
 
     def read(self, path: str | None) -> list[Any]:
-        """A file on this machine."""
+        """Open a file on this machine."""
         if not path or not path.strip():
             raise ValueError("name an image file first")
         return self.accept(file_source(path.strip(), self.places.folders))
 
     def read_upload(self, path: str | None) -> list[Any]:
-        """A file that was uploaded."""
+        """Open an uploaded file."""
         if not path:
             raise ValueError("name an image file first")
         return self.accept(file_source(path, [self.folder]))
 
     def accept(self, source: Source) -> list[Any]:
-        """Values of `opened`: an image and what is known of it; earlier results go."""
+        """Return the values of `opened` for an image and its attributes; earlier results are cleared."""
         image = self._kept(self.segmenter.open(source))
         num_frames = len(image.frames)
         known = [image.attributes.get(key) or "" for key in ("view", "phase", "sex")]
@@ -235,7 +235,7 @@ class _SegmentTab:
         ]
 
     def _kept(self, image: OpenImage) -> OpenImage:
-        """An image, counted with those that all pages together have open."""
+        """Count an image among those that all pages together have open, and return it."""
         self.open_images = [known for known in self.open_images if known() is not None]
         held = sum(other.num_bytes for known in self.open_images if (other := known()) is not None)
         if held + image.num_bytes > MAX_OPEN_BYTES:
@@ -244,7 +244,7 @@ class _SegmentTab:
         return image
 
     def show_frame(self, image: OpenImage | None, frame: float) -> Any:
-        """Another frame of the clip."""
+        """Show another frame of the clip."""
         return None if image is None else pictures.image_picture(image, int(frame) - 1)
 
     def segment(
@@ -259,7 +259,7 @@ class _SegmentTab:
         age: float | None,
         quality: str,
     ) -> list[Any]:
-        """Values of `result` and `shown`."""
+        """Return the values of `result` and `shown`."""
         if image is None:
             raise ValueError("choose an image first")
         attributes = {
@@ -282,12 +282,12 @@ class _SegmentTab:
         ]
 
     def restyle(self, result: Segmentation | None, style: str) -> Any:
-        """The masks once more, as outlines or filled."""
+        """Draw the masks once more, as outlines or filled."""
         return None if result is None else pictures.mask_picture(result, style == FILLED)
 
 
 class _SynthesiseTab:
-    """Label map on the left, the image that comes of it on the right."""
+    """The second tab has a label map on the left, and the image synthesised from it on the right."""
 
     def __init__(
         self, synthesiser: Synthesiser, places: Places, page: gr.Blocks, tabs: gr.Tabs, first: _SegmentTab
@@ -374,46 +374,46 @@ class _SynthesiseTab:
         self.first.segment_after(sent)
 
     def draw(self, seed: float, view: str, phase: str, strength: float, perturbation_seed: float) -> list[Any]:
-        """A phantom's label map."""
+        """Open a phantom's label map."""
         phantom: Phantom = draw_phantom(_whole(seed, "seed"), view, phase, self.folder)
         return self.perturb(phantom.label_source(), strength, perturbation_seed)
 
     def read(self, path: str | None, strength: float, perturbation_seed: float) -> list[Any]:
-        """A label map from a file on this machine."""
+        """Open a label map from a file on this machine."""
         if not path or not path.strip():
             raise ValueError("name a label map's file first")
         source = file_label_source(path.strip(), self.places.folders)
         return self.perturb(source, strength, perturbation_seed)
 
     def read_upload(self, path: str | None, strength: float, perturbation_seed: float) -> list[Any]:
-        """A label map from a file that was uploaded."""
+        """Open a label map from an uploaded file."""
         if not path:
             raise ValueError("name a label map's file first")
         return self.perturb(file_label_source(path, [self.folder]), strength, perturbation_seed)
 
     def take(self, editor: dict[str, Any] | None, strength: float, perturbation_seed: float) -> list[Any]:
-        """What was drawn by hand."""
+        """Open a hand drawing as a label map."""
         label_map = drawing.drawn_label_map((editor or {}).get("layers") or [])
         source = drawing.write_drawing(label_map, self.folder / f"drawing{next(self.numbers)}.nii.gz")
         return self.perturb(source, strength, perturbation_seed)
 
     def take_what_is_drawn(self, chosen: str, editor: dict[str, Any] | None, strength: float, seed: float) -> Any:
-        """The drawing as it is now, if that is what was chosen."""
+        """Take the drawing as it is now, if drawing was chosen."""
         return self.take(editor, strength, seed) if chosen == DRAWN else gr.skip()
 
     def show_canvas(self, chosen: str) -> Any:
-        """The empty sector, put in when the editor comes to be seen: put in before, it is not drawn."""
+        """Put the empty sector into the editor once it is visible; put in earlier, it is not drawn."""
         return gr.ImageEditor(value=_empty_canvas()) if chosen == DRAWN else gr.skip()
 
     def perturb(self, source: LabelSource | None, strength: float, seed: float) -> list[Any]:
-        """Values of source, condition and its picture."""
+        """Return the values of source, condition and its picture."""
         if source is None:
             raise ValueError("choose a label map first")
         condition = self.synthesiser.condition(source, float(strength), _whole(seed, "seed"))
         return [source, condition, pictures.stretched(condition.picture)]
 
     def synthesise(self, condition: Condition | None, seed: float) -> Iterator[list[Any]]:
-        """The image while it comes out of the noise."""
+        """Yield the image while it comes out of the noise."""
         if condition is None:
             raise ValueError("choose a label map first")
         for step in self.synthesiser.steps(condition, _whole(seed, "seed")):
@@ -422,7 +422,7 @@ class _SynthesiseTab:
             yield [pictures.stretched(step.picture), words, step.result, gr.Button(interactive=is_done)]
 
     def hand_over(self, synthetic: Synthetic | None) -> list[Any]:
-        """The synthetic image to the first tab, which comes to the front."""
+        """Open the synthetic image in the first tab, and bring that tab to the front."""
         if synthetic is None:
             raise ValueError("synthesise an image first")
         source = source_of(synthetic, self.folder, f"synthetic{next(self.numbers)}")
@@ -433,7 +433,7 @@ class _SynthesiseTab:
 
 
 def _choice_of(*names: str) -> list[Any]:
-    """A choice, and for each of its words a group that is seen when it is chosen."""
+    """Make a choice, and for each of its words a group that is visible while the word is chosen."""
     kind = gr.Radio(list(names), value=names[0], show_label=False, container=False)
     groups = [gr.Group(visible=name == names[0]) for name in names]
     _on(kind.change, lambda chosen: [gr.Group(visible=chosen == name) for name in names], [kind], groups)
@@ -445,7 +445,7 @@ def _dropdown(label: str, choices: list[tuple[str, str]], value: str = "") -> gr
 
 
 def _phantom_inputs() -> tuple[gr.Number, gr.Dropdown, gr.Dropdown]:
-    """Seed, view, phase."""
+    """Make the inputs seed, view and phase."""
     seed = gr.Number(1, label="Seed of the phantom", precision=0, minimum=0, elem_classes="phantom-seed")
     with gr.Row():
         view = _dropdown("View", _pairs(VIEWS.values()), list(VIEWS.values())[1])
@@ -454,7 +454,7 @@ def _phantom_inputs() -> tuple[gr.Number, gr.Dropdown, gr.Dropdown]:
 
 
 def _file_inputs(label: str, places: Places) -> tuple[gr.File, gr.Textbox, gr.Button]:
-    """Upload, or a path and the button that opens it, if there are folders whose files may be opened."""
+    """Make an upload, and a path with the button that opens it if there are folders whose files may be opened."""
     upload, is_shown = gr.File(label=label, height=130), bool(places.folders)
     example = str(places.folders[0] / "patient0001_4CH_ED.nii.gz") if is_shown else ""
     path = gr.Textbox(label="or a path on this machine", placeholder=example, max_lines=1, visible=is_shown)
@@ -462,7 +462,7 @@ def _file_inputs(label: str, places: Places) -> tuple[gr.File, gr.Textbox, gr.Bu
 
 
 def _bound_drawings(editor: gr.ImageEditor) -> None:
-    """Let pages send so many drawings of so many layers alone; gradio keeps whatever comes, under any number of names."""
+    """Bound the drawings that pages send, and their layers; gradio keeps whatever comes, under any number of names."""
     accept = editor.accept_blobs
 
     def accept_blobs(data: Any) -> Any:
@@ -479,7 +479,7 @@ def _bound_drawings(editor: gr.ImageEditor) -> None:
 
 
 def _empty_canvas() -> dict[str, Any]:
-    """What the editor shows before anything is drawn."""
+    """Return the editor's value before anything is drawn."""
     return {"background": drawing.canvas(), "layers": [], "composite": None}
 
 
@@ -505,7 +505,7 @@ def _on(
 
 
 def _explained(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose errors reach the page as one sentence, never as a traceback."""
+    """Return a handler whose errors reach the page as one sentence, never as a traceback."""
 
     @functools.wraps(handler)
     def call(*values: Any) -> Any:
@@ -525,12 +525,12 @@ def _explained(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _as_sentence(error: Exception) -> gr.Error:
-    """What the page says of an error: the library's own words for what a user can cause."""
+    """Return the page's sentence for an error: the library's own words if a user can cause it."""
     known = user_error(error)
     if known is None:
         logger.exception("the demo's page: an error of ours", exc_info=error)
         return gr.Error("An error of this program; its terminal says more.", print_exception=False)
-    # of a file that was uploaded, its name without the folder that gradio put it into
+    # an uploaded file is named without the folder that gradio put it into
     words = re.sub(rf"\S*/{SESSION_PREFIX}[^/\s]*/(?:[0-9a-f]{{40,}}/)?", "", one_line(known))
     return gr.Error(html.escape(words), print_exception=False)
 
@@ -540,7 +540,7 @@ def _choices(words: Any) -> list[tuple[str, str]]:
 
 
 def _pairs(words: Any) -> list[tuple[str, str]]:
-    """(as shown, value)."""
+    """Return (as shown, value) of each word."""
     return [(word.replace("_", " ").removeprefix("apical "), word) for word in words]
 
 
@@ -550,11 +550,11 @@ def _whole(number: float | None, name: str) -> int:
     return int(number)
 
 
-# ---- what is said, as HTML
+# ---- texts as HTML
 
 
 def _facts(image: OpenImage) -> str:
-    """Size and spacing; nothing else of the file."""
+    """Return name, size and spacing of an image; nothing else of its file."""
     num_frames, height, width = image.frames.shape
     frames = f"{num_frames} frames, " if num_frames > 1 else ""
     if image.spacing_mm is None:

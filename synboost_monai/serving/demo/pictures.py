@@ -1,4 +1,4 @@
-"""Pictures of the page: an image, its masks, and where the prompts disagree; pixels square."""
+"""Draw the page's pictures with square pixels: an image, its masks, and where the prompts disagree."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SIZE = 560
-"""Longer side, pixels."""
+"""Longer side of a picture, in pixels."""
 FILL_OPACITY = 0.35
 MOST_SPREAD = 0.25
-"""Spread that is shown brightest; half of the largest that can be."""
+"""Spread that is shown brightest: half of the largest possible one."""
 
 
 def image_picture(image: OpenImage, frame_index: int = 0) -> NDArray[np.uint8]:
-    """The frame alone, (h, w, 3)."""
+    """Draw the frame alone, (h, w, 3)."""
     return overlay(image.frames[frame_index], None, image.aspect, SIZE)
 
 
 def mask_picture(segmentation: Segmentation, is_filled: bool = False) -> NDArray[np.uint8]:
-    """The frame with the masks as outlines, or filled too, (h, w, 3)."""
+    """Draw the frame with the masks as outlines, or filled too, (h, w, 3)."""
     opacity = FILL_OPACITY if is_filled else 0.0
     return overlay(segmentation.grey, segmentation.label_map, segmentation.image.aspect, SIZE, opacity)
 
 
 def spread_picture(segmentation: Segmentation) -> NDArray[np.uint8] | None:
-    """The darkened frame, glowing where prompts that mean the same disagree, (h, w, 3); None with one prompt."""
+    """Draw the darkened frame, glowing where prompts that mean the same disagree, (h, w, 3); None with one prompt."""
     if segmentation.spread is None:
         return None
     from matplotlib import colormaps
@@ -47,6 +47,6 @@ def spread_picture(segmentation: Segmentation) -> NDArray[np.uint8] | None:
 
 
 def stretched(picture: NDArray[np.uint8], size: int = SIZE) -> NDArray[np.uint8]:
-    """A small square picture, grey or RGB, with its pixels enlarged by a whole number."""
+    """Enlarge the pixels of a small square picture, grey or RGB, by a whole number."""
     factor = max(1, round(size / picture.shape[0]))
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -1,6 +1,6 @@
-"""Segments one image by a bundle's own inference config: what `synboost run BUNDLE inference` makes of the same file.
+"""Segment one image by a bundle's own inference config, as `synboost run BUNDLE inference` segments the same file.
 
-T: frames of a clip. H, W: rows and columns of the image; of ultrasound DICOM, of its tissue region. N: side of the network's square.
+T: frames of a clip. H, W: rows and columns of the image, or of an ultrasound DICOM's tissue region. N: side of the network's square.
 """
 
 from __future__ import annotations
@@ -28,51 +28,51 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_CLIP_BYTES = 1 << 30
-"""Of an open clip: its grey levels and its frames in the network's square."""
+"""Most bytes of an open clip: its grey levels and its frames in the network's square."""
 
 
 @dataclass(frozen=True)
 class OpenImage:
-    """An image or clip that was read, ready to be segmented."""
+    """Hold an image or clip that was read and is ready to be segmented."""
 
     source: Source
     attributes: dict[str, Any]
-    """Of `predictor.ATTRIBUTES`: what file, its name and the source tell."""
+    """Key of `predictor.ATTRIBUTES` -> value, from the file, its name and the source."""
     frames: NDArray[np.uint8]
     """(T, H, W), grey levels to show."""
     spacing_mm: tuple[float, float] | None
-    """(row, column); None: the file has no calibration."""
+    """(row, column); None if the file has no calibration."""
     aspect: tuple[float, float]
     """Height and width of a pixel, in mm where that is known."""
     item: dict[str, Any]
     """The pipeline's item, its image in the network's square (T, N, N)."""
     affine: NDArray[np.float64]
-    """Pixel (column, row, frame) of what is shown -> mm."""
+    """Pixel (column, row, frame) of the shown image -> mm."""
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it takes."""
+        """Return the memory that the image takes."""
         boxed = self.item["image"]
         return int(self.frames.nbytes + boxed.numel() * boxed.element_size())
 
     @property
     def name(self) -> str:
-        """The file's name without its suffix."""
+        """Return the file's name without its suffix."""
         return image_stem(self.source.path)
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What the network made of one frame."""
+    """Hold the network's result for one frame."""
 
     image: OpenImage
     frame_index: int
     understood: Understood | None
-    """The free prompt and what it names; None: all structures."""
+    """The free prompt and the structure that it names; None for all structures."""
     label_map: NDArray[np.uint8]
     """(H, W), classes 0..3."""
     full_label_map: NDArray[np.uint8]
-    """On the whole frame of the file."""
+    """Label map of the file's whole frame."""
     spread: NDArray[np.float32] | None
     """(H, W), 0..0.5: where prompts that mean the same disagree; None with one prompt."""
     doubt: dict[str, Any]
@@ -82,18 +82,18 @@ class Segmentation:
 
     @property
     def grey(self) -> NDArray[np.uint8]:
-        """(H, W): the frame that was segmented."""
+        """Return the frame that was segmented, (H, W)."""
         return self.image.frames[self.frame_index]
 
 
 class Segmenter(predictor.Segmenter):
-    """A bundle's segmenter, loaded once, for images that stay open; arguments as of `predictor.Segmenter`."""
+    """Segment images that stay open, by a bundle that is loaded once; the arguments are those of `predictor.Segmenter`."""
 
     def open(self, source: Source) -> OpenImage:
-        """Read a file, all its frames.
+        """Read all frames of a file.
 
         Raises:
-            FileNotFoundError, ValueError: if it is no image that can be used.
+            FileNotFoundError, ValueError: if it is not an image that can be used.
         """
         item = self.load({**source.attributes, "image": str(source.path)})
         read: MetaTensor = item["image"]
@@ -122,12 +122,13 @@ class Segmenter(predictor.Segmenter):
         """Segment one frame.
 
         Args:
-            image: of `open`.
+            image: from `open`.
             prompt: words that name one structure; empty, or "all": all three, in one label map.
-            attributes: of `predictor.ATTRIBUTES`, for the prompts in place of those found; None: those found.
+            attributes: keys of `predictor.ATTRIBUTES`, for the prompts in place of those found; None keeps those found.
             frame_index: from 0.
         Raises:
-            ValueError: if the prompt does not name one structure (`understand`), an attribute cannot be said, or there is no such frame.
+            ValueError: if the prompt does not name one structure (`understand`), an attribute does not fit the prompts, or the frame does
+                not exist.
         """
         understood = understand_if_any(prompt)
         if not 0 <= frame_index < len(image.frames):
@@ -146,19 +147,19 @@ class Segmenter(predictor.Segmenter):
 
 
 def write_segmentation(segmentation: Segmentation, folder: Path) -> Path:
-    """Write the label map of the shown frame as NIfTI, in the frame of its file; of a clip, as a plane by itself.
+    """Write the label map of the shown frame as NIfTI, in its file's coordinates; a clip's frame becomes a single plane.
 
     Args:
-        segmentation: of `Segmenter.segment`.
-        folder: of the file, NAME_label_map.nii.gz; a clip's frame number, from 1, stands in the name.
+        segmentation: from `Segmenter.segment`.
+        folder: for the file, NAME_label_map.nii.gz; the name has a clip's frame number, from 1.
     Returns:
-        its path.
+        the file's path.
     """
     image = segmentation.image
     like, name = image.source.path, image.name
     if len(image.frames) > 1:
         name = f"{name}_frame{segmentation.frame_index + 1:03d}"
-        if not is_dicom(like):  # the file's own header is of all frames
+        if not is_dicom(like):  # the file's own header describes all frames
             import nibabel as nib
 
             affine = image.affine.copy()

@@ -1,4 +1,4 @@
-"""Serves the page, on this machine alone unless asked otherwise, and cleans up behind it."""
+"""Serve the page, on this machine alone unless asked otherwise, and clean up behind it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from synboost_monai.serving.demo.synthesising import Synthesiser
 
 TOKEN_VARIABLE = "SYNBOOST_DEMO_TOKEN"
-"""Environment variable with the token, which a list of processes would show as part of the command."""
+"""Environment variable with the token; in the command, a list of processes would show it."""
 SYNTHESIS = "synthesis."
-"""Overrides that begin so are of the bundle that synthesises."""
+"""Prefix of overrides for the bundle that synthesises."""
 MAX_WAITING = 16
 """Events that wait for their turn; more are refused."""
 MAX_SESSIONS = 8
-"""Open pages whose image is kept; of more, the one that was used longest ago loses it."""
+"""Open pages whose image is kept; if there are more, the one used longest ago loses its image."""
 STOP_SECONDS = 5.0
 """Longest wait for the server's end."""
 NO_SYNTHESIS = """### No weights for the synthesis yet
@@ -61,18 +61,18 @@ def run_demo(
     """Load the networks and serve the page until Ctrl-C or SIGTERM.
 
     Args:
-        bundle: of a segmenter.
+        bundle: the segmenter's bundle.
         checkpoint_path: its weights; None: those of the bundle.
-        synthesis_checkpoint_path: weights of echo_semantic_diffusion; None: those of the bundle, if there are any.
+        synthesis_checkpoint_path: weights of echo_semantic_diffusion; None: those of the bundle, if it has any.
         port: of the page.
-        overrides: keys of the segmenter's inference.yaml; with `synthesis.` before them, of the other bundle's.
+        overrides: keys of the segmenter's inference.yaml; with `synthesis.` before them, of echo_semantic_diffusion's.
         host: address to listen at.
-        token: what the page asks for; True: a new one; None: that of `TOKEN_VARIABLE`, else none on this machine alone and a new one
-            for any other host.
-        folders: whose files may be opened by their paths.
+        token: token that the page asks for; True makes a new one; None takes that of `TOKEN_VARIABLE`, else no token on this machine
+            alone and a new one for any other host.
+        folders: folders whose files may be opened by their paths.
     Raises:
-        FileNotFoundError, ValueError: if weights or folders are missing, a key is unknown, gradio is not installed, host or token make
-            no sense, or the port is taken.
+        FileNotFoundError, ValueError: if weights or folders are missing, a key is unknown, gradio is not installed, host or token are
+            not valid, or the port is taken.
     """
     of_synthesis = {
         key.removeprefix(SYNTHESIS): value for key, value in (overrides or {}).items() if key.startswith(SYNTHESIS)
@@ -96,16 +96,16 @@ def run_demo(
 def serve(
     page: Any, folder: Path, host: str, port: int, door: Door | None = None, stop: threading.Event | None = None
 ) -> None:
-    """Serve a page until it is told to end.
+    """Serve a page until `stop`, Ctrl-C or SIGTERM ends it.
 
     Args:
-        page: of `page.build_page`.
-        folder: of the session.
-        host, port: to listen at.
+        page: from `page.build_page`.
+        folder: the session's folder.
+        host, port: address to listen at.
         door: who may come in; None: whoever asks for this host and port.
-        stop: ends it; None: Ctrl-C or SIGTERM does.
+        stop: ends the server when it is set, as Ctrl-C and SIGTERM do in the main thread.
     Raises:
-        ValueError: if the port is taken or none.
+        ValueError: if the port is taken or not allowed.
     """
     import uvicorn
 
@@ -144,7 +144,7 @@ def serve(
 
 
 def _gradio_app(page: Any, host: str, port: int) -> Any:
-    """The page as an ASGI application, nothing of which is for anybody but a browser."""
+    """Return the page as an ASGI application that serves browsers alone."""
     import gradio as gr
     from fastapi import FastAPI
 
@@ -183,7 +183,7 @@ def _gradio_app(page: Any, host: str, port: int) -> Any:
 
 @contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens."""
+    """Yield a socket that is bound to host and port; the server listens on it."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -198,16 +198,16 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 @contextmanager
 def session_folder() -> Iterator[Path]:
-    """A folder that only this user can read, for uploads and everything that is written; it is removed at the end.
+    """Yield a folder that only this user can read, for uploads and everything that is written; remove it at the end.
 
-    gradio is told to keep its files there too, and to send nothing to anybody; Pillow, to refuse pictures that are larger than any
-    image which can be opened here.
+    Until then gradio keeps its files there too, and sends nothing to anybody; Pillow refuses pictures that are larger than any image
+    that can be opened here.
     """
     from PIL import Image
 
     settings = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     before = {key: os.environ.get(key) for key in (*settings, "GRADIO_TEMP_DIR")}
-    largest, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PLANE_PIXELS // 2  # twice as many are an error
+    largest, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PLANE_PIXELS // 2  # Pillow refuses twice as many
     with private_files(), tempfile.TemporaryDirectory(prefix=SESSION_PREFIX, ignore_cleanup_errors=True) as name:
         folder = os.path.realpath(name)  # a path of an upload is compared with it, links followed
         os.environ.update(settings | {"GRADIO_TEMP_DIR": folder})
@@ -224,7 +224,7 @@ def session_folder() -> Iterator[Path]:
 
 @contextmanager
 def _ending(stop: threading.Event | None) -> Iterator[threading.Event]:
-    """An event that SIGTERM sets too, where signals can be heard."""
+    """Yield an event that SIGTERM sets too, in the main thread alone."""
     ended = stop or threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield ended
@@ -248,7 +248,7 @@ def _check_gradio() -> None:
 
 
 def _synthesiser(checkpoint_path: str | None, overrides: Mapping[str, Any]) -> Synthesiser | str:
-    """The second tab's model, or what to say without its weights."""
+    """Return the second tab's model, or the text to show without its weights."""
     from synboost_monai.predictor import SYNTHESIS_BUNDLE
     from synboost_monai.serving.demo.synthesising import HOW_TO_TRAIN, Synthesiser
 

@@ -1,4 +1,4 @@
-"""What the page works on: an image in a file, with what is known of it; phantoms are drawn when they are asked for."""
+"""Find the images and label maps that the page works on, with their attributes; draw phantoms on demand."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SESSION_PREFIX = "synboost-demo-"
-"""How the name of the folder begins that holds uploads and results while the page is served."""
+"""Prefix of the folder that holds uploads and results while the page is served."""
 PHANTOM_HEIGHT = 320
 """Pixels of a phantom from the probe to the deepest point, as `synboost phantom` draws it."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """An image to segment."""
+    """Hold an image to segment."""
 
     path: Path
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """Of `predictor.ATTRIBUTES`, and `is_synthetic`: what is known beside the file."""
+    """Key of `predictor.ATTRIBUTES`, or `is_synthetic` -> value that is known apart from the file."""
     label_map: NDArray[np.uint8] | None = None
-    """(H, W), classes 0..3: what it was drawn from, where that is known."""
+    """(H, W), classes 0..3, that the image was drawn from, where it is known."""
 
 
 @dataclass(frozen=True)
 class LabelSource:
-    """A label map to synthesise from."""
+    """Hold a label map to synthesise from."""
 
     path: Path
     image_path: Path | None = None
-    """Its image, whose sector is taken; None: the default sector."""
+    """Its image, whose sector is taken; None for the default sector."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """`view` and `phase`, where known: some models are told them."""
+    """`view` and `phase`, where known; some models take them."""
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """One phantom image with its label map, in files."""
+    """Hold one phantom image with its label map, in files."""
 
     image_path: Path
     label_path: Path
@@ -57,17 +57,17 @@ class Phantom:
     attributes: Mapping[str, Any]
 
     def source(self) -> Source:
-        """To segment."""
+        """Return the image to segment."""
         return Source(self.image_path, self.attributes, self.label_map)
 
     def label_source(self) -> LabelSource:
-        """To synthesise from."""
+        """Return the label map to synthesise from."""
         known = {key: self.attributes[key] for key in ("view", "phase")}
         return LabelSource(self.label_path, self.image_path, known)
 
 
 def draw_phantom(seed: int, view: str, phase: str, folder: Path, image_height: int = PHANTOM_HEIGHT) -> Phantom:
-    """The phantom of a seed: patient 1 of `synboost phantom --seed SEED`, pixel for pixel.
+    """Draw the phantom of a seed: patient 1 of `synboost phantom --seed SEED`, pixel for pixel.
 
     Args:
         seed: 0 or more.
@@ -75,7 +75,7 @@ def draw_phantom(seed: int, view: str, phase: str, folder: Path, image_height: i
         folder: for its two files.
         image_height: pixels.
     Raises:
-        ValueError: if a word or the seed is none of these.
+        ValueError: if the seed, view or phase is not one of these.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"the phantom's seed must be a whole number from 0, got {seed!r}")
@@ -103,10 +103,10 @@ def draw_phantom(seed: int, view: str, phase: str, folder: Path, image_height: i
 
 
 def checked_folder(folder: str | os.PathLike[str]) -> Path:
-    """A folder whose files may be opened, where it really lies.
+    """Return the real path of a folder whose files may be opened.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if the folder does not exist.
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
@@ -115,25 +115,25 @@ def checked_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def file_source(path: str | os.PathLike[str], folders: Sequence[Path]) -> Source:
-    """An image file of any kind that the project reads; its name may tell view and phase, as CAMUS's names do.
+    """Return an image file of any kind that the project reads; its name may give view and phase, as CAMUS's names do.
 
     Args:
         path: of the file.
-        folders: of `checked_folder`, in one of which it must really lie.
+        folders: from `checked_folder`; the file's real path must be in one of them.
     Raises:
-        FileNotFoundError, ValueError: if it is no such file.
+        FileNotFoundError, ValueError: if it is not such a file.
     """
     (item,) = list_images(_checked(path, folders), sequences=True)
     return Source(Path(item["image"]), {key: item[key] for key in ATTRIBUTES if key in item})
 
 
 def file_label_source(path: str | os.PathLike[str], folders: Sequence[Path]) -> LabelSource:
-    """A label map in a file (NIfTI, MetaImage or PNG); NAME_gt goes with the image NAME beside it.
+    """Return a label map in a file (NIfTI, MetaImage or PNG); NAME_gt goes with the image NAME beside it.
 
     Args:
-        path, folders: as of `file_source`.
+        path, folders: as in `file_source`.
     Raises:
-        FileNotFoundError, ValueError: if it is no such file.
+        FileNotFoundError, ValueError: if it is not such a file.
     """
     (item,) = list_label_maps(_checked(path, folders))
     image = item.get("image")
@@ -144,15 +144,15 @@ def file_label_source(path: str | os.PathLike[str], folders: Sequence[Path]) -> 
 
 
 def _lies_in(path: Path, folders: Sequence[Path]) -> bool:
-    """Whether a path, links followed, is below one of the folders."""
+    """Return whether a path, links followed, is below one of the folders."""
     really = Path(os.path.realpath(path))
     return any(really.is_relative_to(folder) for folder in folders)
 
 
 def _checked(path: str | os.PathLike[str], folders: Sequence[Path]) -> Path:
-    """The path of one image file: no folder, and no datalist, which would name other files."""
+    """Check the path of one image file; refuse a folder, and a datalist, which would name other files."""
     path = Path(path).expanduser()
-    if not _lies_in(path, folders):  # said before anything of the file, even whether it is there
+    if not _lies_in(path, folders):  # checked first: no message may reveal even whether such a file exists
         raise ValueError(f"{path.name}: lies in no folder of --folders, with which this page was started; upload it")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")

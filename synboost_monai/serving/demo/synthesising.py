@@ -1,4 +1,4 @@
-"""Shows an image while it is synthesised from a label map, by the bundle's own inference config.
+"""Show an image while it is synthesised from a label map, by the bundle's own inference config.
 
 N: side of the network's square.
 """
@@ -33,43 +33,43 @@ HOW_TO_TRAIN = (
 
 @dataclass(frozen=True)
 class Step:
-    """How far the sampling has come."""
+    """Hold the progress of the sampling."""
 
     done: int
     total: int
     picture: NDArray[np.uint8]
-    """(N, N), grey: x_t, noise at first."""
+    """(N, N), grey: x_t, which is noise at first."""
     result: Synthetic | None = None
-    """With the last step."""
+    """The finished image; None before the last step."""
 
 
 @dataclass
 class _Sampling:
-    """Between the thread that samples and the one that shows."""
+    """Connect the thread that samples with the one that shows."""
 
     items: queue.Queue[Any] = field(default_factory=queue.Queue)
     is_stopped: threading.Event = field(default_factory=threading.Event)
 
 
 class _StoppedError(Exception):
-    """Nobody looks any more."""
+    """Raised to end a sampling that nobody watches any more."""
 
 
 class Synthesiser(predictor.Synthesiser):
-    """A bundle's synthesiser that shows its image while it is sampled; arguments as of `predictor.Synthesiser`."""
+    """Show a bundle's synthetic image while it is sampled; the arguments are those of `predictor.Synthesiser`."""
 
     def __init__(self, checkpoint_path: str | None = None, overrides: Mapping[str, Any] | None = None) -> None:
         super().__init__(SYNTHESIS_BUNDLE, checkpoint_path, overrides, "--synthesis_checkpoint_path")
 
     def condition(self, source: LabelSource, strength: float = 0.0, seed: int = 0) -> Condition:
-        """Prepare a label map; strength and seed as of `predictor.Synthesiser.prepare`."""
+        """Prepare a label map; strength and seed are those of `predictor.Synthesiser.prepare`."""
         return self.prepare(source.path, source.image_path, source.attributes, strength, seed)
 
     def steps(self, condition: Condition, seed: int = 0) -> Iterator[Step]:
-        """Sample an image; the pictures come while it is sampled, and closing the generator ends it.
+        """Sample an image and yield pictures meanwhile; closing the generator ends the sampling.
 
         Args:
-            condition: of `condition`.
+            condition: from `condition`.
             seed: of the noise, 0 or more.
         Yields:
             a step after each evaluation of the network, the last one with the result.
@@ -90,7 +90,7 @@ class Synthesiser(predictor.Synthesiser):
             thread.join()
 
     def _sample(self, condition: Condition, seed: int, sampling: _Sampling) -> None:
-        """In a thread of its own: puts steps, or the error that ended it."""
+        """Sample in a separate thread, and queue the steps, or the error that ended it."""
         total, done = self.num_steps, 0
 
         def show(images: Tensor) -> None:
@@ -118,6 +118,6 @@ def source_of(synthetic: Synthetic, folder: Path, name: str) -> Source:
 
 
 def _grey(image: Tensor) -> NDArray[np.uint8]:
-    """(C, N, N) in about [-1, 1] -> (N, N), 0..255."""
+    """Convert (C, N, N) in about [-1, 1] to (N, N), 0..255."""
     mean = image.float().mean(dim=0).clamp(-1, 1)
     return ((mean + 1) * 127.5).round().to(torch.uint8).cpu().numpy()

@@ -1,1 +1,1 @@
-"""MONAI Label with the segmenters' bundles: an app folder that is a copy, a server on this machine alone, doubt as active learning."""
+"""Serve copies of the segmenters' bundles by MONAI Label, on this machine alone by default, with doubt as active learning."""

@@ -1,6 +1,6 @@
-"""What the app folder adds to MONAI Label's stock app for bundles: doubt as active learning, trainings that fit few labels.
+"""Extend MONAI Label's stock app for bundles by doubt as active learning and by trainings that suit few labels.
 
-Imported by the app folder's main.py, in MONAI Label's environment alone.
+The app folder's main.py imports this module, in MONAI Label's environment alone.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from synboost_monai.transforms.postprocessing import DOUBT_KEY
 logger = logging.getLogger(__name__)
 
 PREFIX = "doubt_"
-"""Strategy and scoring method of a bundle: this and the bundle's name."""
+"""Prefix of the name of a bundle's strategy and scoring method; the bundle's name follows."""
 NO_CHOICE = ("device", "model_filename")
-"""Options that the stock app offers viewers: they become code, and name files of this machine."""
+"""Options of the stock app that viewers are not offered: they become code, and name files of this machine."""
 SCORING_SECONDS = 20.0
-"""A strategy segments images that have no score yet for so long before it chooses."""
+"""Longest time for which a strategy segments images that have no score yet, before it chooses."""
 
 
 class DoubtScoring(ScoringMethod):
-    """Segments unlabelled images and keeps in the datastore how much each needs a person.
+    """Segment unlabelled images and keep in the datastore how much each needs a person.
 
     An image's info gets, under the method's name: predicted_dice, verdict, reasons (their codes), weights (the time they were written
-    at), or `problem` if it could not be segmented. Scores of other weights count as none.
+    at), or `problem` if it could not be segmented. Scores by other weights do not count.
 
     Args:
-        app: segments, one image at a time.
-        model: the bundle.
+        app: MONAI Label's app, which segments one image at a time.
+        model: name of the bundle.
     """
 
     def __init__(self, app: MONAILabelApp, model: str) -> None:
@@ -50,7 +50,7 @@ class DoubtScoring(ScoringMethod):
         self.app, self.model, self.key = app, model, f"{PREFIX}{model}"
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Score every unlabelled image that has no score of the present weights; `max_seconds` of the request ends it early."""
+        """Score every unlabelled image that has no score by the present weights; `max_seconds` of the request ends it early."""
         start = time.monotonic()
         max_seconds = float(request.get("max_seconds") or float("inf"))
         image_ids = datastore.get_unlabeled_images()
@@ -69,12 +69,12 @@ class DoubtScoring(ScoringMethod):
         }
 
     def score(self, image_id: str, datastore: Datastore) -> dict[str, Any] | None:
-        """What is known of an image by the present weights."""
+        """Return an image's score by the present weights, or None."""
         known = datastore.get_image_info(image_id).get(self.key)
         return known if known and known.get("weights") == self._weights() else None
 
     def _weights(self) -> int:
-        """When the weights in use were written."""
+        """Return the time at which the weights in use were written."""
         return os.stat(self.app._infers[self.model].get_path()).st_mtime_ns
 
     def _examine(self, image_id: str) -> dict[str, Any]:
@@ -96,13 +96,13 @@ class DoubtScoring(ScoringMethod):
 
 
 class DoubtStrategy(Strategy):
-    """The unlabelled image that needs a person most: verdict review before accept, then the lowest predicted Dice.
+    """Choose the unlabelled image that needs a person most: verdict review before accept, then the lowest predicted Dice.
 
-    Images without a score of the present weights are segmented first, for at most `max_seconds` (`SCORING_SECONDS`); the next request
+    Images without a score by the present weights are segmented first, for at most `max_seconds` (`SCORING_SECONDS`); the next request
     goes on with the rest. Images that cannot be segmented come last.
 
     Args:
-        scoring: of the same bundle.
+        scoring: scoring method of the same bundle.
     """
 
     def __init__(self, scoring: DoubtScoring) -> None:
@@ -123,16 +123,16 @@ class DoubtStrategy(Strategy):
 
 
 def may_replace_its_start(handler: Mapping[str, Any]) -> dict[str, Any]:
-    """A handler of a training's config, where the weights that the training starts from are those that it makes better."""
+    """Return a training's handler that lets the training overwrite the weights that it starts from."""
     inputs = handler.get("inputs")
     return {**handler, "inputs": [i for i in inputs if i != "@init_checkpoint"]} if inputs else dict(handler)
 
 
 class CorrectedLabelsTraining(BundleTrainTask):
-    """Trains a bundle on the corrected labels, from the weights that are served."""
+    """Train a bundle on the corrected labels, from the weights that are served."""
 
     def config(self) -> dict[str, Any]:
-        """Options that a viewer shows and sends back; the stock ones name devices, files and places for reports too."""
+        """Return the options that a viewer shows and sends back; the stock ones name devices, files and places for reports too."""
         return {"pretrained": True, "max_epochs": 50, "val_split": 0.2}
 
     def _fetch_datalist(self, request: Mapping[str, Any], datastore: Datastore) -> list[dict[str, str]]:
@@ -144,7 +144,7 @@ class CorrectedLabelsTraining(BundleTrainTask):
     def _partition_datalist(
         self, datalist: Sequence[dict[str, str]], request: Mapping[str, Any], shuffle: bool = False
     ) -> tuple[Sequence[dict[str, str]], Sequence[dict[str, str]]]:
-        """Images to train on and to choose the weights by; the same ones where there are too few to keep some apart."""
+        """Split the images into those to train on and those to choose the weights by; use all for both if there are too few."""
         training, validation = super()._partition_datalist(datalist, request, shuffle)
         if not training or not validation:
             logger.warning(
@@ -154,12 +154,12 @@ class CorrectedLabelsTraining(BundleTrainTask):
         return training, validation
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[Any]) -> None:
-        """Keep what to start from; adapters and averages are then made of these weights, not of random ones."""
+        """Keep the weights to start from; adapters and averages are then made of these, not of random ones."""
         self._init_checkpoint = model_pytorch if pretrained and os.path.exists(model_pytorch) else None
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
         """Change a training's overrides in place: names of files are text for MONAI's parser, never expressions."""
-        handlers = self.const.key_train_handlers()  # of the bundle's own config
+        handlers = self.const.key_train_handlers()  # key in the bundle's own config
         overrides |= {key: as_literal(value) for key, value in overrides.items() if key != handlers}
         overrides[handlers] = [may_replace_its_start(handler) for handler in overrides[handlers]]
         overrides["init_checkpoint"] = as_literal(self._init_checkpoint) if self._init_checkpoint else "$None"
@@ -167,21 +167,24 @@ class CorrectedLabelsTraining(BundleTrainTask):
 
 
 def keep_to_the_weights(task: BundleInferTask) -> None:
-    """Make the network that belongs to the weights as they lie there: a training leaves the head for the view behind."""
+    """Rebuild the network if it no longer fits the weights: a training leaves out the head for the view."""
     card = read_card(task.get_path())
     knows_view = card is not None and bool(card.facts.get("has_view_head"))
     if knows_view != (getattr(task.network, "view_head", None) is not None):
-        task.bundle_config.parse()  # with the facts of today
+        task.bundle_config.parse()  # with the facts of the present weights
         task.network = task.bundle_config.get_parsed_content("network_def")
         task.clear_cache()
 
 
 class EchoBundles:
-    """Mixin in front of the stock app; the guard in front of the server has checked what comes from outside."""
+    """Extend the stock app as a mixin before it; the guard in front of the server has checked all requests."""
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """As the stock app, but of images of the datastore alone, which takes a name for a path first; of a DICOM image the label map
-        comes as NIfTI unless the request says otherwise."""
+        """Segment an image of the datastore, by its name.
+
+        The name is looked up here, since the stock app would take it for a path first. The label map of a DICOM image is NIfTI unless the
+        request says otherwise.
+        """
         path = (datastore or self.datastore()).get_image_uri(request.get("image") or "")  # type: ignore[attr-defined]
         if not path:
             raise ValueError(f"there is no image {request.get('image')!r} in the datastore")
@@ -204,7 +207,7 @@ class EchoBundles:
                 task._config.pop(option, None)
             if isinstance(task, BundleInferTask):
                 task.bundle_config["bundle_root"] = as_literal(task.bundle_path)
-                task.load_strict = True  # of weights that do not fit it would only warn, and answer with noise
+                task.load_strict = True  # otherwise it only warns if weights do not fit, and answers with noise
         return infers  # type: ignore[no-any-return]
 
     def init_trainers(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""MONAI Label's app folder: its stock app for bundles, and beside it a copy of each bundle with its weights and settings."""
+"""Make MONAI Label's app folder: its stock app for bundles, and beside it a copy of each bundle with weights and settings."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from synboost_monai.model_card import known_facts, read_card, write_model
 from synboost_monai.predictor import open_bundle
 
 STOCK_APP = "monailabel/sample-apps/monaibundle"
-"""The sample app for bundles, below the prefix that MONAI Label is installed to."""
+"""The sample app for bundles, below the prefix where MONAI Label is installed."""
 STOCK_MODULE = "monaibundle_app"
-"""The stock app's main.py under another name, since ours takes its place."""
+"""New name of the stock app's main.py, since ours takes its place."""
 RECORD_NAME = "synboost.json"
-"""What an app folder was made of."""
+"""File of an app folder that records the bundles, weights and settings it was made of."""
 
 _REFUSED = {
     "bundle_root": "the app folder decides it",
@@ -40,7 +40,7 @@ _REFUSED = {
     "synthetic_dir": "a training takes the corrected labels of STUDIES",
     "resume": "a training that was stopped starts anew, since its labels may have changed",
 }
-"""Keys of the configs that make no sense here, and why."""
+"""Keys of the configs that cannot be set here, and why."""
 _SET_IN_TRAINING = {"resume": False}
 """Keys of train.yaml that differ in the app folder."""
 
@@ -63,7 +63,7 @@ class SynBoostApp(EchoBundles, {stock}.MyApp, MONAILabelApp):  # MONAI Label loo
 
 @dataclass(frozen=True)
 class ServedBundle:
-    """One bundle to serve."""
+    """Hold one bundle to serve."""
 
     source_dir: Path
     """Folder of the bundle."""
@@ -80,14 +80,14 @@ class ServedBundle:
 def plan_bundles(
     bundles: Sequence[str], checkpoint_paths: Sequence[str] | None, overrides: Mapping[str, Any]
 ) -> list[ServedBundle]:
-    """What to serve, with everything a user can get wrong checked.
+    """Return the bundles to serve, after checking everything that a user can get wrong.
 
     Args:
         bundles: names or folders.
         checkpoint_paths: weights of each, in that order; None: the bundles' own models/model.pt.
         overrides: keys of inference.yaml or train.yaml -> value, for all bundles; `NAME.key` for one of them.
     Raises:
-        ValueError, FileNotFoundError: if there is no such bundle or file, a key does not exist or makes no sense here.
+        ValueError, FileNotFoundError: if a bundle, file or key does not exist, or a key cannot be set here.
     """
     if not bundles or len({*bundles}) < len(bundles):
         raise ValueError(f"label: expected one or more different bundles, got {', '.join(bundles) or 'none'}")
@@ -110,7 +110,7 @@ def plan_bundles(
         own = {key: value for key, value in overrides.items() if "." not in key}
         own |= {k.partition(".")[2]: value for k, value in overrides.items() if k.startswith(f"{folder.name}.")}
         checked = _checked(folder, own)
-        # into the configs as well: MONAI Label takes parts of them without the weights' place
+        # into the configs as well: MONAI Label reads parts of them without the path of the weights
         facts = {**known_facts(checkpoint_path, checked), **checked}
         # a training changes this one, so it is read from model.json at each request
         facts.pop("has_view_head", None)
@@ -121,18 +121,18 @@ def plan_bundles(
 def make_app_folder(
     app_dir: str | os.PathLike[str], bundles: Sequence[ServedBundle], stock_dir: Path | None = None
 ) -> bool:
-    """Make an app folder whole or not at all; one that was made of the same bundles, weights and settings stays as it is.
+    """Make an app folder, whole or not at all; keep one that was made of the same bundles, weights and settings.
 
     So weights that were trained in it are kept. Nothing in it is a link: a training never writes to the project.
 
     Args:
-        app_dir: where.
-        bundles: of `plan_bundles`.
+        app_dir: the folder to make.
+        bundles: from `plan_bundles`.
         stock_dir: MONAI Label's sample app; None: that of this environment.
     Returns:
-        whether it was made now.
+        whether it was made by this call.
     Raises:
-        ValueError: if there is an app folder of something else, or another folder; if weights do not fit their bundle's settings.
+        ValueError: if the folder holds anything else; if weights do not fit their bundle's settings.
     """
     app_dir = Path(app_dir).resolve()
     record = {"synboost_version": __version__, "bundles": {b.name: _record(b) for b in bundles}}
@@ -159,7 +159,7 @@ def make_app_folder(
 
 
 def stock_app_dir() -> Path:
-    """MONAI Label's sample app for bundles in this environment.
+    """Return the folder of MONAI Label's sample app for bundles in this environment.
 
     Raises:
         FileNotFoundError: if it is not there.
@@ -173,13 +173,13 @@ def stock_app_dir() -> Path:
 
 
 def with_values(text: str, values: Mapping[str, Any]) -> str:
-    """A YAML config with other values of some of its keys; comments, order and all other lines stay.
+    """Return a YAML config with other values of some of its keys; comments, order and all other lines stay.
 
     Args:
-        text: of the config.
-        values: key of the top level that holds a single line -> value.
+        text: the config.
+        values: top-level key with a value of a single line -> new value.
     Raises:
-        ValueError: if a key is not there, or holds more than a line.
+        ValueError: if a key does not exist, or its value is longer than a line.
     """
     for key, value in values.items():
         line = re.search(rf"^{re.escape(key)}:[ \t]+(?P<old>\S.*?)(?P<comment>[ \t]+#.*)?$", text, re.MULTILINE)
@@ -200,7 +200,7 @@ def with_values(text: str, values: Mapping[str, Any]) -> str:
 
 
 def _checked(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides in the types of the configs; a key may be of inference.yaml, of train.yaml or of both."""
+    """Return overrides in the types of the configs; a key may be in inference.yaml, in train.yaml or in both."""
     inference, train = folder / "configs/inference.yaml", folder / "configs/train.yaml"
     train_keys = yaml.safe_load(train.read_text(encoding="utf-8")) if train.is_file() else {}
     checked: dict[str, Any] = {}
@@ -214,7 +214,7 @@ def _checked(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _record(bundle: ServedBundle) -> dict[str, Any]:
-    """What a served bundle is made of."""
+    """Return the version, weights and settings that a served bundle is made of."""
     metadata = json.loads((bundle.source_dir / "configs/metadata.json").read_text(encoding="utf-8"))
     return {
         "version": metadata["version"],
@@ -224,7 +224,7 @@ def _record(bundle: ServedBundle) -> dict[str, Any]:
 
 
 def _check_same(app_dir: Path, record: Mapping[str, Any]) -> None:
-    """Refuse a folder that is no app folder, or one of other bundles, weights or settings."""
+    """Refuse a folder that is not an app folder, or that has other bundles, weights or settings."""
     path = app_dir / RECORD_NAME
     if not path.is_file():
         raise ValueError(
@@ -242,7 +242,7 @@ def _check_same(app_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def _copy_bundle(bundle: ServedBundle, target: Path) -> None:
-    """Configs, docs, licence and weights of a bundle, with its settings written into the configs."""
+    """Copy configs, docs, licence and weights of a bundle, and write its settings into the configs."""
     shutil.copytree(bundle.source_dir, target, ignore=shutil.ignore_patterns("models", "data", "eval", "__pycache__"))
     for name, fixed in (("inference", {}), ("train", _SET_IN_TRAINING)):
         path = target / f"configs/{name}.yaml"
@@ -257,7 +257,7 @@ def _copy_bundle(bundle: ServedBundle, target: Path) -> None:
 
 
 def _write_weights(bundle: ServedBundle, target: Path) -> None:
-    """Weights as MONAI Label loads them, one flat state dict; of weights that do not fit it only warns, and serves noise."""
+    """Write weights as one flat state dict, as MONAI Label loads them; if they do not fit, it only warns and serves noise."""
     from synboost_monai.networks import load_published
 
     network = open_bundle(target, bundle.checkpoint_path).setting("network_def")

@@ -1,4 +1,4 @@
-"""Read the bodies of requests, JSON and forms, strictly, and write them anew: who reads them next cannot find something else in them."""
+"""Read the bodies of requests, JSON and forms, strictly, and write them anew, so that the next reader finds nothing else in them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _FILE_NAME = re.compile(r';\s*filename="([^"\r\n]*)"')
 
 
 class File(NamedTuple):
-    """A file of a form."""
+    """Hold a file of a form."""
 
     name: str
     content: bytes
 
 
 def read_json(content_type: str, body: bytes) -> Any:
-    """JSON of a body, without keys that are there twice and without numbers that are none.
+    """Read the JSON of a body, without repeated keys, NaN or infinity.
 
     Raises:
-        Refused: if it is something else.
+        Refused: if the body holds anything else.
     """
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, f"expected a body of application/json, got {content_type[:60] or 'no content type'}")
@@ -41,15 +41,15 @@ def read_json(content_type: str, body: bytes) -> Any:
 
 
 def write_json(value: Any) -> tuple[str, bytes]:
-    """Content type and body."""
+    """Return the content type and body of a JSON value."""
     return "application/json", json.dumps(value).encode()
 
 
 def read_form(content_type: str, body: bytes) -> tuple[dict[str, str], dict[str, File]]:
-    """Fields and files of a form, of either kind.
+    """Read the fields and files of a form, of either kind.
 
     Raises:
-        Refused: if it is something else, has a name twice or too many parts.
+        Refused: if the body is anything else, or the form repeats a name or has too many parts.
     """
     if not body:
         return {}, {}
@@ -70,7 +70,7 @@ def read_form(content_type: str, body: bytes) -> tuple[dict[str, str], dict[str,
 
 
 def write_form(fields: Mapping[str, str], files: Mapping[str, File]) -> tuple[str, bytes]:
-    """Content type and body of a form of several parts; names are plain words by now."""
+    """Return the content type and body of a form of several parts; names are plain words by now."""
     boundary = secrets.token_hex(16).encode()  # nobody can have put it into a file
     parts = [b'name="%s"\r\n\r\n%s' % (name.encode(), text.encode()) for name, text in fields.items()]
     for name, file in files.items():
@@ -84,7 +84,7 @@ def write_form(fields: Mapping[str, str], files: Mapping[str, File]) -> tuple[st
 
 
 def _read_parts(body: bytes, delimiter: bytes) -> tuple[dict[str, str], dict[str, File]]:
-    """Parts of a multipart body between its delimiters, which stand at the beginnings of lines."""
+    """Read the parts of a multipart body between its delimiters, which are at the beginnings of lines."""
     chunks = (b"\r\n" + body).split(b"\r\n" + delimiter, MAX_PARTS + 2)
     if len(chunks) > MAX_PARTS + 2 or len(chunks) < 2 or chunks[0] or chunks[-1].strip(b"\r\n") != b"--":
         raise Refused(400, f"the form cannot be read; expected at most {MAX_PARTS} parts and an end")

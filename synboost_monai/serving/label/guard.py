@@ -1,8 +1,8 @@
-"""The guard in front of MONAI Label's stock app: one ASGI layer that every request passes, or is refused by with a reason.
+"""Guard MONAI Label's stock app: one ASGI layer passes every request on, or refuses it with a reason.
 
-MONAI Label answers every origin and every Host, has no login, and serves far more than annotating needs. The guard lets the server's own
-hosts and origins in alone, asks for the token if there is one, lets the routes of `routes.py` pass, and hands on a request that it has
-written anew, with none of the sender's headers.
+MONAI Label answers every origin and every Host, has no login, and serves far more than annotating needs. The guard lets in only the
+server's own hosts and origins, asks for the token if there is one, lets the routes of `routes.py` pass, and hands on a request that it
+has written anew, with none of the sender's headers.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from synboost_monai.door import App, Door, Message, Receive, Refused, Scope, Sen
 from synboost_monai.serving.label.routes import MAX_FILE_BYTES, Route, Rules, checked_body, checked_query, find_route
 
 TOKEN_PATH = "/token/"
-"""Beginning of a path that holds the token: viewers whose only setting is the server's address give it there."""
+"""Beginning of a path that holds the token, for viewers whose only setting is the server's address."""
 MAX_HELD_BYTES = 4 * MAX_FILE_BYTES
-"""Most bytes of bodies that are read at a time, all requests together."""
+"""Most bytes of bodies that are held at a time, all requests together."""
 BODY_SECONDS = 300.0
-"""A body that takes longer is given up."""
+"""Longest time for a body; a slower one is refused."""
 WELCOME = "MONAI Label of SynBoost: give this address to the module MONAI Label of 3D Slicer.\n"
 
 _SECURITY_HEADERS = [
@@ -33,12 +33,12 @@ _SECURITY_HEADERS = [
 
 
 class Guard:
-    """Refuses what does not come from the server's own page or a viewer, or asks for something that annotating does not need.
+    """Refuse requests that do not come from the server's own page or a viewer, or that annotating does not need.
 
     Args:
-        app: MONAI Label's.
+        app: MONAI Label's application.
         door: who may come in.
-        rules: what the allow-list has to know.
+        rules: facts that the allow-list needs.
     """
 
     def __init__(self, app: App, door: Door, rules: Rules) -> None:
@@ -77,14 +77,14 @@ class Guard:
             if scope["method"] != "PUT":
                 new_scope["query_string"] = checked_query(query, route, self.rules)
                 return await self.app(new_scope, replay(new_body, receive), _cleaned(send))
-            async with self._writing:  # one at a time: a name that is free must be so until it is taken
+            async with self._writing:  # one at a time: a free name must stay free until it is taken
                 new_scope["query_string"] = checked_query(query, route, self.rules)
                 await self.app(new_scope, replay(new_body, receive), _cleaned(send))
         finally:
             self._held_bytes -= len(body)
 
     async def _body(self, route: Route, headers: dict[str, str], receive: Receive) -> bytes:
-        """The body of a request, no longer than its route lets it be; it counts as held until the request is answered."""
+        """Read the body of a request, no longer than its route allows; it counts as held until the request is answered."""
         announced = headers.get("content-length", "0")
         if not announced.isdecimal() or len(announced) > 15:
             raise Refused(400, "the Content-Length is no number")
@@ -101,7 +101,7 @@ class Guard:
         return bytes(body)
 
     async def _read(self, body: bytearray, max_bytes: int, receive: Receive) -> None:
-        """Put what comes into body."""
+        """Read the rest of a request into `body`."""
         more = True
         while more:
             message = await receive()
@@ -121,10 +121,10 @@ class Guard:
 
 
 def _without_token(headers: dict[str, str], scope: Scope, door: Door) -> tuple[str, bytes]:
-    """Path and query without the token that they or the header Authorization may hold.
+    """Return path and query without the token that they or the header Authorization may hold.
 
     Raises:
-        Refused: 401 if a token is needed and none is right.
+        Refused: 401 if a token is needed and the right one is missing.
     """
     path, query = scope["path"], scope.get("query_string", b"")
     offered = []
@@ -145,7 +145,7 @@ def _without_token(headers: dict[str, str], scope: Scope, door: Door) -> tuple[s
 
 
 def _cleaned(send: Send) -> Send:
-    """A send without headers that let other origins read the answer, and with those that keep browsers from running it."""
+    """Return a send without headers that let other origins read the answer, and with those that keep browsers from running it."""
 
     async def cleaned(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -162,7 +162,7 @@ def _cleaned(send: Send) -> Send:
 
 
 async def _answer(send: Send, status: int, body: bytes, content_type: bytes) -> None:
-    """Answer a request oneself."""
+    """Answer a request without MONAI Label."""
     headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *_SECURITY_HEADERS]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

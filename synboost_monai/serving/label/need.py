@@ -1,4 +1,4 @@
-"""Which image needs a person most, by what a segmenter says of its own masks."""
+"""Choose the image that needs a person most, by a segmenter's judgement of its own masks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def most_in_need(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """The image to label next: verdict review before accept, then the lowest predicted Dice; with a `problem` last.
+    """Return the image to label next: verdict review before accept, then the lowest predicted Dice; images with a `problem` last.
 
     Args:
-        scores: of each image: verdict and predicted_dice, or `problem`, why it could not be segmented. At least one.
+        scores: image -> verdict and predicted_dice, or `problem`, the reason why it could not be segmented. At least one image.
     """
 
     def order(image_id: str) -> tuple[bool, bool, float, str]:

@@ -1,9 +1,9 @@
-"""What a viewer may ask of the MONAI Label server: an allow-list of routes, of their queries, and of what their bodies hold.
+"""Check what a viewer asks of the MONAI Label server against an allow-list of routes, of their queries and of their bodies.
 
 MONAI Label puts values of a request into a bundle's config, whose parser runs what begins with `$`, joins names to folders, and offers
 much that annotating never needs: archives to unpack, weights to replace, a proxy. Here everything is refused that the requests of
-3D Slicer's and OHIF's plug-ins do not need (docs/monai_label.md has the table), and what passes is written anew from what was checked,
-so that MONAI Label cannot read it in another way.
+3D Slicer's and OHIF's plug-ins do not need (`ROUTES` lists what passes), and what passes is written anew from the checked values, so that
+MONAI Label cannot read it in another way.
 """
 
 from __future__ import annotations
@@ -27,53 +27,53 @@ MAX_TEXT_BYTES = 1 << 20
 MAX_FILE_BYTES = 64 << 20
 """Most bytes of a body with a file: one image or label map of two dimensions is far smaller."""
 UPLOAD_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in (".mhd", *CLIP_SUFFIXES))
-"""Ends of the names of images that may come in; the header .mhd names another file, and MONAI Label shows no clips."""
+"""Suffixes of images that may come in; the header .mhd names another file, and MONAI Label shows no clips."""
 LABEL_SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".png")
-"""Ends of the names of label maps that a training can read."""
+"""Suffixes of label maps that a training can read."""
 RESULT_SUFFIXES = (".nrrd", ".seg.nrrd", ".nii.gz", ".nii", ".mha", ".png")
-"""What a label map may be sent as."""
+"""Suffixes of the formats in which a label map may be sent."""
 RESULT_TYPES = ("uint8", "uint16", "int16", "int32", "float32")
-"""Pixel types that a label map may be sent in."""
+"""Pixel types in which a label map may be sent."""
 
 Check = Callable[[Any, "Rules"], Any]
-"""Gives a value as MONAI Label gets it, or raises ValueError with what was expected."""
+"""Function that returns a value as MONAI Label gets it, or raises ValueError with what was expected."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the allow-list has to know of a server."""
+    """Hold the facts of a server that the allow-list needs."""
 
     models: frozenset[str]
-    """Names of the bundles served."""
+    """Names of the served bundles."""
     studies_dir: Path
     """Folder of the images."""
     image_path: Callable[[str], str]
-    """File of an image of the datastore; empty if there is none of that name."""
+    """Name of an image -> its file in the datastore; empty if there is no such image."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """One kind of request that passes."""
+    """Hold one kind of request that passes."""
 
     method: str
     path: str
-    """As MONAI Label has it; `{model}` and `{name}` stand for one word. A slash at the end may be left out."""
+    """Path in MONAI Label; `{model}` and `{name}` stand for one word. A slash at the end may be left out."""
     query: Mapping[str, Check] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
-    """Names of the query that must be there."""
+    """Names that the query must have."""
     keys: Mapping[str, Check] | None = None
-    """Keys of the JSON of the body, or of its form's field `params`; None: no body."""
+    """Keys of the body's JSON, or of its form's field `params`; None if there is no body."""
     file: tuple[str, tuple[str, ...]] | None = None
     """Field of the file in the form, and the suffixes it may have."""
     is_form: bool = False
     keys_of_each_model: bool = False
-    """The JSON holds such keys for each model by its name."""
+    """Whether the JSON holds such keys for each model, under its name."""
     fixed: tuple[tuple[str, str], ...] = ()
-    """Part of the query that is always so."""
+    """Part of the query that is always the same."""
 
     @property
     def max_bytes(self) -> int:
-        """Most bytes of its body."""
+        """Return the largest allowed size of its body, in bytes."""
         return 0 if self.keys is None else MAX_FILE_BYTES if self.file else MAX_TEXT_BYTES
 
 
@@ -81,14 +81,14 @@ class Route:
 
 
 def plain_name(value: Any, rules: Rules | None = None) -> str:
-    """A name of letters, digits, `.`, `_` and `-` that begins with a letter or a digit: no path, whoever decodes it how often."""
+    """Check a name of letters, digits, `.`, `_` and `-` that begins with a letter or a digit; decoding it never makes a path."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value) or ".." in value:
         raise ValueError("expected a plain name of letters, digits, . _ and -, at most 100")
     return value
 
 
 def image_name(value: Any, rules: Rules) -> str:
-    """The name of an image of the datastore."""
+    """Check the name of an image of the datastore."""
     text = _text(value, rules)
     if not text or text[0] == "." or re.search(r"[/\\]", text) or unquote(text) != text:
         raise ValueError(
@@ -100,7 +100,7 @@ def image_name(value: Any, rules: Rules) -> str:
 
 
 def new_image_name(value: Any, rules: Rules) -> str:
-    """A plain name that no file in the folder of images has, whatever its suffix."""
+    """Check a plain name that no file in the folder of images has, whatever its suffix."""
     name = plain_name(value)
     taken = [suffix for suffix in IMAGE_SUFFIXES if os.path.lexists(rules.studies_dir / f"{name}{suffix}")]
     if taken or rules.image_path(name):
@@ -134,7 +134,7 @@ def _flag(value: Any, rules: Rules) -> Any:
 
 
 def _one_of(*known: str, unset: bool = False) -> Check:
-    """One of some words; with `unset` an empty word passes too, and is left out."""
+    """Return a check for one of some words; with `unset` an empty word passes too, and is left out."""
 
     def check(value: Any, rules: Rules) -> str | None:
         if unset and value == "":
@@ -163,7 +163,7 @@ def _lines(value: Any, rules: Rules) -> str:
 
 
 def _list_of(keys: Mapping[str, Check]) -> Check:
-    """A list of mappings that have some of these keys alone."""
+    """Return a check for a list of mappings that have only these keys."""
 
     def check(value: Any, rules: Rules) -> list[dict[str, Any]]:
         if not isinstance(value, list) or len(value) > 100:
@@ -196,7 +196,7 @@ _TRAIN: dict[str, Check] = {
     "multi_gpu": _flag,
     "gpus": _one_of("all"),
     "model_filename": _one_of("model.pt"),
-    # what the stock app offers and a viewer sends back: a place for a report, the name of what is run
+    # what the stock app offers and a viewer sends back: a place for a report, the name of the run
     "tracking": _one_of("None", "none", unset=True),
     "tracking_uri": _one_of(unset=True),
     "tracking_experiment_name": _one_of(unset=True),
@@ -248,14 +248,14 @@ ROUTES = (
     ),
     Route("GET", "/logs/", {"lines": _lines}, fixed=(("html", "false"), ("text", "true"))),
 )
-"""Every request that passes."""
+"""All kinds of requests that pass."""
 
 
 def find_route(method: str, path: str, rules: Rules) -> tuple[Route, str]:
-    """The route of a request, and the path as MONAI Label gets it.
+    """Return the route of a request, and the path as MONAI Label gets it.
 
     Raises:
-        Refused: 404 if no route has this path, 405 if none has this method.
+        Refused: 404 if no route has this path, 405 if no route with this path has this method.
     """
     methods = []
     for route in ROUTES:
@@ -273,10 +273,10 @@ def find_route(method: str, path: str, rules: Rules) -> tuple[Route, str]:
 
 
 def checked_query(query: bytes, route: Route, rules: Rules) -> bytes:
-    """A query that holds each known name once, written anew.
+    """Check that a query holds only known names, each once, and write it anew.
 
     Raises:
-        Refused: if a name is unknown, there twice or missing, or a value is not what it may be.
+        Refused: if a name is unknown, repeated or missing, or a value is not allowed.
     """
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, strict_parsing=bool(query), max_num_fields=16)
@@ -291,17 +291,17 @@ def checked_query(query: bytes, route: Route, rules: Rules) -> bytes:
 
 
 def checked_body(content_type: str, body: bytes, route: Route, rules: Rules) -> tuple[str, bytes]:
-    """A body that holds allowed keys with allowed values alone, and at most one file of an allowed kind, written anew.
+    """Check that a body holds only allowed keys and values, and at most one file of an allowed kind, and write it anew.
 
     Args:
         content_type: header of the request.
-        body: all of it.
+        body: the whole body.
         route: of the request.
         rules: of the server.
     Returns:
         content type and body as MONAI Label gets them.
     Raises:
-        Refused: else.
+        Refused: if the body holds anything else.
     """
     if not body and not route.is_form:
         return "", b""
@@ -323,7 +323,7 @@ def checked_body(content_type: str, body: bytes, route: Route, rules: Rules) -> 
 
 
 def _word(pattern: str, path: str) -> str | None:
-    """The word that stands in a path for the pattern's one variable, empty if it has none; None if the path does not fit."""
+    """Return the word of a path for the pattern's one variable, empty if it has none; None if the path does not fit."""
     parts, wanted = path.removesuffix("/").split("/"), pattern.removesuffix("/").split("/")
     if len(parts) != len(wanted):
         return None
@@ -340,7 +340,7 @@ def _word(pattern: str, path: str) -> str | None:
 
 
 def _checked_json(value: Any, route: Route, rules: Rules) -> dict[str, Any]:
-    """The JSON of a body, every key of which is allowed here."""
+    """Check that every key in the JSON of a body is allowed here."""
     keys = route.keys or {}
     if not route.keys_of_each_model:
         return _checked(value, keys, rules)
@@ -352,7 +352,7 @@ def _checked_json(value: Any, route: Route, rules: Rules) -> dict[str, Any]:
 
 
 def _checked(value: Any, keys: Mapping[str, Check], rules: Rules, where: str = "request") -> dict[str, Any]:
-    """A mapping that has some of the keys alone, with values that are left out taken out."""
+    """Check that a mapping has only these keys, and drop the values that are to be left out."""
     if not isinstance(value, Mapping):
         raise Refused(400, f"expected a mapping of names and values, got {type(value).__name__}")
     checked = {}
@@ -372,7 +372,7 @@ def _checked(value: Any, keys: Mapping[str, Check], rules: Rules, where: str = "
 
 
 def _plain_file(file: File, suffixes: Sequence[str]) -> File:
-    """A file under a name of which the suffix alone is the sender's, as MONAI Label takes it from there."""
+    """Rename a file so that only its suffix is the sender's; MONAI Label takes the suffix from the name."""
     name = file.name.lower()
     suffix = next((suffix for suffix in suffixes if name.endswith(suffix)), None)
     if suffix is None:

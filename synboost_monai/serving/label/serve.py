@@ -1,4 +1,4 @@
-"""`synboost label`: checks, the app folder, and MONAI Label's server behind its guard, on this machine alone unless asked otherwise."""
+"""Run `synboost label`: make checks and the app folder, and start MONAI Label's server behind its guard, by default for this machine."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from synboost_monai.serving.label.routes import Rules
 from synboost_monai.serving.label.versions import check_versions
 
 TOKEN_VARIABLE = "SYNBOOST_LABEL_TOKEN"
-"""Environment variable with the token, which a list of processes would show as part of the command."""
+"""Environment variable with the token; in the command, a list of processes would show it."""
 DATASTORE_NAME = "datastore_v2.json"
 """MONAI Label's list of images and labels, in the folder of images."""
 MAX_CONNECTIONS = 64
-"""More at a time are answered with 503."""
+"""Connections at a time; more are answered with 503."""
 
 
 def run_label(
@@ -44,16 +44,16 @@ def run_label(
     Args:
         studies: folder of images; MONAI Label keeps the labels in it, in `labels`.
         bundles, checkpoint_paths, overrides: as in `plan_bundles`.
-        app_dir: folder for the app; None: `runs/label/` and the bundles' names. An app folder of the same things is gone on with.
+        app_dir: folder for the app; None: `runs/label/` and the bundles' names. One made of the same things is used again.
         host: name or address to listen at.
         port: of the server.
-        token: what viewers have to know; True: a new one; None: that of `TOKEN_VARIABLE`, else none on this machine alone and a new
-            one for any other host.
+        token: token that viewers need; True makes a new one; None takes that of `TOKEN_VARIABLE`, else no token on this machine alone
+            and a new one for any other host.
         dry_run: only make the app folder and check.
     Returns:
         the app folder.
     Raises:
-        ValueError, FileNotFoundError: if the environment, the studies, host, port or token, a bundle, weights or a key is at fault.
+        ValueError, FileNotFoundError: if the environment, the studies, host, port or token, a bundle, weights or a key cannot be used.
     """
     planned = plan_bundles(bundles, checkpoint_paths, overrides or {})
     studies_dir = Path(studies).resolve()
@@ -83,7 +83,7 @@ def run_label(
 
 
 def server_environment(app_dir: Path) -> dict[str, str]:
-    """Environment variables of MONAI Label: files of our kinds, one request at a time, nothing from the network."""
+    """Return MONAI Label's environment variables: files of our kinds, one request at a time, nothing from the network."""
     return {
         "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps(
             [f"*{suffix}" for suffix in sorted({*IMAGE_SUFFIXES} - {*CLIP_SUFFIXES}, key=lambda s: (-len(s), s))]
@@ -105,7 +105,7 @@ def server_environment(app_dir: Path) -> dict[str, str]:
 
 
 def server_arguments(app_dir: Path, studies_dir: Path, names: Sequence[str], host: str, port: int) -> list[str]:
-    """Command line of MONAI Label's server."""
+    """Return the command line of MONAI Label's server."""
     conf = {"models": ",".join(names), "zoo_source": "local", "sam2": "false"}
     words = ["start_server", "--app", str(app_dir), "--studies", str(studies_dir), "--host", host, "--port", str(port)]
     words += ["--limit_concurrency", str(MAX_CONNECTIONS)]
@@ -113,7 +113,7 @@ def server_arguments(app_dir: Path, studies_dir: Path, names: Sequence[str], hos
 
 
 def how_to_connect(host: str, port: int, names: Sequence[str], token: str | None) -> str:
-    """What to do in a viewer, as text."""
+    """Return text that says what to do in a viewer."""
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     address = f"{url}{TOKEN_PATH}{token}" if token else url
     curl = f"curl -H 'Authorization: Bearer {token}'" if token else "curl"
@@ -132,7 +132,7 @@ def how_to_connect(host: str, port: int, names: Sequence[str], token: str | None
 
 
 def _check_port(host: str, port: int) -> None:
-    """Refuse a port that cannot be listened at."""
+    """Refuse a port on which the server cannot listen."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -168,7 +168,7 @@ def _check_studies(studies_dir: Path) -> None:
 
 def _serve(app_dir: Path, studies_dir: Path, names: Sequence[str], door: Door, host: str, port: int) -> None:
     """Run MONAI Label's server in this process until it is ended."""
-    # MONAI Label reads `.env` of the working directory, and its trainings import from there: never from where somebody's files lie
+    # MONAI Label reads `.env` of the working directory, and its trainings import from there: this must not be a folder of users' files
     os.environ.update(safe_environment(**server_environment(app_dir)))
     os.chdir(app_dir)
     from synboost_monai.serving.label.stand_ins import import_without_torchvision
@@ -187,11 +187,11 @@ def _serve(app_dir: Path, studies_dir: Path, names: Sequence[str], door: Door, h
     arguments.uvicorn_app = Guard(app, door, Rules(frozenset(names), studies_dir, image_path))
     with tempfile.TemporaryDirectory(
         prefix="synboost-label-"
-    ) as private:  # images and label maps on their way, for nobody else
+    ) as private:  # for images and label maps in transit, hidden from other users
         os.environ["TMPDIR"] = tempfile.tempdir = private
         try:
             server.action_start_server(arguments)
         finally:
             for task in ("train", "scoring"):
-                with suppress(Exception):  # one that has just ended
+                with suppress(Exception):  # the task may have just ended
                     AsyncTask.stop(task)

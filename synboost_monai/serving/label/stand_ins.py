@@ -1,4 +1,4 @@
-"""torchvision, which MONAI Label imports when it starts and does not use for segmentation."""
+"""Stand in for torchvision, which MONAI Label imports when it starts and does not use for segmentation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 _LIBRARY = "torchvision"
 _IMPORTED_BY = "monailabel.transform.post"
 _UNUSED = ("make_grid", "save_image")
-"""What that module takes from `torchvision.utils`, for pictures of pathology slides."""
+"""Functions that this module takes from `torchvision.utils`, for pictures of pathology slides."""
 
 
 def import_without_torchvision(module: str = _IMPORTED_BY) -> bool:

@@ -1,4 +1,4 @@
-"""Whether this environment can run MONAI Label, which wants older libraries than the rest of the project."""
+"""Check whether this environment can run MONAI Label, which wants older libraries than the rest of the project."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 
 MONAILABEL_VERSION = "0.8.5"
-"""The release that the app folder is made for, and the newest (November 2026). It has known faults, which `guard.py` keeps out; it is
-raised as soon as there is a newer one, which scripts/setup_label.sh tells of."""
+"""The release that the app folder is made for, and the newest (November 2026). `guard.py` keeps its known faults out. It is raised as
+soon as there is a newer one, which scripts/setup_label.sh reports."""
 NEEDED: Mapping[str, tuple[tuple[int, ...] | None, tuple[int, ...] | None, str]] = {
     "monailabel": ((0, 8, 5), (0, 8, 6), "the release that this was tried with, and that the guard is made for"),
     "numpy": ((1, 26), (2,), "pydicom-seg, which MONAI Label imports, breaks with 2"),
@@ -21,16 +21,16 @@ NEEDED: Mapping[str, tuple[tuple[int, ...] | None, tuple[int, ...] | None, str]]
 PYTHON = ((3, 10), (3, 13))
 """Lowest Python, and the first that is too new: MONAI Label imports cgi and distutils."""
 SETUP_SCRIPT = "scripts/setup_label.sh"
-"""Builds an environment that fits."""
+"""Script that builds an environment that fits."""
 
 
 def version_problems(
     installed: Callable[[str], str] = metadata.version, python: tuple[int, ...] = sys.version_info[:3]
 ) -> list[str]:
-    """What is wrong with this environment, a line each; empty if MONAI Label can run.
+    """Return what is wrong with this environment, one line each; empty if MONAI Label can run.
 
     Args:
-        installed: version of a distribution; raises `metadata.PackageNotFoundError` if there is none.
+        installed: returns the version of a distribution; raises `metadata.PackageNotFoundError` if it is not installed.
         python: version of Python.
     """
     problems = []
@@ -55,7 +55,7 @@ def check_versions() -> None:
     """Refuse an environment in which MONAI Label cannot run.
 
     Raises:
-        ValueError: with all that is wrong and the script that puts it right.
+        ValueError: if it cannot; the message names all faults and the script that corrects them.
     """
     problems = version_problems()
     if problems:
@@ -66,7 +66,7 @@ def check_versions() -> None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """1.26.4 -> (1, 26, 4); stops at the first part that is no number, as in 2.13.0+cpu."""
+    """Convert 1.26.4 to (1, 26, 4); stop at the first part that is not a number, as in 2.13.0+cpu."""
     numbers = []
     for part in version.split("+")[0].split("."):
         if not part.isdigit():
@@ -80,5 +80,5 @@ def _dotted(numbers: tuple[int, ...]) -> str:
 
 
 def _wanted(lowest: tuple[int, ...] | None, too_new: tuple[int, ...] | None) -> str:
-    """>=1.26,<2"""
+    """Write a range of versions, such as >=1.26,<2."""
     return ",".join([*([f">={_dotted(lowest)}"] if lowest else []), *([f"<{_dotted(too_new)}"] if too_new else [])])
