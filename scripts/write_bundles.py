@@ -4,6 +4,7 @@
     python scripts/write_bundles.py --check    says which files of the bundles are not what the templates give
 
 In a template `{{key}}` stands for a value of `values.yaml`. A line that begins with `{{cris}}` or `{{clipseg}}` is of that one alone.
+The recipe of each train.yaml, also that of the diffusion model, is written from the settings at the head of that file.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATES = Path(__file__).resolve().with_name("segmenter_bundle")
 VALUES = TEMPLATES / "values.yaml"
+DIFFUSION_TRAINING = ROOT / "bundles/echo_semantic_diffusion/configs/train.yaml"
+"""Config without a template, whose recipe is written too."""
+NOT_OF_THE_RECIPE = {
+    *("bundle_root", "output_dir", "device", "resume", "num_workers", "cache_rate"),
+    *("channels_last", "gradient_checkpointing", "threshold", "image_mean", "image_std"),
+    *("val_interval", "save_interval", "picture_interval", "picture_steps", "early_stop_patience"),
+}
+"""Settings of a training that may change before it goes on; every other one is compared with those of the unfinished training."""
 
 
 def rendered(template: str, values: dict[str, str]) -> str:
@@ -35,13 +44,27 @@ def rendered(template: str, values: dict[str, str]) -> str:
     return "".join(lines)
 
 
+def with_recipe(config: str) -> str:
+    """Return a train.yaml whose `recipe` names the settings above `facts`, so that each is written down once."""
+    content = yaml.safe_load(config)
+    settings = list(content)[: list(content).index("facts")]
+    lines = [
+        f"  {key}: $@facts['{key}']\n" if key in content["facts"]["said"] else f"  {key}: '@{key}'\n"
+        for key in settings
+        if key not in NOT_OF_THE_RECIPE
+    ]
+    return re.sub(r"(?m)^(recipe:.*\n)(?:  .*\n)*", lambda match: match[1] + "".join(lines), config)
+
+
 def bundle_files() -> Iterator[tuple[Path, str]]:
     """Yield each file of each bundle that has a template, and what it is to hold."""
     for name, values in yaml.safe_load(VALUES.read_text(encoding="utf-8")).items():
         for path in sorted(TEMPLATES.rglob("*")):
             if path.is_file() and path != VALUES:
                 text = rendered(path.read_text(encoding="utf-8"), {"bundle": name, **values})
+                text = with_recipe(text) if path.name == "train.yaml" else text
                 yield ROOT / "bundles" / name / path.relative_to(TEMPLATES), text
+    yield DIFFUSION_TRAINING, with_recipe(DIFFUSION_TRAINING.read_text(encoding="utf-8"))
 
 
 def main(arguments: list[str]) -> int:

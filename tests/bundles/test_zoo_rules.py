@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,10 @@ import synboost_monai
 from synboost_monai.structures import STRUCTURES
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import write_bundles  # noqa: E402
+
 BUNDLES = ("echo_semantic_diffusion", "echo_clipseg", "echo_cris")
 SCHEMA = Path(__file__).with_name("metadata_schema.json")
 LARGEST_FILE_MB = 25
@@ -181,8 +184,15 @@ def test_every_config_is_a_known_kind(bundle_dir: Path) -> None:
         ), path.name
 
 
-def test_the_segmenters_are_written_from_one_source() -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts/write_bundles.py", "--check"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"change scripts/segmenter_bundle, then run scripts/write_bundles.py:\n{done.stdout}"
+def test_the_bundles_are_written_from_one_source(capsys: pytest.CaptureFixture[str]) -> None:
+    done = write_bundles.main(["--check"])
+    assert done == 0, f"change scripts/segmenter_bundle, then run scripts/write_bundles.py:\n{capsys.readouterr().out}"
+
+
+def test_a_new_setting_of_a_training_is_one_of_its_recipe() -> None:
+    config = write_bundles.DIFFUSION_TRAINING.read_text(encoding="utf-8")
+    config = config.replace("\nbatch_size: 12", "\nnovelty: 1\nbatch_size: 12", 1)
+    recipe = yaml.safe_load(write_bundles.with_recipe(config))["recipe"]
+    assert list(recipe)[list(recipe).index("novelty") :][:2] == ["novelty", "batch_size"]
+    assert recipe["novelty"] == "@novelty" and recipe["preset"] == "$@facts['preset']"
+    assert not {"output_dir", "device", "num_workers"} & set(recipe)
