@@ -1,4 +1,4 @@
-"""Auto3DSeg of MONAI with the project's segmenters: algorithm templates that wrap the bundles, and one verb around `AutoRunner`."""
+"""Run MONAI's Auto3DSeg with the project's segmenters: algorithm templates wrap the bundles, and one verb wraps `AutoRunner`."""
 
 from pathlib import Path
 
@@ -7,5 +7,5 @@ TEMPLATES_DIR = Path(__file__).with_name("templates")
 
 
 def algorithm_names() -> list[str]:
-    """Names of the algorithms that there are templates of."""
+    """Return the names of the algorithms that have a template."""
     return sorted(path.parents[1].name for path in TEMPLATES_DIR.glob("*/scripts/algo.py"))

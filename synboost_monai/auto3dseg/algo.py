@@ -1,4 +1,4 @@
-"""What the templates' algorithms share: a `BundleAlgo` that refuses data it is not made for, fills its settings and trains."""
+"""Define what the templates' algorithms share: a `BundleAlgo` that refuses data it is not made for, fills its settings and trains."""
 
 from __future__ import annotations
 
@@ -29,41 +29,41 @@ from synboost_monai.processes import end_child, ends_with_parent, module_command
 from synboost_monai.structures import BACKGROUND_INDEX, NUM_CLASSES, STRUCTURES
 
 MODALITIES = ("ultrasound", "us", "echo", "echocardiography")
-"""Words of AutoRunner's `modality` that these algorithms are for."""
+"""Values of AutoRunner's `modality` that these algorithms accept."""
 LOG_NAME = "train.txt"
-"""File in an algorithm's folder with what its training prints."""
+"""File in an algorithm's folder with the output of its training."""
 
 
 class EchoAlgo(BundleAlgo):
-    """A segmenter of the project as an algorithm of Auto3DSeg, one object for each fold.
+    """Wrap a segmenter of the project as an algorithm of Auto3DSeg, one object for each fold.
 
     Its folder then holds configs/hyper_parameters.yaml (filled), data/datalist.json (the fold) and model/ (model.pt, history.csv,
     inference.yaml, progress.yaml, log, TensorBoard; resume.ckpt while it trains).
     """
 
     def __init__(self, template_path: str | os.PathLike[str] | None = None) -> None:
-        """Take the folder of the templates; where MONAI's parser has rewritten it (`#` becomes `::`), that of the class's own file."""
+        """Take the templates' folder, or that of the class's own file if MONAI's parser has rewritten the path (`#` becomes `::`)."""
         if template_path is not None and not os.path.isdir(template_path):
             template_path = Path(inspect.getfile(type(self))).resolve().parents[2]
         super().__init__(None if template_path is None else str(template_path))
 
     def pre_check_skip_algo(self, skip_bundlegen: bool = False, skip_info: str = "") -> tuple[bool, str]:
-        """Whether the data is not for this algorithm, and why: another modality, more than two axes, other labels than 0..3."""
+        """Return whether the data does not suit this algorithm, and why: another modality, more than two axes, labels other than 0..3."""
         source = self._source()
         reason = refusal(_load(self.data_stats_files), source)
         return (True, reason) if reason else (skip_bundlegen, skip_info)
 
     def fill_template_config(self, data_stats_filename: str, algo_path: str, **kwargs: Any) -> dict[str, Any]:
-        """Write configs/hyper_parameters.yaml of a fold: the template's, the input's, where the data is, and what was found in it.
+        """Write configs/hyper_parameters.yaml of a fold: settings of the template and the input, place and statistics of the data.
 
         Args:
-            data_stats_filename: what `DataAnalyzer` wrote.
+            data_stats_filename: file that `DataAnalyzer` wrote.
             algo_path: the algorithm's folder.
             kwargs: `fold`.
         Returns:
-            what was written, by file.
+            name of the file -> the settings written to it.
         Raises:
-            ValueError: if the data is not for this algorithm, `DataAnalyzer` passed over a case, folds are at fault or a
+            ValueError: if the data does not suit this algorithm, `DataAnalyzer` skipped a case, folds are wrong or a
                 hyper-parameter is unknown.
         """
         if kwargs.get("gpu_customization"):
@@ -94,15 +94,15 @@ class EchoAlgo(BundleAlgo):
     def train(
         self, train_params: dict[str, Any] | None = None, device_setting: dict[str, Any] | None = None
     ) -> subprocess.CompletedProcess:
-        """Train the fold in a process of this Python; its progress is on stderr, the rest of what it prints in train.txt.
+        """Train the fold in a process of this Python; its progress goes to stderr, the rest of its output to train.txt.
 
-        Called again after an interruption it goes on from the bundle's resume.ckpt.
+        Called again after an interruption, it goes on from the bundle's resume.ckpt.
 
         Args:
             train_params: hyper-parameters that override those of the folder.
-            device_setting: of `AutoRunner.set_device_info`; several GPUs train together, several machines are refused.
+            device_setting: from `AutoRunner.set_device_info`; several GPUs train together, several machines are refused.
         Raises:
-            ValueError: if the training ended with a mistake of the user, or several machines are asked for.
+            ValueError: if a mistake of the user ended the training, or several machines are asked for.
             RuntimeError: if it failed otherwise.
         """
         if device_setting is not None:
@@ -119,7 +119,7 @@ class EchoAlgo(BundleAlgo):
         return done
 
     def train_command(self, train_params: Mapping[str, Any]) -> list[str]:
-        """Words of the training's command; under torchrun where there are several GPUs."""
+        """Return the words of the training's command, which runs under torchrun on several GPUs."""
         if int(self.device_setting["NUM_NODES"]) > 1:
             raise ValueError("auto3dseg: trains on one machine; leave NUM_NODES at 1")
         devices = [word for word in str(self.device_setting["CUDA_VISIBLE_DEVICES"]).split(",") if word]
@@ -132,12 +132,12 @@ class EchoAlgo(BundleAlgo):
         return [*words, *(f"--{key}={value}" for key, value in train_params.items())]
 
     def get_score(self, *args: Any, **kwargs: Any) -> float:
-        """The best mean Dice of the validation; found in the algorithm's own folder, so that the whole run can be moved."""
+        """Return the validation's best mean Dice, read from the algorithm's own folder so that the whole run can be moved."""
         entries = _load(os.path.join(self.output_path, "model", PROGRESS_NAME))
         return float(entries[-1]["best_avg_dice_score"])
 
     def _source(self) -> dict[str, Any]:
-        """AutoRunner's input."""
+        """Return AutoRunner's input."""
         if not self.data_list_file:
             raise ValueError(
                 "auto3dseg: BundleGen needs data_src_cfg_name, the input with modality, datalist and dataroot"
@@ -148,7 +148,7 @@ class EchoAlgo(BundleAlgo):
 def run_logged(
     command: Sequence[str], environment: Mapping[str, str], log_path: str | os.PathLike[str]
 ) -> subprocess.CompletedProcess:
-    """Run a command to its end; what it prints is added to a file, what it says on stderr is shown."""
+    """Run a command to its end; append its stdout to a file, and show its stderr."""
     with append_own(log_path) as log:
         process = subprocess.Popen(list(command), stdout=log, env=dict(environment), preexec_fn=ends_with_parent())
     try:
@@ -160,10 +160,10 @@ def run_logged(
 
 
 def refusal(statistics: Mapping[str, Any], source: Mapping[str, Any]) -> str | None:
-    """Why data is not for these algorithms, in a sentence; None if it is.
+    """Return why data does not suit these algorithms, in a sentence, or None if it does.
 
     Args:
-        statistics: of `DataAnalyzer`.
+        statistics: from `DataAnalyzer`.
         source: AutoRunner's input.
     """
     modality = str(source.get("modality", ""))
@@ -182,12 +182,12 @@ def refusal(statistics: Mapping[str, Any], source: Mapping[str, Any]) -> str | N
 
 
 def check_cases(statistics: Mapping[str, Any], items: Items, by_case_path: str) -> None:
-    """Raise ValueError if `DataAnalyzer` passed over cases, which it does with a line in its log alone.
+    """Raise ValueError if `DataAnalyzer` skipped cases, of which it only writes a line in its log.
 
     Args:
-        statistics: of `DataAnalyzer`.
+        statistics: from `DataAnalyzer`.
         items: those of training.
-        by_case_path: its file of cases, which tells the names.
+        by_case_path: its file of cases, which has their names.
     """
     num_cases = int(statistics["stats_summary"]["n_cases"])
     if num_cases == len(items):
@@ -202,7 +202,7 @@ def check_cases(statistics: Mapping[str, Any], items: Items, by_case_path: str) 
 
 
 def told(statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """What hyper_parameters.yaml keeps of the statistics: cases, native size, spacing in mm, intensities, share of each label."""
+    """Return the statistics for hyper_parameters.yaml: cases, native size, spacing in mm, intensities, share of each label."""
     summary = statistics["stats_summary"]
     image = summary["image_stats"]
     shares = [round(float(label["foreground_percentage"]["mean"]), 4) for label in summary["label_stats"]["label"]]
@@ -217,7 +217,7 @@ def told(statistics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notes(statistics: Mapping[str, Any]) -> list[str]:
-    """Sentences on what is unusual about the data; training goes on."""
+    """Return sentences on what is unusual about the data; training goes on."""
     data = told(statistics)
     smallest, largest = data["spacing_mm"]["min"], data["spacing_mm"]["max"]
     missing = [s.name for s in STRUCTURES if s.class_index not in data["share_of_label"]]
@@ -238,11 +238,11 @@ def notes(statistics: Mapping[str, Any]) -> list[str]:
 
 
 def _load(path: str | os.PathLike[str]) -> Any:
-    """Content of a YAML file (or JSON, which is YAML)."""
+    """Read a YAML file (or JSON, which is YAML)."""
     return yaml.safe_load(read_text(path))
 
 
 def _by_case_path(path: str) -> str:
-    """`DataAnalyzer`'s second file."""
+    """Return the path of `DataAnalyzer`'s second file."""
     root, suffix = os.path.splitext(path)
     return f"{root}_by_case{suffix}"

@@ -1,4 +1,4 @@
-"""What Auto3DSeg's networks and ensembles are worth: their label maps measured like any other of the project, and one table."""
+"""Measure the label maps of Auto3DSeg's networks and ensembles like all others of the project, and write one table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from synboost_monai.transforms.files import load_echo, write_label_map
 TABLE_NAME = "auto3dseg"
 """Stem of the table's files in the run's folder."""
 SHORT_NAMES = {"left_ventricular_cavity": "LV cavity", "myocardium": "Myocardium", "left_atrium": "Left atrium"}
-"""Heading of a structure's Dice."""
+"""Structure -> heading of its Dice."""
 
 
 def write_evaluation(
@@ -32,15 +32,15 @@ def write_evaluation(
     checkpoint_path: str | os.PathLike[str] | None = None,
     seed: int | None = None,
 ) -> dict[str, Any] | None:
-    """Write label maps and, where items have an expert's, metrics.csv and summary.json.
+    """Write label maps, and metrics.csv and summary.json if items have an expert's label map.
 
     Args:
         folder: for label_maps/CASE.nii.gz, metrics.csv, summary.json.
-        predictions: item of `checked_items` and its label map (H, W), in display order; one after the other.
-        facts: noted in summary.json.
+        predictions: items from `checked_items`, each with its label map (H, W) in display order.
+        facts: further entries of summary.json.
         dataset_dir, checkpoint_path, seed: as in `write_summary`.
     Returns:
-        summary.json's content; None if no item has a label map of an expert.
+        summary.json's content, or None if no item has an expert's label map.
     """
     rows: list[dict[str, Any]] = []
     for item, label_map in predictions:
@@ -57,7 +57,7 @@ def write_evaluation(
 
 
 def known_evaluation(folder: str | os.PathLike[str], fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """summary.json of an evaluation that was done with the same weights; None if it has to be done."""
+    """Return summary.json of an evaluation with the same weights, or None if there is none yet."""
     path = Path(folder, "summary.json")
     if not path.is_file() or not Path(folder, "metrics.csv").is_file():
         return None
@@ -66,7 +66,7 @@ def known_evaluation(folder: str | os.PathLike[str], fingerprint: Mapping[str, A
 
 
 def comparison(rows: Sequence[Mapping[str, Any]], note: str) -> Table:
-    """The table of networks and ensembles.
+    """Make the table of networks and ensembles.
 
     Args:
         rows: name, members (of an ensemble), validation_dice (of a network), summary (of its evaluation, or None).
@@ -96,7 +96,7 @@ def comparison(rows: Sequence[Mapping[str, Any]], note: str) -> Table:
 
 
 def write_comparison(table: Table, folder: str | os.PathLike[str]) -> Path:
-    """Write the table as CSV, LaTeX and text -> path of the text."""
+    """Write the table as CSV, LaTeX and text, and return the path of the text."""
     write_table(table, folder)
     path = Path(folder, f"{TABLE_NAME}.txt")
     atomic_write_text(path, to_text(table) + "\n")
@@ -104,7 +104,7 @@ def write_comparison(table: Table, folder: str | os.PathLike[str]) -> Path:
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the table."""
+    """Make a row of the table."""
     summary = row["summary"] or {}
     structures, overall = summary.get("structures", {}), summary.get("overall", {})
     return {

@@ -1,4 +1,4 @@
-"""Auto3DSeg's datalist: its items as ours, folds of whole patients, and one fold as a data set that a bundle trains on.
+"""Read Auto3DSeg's datalist, make folds of whole patients, and write one fold as a data set that a bundle trains on.
 
 MONAI's own reader (`datafold_read`) puts the data's folder before every text of an item, so before `apical_two_chamber` too; here only
 paths are paths.
@@ -24,21 +24,21 @@ from synboost_monai.records import EchoRecord
 Items = list[dict[str, Any]]
 
 PATH_KEYS = ("image", "label")
-"""Paths of an item that segmenters need; sequences and sectors stay behind."""
+"""Keys of an item's paths that segmenters need; sequences and sectors are left out."""
 _KEPT = ("fold", *(f.name for f in fields(EchoRecord) if f.name not in ("sequence", "sequence_label", "sector")))
 
 
 def read_items(datalist: str | os.PathLike[str], dataroot: str | os.PathLike[str]) -> dict[str, Items]:
-    """Items of each section of a datalist (training, validation, testing), with absolute paths.
+    """Read the items of each section of a datalist (training, validation, testing), with absolute paths.
 
-    What an item does not tell of patient, view and phase is taken from a name like CAMUS's (patient0001_4CH_ED).
+    If an item lacks patient, view or phase, they are taken from a name like CAMUS's (patient0001_4CH_ED).
 
     Args:
         datalist: the JSON file: training and testing, items with a `fold` (Auto3DSeg); or training, validation, testing (ours).
         dataroot: folder that the paths are relative to.
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no datalist, or an item is not one image with (in training and validation) one label map.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not a datalist, or an item is not one image with (in training and validation) one label map.
     """
     path = Path(datalist)
     try:
@@ -58,19 +58,19 @@ def read_items(datalist: str | os.PathLike[str], dataroot: str | os.PathLike[str
 
 
 def with_folds(sections: Mapping[str, Items], num_fold: int | None, seed: int, where: str) -> Items:
-    """Training items with a fold each, so that no patient is in two.
+    """Return the training items with a fold each, so that no patient is in two folds.
 
-    Items that have folds keep them. Else the patients of training and validation together are drawn into folds, the same ones as
+    Items that have folds keep them. Otherwise the patients of training and validation together are drawn into folds, the same ones as
     `synboost subset --fold` makes; with `num_fold` 1 the datalist's own validation is fold 0, and nothing is validated on the rest.
 
     Args:
-        sections: of `read_items`.
-        num_fold: how many; None: those that the items have, else 5, or as many as there are patients if these are fewer.
+        sections: from `read_items`.
+        num_fold: number of folds; None: that of the items, else 5, or the number of patients if that is smaller.
         seed: of the drawing.
         where: the datalist, for messages.
     Raises:
         ValueError: if only some items have a fold, a patient or image is in two folds, items do not name their patient, or there
-            are too few.
+            are too few patients.
     """
     training = sections["training"]
     num_given = sum("fold" in item for item in training)
@@ -108,7 +108,7 @@ def with_folds(sections: Mapping[str, Items], num_fold: int | None, seed: int, w
 
 
 def check_folds(items: Sequence[Mapping[str, Any]], where: str) -> int:
-    """How many folds there are.
+    """Check the folds of items, and return their number.
 
     Raises:
         ValueError: if folds are not numbered 0, 1, ..., or a patient or image is in two of them.
@@ -133,7 +133,7 @@ def write_fold(
     Returns:
         the folder, which a bundle takes as `dataset_dir`.
     Raises:
-        FileNotFoundError, ValueError: as `read_items`, or if training or validation is empty or a patient or image is in both.
+        FileNotFoundError, ValueError: as in `read_items`, or if training or validation is empty or a patient or image is in both.
     """
     items = read_items(datalist, dataroot)["training"]
     parts: dict[str, Items] = {"training": [], "validation": []}
@@ -152,7 +152,7 @@ def write_fold(
 
 
 def find_item(datalist: str | os.PathLike[str], dataroot: str | os.PathLike[str], image: str) -> dict[str, Any] | None:
-    """What a datalist says of an image, by its path; None if it is not there (or there is no datalist any more)."""
+    """Return an image's item in a datalist, found by the image's path; None if it, or the datalist, does not exist."""
     if not os.path.isfile(datalist):
         return None
     found = _raw_items(str(datalist), str(dataroot), os.stat(datalist).st_mtime_ns).get(os.path.realpath(image))
@@ -161,7 +161,7 @@ def find_item(datalist: str | os.PathLike[str], dataroot: str | os.PathLike[str]
 
 @lru_cache(maxsize=4)
 def _raw_items(datalist: str, dataroot: str, time_ns: int) -> dict[str, tuple[Any, Path, str]]:
-    """Real path of an image -> its item as it stands in the datalist, and the further arguments of `_item`."""
+    """Return real path of an image -> its item as in the datalist, and the further arguments of `_item`."""
     content = json.loads(read_text(datalist))
     found: dict[str, tuple[Any, Path, str]] = {}
     for name in SECTIONS:
@@ -174,7 +174,7 @@ def _raw_items(datalist: str, dataroot: str, time_ns: int) -> dict[str, tuple[An
 
 
 def _item(raw: Any, dataroot: Path, where: str, needs_label: bool) -> dict[str, Any]:
-    """An item with absolute paths and what its name tells."""
+    """Return an item with absolute paths and the attributes that its name tells."""
     item = {"image": raw} if isinstance(raw, str) else raw
     if not isinstance(item, dict) or not item.get("image"):
         raise ValueError(f"{where}: expected an object with the key image, got {str(raw)[:60]}")

@@ -1,4 +1,4 @@
-"""Inference of one trained fold, as Auto3DSeg's ensembles want it: class probabilities on the image's native grid.
+"""Infer with one trained fold, as Auto3DSeg's ensembles need it: class probabilities on the image's native grid.
 
 S: structures. E: groups of prompts. N: side of the network's square. H, W: native rows and columns. K: classes, 0 is background.
 """
@@ -31,8 +31,8 @@ from synboost_monai.transforms.postprocessing import mean_logits, restore_logits
 from synboost_monai.transforms.ultrasound_dicom import stored_order
 
 MAX_NETWORKS = 12
-"""Trained folds that stay in memory: Auto3DSeg asks for an `InferClass` anew for each image and network (5 folds of both algorithms
-are 10 networks)."""
+"""Trained folds that stay in memory: Auto3DSeg makes a new `InferClass` for each image and network (5 folds of both algorithms are 10
+networks)."""
 OVERRIDES = (
     "prompt_level",
     "prompt_ensemble",
@@ -43,18 +43,18 @@ OVERRIDES = (
     "autocast_dtype",
     "channels_last",
 )
-"""Keys of the bundle's inference config that prediction parameters may override; MONAI hands over others, which are passed over."""
+"""Keys of the bundle's inference config that prediction parameters may override; MONAI passes others too, which are ignored."""
 
 
 class InferClass:
-    """A trained fold: image file -> probabilities. The name is the one that `BundleAlgo.get_inferer` asks for.
+    """Predict probabilities from an image file with a trained fold; `BundleAlgo.get_inferer` needs the name of this class.
 
     Args:
-        config_file: of the fold, configs/hyper_parameters.yaml in its folder; one file or several.
-        override: of `OVERRIDES`; `rank` chooses the GPU; anything else is passed over.
+        config_file: the fold's configs/hyper_parameters.yaml; one file or several.
+        override: keys of `OVERRIDES`; `rank` chooses the GPU; anything else is ignored.
     Raises:
         FileNotFoundError: if the fold is not trained.
-        ValueError: if what the training wrote was changed into something else.
+        ValueError: if the training's inference.yaml was changed into something else.
     """
 
     def __init__(self, config_file: str | Sequence[str], **override: Any) -> None:
@@ -77,14 +77,14 @@ class InferClass:
         self.trained = _trained(str(self.settings["bundle"]), str(weights), weights.stat().st_mtime_ns, words)
 
     def infer(self, image_file: str | Mapping[str, Any]) -> MetaTensor:
-        """Class probabilities of one image.
+        """Return the class probabilities of one image.
 
-        The prompts say what is known of the image: what stands in the run's datalist under its path, else what its name tells.
+        The prompts state the image's attributes: those of the run's datalist under its path, else those that its name tells.
 
         Args:
             image_file: path of an image, or an item of a datalist with its path under `image`.
         Returns:
-            (K, W, H) float64 on the CPU, with the file's affine: the order in which its file and MONAI's readers store it; (K, X, Y, Z) of
+            (K, W, H) float64 on the CPU, with the file's affine: the order in which its file and MONAI's readers store it; (K, X, Y, Z) for
             a slice along another axis.
             Over K they add up to 1, and their argmax is the label map of the bundle (see `class_probabilities`).
         """
@@ -103,9 +103,9 @@ class InferClass:
         return MetaTensor(stored, meta=meta)
 
     def _item(self, image_file: str | Mapping[str, Any]) -> dict[str, Any]:
-        """The image's item, its attributes as our datalists have them.
+        """Return the image's item, with attributes as in our datalists.
 
-        Those that MONAI hands over are not used: `datafold_read` puts the data's folder before every text.
+        Those that MONAI passes are not used: `datafold_read` puts the data's folder before every text.
         """
         path = str(image_file["image"] if isinstance(image_file, Mapping) else image_file)
         where = str(self.settings["data_list_file_path"]), str(self.settings["data_file_base_dir"])
@@ -114,7 +114,7 @@ class InferClass:
 
 
 def _facts_of(path: Path) -> dict[str, Any]:
-    """Return what a training wrote for inference; other keys, which could name code, are refused."""
+    """Return the facts that a training wrote for inference; other keys, which could name code, are refused."""
     content = yaml.safe_load(read_text(path))
     unknown = sorted(map(str, set(content) - set(FACTS))) if isinstance(content, dict) else [repr(content)]
     if unknown:
@@ -126,22 +126,22 @@ def _facts_of(path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=MAX_NETWORKS)
 def _trained(bundle: str, weights: str, time_ns: int, overrides: str) -> Pipeline:
-    """The bundle's own pipeline, with a fold's weights.
+    """Return the bundle's own pipeline, with a fold's weights.
 
     Args:
         bundle: its name.
         weights: path of model.pt.
-        time_ns: when that was written; other weights are another entry of the cache.
+        time_ns: when the weights were written; other weights get another entry of the cache.
         overrides: of the inference config, as JSON.
     """
     return Pipeline(open_bundle(bundle, weights, json.loads(overrides)))
 
 
 def class_probabilities(logits: Tensor, geometry: LetterboxGeometry, threshold: float = 0.5) -> Tensor:
-    """Probabilities of background and structures that agree with the arbitration rule of `logits_to_label_map`.
+    """Return probabilities of background and structures that agree with the arbitration rule of `logits_to_label_map`.
 
-    The network answers a question for each prompt by itself, "is this pixel structure s?", with probability p_s = sigmoid(l_s).
-    Given that at most one answer is yes, what is left is background:
+    For each prompt by itself the network answers "is this pixel structure s?" with probability p_s = sigmoid(l_s).
+    Given that at most one answer is yes, the rest is background:
 
         P(0) ~ prod_j (1 - p_j),   P(s) ~ p_s prod_{j != s} (1 - p_j),   so   P = softmax(0, l_1, ..., l_S)
 
@@ -150,10 +150,10 @@ def class_probabilities(logits: Tensor, geometry: LetterboxGeometry, threshold: 
 
     Args:
         logits: (E * S, N, N); several groups of prompts are averaged in probability (`mean_logits`).
-        geometry: where the image lies in the square.
+        geometry: where the image is in the square.
         threshold: probability above which a pixel belongs to a structure.
     Returns:
-        (K, H, W) float64: in float32 rounding would make equal what the logits tell apart.
+        (K, H, W) float64: in float32 rounding would make different logits equal.
     """
     groups = logits.float().unflatten(0, (-1, len(STRUCTURES)))  # (E, S, N, N)
     joined = mean_logits(groups) if len(groups) > 1 else groups[0]
@@ -167,10 +167,10 @@ def class_probabilities(logits: Tensor, geometry: LetterboxGeometry, threshold: 
 
 
 def name_below(image: str, folder: str) -> str:
-    """The path by which a prediction is named: the image's, or, where that is not below the folder, one of the same name that is.
+    """Return the path that names a prediction: the image's, or, if that is not below the folder, one below it without `..`.
 
-    MONAI's `SaveImage` writes to its output folder plus the path from `dataroot` to the image: from a datalist that says
-    `../data/image.nii.gz` it would write outside of it.
+    MONAI's `SaveImage` writes to its output folder plus the path from `dataroot` to the image: for `../data/image.nii.gz` in a datalist
+    it would write outside that folder.
     """
     relative = Path(os.path.relpath(os.path.abspath(image), os.path.abspath(folder)))
     return str(Path(folder, *(part for part in relative.parts if part != "..")))

@@ -1,4 +1,4 @@
-"""Auto3DSeg from an input.yaml to measured ensembles: MONAI's `AutoRunner` with the project's templates, data and metrics."""
+"""Run Auto3DSeg from an input.yaml to measured ensembles: MONAI's `AutoRunner` with the project's templates, data and metrics."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from synboost_monai.transforms.files import checked_items, load_echo
 ENSEMBLES = {"best_n": "AlgoEnsembleBestN", "best_by_fold": "AlgoEnsembleBestByFold"}
 """Folder of an ensemble -> MONAI's class: the networks with the best validation scores; the best network of each fold."""
 SETTINGS_NAME = "settings.json"
-"""File in the run's folder: what its trained networks depend on."""
+"""File in the run's folder with the settings that its trained networks depend on."""
 LOG_NAME = "auto_runner.txt"
-"""File in the run's folder: what MONAI's own parts log."""
+"""File in the run's folder with the log of MONAI's own parts."""
 DEFAULT_SEED = 0
-"""Of the folds and the trainings."""
+"""Default seed of the folds and the trainings."""
 
 
 def run_auto3dseg(
@@ -53,23 +53,23 @@ def run_auto3dseg(
     n_best: int | None = None,
     **training: Any,
 ) -> Path:
-    """Analyse, train every algorithm on every fold, ensemble, predict the testing section and measure it; or what is left of that.
+    """Analyse, train every algorithm on every fold, ensemble, predict the testing section and measure; skip what is done already.
 
     Args:
         input_path: AutoRunner's input.yaml: modality, datalist, dataroot; also num_fold, algos, hyper-parameters for all algorithms,
-            and under an algorithm's name those for it alone.
+            and those for a single algorithm under its name.
         output: folder of the run, AutoRunner's work_dir; runs/auto3dseg by default.
         algos: names of algorithms, a list or text with commas; all by default.
         num_fold: folds to train (see `with_folds`).
         ensemble: best_n, best_by_fold, both, or none.
-        n_best: networks in best_n; by default as many as there are folds, so that the ensembles differ in which they take, not in
-            how many.
+        n_best: networks in best_n; by default the number of folds, so that the ensembles differ in their networks, not in the number
+            of these.
         training: hyper-parameters, or keys of the bundles' training, for all algorithms; text is read as a Python or YAML literal.
     Returns:
         the folder: auto3dseg.txt, .csv and .tex (the table), ensemble/{best_n,best_by_fold}/ and ALGORITHM_FOLD/evaluation/ (label
         maps, metrics.csv, summary.json), and what AutoRunner writes.
     Raises:
-        ValueError, FileNotFoundError: for what a user can cause.
+        ValueError, FileNotFoundError: for mistakes of the user.
     """
     source = read_source(input_path)
     algorithms = chosen_algorithms(algos if algos is not None else source.get("algos"))
@@ -109,7 +109,7 @@ def run_auto3dseg(
 
 
 class _Run:
-    """One run in its folder."""
+    """Hold one run in its folder."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class _Run:
         self.training, self.dataset = training, dataset
 
     def train(self) -> None:
-        """Analyse the data, generate the algorithms and train what is not trained."""
+        """Analyse the data, generate the algorithms and train those that are not trained."""
         self._run_auto_runner()
         lost = {f"{name}_{fold}" for name in self.algorithms for fold in range(self.num_fold)} - {
             str(entry["name"]) for entry in self._history()
@@ -163,7 +163,7 @@ class _Run:
     def _evaluate_network(
         self, entry: Mapping[str, Any], items: Sequence[Mapping[str, Any]], weights: Mapping[str, str]
     ) -> dict[str, Any] | None:
-        """Predict and measure one network, unless that is done."""
+        """Predict and measure with one network, unless that was done already."""
         folder, name = Path(entry["algo"].output_path, "evaluation"), entry["name"]
         if (known := known_evaluation(folder, {"checkpoint_sha256": weights[name]})) is not None:
             return known
@@ -183,7 +183,7 @@ class _Run:
     def _evaluate_ensemble(
         self, method: str, members: list[str], items: Sequence[Mapping[str, Any]], weights: Mapping[str, str]
     ) -> dict[str, Any] | None:
-        """Let an ensemble of MONAI predict as AutoRunner does, and measure it, unless that is done."""
+        """Let an ensemble of MONAI predict as AutoRunner does, and measure it, unless that was done already."""
         folder, facts = self.out / "ensemble" / method, {"members": {name: weights[name] for name in members}}
         if (known := known_evaluation(folder, facts)) is not None:
             return known
@@ -192,7 +192,7 @@ class _Run:
             "_target_": "SaveImage",
             "output_dir": as_literal(
                 str(predicted)
-            ),  # AutoRunner hands over the path itself, of which MONAI's parser rewrites each #
+            ),  # AutoRunner passes the path itself, where MONAI's parser rewrites each #
             "data_root_dir": as_literal(self.config["dataroot"]),
             "output_postfix": "ensemble",
             "output_dtype": "$np.uint8",
@@ -213,19 +213,19 @@ class _Run:
 
     @staticmethod
     def _predicted(algorithm: Any, image: str) -> Any:
-        """A label map (H, W) of a network."""
+        """Predict a label map (H, W) with a network."""
         grid = read_grid(image)
         stored = plain(algorithm.predict([image])[0].argmax(dim=0)).numpy()
         return to_display(stored.reshape(grid.volume_shape), grid.order)[0]
 
     def _saved(self, folder: Path, item: Mapping[str, Any]) -> Any:
-        """A label map (H, W) that AutoRunner saved."""
+        """Read a label map (H, W) that AutoRunner saved."""
         relative = os.path.relpath(os.path.dirname(item["image"]), self.config["dataroot"])
         path = folder / relative / f"{image_stem(item['image'])}_ensemble.nii.gz"
         return plain(load_echo(path)[0])[0].byte().numpy()
 
     def _run_auto_runner(self) -> None:
-        """Call MONAI's AutoRunner for everything but the ensembles; what its cache has is not done again."""
+        """Call MONAI's AutoRunner for everything but the ensembles; it does not repeat what is in its cache."""
         quiet_warnings()
         from monai.apps.auto3dseg import AutoRunner
 
@@ -234,7 +234,7 @@ class _Run:
             input=dict(self.config),
             algos=self.algorithms,
             ensemble=False,
-            allow_skip=False,  # what is not fit for an algorithm is an error here, not a shorter run
+            allow_skip=False,  # data that does not suit an algorithm is an error here, not a shorter run
             templates_path_or_url=str(TEMPLATES_DIR),
         )
         runner.set_analyze_params({"device": "cpu", "worker": 0})
@@ -253,7 +253,7 @@ class _Run:
             raise known from error
 
     def _history(self) -> list[dict[str, Any]]:
-        """Trained networks of this run: name, algo, score."""
+        """Return the trained networks of this run: name, algo, score."""
         from monai.apps.auto3dseg import import_bundle_algo_history
         from monai.utils.enums import AlgoKeys
 
@@ -261,7 +261,7 @@ class _Run:
         return [{"name": e[AlgoKeys.ID], "algo": e[AlgoKeys.ALGO], "score": e[AlgoKeys.SCORE]} for e in entries]
 
     def _ensemble_of(self, method: str) -> Any:
-        """Return an ensemble of MONAI of the trained networks."""
+        """Return one of MONAI's ensembles, made of the trained networks."""
         from monai.apps.auto3dseg import (
             AlgoEnsembleBestByFold,
             AlgoEnsembleBestN,
@@ -276,18 +276,18 @@ class _Run:
         return builder.get_ensemble()
 
     def _members(self, method: str) -> list[str]:
-        """Return the names of the networks that an ensemble of MONAI takes."""
+        """Return the names of the networks that one of MONAI's ensembles takes."""
         from monai.utils.enums import AlgoKeys
 
         return sorted(str(entry[AlgoKeys.ID]) for entry in self._ensemble_of(method).get_algo_ensemble())
 
     def _testing(self) -> list[dict[str, Any]]:
-        """Items of the testing section."""
+        """Return the items of the testing section."""
         return json.loads(read_text(self.out / DATALIST_NAME))["testing"]
 
 
 def _methods(ensemble: str) -> list[str]:
-    """Ensembles that a word stands for."""
+    """Return the ensembles that a word stands for."""
     words = {**{name: [name] for name in ENSEMBLES}, "both": list(ENSEMBLES), "none": []}
     if ensemble not in words:
         raise ValueError(f"ensemble must be one of {', '.join(words)}, got {ensemble!r}")
@@ -295,10 +295,10 @@ def _methods(ensemble: str) -> list[str]:
 
 
 def _check_resumed(out: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse a folder that holds a run with other settings, or other things than a run.
+    """Refuse a folder that holds a run with other settings, or anything but a run.
 
     Raises:
-        ValueError: that says what differs.
+        ValueError: if it does; the message says what differs.
     """
     path = out / SETTINGS_NAME
     if not path.is_file():
@@ -315,7 +315,7 @@ def _check_resumed(out: Path, settings: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _quiet_auto_runner(path: Path) -> Iterator[None]:
-    """Send what MONAI's Auto3DSeg logs to a file instead of the screen; warnings are shown as well."""
+    """Send the log of MONAI's Auto3DSeg to a file instead of the screen; warnings are shown as well."""
     importlib.import_module("monai.apps.auto3dseg")  # its modules make their loggers
 
     names = [name for name in logging.root.manager.loggerDict if name.startswith("monai.apps.auto3dseg")]

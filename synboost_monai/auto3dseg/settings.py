@@ -1,4 +1,4 @@
-"""Hyper-parameters of an Auto3DSeg algorithm, by MONAI's names, and the bundle's training that they ask for."""
+"""Read the hyper-parameters of an Auto3DSeg algorithm, under MONAI's names, and find the bundle's training that they ask for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from synboost_monai.bundle_run import check_overrides, config_files
 from synboost_monai.files import read_text
 
 HYPER_PARAMETERS_NAME = "hyper_parameters.yaml"
-"""File in a template's and an algorithm's configs/."""
+"""File with the hyper-parameters, in configs/ of a template or an algorithm."""
 HYPER_PARAMETERS = (
     "bundle",
     "preset",
@@ -44,16 +44,16 @@ FILLED_KEYS = (
     "data_statistics",
     "notes",
 )
-"""What `EchoAlgo.fill_template_config` adds; the first five by the names that MONAI's own templates use."""
+"""Keys that `EchoAlgo.fill_template_config` adds; the first five have the names that MONAI's own templates use."""
 _NOT_OF_THE_BUNDLE = ("bundle", "recipe", *FILLED_KEYS)
 _OURS_TO_SET = ("dataset_dir", "output_dir", "bundle_root")
 
 
 def read_hyper_parameters(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
-    """The hyper-parameters of a file, or of several, of which a later one overrides.
+    """Read the hyper-parameters of a file, or of several, where a later one overrides earlier ones.
 
     Raises:
-        ValueError: if a file holds no mapping.
+        ValueError: if a file does not hold a mapping.
     """
     settings: dict[str, Any] = {}
     for file in [files] if isinstance(files, (str, os.PathLike)) else files:
@@ -65,14 +65,14 @@ def read_hyper_parameters(files: str | os.PathLike[str] | Sequence[str | os.Path
 
 
 def with_source_settings(settings: Mapping[str, Any], source: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
-    """Hyper-parameters with what AutoRunner's input says: keys of the same name, then those under the algorithm's name.
+    """Override hyper-parameters by AutoRunner's input: by keys of the same name, then by those under the algorithm's name.
 
     Args:
         settings: of the template.
         source: content of AutoRunner's input.yaml.
         algorithm: its name, such as echoclipseg.
     Raises:
-        ValueError: if the algorithm's section is no mapping.
+        ValueError: if the algorithm's section is not a mapping.
     """
     own = source.get(algorithm) or {}
     if not isinstance(own, Mapping):
@@ -82,11 +82,11 @@ def with_source_settings(settings: Mapping[str, Any], source: Mapping[str, Any],
 
 
 def bundle_training(settings: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
-    """The training that hyper-parameters ask for: bundle, config (see `config_files`) and checked overrides.
+    """Return the training that hyper-parameters ask for: bundle, config (see `config_files`) and checked overrides.
 
     Raises:
         ValueError: if the preset or a key is unknown, or a value has the wrong type.
-        FileNotFoundError: if there is no such recipe.
+        FileNotFoundError: if the recipe does not exist.
     """
     preset = settings.get("preset")
     if preset not in RECIPE_OF_PRESET:

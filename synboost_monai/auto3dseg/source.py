@@ -1,4 +1,4 @@
-"""AutoRunner's input.yaml, checked: what it must and may say, where the data is, and folds of whole patients made of it."""
+"""Check AutoRunner's input.yaml: its keys and the place of its data; and divide the data into folds of whole patients."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from synboost_monai.prompts import structure_prompts
 from synboost_monai.transforms.files import checked_items
 
 REQUIRED = ("modality", "datalist", "dataroot")
-"""Keys that AutoRunner asks for."""
+"""Keys that AutoRunner needs."""
 OPTIONAL = ("name", "task", "description", "class_names", "multigpu", "work_dir", "num_fold", "algos")
-"""Keys of AutoRunner that are taken as they are."""
+"""Further keys of AutoRunner that are accepted."""
 _OF_AUTORUNNER_ALONE = (
     "sigmoid",
     "analyze",
@@ -46,15 +46,15 @@ _OF_AUTORUNNER_ALONE = (
 
 
 def read_source(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """AutoRunner's input, with absolute paths of datalist and dataroot.
+    """Read AutoRunner's input, with absolute paths of datalist and dataroot.
 
-    These are relative to the working directory, as AutoRunner takes them, or, where nothing is there, to the input's own folder.
+    These are relative to the working directory, as for AutoRunner, or, if they do not exist there, to the input's own folder.
 
     Args:
         path: YAML or JSON.
     Raises:
         FileNotFoundError: if it, the datalist or dataroot does not exist.
-        ValueError: if a key is missing or unknown, or the modality is another one.
+        ValueError: if a key is missing or unknown, or the modality is not ultrasound.
     """
     path = Path(path)
     if not path.is_file():
@@ -89,10 +89,10 @@ def read_source(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def chosen_algorithms(algos: Any) -> list[str]:
-    """Names of the algorithms asked for: a list, or text with commas; None: all.
+    """Return the names of the algorithms asked for by a list or by text with commas; for None, all of them.
 
     Raises:
-        ValueError: if there is no such algorithm.
+        ValueError: if an algorithm does not exist.
     """
     names = algorithm_names()
     if algos is None:
@@ -113,7 +113,7 @@ def check_training(source: Mapping[str, Any], algorithms: list[str], training: M
     """Refuse hyper-parameters that a bundle does not know, before anything is written.
 
     Raises:
-        ValueError, FileNotFoundError: as `bundle_training`.
+        ValueError, FileNotFoundError: as in `bundle_training`.
     """
     for name in algorithms:
         template = read_hyper_parameters(TEMPLATES_DIR / name / "configs" / HYPER_PARAMETERS_NAME)
@@ -121,16 +121,16 @@ def check_training(source: Mapping[str, Any], algorithms: list[str], training: M
 
 
 def folded_datalist(source: Mapping[str, Any], num_fold: int | None, seed: int) -> tuple[dict[str, Any], int, str]:
-    """The input's datalist with folds, absolute paths and known attributes; every file was opened.
+    """Return the input's datalist with folds, absolute paths and known attributes, after opening every file.
 
     Args:
-        source: of `read_source`.
-        num_fold: how many folds to train; None: `num_fold` of the input, else see `with_folds`.
+        source: from `read_source`.
+        num_fold: number of folds to train; None: `num_fold` of the input, else see `with_folds`.
         seed: of the drawing of folds.
     Returns:
-        content for AutoRunner's datalist; folds to train; the folder that all images lie in.
+        content for AutoRunner's datalist; number of folds to train; the folder that holds all images.
     Raises:
-        FileNotFoundError, ValueError: of the first thing that is wrong with the data.
+        FileNotFoundError, ValueError: for the first fault of the data.
     """
     where = str(source["datalist"])
     load_datalist(Path(where))  # no patient and no image in two sections
@@ -148,7 +148,7 @@ def folded_datalist(source: Mapping[str, Any], num_fold: int | None, seed: int) 
 
 
 def _check_words(sections: Mapping[str, Items], where: str) -> None:
-    """Raise ValueError if an item's attribute has a value that no prompt can say."""
+    """Raise ValueError if an item's attribute has a value that does not fit the prompts."""
     for name, items in sections.items():
         for number, item in enumerate(items):
             try:

@@ -1,4 +1,4 @@
-"""Training of one fold: the bundle's own, on a data set made of Auto3DSeg's datalist; a template's scripts/train.py calls `main`."""
+"""Train one fold as the bundle does, on a data set made of Auto3DSeg's datalist; a template's scripts/train.py calls `main`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from synboost_monai.prompts import LEVELS, prompt_levels
 PROGRESS_NAME = "progress.yaml"
 """File beside model.pt with the score; it appears when the training is complete."""
 FACTS_NAME = "inference.yaml"
-"""File beside model.pt: what inference must know of the training, by keys of the bundle's inference config."""
+"""File beside model.pt with the facts of the training that inference needs, by keys of the bundle's inference config."""
 FACTS = (
     "preset",
     "image_size",
@@ -40,13 +40,13 @@ FACTS = (
     "threshold",
     "prompt_level",
 )
-"""Its keys, and no others."""
+"""The only keys of `FACTS_NAME`."""
 
 
 def main(script: str) -> None:
-    """Command of a template's scripts/train.py: `run --config_file=... --num_epochs=3 --KEY=VALUE`, as `BundleAlgo` writes it.
+    """Run a template's scripts/train.py: `run --config_file=... --num_epochs=3 --KEY=VALUE`, as `BundleAlgo` writes it.
 
-    Ends with code 2 and one line on stderr if the mistake is the user's.
+    The process ends with code 2 and one line on stderr if the mistake is the user's.
 
     Args:
         script: path of the template's file.
@@ -59,10 +59,10 @@ def main(script: str) -> None:
 
 
 def read_flags(words: Sequence[str]) -> dict[str, Any]:
-    """`--key=value` of a command line, values as Python or YAML literals; the word `run` is passed over.
+    """Read `--key=value` from a command line, with values as Python or YAML literals; skip the word `run` at its start.
 
     Raises:
-        ValueError: if a word is something else.
+        ValueError: if a word is anything else.
     """
     overrides: dict[str, Any] = {}
     for word in words[1:] if words[:1] == ["run"] else words:
@@ -83,12 +83,12 @@ def train_fold(
 
     Args:
         root: the folder, with configs/hyper_parameters.yaml filled.
-        overrides: hyper-parameters, or keys of the bundle's training, that override it.
-        files: of hyper-parameters; None: that of the folder.
+        overrides: hyper-parameters, or keys of the bundle's training, that override the file.
+        files: files of hyper-parameters; None: that of the folder.
     Returns:
         the best mean Dice of the validation, 0..1: over structures and images, in the network's square.
     Raises:
-        ValueError, FileNotFoundError: for what a user can cause.
+        ValueError, FileNotFoundError: for mistakes of the user.
     """
     path = Path(root, "configs", HYPER_PARAMETERS_NAME)
     settings = {**read_hyper_parameters(files or path), **(overrides or {})}
@@ -115,7 +115,7 @@ def train_fold(
 
 
 def best_validation(history: str | os.PathLike[str]) -> tuple[float, int]:
-    """Best mean Dice in a training's history.csv, and its epoch.
+    """Return the best mean Dice in a training's history.csv, and its epoch.
 
     Raises:
         ValueError: if no validation has a mean Dice, as when no label map of the fold shows a structure.
@@ -129,7 +129,7 @@ def best_validation(history: str | os.PathLike[str]) -> tuple[float, int]:
 
 
 def inference_facts(bundle: str, config: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """What inference must know of a training, by keys of the bundle's inference config.
+    """Return the facts of a training that inference needs, by keys of the bundle's inference config.
 
     The prompts are those of the validation: the highest level, always in the same words.
     """

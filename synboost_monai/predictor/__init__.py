@@ -1,4 +1,4 @@
-"""The one loader of bundles, and what it loads: a segmenter's pipeline, and the diffusion model.
+"""Load a bundle as a segmenter's pipeline or as the diffusion model.
 
     from synboost_monai import load_segmenter, load_synthesiser
     found = load_segmenter()("echo.dcm", "left ventricle")
@@ -6,7 +6,7 @@
     made = load_synthesiser()("echo_gt.nii.gz", seed=1)
     made.image, made.label_map, made.spacing_mm
 
-Each is its bundle's own inference.yaml, part by part, and gives what `synboost segment` and `synboost synthesise` give.
+Both are built from their bundle's own inference.yaml, part by part, and give what `synboost segment` and `synboost synthesise` give.
 """
 
 from synboost_monai.predictor.bundle import OpenBundle, open_bundle

@@ -1,4 +1,4 @@
-"""Opens a bundle's inference config with its weights: the first step of everything that uses a network."""
+"""Open a bundle's inference config with its weights: the first step of everything that uses a network."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenBundle:
-    """A bundle's inference config with its weights and the user's keys."""
+    """Hold a bundle's inference config with its weights and the user's keys."""
 
     name: str
     checkpoint_path: Path
     parser: ConfigParser
 
     def setting(self, key: str) -> Any:
-        """A part or value of the config; a fact of the model as model.json has it.
+        """Return a part or value of the config; for a fact of the model, its value in model.json.
 
         Raises:
             ValueError, FileNotFoundError: if weights and settings do not belong together.
@@ -40,7 +40,7 @@ class OpenBundle:
         return setting_of(self.parser, key)
 
     def network_as_trained(self) -> nn.Module:
-        """Return the network on the CPU with its weights as they are, for a file that holds it: not laid out for inference.
+        """Return the network on the CPU with its weights as trained, to be written to a file: not laid out for inference.
 
         Raises:
             ValueError: if they do not fit.
@@ -58,16 +58,16 @@ def open_bundle(
     flag: str = "--checkpoint_path",
     **fixed: Any,
 ) -> OpenBundle:
-    """Open a bundle's inference config; nothing of it is made yet.
+    """Open a bundle's inference config, without making any of its parts yet.
 
     Args:
         bundle: name or folder.
         checkpoint_path: weights; None: those of the bundle.
-        overrides: of keys of inference.yaml, from outside.
-        flag: of a command that names weights, for errors.
+        overrides: keys of inference.yaml -> values, from outside.
+        flag: command-line flag that names the weights, for errors.
         fixed: keys that the caller decides.
     Raises:
-        FileNotFoundError: if there is no such bundle, or no weights; the message says how to get some.
+        FileNotFoundError: if the bundle or its weights do not exist; the message says how to get weights.
         ValueError: if a key does not exist, or its value has the wrong type.
     """
     quiet_warnings()
@@ -80,7 +80,7 @@ def open_bundle(
 
 
 def unwrapped(transform: Any, item: dict[Any, Any]) -> dict[Any, Any]:
-    """What a transform makes of an item, with the user's mistake as the error where MONAI wraps it."""
+    """Apply a transform to an item, and raise the user's mistake itself where MONAI wraps it in another error."""
     try:
         return transform(item)  # type: ignore[no-any-return]
     except RuntimeError as error:

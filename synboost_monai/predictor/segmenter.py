@@ -1,8 +1,8 @@
-"""The one pipeline from images and prompts to label maps, and the segmenter for Python.
+"""Segment images by prompts: the one pipeline from images and prompts to label maps, and the segmenter for Python.
 
-It is the bundle's own inference.yaml, part by part: what `synboost segment` makes of the same file, pixel for pixel.
+It follows the bundle's own inference.yaml, part by part, and gives what `synboost segment` gives for the same file, pixel for pixel.
 
-B: images of a batch. T: frames of a clip. H, W: rows and columns of the image; of DICOM, of its whole frame. S: prompts of an image.
+B: images of a batch. T: frames of a clip. H, W: rows and columns of the image, for DICOM of its whole frame. S: prompts of an image.
 L: tokens of a prompt. N: side of the network's square.
 """
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEFAULT_BUNDLE = "echo_cris"
-"""The segmenter that is loaded where nobody names one."""
+"""The segmenter that is loaded by default."""
 ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality")
-"""What prompts say of an image, where it is known."""
+"""Facts of an image that prompts can state, where they are known."""
 MAX_PROMPTS = 8
-"""So many prompts' text features are kept."""
+"""Most prompts whose text features are kept."""
 
 
 class Pipeline:
-    """A segmenter's bundle, loaded: its network, and its steps in the one order in which an image goes through them.
+    """Hold a loaded segmenter's bundle: its network, and its steps in the order in which an image goes through them.
 
     `load` reads a file, `fit` brings the image into the network's square, `prepare` makes the network's input and prompts of it, `logits`
     asks the network; `restore`, or the whole `postprocessing`, gives a label map on the image's own grid.
@@ -42,13 +42,13 @@ class Pipeline:
     Args:
         opened: the bundle.
     Attributes:
-        name, checkpoint_path: of the bundle and its weights.
-        network, device, inferer: as the bundle has them.
-        tokens: the step that makes prompts of an image's attributes.
-        normalise: the step that makes the network's input of an image in its square.
+        name, checkpoint_path: name of the bundle, path of its weights.
+        network, device, inferer: those of the bundle.
+        tokens: the step that makes prompts from an image's attributes.
+        normalise: the step that makes the network's input from an image in its square.
         postprocessing: the steps from logits to results.
-        restore: the one of them that makes a label map of logits.
-        lock: to be held by threads that share the network.
+        restore: the step of `postprocessing` that makes a label map from logits.
+        lock: held by threads that share the network.
     Raises:
         ValueError: if weights and settings do not belong together, or the bundle's preprocessing is not that of a segmenter.
     """
@@ -84,7 +84,7 @@ class Pipeline:
         return unwrapped(self._fit, dict(item))
 
     def prepare(self, item: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Make the network's input of an item in its square: `image` (3, N, N), of a clip (T, 3, N, N), and `input_ids` (S, L)."""
+        """Make the network's input from an item in its square: `image` (3, N, N), for a clip (T, 3, N, N), and `input_ids` (S, L)."""
         return unwrapped(self._prepare, dict(item))
 
     def logits(self, images: Tensor, input_ids: Tensor, inferer: Any = None) -> Tensor:
@@ -95,54 +95,54 @@ class Pipeline:
             return (inferer or self.inferer)(images.to(self.device), self.network, input_ids)  # type: ignore[no-any-return]
 
     def of_masks(self, logits: Tensor) -> Tensor:
-        """Return logits of the masks alone, without those of the view that come behind them if the network knows it."""
+        """Return the logits of the masks alone, without those of the view that follow them if the network knows views."""
         from synboost_monai.networks.view_head import split_view
 
         return split_view(logits)[0] if self.inferer.with_view else logits
 
 
 class Doubt(dict[str, Any]):
-    """How far a segmentation can be trusted: the entries of CASE.json that `synboost segment` writes (`heart.doubt`)."""
+    """Hold how far a segmentation can be trusted: the entries of CASE.json that `synboost segment` writes (`heart.doubt`)."""
 
     @property
     def verdict(self) -> str:
-        """`accept`, or `review`: a person has to look."""
+        """Return `accept`, or `review` if a person has to look."""
         return str(self["verdict"])
 
     @property
     def reasons(self) -> list[str]:
-        """Why a person has to look, in sentences."""
+        """Return the reasons why a person has to look, in sentences."""
         return [str(reason["message"]) for reason in self["reasons"]]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network made of an image, or of a clip: then with T in front."""
+    """Hold the network's result for an image, or for a clip, where all arrays have T in front."""
 
     label_map: NDArray[np.uint8]
     """(H, W), classes 0..3."""
     mask: NDArray[np.bool_]
-    """(H, W): what the prompt names; without a prompt all structures."""
+    """(H, W), True for the structure that the prompt names, or for all structures without a prompt."""
     spacing_mm: tuple[float, float] | None
-    """(row, column); None: the file tells none."""
+    """(row, column); None if the file has no calibration, or an array came without a spacing."""
     doubt: Doubt
     prompts: tuple[str, ...]
     """The sentences that asked for the mask, each once."""
     understood: Understood | None
-    """How a free prompt was read; None: all structures were asked for."""
+    """How a free prompt was read; None if all structures were asked for."""
     spread: NDArray[np.float32] | None
-    """(H, W), 0..0.5: where prompts that mean the same disagree; None with one prompt."""
+    """(H, W), 0..0.5, disagreement of prompts that mean the same; None with one prompt."""
 
 
 class Segmenter(Pipeline):
-    """A bundle's pipeline for any image and prompt; call it with an image.
+    """Segment any image by any prompt with a bundle's pipeline; call it with an image.
 
     Args:
         bundle: name or folder.
         checkpoint_path: weights; None: those of the bundle.
-        overrides: of keys of inference.yaml, such as calibration_path, device, threshold.
+        overrides: keys of inference.yaml -> values, such as calibration_path, device, threshold.
     Raises:
-        FileNotFoundError, ValueError: as `open_bundle`; if weights and settings do not belong together.
+        FileNotFoundError, ValueError: as in `open_bundle`, and if weights and settings do not belong together.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Segmenter(Pipeline):
         # one plane is a clip of one frame
         super().__init__(open_bundle(bundle, checkpoint_path, overrides, prompt="", sequences=True))
         self.image_size = int(self.opened.setting("image_size"))
-        # as objects: what is parsed anew for a prompt does not make them again
+        # as objects, so that parsing anew for a prompt does not make them again
         parser, assessor = self.opened.parser, self.opened.setting("doubt")
         parser["network"], parser["doubt"] = self.network, assessor
         self._of_prompt: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
@@ -172,11 +172,11 @@ class Segmenter(Pipeline):
         Args:
             image: path of a file of any format that the project reads, or grey levels (H, W), or (T, H, W) of a clip.
             prompt: words that name one structure, such as "left atrium"; empty, or "all": all three, in one label map.
-            spacing_mm: (row, column), of an array; None: not known. A file tells its own.
-            attributes: of `ATTRIBUTES`, for the prompts; they come before those that a file tells.
+            spacing_mm: (row, column) of an array; None: not known. For a file its own spacing is used.
+            attributes: keys of `ATTRIBUTES`, for the prompts; they take precedence over those of the file.
         Raises:
-            FileNotFoundError, ValueError: if there is no such image or it cannot be used; for a prompt that names no structure which the
-                network was taught (`prompts.understanding`), and attributes that cannot be said.
+            FileNotFoundError, ValueError: if the image does not exist or cannot be used, the prompt does not name a structure that the
+                network was taught (`prompts.understanding`), or an attribute does not fit the prompts.
         """
         understood = understand_if_any(prompt)
         unknown = [name for name in attributes if name not in ATTRIBUTES]
@@ -189,7 +189,7 @@ class Segmenter(Pipeline):
     def read(
         self, image: str | os.PathLike[str] | NDArray[Any], spacing_mm: Sequence[float] | None = None
     ) -> dict[Any, Any]:
-        """Read an image, all its frames, as the pipeline's item; arguments as of a call."""
+        """Read all frames of an image as the pipeline's item; the arguments are those of a call."""
         from synboost_monai.data import list_images
         from synboost_monai.transforms.files import echo_of_array
         from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY
@@ -207,7 +207,7 @@ class Segmenter(Pipeline):
         return {"image": read, **known}
 
     def predict(self, item: Mapping[Any, Any], understood: Understood | None = None) -> Prediction:
-        """Segment an item of `fit`: what a prompt names; None: all structures."""
+        """Segment an item from `fit`: the structure that the prompt names, or all structures for None."""
         from synboost_monai.transforms import display_order
         from synboost_monai.transforms.array import plain
         from synboost_monai.transforms.postprocessing import DOUBT_KEY, SPREAD_KEY
@@ -236,7 +236,7 @@ class Segmenter(Pipeline):
         )
 
     def _with_prompt(self, prompt: str) -> tuple[Any, Any]:
-        """Inferer and postprocessing of a prompt, kept: text is encoded once."""
+        """Return the inferer and postprocessing of a prompt, which are kept: text is encoded once."""
         if prompt not in self._of_prompt:
             self.opened.parser["displayable_configs::prompt"] = as_literal(prompt)
             self._of_prompt[prompt] = self.opened.setting("inferer"), self.opened.setting("postprocessing")
@@ -251,11 +251,11 @@ def load_segmenter(
     checkpoint_path: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> Segmenter:
-    """Load a segmenter: a function of an image and a prompt.
+    """Load a segmenter, which is called with an image and a prompt.
 
     Args:
         bundle: echo_cris, echo_clipseg, or the folder of a bundle.
-        checkpoint_path: its weights, a model.pt; by default the bundle's own. What they are says the model.json beside them.
+        checkpoint_path: its weights, a model.pt; by default the bundle's own. The model.json beside them describes them.
         settings: keys of the bundle's inference.yaml, such as device, threshold, calibration_path, prompt_level.
     Raises:
         FileNotFoundError, ValueError: in one line, if there are no weights, or they do not fit.

@@ -1,4 +1,4 @@
-"""The one pipeline from a label map to a synthetic image, and the synthesiser for Python.
+"""Synthesise images from label maps: the one pipeline from a label map to an image, and the synthesiser for Python.
 
 N: side of the network's square. C: channels of an image.
 """
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SYNTHESIS_BUNDLE = "echo_semantic_diffusion"
-"""It synthesises, unless another one is given."""
+"""The bundle that synthesises by default."""
 HIGHEST_STRENGTH = 2.0
-"""Of a perturbation; 1 is published."""
+"""Highest strength of a perturbation; 1 is the published one."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What an image is synthesised from, in the network's square."""
+    """Hold the label map and facts that an image is synthesised from, in the network's square."""
 
     label_map: NDArray[np.uint8]
     """(N, N), classes 0..3: the target of a segmentation."""
@@ -42,7 +42,7 @@ class Condition:
 
     @property
     def picture(self) -> NDArray[np.uint8]:
-        """(N, N, 3): the sector label map in colours."""
+        """Return the sector label map in colours, (N, N, 3)."""
         from synboost_monai.transforms.label_map_array import colour_sector_label_map
 
         return colour_sector_label_map(self.sector_label_map)
@@ -50,7 +50,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """A synthetic image with its label map."""
+    """Hold a synthetic image with its label map."""
 
     image: NDArray[np.uint8]
     """(N, N), black outside the sector."""
@@ -58,26 +58,26 @@ class Synthetic:
 
     @property
     def label_map(self) -> NDArray[np.uint8]:
-        """(N, N), classes 0..3."""
+        """Return the label map, (N, N), classes 0..3."""
         return self.condition.label_map
 
     @property
     def spacing_mm(self) -> tuple[float, float]:
-        """(row, column)."""
+        """Return the spacing, (row, column)."""
         return self.condition.spacing_mm
 
 
 class Synthesiser:
-    """A bundle's diffusion model, loaded once; call it with a label map.
+    """Synthesise images with a bundle's diffusion model, which is loaded once; call it with a label map.
 
     Images go through the network one at a time (`images_at_once: 1`) with all of this process's threads, unless the overrides say
-    otherwise; against a run of the bundle with its own numbers the last bits may differ.
+    otherwise; the last bits may differ from those of a run of the bundle with its own numbers.
 
     Args:
         bundle: name or folder.
         checkpoint_path: weights; None: those of the bundle.
-        overrides: of keys of inference.yaml, such as preset, image_size, num_inference_steps, sampler, device.
-        flag: of a command that names weights, for errors.
+        overrides: keys of inference.yaml -> values, such as preset, image_size, num_inference_steps, sampler, device.
+        flag: command-line flag that names the weights, for errors.
     Raises:
         FileNotFoundError: if there are no weights; the message says how to get some.
         ValueError: if a key does not exist, or weights and settings do not belong together.
@@ -111,7 +111,7 @@ class Synthesiser:
                 f"{key} is {self.image_size} but this network needs multiples of {multiple}; give that of its training"
             )
         steps = self._parser["postprocessing"]["transforms"]
-        at = [i for i, step in enumerate(steps) if "plan" not in step]  # what writes files has the run's plan
+        at = [i for i, step in enumerate(steps) if "plan" not in step]  # steps that write files have the run's plan
         self._finish = Compose([parsed(self._parser, f"postprocessing::transforms::{i}") for i in at])
         self._lock = threading.Lock()  # one network, one image at a time
 
@@ -125,14 +125,14 @@ class Synthesiser:
         view: str | None = None,
         phase: str | None = None,
     ) -> Synthetic:
-        """Synthesise an image of a label map.
+        """Synthesise an image from a label map.
 
         Args:
             label: path of a label map with classes 0..3.
             image: path of its image, whose sector is taken; None: the default sector.
             strength: of the published perturbation of the label map, 0 ... `HIGHEST_STRENGTH`; 0 leaves it as it is.
             seed: of perturbation and noise, 0 or more.
-            view, phase: of the label map, where known: some models are told them.
+            view, phase: of the label map, where known; some models take them.
         Raises:
             FileNotFoundError, ValueError: if the file is not a label map, or a number is out of range.
         """
@@ -177,9 +177,10 @@ class Synthesiser:
         """Sample an image (N, N).
 
         Args:
-            condition: of `prepare`.
+            condition: from `prepare`.
             seed: of the noise, 0 or more.
-            on_images: called after each evaluation of the network with the image as it is then, (1, C, N, N); what it raises ends it.
+            on_images: called after each evaluation of the network with the present image, (1, C, N, N); an error that it raises ends the
+                sampling.
         """
         import numpy as np
         import torch
@@ -203,11 +204,11 @@ def load_synthesiser(
     checkpoint_path: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> Synthesiser:
-    """Load a synthesiser: a function of a label map and a seed.
+    """Load a synthesiser, which is called with a label map and a seed.
 
     Args:
         bundle: echo_semantic_diffusion, or the folder of a bundle.
-        checkpoint_path: its weights, a model.pt; by default the bundle's own. What they are says the model.json beside them.
+        checkpoint_path: its weights, a model.pt; by default the bundle's own. The model.json beside them describes them.
         settings: keys of the bundle's inference.yaml, such as device, num_inference_steps, sampler.
     Raises:
         FileNotFoundError, ValueError: in one line, if there are no weights, or they do not fit.

@@ -1,7 +1,7 @@
-"""The algorithm as `BundleGen` looks for it: a class named after its folder."""
+"""Define the algorithm where `BundleGen` looks for it: a class named after its folder."""
 
 from synboost_monai.auto3dseg.algo import EchoAlgo
 
 
 class EchoclipsegAlgo(EchoAlgo):
-    """CLIPSeg of the bundle echo_clipseg."""
+    """Train CLIPSeg of the bundle echo_clipseg."""

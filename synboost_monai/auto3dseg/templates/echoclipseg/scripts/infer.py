@@ -1,4 +1,4 @@
-"""Inference as `BundleAlgo.predict` looks for it: a class of this name."""
+"""Provide inference where `BundleAlgo.predict` looks for it: in a class of this name."""
 
 from synboost_monai.auto3dseg.infer import InferClass
 

@@ -1,7 +1,7 @@
-"""The algorithm as `BundleGen` looks for it: a class named after its folder."""
+"""Define the algorithm where `BundleGen` looks for it: a class named after its folder."""
 
 from synboost_monai.auto3dseg.algo import EchoAlgo
 
 
 class EchocrisAlgo(EchoAlgo):
-    """CRIS of the bundle echo_cris."""
+    """Train CRIS of the bundle echo_cris."""

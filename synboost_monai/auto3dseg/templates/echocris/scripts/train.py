@@ -1,4 +1,4 @@
-"""Trains one fold: python scripts/train.py run --num_epochs=3"""
+"""Train one fold: python scripts/train.py run --num_epochs=3"""
 
 from synboost_monai.auto3dseg.train import main
 
