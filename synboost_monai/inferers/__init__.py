@@ -1,4 +1,4 @@
-"""MONAI inferers: network and sampler, network and prompts. Names load on first use: diffusers takes a second."""
+"""Provide MONAI inferers for synthesis and prompted segmentation. Names load on first use: diffusers takes a second."""
 
 from synboost_monai.lazy import on_first_use
 

@@ -1,4 +1,4 @@
-"""One denoising evaluation as generated code: torch.compile with static shapes, and CUDA graphs on a GPU."""
+"""Run one denoising evaluation as generated code: torch.compile with static shapes, and CUDA graphs on a GPU."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["CompiledDenoiser"]
 
 
 class CompiledDenoiser:
-    """Calls `decode(encode(x, t), modulations)` of one network through torch.compile.
+    """A CompiledDenoiser calls `decode(encode(x, t), modulations)` of one network through torch.compile.
 
-    A CUDA graph replays fixed memory addresses. The modulations are much the largest input (1 GB an image at 256 px), so they get
-    buffers of their own that keep their addresses, into which those of the next label maps are copied once a group of images; only
-    x and t go in at each step. Tables get room for as many rows as the longest so far, rounded up to a power of two.
+    A CUDA graph replays fixed memory addresses. The modulations are by far the largest input (1 GB per image at 256 px), so they get
+    buffers whose addresses stay the same; the modulations of the next label maps are copied there once per group of images, and only
+    x and t are passed in at each step. Tables get room for as many rows as the longest so far, rounded up to a power of two.
 
     Compiling takes minutes, at the first call and whenever a shape changes: use one size and one number of images at once.
 
     Args:
-        network: in eval mode.
-        backend: of torch.compile; None: its own, with CUDA graphs on a GPU.
+        network: network in eval mode.
+        backend: backend of torch.compile; None: its default, with CUDA graphs on a GPU.
     """
 
     def __init__(self, network: SemanticDiffusionUNet, backend: str | None = None) -> None:
@@ -38,10 +38,12 @@ class CompiledDenoiser:
     def with_modulations(
         self, modulations: Sequence[AnyModulation]
     ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """(x_t, t (1,), classes) -> network output, for some label maps. One such call at a time: the buffers are shared.
+        """Return a function (x_t, t (1,), classes) -> network output for some label maps.
+
+        Use one such function at a time, as they share the buffers.
 
         Args:
-            modulations: of `condition` or `join_modulations`.
+            modulations: result of `condition` or `join_modulations`.
         """
         if not _fit(self._buffers, modulations):
             self._buffers = [_buffer(modulation) for modulation in modulations]
@@ -63,7 +65,7 @@ class CompiledDenoiser:
 
 
 def _fit(buffers: Sequence[AnyModulation], modulations: Sequence[AnyModulation]) -> bool:
-    """Whether modulations can be copied into the buffers."""
+    """Return whether modulations can be copied into the buffers."""
     if len(buffers) != len(modulations):
         return False
     for buffer, modulation in zip(buffers, modulations):
@@ -79,7 +81,7 @@ def _fit(buffers: Sequence[AnyModulation], modulations: Sequence[AnyModulation])
 
 
 def _buffer(modulation: AnyModulation) -> AnyModulation:
-    """Room for a modulation of this shape, at an address that stays."""
+    """Allocate memory for a modulation of this shape, at an address that does not change."""
     buffers = []
     for tensor in modulation:
         num_rows = len(tensor)

@@ -1,4 +1,4 @@
-"""MONAI inferers of the semantic diffusion model: one training evaluation, and whole sampling.
+"""Provide MONAI inferers for the semantic diffusion model: one evaluation for training, and complete sampling.
 
 B images, K classes, C image channels of the network.
 """
@@ -24,12 +24,12 @@ __all__ = ["SemanticDiffusionInferer", "SemanticDiffusionTrainInferer"]
 
 
 class SemanticDiffusionTrainInferer(Inferer):
-    """Calls the network once at given timesteps: the inferer of training and of validation loss.
+    """A SemanticDiffusionTrainInferer calls the network once at given timesteps, for training and for the validation loss.
 
     Args:
         autocast_dtype: "bfloat16" to compute in it while weights and output stay float32; None for float32.
     Raises:
-        ValueError: for any other.
+        ValueError: for any other value.
     """
 
     def __init__(self, autocast_dtype: str | None = None) -> None:
@@ -48,11 +48,11 @@ class SemanticDiffusionTrainInferer(Inferer):
         class_labels: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        """Network output as float32.
+        """Return the network's output as float32.
 
         Args:
             inputs: noisy images x_t, (B, C, H, W).
-            network: a `SemanticDiffusionUNet`, also wrapped for several GPUs.
+            network: a `SemanticDiffusionUNet`, which may be wrapped for several GPUs.
             timesteps: (B,).
             label_onehot: (B, K, H, W).
             class_labels: (B,), for a network with `num_class_embeds`.
@@ -62,46 +62,46 @@ class SemanticDiffusionTrainInferer(Inferer):
 
 
 class _Part(NamedTuple):
-    """Images that go through the network together."""
+    """Hold images that go through the network together."""
 
     label_onehot: Tensor
     seeds: Sequence[int]
     class_labels: Tensor | None
     num_images: int
-    """How many of them were asked for; the others fill the part up."""
+    """Number of images that were asked for; the others fill the part up."""
 
 
 class SemanticDiffusionInferer(Inferer):
-    """Draws one image for each label map.
+    """A SemanticDiffusionInferer draws one image for each label map.
 
-    The label map's part of the network is computed once, and guidance shares one encoder pass between its two decoders, which
-    run as one batch; the part of the all-zero map is computed once as long as the network does not change.
+    The modulations of a label map are computed once, and guidance shares one encoder pass between its two decoders, which
+    run as one batch; the modulations of the all-zero label map are computed once as long as the network does not change.
 
-    **The same seed gives the same image.** Each image's random numbers come from its own CPU generator. Libraries choose
-    how they split sums by the batch's size and the number of threads, so the network always gets `images_at_once` images (the
-    last ones are filled up) and, on a CPU, `num_threads` threads, several groups beside each other. An image then depends on
-    its label map, its class, its seed and these two numbers alone: bit for bit the same for every batch size, on as many
-    processes or cores as there are, on one kind of processor. Another kind splits sums otherwise, and the last bits differ.
+    **The same seed gives the same image.** Each image's random numbers come from its own CPU generator. Libraries split sums
+    according to the batch size and the number of threads, so the network always gets `images_at_once` images (the last group
+    is filled up) and, on a CPU, `num_threads` threads, with several groups side by side. An image then depends only on its
+    label map, its class, its seed and these two numbers: it is bit for bit the same for every batch size and any number of
+    processes or cores, on one kind of processor. Another kind splits sums differently, and the last bits differ.
 
     Args:
         sampler: `dpmpp_2m` (default), `sde_dpmpp_2m`, `ddim` or `ancestral` (published; with 1000 steps).
-        num_inference_steps: evaluations of the network an image.
-        guidance_scale: s of classifier-free guidance; 1: off, exactly the conditional model. Others need a network trained
-            with label dropping.
+        num_inference_steps: evaluations of the network per image.
+        guidance_scale: s of classifier-free guidance; 1: off, exactly the conditional model. Other values need a network
+            trained with label dropping.
         num_train_timesteps: T of the cosine schedule.
         image_channels: C of the network: 1, or 3 for published weights (their mean is the image).
         autocast_dtype: "bfloat16" to compute a float32 network in it. A network whose weights are bfloat16 (`to_inference`) is
-            faster and needs none. The image itself stays float32 in both cases.
+            faster and does not need it. The image itself stays float32 in both cases.
         eta: noise of `ddim`.
         images_at_once: images that go through the network together.
-        num_threads: of one group of images, on a CPU.
-        timestep_spacing: see `create_sampler`; None: the sampler's own.
+        num_threads: threads for one group of images, on a CPU.
+        timestep_spacing: see `create_sampler`; None: the sampler's default.
         spade: `maps` or `table`, see `SemanticDiffusionUNet.condition`.
         compile_network: let torch.compile generate code for the network (with CUDA graphs on a GPU).
         progress_bar: show a bar over the steps.
-        on_step: called with (steps done, steps in all) after each step, over all groups of images; maybe by several threads.
-        on_images: called after each step of a group with its images as they are then, (B, C, H, W), noise at first; likewise. An
-            attribute, so that it may be set anew for each call. It changes nothing of what is drawn.
+        on_step: called with (steps done, total steps) after each step, over all groups of images; possibly by several threads.
+        on_images: called after each step of a group with its current images, (B, C, H, W), noise at first; likewise. It is an
+            attribute, so that it can be set anew for each call. It does not change the images that are drawn.
     """
 
     def __init__(
@@ -154,12 +154,12 @@ class SemanticDiffusionInferer(Inferer):
         class_labels: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        """Synthetic images.
+        """Return synthetic images.
 
         Args:
             inputs: label maps, (B, K, H, W), one-hot, on the network's device.
-            network: in eval mode.
-            seeds: (B,), one an image; None: drawn from torch's global generator.
+            network: network in eval mode.
+            seeds: (B,), one per image; None: drawn from torch's global generator.
             class_labels: (B,), for a network with `num_class_embeds`; None: unknown.
         Returns:
             (B, 1, H, W), float32, in [-1, 1].
@@ -191,7 +191,7 @@ class SemanticDiffusionInferer(Inferer):
     def _run(
         self, network: SemanticDiffusionUNet, parts: Sequence[_Part], device: torch.device, step: Callable[[], None]
     ) -> list[Tensor]:
-        """The parts' images: one part after another on a GPU, some at the same time on a CPU."""
+        """Return the images of the parts: one part after another on a GPU, several at the same time on a CPU."""
         stop = threading.Event()
 
         def on_step(*_: int) -> None:
@@ -200,7 +200,7 @@ class SemanticDiffusionInferer(Inferer):
             step()
 
         if device.type != "cpu":
-            # of several GPUs, generated code goes by the current one
+            # with several GPUs, generated code runs on the current one
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
                 return [self._sample(network, part, on_step) for part in parts]
         available = torch.get_num_threads()
@@ -209,13 +209,13 @@ class SemanticDiffusionInferer(Inferer):
         try:
             return list(pool.map(lambda part: self._sample(network, part, on_step), parts))
         finally:
-            stop.set()  # after an error or Ctrl-C the others end at their next step
+            stop.set()  # after an error or Ctrl-C the other threads end at their next step
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(available)
 
-    @torch.no_grad()  # of the thread that runs it
+    @torch.no_grad()  # needed here too: gradients are switched off for each thread separately
     def _sample(self, network: SemanticDiffusionUNet, part: _Part, on_step: Callable[[int, int], None]) -> Tensor:
-        """Images (B, C, H, W) of label maps that go through the network together."""
+        """Return images (B, C, H, W) for label maps that go through the network together."""
         label_onehot = part.label_onehot
         with _autocast(label_onehot.device, self.autocast_dtype):
             modulations = network.condition(label_onehot, self.spade)
@@ -248,7 +248,7 @@ class SemanticDiffusionInferer(Inferer):
     def _denoiser(
         self, network: SemanticDiffusionUNet, modulations: Sequence[AnyModulation]
     ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """(x_t, t (1,), classes) -> network output for these label maps."""
+        """Return a function (x_t, t (1,), classes) -> network output for these label maps."""
         if not self.compile_network:
             return lambda x, t, class_labels: network.decode(network.encode(x, t, class_labels), modulations)
         if self._compiled is None or self._compiled.network is not network:
@@ -256,7 +256,7 @@ class SemanticDiffusionInferer(Inferer):
         return self._compiled.with_modulations(modulations)
 
     def _null_modulations(self, network: SemanticDiffusionUNet, label_onehot: Tensor) -> list[AnyModulation]:
-        """Modulations of the all-zero label map, alike for all images, computed once while the weights stay as they are."""
+        """Return the modulations of the all-zero label map, the same for all images, computed once while the weights do not change."""
         weights = [(p.data_ptr(), p._version) for p in network.parameters()]
         key = (weights, label_onehot.shape[2:], label_onehot.device)
         with self._lock:
@@ -265,7 +265,7 @@ class SemanticDiffusionInferer(Inferer):
             return self._null[1]
 
     def _progress(self, num_parts: int) -> tuple[Callable[[], None], Callable[[], None]]:
-        """What to call after each step, and in the end."""
+        """Return two functions: one to call after each step, one to call at the end."""
         total, done, lock, bar = self.num_inference_steps * num_parts, 0, threading.Lock(), None
         if self.progress_bar:
             from tqdm import tqdm

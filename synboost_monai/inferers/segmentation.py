@@ -1,4 +1,4 @@
-"""Prompted segmentation as a MONAI Inferer: the prompt lives here, since MONAI Label hands over images alone.
+"""Run prompted segmentation as a MONAI Inferer, which keeps the prompt because MONAI Label passes only images.
 
 B: batch, S: prompts of an image, L: tokens of a prompt, T: frames of a clip, N: side of the network's square.
 """
@@ -24,32 +24,32 @@ from synboost_monai.transforms.prompt_tokens import PROMPT_IDS_KEY
 __all__ = ["PreparePromptedBatch", "PromptedSegmentationInferer"]
 
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Names of the types of mixed precision, as configs write them."""
+"""Names of the types for mixed precision, as configs write them."""
 
 logger = logging.getLogger(__name__)
 
 
 class PromptedSegmentationInferer(Inferer):
-    """Runs a segmenter on images and prompts.
+    """A PromptedSegmentationInferer runs a segmenter on images and prompts.
 
-    Which prompts: the batch's `input_ids`; else those in the images' meta data, where `PromptTokensd` leaves them for callers that hand
-    over images alone, such as MONAI Label; else none, which asks for the three structures. A free `prompt` changes nothing about them,
-    since the masks of all three structures judge the one that it names (`RestoreLabelMapd`). Only where it goes itself
-    (`Understood.goes_itself`), it comes first, in front of them.
-    Of a network that knows the view, its four logits can come behind the masks' (`networks.view_head.join_view`); the image is encoded
-    once for both.
-    A prompt that was seen before is not encoded again while the text encoder's weights stay as they are; in a training only where the
+    The prompts are the batch's `input_ids`; else those in the images' meta data, where `PromptTokensd` leaves them for callers that
+    pass only images, such as MONAI Label; else the network's default prompts, one for each of the three structures. A free `prompt`
+    does not replace these, since the masks of all three structures are needed to judge the one that it names (`RestoreLabelMapd`).
+    Only if the network is given the prompt itself (`Understood.goes_itself`), it is put in front of them.
+    If the network has a head for the view, its four logits can be appended to those of the masks (`networks.view_head.join_view`);
+    the image is encoded once for both.
+    A prompt that was seen before is not encoded again while the text encoder's weights do not change; during training only if the
     text encoder is frozen.
 
     Args:
         prompt: words that name one structure; "" for the structures of the project.
-        autocast_dtype: "bfloat16" computes in mixed precision, on CPUs too; None in the type of the weights. Logits are float32 always.
+        autocast_dtype: "bfloat16" computes in mixed precision, on CPUs too; None: in the type of the weights. Logits are always float32.
         channels_last: memory layout of the images; convolutions in mixed precision are faster with it.
         context_length, padding_id: as in `PromptTokenizer`.
-        images_at_once: so many images, or frames of a clip, go through the network together; None: the whole batch.
+        images_at_once: number of images, or frames of a clip, that go through the network together; None: the whole batch.
         cache_text: False encodes prompts anew each time.
         free_words: whether the text encoder knows more words than those of the paper's prompts.
-        with_view: the network has a head for the view, and what it says is wanted too.
+        with_view: return the logits of the network's view head too, if it has one.
     Raises:
         ValueError: if the prompt does not name one structure that the networks were taught (`understand`), or an option is wrong.
     """
@@ -94,18 +94,19 @@ class PromptedSegmentationInferer(Inferer):
         teaches_view: bool = False,
         **kwargs: Any,
     ) -> Tensor:
-        """Logits of a batch.
+        """Return the logits of a batch.
 
         Args:
             inputs: images (B, 3, N, N), normalised; or clips (B, T, 3, N, N); or the features of images, as `encode_image` of the
-                segmenters gives them.
-            network: a segmenter, also wrapped in DistributedDataParallel.
+                segmenters returns them.
+            network: a segmenter, which may be wrapped in DistributedDataParallel.
             input_ids: prompts of each image or clip, (B, S, L), best left on the CPU; None as described above.
-            teaches_view: in training, whether the batch says the views of its images.
+            teaches_view: in training, whether the batch contains the views of its images.
         Returns:
-            (B, S, N, N), of clips (B, T, S, N, N); float32. A prompt that goes itself is one more, the first; the view four more, the last.
+            (B, S, N, N), for clips (B, T, S, N, N); float32. A prompt that is given to the network itself adds one plane in front, the
+            view four at the end.
         Raises:
-            ValueError: if a network with a head for the view is trained on images of which nothing says the view.
+            ValueError: if a network with a head for the view is trained on images whose views the batch does not contain.
         """
         features: list[Tensor] = [plain(t) for t in inputs] if not isinstance(inputs, Tensor) else [plain(inputs)]
         clip_shape = features[0].shape[:2] if isinstance(inputs, Tensor) and inputs.ndim == 5 else None
@@ -129,7 +130,7 @@ class PromptedSegmentationInferer(Inferer):
             part = [f[start : start + at_once] for f in features]
             ids = None if input_ids is None else input_ids[start : start + at_once]
             logits = self._logits(part[0] if isinstance(inputs, Tensor) else tuple(part), network, ids, **known)
-            if joined is None:  # of a long clip they are the most that is held: never twice
+            if joined is None:  # for a long clip the logits take the most memory: never hold them twice
                 joined = (
                     logits if at_once >= len(features[0]) else logits.new_empty(len(features[0]), *logits.shape[1:])
                 )
@@ -144,7 +145,7 @@ class PromptedSegmentationInferer(Inferer):
         input_ids: Tensor | None,
         teaches_view: bool = False,
     ) -> Tensor:
-        """Logits of images or features (B, ...)."""
+        """Return the logits of images or features (B, ...)."""
         segmenter = _module(network)
         has_head = getattr(segmenter, "view_head", None) is not None
         if has_head and segmenter.training and not teaches_view:
@@ -170,7 +171,7 @@ class PromptedSegmentationInferer(Inferer):
         return logits.float()
 
     def _known_text(self, segmenter: nn.Module, first: Tensor, input_ids: Tensor | None) -> tuple[Tensor, ...] | None:
-        """Text features of the prompts, each encoded once; None where the network has to encode them itself."""
+        """Return the text features of the prompts, each encoded once; None if the network has to encode them itself."""
         if not self.cache_text or not hasattr(segmenter, "join_prompts"):
             return None
         if input_ids is None:
@@ -181,10 +182,10 @@ class PromptedSegmentationInferer(Inferer):
 
 
 class PreparePromptedBatch:
-    """MONAI's `prepare_batch` for segmenters: (images or features, masks or None, (), {"input_ids": prompts}).
+    """Use as MONAI's `prepare_batch` for segmenters: (images or features, masks or None, (), {"input_ids": prompts}).
 
-    Images and masks go to the device; prompts stay on the CPU, where repeated ones are found without a wait. Of a batch that says the
-    views of its images, the target is what `MasksAndViewLoss` takes, and the inferer is told so.
+    Images and masks go to the device; prompts stay on the CPU, where repeated ones are found without waiting for the device. If the
+    batch contains the views of its images, the target is what `MasksAndViewLoss` takes, and the inferer gets `teaches_view`.
     """
 
     def __call__(
@@ -208,7 +209,7 @@ class PreparePromptedBatch:
 
 
 def _prompts_of(images: MetaTensor) -> Tensor | None:
-    """Prompts (B, S, L) in the meta data of images (B, ...): of a batch that was collated, or of one image."""
+    """Return the prompts (B, S, L) in the meta data of images (B, ...), of a collated batch or of one image."""
     found = images.meta.get(PROMPT_IDS_KEY)
     if not isinstance(found, Tensor):
         return None
@@ -216,5 +217,5 @@ def _prompts_of(images: MetaTensor) -> Tensor | None:
 
 
 def _module(network: nn.Module) -> Any:
-    """The segmenter itself, also of one that is wrapped."""
+    """Return the segmenter itself, unwrapped if necessary."""
     return network.module if isinstance(network, DistributedDataParallel) else network

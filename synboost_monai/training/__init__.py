@@ -1,4 +1,4 @@
-"""Training: its data set, its losses, and the Ignite handlers around its steps. Names load on first use."""
+"""Provide the dataset, losses and Ignite handlers that trainings use. Names load on first use."""
 
 from synboost_monai.lazy import on_first_use
 

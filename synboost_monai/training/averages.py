@@ -1,4 +1,4 @@
-"""Exponential moving average of a network's weights, as an ignite handler."""
+"""Keep an exponential moving average of a network's weights, as an ignite handler."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class ExponentialMovingAverage:
-    """Keeps an average of the weights, updated after each iteration; the averaged network is what gets saved and sampled.
+    """An ExponentialMovingAverage keeps an average of the weights; the averaged network is the one that is saved and sampled.
 
-    w_avg <- d w_avg + (1 - d) w, starting from the weights when the training starts (those of a checkpoint that a handler before this
-    one loads included). torch's `AveragedModel` carries it. It copies the
-    weights at its first update instead of averaging (diffusers' EMAModel does too), so its counter starts at 1 here: that
+    It is updated after each iteration: w_avg <- d w_avg + (1 - d) w, starting from the weights when the training starts (also those
+    of a checkpoint that an earlier handler loads). torch's `AveragedModel` computes it. That class copies the
+    weights at its first update instead of averaging (as does diffusers' EMAModel), so its counter starts at 1 here: that
     is the published average.
 
     Args:
-        network: the network in training (also wrapped in DistributedDataParallel).
+        network: the network in training, which may be wrapped in DistributedDataParallel.
         decay: d; 0.9999 is published, for hundreds of thousands of iterations.
         warm_up: with n updates done, use min(d, (1 + n) / (10 + n)), so that short trainings forget the random start.
             False: d from the first iteration, as published.
@@ -39,33 +39,33 @@ class ExponentialMovingAverage:
 
     @property
     def network(self) -> nn.Module:
-        """The averaged copy, in eval mode."""
+        """Return the averaged copy, in eval mode."""
         return self._average.module
 
     def attach(self, engine: Engine) -> None:
-        """Start where the network stands when `engine` starts; update after every iteration."""
+        """Start from the network's weights when `engine` starts; update after every iteration."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine | None = None) -> None:
-        """One update."""
+        """Update the average once."""
         self._average.update_parameters(self._source)
 
     def _start(self, engine: Engine | None = None) -> None:
-        """Take the network's weights, unless updates were done already."""
+        """Copy the network's weights, unless the average was already updated."""
         if int(self._average.n_averaged) == 1:
             self.network.load_state_dict(self._source.state_dict())
 
     def current_decay(self, num_updates: int) -> float:
-        """Decay of the update that follows `num_updates` others."""
+        """Return the decay of the update that follows `num_updates` others."""
         return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warm_up else self.decay
 
     def state_dict(self) -> dict[str, Any]:
-        """The averaged weights and the count of updates."""
+        """Return the averaged weights and the number of updates."""
         return {"network": self.network.state_dict(), "num_updates": int(self._average.n_averaged) - 1}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Continue from a state that `state_dict()` returned."""
         self.network.load_state_dict(state["network"])
         self._average.n_averaged.fill_(state["num_updates"] + 1)
 

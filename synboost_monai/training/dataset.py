@@ -1,4 +1,4 @@
-"""The dataset of a segmenter's training: images that are augmented anew each time, or features of a frozen image encoder."""
+"""Build the dataset for training a segmenter: images augmented anew each time, or features of a frozen image encoder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Item = Mapping[Hashable, Any]
 
 
 class FrozenFeatureDataset(Dataset):
-    """Items whose `image` is a tuple of feature tensors, of a copy of the image that is drawn by chance.
+    """Hold items whose `image` is a tuple of feature tensors, of a randomly drawn copy of the image.
 
-    MONAI's DataLoader makes a list of batched tensors of them, as `network.decode` takes them. The copies are drawn from the random state
-    of `transform`, which `handlers.EpochSeed` seeds at each epoch. All arguments as in `training_dataset`.
+    MONAI's DataLoader collates them to a list of batched tensors, as `network.decode` takes them. The copies are drawn from the random
+    state of `transform`, which `handlers.EpochSeed` seeds at each epoch. All arguments are those of `training_dataset`.
     """
 
     def __init__(
@@ -51,33 +51,33 @@ def training_dataset(
     autocast_dtype: str | None = None,
     cache_rate: float = 1.0,
 ) -> Dataset:
-    """Items with `image`, `label` (masks) and `input_ids` of a datalist's items.
+    """Return a dataset of items with `image`, `label` (masks) and `input_ids`, made from a datalist's items.
 
-    Without `feature_cache_dir` a MONAI CacheDataset over both transforms: everything up to the first random one is kept in memory. With
-    it, features of the frozen image encoder are computed once (see `feature_cache`) and `image` is a tuple of tensors, in
-    `feature_dtype`; the inferer brings them to the type that the network computes in.
+    Without `feature_cache_dir`, it is a MONAI CacheDataset over both transforms: everything up to the first random one is kept in
+    memory. With it, features of the frozen image encoder are computed once (see `feature_cache`) and `image` is a tuple of tensors, in
+    `feature_dtype`; the inferer converts them to the type that the network computes in.
 
     Args:
-        data: of `read_datalist`.
+        data: items from `read_datalist`.
         image_transform: item -> image (3, N, N) and label map (1, N, N).
-        prompt_transform: adds the prompts, makes masks of the label map, picks what a batch needs. No transform may change its input in
-            place.
-        network: whose features are kept; its image encoder is frozen.
+        prompt_transform: adds the prompts, turns the label map into masks, picks what a batch needs. No transform may change its input
+            in place.
+        network: network whose features are kept; its image encoder is frozen.
         feature_cache_dir: folder of the features; None: no features.
-        num_copies: of each image: as it is, and augmented `num_copies` - 1 times.
-        seed: of the copies.
+        num_copies: copies of each image: unchanged, and augmented `num_copies` - 1 times.
+        seed: seed of the copies.
         batch_size: images that are encoded together.
         feature_dtype: bfloat16, float16 or float32: type in which features are kept.
         autocast_dtype: bfloat16 or float16 encodes in mixed precision.
-        cache_rate: share of the data that is kept in memory; without features only.
+        cache_rate: share of the data that is kept in memory; only without features.
     Returns:
         a dataset whose `transform` has `set_random_state`.
     Raises:
-        ValueError: see `cache_features`; or there is no network.
+        ValueError: see `cache_features`; or `feature_cache_dir` is given without a network.
     """
     if not feature_cache_dir:
         transform = Compose([*_parts(image_transform), *_parts(prompt_transform)])
-        has_repeats = len({str(item["image"]) for item in data}) < len(data)  # kept in memory once
+        has_repeats = len({str(item["image"]) for item in data}) < len(data)  # such an image is kept in memory once
         return CacheDataset(data, transform, cache_rate=cache_rate, copy_cache=False, hash_as_key=has_repeats)
     if network is None:
         raise ValueError(
@@ -98,5 +98,5 @@ def training_dataset(
 
 
 def _parts(transform: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """The transforms of a pipeline one by one: CacheDataset takes a pipeline within a pipeline for random."""
+    """Return the transforms of a pipeline one by one, as CacheDataset treats a pipeline within a pipeline as random."""
     return list(Compose(transform).flatten().transforms)

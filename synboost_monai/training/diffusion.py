@@ -1,4 +1,4 @@
-"""Ignite handlers of the semantic diffusion bundle: validation with fixed noise, pictures of samples."""
+"""Provide Ignite handlers for the semantic diffusion bundle: validation with fixed noise, and pictures of samples."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["DiffusionPictures", "FixedNoise", "loss_of", "num_images"]
 
 
 class FixedNoise:
-    """Gives a validator the same timesteps and noise at every run, and puts torch's global generator back afterwards.
+    """A FixedNoise gives a validator the same timesteps and noise in every run, and restores torch's global generator afterwards.
 
-    So the validation loss of two epochs differs by the weights alone.
+    The validation losses of two epochs therefore differ only because of the weights.
     """
 
     def __init__(self, seed: int) -> None:
@@ -41,10 +41,10 @@ class FixedNoise:
 
 
 class DiffusionPictures(PictureGrid):
-    """Rows: sector label map, synthetic image, real image of that label map; columns: the first images of the batch.
+    """A DiffusionPictures shows sector label map, synthetic image and real image in rows, the first images of the batch in columns.
 
-    The noise of a column is always the same, so that epochs can be compared. Classes of view and phase, where the batch has
-    them (`class_label`), go to the inferer.
+    The noise of a column is always the same, so that epochs can be compared. If the batch has classes of view and phase
+    (`class_label`), they are passed to the inferer.
 
     Args:
         inferer: draws the images, such as `SemanticDiffusionInferer` with few steps.
@@ -79,10 +79,10 @@ class DiffusionPictures(PictureGrid):
 
 
 def loss_of(output: Mapping[str, Tensor]) -> Tensor:
-    """The loss in a trainer's output that is not decollated (`monai.handlers.from_engine` would give a tuple of one)."""
+    """Return the loss in a trainer's output that is not decollated (`monai.handlers.from_engine` would return a tuple of one)."""
     return output["loss"].detach()
 
 
 def num_images(targets: Mapping[str, Tensor]) -> int:
-    """Images in a batch of `DiffusionPrepareBatch`'s targets: the weight of a batch in the mean loss."""
+    """Return the number of images in a batch of `DiffusionPrepareBatch`'s targets, which is its weight in the mean loss."""
     return len(targets["timesteps"])

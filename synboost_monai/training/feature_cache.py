@@ -1,13 +1,13 @@
-"""Features of images by a frozen encoder, computed once and kept on disk.
+"""Compute image features with a frozen encoder once and keep them on disk.
 
-Training a decoder on frozen encoders asks the image encoder for the same answers in every epoch. Here K copies of each image, as
-augmentation makes them, are encoded once; an epoch then reads features. Copy 0 is the image as it is (what the network will see when it
-is used), the others are augmented, each from a random state of its own, which follows from the seed, the item and the copy's number.
+When a decoder is trained on frozen encoders, the image encoder would compute the same features in every epoch. Here K copies of each
+image, as augmentation makes them, are encoded once; an epoch then reads features. Copy 0 is the unchanged image (as the network will see
+it in use), the others are augmented, each from its own random state, which follows from the seed, the item and the copy's number.
 
-A copy has one safetensors file, which holds tensors and nothing that runs, and is memory-mapped when read. It is named by the hash of what
+A copy has one safetensors file, which holds tensors and no code, and is memory-mapped when read. Its name is the hash of everything
 it was made from: image and label map (SHA-256 of the files), the encoder's weights, preprocessing, seed, copy, types and the version of
-this package. So no file ever changes: what is there is used, what is missing is computed, and a file stands under its name only once it
-is complete. Files of other settings stay where they are. index.json holds the settings of the latest use, so that a change can be named.
+this package. So no file ever changes: existing files are used, missing ones are computed, and a file gets its name only once it is
+complete. Files of other settings are left alone. index.json holds the settings of the latest use, so that a change can be named.
 
 K: copies of an item, N: side of the network's square.
 """
@@ -39,9 +39,9 @@ from synboost_monai.training.frozen_features import FeatureEncoder, ItemCopies
 logger = logging.getLogger(__name__)
 
 FEATURE_FILES_KEY = "feature_files"
-"""Entry of a dataset's item: the files of its copies."""
+"""Key of a dataset's item for the files of its copies."""
 INDEX_NAME = "index.json"
-"""File that says that a folder is of image features, and what they were last made from."""
+"""File that marks a folder of image features and holds their latest settings."""
 FORMAT = "synboost_monai image features, 2"
 """First entry of the index; the number changes with the layout of the folder."""
 _SUFFIX = ".safetensors"
@@ -53,7 +53,7 @@ Item = Mapping[Hashable, Any]
 
 @dataclass(frozen=True)
 class CachedFeatures:
-    """What `cache_features` gives."""
+    """Hold the result of `cache_features`."""
 
     paths: list[list[Path]]
     """Files of the copies of each item, for `read_features`."""
@@ -73,18 +73,18 @@ def cache_features(
     feature_dtype: str = "bfloat16",
     autocast_dtype: str | None = None,
 ) -> CachedFeatures:
-    """Return the files of the features of all copies of all items; those that the folder lacks are computed.
+    """Return the feature files of all copies of all items, after computing those that are missing.
 
-    Under torchrun the processes share the work (rank r computes what is missing of every world-size-th file) and wait for one another.
-    Killed and called again it goes on. Several trainings may use one folder; while one of them fills it, another waits.
+    Under torchrun the processes share the work (rank r computes the missing ones among every world-size-th file) and wait for one
+    another. If it is killed, the next call continues. Several trainings may use one folder; while one of them fills it, another waits.
 
     Args:
         data: a datalist's items, with `image` and `label`.
         image_transform: item -> image (3, N, N) and label map (1, N, N); its random parts make the copies.
         network: a segmenter with a frozen image encoder.
-        folder: is made; on a disk that all processes share.
-        num_copies: K; 1: the image as it is. If nothing in `image_transform` is random, there is one copy whatever K is.
-        seed: of the copies.
+        folder: folder of the files, created if missing; on a disk that all processes share.
+        num_copies: K; 1: the unchanged image only. If nothing in `image_transform` is random, there is one copy whatever K is.
+        seed: seed of the copies.
         batch_size: images that are encoded together.
         feature_dtype: bfloat16 or float16 (half the space) or float32.
         autocast_dtype: bfloat16 or float16 encodes in mixed precision.
@@ -124,10 +124,10 @@ def cache_features(
 def read_features(path: str | os.PathLike[str]) -> tuple[tuple[Tensor, ...], Tensor]:
     """Return the feature tensors of a file, in the type in which they are kept, and its label map (1, N, N), uint8.
 
-    They lie in the mapped file: copy them (as collating does) before changing them.
+    The tensors are memory-mapped: copy them (as collating does) before changing them.
 
     Raises:
-        ValueError: if the file is gone or damaged.
+        ValueError: if the file is missing or damaged.
     """
     try:
         tensors = load_file(path)
@@ -141,10 +141,10 @@ def read_features(path: str | os.PathLike[str]) -> tuple[tuple[Tensor, ...], Ten
 
 
 class ReadFeaturesd(Randomizable, Transform):
-    """Puts the features and the label map of one copy, drawn by chance, into an item.
+    """A ReadFeaturesd puts the features and the label map of one randomly drawn copy into an item.
 
-    `image` becomes a tuple of tensors as `encode_image` gives them, of one image and in the type that they are kept in; `label` the
-    label map (1, N, N), uint8. `FEATURE_FILES_KEY` is taken out.
+    `image` becomes a tuple of tensors as `encode_image` returns them, for one image and in the type that they are kept in; `label`
+    becomes the label map (1, N, N), uint8. `FEATURE_FILES_KEY` is removed.
     """
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
@@ -156,32 +156,32 @@ class ReadFeaturesd(Randomizable, Transform):
 
 @dataclass(frozen=True)
 class _Files:
-    """The files that are asked for."""
+    """Hold the feature files that a training needs."""
 
     folder: Path
     wanted: dict[Path, tuple[int, int]]
     """File -> item and copy."""
     num_bytes: int
-    """Of each."""
+    """Size of each file."""
     settings: dict[str, Any]
-    """What all of them share."""
+    """Settings that all files share."""
 
     def is_missing(self, path: Path) -> bool:
-        """Whether a file is to be computed: it is not there, or it was cut."""
+        """Return whether a file has to be computed because it is missing or truncated."""
         return not path.is_file() or path.stat().st_size != self.num_bytes
 
 
 def _open(files: _Files, what: str, held: contextlib.ExitStack) -> None:
-    """Check the folder; the main process then holds it for itself, sees whether there is room, and writes the index.
+    """Check the folder; the main process then locks it, checks whether there is enough space, and writes the index.
 
     Raises:
         ValueError: if the folder holds other things or has too little space.
     """
-    settings_before = _read_index(files.folder)  # before a lock is put into a folder that is not ours
+    settings_before = _read_index(files.folder)  # first, so that no lock is put into a folder that holds other things
     if _rank_and_world_size()[0] > 0:
         return
     held.enter_context(hold_folder(files.folder))
-    for leftover in files.folder.glob(".[0-9]*-*.*"):  # of a process that was killed while it wrote
+    for leftover in files.folder.glob(".[0-9]*-*.*"):  # left by a process that was killed while it wrote
         leftover.unlink()
     num_missing = sum(map(files.is_missing, files.wanted))
     changed = sorted(key for key, value in files.settings.items() if settings_before.get(key, value) != value)
@@ -205,7 +205,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     """Make the folder if it is new, and return the settings of its latest use.
 
     Raises:
-        ValueError: if it holds something else.
+        ValueError: if the folder holds something else.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(
@@ -234,12 +234,12 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _is_index(name: str) -> bool:
-    """Whether a file is an index, or one that was being written when a process was killed."""
+    """Return whether a file is an index, or one that was being written when a process was killed."""
     return name == INDEX_NAME or (name.startswith(".") and name.endswith(f".{INDEX_NAME}"))
 
 
 def _compute(files: _Files, copies: ItemCopies, encoder: FeatureEncoder, batch_size: int) -> int:
-    """Compute this process's share of the missing files, and return how many those were."""
+    """Compute this process's share of the missing files, and return their number."""
     rank, world_size = _rank_and_world_size()
     share = [path for path in list(files.wanted)[rank::world_size] if files.is_missing(path)]
     with tqdm(total=len(share), desc="image features", unit="file", disable=rank > 0, mininterval=0.5) as bar:
@@ -254,7 +254,7 @@ def _compute(files: _Files, copies: ItemCopies, encoder: FeatureEncoder, batch_s
 
 
 def _row(features: Sequence[Tensor], label_maps: Sequence[Tensor] | Tensor, place: int) -> dict[str, Tensor]:
-    """Return what the file of one image of a batch holds."""
+    """Return the tensors for the file of one image of a batch."""
     tensors = {_FEATURES.format(i): tensor[place] for i, tensor in enumerate(features)} | {
         _LABEL_MAP: label_maps[place]
     }
@@ -280,14 +280,14 @@ def _write(path: Path, row: dict[str, Tensor]) -> None:
 
 
 def _rank_and_world_size() -> tuple[int, int]:
-    """Number of this process and of all; (0, 1) without distributed training."""
+    """Return the rank of this process and the number of all; (0, 1) without distributed training."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def _in_all_processes(function: Callable[[], _T]) -> list[_T]:
-    """Call a function in every process, and return its results by rank once all have come; an error of one is an error of all."""
+    """Call a function in every process, and return all results by rank; an error in one process is raised in all."""
     _, world_size = _rank_and_world_size()
     if world_size == 1:
         return [function()]
@@ -316,5 +316,5 @@ def _check_all_alike(digest: str) -> None:
 
 
 def _size(num_bytes: int) -> str:
-    """Bytes in words."""
+    """Return a number of bytes as text with a unit."""
     return f"{tqdm.format_sizeof(num_bytes)}B"

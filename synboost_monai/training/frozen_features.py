@@ -1,4 +1,4 @@
-"""Image features of a frozen encoder, and what they are made from: copies of images, weights, settings; each known by its hash.
+"""Compute image features with a frozen encoder, and hash what they are made from: copies of images, weights and settings.
 
 B: batch, K: copies of an item, N: side of the network's square.
 """
@@ -22,7 +22,7 @@ from synboost_monai import __version__
 from synboost_monai.files import sha256_of
 
 FEATURE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-"""Types that features are kept in, as configs write them."""
+"""Types in which features are kept, as configs write them."""
 
 Item = Mapping[Hashable, Any]
 
@@ -33,7 +33,7 @@ def bytes_of(tensor: Tensor) -> Any:
 
 
 def encoder_hash(network: nn.Module) -> str:
-    """SHA-256 of all tensors, parameters and buffers, that image features depend on."""
+    """Return the SHA-256 of all tensors, parameters and buffers, that image features depend on."""
     digest = hashlib.sha256(f"{type(network).__name__} {getattr(network, 'extract_layers', None)}".encode())
     for name, tensor in _image_tensors(network):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -42,9 +42,9 @@ def encoder_hash(network: nn.Module) -> str:
 
 
 def describe(value: Any) -> Any:
-    """A transform, or a value of one, in what JSON knows: class and public attributes; the same in every process.
+    """Describe a transform, or a value of one, in JSON types: class and public attributes; the same in every process.
 
-    What differs between two descriptions can make other features; random states are left out.
+    Transforms that can make different features have different descriptions; random states are left out.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -70,7 +70,7 @@ def describe(value: Any) -> Any:
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of an image file; of a .mhd, also of the file that has its pixels."""
+    """Return the SHA-256 of an image file; for a .mhd file, together with the file of its pixels."""
     path = Path(path)
     digest = sha256_of(path)
     if path.suffix.lower() != ".mhd":
@@ -82,7 +82,7 @@ def file_hash(path: str | os.PathLike[str]) -> str:
 
 
 def is_random(transform: Any) -> bool:
-    """Whether a transform changes from call to call: a randomizable one of MONAI that is not switched off."""
+    """Return whether a transform varies from call to call: a randomizable one of MONAI that is not switched off."""
     return isinstance(transform, RandomizableTrait) and bool(getattr(transform, "is_enabled", True))
 
 
@@ -90,7 +90,7 @@ def check_frozen(network: nn.Module) -> None:
     """Refuse a network whose image features change while it is trained.
 
     Raises:
-        ValueError: names a parameter, or a batch norm, that would change.
+        ValueError: if it does, with the name of a parameter, or the batch norms, that would change.
     """
     if not hasattr(network, "encode_image") or not hasattr(network, "encoders"):
         raise ValueError(
@@ -120,7 +120,7 @@ def check_frozen(network: nn.Module) -> None:
 
 
 def _image_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of all parameters and buffers of the encoders but those of the text alone."""
+    """Yield name and tensor of all parameters and buffers of the encoders except those used only for text."""
     of_text = {id(parameter) for parameter in network.text_encoder_parameters()}  # type: ignore[operator]
     for number, encoder in enumerate(network.encoders):  # type: ignore[arg-type]
         for name, tensor in (*encoder.named_parameters(), *encoder.named_buffers()):
@@ -129,12 +129,12 @@ def _image_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 class ItemCopies:
-    """Copies of items as the network and the label map's file take them; what no chance changes is done once an item.
+    """An ItemCopies makes augmented copies of items; the transforms before the first random one run once per item.
 
     Args:
         data: a datalist's items, with `image` and `label`.
         image_transform: item -> image (3, N, N) and label map (1, N, N).
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, data: Sequence[Item], image_transform: Callable[..., Any], seed: int) -> None:
@@ -148,7 +148,7 @@ class ItemCopies:
         self._plain = Compose([transform for transform in transforms[first:] if not is_random(transform)])
         self._latest: tuple[int, Any] | None = None
         self.settings = {"seed": self.seed, "preprocessing": describe(list(transforms))}
-        """What all copies share."""
+        """Settings that all copies share."""
         self._descriptions = [describe([t for t in transforms if not is_random(t)]), self.settings["preprocessing"]]
         self._hashes = [self._hash(item) for item in data]
 
@@ -163,7 +163,7 @@ class ItemCopies:
         return f"{file_hash(item['image'])} {file_hash(item['label'])}"
 
     def key(self, index: int, copy: int, settings: Mapping[str, Any]) -> str:
-        """Return the hash that a copy is known by."""
+        """Return the hash that identifies a copy."""
         content = {
             **settings,
             "files": self._hashes[index],
@@ -174,7 +174,7 @@ class ItemCopies:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def make(self, index: int, copy: int) -> tuple[Tensor, Tensor]:
-        """Image (3, N, N), float32, and label map (1, N, N), uint8."""
+        """Return the image (3, N, N), float32, and the label map (1, N, N), uint8, of a copy."""
         if self._latest is None or self._latest[0] != index:
             self._latest = (index, self._fixed(dict(self.data[index])))
         if copy:
@@ -192,11 +192,11 @@ class ItemCopies:
 
 
 class FeatureEncoder:
-    """A frozen network's image features: in evaluation mode, without gradients.
+    """A FeatureEncoder computes a frozen network's image features in evaluation mode, without gradients.
 
     Args:
         network: a segmenter; see `check_frozen`.
-        feature_dtype: type in which features are kept, a word of `FEATURE_DTYPES`.
+        feature_dtype: type in which features are kept, a key of `FEATURE_DTYPES`.
         autocast_dtype: bfloat16 or float16 encodes in mixed precision.
     """
 
@@ -219,7 +219,7 @@ class FeatureEncoder:
         }
 
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """Feature tensors (B, ...) on the CPU of images (B, 3, N, N).
+        """Return the feature tensors (B, ...), on the CPU, of images (B, 3, N, N).
 
         Raises:
             ValueError: if a feature is not finite, for instance too large for float16.
@@ -241,7 +241,7 @@ class FeatureEncoder:
 
 @contextlib.contextmanager
 def _modes_kept(network: nn.Module) -> Iterator[None]:
-    """Training and evaluation mode of each module are afterwards what they were."""
+    """Restore the training or evaluation mode of each module afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     try:
         yield

@@ -1,6 +1,6 @@
-"""Ignite handlers that every training of the project shares: seeds, resuming, schedules, weights, log, pictures.
+"""Provide the Ignite handlers that all trainings share: seeds, resuming, schedules, weights, log, pictures.
 
-All of them are silent on the ranks above 0 of a distributed training, as far as they write.
+In a distributed training none of them writes on ranks above 0.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from synboost_monai.structures import STRUCTURES
 
 logger = logging.getLogger(__name__)
 
-_OFF = ("0.0", "0", "False", "None")  # values of a setting that is not used
+_OFF = ("0.0", "0", "False", "None")  # values of a setting that is switched off
 
 
 class Stateful(Protocol):
-    """Whatever can be saved and restored."""
+    """A Stateful object can be saved and restored."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -47,25 +47,25 @@ class Stateful(Protocol):
 
 
 def is_main_process() -> bool:
-    """Whether this process writes: true without distributed training, and on rank 0 of one."""
+    """Return whether this process writes: true without distributed training, and on rank 0 of one."""
     is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return not is_distributed or torch.distributed.get_rank() == 0
 
 
 def num_processes() -> int:
-    """Processes of a distributed training; 1 without one."""
+    """Return the number of processes of a distributed training; 1 without one."""
     is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if is_distributed else 1
 
 
 def start_distributed(backend: str, device: str | torch.device) -> None:
-    """Join the process group that torchrun describes; from then on ranks above 0 show warnings alone.
+    """Join the process group that torchrun describes; from then on ranks above 0 show only warnings.
 
     Args:
         backend: nccl on GPUs, gloo on CPUs.
-        device: of this process; a GPU becomes the current one, which NCCL and ignite's metrics go by.
+        device: device of this process; a GPU becomes the current one, which NCCL and ignite's metrics use.
     Raises:
-        ValueError: if torchrun has not started this process.
+        ValueError: if this process was not started by torchrun.
     """
     if "RANK" not in os.environ:
         raise ValueError(
@@ -82,23 +82,23 @@ def start_distributed(backend: str, device: str | torch.device) -> None:
 
 
 def distribute(network: nn.Module) -> nn.parallel.DistributedDataParallel:
-    """The network as one of a distributed training's; batch norms that learn share their statistics on GPUs (gloo cannot)."""
+    """Wrap a network for distributed training; batch norms that learn share their statistics on GPUs (gloo cannot)."""
     parameter = next(network.parameters())
     if parameter.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    # a prompt that the text encoder has not seen, frozen parts: not every parameter takes part in every step
+    # not every parameter takes part in every step: text features may be cached, and parts may be frozen
     return nn.parallel.DistributedDataParallel(network, find_unused_parameters=True)
 
 
 def num_epochs(data_loader: Sized, max_epochs: int | None = None, max_iterations: int | None = None) -> int:
-    """Epochs of a training: `max_epochs` if given, else as many whole ones as make `max_iterations`.
+    """Return the number of epochs: `max_epochs` if given, else the whole epochs needed for `max_iterations`.
 
     Args:
-        data_loader: of the training; its length is the iterations of an epoch.
+        data_loader: data loader of the training; its length is the number of iterations in an epoch.
         max_epochs: see above.
         max_iterations: see above.
     Raises:
-        ValueError: if neither is given or the one that counts is below 1.
+        ValueError: if neither is given or the one that is used is below 1.
     """
     number = max_iterations if max_epochs is None else max_epochs
     if number is None or number < 1:
@@ -109,12 +109,12 @@ def num_epochs(data_loader: Sized, max_epochs: int | None = None, max_iterations
 
 
 class KeepInputs:
-    """Refuses a training whose files would replace what it reads; name it first among the trainer's handlers.
+    """A KeepInputs refuses a training whose files would replace its inputs; list it first among the trainer's handlers.
 
     Args:
         inputs: files, folders and items of data sets (see `refuse_overwriting`), such as init_checkpoint.
-        output_dir: of the training.
-        names: of the files that it writes there.
+        output_dir: folder of the training.
+        names: names of the files that the training writes there.
     """
 
     def __init__(
@@ -134,14 +134,14 @@ class KeepInputs:
 
 
 class EpochSeed:
-    """Seeds everything random at the start of each epoch with a function of (seed, epoch, rank).
+    """An EpochSeed seeds all random generators at the start of each epoch with a function of (seed, epoch, rank).
 
-    So an epoch depends on nothing before it but the weights, and a resumed training gives the same numbers. In a distributed
-    training each rank draws other noise, while the order of the data is that of the `DistributedSampler`, alike on all of them.
+    An epoch then depends only on the weights before it, and a resumed training gives the same numbers. In a distributed
+    training each rank draws different noise, while the order of the data, from the `DistributedSampler`, is the same on all ranks.
 
     Args:
-        seed: of the run.
-        dataset: its `transform` is seeded too, and it is told the epoch if it has `set_epoch`; None for none.
+        seed: seed of the run.
+        dataset: dataset whose `transform` is seeded too, and whose `set_epoch` is called if it exists; None: no dataset.
     """
 
     def __init__(self, seed: int, dataset: Any = None) -> None:
@@ -167,17 +167,17 @@ class EpochSeed:
 
 
 class Resume:
-    """Continues a training that was killed, as if it had not been.
+    """A Resume continues a killed training as if it had never been interrupted.
 
-    At the end of each epoch the states are saved to `path`, whole or not at all; when `path` exists at the start they are restored
-    and the next epoch follows. When the training ends, `path` is deleted, so calling a finished run again trains anew and
-    overwrites. Name it last among the trainer's handlers: it must save after the validation. In a distributed training rank 0
-    saves and all of them restore, so `path` must be on a disk that they share.
+    At the end of each epoch the states are saved to `path`, whole or not at all; if `path` exists at the start, they are restored
+    and the next epoch follows. When the training ends, `path` is deleted, so running a finished training again trains anew and
+    overwrites. List it last among the trainer's handlers: it must save after the validation. In a distributed training rank 0
+    saves and all ranks restore, so `path` must be on a disk that they share.
 
     Args:
         path: checkpoint of the running training.
-        objects: what has a state: network, optimiser, schedule, average, early stopping, best weights.
-        settings: what the numbers depend on; a checkpoint with other settings, or of another number of processes, is refused.
+        objects: objects with a state: network, optimiser, schedule, average, early stopping, best weights.
+        settings: settings that change the result; a checkpoint with other settings, or of another number of processes, is refused.
         interval: epochs between two saves.
         is_enabled: False neither saves nor restores.
     """
@@ -206,7 +206,7 @@ class Resume:
         """Restore the states, if there are any.
 
         Raises:
-            ValueError: if the checkpoint is of a training with other settings, or only some of the processes see it.
+            ValueError: if the checkpoint belongs to a training with other settings, or only some of the processes see it.
         """
         if is_main_process():
             _remove_leftovers(self.path)
@@ -216,7 +216,7 @@ class Resume:
         old, new = checkpoint["settings"], self._all_settings()
         was_off = {
             key: new[key] for key in new.keys() - old.keys() if new[key] in _OFF
-        }  # older than the setting itself
+        }  # the checkpoint is older than these settings
         old = {**old, **was_off}
         changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
         if changed or set(checkpoint["objects"]) != set(self.objects):
@@ -231,7 +231,7 @@ class Resume:
         logger.info(f"{self.path}: training continues after epoch {checkpoint['epoch']}")
         if getattr(engine, "scaler", None) is not None and "scaler" in checkpoint:
             engine.scaler.load_state_dict(checkpoint["scaler"])  # type: ignore[attr-defined]
-        if checkpoint["is_stopped"]:  # killed between the early stop and its end
+        if checkpoint["is_stopped"]:  # killed after the early stop, before the training ended
             engine.terminate()
 
     def save(self, engine: Engine) -> None:
@@ -245,18 +245,18 @@ class Resume:
             "settings": self._all_settings(),
             "objects": {name: thing.state_dict() for name, thing in self.objects.items()},
         }
-        if getattr(engine, "scaler", None) is not None:  # of the loss, in float16
+        if getattr(engine, "scaler", None) is not None:  # scales the loss for float16
             checkpoint["scaler"] = engine.scaler.state_dict()  # type: ignore[attr-defined]
         with atomic_path(self.path) as temporary:
             torch.save(checkpoint, temporary)
 
     def delete(self, engine: Engine) -> None:
-        """The training is complete: nothing is left to resume."""
+        """Delete the checkpoint of a complete training."""
         if is_main_process():
             self.path.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, Any]:
-        """What `save` wrote."""
+        """Read what `save` wrote."""
         try:
             checkpoint = read_checkpoint(self.path)
         except ValueError as error:
@@ -269,7 +269,7 @@ class Resume:
         return {**self.settings, "num_processes": str(num_processes())}
 
     def _is_there(self) -> bool:
-        """Whether there is a checkpoint; all processes must agree, or they would wait for one another for ever."""
+        """Return whether there is a checkpoint; all processes must agree, or they would wait for one another for ever."""
         is_there = self.path.is_file()
         if num_processes() == 1:
             return is_there
@@ -285,15 +285,17 @@ class Resume:
 
 
 class WriteWeights:
-    """Writes a network's weights, tensors alone in one flat state dict, low-rank adapters merged, and model.json, which says what they are.
+    """A WriteWeights writes a network's weights and model.json, which describes them.
+
+    The weights are a flat state dict that holds only tensors, with low-rank adapters merged.
 
     Args:
-        network: what to write (for an average, the averaged copy).
-        path: such as models/model.pt.
-        key_metric: attached to a validator: written whenever this metric is the best so far. None: written after each `interval`
-            epochs of the trainer, the last one stays.
+        network: network to write (for an average, the averaged copy).
+        path: file of the weights, such as models/model.pt.
+        key_metric: metric of the validator to which this is attached; the weights are written whenever it is the best so far. None:
+            attached to the trainer; they are written after every `interval` epochs and at the end, each time over the last ones.
         interval: see above.
-        card: of the training (`model_card.new_card`); each writing adds what was measured. None: no model.json.
+        card: card of the training (`model_card.new_card`), to which the measured metrics are added. None: no model.json.
     """
 
     def __init__(
@@ -321,7 +323,7 @@ class WriteWeights:
             engine.add_event_handler(Events.COMPLETED, self.write)
 
     def write_best(self, engine: Engine) -> None:
-        """Write if the key metric improved; undefined (NaN) counts as the worst, but something is always written."""
+        """Write if the key metric improved; NaN counts as the worst value, but the first weights are always written."""
         value = float(engine.state.metrics[self.key_metric])
         if value > self.best or (self.best == -math.inf and math.isnan(value)):
             self.best = value if math.isfinite(value) else self.best
@@ -329,7 +331,7 @@ class WriteWeights:
             self.write(engine)
 
     def write(self, engine: Engine) -> None:
-        """Write the weights as they are now."""
+        """Write the current weights."""
         if is_main_process():
             metrics = {name: value for name, value in engine.state.metrics.items() if isinstance(value, float)}
             card = self.card and replace(self.card, measured={"epoch": engine.state.epoch, **metrics})
@@ -343,16 +345,16 @@ class WriteWeights:
 
 
 class LearningRateSchedule:
-    """How the learning rate changes; attached to the trainer.
+    """A LearningRateSchedule changes the learning rate; attach it to the trainer.
 
     Args:
         schedule: "plateau": times `factor` whenever `metric` of the validator has not fallen for `patience` validations (published);
             "cosine": `warm_up_steps` of linear rise, then a cosine to 0 at the trainer's last step; "linear": straight to 0 at
             the trainer's last step (published for the diffusion model); "constant".
-        optimizer: whose rates change, each group in proportion.
+        optimizer: optimiser whose rates change, each group in proportion.
         validator: needed for "plateau".
     Raises:
-        ValueError: if there is no such schedule, or "plateau" has no validator.
+        ValueError: if the schedule is unknown, or "plateau" has no validator.
     """
 
     SCHEDULES = ("plateau", "cosine", "linear", "constant")
@@ -405,7 +407,7 @@ class LearningRateSchedule:
         self.scheduler.step()  # type: ignore[union-attr]
 
     def _note_rate(self, engine: Engine) -> None:
-        """For TensorBoard: `state_attributes: [learning_rate]`."""
+        """Record the rate in the engine's state for TensorBoard (`state_attributes: [learning_rate]`)."""
         engine.state.learning_rate = self.optimizer.param_groups[0]["lr"]
 
     def state_dict(self) -> dict[str, Any]:
@@ -417,7 +419,7 @@ class LearningRateSchedule:
 
 
 class GradientClip:
-    """Scales the gradient down to a largest norm before each step; 0 leaves it as it is. A loss scaled for float16 is unscaled first."""
+    """A GradientClip limits the gradient's norm before each step; 0: no limit. Gradients scaled for float16 are unscaled first."""
 
     def __init__(self, network: nn.Module, max_norm: float) -> None:
         self.network = network
@@ -435,9 +437,10 @@ class GradientClip:
 
 
 class EarlyStop:
-    """Ends a training when a metric of its validator has not risen by `min_delta` for `patience` validations; attached to the trainer.
+    """An EarlyStop ends a training once a validator's metric has not risen by `min_delta` for `patience` validations.
 
-    MONAI's handler of this name is attached to the validator, given the trainer: in a config the two would refer to each other.
+    Attach it to the trainer. MONAI's handler is attached to the validator and takes the trainer: in a config the two would refer to
+    each other.
     """
 
     def __init__(self, validator: Engine, key_metric: str, patience: int = 20, min_delta: float = 1e-4) -> None:
@@ -461,9 +464,9 @@ class EarlyStop:
 
 
 class HandlerGroup:
-    """Attaches handlers that are defined elsewhere in a config, so that others can refer to them by name.
+    """A HandlerGroup attaches handlers that are defined elsewhere in a config, so that others can refer to them by name.
 
-    (MONAI's property check takes dictionaries alone in a list of handlers, no references.)
+    (MONAI's property check accepts only dictionaries in a list of handlers, not references.)
     """
 
     def __init__(self, handlers: Sequence[Any]) -> None:
@@ -475,11 +478,11 @@ class HandlerGroup:
 
 
 class Progress:
-    """One progress bar on stderr for all epochs of a trainer, or all batches of an evaluator.
+    """A Progress shows one progress bar on stderr for all epochs of a trainer, or all batches of an evaluator.
 
     Args:
-        description: what is going on, such as "train CRIS".
-        validator: its metrics are shown beside the loss.
+        description: name of the activity, such as "train CRIS".
+        validator: validator whose metrics are shown beside the loss.
     """
 
     def __init__(self, description: str, validator: Engine | None = None) -> None:
@@ -538,10 +541,10 @@ class Progress:
 
 
 class HoldFolder:
-    """Keeps a training's folder for this training: a second one is refused while it runs, however it was started.
+    """A HoldFolder locks a training's folder: a second training there is refused while the first runs, however it was started.
 
-    Name it first among the trainer's handlers: nothing of another training may be touched. In a distributed training rank 0 holds the
-    folder.
+    List it first among the trainer's handlers, so that no file of another training is touched. In a distributed training rank 0 holds
+    the folder.
 
     Args:
         path: the folder, such as output_dir.
@@ -554,23 +557,23 @@ class HoldFolder:
         engine.add_event_handler(Events.STARTED, self._take)
 
     def _take(self, engine: Engine) -> None:
-        """Take the folder.
+        """Lock the folder.
 
         Raises:
-            ValueError: if another process is at work there.
+            ValueError: if another process is working there.
         """
-        check_temporary_folder()  # MONAI's own command has not, and its workers would wait for ever
+        check_temporary_folder()  # MONAI's own command does not check it, and its workers would wait for ever
         if is_main_process():
             give_back = take_folder(self.path, waits=False)
-            # after all that the other handlers do in the end; after an error the process keeps it until it ends or trains there again
+            # released after the other handlers have ended; after an error the process keeps it until it ends or trains there again
             engine.add_event_handler(Events.COMPLETED, lambda engine: give_back())
 
 
 class LogToFile:
-    """Adds what is logged during a run to a text file; the file appears when the run starts, not before.
+    """A LogToFile appends the log of a run to a text file, which is created only when the run starts.
 
     Args:
-        path: such as output_dir/log.txt.
+        path: text file, such as output_dir/log.txt.
     """
 
     FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -607,9 +610,9 @@ class LogToFile:
 
 
 class LazySummaryWriter:
-    """A TensorBoard SummaryWriter that makes its folder with the first entry, so that a run refused for bad input leaves nothing.
+    """A LazySummaryWriter is a TensorBoard writer that makes its folder with the first entry, so that a refused run leaves nothing.
 
-    Handlers of one run share it (`summary_writer`). On ranks above 0 it takes everything and writes nothing.
+    The handlers of one run share it (`summary_writer`). On ranks above 0 it accepts all calls and writes nothing.
     """
 
     def __init__(self, log_dir: str | os.PathLike[str]) -> None:
@@ -631,15 +634,15 @@ class LazySummaryWriter:
 
 
 class PictureGrid:
-    """Writes a picture to TensorBoard for the first batch of every `interval`-th run of a validator (or epoch of a trainer).
+    """A PictureGrid writes a picture to TensorBoard for the first batch of every `interval`-th validation or training epoch.
 
-    Subclasses say what it shows: `picture(engine)` -> (3, H, W) in [0, 1], or None for nothing.
+    Subclasses define the picture: `picture(engine)` -> (3, H, W) in [0, 1], or None for no picture.
 
     Args:
-        writer: TensorBoard's.
+        writer: writer of TensorBoard.
         tag: name of the picture.
         interval: see above.
-        num_images: most images in one picture.
+        num_images: largest number of images in one picture.
     """
 
     def __init__(self, writer: Any, tag: str = "pictures", interval: int = 1, num_images: int = 4) -> None:
@@ -673,7 +676,7 @@ class PictureGrid:
 
 
 class SegmentationPictures(PictureGrid):
-    """Rows: image, the experts' masks on it, the predicted masks on it; columns: the first images of the batch.
+    """A SegmentationPictures shows image, experts' masks and predicted masks in rows, the first images of the batch in columns.
 
     The validator's output must be decollated, with `image`, `label` (S, N, N) and `pred_masks` (S, N, N).
     """
@@ -689,7 +692,7 @@ class SegmentationPictures(PictureGrid):
 
 
 def overlay(grey: Tensor, masks: Tensor, opacity: float = 0.45) -> Tensor:
-    """Masks (S, H, W) in the structures' colours on a grey image (1, H, W) in [0, 1] -> (3, H, W)."""
+    """Draw masks (S, H, W) in the structures' colours on a grey image (1, H, W) in [0, 1], and return (3, H, W)."""
     picture = grey.expand(3, -1, -1).clone()
     for structure, mask in zip(STRUCTURES, masks.detach().cpu() > 0.5):
         colour = torch.tensor(structure.colour)[:, None, None] / 255
@@ -698,6 +701,6 @@ def overlay(grey: Tensor, masks: Tensor, opacity: float = 0.45) -> Tensor:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what a process that was killed while it wrote `path` left beside it (see `files.atomic_path`)."""
+    """Remove the files beside `path` that a process left when it was killed while writing (see `files.atomic_path`)."""
     for leftover in path.parent.glob(f".*-*.{path.name}"):
         leftover.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a training's validations said, as a table: for convergence curves and the updates that a given Dice takes."""
+"""Write a table of a training's validations, for convergence curves and the number of updates that a given Dice takes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from synboost_monai.files import atomic_write_text
 from synboost_monai.training.handlers import is_main_process
 
 HISTORY_NAME = "history.csv"
-"""File beside model.pt."""
+"""Name of the table, beside model.pt."""
 
 
 class WriteHistory:
-    """Writes history.csv, a row for each validation: iteration (updates so far), epoch, and each metric of the validator.
+    """A WriteHistory writes one row per validation to history.csv: iteration (updates so far), epoch, and the validator's metrics.
 
-    Attached to the trainer. A resumed training goes on with the rows up to the checkpoint that it goes on from.
+    Attach it to the trainer. A resumed training continues with the rows up to its checkpoint.
 
     Args:
-        path: the CSV file; it is replaced whole after each validation.
-        validator: whose metrics count.
+        path: the CSV file; it is replaced as a whole after each validation.
+        validator: validator whose metrics are written.
     """
 
     def __init__(self, path: str | os.PathLike[str], validator: Engine) -> None:
@@ -51,7 +51,7 @@ class WriteHistory:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a metric is one number, a tensor with one element included."""
+    """Return whether a metric is one number; a tensor with one element counts."""
     try:
         float(value)
     except (TypeError, ValueError, RuntimeError):
@@ -60,5 +60,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _text(value: float) -> str:
-    """A number as CSV writes it; undefined is empty."""
+    """Return a number as text for CSV; empty if undefined."""
     return "" if math.isnan(value) else f"{value:.6g}" if value != int(value) else str(int(value))

@@ -1,4 +1,4 @@
-"""Losses of the segmenters.
+"""Define the losses of the segmenters.
 
 B: batch, S: structures (prompts) of one image, N: side of the network's square.
 """
@@ -16,11 +16,11 @@ from synboost_monai.networks.view_head import split_view
 
 
 class PromptDiceCELoss(DiceCELoss):
-    """lambda_dice * Dice + lambda_ce * binary cross-entropy, each image-structure pair by itself, then the mean.
+    """The loss is lambda_dice * Dice + lambda_ce * binary cross-entropy, averaged over all image-structure pairs.
 
-    MONAI's DiceCELoss takes the cross-entropy of several channels as classes that exclude each other (a softmax over the structures,
-    background unknown), even with `sigmoid=True`. A prompt is a yes-or-no question, so here every structure becomes an item of the
-    batch with one channel, for which MONAI uses the binary cross-entropy. With S = 1 this is what the paper trained, except that
+    MONAI's DiceCELoss treats several channels as mutually exclusive classes in its cross-entropy (a softmax over the structures,
+    without background), even with `sigmoid=True`. A prompt is a yes-or-no question, so here every structure becomes an item of the
+    batch with one channel, for which MONAI uses the binary cross-entropy. With S = 1 this is the paper's loss, except that
     its cross-entropy was 0: `lambda_ce=0` is as published.
     """
 
@@ -28,16 +28,16 @@ class PromptDiceCELoss(DiceCELoss):
         super().__init__(sigmoid=True, lambda_dice=lambda_dice, lambda_ce=lambda_ce, **kwargs)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Loss of logits (B, S, H, W) against masks (B, S, H, W) of 0 and 1."""
+        """Return the loss of logits (B, S, H, W) against masks (B, S, H, W) of 0 and 1."""
         logits, masks = input.float().flatten(0, 1)[:, None], target.float().flatten(0, 1)[:, None]  # (B S, 1, H, W)
         return super().forward(logits, masks)
 
 
 class MasksAndViewLoss(nn.Module):
-    """The loss of the masks + lambda_view * (cross-entropy of the view + binary cross-entropy of the moment of the beat).
+    """The loss is that of the masks + lambda_view * (cross-entropy of the view + binary cross-entropy of the moment of the beat).
 
-    Images that are no apical view count for the view alone. Their masks are not taught to be empty: a ventricle seen from elsewhere is
-    a ventricle, and a network that learns to draw nothing on unusual images does so on unusual hearts as well.
+    Images without an apical view count only for the view. Their masks are not taught to be empty: a ventricle seen from elsewhere is
+    still a ventricle, and a network that learns to draw nothing on unusual images also draws nothing on unusual hearts.
 
     Args:
         masks: the loss of logits (B, S, N, N) and masks (B, S, N, N).
@@ -52,8 +52,8 @@ class MasksAndViewLoss(nn.Module):
         """Return the loss.
 
         Args:
-            input: logits (B, S, N, N); or (B, S + 4, N, N), those of the view behind them (`networks.view_head.join_view`).
-            target: masks (B, S, N, N); or, of `PreparePromptedBatch`, `masks`, `view_class` (B,), index in `labels.VIEW_CLASSES`, and
+            input: logits (B, S, N, N); or (B, S + 4, N, N), followed by those of the view (`networks.view_head.join_view`).
+            target: masks (B, S, N, N); or, from `PreparePromptedBatch`, `masks`, `view_class` (B,), index in `structures.VIEW_CLASSES`, and
                 `systole` (B,), moment of the beat from 0 to 1.
         """
         if not isinstance(target, Mapping):
