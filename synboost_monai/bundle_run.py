@@ -1,8 +1,8 @@
 """Find the shipped bundles, check overrides against their configs, and run them with MONAI.
 
-`monai.bundle run` accepts a misspelt `--key` in silence; `run_bundle` refuses it, in one line, before anything is written. It also
-runs a value that begins with `$`, looks up one with `@` or `%`, and makes `::` of every `#`; here a value is what it says, always
-(`as_literal`). Every way into a config, of whichever verb, goes through `run_bundle` or `config_parser`.
+`monai.bundle run` accepts a misspelt `--key` in silence; `run_bundle` refuses it, in one line, before anything is written. MONAI also
+runs a value that begins with `$`, looks up one with `@` or `%`, and makes `::` of every `#`; here every value is taken literally
+(`as_literal`). Every verb opens configs by `run_bundle` or `config_parser`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
 BUNDLES_DIR_VARIABLE = "SYNBOOST_BUNDLES"
-"""Environment variable: a folder of bundles, looked at before the shipped ones."""
+"""Environment variable with a folder of bundles that is searched before the shipped ones."""
 BASE_OF_CONFIG = {
     "multi_gpu_train": "train",
     "train_small": "train",
@@ -45,26 +45,26 @@ BASE_OF_CONFIG = {
     "sensitivity": "inference",
     "deploy": "inference",
 }
-"""Config that another one is merged onto when it does not define a network itself."""
+"""Config -> config that it is merged onto if it does not define a network itself."""
 PROMPT_KEYS = ("prompt", "displayable_configs::prompt", "displayable_configs#prompt")
 """Keys of a segmenter's config that hold a free prompt."""
 WEIGHTS = "models/model.pt"
-"""Where a bundle keeps its weights, below its folder."""
+"""Path of a bundle's weights, below its folder."""
 RUN_ARGUMENTS = ("run_id", "init_id", "final_id", "tracking")
-"""Arguments of `monai.bundle run` which are not keys of a config."""
+"""Arguments of `monai.bundle run` that are not keys of a config."""
 
 _SEPARATOR = re.compile("::|#")  # MONAI's nesting marks: new and old
 _DYNAMIC = ("$", "@", "%")  # first letters of an expression, a reference, a macro of a config
-_NOT_PLAIN = re.compile("[$@%#]")  # MONAI reads more than text where one of these stands
+_NOT_PLAIN = re.compile("[$@%#]")  # with one of these, MONAI reads more than text
 _OF_TEXT = re.compile(
     r"(?:\w+_)?(?:prompt|dir|path|checkpoint|root|bundle)"
-)  # keys of a place or of words: never a list or number
+)  # keys of paths or of words: never a list or number
 _DEVICE = re.compile(r"[a-z]+(:\d+)?")
-_OF_COMPONENTS = ("_target_", "_mode_")  # keys of a config that say what is called
+_OF_COMPONENTS = ("_target_", "_mode_")  # keys of a config that name what is called
 
 
 def bundles_dirs() -> list[Path]:
-    """Folders that may hold bundles: of the user, of the clone, of an installed package."""
+    """Return the folders that may hold bundles: those of the user, of the clone and of an installed package."""
     package_dir = Path(__file__).resolve().parent
     found = [package_dir.parent / "bundles", package_dir / "bundles", Path(sys.prefix, "share/synboost_monai/bundles")]
     if os.environ.get(BUNDLES_DIR_VARIABLE):
@@ -73,25 +73,25 @@ def bundles_dirs() -> list[Path]:
 
 
 def bundle_names() -> list[str]:
-    """Names of the bundles that can be found."""
+    """Return the names of the bundles that can be found."""
     names = {p.parents[1].name for d in bundles_dirs() for p in d.glob("*/configs/metadata.json")}
     return sorted(names)
 
 
 def is_path(word: str | os.PathLike[str]) -> bool:
-    """Whether a word that may be a name means a file or folder: it has a slash, as `./echo_cris` has, or is `.` or `..`.
+    """Return whether a word means a path instead of a name: it has a slash, as `./echo_cris` has, or is `.` or `..`.
 
-    What lies in the working directory may be somebody else's; a bare name is never looked up there.
+    Files in the working directory may be somebody else's; a bare name is never looked up there.
     """
     text = os.fspath(word)
     return not isinstance(word, str) or os.sep in text or "/" in text or text in (os.curdir, os.pardir)
 
 
 def bundle_dir(bundle: str | os.PathLike[str]) -> Path:
-    """Folder of a bundle, given by its name or its path (see `is_path`).
+    """Return the folder of a bundle, given by its name or its path (see `is_path`).
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if the bundle does not exist.
     """
     candidates = [Path(bundle)] if is_path(bundle) else [d / str(bundle) for d in bundles_dirs() if bundle]
     for candidate in candidates:
@@ -105,14 +105,14 @@ def bundle_dir(bundle: str | os.PathLike[str]) -> Path:
 
 
 def bundle_weights(root: Path, given: str | os.PathLike[str] | None = None, flag: str = "--checkpoint_path") -> Path:
-    """File of weights: the given one, or the bundle's own.
+    """Return the file of weights: the given one, or the bundle's own.
 
     Args:
         root: folder of the bundle.
         given: path, or None.
-        flag: that gives it.
+        flag: command-line flag that names the weights, for errors.
     Raises:
-        FileNotFoundError: if there are none; the message says how to get some.
+        FileNotFoundError: if the file does not exist; the message says how to get weights.
     """
     path = root / WEIGHTS if given is None else Path(given).expanduser()
     if not path.is_file():
@@ -124,12 +124,12 @@ def bundle_weights(root: Path, given: str | os.PathLike[str] | None = None, flag
 
 
 def is_segmenter(bundle: str | os.PathLike[str]) -> bool:
-    """Whether a bundle segments by prompts: its inference config lets a request change the prompt."""
+    """Return whether a bundle segments by prompts: its inference config lets a request change the prompt."""
     return "prompt" in (_merged(config_files(bundle, "inference")).get("displayable_configs") or {})
 
 
 def say_shipped_weights(bundle: str | os.PathLike[str]) -> None:
-    """Print which weights a bundle has of its own, as the first line of a command that names none; nothing where there are none."""
+    """Print a bundle's own weights, as the first line of a command that names no weights; nothing if the bundle has none."""
     path = bundle_dir(bundle) / WEIGHTS
     if path.is_file():
         card = read_card(path)
@@ -137,7 +137,7 @@ def say_shipped_weights(bundle: str | os.PathLike[str]) -> None:
 
 
 def parsed(parser: ConfigParser, key: str) -> Any:
-    """An entry of a config, with the user's mistake as the error where MONAI wraps it."""
+    """Return an entry of a config, and raise the user's mistake itself where MONAI wraps it in another error."""
     try:
         return parser.get_parsed_content(key)
     except RuntimeError as error:
@@ -148,18 +148,18 @@ def parsed(parser: ConfigParser, key: str) -> Any:
 
 
 def setting_of(parser: ConfigParser, key: str) -> Any:
-    """Value of a key of an inference config; of a fact of the model what `facts` has found."""
+    """Return the value of a key of an inference config; for a fact of the model, the value that `facts` has found."""
     facts = parsed(parser, "facts") if "facts" in parser else {}
     return facts[key] if key in facts else parsed(parser, key)
 
 
 def config_files(bundle: str | os.PathLike[str], config: str | Sequence[str]) -> list[Path]:
-    """Config files of a run, in the order in which they are merged.
+    """Return the config files of a run, in the order in which they are merged.
 
     Args:
         bundle: name or path.
-        config: `train`, `inference`, `evaluate`, a path (see `is_path`), or several with commas. One name alone whose file
-            defines no network is merged onto its base (`BASE_OF_CONFIG`).
+        config: `train`, `inference`, `evaluate`, a path (see `is_path`), or several with commas. A single name whose file
+            does not define a network is merged onto its base (`BASE_OF_CONFIG`).
     Raises:
         FileNotFoundError: if a file is missing.
     """
@@ -172,19 +172,19 @@ def config_files(bundle: str | os.PathLike[str], config: str | Sequence[str]) ->
 
 
 def check_overrides(files: Sequence[str | os.PathLike[str]], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides whose keys the configs know, with the values in the type that the config has.
+    """Check that the configs know the keys of overrides, and return the values in the config's types.
 
-    A key may be nested (`train::trainer::max_epochs`). A new argument of a component is accepted when its class or
+    A key may be nested (`train::trainer::max_epochs`). A new argument of a component is accepted if its class or
     function takes an argument of that name.
 
     Args:
         files: config files of the run, in merging order.
-        overrides: key -> value; text is read as a Python or YAML literal unless the config holds text there. No text is an
+        overrides: key -> value; text is read as a Python or YAML literal unless the config holds text there. Text is never an
             expression, a reference or a macro.
     Returns:
         the same keys with values in the config's types; for MONAI they still have to pass `as_literal`.
     Raises:
-        ValueError: if a key is unknown or says which class is called, a value has the wrong type, or the prompt of a segmenter names
+        ValueError: if a key is unknown or names the class that is called, a value has the wrong type, or the prompt of a segmenter names
             nothing that it was taught.
     """
     config = _merged(files)
@@ -206,7 +206,7 @@ def check_overrides(files: Sequence[str | os.PathLike[str]], overrides: Mapping[
             keys = [k for k in config if not k.startswith("_")]
             hint = nearest(key, _keys(config, key)) or f"; it has {', '.join(keys)}"
             raise ValueError(f"{bundle}/{where}: unknown key --{key}{hint}")
-        # a recipe puts text where the config that it is read after may have null
+        # a recipe may put text where its base config has null
         is_optional = any(_look_up(_merged([file]), key) == (True, None) for file in files[:-1])
         if is_optional and value in (None, "null", "None"):
             checked[key] = None
@@ -222,12 +222,12 @@ def check_overrides(files: Sequence[str | os.PathLike[str]], overrides: Mapping[
 
 
 def facts_said(files: Sequence[str | os.PathLike[str]]) -> tuple[str, dict[str, Any]] | None:
-    """Read which model configs are for, and what they say of its facts.
+    """Read the architecture that configs are for, and the facts of the model that they state.
 
     Args:
         files: config files of a run, in merging order.
     Returns:
-        its architecture; fact -> value, None where they leave it to model.json. None if they know no facts.
+        the architecture; fact -> value, or None if they leave it to model.json. None if the configs have no facts.
     """
     config = _merged(files)
     if not isinstance(facts := config.get("facts"), dict) or "said" not in facts:
@@ -236,16 +236,16 @@ def facts_said(files: Sequence[str | os.PathLike[str]]) -> tuple[str, dict[str, 
 
 
 def as_literal(value: Any) -> Any:
-    """A value for a config of MONAI that its parser gives back as it is, whatever letters are in it.
+    """Write a value for a config of MONAI so that its parser returns it unchanged, whatever characters are in it.
 
     Text with `$`, `@`, `%` or `#`, alone or anywhere in a list or mapping, becomes an expression that evaluates to it and has none of
-    these letters itself; so does a mapping with keys that mean something to the parser. Everything else stays as it is.
+    these characters after its first `$`; so does a mapping with keys that mean something to the parser. Everything else stays as it is.
     """
     return value if _is_plain(value) else f"${_python(value)}"
 
 
 def config_parser(files: Sequence[str | os.PathLike[str]], values: Mapping[str, Any]) -> ConfigParser:
-    """MONAI's parser of config files, with other values of some keys: each is taken as it is (see `as_literal`)."""
+    """Return MONAI's parser of config files, with other values of some keys, each taken literally (see `as_literal`)."""
     from monai.bundle import ConfigParser
 
     parser = ConfigParser()
@@ -264,12 +264,12 @@ def run_bundle(
         config: see `config_files`.
         overrides: checked with `check_overrides`; relative paths are relative to the working directory.
     Raises:
-        ValueError, FileNotFoundError: for what a user can cause, also from deep inside MONAI (see `errors.user_error`).
+        ValueError, FileNotFoundError: for mistakes of the user, also from deep inside MONAI (see `errors.user_error`).
     """
     files = config_files(bundle, config)
     checked = check_overrides(files, overrides or {})
     values = {key: value if key in RUN_ARGUMENTS else as_literal(value) for key, value in checked.items()}
-    values |= {key: "$None" for key, value in values.items() if value is None}  # MONAI passes over None
+    values |= {key: "$None" for key, value in values.items() if value is None}  # MONAI ignores None
     configs_dir = files[0].parent
     if "checkpoint_path" not in checked and _is_own_weights(_merged(files).get("checkpoint_path")):
         bundle_weights(configs_dir.parent)
@@ -308,13 +308,13 @@ def quiet_warnings() -> None:
         ".*pin_memory.*no accelerator is found",
     ):
         warnings.filterwarnings("ignore", message=message)
-    # MONAI repeats the overrides on stdout; a mistake of the user is then a line among many
+    # MONAI repeats the overrides on stdout, where a mistake of the user would be a line among many
     for name in ("monai.bundle.scripts", "monai.bundle.workflows"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def literal(text: str) -> Any:
-    """Value of a command-line word: a number, list, true, false, null, ...; text where it is none of them."""
+    """Read the value of a command-line word: a number, list, true, false, null, ...; otherwise it is text."""
     words = {"true": True, "false": False, "null": None, "none": None}
     if text.lower() in words:
         return words[text.lower()]
@@ -331,7 +331,7 @@ def literal(text: str) -> Any:
 
 @contextmanager
 def _without_echo_of_errors() -> Iterator[None]:
-    """Keep ignite's and MONAI's own log lines about an exception quiet while it is on its way to the user anyway."""
+    """Hide ignite's and MONAI's own log lines about an exception, which reaches the user anyway."""
     factory = logging.getLogRecordFactory()
 
     def make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
@@ -348,7 +348,7 @@ def _without_echo_of_errors() -> Iterator[None]:
 
 
 def _config_file(root: Path, name: str) -> Path:
-    """One config of a bundle, by name or path."""
+    """Find one config of a bundle, by name or path."""
     names = [f"configs/{name}.json", f"configs/{name}.yaml", f"configs/{name}.yml", f"configs/{name}", name]
     for candidate in (root / n for n in names):
         if candidate.is_file():
@@ -363,12 +363,12 @@ def _config_file(root: Path, name: str) -> Path:
 
 
 def _is_own_weights(path: Any) -> bool:
-    """Whether a config's checkpoint_path is the bundle's own weights."""
+    """Return whether a config's checkpoint_path is the bundle's own weights."""
     return isinstance(path, str) and path.replace('"', "'") == f"$@bundle_root + '/{WEIGHTS}'"
 
 
 def _merged(files: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
-    """Configs as one dictionary; as in MONAI a later file replaces a key, and `+key` adds to it."""
+    """Merge configs into one dictionary; as in MONAI, a later file replaces a key, and `+key` adds to it."""
     out: dict[str, Any] = {}
     for file in files:
         text = read_text(file)
@@ -391,7 +391,7 @@ def _merged(files: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
 
 
 def _look_up(config: Mapping[str, Any], key: str) -> tuple[bool, Any]:
-    """Whether a config has a (nested) key or could have it, and what stands there."""
+    """Return whether a config has a (nested) key or could have it, and its value."""
     node: Any = config
     for part in _SEPARATOR.split(key):
         if isinstance(node, Mapping) and part in node:
@@ -406,7 +406,7 @@ def _look_up(config: Mapping[str, Any], key: str) -> tuple[bool, Any]:
 
 
 def _takes_argument(target: Any, name: str) -> bool:
-    """Whether the class or function that a config names has an argument."""
+    """Return whether the class or function that a config names has an argument."""
     from monai.bundle import ComponentLocator
 
     found = ComponentLocator().get_component_module_name(str(target)) if "." not in str(target) else None
@@ -421,7 +421,7 @@ def _takes_argument(target: Any, name: str) -> bool:
 
 
 def _keys(config: Mapping[str, Any], key: str) -> list[str]:
-    """Keys with as many levels as `key`, or one."""
+    """Return the keys with up to as many levels as `key`."""
     separator = "#" if "#" in key else "::"
 
     def walk(node: Any, path: str, levels: int) -> Iterator[str]:
@@ -435,13 +435,13 @@ def _keys(config: Mapping[str, Any], key: str) -> list[str]:
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
-    """`; did you mean X?` with the word that is most alike, or nothing."""
+    """Return `; did you mean X?` with the most similar word, or an empty string."""
     match = difflib.get_close_matches(word, [str(w) for w in words], n=1, cutoff=0.6)
     return f"; did you mean {match[0]}?" if match else ""
 
 
 def _list(key: str, text: str, where: str) -> Any:
-    """[a, b] as a config has it: words without quotes."""
+    """Read [a, b] as in a config: words without quotes."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -449,7 +449,7 @@ def _list(key: str, text: str, where: str) -> Any:
 
 
 def _referred(config: Mapping[str, Any], current: Any) -> Any:
-    """What stands where a config's `@reference` leads; itself if it is none."""
+    """Return the value that a config's `@reference` leads to; any other value is returned itself."""
     for _ in range(10):
         if not (isinstance(current, str) and current.startswith("@")):
             return current
@@ -460,7 +460,7 @@ def _referred(config: Mapping[str, Any], current: Any) -> Any:
 
 
 def _convert(key: str, value: Any, current: Any, where: str) -> Any:
-    """A value in the type of what stands in the config."""
+    """Convert a value to the type of the value in the config."""
     name = _SEPARATOR.split(key)[-1]
     if name == "device" and isinstance(value, str) and not _DEVICE.fullmatch(value):
         raise ValueError(f"{where}: --{key} must be a device such as cpu, cuda or cuda:1, got {value!r}")
@@ -491,7 +491,7 @@ def _convert(key: str, value: Any, current: Any, where: str) -> Any:
 
 
 def _text(key: str, value: Any, current: Any, where: str) -> str | None:
-    """A value as text, whatever it looks like; null only where the config has null."""
+    """Return a value as text, whatever it looks like; null is allowed only where the config has null."""
     if current is None and value in (None, "null", "None"):
         return None
     if value is None or isinstance(value, (dict, tuple, list)):
@@ -501,12 +501,12 @@ def _text(key: str, value: Any, current: Any, where: str) -> str | None:
 
 
 def _example(component: Mapping[str, Any]) -> str:
-    """Name of an argument of a component."""
+    """Return the name of an argument of a component."""
     return next((name for name in component if not name.startswith("_")), "ARGUMENT")
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether MONAI's parser leaves a value as it is."""
+    """Return whether MONAI's parser leaves a value as it is."""
     if isinstance(value, str):
         return not _NOT_PLAIN.search(value)
     if isinstance(value, Mapping):
@@ -522,7 +522,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _python(value: Any) -> str:
-    """Python that evaluates to a value, of ASCII letters without those that MONAI looks for."""
+    """Return ASCII Python code that evaluates to a value, without the characters that MONAI looks for."""
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{_python(key)}: {_python(part)}' for key, part in value.items())}}}"
     if isinstance(value, (list, tuple)):

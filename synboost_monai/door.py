@@ -1,8 +1,8 @@
-"""Who may come in at a web server on this machine: checks of Host, origin and token that our servers share, as ASGI.
+"""Decide who may use a web server on this machine: checks of Host, origin and token that our servers share, as ASGI.
 
-A page that is open in a browser can ask a server of the same machine, also by a name of its own that it lets resolve to 127.0.0.1; and
-every user of the machine can. So a request says one of the server's own names, comes from no page of elsewhere, and knows the token
-where there is one.
+A page that is open in a browser can send requests to a server of the same machine, even under a name of its own that it lets resolve to
+127.0.0.1; so can every user of the machine. So a request must use one of the server's own names, must not come from another site's page,
+and must know the token if there is one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 LOOPBACK = "127.0.0.1"
-"""Unless another address is asked for, servers listen to this machine alone."""
+"""Default address, at which servers listen to this machine alone."""
 
 
 class Refused(Exception):
-    """A request that does not pass.
+    """Represent a request that is refused.
 
     Args:
         status: of the answer.
@@ -42,21 +42,21 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Door:
-    """Who may come in."""
+    """Hold the conditions on which a request may come in."""
 
     hosts: frozenset[str]
-    """Names of the server with its port, as in the header Host; the address that a connection came in at counts as well."""
+    """Names of the server with its port, as in the header Host; the address at which a connection arrived counts as well."""
     token: str | None = field(default=None, repr=False)
-    """None: none is asked for."""
+    """Token that a request must know; None if no token is needed."""
 
     def knows(self, *words: str) -> bool:
-        """Whether one of the words is the token, or none is asked for."""
+        """Return whether one of the words is the token, or no token is needed."""
         token = (self.token or "").encode()
         return self.token is None or any(secrets.compare_digest(word.encode(), token) for word in words)
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
-    """Headers by lower-case name; one that is there twice is joined, and so no single value any more."""
+    """Return the headers by lower-case name; values of a repeated header are joined, and so no longer valid as one value."""
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
         key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip()
@@ -65,7 +65,7 @@ def headers_of(scope: Scope) -> dict[str, str]:
 
 
 def check_headers(headers: dict[str, str], scope: Scope, door: Door) -> None:
-    """Refuse another Host, which a page gets by having its own name resolve to this machine, and every other origin."""
+    """Refuse every other origin, and every other Host, which a page gets by letting its own name resolve to this machine."""
     host = headers.get("host", "").lower()
     address, port = scope.get("server") or ("", None)
     if host not in door.hosts and host != f"{f'[{address}]' if ':' in address else address}:{port}":
@@ -80,14 +80,15 @@ def check_headers(headers: dict[str, str], scope: Scope, door: Door) -> None:
 
 
 def checked_token(token: str | bool | None, variable: str, *, is_needed: bool) -> str | None:
-    """The token to ask for, made anew where one is wanted and none is given; None: none is asked for.
+    """Return the token to ask for, a new one if one is wanted and not given, or None if no token is needed.
 
     Args:
-        token: given; True: a new one; None: that of the environment, else none unless one is needed.
-        variable: of the environment, which hides it from lists of processes; it is taken away, so that no child sees it.
-        is_needed: whether there must be one.
+        token: the given token; True or None: that of the environment; if that has none, True makes a new one, and so does None if a token
+            is needed.
+        variable: environment variable, which hides the token from lists of processes; it is removed, so that no child sees it.
+        is_needed: whether there must be a token.
     Raises:
-        ValueError: if it is short or has letters that an address cannot hold as they are.
+        ValueError: if the token is too short or long, or has letters that an address cannot hold as they are.
     """
     given = os.environ.pop(variable, "") if token in (None, True) else token
     if not given:
@@ -100,7 +101,7 @@ def checked_token(token: str | bool | None, variable: str, *, is_needed: bool) -
 
 
 def own_hosts(host: str, port: int, addresses: Sequence[Address]) -> frozenset[str]:
-    """What the header Host of a request to a server may say, besides the address it comes in at."""
+    """Return the values that the header Host of a request may have, besides the address at which the request arrives."""
     names = [host]
     if all(address.is_loopback or address.is_unspecified for address in addresses):
         names += [LOOPBACK, "localhost", "::1"]
@@ -111,10 +112,10 @@ def own_hosts(host: str, port: int, addresses: Sequence[Address]) -> frozenset[s
 
 
 def addresses_of(host: str, port: int) -> list[Address]:
-    """Addresses of a host to listen at.
+    """Return the addresses of a host to listen at.
 
     Raises:
-        ValueError: if there are none, or the port is none.
+        ValueError: if the host has no address, or the port is not a valid one.
     """
     if not isinstance(port, int) or not 0 < port < 65536:
         raise ValueError(f"--port must be 1 to 65535, got {port}")
@@ -130,14 +131,14 @@ def addresses_of(host: str, port: int) -> list[Address]:
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-    """Answer a request oneself."""
+    """Answer a request directly."""
     length = (b"content-length", b"%d" % len(body))
     await send({"type": "http.response.start", "status": status, "headers": [length, *headers]})
     await send({"type": "http.response.body", "body": body})
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """Return a receive that gives a body first, and then what comes."""
+    """Return a receive that gives a body first, and then what `receive` gives."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def given() -> Message:

@@ -1,7 +1,7 @@
-"""Errors that a user or the system causes, in one line: `path: reason; what to do`.
+"""Report errors that a user or the system causes in one line: `path: reason; what to do`.
 
-Libraries wrap such an error in one of their own kinds, turn it into text, or say it in other words; `user_error` finds it again, and
-`in_one_line` is where every command lets its errors out.
+Libraries wrap such an error in one of their own kinds, turn it into text, or put it into other words; `user_error` finds it again, and
+every command reports its errors through `in_one_line`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 from synboost_monai.processes import INTERRUPTED, TERMINATED, Terminated, check_temporary_folder, told_to_end
 
 TRACEBACK_VARIABLE = "SYNBOOST_TRACEBACK"
-"""Environment variable: set to 1, errors of the user keep their traceback too."""
+"""Environment variable; if it is 1, errors of the user keep their traceback too."""
 USER_MISTAKE = 2
-"""Exit code of what a user or the system caused."""
+"""Exit code for errors that a user or the system caused."""
 LINE_VARIABLE = "SYNBOOST_ERROR_LINE"
-"""Environment variable: a file that the line is written to as well, for the process that started this one."""
+"""Environment variable with a file that the line is written to as well, for the process that started this one."""
 
 _ADVICE = {
     errno.ENOENT: "check the path",
@@ -51,7 +51,7 @@ _ADVICE = {
     errno.ETXTBSY: "another program uses it; close that, and run the same command again",
     errno.EADDRINUSE: "give another port",
 }
-"""What the system says -> what a user can do."""
+"""The system's error number -> what a user can do."""
 _SHARED_MEMORY = "/dev/shm"
 _SHARED_MEMORY_ADVICE = (
     "processes share tensors there: give the container more of it (`docker run --shm-size 1g`), or set --num_workers 0"
@@ -61,7 +61,7 @@ _SPELLED = {
     for number in (*_ADVICE, errno.ENOSYS, errno.EINVAL)
     if number not in (errno.EAGAIN, errno.EBUSY, errno.EINVAL)
 }
-"""The system's words in errors that other libraries made of them -> their number."""
+"""The system's words, as they appear in errors of other libraries -> the system's error number."""
 _SQLITE = {"disk is full": errno.ENOSPC, "disk i/o error": errno.EIO, "readonly database": errno.EROFS}
 _SQLITE |= {"unable to open database file": errno.EACCES}
 _TORCH_WRITER = ("inline_container.cc", "PytorchStreamWriter", "iostream error")
@@ -69,10 +69,10 @@ _TEMPORARY = re.compile(r"\.\d+-[0-9a-f]{8}\.(?=[^/]*$)")  # how files.atomic_pa
 
 
 def user_error(error: BaseException) -> Exception | None:
-    """The ValueError or OSError at the root of an error, or None.
+    """Return the ValueError or OSError at the root of an error, or None.
 
-    MONAI and PyTorch wrap what a config's component or a transform raises in RuntimeErrors; a data loader's worker process even turns
-    it into text. PyTorch, ITK and SQLite say in words of their own what the system said to them.
+    MONAI and PyTorch wrap errors of a config's component or a transform in RuntimeErrors; a data loader's worker process even turns
+    them into text. PyTorch, ITK and SQLite report the system's errors in their own words.
     """
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or getattr(chain[-1], "cause", None)) not in (None, *chain):
@@ -89,7 +89,7 @@ def user_error(error: BaseException) -> Exception | None:
 
 
 def as_system_error(error: BaseException) -> OSError | None:
-    """What the system said, if this error is or repeats that; with the shared memory's path where that is what failed."""
+    """Return the system's error that this error is or repeats, or None; with the shared memory's path if that failed."""
     if isinstance(error, OSError):
         if error.errno and error.filename is None and _is_of_shared_memory(error):
             return OSError(error.errno, os.strerror(error.errno), _SHARED_MEMORY)
@@ -114,11 +114,11 @@ def as_system_error(error: BaseException) -> OSError | None:
 
 
 def one_line(error: BaseException, where: str | None = None) -> str:
-    """Text of an error without line breaks; of one of the system's: the path, its words, and what to do.
+    """Return the text of an error without line breaks; for an error of the system: the path, its words, and what to do.
 
     Args:
-        error: any.
-        where: the path that the command writes to, for errors of the system that name none.
+        error: any error.
+        where: the path that the command writes to, for errors of the system that name no path.
     """
     if not isinstance(error, OSError) or error.errno is None:
         return " ".join(str(error).split())
@@ -135,12 +135,12 @@ def one_line(error: BaseException, where: str | None = None) -> str:
 
 @contextlib.contextmanager
 def in_one_line(name: str, where: str | None = None) -> Iterator[None]:
-    """Let errors of the user and of the system out as one line on stderr and exit code 2; Ctrl-C and SIGTERM as one line as well.
+    """Report errors of the user and of the system as one line on stderr with exit code 2; Ctrl-C and SIGTERM as one line as well.
 
     Any other error keeps its traceback.
 
     Args:
-        name: begins the line, such as `synboost train`.
+        name: beginning of the line, such as `synboost train`.
         where: see `one_line`.
     """
     told: list[BaseException] = []
@@ -191,7 +191,7 @@ def in_one_line(name: str, where: str | None = None) -> Iterator[None]:
 
 
 def _of_text(text: str) -> Exception | None:
-    """The last error of the user in the text of a traceback; None if there is none."""
+    """Return the last error of the user in the text of a traceback, or None."""
     for kind, words in reversed(re.findall(r"^(?:\w+\.)*(\w+): (.+)$", text, re.MULTILINE)):
         known = getattr(builtins, kind, None)
         if isinstance(known, type) and issubclass(known, OSError):
@@ -208,7 +208,7 @@ def _of_text(text: str) -> Exception | None:
 
 
 def _is_of_shared_memory(error: OSError) -> bool:
-    """Whether a lock or a block of memory that processes share could not be made."""
+    """Return whether processes could not make a shared lock or block of memory."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and frames[-1].filename.endswith(
         ("multiprocessing/synchronize.py", "multiprocessing/shared_memory.py")
@@ -216,7 +216,7 @@ def _is_of_shared_memory(error: OSError) -> bool:
 
 
 def _flush() -> None:
-    """Write out what was printed, so that a full disk is an error here and not noise at the end of the process."""
+    """Flush the output, so that a full disk is an error here and not noise at the end of the process."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -227,13 +227,13 @@ def _flush() -> None:
 
 
 def _discard_output() -> None:
-    """Send what is still to be printed nowhere."""
+    """Discard the output that is still to be printed."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(line: str) -> None:
-    """A line on stderr, wherever that leads."""
+    """Write a line to stderr, wherever that leads."""
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
     if LINE_VARIABLE in os.environ:

@@ -1,6 +1,6 @@
-"""Files: writing them whole or not at all, and reading planes of NIfTI, MetaImage, PNG, JPEG, BMP, AVI or MP4, checked to their end.
+"""Write files whole or not at all, and read planes of NIfTI, MetaImage, PNG, JPEG, BMP, AVI or MP4, checked to their end.
 
-`read_plane` takes the one grey plane of a file (CAMUS's images and label maps); `read_frames` takes whatever an
+`read_plane` reads the one grey plane of a file (CAMUS's images and label maps); `read_frames` reads whatever an
 ultrasound export holds: one plane or a sequence, grey or colour, any number type.
 """
 
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
-"""Ends of the names of NIfTI files."""
+"""Suffixes of NIfTI files."""
 METAIMAGE_SUFFIXES = (".mhd", ".mha")
-"""Ends of the names of MetaImage files."""
+"""Suffixes of MetaImage files."""
 FRAME_SUFFIXES = (*NIFTI_SUFFIXES, *METAIMAGE_SUFFIXES, *PICTURE_SUFFIXES)
-"""Ends of the names of images and label maps that keep every pixel as it is (JPEG apart), lower case."""
+"""Suffixes of images and label maps whose formats keep every pixel as it is (except JPEG), lower case."""
 DICOM_SUFFIXES = (".dcm", ".dicom")
-"""Ends of the names of DICOM files; many have none."""
+"""Suffixes of DICOM files; many of these have no suffix."""
 IMAGE_SUFFIXES = (*FRAME_SUFFIXES, *CLIP_SUFFIXES, *DICOM_SUFFIXES)
-"""Ends of the names of every image file that the project reads, lower case."""
+"""Suffixes of all image files that the project reads, lower case."""
 UNCALIBRATED_SUFFIXES = (*PICTURE_SUFFIXES, *CLIP_SUFFIXES)
-"""Ends of the names of files that know neither the size of a pixel nor how the image lies."""
+"""Suffixes of files that hold neither the size of a pixel nor the orientation of the image."""
 
 MAX_TEXT_BYTES = 1 << 28
 """Largest text file that is read: a datalist of a million images has fewer bytes."""
@@ -51,13 +51,13 @@ MAX_TEXT_BYTES = 1 << 28
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path`; on leaving without an error it is renamed to `path`, otherwise removed.
+    """Yield a temporary path beside `path`; rename it to `path` on leaving without an error, otherwise remove it.
 
-    The temporary name is hidden and ends as the target does, so writers that go by the suffix work; of a long name it holds the end
-    alone. Missing folders are made.
+    The temporary name is hidden and ends as the target does, so that writers that go by the suffix work; a long name is shortened to its
+    end. Missing folders are made.
 
     Raises:
-        OSError: what the system refuses, with the path, whatever kind the library that writes made of it.
+        OSError: the system's refusal, with the path, whatever error the writing library made of it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,12 +71,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
         raise OSError(*_said_of_writing(path, refused), str(path)) from error
     finally:
-        with contextlib.suppress(OSError):  # nothing was made there: what the system said of that is on its way
+        with contextlib.suppress(OSError):  # nothing was made there: the system's error is raised already
             temporary.unlink(missing_ok=True)
 
 
 def _said_of_writing(path: Path, refused: OSError) -> tuple[int, str]:
-    """Number and words of why a file could not be written; asked again where a library did not pass them on."""
+    """Return number and text of the error of a failed write; try a write again where a library did not pass them on."""
     if refused.errno == errno.EIO:
         try:
             with tempfile.TemporaryFile(dir=path.parent) as file:
@@ -88,7 +88,7 @@ def _said_of_writing(path: Path, refused: OSError) -> tuple[int, str]:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
+    """Return the SHA-256 of a file as hexadecimal digits."""
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
@@ -97,7 +97,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def known_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, computed again only when it changed: weights are asked for theirs by whatever uses them."""
+    """Return the SHA-256 of a file, computed again only if it changed, since every use of weights asks for it."""
     status = os.stat(path)
     return _sha256_of_state(os.path.abspath(path), status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -114,21 +114,21 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def read_text(path: str | os.PathLike[str], errors: str = "strict") -> str:
-    """Read a text file that a user may have edited or made, whatever the editor and the system: UTF-8, lines end with a line feed.
+    """Read a UTF-8 text file that a user may have made with any editor and system; lines of the text end with a line feed.
 
-    A byte order mark at the begin and carriage returns, which editors and spreadsheets of Windows write, are not part of the text.
+    A byte order mark at the beginning and carriage returns, which editors and spreadsheets of Windows write, are not part of the text.
 
     Args:
         path: the file.
-        errors: what becomes of bytes that are not UTF-8, as of `bytes.decode`.
+        errors: treatment of bytes that are not UTF-8, as in `bytes.decode`.
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is UTF-16 or UTF-32, larger than any text that is read here, or (with `strict`) not UTF-8.
+        ValueError: if it is UTF-16 or UTF-32, larger than `MAX_TEXT_BYTES`, or (with `strict`) not UTF-8.
     """
     content = bytearray()
     with open(
         path, "rb"
-    ) as file:  # block by block: `read` takes as much memory as it is asked for, whatever the file holds
+    ) as file:  # block by block: `read` takes all the memory that it is asked for, whatever the file's size
         while len(content) <= MAX_TEXT_BYTES and (block := file.read(1 << 20)):
             content += block
     if len(content) > MAX_TEXT_BYTES:
@@ -148,20 +148,20 @@ def read_text(path: str | os.PathLike[str], errors: str = "strict") -> str:
 
 
 def image_suffix(path: str | os.PathLike[str]) -> str | None:
-    """The suffix of `IMAGE_SUFFIXES` that a file name ends with (any case); None if it ends with none."""
+    """Return the suffix of `IMAGE_SUFFIXES` that a file name ends with (in any case), or None."""
     name = os.path.basename(path).lower()
     return next((suffix for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), None)
 
 
 def image_stem(path: str | os.PathLike[str]) -> str:
-    """File name without its image suffix: `patient0001_4CH_ED.nii.gz` -> `patient0001_4CH_ED`."""
+    """Return a file name without its image suffix: `patient0001_4CH_ED.nii.gz` -> `patient0001_4CH_ED`."""
     suffix = image_suffix(path)
     name = os.path.basename(path)
     return name[: -len(suffix)] if suffix else name
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is DICOM: by its name, or, where the name ends as that of no image, by the letters DICM after 128 bytes."""
+    """Return whether a file is DICOM: by its name, or, if it has no image suffix, by the letters DICM after 128 bytes."""
     suffix = image_suffix(path)
     if suffix is not None:
         return suffix in DICOM_SUFFIXES
@@ -176,7 +176,7 @@ def is_dicom(path: str | os.PathLike[str]) -> bool:
 
 @dataclass(frozen=True)
 class Plane:
-    """One 2-D image of a file, in display order."""
+    """Hold one 2-D image of a file, in display order."""
 
     pixels: NDArray[Any]
     """(H, W): rows from top to bottom, the file's own values."""
@@ -186,7 +186,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Frames:
-    """The grey planes of a file, in display order; one, or a sequence over time."""
+    """Hold the grey planes of a file, in display order: one, or a sequence over time."""
 
     pixels: NDArray[Any]
     """(T, H, W): rows from top to bottom, the file's own values (colours as their luma)."""
@@ -195,30 +195,30 @@ class Frames:
 
     @property
     def spacing_mm(self) -> tuple[float, float]:
-        """(row, column); 1 mm where the file knows none (`UNCALIBRATED_SUFFIXES`)."""
+        """Return the spacing, (row, column); 1 mm if the file holds none (`UNCALIBRATED_SUFFIXES`)."""
         return self.grid.spacing_mm
 
 
 def read_frames(
     path: str | os.PathLike[str], sequences: bool = False, like: str | os.PathLike[str] | None = None
 ) -> Frames:
-    """Read an image file of any number type, grey or colour, all of it: a truncated or damaged file is an error.
+    """Read a whole image file of any number type, grey or colour: a truncated or damaged file is an error.
 
-    Colour becomes grey by luma, 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), over black where an alpha channel says transparent.
-    Colour is: PNG, JPEG and BMP of any mode; AVI and MP4, of which luma is taken as it is stored; NIfTI of type RGB24 or RGBA32, with a
+    Colour becomes grey by luma, 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), over black where an alpha channel is transparent.
+    Colour is: PNG, JPEG and BMP of any mode; AVI and MP4, whose luma is taken as stored; NIfTI of type RGB24 or RGBA32, with a
     fifth axis of 3 or 4, or with a last axis of 3 or 4 and the intent RGB_VECTOR or RGBA_VECTOR; MetaImage with 3 or 4 channels. A bare
     last axis of 3 counts as 3 frames.
 
-    An image whose affine says that it is turned or mirrored is turned back (see `formats.grid`). Sizes are bounded before memory is
+    An image that is turned or mirrored by its affine is turned back (see `formats.grid`). Sizes are bounded before memory is
     taken (see `formats.bounded`).
 
     Args:
         path: of one of `FRAME_SUFFIXES` or `CLIP_SUFFIXES`.
         sequences: take several planes: (x, y, t) or (x, y, 1, t) as stored, time last; a clip (AVI, MP4) counts as several.
-        like: the image whose label map this is; where the label map's own header does not say how it lies, it lies as the image.
+        like: the image of this label map; a label map without an orientation in its own header gets the image's.
     Raises:
-        FileNotFoundError: if there is no such file (or a .mhd's data file is missing).
-        ValueError: if the file is no such image, is cut off or damaged, has several planes without `sequences`, pixels that are
+        FileNotFoundError: if the file does not exist (or a .mhd's data file is missing).
+        ValueError: if the file is not such an image, is cut off or damaged, has several planes without `sequences`, pixels that are
             NaN or infinite, or no valid spacing.
     """
     path = _regular(path)
@@ -254,15 +254,15 @@ def read_frames(
 
 
 def read_plane(path: str | os.PathLike[str]) -> Plane:
-    """Read a file that holds one grey image, all of it: a truncated or damaged file is an error.
+    """Read a whole file that holds one grey image: a truncated or damaged file is an error.
 
-    As `read_frames`, but for NIfTI and MetaImage alone and without colours.
+    It works as `read_frames`, but for NIfTI and MetaImage alone and without colours.
 
     Args:
         path: a .nii.gz, .nii, .mhd or .mha file of one plane.
     Raises:
-        FileNotFoundError: if there is no such file (or a .mhd's data file is missing).
-        ValueError: if the file is no such image, is cut off, damaged, has several frames or channels, or no valid
+        FileNotFoundError: if the file does not exist (or a .mhd's data file is missing).
+        ValueError: if the file is not such an image, is cut off, damaged, has several frames or channels, or no valid
             spacing.
     """
     path = _regular(path)
@@ -283,10 +283,10 @@ def read_plane(path: str | os.PathLike[str]) -> Plane:
 
 
 def read_grid(path: str | os.PathLike[str]) -> Grid:
-    """How a file stores its planes, by its header alone.
+    """Read from a file's header how it stores its planes; pictures and clips are decoded for that.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_frames`.
+        FileNotFoundError, ValueError: as in `read_frames`.
     """
     path = _regular(path)
     suffix = image_suffix(path)
@@ -303,10 +303,10 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
 
 
 def count_frames(path: str | os.PathLike[str]) -> tuple[int, int, int]:
-    """(frames, H, W) of a sequence by its header; that the data is not cut off is checked by its size alone.
+    """Read (frames, H, W) of a sequence from its header; the size of the data shows that it is not cut off.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_plane`.
+        FileNotFoundError, ValueError: as in `read_plane`.
     """
     path = _regular(path)
     file = _header(path, image_suffix(path))
@@ -319,7 +319,7 @@ def count_frames(path: str | os.PathLike[str]) -> tuple[int, int, int]:
 
 
 def _regular(path: str | os.PathLike[str]) -> Path:
-    """The path, which must be that of a regular file: a pipe would never end."""
+    """Return the path, which must be that of a regular file: a pipe would never end."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -331,7 +331,7 @@ def _header(path: Path, suffix: str | None) -> NiftiFile | MetaImageFile:
 
 
 def _lying_as(grid: Grid, image_path: str | os.PathLike[str] | None) -> Grid:
-    """The grid of a label map whose header does not say how it lies, as its image lies, if it has the image's shape."""
+    """Return a label map's grid, with its image's orientation if the label map has none of its own and both have one shape."""
     if (
         image_path is None
         or grid.is_oriented
@@ -344,7 +344,7 @@ def _lying_as(grid: Grid, image_path: str | os.PathLike[str] | None) -> Grid:
 
 
 def _frames(file: NiftiFile | MetaImageFile, grid: Grid) -> Frames:
-    """All of a file, checked."""
+    """Read and check a whole file."""
     pixels = grid.to_display(_grey(file))
     _check_finite(pixels, file.path)
     _check_spacing(grid.spacing_mm, file.path)
@@ -352,9 +352,9 @@ def _frames(file: NiftiFile | MetaImageFile, grid: Grid) -> Frames:
 
 
 def _grey(file: NiftiFile | MetaImageFile) -> NDArray[Any]:
-    """Grey values of a file as they are stored, (x, y, ...); scaled in float32, which a sequence of float64 would be twice of."""
+    """Read the grey values of a file as stored, (x, y, ...); they are scaled in float32, half the size of float64."""
     pixels = file.read()
-    if pixels.dtype.names is not None:  # RGB24, RGBA32 of NIfTI: a record a pixel
+    if pixels.dtype.names is not None:  # RGB24, RGBA32 of NIfTI: one record for each pixel
         pixels = luma(np.stack([pixels[name] for name in pixels.dtype.names], axis=-1))
     elif file.is_colour:
         pixels = luma(pixels)
@@ -367,7 +367,7 @@ def _grey(file: NiftiFile | MetaImageFile) -> NDArray[Any]:
 
 
 def _check_finite(pixels: NDArray[Any], path: Path) -> None:
-    """Refuse NaN and infinity; a plane at a time, since a whole sequence of truth values would be large."""
+    """Refuse NaN and infinity, one plane at a time, since a whole sequence of truth values would be large."""
     if pixels.dtype.kind != "f":
         return
     planes = pixels.reshape(-1, *pixels.shape[-2:])

@@ -1,4 +1,4 @@
-"""Where an image lies in a network's square, and how its grey values are scaled: numbers alone, for code with and without torch."""
+"""Compute where an image is in a network's square, and how its grey values are scaled, for code with and without torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class LetterboxGeometry(NamedTuple):
-    """Where an image lies in the network's square; all in pixels."""
+    """Hold where an image is in the network's square, in pixels."""
 
     native_height: int
     native_width: int
@@ -28,7 +28,7 @@ def letterbox_geometry(
 
     Args:
         shape: (H, W).
-        spacing_mm: (row, column); both axes get the same millimetres a pixel (to less than one pixel of the square).
+        spacing_mm: (row, column); both axes get the same millimetres per pixel (to less than one pixel of the square).
         size: side of the square.
         keep_aspect: False squashes the image to fill the square, as the published experiments did.
     """
@@ -44,7 +44,7 @@ def letterbox_geometry(
 
 
 def byte_scale(low: float, high: float) -> tuple[float, float]:
-    """(offset, factor) for an image whose values lie between low and high: (value - offset) * factor lies within 0..255.
+    """Return (offset, factor) for an image with values from low to high: (value - offset) * factor is within 0..255.
 
     See `transforms.array.scale_to_bytes`.
     """

@@ -1,7 +1,7 @@
-"""What a file of weights is: `model.json` beside `model.pt`, written with the weights and read by everything that loads them.
+"""Describe a file of weights in `model.json` beside `model.pt`, written with the weights and read by everything that loads them.
 
-It is data: JSON of a known form, bounded, with the SHA-256 of the weights that it speaks of. A checkpoint without one goes on to work;
-what nobody says of it is then as published (`PUBLISHED_FACTS`).
+It is data: JSON of a known form, bounded, with the SHA-256 of the weights that it describes. A checkpoint without one works as well;
+facts that are stated nowhere are then as published (`PUBLISHED_FACTS`).
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT = "synboost-model"
-"""Entry `format` of a card; a JSON file without it is somebody else's."""
+"""Entry `format` of a card; a JSON file without it is not a card."""
 FORMAT_VERSION = 1
-"""Entry `format_version`; raised when a reader of before could not understand a card."""
+"""Entry `format_version`; raised when earlier readers could not understand a card."""
 MAX_CARD_BYTES = 1 << 20
 """Largest card that is read."""
 WRITING_SECONDS = 0.2
-"""After which weights and card that do not belong together are read once more: a training may be between writing the two."""
+"""Seconds after which weights and card that do not belong together are read again: a training may be between writing the two."""
 VOCABULARY = "CLIP byte pair encoding, 49408 tokens"
-"""Of the prompts of every segmenter of the project."""
+"""Vocabulary of the prompts of every segmenter of the project."""
 NOT_STATED = "not stated"
-"""Licence of weights of which nobody said any."""
+"""Licence of weights for which no licence was given."""
 
 _CLIP = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
@@ -64,7 +64,7 @@ PUBLISHED_FACTS: Mapping[str, Mapping[str, Any]] = {
         "sector_threshold": 0,
     },
 }
-"""Architecture -> facts of a trained model, by the configs' keys: what they are where neither the user nor a card says it."""
+"""Architecture -> facts of a trained model, by the configs' keys: their values if neither the user nor a card states them."""
 
 
 def _is_number(value: Any) -> bool:
@@ -97,44 +97,44 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "num_class_embeds": ("a number of classes, or null", lambda value: value is None or _is_whole(value, 1, 1000)),
     "sector_threshold": ("a number", _is_number),
 }
-"""Fact -> what it has to be, in words and as a check."""
+"""Fact -> its allowed values, in words and as a check."""
 _FITS_START = ("preset", "mask_padding")
 """Facts without which weights cannot even start a training; the others may be changed by it."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What is known of weights."""
+    """Hold what is known of weights."""
 
     architecture: str
-    """Of `PUBLISHED_FACTS`."""
+    """A key of `PUBLISHED_FACTS`."""
     facts: Mapping[str, Any]
-    """By the configs' keys; one that is missing is not known."""
+    """Fact, by the configs' keys -> value; a missing one is not known."""
     prompt_level: str | Sequence[str] | None = None
-    """Of the prompts in training."""
+    """Level of the prompts in training."""
     licence: str = NOT_STATED
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the training; of places only the last name."""
+    """Settings of the training; of paths only the last name."""
     measured: Mapping[str, Any] = field(default_factory=dict)
-    """What was measured, such as val_mean_dice and epoch."""
+    """Measured values, such as val_mean_dice and epoch."""
     dtype: str = "float32"
-    """In which the file holds the weights."""
+    """Type in which the file holds the weights."""
     synboost_version: str = __version__
-    """Of the package that wrote them."""
+    """Version of the package that wrote them."""
     commit: str | None = None
-    """Of the package's repository, where it ran from one."""
+    """Commit of the package's repository, if it ran from one."""
     weights_sha256: str = ""
-    """Of the file of weights."""
+    """SHA-256 of the file of weights."""
 
     def title(self) -> str:
-        """In a line: what it is."""
+        """Describe the weights in one line."""
         said = [f"{self.architecture}, preset {self.facts.get('preset', 'not known')}"]
         said += [f"{self.facts['image_size']} px"] if "image_size" in self.facts else []
         said += [f"licence {self.licence}", f"SHA-256 {self.weights_sha256[:12]}"]
         return ", ".join(said)
 
     def as_json(self) -> dict[str, Any]:
-        """The content of its file."""
+        """Return the content of the card's file."""
         is_segmenter = self.architecture != "semantic_diffusion"
         return {
             "format": FORMAT,
@@ -161,7 +161,7 @@ def new_card(
     """Make the card of a training whose weights are still to come.
 
     Args:
-        facts: of `resolve_facts`.
+        facts: from `resolve_facts`.
         training: its settings.
         prompt_level: of its prompts.
         licence: of the weights.
@@ -177,17 +177,17 @@ def resolve_facts(
     said: Mapping[str, Any],
     is_start: bool = False,
 ) -> dict[str, Any]:
-    """Find the facts of a model: what the user says, else what the card beside its weights says, else as published.
+    """Find the facts of a model: those of the user, else those of the card beside its weights, else the published ones.
 
     Args:
         architecture: of the bundle.
-        checkpoint_path: the weights; None, or a file without a card: nothing is known of them.
-        said: fact -> value, None where nobody says any.
-        is_start: the weights start a training, which may change what need not stay for them to fit.
+        checkpoint_path: the weights; nothing is known of them if it is None or a file without a card.
+        said: fact -> the user's value, or None.
+        is_start: the weights start a training, which may change facts that they do not need in order to fit.
     Returns:
         `architecture`, and each fact of it.
     Raises:
-        ValueError: if the card says something else than the user, or is of other weights; if a value cannot be.
+        ValueError: if the card contradicts the user, or belongs to other weights; if a value is not allowed.
     """
     chosen = {key: value for key, value in said.items() if value is not None}
     for key, value in chosen.items():
@@ -202,14 +202,14 @@ def known_facts(
     is_start: bool = False,
     architecture: str | None = None,
 ) -> dict[str, Any]:
-    """Read the facts that the card beside weights tells; none without a card.
+    """Read the facts in the card beside weights; without a card there are none.
 
     Args:
-        checkpoint_path, is_start: as of `resolve_facts`.
-        said: what the user says; keys that are no facts are passed over.
+        checkpoint_path, is_start: as in `resolve_facts`.
+        said: the user's values; keys that are not facts are ignored.
         architecture: of the bundle; None: any.
     Raises:
-        ValueError: if the card says something else, or is of other weights.
+        ValueError: if the card contradicts the user, or belongs to other weights.
     """
     card = None if checkpoint_path is None else read_card(checkpoint_path)
     if checkpoint_path is None or card is None:
@@ -231,7 +231,7 @@ def known_facts(
 
 
 def card_path(weights_path: str | os.PathLike[str]) -> Path:
-    """The file beside weights that says what they are: model.json of model.pt."""
+    """Return the path of the card beside weights: model.json for model.pt."""
     return Path(weights_path).with_suffix(".json")
 
 
@@ -239,9 +239,9 @@ def read_card(weights_path: str | os.PathLike[str]) -> ModelCard | None:
     """Read the card beside weights.
 
     Returns:
-        None where there is none: no file, or one that is no card.
+        the card; None if the file does not exist or is not a card.
     Raises:
-        ValueError: if it is damaged, of a newer version, or of other weights than those beside it.
+        ValueError: if it is damaged, has a newer version, or belongs to other weights than those beside it.
     """
     path, weights_path = card_path(weights_path), Path(weights_path)
     if not weights_path.is_file() or not path.is_file():
@@ -269,12 +269,12 @@ def write_model(
 ) -> ModelCard | None:
     """Write weights, tensors alone in one flat state dict, and their card beside them: each whole or not at all.
 
-    The weights come first. A process that is killed between the two leaves the card of the weights before, whose SHA-256 says so.
+    The weights come first. A process that is killed between the two leaves the card of the previous weights, as its SHA-256 shows.
 
     Args:
         weights: name -> tensor.
         path: such as model.pt.
-        card: without the hash and the type, which are found here; None: a card of other weights does not stay beside these.
+        card: without the hash and the type, which are found here; for None, a card of other weights is removed.
     Returns:
         the card as it was written.
     """
@@ -299,14 +299,14 @@ def write_model(
 
 
 def add_measured(weights_path: str | os.PathLike[str], measured: Mapping[str, Any]) -> ModelCard:
-    """Add to what the card beside weights says was measured; the weights stay as they are.
+    """Add measured values to the card beside weights; the weights stay as they are.
 
     Args:
         weights_path: such as model.pt.
         measured: name -> number, text, or a mapping of these; a name that is there already is replaced.
     Raises:
-        FileNotFoundError: if there is no card.
-        ValueError: as `read_card`.
+        FileNotFoundError: if the card does not exist.
+        ValueError: as in `read_card`.
     """
     card = read_card(weights_path)
     if card is None:
@@ -322,7 +322,7 @@ def check_fact(key: str, value: Any, where: str) -> None:
     """Refuse a value that a fact cannot have.
 
     Raises:
-        ValueError: that begins with `where`.
+        ValueError: if the value is refused; the message begins with `where`.
     """
     words, is_right = _CHECKS[key]
     if not is_right(value):
@@ -330,7 +330,7 @@ def check_fact(key: str, value: Any, where: str) -> None:
 
 
 def source_commit() -> str | None:
-    """Find the commit of the clone that this package runs from, `-dirty` where files were changed since; None without a clone."""
+    """Find the commit of the clone that this package runs from, with `-dirty` if files were changed since; None without a clone."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
@@ -351,7 +351,7 @@ def _say_once(message: str) -> None:
 
 
 def _content(path: Path) -> dict[str, Any] | None:
-    """The entries of a card's file; None if it is no card."""
+    """Read the entries of a card's file; return None if it is not a card."""
     if path.stat().st_size > MAX_CARD_BYTES:
         return None
     try:
@@ -365,7 +365,7 @@ def _content(path: Path) -> dict[str, Any] | None:
 
 
 def _checked(content: Mapping[str, Any], path: Path) -> ModelCard:
-    """A card of a file's entries, each of the right kind."""
+    """Make a card from a file's entries, each of which must be of the right kind."""
     version = content.get("format_version")
     if not _is_whole(version, 1, FORMAT_VERSION):
         raise ValueError(
@@ -410,20 +410,20 @@ def _write(card: ModelCard, path: Path) -> None:
 
 
 def _is_level(value: Any) -> bool:
-    """Whether a value is a prompt level, or several."""
+    """Return whether a value is a prompt level, or several."""
     if isinstance(value, list):
         return all(isinstance(level, str) for level in value)
     return value is None or isinstance(value, str)
 
 
 def _without_place(key: str, value: Any) -> Any:
-    """A setting as it may be shown: of a file or folder only its name, which says nothing of the machine and its users."""
+    """Return a setting that may be shown: of a file or folder only its name, which tells nothing about the machine and its users."""
     is_place = key.endswith(("_dir", "_path", "_checkpoint")) and isinstance(value, (str, os.PathLike))
     return Path(value).name if is_place else value
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON holds it; a number that is none becomes null."""
+    """Return a value as JSON holds it; NaN and infinity become null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

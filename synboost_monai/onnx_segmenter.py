@@ -1,4 +1,4 @@
-"""An exported segmenter (`synboost export ... --format onnx`) without torch: needs onnxruntime, numpy, Pillow and transformers' tokenizer.
+"""Segment with an exported ONNX file without torch; this needs onnxruntime, numpy, Pillow and transformers' tokenizer.
 
 S: prompts. H, W: rows and columns of the image. N: side of the network's square. L: tokens of a prompt.
 """
@@ -20,11 +20,11 @@ from synboost_monai.prompts.understanding import understand
 from synboost_monai.structures import BACKGROUND_INDEX, STRUCTURES
 
 SETTINGS_KEY = "synboost"
-"""Under this name the ONNX file's metadata holds, as JSON, what the network's input has to look like."""
+"""Key of the ONNX file's metadata that holds, as JSON, how the network's input must be made."""
 
 
 class OnnxSegmenter:
-    """Grey image and words in, label map on the image's own grid out.
+    """Segment a grey image by words, and return a label map on the image's own grid.
 
     It does what inference.yaml does with one prompt for each structure, without cleaning (`keep_largest` and `fill_holes` false).
 
@@ -35,7 +35,7 @@ class OnnxSegmenter:
     Attributes:
         settings: image_size, keep_aspect, image_mean, image_std, padding_id, context_length, threshold and others, as exported.
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the file does not exist.
         ValueError: if it was not written by `synboost export`.
     """
 
@@ -70,16 +70,17 @@ class OnnxSegmenter:
         spacing_mm: Sequence[float] = (1.0, 1.0),
         threshold: float | None = None,
     ) -> NDArray[np.uint8]:
-        """Label map (H, W): the class index of each pixel with the structures of the project, 1, 2, ... S with prompts of yours.
+        """Return a label map (H, W): class indices of the project's structures, or 1, 2, ... S for your own prompts.
 
         Args:
             image: (H, W), grey values.
             prompts: each names one structure, such as "left atrium" or "Left atrium cavity in two-chamber view of the heart."; None: the
-                three structures. The network is given sentences in the paper's words as they are, and of all others that of the structure.
-            spacing_mm: (row, column); its ratio alone counts.
+                three structures. Sentences in the paper's words go to the network as they are, all others as the structure's sentence.
+            spacing_mm: (row, column); only the ratio counts.
             threshold: probability above which a pixel belongs to a structure; None: as exported.
         Raises:
-            ValueError: if a prompt does not name one structure that the network was taught, the image is not grey, or the threshold wrong.
+            ValueError: if a prompt does not name one structure that the network was taught, the image is not grey, or the threshold is
+                not between 0 and 1.
         """
         logits = self.logits(image, prompts, spacing_mm)
         threshold = float(self.settings["threshold"] if threshold is None else threshold)
@@ -93,7 +94,7 @@ class OnnxSegmenter:
     def logits(
         self, image: NDArray[Any], prompts: Sequence[str] | None = None, spacing_mm: Sequence[float] = (1.0, 1.0)
     ) -> NDArray[np.float32]:
-        """Logits (S, H, W) on the image's own grid; arguments as of the call."""
+        """Return logits (S, H, W) on the image's own grid; the arguments are those of the call."""
         image = np.asarray(image)
         if image.ndim != 2:
             raise ValueError(f"onnx_segmenter.py: expected a grey image (H, W), got {image.shape}")
@@ -114,7 +115,7 @@ class OnnxSegmenter:
         return np.stack([_resize(plane, g.native_height, g.native_width) for plane in inner])
 
     def _network_image(self, image: NDArray[Any], geometry: LetterboxGeometry) -> NDArray[np.float32]:
-        """(1, 3, N, N): letterboxed, 8-bit grey levels, normalised."""
+        """Return the letterboxed image, its 8-bit grey levels normalised, (1, 3, N, N)."""
         g = geometry
         low, factor = byte_scale(float(image.min()), float(image.max()))
         inner = _resize((image.astype(np.float32) - low) * factor, g.inner_height, g.inner_width)
@@ -125,7 +126,7 @@ class OnnxSegmenter:
 
 
 def _resize(plane: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """(H, W) -> (height, width): bilinear, pixel centres kept, smoothed where it shrinks; as `transforms.array.resize`."""
+    """Resize (H, W) to (height, width): bilinear, pixel centres kept, smoothed where it shrinks, as `transforms.array.resize` does."""
     from PIL import Image
 
     return np.asarray(Image.fromarray(plane.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))

@@ -1,6 +1,6 @@
-"""Paths of a run: no output replaces an input, no link in a run's folder is followed, and every result has a sound name.
+"""Guard the paths of a run: no output replaces an input, no link in a run's folder is followed, and every result has a sound name.
 
-An output counts as an input when both are one file: by inode, so through symbolic and hard links and in any case that the file system
+An output counts as an input if both are one file: by inode, so through symbolic and hard links and in any case that the file system
 ignores, or by their real paths where it has no inodes.
 """
 
@@ -24,7 +24,7 @@ PATH_KEYS = ("image", "label", "sequence", "sequence_label", "sector")
 MAX_NAME_BYTES = 255
 """Bytes that file systems allow for a name."""
 RESULT_PARTS = ("", "_spread")
-"""What is put behind a case's name in names of files."""
+"""Parts that follow a case's name in names of files."""
 _RESERVED_NAMES = ("datalist",)  # CASE.json would make the results look like a data set
 _SPECIAL = ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")
 
@@ -39,10 +39,10 @@ def refuse_overwriting(
     """Refuse a run that would replace a file that it reads; call it before anything is computed or written.
 
     Args:
-        outputs: files that the run will write, there or not.
-        inputs: what it reads: files, folders (their datalist.json counts), items of a data set, lists of these; None is passed over.
+        outputs: files that the run will write, whether they exist or not.
+        inputs: files that it reads, folders (their datalist.json counts), items of a data set, lists of these; None is skipped.
         advice: what the user should do.
-        filled: folders that the run fills (or empties): no input may lie within.
+        filled: folders that the run fills (or empties): no input may be in them.
     Raises:
         ValueError: if an output is an input, whatever links lead to it.
     """
@@ -67,7 +67,7 @@ def refuse_overwriting(
 
 
 def _files_of(things: Any) -> Iterator[str]:
-    """Paths of whatever a run reads."""
+    """Yield the paths of everything that a run reads."""
     if things is None or things == "":
         return
     if isinstance(things, (str, os.PathLike)):
@@ -82,7 +82,7 @@ def _files_of(things: Any) -> Iterator[str]:
 
 
 def _identities(path: str, folders: dict[str, str]) -> list[Hashable]:
-    """What tells that two paths are one file: the inode of what is there, the real path of what may come."""
+    """Return keys that two paths of one file share: its real path and, if the file exists, its inode."""
     folder, name = os.path.split(os.path.abspath(path))
     if folder not in folders:
         folders[folder] = os.path.realpath(folder)
@@ -95,7 +95,7 @@ def _identities(path: str, folders: dict[str, str]) -> list[Hashable]:
 
 
 def temporary_name(name: str) -> str:
-    """A hidden name for a file that is being written; it ends as `name` does, since writers go by the suffix, and is never too long."""
+    """Make a hidden name for a file being written; it ends as `name` does, since writers go by the suffix, and is never too long."""
     head = f".{os.getpid()}-{os.urandom(4).hex()}."
     while len(os.fsencode(head + name)) > MAX_NAME_BYTES:
         name = name[1:]
@@ -106,16 +106,16 @@ def temporary_name(name: str) -> str:
 
 
 def result_names(paths: Sequence[str], stems: Sequence[str], longest_end: str = "_spread.nii.gz") -> list[str]:
-    """A name for the results of each image: its stem, or its folders and its stem where stems repeat.
+    """Make a name for the results of each image: its stem, or its folders and its stem where stems repeat.
 
-    A name is visible, no option to a command, short enough for every suffix, and unique, also where the file system knows neither upper
-    case nor ways to write an accent, and beside the other files of a result (`CASE_spread`). What would break that is replaced by `_`,
-    cut, or told apart by the first digits of a hash of the path below the images' common folder: the same images get the same names.
+    A name is visible, not an option to a command, short enough for every suffix, and unique, even if the file system ignores case and
+    the encoding of accents, and beside the other files of a result (`CASE_spread`). Where needed, letters are replaced by `_`, names are
+    cut, or get the first digits of a hash of the path below the images' common folder: the same images get the same names.
 
     Args:
         paths: absolute.
         stems: names of these files without suffix.
-        longest_end: that is put behind a name.
+        longest_end: longest text that follows a name.
     Raises:
         ValueError: if a path is given twice.
     """
@@ -132,7 +132,7 @@ def result_names(paths: Sequence[str], stems: Sequence[str], longest_end: str = 
         folder = os.path.dirname(path).replace(os.sep, "_")
         names.append(_sound_name(f"{folder}_{stem}" if folder and counts[stem] > 1 else stem, path, room))
     used = {key for name in _RESERVED_NAMES for key in _name_keys(name)}
-    # plain names first: what is told apart is the rarer kind
+    # plain names first: names that need a hash are rarer
     for i in sorted(range(len(names)), key=lambda i: (names[i] != stems[i], _name_keys(names[i])[0], below[i])):
         digits = 8
         name = names[i]
@@ -145,13 +145,13 @@ def result_names(paths: Sequence[str], stems: Sequence[str], longest_end: str = 
 
 
 def _sound_name(name: str, path: str, room: int) -> str:
-    """A name without hidden beginning and what cannot be printed, and no longer than its suffixes leave room for."""
+    """Return a visible, printable name that leaves room for its suffixes."""
     name = "".join(char if char.isprintable() else "_" for char in name).lstrip(".-") or "image"
     return _with_hash(name, path, 8, room) if _num_bytes(name) > room else name
 
 
 def _with_hash(name: str, path: str, digits: int, room: int) -> str:
-    """A name, cut if it must be, with digits of the hash of its path."""
+    """Return a name, cut if need be, with digits of the hash of its path."""
     end = "_" + hashlib.sha256(os.fsencode(Path(path).as_posix())).hexdigest()[:digits]
     while _num_bytes(name + end) > room:
         name = name[:-1]
@@ -159,7 +159,7 @@ def _with_hash(name: str, path: str, digits: int, room: int) -> str:
 
 
 def _name_keys(name: str) -> list[str]:
-    """Names of a case's files as a file system may compare them."""
+    """Return the names of a case's files as a file system may compare them."""
     return [unicodedata.normalize("NFC", name + part).casefold() for part in RESULT_PARTS]
 
 
@@ -171,7 +171,7 @@ def _num_bytes(name: str) -> int:
 
 
 def open_own(path: AnyPath, flags: int) -> int:
-    """Open a file of a run's own folder: a regular file, no link is followed, and a pipe makes nobody wait.
+    """Open a regular file of a run's own folder, without following a link or waiting for a pipe.
 
     Args:
         path: the folder may be reached by links, the file itself may not be one.
@@ -179,8 +179,8 @@ def open_own(path: AnyPath, flags: int) -> int:
     Returns:
         descriptor, to be closed by the caller.
     Raises:
-        ValueError: if something else is there.
-        OSError: as `os.open`.
+        ValueError: if the path is not a regular file.
+        OSError: as in `os.open`.
     """
     empties = bool(flags & os.O_TRUNC)
     try:
@@ -209,7 +209,7 @@ def check_own_folders(folder: AnyPath, names: Iterable[str]) -> None:
     """Refuse a run's folder in which a folder that the run fills or empties is a link, or a file.
 
     Raises:
-        ValueError: that names it.
+        ValueError: if it is; the message names it.
     """
     for path in (os.path.join(folder, name) for name in names):
         if os.path.lexists(path) and not is_real_folder(path):
@@ -217,10 +217,10 @@ def check_own_folders(folder: AnyPath, names: Iterable[str]) -> None:
 
 
 def own_folder(path: AnyPath) -> Path:
-    """Make a folder within a run's folder unless it is there; a link in its place is refused.
+    """Make a folder within a run's folder unless it exists; refuse a link in its place.
 
     Raises:
-        ValueError: if something else is there.
+        ValueError: if the path is not a real folder.
     """
     path = Path(path)
     try:
@@ -232,7 +232,7 @@ def own_folder(path: AnyPath) -> Path:
 
 
 def is_real_folder(path: AnyPath) -> bool:
-    """Whether a path is a folder and no link to one."""
+    """Return whether a path is a folder and not a link to one."""
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except (OSError, ValueError):
@@ -240,7 +240,7 @@ def is_real_folder(path: AnyPath) -> bool:
 
 
 def remove_own_folder(path: AnyPath) -> None:
-    """Remove a folder within a real folder and all that it holds; a link is taken away itself, what it points at stays."""
+    """Remove a folder within a real folder, with all that it holds; of a link only the link itself is removed."""
     if not is_real_folder(os.path.dirname(os.path.abspath(path))):
         return
     if os.path.islink(path):

@@ -1,7 +1,7 @@
-"""What runs need of the system.
+"""Provide what runs need of the system.
 
-One process at a time in a folder, files for one user alone, no child that outlives its parent, and none that takes modules from the
-working directory.
+A folder has one process at a time, files are readable by one user alone, and no child process outlives its parent or takes modules from
+the working directory.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from synboost_monai.paths import open_own
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after SIGINT (Ctrl-C) and SIGTERM."""
 GRACE_SECONDS = 60.0
-"""How long a child may take to end: to the end of a step, and to save what it must."""
+"""Longest time for a child to end: to finish a step, and to save what it must."""
 MAX_TEMPORARY_BYTES = 60
-"""Of the folder for temporary files; what is made below it for sockets adds up to 40 to its path."""
+"""Longest path of the folder for temporary files; names of sockets below it add up to 40 bytes."""
 LOCK_NAME = ".lock"
-"""File in a run's folder that its process holds; it says which process that is."""
+"""File in a run's folder that its process holds, and that names the process."""
 _HELD: dict[tuple[int, int], int] = {}
 """Device and inode of the locks that this process holds -> their open files."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-"""What the system says of locks on a file system that has none."""
+"""The system's errors for locks on a file system that has none."""
 
 
 @contextmanager
@@ -51,16 +51,16 @@ def hold_folder(folder: str | os.PathLike[str], *, waits: bool = True) -> Iterat
 
 
 def take_folder(folder: str | os.PathLike[str], *, waits: bool) -> Callable[[], None]:
-    """Take a run's folder for this process, and return what gives it back; the folder is made if need be.
+    """Take a run's folder for this process, and return a function that gives it back; the folder is made if need be.
 
-    The lock goes with the process, however it ends, and is not handed on to its children. Where this process has the folder already,
-    nothing changes. Where the file system knows no locks (some of Lustre and NFS), a line on stderr says so and the run goes on.
+    The lock ends with the process, however that ends, and is not passed to its children. If this process has the folder already,
+    nothing changes. If the file system has no locks (some of Lustre and NFS), a line on stderr says so and the run goes on.
 
     Args:
         folder: of the run.
         waits: while another process is at work there, wait (and then find its work done), instead of refusing.
     Raises:
-        ValueError: if another process is at work there, and `waits` is False; or if the lock is a link, or no file.
+        ValueError: if another process is at work there, and `waits` is False; or if the lock is a link, or not a file.
     """
     path = Path(folder, LOCK_NAME)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,13 +99,13 @@ def take_folder(folder: str | os.PathLike[str], *, waits: bool) -> Callable[[], 
 
 
 def lock(descriptor: int, where: object, *, exclusive: bool = True, waits: bool = False) -> bool:
-    """Lock an open file, or turn the lock that it has into the other kind -> whether that worked (always, if waited for).
+    """Lock an open file, or change the kind of its lock; return whether that worked (always, with `waits`).
 
     Args:
         descriptor: of the file.
-        where: its path or folder, for the line that says that the file system knows no locks; the answer is then true.
-        exclusive: for this process alone, instead of shared with others that only read.
-        waits: until nobody has it.
+        where: its path or folder, for the line that says that the file system has no locks; the result is then True.
+        exclusive: lock for this process alone, instead of sharing with others that only read.
+        waits: wait until no other process holds the lock.
     """
     try:
         import fcntl
@@ -125,7 +125,7 @@ def lock(descriptor: int, where: object, *, exclusive: bool = True, waits: bool 
 
 
 def _forget_locks() -> None:
-    """In a child that was forked: a lock would last as long as any of them, though the run was killed."""
+    """Close the locks in a forked child: a lock would last as long as any child, though the run was killed."""
     while _HELD:
         with contextlib.suppress(OSError):
             os.close(_HELD.popitem()[1])
@@ -139,7 +139,7 @@ if hasattr(os, "register_at_fork"):
 def private_files() -> Iterator[None]:
     """Write files that this user alone can read (0600, folders 0700), in this process and those that it starts meanwhile.
 
-    Outputs carry patients. Where a group shall read them, a default ACL of the folder does that: it takes the place of the mask.
+    Outputs show patients. To let a group read them, set a default ACL on the folder: it takes the place of the mask.
     """
     before = os.umask(0o077)
     try:
@@ -149,9 +149,9 @@ def private_files() -> Iterator[None]:
 
 
 def module_command(name: str) -> list[str]:
-    """Words that run a module in a process of this Python as `-m` does, but not with the working directory on its path.
+    """Return the command that runs a module with this Python as `-m` does, but without the working directory on its path.
 
-    A folder that came from elsewhere may hold a `yaml.py`. Children of the process are told by `safe_environment`.
+    A folder that came from elsewhere may hold a `yaml.py`. For children of the process, `safe_environment` does the same.
     """
     if sys.version_info >= (3, 11):
         return [sys.executable, "-P", "-m", name]
@@ -160,7 +160,7 @@ def module_command(name: str) -> list[str]:
 
 
 def safe_environment(**more: str) -> dict[str, str]:
-    """This process's environment for a child that finds this package, and whose own children leave the working directory off their path.
+    """Return the environment for a child that finds this package, and whose children leave the working directory off their path.
 
     Args:
         more: further variables.
@@ -175,14 +175,14 @@ def safe_environment(**more: str) -> dict[str, str]:
 
 
 def check_temporary_folder() -> None:
-    """See that TMPDIR can be used, by the sockets of worker processes too, whose names end at 107 bytes; for this process and its children.
+    """Check that this process and its children can use TMPDIR, also for sockets of worker processes, whose names have at most 107 bytes.
 
-    A long one is reached over a short link from then on, as it may be the disk with room. Without this a training with workers waits for
-    ever: the process that would pass tensors on cannot open its socket, and says so to nobody.
+    A long path is reached over a short link from then on, since that disk may be the one with room. Otherwise a training with workers
+    would wait for ever: the process that passes tensors on cannot open its socket, and reports no error.
 
     Raises:
-        OSError: if TMPDIR is no folder that can be written.
-        ValueError: if it is too long and there is no place for a link.
+        OSError: if TMPDIR is not a folder that can be written.
+        ValueError: if it is too long and no place for a link is found.
     """
     named = os.environ.get("TMPDIR")
     if not named:
@@ -210,7 +210,7 @@ def check_temporary_folder() -> None:
 
 
 def _remove_link(folder: str, process: int) -> None:
-    """At the end of the process that made it."""
+    """Remove the link at the end of the process that made it."""
     if os.getpid() == process:
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(folder, "t"))
@@ -218,11 +218,11 @@ def _remove_link(folder: str, process: int) -> None:
 
 
 def end_child(process: subprocess.Popen[Any], told: KeyboardInterrupt) -> int:
-    """Let a child end in order that a signal tells to, and return the exit code of that; it is killed after `GRACE_SECONDS`.
+    """Let a child end in order after a signal, and return the exit code for that signal; kill it after `GRACE_SECONDS`.
 
     Args:
         process: the child; Ctrl-C reaches it too, SIGTERM is passed on to it.
-        told: what the signal was raised as.
+        told: the exception that the signal raised.
     """
     if isinstance(told, Terminated):
         process.terminate()
@@ -235,20 +235,20 @@ def end_child(process: subprocess.Popen[Any], told: KeyboardInterrupt) -> int:
 
 
 def ends_with_parent() -> Callable[[], None] | None:
-    """`preexec_fn` of a child that ends when its parent does, even by `kill -9`; None where the system has no such thing."""
+    """Return the `preexec_fn` for a child that ends with its parent, even after `kill -9`; None if the system has no such function."""
     return _ask_linux if sys.platform == "linux" else None
 
 
 def _ask_linux() -> None:
-    """In the child: ask Linux to kill it when its parent ends."""
+    """Ask Linux, in the child, to kill it when its parent ends."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def limit_memory(num_bytes: int) -> None:
-    """Let this process take so much more memory than it has now, and leave no core dump, which would hold images.
+    """Limit the memory that this process may add to its present memory, and prevent a core dump, which would hold images.
 
-    Systems without such limits go on without them.
+    Systems that do not have such limits go on without them.
     """
     try:
         import resource
@@ -268,23 +268,23 @@ def limit_memory(num_bytes: int) -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, where Python raises KeyboardInterrupt for SIGINT: what is open is closed, what is half written is removed."""
+    """Represent SIGTERM as KeyboardInterrupt represents SIGINT: open files are closed, half-written ones are removed."""
 
 
 @contextmanager
 def told_to_end() -> Iterator[threading.Event]:
     """Raise `Terminated` in the main thread at SIGTERM; a second SIGTERM ends the process at once.
 
-    Elsewhere than in the main thread nothing changes. A verb that ends in its own way, such as `listen`, sets a handler of its own.
+    Outside the main thread nothing changes. A verb that ends differently, such as `listen`, sets a handler of its own.
 
-    Returns:
+    Yields:
         an event that is set once the signal has come.
     """
     came, process = threading.Event(), os.getpid()
 
     def end(number: int, _: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        if os.getpid() != process:  # a child that was forked: it is not for it to clean up
+        if os.getpid() != process:  # a forked child must not clean up
             os.kill(os.getpid(), number)
             return
         came.set()

@@ -1,6 +1,6 @@
-"""Public weights: which exist, how to get them (the only network access of the project), and converting them to a bundle's model.pt.
+"""List public weights, fetch them (the only network access of the project), and convert them to a bundle's model.pt.
 
-`synboost weights list | get NAME OUT | convert SOURCE OUT`. Nothing is fetched without a SHA-256 to check it by: where none is known
+`synboost weights list | get NAME OUT | convert SOURCE OUT`. Nothing is fetched without a SHA-256 to check it: if it is not known
 here, the reader of the source page passes it, or fetches by hand.
 """
 
@@ -21,7 +21,7 @@ from synboost_monai.files import sha256_of
 from synboost_monai.model_card import ModelCard, card_path, known_facts, read_card, write_model
 
 ACTIONS = ("list", "get", "convert")
-"""What `synboost weights` does."""
+"""Actions of `synboost weights`."""
 ARCHITECTURES = ("clipseg", "cris", "semantic_diffusion")
 """Networks that weights can be converted to."""
 TIMEOUT_S = 60.0
@@ -29,45 +29,45 @@ TIMEOUT_S = 60.0
 DTYPES = ("float32", "float16", "bfloat16")
 """Types that weights can be written in."""
 _BLOCK_BYTES = 1 << 20
-"""Bytes that are read at a time."""
+"""Number of bytes that are read at a time."""
 _MAX_BYTES = 4_000_000_000
-"""Of a file whose exact size is not known here: the largest of the table has 2.6 GB."""
+"""Largest size of a file whose exact size is not known here: the largest in the table has 2.6 GB."""
 
 
 @dataclass(frozen=True)
 class PublicWeights:
-    """One checkpoint that somebody published."""
+    """Hold the facts of one published checkpoint."""
 
     name: str
-    """What `get` calls it."""
+    """Name for `get`."""
     title: str
     architecture: str
-    """Of `ARCHITECTURES`: what it is, or what it starts."""
+    """One of `ARCHITECTURES`, which the checkpoint is, or which it can start."""
     fits: str
-    """Bundle and preset that it fits, and how it is used there."""
+    """Bundle and preset that it fits, and its use there."""
     file_name: str
     licence: str
     page: str
-    """Where a reader finds it."""
+    """Web page where a reader finds it."""
     by_hand: str
-    """What to do where `get` cannot."""
+    """What to do if `get` cannot fetch it."""
     size: str
-    """In words."""
+    """Size in words."""
     num_bytes: int | None = None
-    """Exact size, where it is known."""
+    """Exact size, if it is known."""
     sha256: str | None = None
-    """Of the file, as its publisher states it; None: not known here."""
+    """SHA-256 of the file, as its publisher states it; None if it is not known here."""
     url: str | None = None
-    """Of the file itself; None: it has no address that a program can fetch from."""
+    """Address of the file itself; None if a program cannot fetch it."""
 
     @property
     def max_bytes(self) -> int:
-        """Bytes after which a download is stopped."""
+        """Return the number of bytes after which a download is stopped."""
         return _MAX_BYTES if self.num_bytes is None else self.num_bytes
 
     @property
     def how(self) -> str:
-        """How to get it: a command, or the way by hand."""
+        """Return how to get it: a command, or the way by hand."""
         if self.url is not None and self.sha256 is not None:
             return f"synboost weights get {self.name} OUT"
         if self.url is not None:
@@ -77,9 +77,9 @@ class PublicWeights:
 
 _CLIPSEG_PAGE = "https://huggingface.co/CIDAS/clipseg-rd64-refined"
 _CLIPSEG_REVISION = "583b388deb98a04feb3e1f816dcdb8f3062ee205"
-"""Commit of the page's repository: the file behind an address with it cannot change."""
+"""Commit of the page's repository: the file at an address with it cannot change."""
 _CLIP_RN50_SHA256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
-"""Part of the address in clip/clip.py of github.com/openai/CLIP, which checks the file by it."""
+"""Part of the address in clip/clip.py of github.com/openai/CLIP, which checks the file with it."""
 
 WEIGHTS: tuple[PublicWeights, ...] = (
     PublicWeights(
@@ -148,7 +148,7 @@ WEIGHTS: tuple[PublicWeights, ...] = (
         size="about 0.6 GB each",
     ),
 )
-"""Every set of weights that we know of and can load. Sizes, licences and hashes are those of the pages."""
+"""All sets of weights that we know and can load. Sizes, licences and hashes are those of the pages."""
 
 
 def run_action(
@@ -163,14 +163,14 @@ def run_action(
     dtype: str = "float32",
     licence: str | None = None,
 ) -> str:
-    """What `synboost weights` does; the text to print.
+    """Do an action of `synboost weights`, and return the text to print.
 
     Args:
         action: `list`, `get` (source: name; output: file or folder) or `convert` (source: checkpoint; output: model.pt).
         architecture, preset, partial, dtype, licence: see `convert_weights`.
         sha256: see `get_weights`.
     Raises:
-        ValueError, FileNotFoundError: in one line, whatever a user can cause.
+        ValueError, FileNotFoundError: in one line, for mistakes of the user.
     """
     if action not in ACTIONS:
         raise ValueError(f"expected {', '.join(ACTIONS)}, got {action!r}")
@@ -187,7 +187,7 @@ def run_action(
 
 
 def weights_table() -> str:
-    """What exists, a paragraph each."""
+    """Return a text with one paragraph for each set of weights."""
     paragraphs = []
     for entry in WEIGHTS:
         lines = [f"{entry.name}: {entry.title}"]
@@ -206,10 +206,10 @@ def weights_table() -> str:
 
 
 def find_weights(name: str) -> PublicWeights:
-    """The entry called `name`.
+    """Return the entry called `name`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if it does not exist.
     """
     known = {entry.name: entry for entry in WEIGHTS}
     if name not in known:
@@ -225,17 +225,17 @@ def find_weights(name: str) -> PublicWeights:
 def get_weights(name: str, output: str | os.PathLike[str], sha256: str | None = None) -> Path:
     """Fetch published weights, checked by size and SHA-256; the one function of the project that opens a connection.
 
-    Bytes are counted as they come, whatever the server says of their number: no more than the entry's size, or 4 GB, reach the disk.
-    An interrupted download goes on where it was, if the server allows that. Proxies come from the environment, as urllib reads it.
+    Bytes are counted as they come, whatever number the server announces: no more than the entry's size, or 4 GB, reach the disk.
+    An interrupted download goes on where it stopped, if the server allows that. Proxies come from the environment, as urllib reads it.
 
     Args:
         name: of an entry of `WEIGHTS`.
-        output: a file to write, or a folder for a file of the publisher's name.
+        output: a file to write, or a folder for a file with the publisher's name.
         sha256: 64 hexadecimal digits, as the source page states them, for an entry whose hash is not known here.
     Returns:
         the file; one that is already there with the right hash is left as it is.
     Raises:
-        ValueError: if there is no such entry, it has no address or no hash, there is no connection, or what came is wrong.
+        ValueError: if the entry does not exist, or has no address or no hash; if the connection fails, or the file is a wrong one.
     """
     entry = find_weights(name)
     expected = _expected_sha256(entry, sha256)
@@ -267,7 +267,7 @@ def get_weights(name: str, output: str | os.PathLike[str], sha256: str | None = 
 
 
 def _expected_sha256(entry: PublicWeights, given: str | None) -> str | None:
-    """The hash to check a file by: the table's, or the one that the user read on the page."""
+    """Return the hash to check a file with: the table's, or the one that the user read on the page."""
     if given is None:
         return entry.sha256
     digits = given.strip().lower().removeprefix("sha256:")
@@ -279,7 +279,7 @@ def _expected_sha256(entry: PublicWeights, given: str | None) -> str | None:
 
 
 def _download(entry: PublicWeights, partial: Path, path: Path) -> None:
-    """Bytes of an entry's address into `partial`, from where it ends; a wrong size stops it."""
+    """Download an entry's file into `partial`, from where that ends; stop if the size is wrong."""
     from tqdm import tqdm
 
     assert entry.url is not None
@@ -334,23 +334,23 @@ def _download(entry: PublicWeights, partial: Path, path: Path) -> None:
 
 
 def _too_long(entry: PublicWeights) -> str:
-    """What is said of an answer that has more bytes than any file of the entry."""
+    """Return the message for an answer that has more bytes than any file of the entry."""
     return f"{entry.url} has more than {entry.max_bytes:,} bytes: it is another file, and nothing of it is kept; see {entry.page}"
 
 
 def _open_here(path: str, flags: int) -> int:
-    """`open`'s opener: not through a symbolic link."""
+    """Open a file for `open`, but not through a symbolic link."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows an answer that names another address, but from https only to https."""
+    """Follow an answer that names another address, but from https only to https."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """The request for another address.
+        """Return the request for another address.
 
         Raises:
-            ValueError: if that is less safe than the first.
+            ValueError: if that address is less safe than the first.
         """
         if urlsplit(newurl).scheme not in ("https", urlsplit(req.full_url).scheme):
             raise ValueError(f"{req.full_url} leads to {newurl}, which is not https; nothing is fetched from there")
@@ -358,7 +358,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _open(url: str, start: int) -> Any:
-    """An open answer for `url` from byte `start` on, or from 0 where the server cannot go on there."""
+    """Open an answer for `url` from byte `start` on, or from 0 if the server cannot go on there."""
     headers = {"User-Agent": f"synboost-monai/{__version__}"}
     # made anew: it reads the proxies of the environment now, and urlopen remembers those of its first call
     opener = urllib.request.build_opener(_SafeRedirects)
@@ -376,7 +376,7 @@ def _open(url: str, start: int) -> Any:
 
 
 def _range_start(response: Any) -> int | None:
-    """First byte of a partial answer, by `Content-Range: bytes START-END/TOTAL`."""
+    """Return the first byte of a partial answer, from `Content-Range: bytes START-END/TOTAL`."""
     first = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     return int(first) if first.isdigit() else None
 
@@ -395,21 +395,21 @@ def convert_weights(
 ) -> str:
     """Write a published checkpoint, or a model.pt of ours, as a bundle's model.pt: tensors only, our names, one flat state dict.
 
-    What is known of the weights is written beside them as model.json; that of the source, where it has one, goes on to hold.
+    The facts of the weights are written beside them as model.json; those in the source's model.json, if it has one, are kept.
 
     Args:
         source: file or folder, in any form that `networks.load_published` takes.
         output: the file, such as models/model.pt; or a folder, for a model.pt in it.
         architecture: one of `ARCHITECTURES`; None: by the source's model.json, or the names in the checkpoint.
-        preset: that the checkpoint was made with; None: by the source's model.json, else published.
-        partial: take CLIP RN50 alone too: neck, decoder and projector of the CRIS are then random, so that it only serves to start
+        preset: preset that the checkpoint was made with; None: that of the source's model.json, else published.
+        partial: accept CLIP RN50 alone too: neck, decoder and projector of the CRIS are then random, so that the file can only start
             a training.
-        dtype: of `DTYPES`; those of 16 bits make a file of half the size, which every network of ours loads.
+        dtype: of `DTYPES`; those of 16 bits make a file of half the size, which all our networks load.
         licence: of the weights, for model.json; None: the source's.
     Returns:
-        what was written, for the reader: architecture, parameters, SHA-256, licence.
+        text about the written file: architecture, parameters, SHA-256, licence.
     Raises:
-        FileNotFoundError: if there is no such checkpoint.
+        FileNotFoundError: if the checkpoint does not exist.
         ValueError: if it does not fit, is CLIP alone without `partial`, or `output` is there already.
     """
     from synboost_monai.networks import published
@@ -463,7 +463,7 @@ def convert_weights(
 
 
 def _in_dtype(network: Any, dtype: str) -> dict[str, Any]:
-    """A network's weights in a type; whole numbers stay as they are."""
+    """Return a network's weights in a type; whole numbers stay as they are."""
     import torch
 
     weights = {}
@@ -475,7 +475,7 @@ def _in_dtype(network: Any, dtype: str) -> dict[str, Any]:
 
 
 def _create(architecture: str, preset: str, **of_network: Any) -> Any:
-    """The network that weights are to be of; whatever of it stays random is the same every time."""
+    """Create the network that the weights are for; its random parts are the same every time."""
     import torch
 
     from synboost_monai.networks import create_segmenter, create_semantic_diffusion_unet
@@ -488,7 +488,7 @@ def _create(architecture: str, preset: str, **of_network: Any) -> Any:
 
 
 def _licence_of(source: str | os.PathLike[str]) -> str:
-    """The licence of a file that is one of the table's, by its hash."""
+    """Return the licence of a file, which the table has if it knows the file's hash."""
     known = {entry.sha256: entry for entry in WEIGHTS if entry.sha256 is not None}
     path = Path(source)
     entry = known.get(sha256_of(path)) if path.is_file() else None

@@ -67,8 +67,8 @@ def run_demo(
         port: of the page.
         overrides: keys of the segmenter's inference.yaml; with `synthesis.` before them, of echo_semantic_diffusion's.
         host: address to listen at.
-        token: token that the page asks for; True makes a new one; None takes that of `TOKEN_VARIABLE`, else no token on this machine
-            alone and a new one for any other host.
+        token: token that the page asks for; True or None: that of `TOKEN_VARIABLE`; if that is not set, True makes a new one, and so does
+            None for any other host than this machine.
         folders: folders whose files may be opened by their paths.
     Raises:
         FileNotFoundError, ValueError: if weights or folders are missing, a key is unknown, gradio is not installed, host or token are

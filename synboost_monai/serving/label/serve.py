@@ -47,8 +47,8 @@ def run_label(
         app_dir: folder for the app; None: `runs/label/` and the bundles' names. One made of the same things is used again.
         host: name or address to listen at.
         port: of the server.
-        token: token that viewers need; True makes a new one; None takes that of `TOKEN_VARIABLE`, else no token on this machine alone
-            and a new one for any other host.
+        token: token that viewers need; True or None: that of `TOKEN_VARIABLE`; if that is not set, True makes a new one, and so does None
+            for any other host than this machine.
         dry_run: only make the app folder and check.
     Returns:
         the app folder.
