@@ -1,4 +1,4 @@
-"""Folders of echocardiograms become records and datalist.json. Names load on first use."""
+"""Turn folders of echocardiograms into records and datalist.json. Names load on first use."""
 
 from synboost_monai.lazy import on_first_use
 

@@ -1,4 +1,4 @@
-"""Reads a folder of CAMUS (Leclerc et al. 2019) in any of its forms, whole or partial, and says what it lacks.
+"""Read a folder of CAMUS (Leclerc et al. 2019) in any of its forms, whole or partial, and report what it lacks.
 
 Current release:
     database_nifti/patient0001/patient0001_{2CH,4CH}_{ED,ES}[_gt].nii.gz, ..._half_sequence[_gt].nii.gz
@@ -7,7 +7,7 @@ Current release:
 First release:
     {training,testing}/patient0001/patient0001_{2CH,4CH}_{ED,ES}[_gt].mhd + .raw, ..._sequence.mhd, Info_{2CH,4CH}.cfg
 
-Every image and label map is read whole; one that is damaged is left out and named in the summary.
+Every image and label map is read in full; damaged ones are left out and named in the summary.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ShapeRule = Callable[["NDArray[Any]", "NDArray[np.bool_]", tuple[float, float], Structure], "str | None"]
-"""image (H, W), mask (H, W), spacing_mm (row, column), structure -> word of `records.SHAPES` or None."""
+"""Function (image (H, W), mask (H, W), spacing_mm (row, column), structure) -> word of `records.SHAPES` or None."""
 
 UNLABELLED = "unlabelled"
-"""Section for the testing patients of a release that keeps their label maps back."""
+"""Section for the testing patients of a release that does not publish their label maps."""
 
 _SUFFIXES = NIFTI_SUFFIXES + METAIMAGE_SUFFIXES
 _SEXES = {"F": "female", "M": "male", "FEMALE": "female", "MALE": "male"}
@@ -61,7 +61,7 @@ _ATTRIBUTE_NAMES = {"sex": "Sex", "age": "Age", "image_quality": "ImageQuality",
 
 @dataclass(frozen=True)
 class CamusSummary:
-    """What was found, decided and missed; `str()` gives it as text."""
+    """Hold what was found, decided and missed; `str()` returns it as text."""
 
     root: Path
     release: str
@@ -71,28 +71,28 @@ class CamusSummary:
     notes: tuple[str, ...]
     """Decisions: how the splits were made, which part was taken."""
     lacks: tuple[str, ...]
-    """What the whole copy is without: a view, Info_*.cfg, a split."""
+    """What is missing from the whole copy: a view, Info_*.cfg, a split."""
     problems: tuple[str, ...]
     """Single files or patients that are missing or damaged."""
 
     def __str__(self) -> str:
-        """Several lines: counts by section, then decisions, lacks and problems (the first 20 of them)."""
+        """Return several lines: counts by section, then decisions, lacks and problems (the first 20 of each)."""
         groups = {"Splits": self.notes, "This copy lacks": self.lacks, "Problems": self.problems}
         return summary_text(f"CAMUS, {self.release} release: {self.root}", self.counts, groups)
 
 
 @dataclass(frozen=True)
 class CamusDataset:
-    """The echocardiograms of a copy of CAMUS."""
+    """Hold the echocardiograms of a copy of CAMUS."""
 
     splits: dict[str, list[EchoRecord]]
-    """training, validation, testing (and `UNLABELLED` where there are such), each sorted by patient, view, phase."""
+    """training, validation, testing (and `UNLABELLED` if there are any), each sorted by patient, view, phase."""
     summary: CamusSummary
 
 
 @dataclass
 class _Layout:
-    """Where the files of a copy lie."""
+    """Hold the locations of a copy's files."""
 
     release: str
     patient_dirs: dict[str, Path]
@@ -104,22 +104,22 @@ class _Layout:
 
 @dataclass
 class _Reading:
-    """What reading gathers on its way."""
+    """Collect what reading finds."""
 
     layout: _Layout
     shape_rule: ShapeRule | None
     file_names: dict[str, set[str]]
-    """Patient -> names in its folder."""
+    """Patient -> file names in its folder."""
     problems: list[str] = field(default_factory=list)
     digests: dict[Path, str] = field(default_factory=dict)
     """Image -> SHA-256 of its pixels."""
     absent_keys: Counter[str] = field(default_factory=Counter)
-    """Attribute -> Info_*.cfg files that do not tell it."""
+    """Attribute -> number of Info_*.cfg files without it."""
     num_cfg: int = 0
 
     @cached_property
     def kinds(self) -> set[str]:
-        """Which files exist for any patient, without the patient's name: `4CH_ED`, `4CH_ED_gt`, `Info_4CH.cfg`."""
+        """Return the kinds of files that any patient has, without the patient's name: `4CH_ED`, `4CH_ED_gt`, `Info_4CH.cfg`."""
         prefixes = {patient: f"{folder.name}_" for patient, folder in self.layout.patient_dirs.items()}
         return {
             image_stem(name).removeprefix(prefixes[patient])
@@ -139,32 +139,32 @@ def read_camus(
     seed: int = 0,
     progress: bool = True,
 ) -> CamusDataset:
-    """The labelled echocardiograms of a copy of CAMUS, by split, each file verified by reading it.
+    """Read the labelled echocardiograms of a copy of CAMUS, by split, and verify each file by reading it.
 
     Splits: `official` takes database_split/ or the folders training/ and testing/; `paper` takes the first 50 of the
-    450 patients that are not for testing as validation. A copy without (labelled) testing patients tests on the
-    official validation patients, and a tenth of the training patients is drawn for validation. A copy without any
+    450 patients outside the test set for validation. If a copy has no (labelled) testing patients, the official
+    validation patients are used for testing, and a tenth of the training patients is drawn for validation. A copy without any
     split: 80 % training, 10 % validation, 10 % testing, drawn by `seed`. The first release numbers its testing
     patients from 1 again: here they are called `testing_patientNNNN`.
 
     Args:
-        root: the folder that holds database_nifti/, that folder itself, a bare folder of patientNNNN, or the folder
-            that holds training/ and testing/ of the first release.
+        root: the folder that contains database_nifti/, that folder itself, a plain folder of patientNNNN, or the folder
+            that contains training/ and testing/ of the first release.
         split: `official` or `paper`.
         strict: whether anything missing or damaged is an error.
         shape_source: `rule` (`prompts.attributes.shape_of_mask`), `none`, the folder of a visual question answering
             model (`prompts.attributes.ask_shape`), or a function of image, mask, spacing_mm and structure.
-        max_training_patients: at most so many training patients; a smaller part lies within a larger one.
-        training_fraction: the same as a share, 0 < fraction <= 1.
-        seed: of every drawing of patients.
-        progress: whether a progress bar is shown on stderr.
+        max_training_patients: largest number of training patients; a smaller part is contained in a larger one.
+        training_fraction: the same limit as a share, 0 < fraction <= 1.
+        seed: seed for all draws of patients.
+        progress: whether to show a progress bar on stderr.
     Raises:
-        FileNotFoundError: if `root` is no folder.
-        ValueError: if it holds no CAMUS data, a patient is in two splits, or, with `strict`, anything is amiss.
+        FileNotFoundError: if `root` is not a folder.
+        ValueError: if it holds no CAMUS data, a patient is in two splits, or, with `strict`, anything is missing or damaged.
     """
     if split not in ("official", "paper"):
         raise ValueError(f"camus.py: split must be official or paper, got {split!r}")
-    take_subset(["one"], max_training_patients, training_fraction, seed)  # a bad size is told before minutes of reading
+    take_subset(["one"], max_training_patients, training_fraction, seed)  # report a bad size before minutes of reading
     root = Path(root).expanduser()
     shape_rule = _shape_rule(shape_source)
     layout = _find_layout(root)
@@ -204,7 +204,7 @@ def _find_layout(root: Path) -> _Layout:
             f"camus.py: the data set folder {root} does not exist; give the folder of your copy of CAMUS"
         )
     inner = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    for base in (root, *inner):  # one level down: archives unpack into a folder of their own
+    for base in (root, *inner):  # one level down: archives unpack into their own folder
         if (base / "database_nifti").is_dir():
             return _flat_layout(base / "database_nifti", base / "database_split")
         if _patients_in(base / "training") or _patients_in(base / "testing"):
@@ -220,7 +220,7 @@ def _find_layout(root: Path) -> _Layout:
 
 
 def _patients_in(folder: Path) -> dict[str, Path]:
-    """Patient -> folder, of the folders called patientNNNN."""
+    """Return patient -> folder for the folders called patientNNNN."""
     if not folder.is_dir():
         return {}
     folders = [path for path in sorted(folder.iterdir()) if re.fullmatch(r"patient\d+", path.name)]
@@ -228,7 +228,7 @@ def _patients_in(folder: Path) -> dict[str, Path]:
 
 
 def _flat_layout(images_dir: Path, split_dir: Path) -> _Layout:
-    """Current release: one folder of patients, and text files that name the splits."""
+    """Describe the current release: one folder of patients, and text files that name the splits."""
     patient_dirs = _patients_in(images_dir)
     if not patient_dirs:
         raise ValueError(f"camus.py: {images_dir} holds no folders patientNNNN; give the folder of your copy of CAMUS")
@@ -253,7 +253,7 @@ def _flat_layout(images_dir: Path, split_dir: Path) -> _Layout:
 
 
 def _folder_layout(base: Path) -> _Layout:
-    """First release: training/ and testing/ are the split; testing/ counts its patients from 1 again."""
+    """Describe the first release: training/ and testing/ are the split; testing/ counts its patients from 1 again."""
     training, testing = _patients_in(base / "training"), _patients_in(base / "testing")
     patient_dirs = {**training, **{f"testing_{patient}": folder for patient, folder in testing.items()}}
     lists = {"training": list(training), "testing": [f"testing_{patient}" for patient in testing]}
@@ -267,7 +267,7 @@ def _folder_layout(base: Path) -> _Layout:
 
 
 def _read_patients(reading: _Reading, progress: bool) -> dict[str, list[EchoRecord]]:
-    """Patient -> records of every patient that is in a split (or of all, if there is none)."""
+    """Return the records of every patient that is in a split (or of all patients, if there is no split)."""
     from tqdm import tqdm
 
     layout = reading.layout
@@ -290,7 +290,7 @@ def _read_patients(reading: _Reading, progress: bool) -> dict[str, list[EchoReco
 
 
 def _read_view(reading: _Reading, patient: str, view: str, phases: list[str]) -> list[EchoRecord]:
-    """The records of one patient's view; what is amiss goes to the problems."""
+    """Return the records of one patient's view; faults are added to the problems."""
     folder, names = reading.layout.patient_dirs[patient], reading.file_names[patient]
     stem = f"{folder.name}_{view}"
     present = [phase for phase in phases if _find(names, f"{stem}_{phase}")]
@@ -316,7 +316,7 @@ def _read_view(reading: _Reading, patient: str, view: str, phases: list[str]) ->
 
 
 def _read_phase(reading: _Reading, patient: str, view: str, phase: str) -> tuple[EchoRecord, tuple[int, ...]]:
-    """One record, image and label map read and checked, and the image's shape.
+    """Read and check one image and its label map, and return their record and the image's shape.
 
     Raises:
         FileNotFoundError, ValueError: if one of the two cannot be used.
@@ -340,7 +340,7 @@ def _read_phase(reading: _Reading, patient: str, view: str, phase: str) -> tuple
 
 
 def _check_label_map(image: Plane, label: Plane) -> None:
-    """Raise ValueError unless the label map lies on the image's grid and has the four classes of structures.py alone."""
+    """Raise ValueError unless the label map has the image's grid and only the four classes of structures.py."""
     if image.pixels.shape != label.pixels.shape:
         sizes = f"image is {image.pixels.shape} but label map is {label.pixels.shape}"
         raise ValueError(f"{sizes} (rows, columns); re-download this patient")
@@ -355,7 +355,7 @@ def _check_label_map(image: Plane, label: Plane) -> None:
 
 
 def _check_sequences(reading: _Reading, patient: str, view: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """`sequence` and `sequence_label` of a view, by header and size: frames of the image's shape, as many in both."""
+    """Return `sequence` and `sequence_label` of a view if their headers give frames of the image's shape, equally many in both."""
     folder, names = reading.layout.patient_dirs[patient], reading.file_names[patient]
     found: dict[str, Path] = {}
     sizes: dict[str, tuple[int, int, int]] = {}
@@ -385,7 +385,7 @@ def _check_sequences(reading: _Reading, patient: str, view: str, shape: tuple[in
 
 
 def _shapes(shape_rule: ShapeRule | None, image: Plane, label_map: NDArray[Any]) -> dict[str, str]:
-    """Structure's name -> word for its shape, where the rule finds one."""
+    """Return structure's name -> word for its shape, where the rule finds one."""
     if shape_rule is None:
         return {}
     words = {}
@@ -397,7 +397,7 @@ def _shapes(shape_rule: ShapeRule | None, image: Plane, label_map: NDArray[Any])
 
 
 def _shape_rule(shape_source: str | os.PathLike[str] | ShapeRule) -> ShapeRule | None:
-    """The function behind `shape_source`."""
+    """Return the function that `shape_source` names."""
     if callable(shape_source):
         return shape_source
     if shape_source == "none":
@@ -419,7 +419,7 @@ def _shape_rule(shape_source: str | os.PathLike[str] | ShapeRule) -> ShapeRule |
 
 
 def _read_attributes(reading: _Reading, patient: str, view: str) -> dict[str, Any]:
-    """Attributes from Info_<view>.cfg as fields of `EchoRecord`; what is amiss goes to the problems."""
+    """Return attributes from Info_<view>.cfg as fields of `EchoRecord`; faults are added to the problems."""
     name = f"Info_{view}.cfg"
     if name not in reading.file_names[patient]:
         if name in reading.kinds:
@@ -439,12 +439,12 @@ def _read_attributes(reading: _Reading, patient: str, view: str) -> dict[str, An
 
 
 def parse_info(text: str) -> tuple[dict[str, Any], list[str]]:
-    """Attributes told by the text of an Info_*.cfg, and what is wrong with it.
+    """Return the attributes in the text of an Info_*.cfg, and what is wrong with it.
 
     Both releases are understood: `EF` (current) and `LVef` (first) are the ejection fraction in percent.
 
     Returns:
-        (`sex`, `age`, `image_quality`, `ejection_fraction` where told and sound; one phrase for each fault).
+        (`sex`, `age`, `image_quality`, `ejection_fraction` where given and valid; one phrase for each fault).
     """
     values: dict[str, str] = {}
     problems: list[str] = []
@@ -476,7 +476,7 @@ def parse_info(text: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _number_between(value: str, low: float, high: float) -> float:
-    """A number of text, which must lie within the bounds."""
+    """Convert text to a number within the bounds."""
     number = float(value)
     if not low <= number <= high:
         raise ValueError(value)
@@ -484,7 +484,7 @@ def _number_between(value: str, low: float, high: float) -> float:
 
 
 def _known_quality(value: str) -> str:
-    """Good, Medium, Poor -> good, medium, poor."""
+    """Convert Good, Medium, Poor to good, medium, poor."""
     if value.lower() not in IMAGE_QUALITIES:
         raise ValueError(value)
     return value.lower()
@@ -496,7 +496,7 @@ def _known_quality(value: str) -> str:
 def _divide(
     records: dict[str, list[EchoRecord]], layout: _Layout, split: str, seed: int, notes: list[str], problems: list[str]
 ) -> dict[str, list[EchoRecord]]:
-    """Section -> records; unlabelled testing patients go to `UNLABELLED`, other unlabelled images are left out."""
+    """Return section -> records; unlabelled testing patients go to `UNLABELLED`, other unlabelled images are left out."""
     lists = {section: [p for p in patients if p in records] for section, patients in layout.lists.items()}
     unlabelled: list[EchoRecord] = []
     testing = [record for patient in lists.get("testing", ()) for record in records[patient]]
@@ -537,7 +537,7 @@ def _divide(
 
 
 def _divide_unsplit(patients: list[str], seed: int, notes: list[str]) -> dict[str, list[str]]:
-    """80 % training, 10 % validation, 10 % testing of a copy that has no split files."""
+    """Divide a copy without split files: 80 % training, 10 % validation, 10 % testing."""
     num_carved = max(1, round(0.1 * len(patients))) if len(patients) > 2 else 0
     rest, testing = carve(patients, num_carved, seed, "testing")
     training, validation = carve(rest, num_carved, seed, "validation")
@@ -546,7 +546,7 @@ def _divide_unsplit(patients: list[str], seed: int, notes: list[str]) -> dict[st
 
 
 def _image_of(record: EchoRecord) -> Path:
-    """CAMUS's records always have their image; those of sampled label maps have none."""
+    """Return the record's image; records of CAMUS always have one, those of sampled label maps do not."""
     assert record.image is not None
     return record.image
 
@@ -577,7 +577,7 @@ def _check_no_patient_twice(
 
 
 def _lacks_of(reading: _Reading) -> list[str]:
-    """What no patient has, or what many Info_*.cfg leave out."""
+    """Return what no patient has, or what many Info_*.cfg leave out."""
     lacks = []
     for view, name in VIEWS.items():
         absent = [phase for phase in PHASES if f"{view}_{phase}" not in reading.kinds]
@@ -597,7 +597,7 @@ def _lacks_of(reading: _Reading) -> list[str]:
 
 
 def _strict_message(summary: CamusSummary) -> str:
-    """One line that lists what is amiss."""
+    """Return one line that lists what is missing or damaged."""
     entries = [*summary.lacks, *summary.problems]
     listed = "; ".join(entries[:10]) + (f"; and {len(entries) - 10} more" if len(entries) > 10 else "")
     return (
@@ -611,10 +611,10 @@ def _patients(records: list[EchoRecord]) -> set[str]:
 
 
 def _find(names: set[str], stem: str) -> str | None:
-    """The file called `stem` with one of the image suffixes."""
+    """Return the file called `stem` with one of the image suffixes."""
     return next((stem + suffix for suffix in _SUFFIXES if stem + suffix in names), None)
 
 
 def _without(error: Exception, folder: Path) -> str:
-    """The error's text without the folder, which the patient's name already tells."""
+    """Return the error's text without the folder, which is clear from the patient's name."""
     return str(error).replace(f"{folder}{os.sep}", "")

@@ -1,12 +1,12 @@
-"""datalist.json, MONAI's decathlon form: one file that every stage reads, for real, phantom and synthetic data alike.
+"""Read and write datalist.json, MONAI's decathlon form: the one file that every stage reads, for real, phantom and synthetic data.
 
     {"name": ..., "description": ..., "modality": "ultrasound", "labels": {"0": "background", ...},
      "training": [item, ...], "validation": [...], "testing": [...]}
 
-An item has `image` and `label` (paths relative to the file) and, where they are known, patient, view, phase, sex, age,
+An item has `image` and `label` (paths relative to the file) and, if known, patient, view, phase, sex, age,
 image_quality, ejection_fraction, shape (structure's name -> word), sequence, sequence_label, sector (mask of the
-ultrasound sector on the label map's grid), labelled_structures (names of those that the label map shows, where an
-expert did not draw all of them) and is_synthetic. An item may lack the image or the label, not both.
+ultrasound sector on the label map's grid), labelled_structures (names of those in the label map, if an expert
+did not draw all of them) and is_synthetic. An item may lack the image or the label, but not both.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ _MAX_RECORD_BYTES = 1 << 20
 _OWN_MARKS = {
     "settings.json": '"CASE_v',
     "provenance.json": '"synboost_monai"',
-}  # of `synthesise`, of `label-maps` and `merge`
+}  # written by `synthesise`, by `label-maps` and `merge`
 _OWN_PICTURES = re.compile(r"contact_sheet\.png|prompt_sensitivity\.png|bland_altman_\w+\.png")
 _DATA_SUFFIXES = (".raw", ".zraw")
 _CLIPS = "clips (taken with --sequences true)"
 _OTHER_DICOM = frozenset(
     {"not_dicom", "dicomdir", "other_modality", "not_an_image", "operating_system_file", "no_pixels"}
 )
-"""Reasons of the scan that say that a file was never meant to be segmented."""
+"""Reasons of the scan for files that were never meant to be segmented."""
 _MAX_KINDS = 8
-"""So many kinds of files that were not taken are listed."""
+"""Largest number of kinds of skipped files that are listed."""
 _VALUE_KEYS = ("patient", "view", "phase", "sex", "age", "image_quality", "ejection_fraction")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "view": tuple(VIEWS.values()),
@@ -65,7 +65,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "image_quality": IMAGE_QUALITIES,
 }
 _OPTIONAL_IN_EXTRA = ("validation", "testing")
-"""Sections that a data set which is joined to another may lack."""
+"""Sections that an additional data set may lack."""
 _WHY_APART = {
     "patient": "no model may learn from patients that judge it: make the synthetic data from this data set's sections (or, if these "
     "are different people, rename those of one data set)",
@@ -84,14 +84,14 @@ def write_datalist(
     """Write the datalist of a data set, whole or not at all.
 
     Args:
-        path: the JSON file, or the folder in which it is to be called datalist.json.
+        path: the JSON file, or the folder in which to write datalist.json.
         splits: section (training, validation, testing) -> records; paths are written relative to the file's folder.
-        name: of the data set.
+        name: name of the data set.
         description: a sentence.
     Returns:
         Path of the file.
     Raises:
-        ValueError: if a patient is in two splits or a record's attribute has a value that prompts do not know.
+        ValueError: if a patient is in two splits or an attribute of a record has a value that prompts do not know.
     """
     path = Path(path)
     if path.suffix.lower() != ".json":
@@ -123,28 +123,28 @@ def read_datalist(
     balance: bool = False,
     partly_labelled: bool = False,
 ) -> list[dict[str, Any]]:
-    """The items of one section (or several) of a datalist, with absolute paths; the files must exist.
+    """Read the items of one section (or several) of a datalist, with absolute paths; the files must exist.
 
-    Joint training on real and synthetic data: `dataset_dir` is the real data set and `extra_dir` the synthetic one, whose items of
-    the same section follow. Models are best chosen on real data alone: give `extra_dir` for training, not for validation.
-    If it has no validation or testing, nothing is added to those; a training section it must have.
+    For joint training on real and synthetic data, `dataset_dir` is the real data set and `extra_dir` the synthetic one, whose items of
+    the same section follow. Models are best chosen on real data only: give `extra_dir` for training, not for validation.
+    If `extra_dir` has no validation or testing section, nothing is added to those; it must have a training section.
 
     Args:
-        dataset_dir: folder that holds datalist.json, or the JSON file itself.
+        dataset_dir: folder that contains datalist.json, or the JSON file itself.
         section: training, validation or testing; several as a list or joined by `+` (`training+validation`).
-        limit: at most so many items of each data set, spread evenly over its list.
+        limit: largest number of items of each data set, spread evenly over its list.
         view: only items of this view (apical_two_chamber, apical_four_chamber); None: all.
         phase: only items of this phase (end_diastole, end_systole); None: all.
-        extra_dir: another data set, or several, whose items of the same section are added; None or an empty list: none.
-        balance: repeat the items of the smaller data sets a whole number of times, so that each has about as many: few real images
+        extra_dir: another data set, or several, whose items of the same section are added; None or an empty list adds nothing.
+        balance: repeat the items of the smaller data sets a whole number of times, so that all have about as many: few real images
             then count as much as many synthetic ones.
-        partly_labelled: take items whose label maps show some of the structures alone (`labelled_structures`), as EchoNet-Dynamic's
-            do; without it they are an error, since what nobody drew would count as absent.
+        partly_labelled: accept items whose label maps show only some of the structures (`labelled_structures`), as in
+            EchoNet-Dynamic; otherwise they are an error, since structures that nobody drew would count as absent.
     Raises:
         FileNotFoundError: if there is no datalist, or a file that it names is missing.
-        ValueError: if a datalist is not valid, lacks the section, the section is empty, no item is of that view and
-            phase, or a patient is in two sections; with `extra_dir` also if a data set is given twice, or if a patient (of a
-            synthetic image: the one whose label map it was made from) or an image is in one section here, in another there.
+        ValueError: if a datalist is not valid or lacks the section, the section is empty, no item has that view and
+            phase, or a patient is in two sections; with `extra_dir` also if a data set is given twice, or if a patient (for a
+            synthetic image: the one whose label map it was made from) or an image is in different sections of the data sets.
     """
     paths = [find_datalist(Path(folder)) for folder in (dataset_dir, *_folders(extra_dir))]
     contents = [load_datalist(path) for path in paths]
@@ -174,23 +174,23 @@ def list_images(
     sequences: bool = False,
     exclude: str | os.PathLike[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Images to segment: of a datalist, of a folder (with those within it), or one file.
+    """List images to segment: those of a datalist, of a folder and its subfolders, or one file.
 
-    In a folder every NIfTI, MetaImage, PNG, JPEG, BMP or DICOM file counts (.dcm; of another name, if it is DICOM and of ultrasound)
+    In a folder every NIfTI, MetaImage, PNG, JPEG, BMP or DICOM file counts (.dcm; with another name, if it is ultrasound in DICOM)
     except label maps (`..._gt`), sequences (`..._sequence`, AVI, MP4), hidden files, and results of an earlier segmentation (the label
-    map and the spread that a CASE.json beside them names). A folder within that holds what another run made (a synthetic data set, sampled
-    label maps, a study's run, results of DICOM studies) is passed over; given itself, it is taken. What is not taken is counted in
-    one line of the log. Patient, view and phase are taken from names like CAMUS's (patient0001_4CH_ED).
+    map and the spread that a CASE.json beside them names). Subfolders that another run made (a synthetic data set, sampled
+    label maps, a study's run, results of DICOM studies) are skipped, unless given themselves. Skipped files are counted in
+    one line of the log. Patient, view and phase are taken from names like those of CAMUS (patient0001_4CH_ED).
 
     Args:
-        dataset_dir: folder of images, folder that holds datalist.json, the JSON file, or one image file.
-        section: of the datalist; without a datalist it has no meaning.
-        limit: at most so many, spread evenly.
-        sequences: AVI, MP4 and files called `..._sequence` in a folder count too (`LoadEchod(sequences=True)` reads both kinds).
-        exclude: a folder within that is passed over, such as the run's own output_dir.
+        dataset_dir: folder of images, folder that contains datalist.json, the JSON file, or one image file.
+        section: section of the datalist; ignored without a datalist.
+        limit: largest number of images, spread evenly.
+        sequences: include AVI, MP4 and files called `..._sequence` in a folder (`LoadEchod(sequences=True)` reads both kinds).
+        exclude: subfolder to skip, such as the run's own output_dir.
     Raises:
         FileNotFoundError: if there is no such file or folder.
-        ValueError: if there are no images, or the datalist is at fault.
+        ValueError: if there are no images, or the datalist is invalid.
     """
     path = Path(dataset_dir)
     if _is_datalist(path):
@@ -217,14 +217,14 @@ def list_label_maps(
     phase: str | None = None,
     exclude: str | os.PathLike[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Label maps to synthesise from: items that have a `label`, of a datalist, a folder or one file.
+    """List label maps to synthesise from: items with a `label`, of a datalist, a folder or one file.
 
-    In a folder the files called `..._gt` are the label maps and the file without `_gt`, where there is one, is the
-    image; if none is called so, every image file counts as a label map, those that `segment` wrote included.
+    In a folder the files called `..._gt` are the label maps and the file without `_gt`, if it exists, is the
+    image; if there are none, every image file counts as a label map, including those that `segment` wrote.
 
     Args:
         dataset_dir, section, limit, exclude: as `list_images`.
-        view, phase: as `read_datalist`; in a folder they are known from names like CAMUS's (patient0001_4CH_ED).
+        view, phase: as `read_datalist`; in a folder they are taken from names like those of CAMUS (patient0001_4CH_ED).
     Raises:
         FileNotFoundError, ValueError: as `list_images` and `read_datalist`.
     """
@@ -253,12 +253,12 @@ def list_label_maps(
 
 
 def _item_of(record: EchoRecord, base_dir: str) -> dict[str, Any]:
-    """A record as an item; what is not known is left out."""
+    """Convert a record to an item; unknown attributes are left out."""
     item: dict[str, Any] = {}
     for key in PATH_KEYS:
         file = getattr(record, key)
         if file is not None:
-            # the folder is resolved, the file is not: a data set may be made of links into a store
+            # the folder is resolved, the file is not: a data set may consist of links into a store
             real = os.path.join(os.path.realpath(Path(file).parent), Path(file).name)
             item[key] = Path(os.path.relpath(real, base_dir)).as_posix()
     item.update({key: getattr(record, key) for key in _VALUE_KEYS if getattr(record, key) is not None})
@@ -296,12 +296,12 @@ def _check_item(item: Any, where: str) -> None:
 
 
 def _item_of_file(path: Path) -> dict[str, Any]:
-    """An item of an image file, with what its name tells."""
+    """Return an item for an image file, with the attributes in its name."""
     return {"image": str(path), **_attributes_of_name(image_stem(path))}
 
 
 def _item_of_label(path: Path) -> dict[str, Any]:
-    """An item of a label map file, with its image where that lies beside it."""
+    """Return an item for a label map file, with the image beside it if there is one."""
     stem = image_stem(path).removesuffix("_gt")
     item = {"label": str(path), **_attributes_of_name(stem)}
     beside = [path.with_name(stem + suffix) for suffix in IMAGE_SUFFIXES if suffix not in CLIP_SUFFIXES]
@@ -310,7 +310,7 @@ def _item_of_label(path: Path) -> dict[str, Any]:
 
 
 def _attributes_of_name(stem: str) -> dict[str, str]:
-    """patient, view and phase of a name like patient0001_4CH_ED; nothing of others."""
+    """Return patient, view and phase of a name like patient0001_4CH_ED; nothing for other names."""
     match = _CAMUS_NAME.match(stem)
     if match is None:
         return {}
@@ -318,7 +318,7 @@ def _attributes_of_name(stem: str) -> dict[str, str]:
 
 
 def _with_absolute_paths(item: dict[str, Any], base_dir: Path, datalist: Path) -> dict[str, Any]:
-    """The item with absolute paths.
+    """Return the item with absolute paths.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -337,12 +337,12 @@ def _with_absolute_paths(item: dict[str, Any], base_dir: Path, datalist: Path) -
 
 
 def _is_datalist(path: Path) -> bool:
-    """Whether a path is a datalist or a folder that holds one."""
+    """Return whether a path is a datalist or a folder that contains one."""
     return path.suffix.lower() == ".json" or (path / DATALIST_NAME).is_file()
 
 
 def find_datalist(path: Path) -> Path:
-    """The JSON file of a data set.
+    """Return the JSON file of a data set.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -362,7 +362,7 @@ def find_datalist(path: Path) -> Path:
 def rebased_item(
     item: Mapping[str, Any], old_dir: str | os.PathLike[str], new_dir: str | os.PathLike[str]
 ) -> dict[str, Any]:
-    """An item whose paths are relative to another folder; its files stay where they are."""
+    """Return an item whose paths are relative to another folder; its files are not moved."""
     target = os.path.realpath(new_dir)
     moved = {
         key: os.path.relpath(os.path.realpath(Path(old_dir, item[key])), target) for key in PATH_KEYS if item.get(key)
@@ -371,13 +371,13 @@ def rebased_item(
 
 
 def check_fully_labelled(items: Sequence[Mapping[str, Any]], where: str) -> None:
-    """Refuse items whose label maps show some of the structures alone.
+    """Refuse items whose label maps show only some of the structures.
 
     Args:
-        items: of a datalist.
+        items: items of a datalist.
         where: file and section, for the message.
     Raises:
-        ValueError: that names the first.
+        ValueError: names the first such item.
     """
     for item in items:
         names = item.get("labelled_structures")
@@ -389,21 +389,21 @@ def check_fully_labelled(items: Sequence[Mapping[str, Any]], where: str) -> None
 
 
 def files_of(content: Mapping[str, Any], folder: Path) -> list[str]:
-    """Every file that a datalist's items name, there or not.
+    """List every file that a datalist's items name, whether or not it exists.
 
     Args:
-        content: of the datalist.
-        folder: that its paths are relative to.
+        content: content of the datalist.
+        folder: folder that its paths are relative to.
     """
     items = [item for part in content.values() if isinstance(part, list) for item in part if isinstance(item, Mapping)]
     return [os.path.join(folder, str(item[key])) for item in items for key in PATH_KEYS if item.get(key)]
 
 
 def load_datalist(path: Path) -> dict[str, Any]:
-    """A datalist's content, with no patient in two sections.
+    """Read a datalist's content and check that no patient is in two sections.
 
     Raises:
-        ValueError: if it is no datalist or patients cross.
+        ValueError: if the file is not a datalist or a patient is in two sections.
     """
     try:
         content = json.loads(read_text(path))
@@ -419,7 +419,7 @@ def load_datalist(path: Path) -> dict[str, Any]:
 
 
 def _names_of_sections(content: Mapping[str, Any], key: str) -> dict[str, list[str]]:
-    """Section -> what its items have under a key, where they have it."""
+    """Return section -> values of a key in its items, without items that lack it."""
     return {
         section: [str(item[key]) for item in value if isinstance(item, dict) and item.get(key) is not None]
         for section, value in content.items()
@@ -430,14 +430,14 @@ def _names_of_sections(content: Mapping[str, Any], key: str) -> dict[str, list[s
 def _folders(
     extra_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
 ) -> list[str | os.PathLike[str]]:
-    """One folder, several or none, as a list."""
+    """Return one folder, several or none as a list."""
     if extra_dir is None or extra_dir == "":
         return []
     return [extra_dir] if isinstance(extra_dir, (str, os.PathLike)) else list(extra_dir)
 
 
 def _check_joint(paths: Sequence[Path], contents: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError if data sets cannot be joined: one given twice, or what stands in another section of another one.
+    """Raise ValueError if one data set is given twice, or a patient or image is in different sections of two data sets.
 
     A synthetic image shows the heart of the patient whose label map it was made from, so to train on it is to train on that patient.
     """
@@ -460,10 +460,10 @@ def _check_joint(paths: Sequence[Path], contents: Sequence[Mapping[str, Any]]) -
 
 
 def _items_of_section(path: Path, content: Mapping[str, Any], section: str) -> list[dict[str, Any]]:
-    """The checked items of a section.
+    """Return the checked items of a section.
 
     Raises:
-        ValueError: if there is no such section, it is empty or has a bad item.
+        ValueError: if the section is missing or empty or has an invalid item.
     """
     existing = [f"{key} ({len(value)})" for key, value in content.items() if isinstance(value, list)]
     items = content.get(section)
@@ -471,7 +471,7 @@ def _items_of_section(path: Path, content: Mapping[str, Any], section: str) -> l
         raise ValueError(f"{path}: no section is called {section!r}; there are {', '.join(existing) or 'none'}")
     if not items:
         raise ValueError(f"{path}: section {section!r} is empty; there are {', '.join(existing)}")
-    # MONAI's own writers give a bare path for an image without label
+    # MONAI's own writers store only the path for an image without label
     items = [{"image": item} if isinstance(item, str) else item for item in items]
     for number, item in enumerate(items):
         _check_item(item, f"{path}: {section}[{number}]")
@@ -485,14 +485,14 @@ def _image_files(
     left_out: Sequence[str] = (),
     nameless_dicom: bool = False,
 ) -> tuple[list[Path], Counter[str]]:
-    """The image files of a folder and those within it, sorted, and how many of which other kinds there are.
+    """Return the image files of a folder and its subfolders, sorted, and the number of other files of each kind.
 
     Args:
         path: folder or file.
         sequences: take AVI, MP4 and files called `..._sequence` too.
-        exclude: folder within that is passed over.
-        left_out: kinds of results of earlier runs that are (see `_results_in`).
-        nameless_dicom: look for ultrasound in DICOM files whose names end as those of no image.
+        exclude: subfolder to skip.
+        left_out: kinds of results of earlier runs to leave out (see `_results_in`).
+        nameless_dicom: look for ultrasound in DICOM files whose names do not end like those of images.
     Raises:
         FileNotFoundError: if there is no such path.
         ValueError: if it is a file of another kind.
@@ -540,17 +540,17 @@ def _image_files(
 
 
 def _is_ultrasound(path: Path) -> bool:
-    """Whether a DICOM file is one of those that are segmented, or might be if it were whole; by its header."""
+    """Return whether a DICOM file, by its header, is one to segment, or might be if it were not damaged."""
     from synboost_monai.dicom.reading.scan import scan
 
-    if path.name.upper() == "DICOMDIR":  # a table of contents, whole or not
+    if path.name.upper() == "DICOMDIR":  # a table of contents, damaged or not
         return False
     (file,) = scan(os.path.realpath(path))
     return file.reason is None or file.reason.reason.code not in _OTHER_DICOM
 
 
 def _kind_of(path: Path, dicom: str) -> str:
-    """What a file that is not taken is called in the log (DICOM as given); of its name no more than a plain suffix."""
+    """Return the log's name for the kind of a skipped file (DICOM as given); of its name no more than a plain suffix."""
     if is_dicom(path):
         return dicom
     suffix = path.suffix.lower()
@@ -560,7 +560,7 @@ def _kind_of(path: Path, dicom: str) -> str:
 
 
 def _log_not_taken(path: Path, counts: Mapping[str, int]) -> None:
-    """One line of what a folder holds beside the images."""
+    """Log one line about the other files of a folder."""
     kinds = sorted(((kind, count) for kind, count in counts.items() if count), key=lambda pair: (-pair[1], pair[0]))
     if not kinds:
         return
@@ -572,10 +572,10 @@ def _log_not_taken(path: Path, counts: Mapping[str, int]) -> None:
 
 
 def _check_excluded(path: Path, sequences: bool) -> None:
-    """Refuse an output folder within the input that holds images of the input: they would be passed over without a word.
+    """Refuse an output folder within the input that holds input images, which would be skipped silently.
 
     Raises:
-        ValueError: that names the first.
+        ValueError: names the first such image.
     """
     if _is_own_data(str(path), *_names_in(path)):
         return
@@ -588,13 +588,13 @@ def _check_excluded(path: Path, sequences: bool) -> None:
 
 
 def _names_in(path: Path) -> tuple[list[str], list[str]]:
-    """Names of the files and of the folders in a folder."""
+    """Return the names of the files and of the folders in a folder."""
     _, folder_names, names = next(os.walk(path))
     return names, folder_names
 
 
 def _is_own_data(folder: str, names: Sequence[str], folder_names: Sequence[str]) -> bool:
-    """Whether a folder within the input is what a run made: synthetic images, label maps, a study's run, results of DICOM studies."""
+    """Return whether a run made this subfolder: synthetic images, label maps, a study's run, results of DICOM studies."""
     if "ledger.sqlite" in names or ("study.yaml" in names and ".stages" in folder_names):
         return True
     marks = [(name, mark) for name, mark in _OWN_MARKS.items() if name in names]
@@ -602,22 +602,22 @@ def _is_own_data(folder: str, names: Sequence[str], folder_names: Sequence[str])
 
 
 def _beginning(path: str) -> str:
-    """The first text of a file, empty if there is none to be had."""
-    if not os.path.isfile(path):  # a pipe would make us wait
+    """Return the beginning of a text file, empty if it cannot be read."""
+    if not os.path.isfile(path):  # opening a pipe would block
         return ""
     try:
         with open(path, encoding="utf-8") as file:
             return file.read(_MAX_RECORD_BYTES)
-    except (OSError, ValueError):  # a file of somebody else
+    except (OSError, ValueError):  # not one of our files
         return ""
 
 
 def _results_in(folder: str, names: Sequence[str], kinds: Sequence[str]) -> set[str]:
-    """Files of a folder that a CASE.json beside them names as results of a segmentation, and that record itself.
+    """Return the files of a folder that a CASE.json beside them names as results of a segmentation, and that record itself.
 
     Args:
-        folder: path.
-        names: of its files.
+        folder: path of the folder.
+        names: names of its files.
         kinds: keys of such a record: label_map, spread.
     """
     stems = {image_stem(name) for name in names if image_suffix(name)} if kinds else set()
@@ -627,7 +627,7 @@ def _results_in(folder: str, names: Sequence[str], kinds: Sequence[str]) -> set[
             continue
         try:
             record = json.loads(_beginning(os.path.join(folder, name)))
-        except (ValueError, RecursionError):  # a file of somebody else
+        except (ValueError, RecursionError):  # not one of our files
             continue
         if isinstance(record, dict) and {"synboost_version", "label_map"} <= record.keys():
             found.add(name)
@@ -636,17 +636,17 @@ def _results_in(folder: str, names: Sequence[str], kinds: Sequence[str]) -> set[
 
 
 def _is_label_map(path: Path) -> bool:
-    """Whether a file is a label map by CAMUS's way of naming."""
+    """Return whether a file is named as CAMUS names label maps."""
     return image_stem(path).endswith("_gt")
 
 
 def _of_view_and_phase(
     items: list[dict[str, Any]], view: str | None, phase: str | None, where: str
 ) -> list[dict[str, Any]]:
-    """The items of a view and a phase.
+    """Return the items of a view and a phase.
 
     Raises:
-        ValueError: if a word is unknown, or no item is left.
+        ValueError: if a view or phase is unknown, or no item is left.
     """
     wanted = {key: word for key, word in (("view", view), ("phase", phase)) if word is not None}
     for key, word in wanted.items():
@@ -661,7 +661,7 @@ def _of_view_and_phase(
 
 
 def _spread(items: list[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
-    """At most `limit` items, spread evenly over the list."""
+    """Return at most `limit` items, spread evenly over the list."""
     if limit is None or limit >= len(items):
         return items
     if limit < 1:

@@ -1,12 +1,12 @@
-"""Reads a folder of EchoNet-Dynamic (Ouyang et al. 2020), whole or partial, says what it lacks, and makes images and label maps of it.
+"""Read a folder of EchoNet-Dynamic (Ouyang et al. 2020), whole or partial, report what it lacks, and write images and label maps.
 
-    Videos/NAME.avi            apical four-chamber clips, one a patient; nothing says how large a pixel is
+    Videos/NAME.avi            apical four-chamber clips, one per patient; the size of a pixel is not recorded
     FileList.csv               FileName, EF, ESV, EDV, FrameHeight, FrameWidth, FPS, NumberOfFrames, Split
-    VolumeTracings.csv         FileName, X1, Y1, X2, Y2, Frame: of two frames of a clip the long axis of the left ventricular cavity (the
+    VolumeTracings.csv         FileName, X1, Y1, X2, Y2, Frame: for two frames of a clip the long axis of the left ventricular cavity (the
                                first row) and the chords of its disks (the rows after it)
 
-The larger cavity of a clip is end-diastole, the smaller one end-systole. Nothing but the cavity was traced, so the records say that it
-alone is labelled, and no other structure is measured against them.
+The larger cavity of a clip is end-diastole, the smaller one end-systole. Only the cavity was traced, so the records name it as the
+only labelled structure, and no other structure is measured against them.
 """
 
 from __future__ import annotations
@@ -36,44 +36,44 @@ if TYPE_CHECKING:
 
 LIST_NAME, TRACINGS_NAME, VIDEOS_NAME = "FileList.csv", "VolumeTracings.csv", "Videos"
 IMAGES_NAME = "images"
-"""Folder beside datalist.json in which images and label maps are written."""
+"""Folder beside datalist.json for images and label maps."""
 
 _SECTION_OF = dict(zip(("TRAIN", "VAL", "TEST"), SECTIONS))
 _LIST_COLUMNS = ("FileName", "Split")
 _TRACING_COLUMNS = ("FileName", "X1", "Y1", "X2", "Y2", "Frame")
 _MIN_CHORDS = 3
 _MAX_AT_ONCE = 8
-"""Clips that are decoded at a time, each in a process of its own."""
+"""Largest number of clips that are decoded at a time, each in its own process."""
 Tracings = dict[int, "NDArray[np.float64]"]
 """Index of a frame, from 0 -> rows of its tracing, (N, 4): x and y of both ends."""
 
 
 @dataclass(frozen=True)
 class EchonetDataset:
-    """The traced frames of a copy of EchoNet-Dynamic."""
+    """Hold the traced frames of a copy of EchoNet-Dynamic."""
 
     splits: dict[str, list[EchoRecord]]
-    """training, validation, testing, each sorted by clip, end-diastole first; `labelled_structures` is the cavity alone."""
+    """training, validation, testing, each sorted by clip, end-diastole first; `labelled_structures` holds only the cavity."""
     summary: str
-    """What was found, decided and missed, several lines."""
+    """What was found, decided and missed, in several lines."""
 
 
 @dataclass(frozen=True)
 class _Clip:
-    """A row of FileList.csv whose clip is there."""
+    """Hold a row of FileList.csv whose clip exists."""
 
     name: str
     path: Path
     section: str
     ejection_fraction: float | None
     shape: tuple[int, int] | None
-    """(H, W) that FileList.csv says, to which the tracings belong."""
+    """(H, W) in FileList.csv, to which the tracings refer."""
     tracings: Tracings
 
 
 @dataclass
 class _Reading:
-    """What reading gathers on its way."""
+    """Collect what reading finds."""
 
     clips: list[_Clip] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ class _Reading:
 
 
 def find_echonet(root: str | os.PathLike[str]) -> Path | None:
-    """The folder with FileList.csv and Videos: the one given, or one within it; None if there is none."""
+    """Return the folder with FileList.csv and Videos: the given one or a subfolder; None if there is none."""
     root = Path(root).expanduser()
     inner = [path for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
     return next(
@@ -106,15 +106,15 @@ def read_echonet(
     Files: NAME_4CH_ED.png, NAME_4CH_ES.png, and the same with `_gt` for the label maps (0 background, 1 left ventricular cavity).
 
     Args:
-        root: the folder that holds FileList.csv, or the one around it.
-        output_dir: of the data set that is made.
+        root: the folder that contains FileList.csv, or its parent.
+        output_dir: folder of the new data set.
         strict: whether anything missing or damaged is an error.
-        shape_source: where the word for the cavity's shape comes from: `rule` or `none`.
+        shape_source: source of the word for the cavity's shape: `rule` or `none`.
         max_training_patients, training_fraction, seed: as `read_camus`.
-        progress: whether a progress bar is shown on stderr.
+        progress: whether to show a progress bar on stderr.
     Raises:
-        FileNotFoundError, ValueError: if it is no such copy, no frame can be used, with `strict` if anything is amiss, or PyAV is not
-            installed.
+        FileNotFoundError, ValueError: if the folder is not such a copy, no frame can be used, PyAV is not installed or, with
+            `strict`, anything is missing or damaged.
     """
     folder = find_echonet(root)
     if folder is None:
@@ -150,10 +150,10 @@ def read_echonet(
 
 
 def cavity_of_tracing(rows: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """The pixels whose centres lie within the polygon through the ends of a tracing's chords.
+    """Return the pixels whose centres are inside the polygon through the ends of a tracing's chords.
 
-    The ends of the long axis are no corners of it, as in the data set's own masks. Chords in any order, and with either end first, give the
-    same mask.
+    The ends of the long axis are not corners of it, as in the data set's own masks. The order of the chords, and of the ends of each,
+    does not change the mask.
 
     Args:
         rows: (N, 4), x and y of both ends in pixels: the long axis, then the chords across it.
@@ -184,7 +184,7 @@ def cavity_of_tracing(rows: NDArray[np.float64], shape: tuple[int, int]) -> NDAr
 
 
 def _read_lists(folder: Path) -> _Reading:
-    """The clips that are listed, there, and traced; what is amiss goes to the problems."""
+    """Return the clips that are listed, present and traced; faults are added to the problems."""
     reading = _Reading()
     tracings = _read_tracings(folder / TRACINGS_NAME, reading)
     rows: dict[str, dict[str, str]] = {}
@@ -228,7 +228,7 @@ def _read_lists(folder: Path) -> _Reading:
 
 
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file that has these columns."""
+    """Yield the rows of a CSV file that has these columns."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; EchoNet-Dynamic has it beside {VIDEOS_NAME}/")
     reader = csv.DictReader(read_text(path).splitlines(), skipinitialspace=True)
@@ -247,7 +247,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
 
 
 def _read_tracings(path: Path, reading: _Reading) -> dict[str, Tracings]:
-    """Clip -> its tracings, each row once; rows that cannot be read are counted."""
+    """Return clip -> its tracings, each row once; rows that cannot be read are counted."""
     found: dict[str, dict[int, dict[tuple[float, ...], None]]] = {}
     num_twice, bad = 0, Counter[str]()
     for row in _rows(path, _TRACING_COLUMNS):
@@ -275,14 +275,14 @@ def _read_tracings(path: Path, reading: _Reading) -> dict[str, Tracings]:
 
 
 def _clip_name(text: str) -> str:
-    """Name of a clip as the lists have it, with or without .avi."""
+    """Return the name of a clip in the lists, which may end in .avi."""
     name = text.strip()
     suffix = image_suffix(name)
     return name[: -len(suffix)] if suffix in CLIP_SUFFIXES else name
 
 
 def _size_of(row: Mapping[str, str]) -> tuple[int, int] | None:
-    """(H, W) of a clip as FileList.csv says, where it does."""
+    """Return (H, W) of a clip in FileList.csv, None if it is not given."""
     try:
         return int(float(row["FrameHeight"])), int(float(row["FrameWidth"]))
     except (KeyError, ValueError, OverflowError):
@@ -290,7 +290,7 @@ def _size_of(row: Mapping[str, str]) -> tuple[int, int] | None:
 
 
 def _fraction_of(name: str, row: Mapping[str, str], reading: _Reading) -> float | None:
-    """Ejection fraction of a row, %; None if there is none."""
+    """Return the ejection fraction of a row, %; None if there is none."""
     text = row.get("EF", "").strip()
     try:
         value = float(text) if text else None
@@ -303,7 +303,7 @@ def _fraction_of(name: str, row: Mapping[str, str], reading: _Reading) -> float 
 
 
 def _take_part(reading: _Reading, count: int | None, fraction: float | None, seed: int) -> None:
-    """Keep so many training clips as were asked for."""
+    """Keep as many training clips as were asked for."""
     if count is None and fraction is None:
         return
     names = sorted(clip.name for clip in reading.clips if clip.section == "training")
@@ -318,7 +318,7 @@ def _take_part(reading: _Reading, count: int | None, fraction: float | None, see
 def _all_of(
     clips: Sequence[_Clip], images_dir: Path, with_shapes: bool, progress: bool
 ) -> Iterator[tuple[_Clip, list[EchoRecord] | str]]:
-    """Each clip with its records, or why there are none; several are decoded at a time."""
+    """Yield each clip with its records, or the reason why it has none; several are decoded at a time."""
     from tqdm import tqdm
 
     pool = ThreadPoolExecutor(min(_MAX_AT_ONCE, os.cpu_count() or 1), thread_name_prefix="echonet")
@@ -333,7 +333,7 @@ def _all_of(
 
 
 def _records_of(clip: _Clip, images_dir: Path, with_shapes: bool) -> list[EchoRecord] | str:
-    """Write the images and label maps of a clip: its records, or why there are none."""
+    """Write the images and label maps of a clip, and return its records, or the reason why it has none."""
     from PIL import Image
 
     try:
@@ -372,7 +372,7 @@ def _records_of(clip: _Clip, images_dir: Path, with_shapes: bool) -> list[EchoRe
 
 
 def _paths_of(clip: _Clip, phase: str, images_dir: Path) -> tuple[Path, Path]:
-    """Files of an image and its label map."""
+    """Return the files of an image and its label map."""
     stem = f"{clip.path.stem}_4CH_{phase}"
     return images_dir / f"{stem}.png", images_dir / f"{stem}_gt.png"
 
@@ -388,7 +388,7 @@ def _shape_of(mask: NDArray[np.bool_]) -> dict[str, str]:
 
 
 def _summary(folder: Path, splits: Mapping[str, list[EchoRecord]], reading: _Reading) -> str:
-    """What was found, decided and missed."""
+    """Describe what was found, decided and missed."""
     notes = [
         "splits: those of FileList.csv; end-diastole is the frame with the larger traced cavity, end-systole that with the smaller one",
         "labelled: the left ventricular cavity alone; myocardium and left atrium were not traced and are not measured",
@@ -401,7 +401,7 @@ def _summary(folder: Path, splits: Mapping[str, list[EchoRecord]], reading: _Rea
 
 
 def _strict_message(folder: Path, reading: _Reading) -> str:
-    """One line that lists what is amiss."""
+    """Return one line that lists what is missing or damaged."""
     entries = [*reading.lacks, *reading.problems]
     listed = "; ".join(entries[:10]) + (f"; and {len(entries) - 10} more" if len(entries) > 10 else "")
     return (

@@ -1,4 +1,4 @@
-"""A folder of CAMUS or EchoNet-Dynamic -> datalist.json and a summary of what the copy holds and lacks."""
+"""Turn a folder of CAMUS or EchoNet-Dynamic into datalist.json and a summary of what the copy holds and lacks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from synboost_monai.paths import refuse_overwriting
 def prepare_dataset(dataset: str | os.PathLike[str], output_dir: str | os.PathLike[str], **options: Any) -> str:
     """Read a folder of CAMUS, EchoNet-Dynamic or a phantom, and write datalist.json and summary.txt.
 
-    A folder with FileList.csv and Videos is EchoNet-Dynamic; of it, images and label maps are written too.
+    A folder with FileList.csv and Videos is EchoNet-Dynamic; its images and label maps are written too.
 
     Args:
         dataset: folder of the data set.
         output_dir: folder to write to.
-        options: arguments of `synboost_monai.data.camus.read_camus`, of which `split` must be official for EchoNet-Dynamic.
+        options: arguments of `synboost_monai.data.camus.read_camus`; for EchoNet-Dynamic, `split` must be official.
     Returns:
         the summary, as text.
     Raises:

@@ -1,4 +1,4 @@
-"""Dividing patients into training, validation and testing: deterministic, and never one patient in two."""
+"""Divide patients into training, validation and testing: deterministically, and never one patient in two."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 SECTIONS = ("training", "validation", "testing")
-"""The sections of a datalist that every data set has."""
+"""Sections that the datalist of every data set has."""
 
 
 def rank_patients(patients: Iterable[str], seed: int, purpose: str) -> list[str]:
-    """Patients in an order drawn by the SHA-256 of seed, purpose and name: one that comes or goes moves no other."""
+    """Sort patients by the SHA-256 of seed, purpose and name: adding or removing one does not reorder the others."""
     return sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}:{purpose}:{patient}".encode()).digest())
 
 
@@ -21,7 +21,7 @@ def carve(patients: Iterable[str], count: int, seed: int, purpose: str) -> tuple
 
 
 def check_disjoint(splits: Mapping[str, Iterable[str]], *, where: str, what: str = "patient") -> None:
-    """Raise ValueError if one patient (or whatever `what` is) stands in two splits.
+    """Raise ValueError if one patient (or whatever `what` is) is in two splits.
 
     Args:
         splits: split -> names.
@@ -46,7 +46,7 @@ def check_disjoint(splits: Mapping[str, Iterable[str]], *, where: str, what: str
 def divide_official(
     lists: Mapping[str, Sequence[str]], seed: int, notes: list[str], *, carve_fraction: float = 0.1
 ) -> dict[str, list[str]]:
-    """The official splits, filled up where a copy lacks one; what was done is added to `notes`.
+    """Return the official splits, filled up where a copy lacks one; each decision is added to `notes`.
 
     - No testing patients: the official validation patients become the test set (or, where there are none,
       `carve_fraction` of the training patients).
@@ -54,8 +54,8 @@ def divide_official(
 
     Args:
         lists: official section -> patients that can be used; sections may be missing or empty.
-        seed: of the drawing.
-        notes: sentences for the summary, added to.
+        seed: seed of the draw.
+        notes: sentences for the summary; new ones are added.
     """
     divided = {section: sorted(lists.get(section, ())) for section in SECTIONS}
     num_carved = _share(len(divided["training"]), carve_fraction)
@@ -70,17 +70,17 @@ def divide_official(
 def divide_as_paper(
     lists: Mapping[str, Sequence[str]], listed: Iterable[str], seed: int, notes: list[str]
 ) -> dict[str, list[str]]:
-    """The paper's splits: of the patients that are not for testing, the first 50 (by name) are for validation.
+    """Return the paper's splits: of the patients outside the test set, the first 50 (by name) are for validation.
 
-    A smaller data set takes the same share, 50 of 450. Without testing patients the test set is found as in
-    `divide_official` and leaves first.
+    A smaller data set takes the same share, 50 of 450. Without testing patients the test set is chosen first, as in
+    `divide_official`.
 
     Args:
         lists: official section -> patients that can be used.
         listed: every patient that the split files name, present or not: a gap in a copy does not move the paper's
             border.
-        seed: of the drawing, where one is needed.
-        notes: sentences for the summary, added to.
+        seed: seed of the draw, where one is needed.
+        notes: sentences for the summary; new ones are added.
     """
     divided = {section: sorted(lists.get(section, ())) for section in SECTIONS}
     if not divided["testing"]:
@@ -101,7 +101,7 @@ def divide_as_paper(
 
 
 def take_subset(patients: Sequence[str], max_patients: int | None, fraction: float | None, seed: int) -> list[str]:
-    """A drawn part of the patients, sorted; with the same seed a smaller part lies within a larger one.
+    """Draw a part of the patients, sorted; with the same seed a smaller part is contained in a larger one.
 
     Raises:
         ValueError: if `max_patients` < 1 or `fraction` is outside (0, 1].
@@ -119,12 +119,12 @@ def take_subset(patients: Sequence[str], max_patients: int | None, fraction: flo
 
 
 def _share(count: int, fraction: float) -> int:
-    """A rounded share of `count`: at least one, but never all."""
+    """Return a rounded share of `count`: at least one, but never all."""
     return min(max(1, round(count * fraction)), max(0, count - 1))
 
 
 def _stand_in_for_testing(divided: dict[str, list[str]], num_carved: int, seed: int, notes: list[str]) -> list[str]:
-    """Patients for the test set of a copy that has none; they leave their section of `divided`."""
+    """Return patients for the test set of a copy that has none; they are removed from their section of `divided`."""
     if divided["validation"]:
         testing, divided["validation"] = divided["validation"], []
         notes.append(

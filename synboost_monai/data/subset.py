@@ -1,4 +1,4 @@
-"""A part of a data set as a data set of its own: fewer patients, or another fold; images stay where they are.
+"""Make a data set from a part of another one: fewer patients, or another fold; images are not copied.
 
 A study of data scarcity, or a cross-validation, reads the data set once and makes each part from its datalist.
 """
@@ -33,21 +33,21 @@ def write_subset(
     num_folds: int = 5,
     seed: int = 0,
 ) -> str:
-    """Write datalist.json of a part of a data set.
+    """Write datalist.json for a part of a data set.
 
-    The testing section stays as it is. Of the patients for training and validation together `patients` are drawn, each section in its
-    share, since who chooses weights on annotated patients has annotated them: 20 of 359 + 40 are 18 + 2. A smaller part lies within a
-    larger one of the same seed. With `fold` these patients are divided anew: the fold is for validation, the others for training.
+    The testing section is not changed. Of the patients for training and validation together `patients` are drawn, from each section in
+    proportion, since patients used to choose weights have to be annotated too: 20 of 359 + 40 are 18 + 2. A smaller part is contained
+    in a larger one of the same seed. With `fold` these patients are divided anew: the fold is for validation, the others for training.
 
     Args:
         dataset_dir: folder with datalist.json, or that file.
         output_dir: folder to write to.
-        patients: how many for training and validation together: a whole number of at least 2, or a share in (0, 1); None takes all.
-        fold: which of `num_folds`, from 0; None keeps the data set's own validation patients.
-        num_folds: into how many the patients are divided.
-        seed: of every drawing.
+        patients: number for training and validation together: a whole number of at least 2, or a share in (0, 1); None takes all.
+        fold: index of the fold, from 0 to `num_folds` - 1; None keeps the data set's own validation patients.
+        num_folds: number of folds.
+        seed: seed of all draws.
     Returns:
-        a sentence that says what was taken.
+        a sentence that names the part.
     Raises:
         FileNotFoundError, ValueError: if there is no datalist, an item does not name its patient, there are too few patients, or the
             data set itself would be replaced.
@@ -74,7 +74,7 @@ def write_subset(
 
 
 def _patients_of(content: Mapping[str, Any], section: str, source: Path) -> set[str]:
-    """Names of a section's patients."""
+    """Return the names of a section's patients."""
     items = content.get(section) or []
     for number, item in enumerate(items):
         if not item.get("patient"):
@@ -87,7 +87,7 @@ def _patients_of(content: Mapping[str, Any], section: str, source: Path) -> set[
 def _draw(
     sections: Mapping[str, set[str]], patients: int | float | None, seed: int, source: Path
 ) -> dict[str, list[str]]:
-    """Patients of each section, in its share of the number asked for."""
+    """Draw patients of each section, in proportion to its size."""
     total = sum(map(len, sections.values()))
     if patients is None:
         return {name: sorted(members) for name, members in sections.items()}
@@ -108,7 +108,7 @@ def _draw(
 
 
 def _divide(patients: Sequence[str], fold: int, num_folds: int, seed: int, source: Path) -> dict[str, list[str]]:
-    """One fold for validation, the others for training."""
+    """Return one fold for validation, the others for training."""
     if not 2 <= num_folds <= len(patients):
         raise ValueError(
             f"{source}: num_folds must be at least 2 and at most the {len(patients)} patients, got {num_folds}"
@@ -127,7 +127,7 @@ def _sentence(
     num_folds: int,
     seed: int,
 ) -> str:
-    """What was taken, for people."""
+    """Describe the part in one sentence."""
     told = ", ".join(f"{len(chosen[s])} for {s} ({len(parts[s])} images)" for s in chosen)
     of_all = sum(map(len, sections.values()))
     folds = "" if fold is None else f", fold {fold} of {num_folds} for validation"

@@ -1,4 +1,4 @@
-"""Text of summary.txt: what reading a data set found, decided and missed."""
+"""Write the text of summary.txt: what was found, decided and missed when a data set was read."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from synboost_monai.records import PHASES, VIEWS, EchoRecord
 
 _MAX_ENTRIES = 20
-"""So many entries of a group are listed."""
+"""Largest number of entries of a group that are listed."""
 
 
 def summary_text(title: str, counts: Mapping[str, Mapping[str, int]], groups: Mapping[str, Sequence[str]]) -> str:
-    """Several lines: counts by section, then each group's first entries under its title; a group without entries is left out.
+    """Return several lines: counts by section, then each group's first entries under its title; empty groups are left out.
 
     Args:
         title: the first line.
-        counts: section -> numbers of `count_records`.
+        counts: section -> numbers from `count_records`.
         groups: title -> entries.
     """
     lines = [title]
@@ -31,7 +31,7 @@ def summary_text(title: str, counts: Mapping[str, Mapping[str, int]], groups: Ma
 
 
 def count_records(records: Sequence[EchoRecord]) -> dict[str, int]:
-    """Patients, images, and images by view and by phase, in the short forms of tables."""
+    """Count patients, images, and images by view and by phase, in the short forms of tables."""
     counts = {"patients": len({record.patient for record in records}), "images": len(records)}
     for short_names, attribute in ((VIEWS, "view"), (PHASES, "phase")):
         for short, name in short_names.items():
@@ -42,5 +42,5 @@ def count_records(records: Sequence[EchoRecord]) -> dict[str, int]:
 
 
 def some(names: Sequence[str], limit: int = 3) -> str:
-    """The first names, and how many follow."""
+    """Return the first names and the number of the others."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
