@@ -1,4 +1,4 @@
-"""Clips for tests, written by PyAV."""
+"""Write clips for tests with PyAV."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_clip(
 
 
 def moving_block(shape: Sequence[int] = (5, 48, 64)) -> NDArray[np.uint8]:
-    """Frames (T, H, W): a ramp to the right, and a bright block at the top that grows by a row a frame."""
+    """Draw frames (T, H, W): a ramp to the right, and a bright block at the top that grows by one row per frame."""
     num_frames, height, width = shape
     frames = np.broadcast_to(np.linspace(20, 200, width), shape).astype(np.uint8)
     for number in range(num_frames):

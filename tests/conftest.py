@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny CAMUS trees of both releases and a datalist of one."""
+"""Provide shared fixtures: tiny CAMUS trees of both releases and a datalist of one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIRST_INFO = (
 
 
 def make_label_map(phase: str = "ED", shift: int = 0) -> NDArray[np.uint8]:
-    """Label map (48, 40) with all four classes: a cavity, the muscle around it, the atrium below; smaller at ES."""
+    """Draw a label map (48, 40) with all four classes: a cavity, the muscle around it, the atrium below; smaller at ES."""
     rows, columns = np.mgrid[: IMAGE_SHAPE[0], : IMAGE_SHAPE[1]]
     scale = 1.0 if phase == "ED" else 0.75
     x = columns - 20 - shift
@@ -36,7 +36,7 @@ def make_label_map(phase: str = "ED", shift: int = 0) -> NDArray[np.uint8]:
 
 
 def make_image(label_map: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
-    """Image (48, 40) of a label map: each class its own brightness, speckle on it, dark outside a sector."""
+    """Draw an image (48, 40) of a label map: each class has its own brightness with speckle, dark outside a sector."""
     rows, columns = np.mgrid[: IMAGE_SHAPE[0], : IMAGE_SHAPE[1]]
     brightness = np.array([90, 25, 160, 35])[label_map]
     speckle = generator.rayleigh(0.8, IMAGE_SHAPE)
@@ -141,13 +141,13 @@ def write_first_camus(root: Path, *, num_training: int = 6, num_testing: int = 2
 
 @pytest.fixture(scope="session")
 def camus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sound tiny copy of the current release (4 + 1 + 1 patients, two views, sequences): do not write into it."""
+    """Return a sound tiny copy of the current release (4 + 1 + 1 patients, two views, sequences): do not write into it."""
     return write_camus(tmp_path_factory.mktemp("camus"), with_sequences=True)
 
 
 @pytest.fixture(scope="session")
 def datalist_dir(camus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the datalist.json of `camus_dir`: 16 training, 4 validation, 4 testing images."""
+    """Return the folder with the datalist.json of `camus_dir`: 16 training, 4 validation, 4 testing images."""
     from synboost_monai.data import read_camus, write_datalist
 
     folder = tmp_path_factory.mktemp("prepared")
@@ -159,19 +159,19 @@ def datalist_dir(camus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def make_camus(tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes a fresh tiny copy of the current release to damage; arguments of `write_camus`."""
+    """Return a function that writes a fresh tiny copy of the current release to damage; it takes the arguments of `write_camus`."""
     return lambda **options: write_camus(tmp_path / "camus", **options)
 
 
 @pytest.fixture
 def make_first_camus(tmp_path: Path) -> Callable[..., Path]:
-    """The same for the first release; takes the arguments of `write_first_camus`."""
+    """Return the same for the first release; it takes the arguments of `write_first_camus`."""
     return lambda **options: write_first_camus(tmp_path / "camus_first", **options)
 
 
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment that torchrun gives to the only process of a distributed run."""
+    """Set the environment that torchrun gives to the only process of a distributed run."""
     import socket
 
     import ignite.distributed.utils

@@ -1,4 +1,4 @@
-"""Table of what every verb says where it cannot read, cannot write, or would write over its input.
+"""Print a table of every verb's message when it cannot read, cannot write, or would write over its input.
 
     python -m tests.doors inputs WORK                 # tiny inputs, once
     python -m tests.doors COLUMN WORK [OUT] [VERB...]   # rows `VERB | code | first line`, a column at a time
@@ -125,11 +125,11 @@ def _segment(at: str, out: str) -> list[str]:
 
 
 class TooLong(BaseException):
-    """A verb took longer than `SECONDS`, or serves and would go on."""
+    """Raised if a verb takes longer than `SECONDS`, or serves and would go on."""
 
 
 def ask(words: Sequence[str], seconds: int = SECONDS) -> tuple[str, str]:
-    """Exit code and the line that says it, of a command in this process."""
+    """Return the exit code and the error line of a command in this process."""
 
     def stop(*_: object) -> None:
         raise TooLong
@@ -180,7 +180,7 @@ def column(name: str, work: Path, out: Path | None, verbs: Sequence[str]) -> Non
 
 
 def make_inputs(work: Path) -> None:
-    """Everything that a verb reads, tiny."""
+    """Write tiny examples of everything that a verb reads."""
     import torch
 
     from synboost_monai.model_card import write_model

@@ -1,4 +1,4 @@
-"""A made-up copy of EchoNet-Dynamic."""
+"""Write a made-up copy of EchoNet-Dynamic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = list[list[Any]]
 
 
 def ellipse(scale: float) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """A cavity with its apex up, centre (24, 26), and its tracing: the long axis from the apex, then 20 chords."""
+    """Draw a cavity with its apex up, centre (24, 26), and its tracing: the long axis from the apex, then 20 chords."""
     height, width = 20 * scale, 10 * scale
     row, column = np.mgrid[: SHAPE[0], : SHAPE[1]]
     mask = ((row - 26) / height) ** 2 + ((column - 24) / width) ** 2 < 1
@@ -30,7 +30,7 @@ def ellipse(scale: float) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
 
 
 def write_echonet(root: Path, change: Callable[[Rows, Rows], None] | None = None, num_clips: int = 4) -> Path:
-    """A copy with clips C1.avi, C2.avi, ... of five frames: frame 1 the small cavity, frame 3 the large one."""
+    """Write a copy with clips C1.avi, C2.avi, ... of five frames: frame 1 the small cavity, frame 3 the large one."""
     (root / "Videos").mkdir(parents=True)
     listed: Rows = []
     traced: Rows = []

@@ -1,4 +1,4 @@
-"""The benchmark of the hospital batch runs, and its JSON holds together."""
+"""Test that the benchmark of the hospital batch runs, and that its JSON is consistent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scripts/benchmark_export.py: what is compared is equal, and the record is whole; how fast it is, is not for a test."""
+"""Test scripts/benchmark_export.py: compared outputs are equal, and the record is complete; speed is not tested."""
 
 import importlib.util
 import json

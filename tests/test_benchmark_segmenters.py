@@ -1,4 +1,4 @@
-"""scripts/benchmark_segmenters.py: what is compared is equal, and what it counts adds up; how fast it is, is not for a test."""
+"""Test scripts/benchmark_segmenters.py: compared outputs are equal, and the counts add up; speed is not tested."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""scripts/benchmark_synthesis.py: what it counts, against a count by hand; how it measures is not for a test."""
+"""Test scripts/benchmark_synthesis.py: its counts against a count by hand; measured times are not tested."""
 
 import importlib.util
 import json

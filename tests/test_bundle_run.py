@@ -1,4 +1,4 @@
-"""Finding bundles, checking overrides, and the errors of a run."""
+"""Test finding bundles, checking overrides, and the errors of a run."""
 
 import json
 import logging
@@ -72,7 +72,7 @@ def work(dataset_dir, output_dir, max_epochs, prompt):
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A bundle whose only stage writes down what it got."""
+    """Make a bundle whose only stage writes its settings to a file."""
     configs = tmp_path / "echo_toy" / "configs"
     configs.mkdir(parents=True)
     (configs / "inference.yaml").write_text(CONFIG)

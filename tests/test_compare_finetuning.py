@@ -1,4 +1,4 @@
-"""scripts/compare_finetuning.py: from weights to the table, tiny."""
+"""Test scripts/compare_finetuning.py with tiny networks: from weights to the table."""
 
 import importlib.util
 import json

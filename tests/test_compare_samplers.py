@@ -1,4 +1,4 @@
-"""scripts/compare_samplers.py: its commands exist, and its table is what the quality files say."""
+"""Test scripts/compare_samplers.py: its commands exist, and its table agrees with the quality files."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ def script() -> ModuleType:
 
 
 def write_quality(folder: Path, dice: dict[str, float]) -> None:
-    """What `synboost evaluate echo_semantic_diffusion` leaves, as far as it is read; `dice`: case -> Dice."""
+    """Write the part of the results of `synboost evaluate echo_semantic_diffusion` that is read; `dice`: case -> Dice."""
     folder.mkdir(parents=True)
     rows = [
         {"case": case, "patient": case[:2], "structure": structure, "dice": value, "is_synthetic": True}

@@ -1,4 +1,4 @@
-"""CSV files: no cell is calculated by a spreadsheet, and what is read back is what was written."""
+"""Test CSV files: no cell is calculated by a spreadsheet, and reading returns what was written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STARTS = [
 
 
 def cells_of(text: str, delimiter: str) -> list[str]:
-    """All cells as a program reads them that does not know of quotes within a line."""
+    """Return all cells as a program reads them that does not know of quotes within a line."""
     return [cell for line in text.splitlines() for cell in line.split(delimiter)]
 
 

@@ -1,4 +1,4 @@
-"""Who is let in at a server: tokens, and the names of its own."""
+"""Test who may use a server: tokens, and the server's own names."""
 
 from __future__ import annotations
 

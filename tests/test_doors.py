@@ -1,4 +1,4 @@
-"""Every verb says in one line what it cannot read or write; `python -m tests.doors` prints the whole table, networks included."""
+"""Test that every verb reports in one line what it cannot read or write; `python -m tests.doors` prints the whole table, with networks."""
 
 import errno
 import os
@@ -49,7 +49,7 @@ def test_output_that_is_a_file_is_one_line(verb: str, data_dir: Path, tmp_path: 
 
 @pytest.mark.parametrize("verb", ["phantom", "phantom-studies", "simulate", "prepare"])
 def test_disk_that_takes_no_more_is_one_line(verb: str, data_dir: Path, tmp_path: Path) -> None:
-    """A limit of the size of files stands for it: whatever writes fails in the middle."""
+    """A limit of the file size stands in for a full disk: every write fails in the middle."""
     words = [word.format(out=tmp_path / "out", data=data_dir) for word in WRITING[verb]]
     before, on_signal = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:

@@ -1,4 +1,4 @@
-"""Errors of the user and of the system come out as one line, whatever a library made of them."""
+"""Test that errors of the user and of the system become one line, whatever a library made of them."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_
 
 
 def refused(number: int, path: str | None = "out/a.png") -> OSError:
-    """What the system raises."""
+    """Return an error of the system."""
     return OSError(number, os.strerror(number), path)
 
 
@@ -70,7 +70,7 @@ def test_an_error_of_ours_is_none_of_the_user() -> None:
 
 
 class _Refused(torch.utils.data.Dataset[int]):
-    """Its items are refused by the system, with a path or without."""
+    """Hold items that the system refuses, with a path or without."""
 
     def __len__(self) -> int:
         return 2
@@ -111,7 +111,7 @@ def _save_picture(path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of a file")
 @pytest.mark.parametrize("save", [_save_torch, _save_text, _save_picture])
 def test_a_file_that_is_not_written_whole_is_named_and_gone(save: Callable[[Path], None], tmp_path: Path) -> None:
-    """A file that may not grow stands for a full disk: the writer's call fails in the middle."""
+    """A limit of the file size stands in for a full disk: the writer's call fails in the middle."""
     import resource
 
     before, on_signal = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -139,7 +139,7 @@ def test_a_command_ends_with_one_line(capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_error_of_a_thread_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """As TensorBoard's writer does: its thread ends by the error, and the next call raises the same one."""
+    """TensorBoard's writer does this: its thread ends by the error, and the next call raises the same one."""
     error = refused(errno.ENOSPC, None)
 
     def work() -> None:

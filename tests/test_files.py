@@ -1,4 +1,4 @@
-"""Reading planes: every form that ultrasound images come in, and one clear line for what cannot be read."""
+"""Test reading planes: every form that ultrasound images come in, and one clear line for what cannot be read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GREY = np.rint(COLOURS[..., :3] @ np.array([0.299, 0.587, 0.114])).astype(np.int
 
 
 def ramp(dtype: DTypeLike, num_frames: int | None = None) -> NDArray[Any]:
-    """(H, W) or (T, H, W) of values that no two pixels share, negative ones too where the type has them."""
+    """Return (H, W) or (T, H, W) of values that no two pixels share, negative ones too if the type has them."""
     shape = SHAPE if num_frames is None else (num_frames, *SHAPE)
     values = np.arange(np.prod(shape)).reshape(shape)
     if np.dtype(dtype).kind == "f":
@@ -365,7 +365,7 @@ def test_other_text_is_refused_by_name(
 
 
 def test_files_of_users_are_read_as_text_in_one_place() -> None:
-    """Nowhere else is a text file decoded, except templates and records of the package's own."""
+    """No other place decodes a text file, except templates and records of the package's own."""
     own = {
         "files.py",
         "__main__.py",

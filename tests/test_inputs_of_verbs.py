@@ -1,4 +1,4 @@
-"""Every verb keeps what it reads: an output that is an input is refused in one line, and nothing is written."""
+"""Test that every verb keeps its inputs: an output that is an input is refused in one line, and nothing is written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from synboost_monai.training import KeepInputs
 
 @pytest.fixture
 def data(datalist_dir: Path, tmp_path: Path) -> Path:
-    """A data set with its files beside the datalist, in a folder `labels`."""
+    """Make a data set with its files beside the datalist, in a folder `labels`."""
     content = json.loads((datalist_dir / "datalist.json").read_text())
     (tmp_path / "data" / "labels").mkdir(parents=True)
     for section in ("training", "validation", "testing"):
@@ -47,7 +47,7 @@ def data(datalist_dir: Path, tmp_path: Path) -> Path:
 
 
 def linked(folder: Path) -> Path:
-    """Another folder whose datalist.json is a hard link to that of a data set."""
+    """Make another folder whose datalist.json is a hard link to that of a data set."""
     other = folder.parent / "linked"
     other.mkdir()
     os.link(folder / "datalist.json", other / "datalist.json")

@@ -1,4 +1,4 @@
-"""Imports inside the package go one way, and some folders stay free of some libraries."""
+"""Test that imports inside the package go one way, and some folders stay free of some libraries."""
 
 import ast
 import re
@@ -35,7 +35,7 @@ FILE_LIBRARIES = {"nibabel", "itk", "pydicom", "PIL", "pandas", "av"}
 
 
 def circle(imports: dict[str, set[str]]) -> str:
-    """Modules that import each other in a circle, or nothing."""
+    """Return modules that import each other in a circle, or nothing."""
     try:
         TopologicalSorter(imports).prepare()
     except CycleError as error:
@@ -44,7 +44,7 @@ def circle(imports: dict[str, set[str]]) -> str:
 
 
 def violations(imports: dict[str, set[str]]) -> list[str]:
-    """Arrows that go up, sideways in a circle, or to a room without a layer."""
+    """Return arrows that go up, sideways in a circle, or to a room without a layer."""
     wrong = [f"{room} is in no layer; add it to {LAW.name}" for room in sorted(imports) if room not in LAYER]
     for room, targets in sorted(imports.items()):
         for target in sorted(targets):
@@ -83,7 +83,7 @@ def test_the_picture_of_the_imports_is_up_to_date() -> None:
 
 
 def test_no_files_import_each_other() -> None:
-    """Also not inside a function or for typing alone: what two files need lies in a third."""
+    """This holds inside functions and for typing too: what two files need must be in a third."""
     imports = file_imports()
     assert f"{PACKAGE}.hospital.ray_engine" in imports[f"{PACKAGE}.hospital.engines"]  # which a function imports
     assert circle(imports) == ""
@@ -109,7 +109,7 @@ def test_libraries_stay_where_they_belong() -> None:
     "path", sorted([*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]), ids=lambda p: p.stem
 )
 def test_csv_is_written_at_one_place(path: Path) -> None:
-    """A cell of text from outside must not be calculated by a spreadsheet: `csv_files` sees to that."""
+    """A spreadsheet must not calculate a cell of text from outside, which `csv_files` ensures."""
     if path.name == "csv_files.py":
         return
     text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The command line: verbs, flags, and what comes out of a mistake."""
+"""Test the command line: verbs, flags, and the results of mistakes."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from synboost_monai.__main__ import VERBS, checked_arguments, main
 
 
 def _run(*words: str, capsys) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command in this process."""
+    """Return exit code, stdout and stderr of a command in this process."""
     code = 0
     try:
         main(words)

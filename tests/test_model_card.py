@@ -1,4 +1,4 @@
-"""model.json beside model.pt: what is written is read, and what is no card, damaged or of other weights is told."""
+"""Test model.json beside model.pt: reading returns what was written; other files, damaged and foreign cards are reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FACTS = {"architecture": "cris", **PUBLISHED_FACTS["cris"], "preset": "small", "
 
 @pytest.fixture
 def weights_path(tmp_path: Path) -> Path:
-    """Weights with a card."""
+    """Write weights with a card."""
     training = {"dataset_dir": "/home/somebody/patients", "seed": 42, "levels": ("P1", "P2"), "init_checkpoint": None}
     card = new_card(FACTS, training, prompt_level="random", licence="Apache-2.0")
     write_model({"a": torch.ones(2), "n": torch.tensor(3)}, tmp_path / "model.pt", card)
@@ -91,7 +91,7 @@ def test_weights_without_a_card_are_as_published_or_as_said(tmp_path: Path) -> N
 
 
 def test_replaced_weights_are_told_from_those_of_the_card(weights_path: Path) -> None:
-    """Also what a process leaves that is killed between writing the two."""
+    """This holds also if a process is killed between writing the two."""
     torch.save({"a": torch.zeros(2)}, weights_path)
     with pytest.raises(
         ValueError, match="model.json: speaks of weights with SHA-256 .* but model.pt has .*--preset"
@@ -115,7 +115,7 @@ def test_killed_between_weights_and_card(weights_path: Path, monkeypatch: pytest
 
 
 def test_a_reader_waits_for_who_is_writing(weights_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as MONAI Label's server, while its training writes better weights."""
+    """Such a reader is MONAI Label's server, while its training writes better weights."""
     old = weights_path.with_suffix(".json").read_bytes()
     card = write_model({"a": torch.zeros(2)}, weights_path, read_card(weights_path))
     new = weights_path.with_suffix(".json").read_bytes()

@@ -1,4 +1,4 @@
-"""What setup.cfg ships: every data file of the package, every bundle; constraints.txt fits its requirements."""
+"""Test the files that setup.cfg ships: every data file of the package, every bundle; constraints.txt fits its requirements."""
 
 import configparser
 import json
@@ -21,7 +21,7 @@ SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
 
 
 def lines(section: str, key: str) -> list[str]:
-    """Entries of a list in setup.cfg."""
+    """Return the entries of a list in setup.cfg."""
     return [line for line in SETUP[section][key].splitlines() if line and not line.startswith("#")]
 
 
@@ -50,7 +50,7 @@ def test_every_folder_of_a_bundle_is_shipped() -> None:
 
 @pytest.mark.parametrize("bundle", ["echo_clipseg", "echo_cris"])
 def test_weights_of_a_bundle_ship_with_what_they_are(bundle: str) -> None:
-    """Whichever lie there; of none the patterns still stand."""
+    """The patterns cover weights that are in a bundle, and stay valid without them."""
     folder = ROOT / "bundles" / bundle / "models"
     patterns = SETUP["options.data_files"][f"share/synboost_monai/bundles/{bundle}/models"].split(", ")
     for name in ("model.pt", "model.json", "calibration.json"):
@@ -106,7 +106,7 @@ def test_every_requirement_is_pinned() -> None:
 
 
 def requirements() -> list[Requirement]:
-    """Every requirement of setup.cfg with a lower bound."""
+    """Return every requirement of setup.cfg with a lower bound."""
     asked = lines("options", "install_requires")
     for extra in SETUP["options.extras_require"]:
         asked += lines("options.extras_require", extra)
@@ -119,7 +119,7 @@ def bound_of(requirement: Requirement) -> str | None:
 
 
 def table_of_security(title: str) -> list[list[str]]:
-    """Rows of the first table under a title of SECURITY.md."""
+    """Return the rows of the first table under a title of SECURITY.md."""
     text = (ROOT / "SECURITY.md").read_text(encoding="utf-8").split(f"# {title}\n", 1)[1]
     rows = re.search(r"\n\|---.*\n((?:\|.*\n)+)", text)
     assert rows is not None
@@ -127,7 +127,7 @@ def table_of_security(title: str) -> list[list[str]]:
 
 
 def pins_of(python: str) -> dict[str, Version]:
-    """What the tests ran with on a release of Python."""
+    """Return the versions that the tests ran with on a release of Python."""
     rows = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [Requirement(row) for row in rows if row and not row.startswith("#")]
     return {pin.name.lower(): Version(str(bound_of(pin))) for pin in pins if holds(pin, python)}
@@ -138,7 +138,7 @@ def holds(requirement: Requirement, python: str) -> bool:
 
 
 def older_than_tested() -> set[str]:
-    """Requirements whose bound is older, by its first two numbers, than what the tests ran with on each Python that asks for them."""
+    """Return requirements whose bound is older, by its first two numbers, than the tested version on each Python that needs them."""
     pins = {python: pins_of(python) for python in ("3.10", "3.11")}
     found = set()
     for requirement in requirements():

@@ -1,4 +1,4 @@
-"""The paper's tables from a made file of the published form, and own runs beside them."""
+"""Test the paper's tables from a made file of the published form, and own runs beside them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from paper_tables import (  # noqa: E402
 
 
 def made_rows() -> pd.DataFrame:
-    """46 runs x 600 cases in the file's own words; every run has its published mean Dice, patients differ."""
+    """Make 46 runs x 600 cases in the file's own words; every run has its published mean Dice, and patients differ."""
     generator = np.random.default_rng(0)
     cases = [
         f"mask_{s.class_index}/patient{p:04d}_{v}_{t}_gt"
@@ -274,7 +274,7 @@ def write_evaluation(folder: Path, dice: float, *, num_patients: int = 3, paper_
 
 @pytest.fixture
 def study_dir(tmp_path: Path) -> Path:
-    """A study's run with two evaluations."""
+    """Write a study's run with two evaluations."""
     run = tmp_path / "real" / "run"  # "real" above the run is no strategy
     write_evaluation(run / "segmenters/cris/synthetic_then_real/P2/patients20/seed0/evaluation", 0.8, paper_grid=True)
     write_evaluation(run / "segmenters/clipseg/real_and_synthetic/P7/frozen/seed1/evaluation", 0.7)

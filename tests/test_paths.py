@@ -1,4 +1,4 @@
-"""Paths of a run: inputs are kept, names of results are sound, links in a run's folder are not followed."""
+"""Test the paths of a run: inputs are kept, names of results are sound, links in a run's folder are not followed."""
 
 from __future__ import annotations
 

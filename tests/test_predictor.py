@@ -1,4 +1,4 @@
-"""The segmenter for Python gives what `synboost segment` writes, for files, arrays and clips."""
+"""Test that the segmenter for Python gives what `synboost segment` writes, for files, arrays and clips."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {"device": "cpu", "threshold": 0.45}
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of a tiny network, in half precision, which say what they are."""
+    """Write random weights of a tiny network, in half precision, with a card."""
     path = tmp_path_factory.mktemp("weights") / "model.pt"
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -45,7 +45,7 @@ def segmenter(weights: Path) -> Segmenter:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An image of each kind, and a clip."""
+    """Write an image of each kind, and a clip."""
     from synboost_monai.dicom.writing.image import write_dicom_pair
 
     folder = tmp_path_factory.mktemp("files")
@@ -142,7 +142,7 @@ def test_mistakes_are_sentences(
 
 @pytest.mark.parametrize("architecture", ["cris", "clipseg"])
 def test_a_network_that_knows_the_view_says_it(architecture: str, files: dict[str, Path], tmp_path: Path) -> None:
-    """The masks are those of the network without its head; what is no apical view goes to review, whatever is asked for."""
+    """The masks are those of the network without its head; any other picture than an apical view goes to review, whatever is asked for."""
     torch.manual_seed(0)
     seeing = create_segmenter(architecture, "tiny", has_view_head=True)
     plain = {key: value for key, value in seeing.state_dict().items() if not key.startswith("view_head.")}
@@ -175,7 +175,7 @@ def test_a_network_that_knows_the_view_says_it(architecture: str, files: dict[st
 
 
 def test_the_judge_and_a_trained_fold_pass_over_the_view(files: dict[str, Path], tmp_path: Path) -> None:
-    """Label maps and probabilities of a network that knows the view are those of the same network without its head."""
+    """Label maps and probabilities of a network that knows views are those of the same network without its head."""
     import yaml
 
     from synboost_monai.auto3dseg.infer import InferClass
@@ -226,7 +226,7 @@ def test_the_bundles_own_weights_are_taken_and_said(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """As they will ship: models/model.pt with model.json in the bundle, and no command names them."""
+    """They are as they will ship: models/model.pt with model.json in the bundle, and no command names them."""
     from synboost_monai.__main__ import main
     from synboost_monai.bundle_run import bundle_dir
 
@@ -288,7 +288,7 @@ def test_the_loader_comes_when_it_is_asked_for() -> None:
 
 
 def test_a_label_map_is_synthesised_as_by_the_bundles_run(tmp_path: Path) -> None:
-    """`load_synthesiser` draws what `synboost synthesise` draws of the same label map, perturbation and noise."""
+    """`load_synthesiser` draws what `synboost synthesise` draws with the same label map, perturbation and noise."""
     from synboost_monai.networks.semantic_diffusion_unet import create_semantic_diffusion_unet
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""One process at a time in a folder; no child that outlives its parent."""
+"""Test that a folder has one process at a time, and that no child outlives its parent."""
 
 import errno
 import os
@@ -124,7 +124,7 @@ def test_the_environment_of_a_child_finds_this_package_and_adds_no_working_direc
 
 
 def test_a_temporary_folder_with_a_long_name_is_reached_over_a_short_link(tmp_path: Path) -> None:
-    """Workers pass tensors on over a socket there; without the link the training waits for ever."""
+    """Workers pass tensors on over a socket there; without the link the training would wait for ever."""
     folder = tmp_path / ("long" * 20)
     folder.mkdir()
     code = """
@@ -175,6 +175,6 @@ def test_a_child_ends_with_its_parent() -> None:
 
 
 def is_running(process_id: int) -> bool:
-    """Whether a process is there and is no zombie."""
+    """Return whether a process exists and is not a zombie."""
     status = Path(f"/proc/{process_id}/stat")
     return status.is_file() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"

@@ -1,4 +1,4 @@
-"""The commands of README.md, of the documentation and of the bundles' READMEs exist: scripts, verbs, flags, configs, keys, files.
+"""Test that the commands of README.md, the docs and the bundles' READMEs exist: scripts, verbs, flags, configs, keys, files.
 
 Every line of a bash block is checked by what it starts; one that no check knows is an error unless a comment in its block says what
 it needs that a test has not.
@@ -61,7 +61,7 @@ NEEDS = {
 
 
 def blocks(text: str) -> list[str]:
-    """The bash blocks of a Markdown text, also those indented within lists and tabs."""
+    """Return the bash blocks of a Markdown text, also those indented within lists and tabs."""
     return [
         inspect.cleandoc("\n" + b)
         for b in re.findall(r"^ *```(?:bash|sh)\b[^\n]*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
@@ -69,24 +69,24 @@ def blocks(text: str) -> list[str]:
 
 
 def block_commands(block: str) -> list[str]:
-    """Lines without comments; lines ending in a backslash are joined, those with && or ; are parted."""
+    """Return lines without comments; lines ending in a backslash are joined, those with && or ; are split."""
     lines = block.replace("\\\n", " ").splitlines()
     lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
     return [part.strip() for line in lines for part in re.split(r" && ", line)]
 
 
 def commands(text: str) -> list[str]:
-    """All commands of a Markdown text."""
+    """Return all commands of a Markdown text."""
     return [command for block in blocks(text) for command in block_commands(block)]
 
 
 def comments(block: str) -> str:
-    """What the comments of a block say."""
+    """Return the text of the comments of a block."""
     return " ".join(re.findall(r"(?:^|\s)#\s*(.*)$", block, flags=re.MULTILINE))
 
 
 def overrides_of(words: list[str]) -> dict[str, str]:
-    """`--key value` pairs of a command."""
+    """Return the `--key value` pairs of a command."""
     assert all(flag.startswith("--") for flag in words[::2]) and len(words) % 2 == 0, words
     return {flag.removeprefix("--"): value for flag, value in zip(words[::2], words[1::2])}
 
@@ -180,7 +180,7 @@ def check_verb(words: list[str], tmp_path: Path) -> None:
 
 
 def check_python(words: list[str], folder: Path, tmp_path: Path) -> bool:
-    """As `check_command`, of what follows `python`."""
+    """Check the words after `python`, as `check_command` does."""
     if words[:1] == ["-c"]:
         compile(words[1], "command", "exec")
         return True
@@ -243,7 +243,7 @@ def check_extras(words: list[str]) -> None:
 
 
 def folder_of(page: Path) -> Path:
-    """Where a page's commands run: a bundle's README is read in the bundle's folder."""
+    """Return the folder where a page's commands run: a bundle's README is read in the bundle's folder."""
     return page.parents[1] if page.parts[-4:-3] == ("bundles",) else ROOT
 
 

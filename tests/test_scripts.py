@@ -1,4 +1,4 @@
-"""scripts/environment.sh installs once, again after a change or an interruption, and refuses a Python too old."""
+"""Test that scripts/environment.sh installs once, again after a change or an interruption, and refuses a Python too old."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ echo "$*" >>"$STUB_LOG"
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A folder with the scripts and what they read, and a stub of python."""
+    """Make a folder with the scripts and the files that they read, and a stub of python."""
     for name in ("setup.cfg", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
@@ -35,7 +35,7 @@ def clone(tmp_path: Path) -> Path:
 def call(
     clone: Path, script: str, *arguments: str, **variables: str
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Run a script from another folder; gives the finished process and what python was asked for."""
+    """Run a script from another folder; return the finished process and the arguments of its calls to python."""
     log_path = clone / "log"
     log_path.write_text("", encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SYNBOOST_")}

@@ -1,4 +1,4 @@
-"""Public weights: what is known of them, fetching from a server on this machine, converting each published form."""
+"""Test public weights: known facts, fetching from a server on this machine, converting each published form."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONTENT = bytes(range(256)) * 4096
 
 
 class FileServer(http.server.ThreadingHTTPServer):
-    """Serves `CONTENT` at /model.bin of a port of this machine; remembers what it was asked, and can misbehave."""
+    """Serve `CONTENT` at /model.bin of a port of this machine; record the requests, and misbehave if asked to."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -82,7 +82,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    """A running server, with the table of weights saying that `made-up` is there."""
+    """Run a server, with an entry `made-up` in the table of weights."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with FileServer() as running:
@@ -336,7 +336,7 @@ def is_equal(network: nn.Module, state_dict: dict[str, Tensor]) -> bool:
 
 
 def write_clip_archive(network: nn.Module, path: Path) -> None:
-    """CLIP's TorchScript archive: both encoders of a CRIS in half precision, without what CRIS adds, with CLIP's three settings."""
+    """Write CLIP's TorchScript archive: both encoders of a CRIS in half precision, without what CRIS adds, with CLIP's three settings."""
 
     class Clip(nn.Module):
         def __init__(self, backbone: nn.Module) -> None:
@@ -390,7 +390,7 @@ def test_same_checkpoint_gives_the_same_file(tmp_path: Path) -> None:
 
 
 def test_a_head_for_the_view_goes_along(tmp_path: Path) -> None:
-    """Also of weights that come without a card: their names say it."""
+    """This holds also for weights without a card: the names of their tensors show it."""
     torch.manual_seed(0)
     source = create_segmenter("cris", "tiny", has_view_head=True)
     write_model(source.state_dict(), tmp_path / "model.pt")

@@ -1,4 +1,4 @@
-"""Fixtures for Auto3DSeg: an input.yaml on the tiny CAMUS, trainings inside this process, and one finished run."""
+"""Provide fixtures for Auto3DSeg: an input.yaml on the tiny CAMUS, trainings inside this process, and one finished run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {"preset": "tiny", "image_size": 32, "num_epochs": 2, "nu
 
 
 def train_here(command: Sequence[str], environment: Mapping[str, str], log_path: Path) -> subprocess.CompletedProcess:
-    """What `algo.run_logged` does, without a process of its own: the libraries are loaded already."""
+    """Do what `algo.run_logged` does, but within this process, where the libraries are loaded already."""
     script = Path(command[command.index("run") - 1])
     with open(log_path, "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
         train_fold(script.parents[1], read_flags(command[command.index("run") :]))
@@ -38,19 +38,19 @@ def write_input(folder: Path, datalist_dir: Path, **more: Any) -> Path:
 
 @pytest.fixture
 def tiny() -> dict[str, Any]:
-    """Hyper-parameters of trainings that take a second."""
+    """Return hyper-parameters of trainings that take a second."""
     return dict(TINY)
 
 
 @pytest.fixture
 def make_input(datalist_dir: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes an input.yaml for the tiny CAMUS with further keys."""
+    """Return a function that writes an input.yaml for the tiny CAMUS with further keys."""
     return lambda **more: write_input(tmp_path, datalist_dir, **more)
 
 
 @pytest.fixture
 def quick_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Trainings run in this process."""
+    """Run trainings in this process."""
     monkeypatch.setattr(algo, "run_logged", train_here)
     yield
     monai.utils.set_determinism(None)
@@ -58,7 +58,7 @@ def quick_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def finished_run(datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a run with both algorithms, 2 folds and both ensembles: its path has a space; do not change it."""
+    """Return the folder of a run with both algorithms, 2 folds and both ensembles: its path has a space; do not change it."""
     folder = tmp_path_factory.mktemp("auto 3dseg")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(algo, "run_logged", train_here)

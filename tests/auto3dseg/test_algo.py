@@ -1,4 +1,4 @@
-"""The algorithm that the templates share: what it refuses, fills and notes, and the command of its training."""
+"""Test the algorithm that the templates share: what it refuses, fills and notes, and the command of its training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SOURCE = {"modality": "ultrasound"}
 
 @pytest.fixture(scope="module")
 def statistics_path(datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What DataAnalyzer says of the tiny CAMUS."""
+    """Write the statistics of the tiny CAMUS with DataAnalyzer, and return their path."""
     path = tmp_path_factory.mktemp("statistics") / "datastats.yaml"
     datalist = str(datalist_dir / "datalist.json")
     DataAnalyzer(datalist, str(datalist_dir), str(path), device="cpu", worker=0).get_all_case_stats()
@@ -37,7 +37,7 @@ def statistics(statistics_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def folded_input(make_input: Callable[..., Path], datalist_dir: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes an input whose datalist has two folds of whole patients."""
+    """Return a function that writes an input whose datalist has two folds of whole patients."""
 
     def write(**more: Any) -> Path:
         content = json.loads((datalist_dir / "datalist.json").read_text())

@@ -1,4 +1,4 @@
-"""Label maps are written for every test image and measured where an expert's is known; the table shows what there is."""
+"""Test that label maps are written for every test image and measured where an expert's is known, and that the table shows all results."""
 
 from __future__ import annotations
 

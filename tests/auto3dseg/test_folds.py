@@ -1,4 +1,4 @@
-"""Auto3DSeg's datalists: attributes survive, folds are made of whole patients, a fold is a data set of ours."""
+"""Test Auto3DSeg's datalists: attributes survive, folds are made of whole patients, a fold is a data set of ours."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sections(datalist_dir: Path) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.fixture
 def write(datalist_dir: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes a datalist with other sections, its paths absolute."""
+    """Return a function that writes a datalist with other sections, its paths absolute."""
 
     def write_(**content: Any) -> Path:
         path = tmp_path / "datalist.json"

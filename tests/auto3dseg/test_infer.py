@@ -1,4 +1,4 @@
-"""Class probabilities agree with the project's own label maps, pixel by pixel."""
+"""Test that class probabilities agree with the project's own label maps, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IDENTITY = LetterboxGeometry(32, 32, 32, 32, 0, 0, 32)
 
 
 def label_map_of(logits: torch.Tensor, geometry: LetterboxGeometry, threshold: float) -> np.ndarray:
-    """What the bundle's own postprocessing makes of logits."""
+    """Return the label map that the bundle's own postprocessing makes from logits."""
     item = {"pred": logits, "geometry": torch.tensor(geometry), "image": MetaTensor(torch.zeros(1, 2, 2))}
     return display_order(RestoreLabelMapd(threshold=threshold)(item)["pred"]).numpy()
 

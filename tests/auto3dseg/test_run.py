@@ -1,4 +1,4 @@
-"""A whole run of Auto3DSeg on tiny data: both algorithms, two folds, both ensembles; done again, interrupted, and by MONAI alone."""
+"""Test a whole run of Auto3DSeg on tiny data: both algorithms, two folds, both ensembles; done again, interrupted, and by MONAI alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def predictions(run: Path, image: str) -> dict[str, torch.Tensor]:
-    """Class probabilities (K, H, W) of each network."""
+    """Return the class probabilities (K, H, W) of each network."""
     history = import_bundle_algo_history(str(run))
     return {h[AlgoKeys.ID]: h[AlgoKeys.ALGO].predict([image])[0].as_tensor().transpose(1, 2) for h in history}
 
@@ -118,7 +118,7 @@ def test_ensemble_label_map_lies_on_its_image(finished_run: Path) -> None:
 
 @pytest.fixture
 def copied_run(finished_run: Path, tmp_path: Path) -> Path:
-    """The finished run at another place, to go on with."""
+    """Copy the finished run to another place, to go on with it there."""
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
@@ -182,7 +182,7 @@ def test_plain_auto_runner_takes_the_templates(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """Our datalist as it is: AutoRunner validates on its section, and paths lead out of dataroot."""
+    """AutoRunner takes our datalist as it is: it validates on its section, and paths lead out of dataroot."""
     # its message about the section has a wrong placeholder, which logging shows as an error
     monkeypatch.setattr(logging.getLogger("monai.apps.auto3dseg.auto_runner"), "disabled", True)
     source = make_input(**{**tiny, "num_epochs": 1})

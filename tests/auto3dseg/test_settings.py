@@ -1,4 +1,4 @@
-"""Hyper-parameters: what templates, input.yaml and training parameters say, in the bundles' words."""
+"""Test hyper-parameters: templates, input.yaml and training parameters are translated into the bundles' words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AutoRunner's input: mistakes come out as one sentence, before anything is written."""
+"""Test AutoRunner's input: mistakes are reported in one sentence, before anything is written."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_datalist_gets_folds_and_paths_that_auto_runner_finds(make_input: Callab
 
 @pytest.fixture
 def damaged(make_camus: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """A function that changes a fresh data set, and writes the input for it."""
+    """Return a function that changes a fresh data set, and writes the input for it."""
 
     def write(change: Callable[[dict[str, Any]], None]) -> Path:
         from synboost_monai.data import read_camus, write_datalist

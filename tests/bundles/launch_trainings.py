@@ -1,4 +1,4 @@
-"""Trainings of the diffusion bundle in processes of their own, some of them killed: `python launch_trainings.py jobs.json`.
+"""Run trainings of the diffusion bundle in separate processes, and kill some of them: `python launch_trainings.py jobs.json`.
 
 The libraries are imported once; each process of a job is then a fork, with the environment that torchrun would give it. A job:
 
@@ -58,7 +58,7 @@ def main(jobs_path: str) -> None:
 
 
 def start(job: dict[str, Any]) -> list[int]:
-    """Fork the processes of a job -> their ids."""
+    """Fork the processes of a job, and return their ids."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
@@ -100,7 +100,7 @@ def wait_for_saving(job: dict[str, Any], processes: list[int]) -> bool:
 
 
 def is_finished(pid: int) -> bool:
-    """Whether a process has ended, without reaping it."""
+    """Return whether a process has ended, without reaping it."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
@@ -145,7 +145,7 @@ def train(rank: int, job: dict[str, Any]) -> ConfigWorkflow:
 
 
 def gradients(rank: int, number: int, path: str) -> torch.nn.Module:
-    """The gradient of a batch of 8, cut into `number` parts, one a process: what DistributedDataParallel makes of it."""
+    """Return the gradient of a batch of 8 in `number` parts, one for each process, as DistributedDataParallel computes it."""
     torch.manual_seed(0)
     network = create_semantic_diffusion_unet("tiny")
     for parameter in network.parameters():  # no branch that starts at zero

@@ -1,4 +1,4 @@
-"""Each config of the semantic diffusion bundle, end to end with a tiny network."""
+"""Test each config of the semantic diffusion bundle, end to end with a tiny network."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SYNTHESISE = {**MODEL, "num_inference_steps": 2, "num_variations": 1, "batch_siz
 
 @pytest.fixture(autouse=True)
 def global_state() -> Iterator[None]:
-    """The bundles seed globally; other tests must not notice."""
+    """Restore the global state: the bundles seed globally, and other tests must not notice."""
     state = torch.random.get_rng_state()
     yield
     set_determinism(None)
@@ -49,7 +49,7 @@ def global_state() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trained(datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output folder of a short training."""
+    """Return the output folder of a short training."""
     output_dir = tmp_path_factory.mktemp("diffusion")
     run_bundle(BUNDLE, "train", {**TRAIN, "dataset_dir": str(datalist_dir), "output_dir": str(output_dir)})
     return output_dir
@@ -57,7 +57,7 @@ def trained(datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def synthesise(datalist_dir: Path, trained: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A function that synthesises into a folder of this name."""
+    """Return a function that synthesises into a folder of this name."""
 
     def run(name: str = "synthetic", **changes) -> Path:
         overrides = {
@@ -74,7 +74,7 @@ def synthesise(datalist_dir: Path, trained: Path, tmp_path: Path) -> Callable[..
 
 @pytest.fixture
 def without_card(trained: Path, tmp_path: Path) -> str:
-    """The same weights alone: nothing says what they are, so the user may."""
+    """Return the same weights without a card, so that the user may state what they are."""
     return str(shutil.copy(trained / "model.pt", tmp_path / "alone.pt"))
 
 
@@ -200,7 +200,7 @@ def same_but_for_the_folder(one: dict[str, bytes], other: dict[str, bytes]) -> b
 def test_killed_synthesis_goes_on_with_other_numbers_of_processes(
     synthesise: Callable[..., Path], datalist_dir: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """SIGKILL after the third image; then one of two processes, then three: all bytes as in one undisturbed run."""
+    """SIGKILL comes after the third image; then one of two processes goes on, then three: all bytes are as in one undisturbed run."""
     changes = {"num_variations": 2, "num_inference_steps": 4, "batch_size": 1, "images_at_once": 2}
     whole = synthesise("whole", **{**changes, "batch_size": 8})
     flags = {**SYNTHESISE, **changes, "dataset_dir": datalist_dir, "checkpoint_path": trained / "model.pt"}
@@ -403,7 +403,7 @@ def test_misspelt_key_is_refused(synthesise: Callable[..., Path]):
 def test_properties(
     configs: list[str], workflow_type: str, datalist_dir: Path, tmp_path: Path, one_process: None
 ) -> None:
-    """What MONAI requires, of every config and its additions."""
+    """Every config with its additions has the properties that MONAI requires."""
     overrides = {"backend": "gloo"} if "multi_gpu_train" in configs else {}
     workflow = ConfigWorkflow(
         config_file=[str(CONFIGS / f"{config}.yaml") for config in configs],

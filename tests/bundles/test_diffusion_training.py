@@ -1,4 +1,4 @@
-"""Training of the semantic diffusion bundle: recipes, starting points, killed and resumed trainings, several processes."""
+"""Test training of the semantic diffusion bundle: recipes, starting points, killed and resumed trainings, several processes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SHORT = {"max_epochs": 6, "batch_size": 2, "picture_interval": 1}
 
 @pytest.fixture(autouse=True)
 def global_state() -> Iterator[None]:
-    """The bundle seeds globally; other tests must not notice."""
+    """Restore the global state: the bundle seeds globally, and other tests must not notice."""
     state = torch.random.get_rng_state()
     yield
     set_determinism(None)
@@ -59,7 +59,7 @@ def global_state() -> Iterator[None]:
 
 @pytest.fixture
 def train(datalist_dir: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A function that trains into a folder of this name -> model.pt."""
+    """Return a function that trains into a folder of this name and returns model.pt."""
 
     def run(name: str = "run", config: str = "train", **changes: Any) -> Path:
         output_dir = tmp_path / name
@@ -73,7 +73,7 @@ def train(datalist_dir: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def parsed(datalist_dir: Path, tmp_path: Path) -> Callable[..., Any]:
-    """A function that gives what stands under a key of the training's config, made."""
+    """Return a function that instantiates the entry under a key of the training's config."""
 
     def get(key: str, **changes: Any) -> Any:
         workflow = ConfigWorkflow(
@@ -98,7 +98,7 @@ def weights_of(path: Path) -> dict[str, Tensor]:
 
 
 def tiny(**options: Any) -> nn.Module:
-    """A tiny network none of whose branches starts at zero."""
+    """Return a tiny network in which no branch starts at zero."""
     torch.manual_seed(1)
     network = create_semantic_diffusion_unet("tiny", **options)
     for parameter in network.parameters():
@@ -110,7 +110,7 @@ def tiny(**options: Any) -> nn.Module:
 
 
 def test_defaults_are_the_published_recipe(parsed: Callable[..., Any]):
-    """As the public code was called: image_train.py with config.py and the arguments of its README, 8 processes."""
+    """The defaults are those of the public code: image_train.py with config.py and the arguments of its README, 8 processes."""
     config = {key: value for key, value in read_config("train").items() if value is not None}
     config = {
         **dict.fromkeys(("max_epochs", "min_snr_gamma", "init_checkpoint")),
@@ -219,7 +219,7 @@ def test_squashed_images_fill_the_square(parsed: Callable[..., Any]):
 
 
 def test_published_checkpoint_is_a_starting_point(train: Callable[..., Path], tmp_path: Path):
-    """A flat state dict of float32 parameters, as the public code saves its average."""
+    """The checkpoint is a flat state dict of float32 parameters, as the public code saves its average."""
     network = tiny()
     path = tmp_path / "ema_0.9999_050000.pt"
     torch.save(OrderedDict((name, nn.Parameter(value)) for name, value in network.state_dict().items()), path)
@@ -228,7 +228,7 @@ def test_published_checkpoint_is_a_starting_point(train: Callable[..., Path], tm
 
 
 def test_average_starts_from_the_loaded_weights(train: Callable[..., Path], tmp_path: Path):
-    """2 updates with decay 0.9999 move the average by 2e-4 of the way, wherever training goes."""
+    """Two updates with decay 0.9999 move the average by 2e-4 of the way, wherever training goes."""
     network = tiny()
     torch.save(network.state_dict(), tmp_path / "start.pt")
     options = {"ema_decay": 0.9999, "ema_warm_up": False, "learning_rate": 1e-2, "lr_schedule": "constant"}
@@ -294,7 +294,7 @@ def test_gradient_checkpointing_is_a_key_of_the_config(train: Callable[..., Path
 def test_interrupted_anywhere_it_goes_on_to_the_same_bits(
     train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ):
-    """3 epochs of 3 batches; interrupted after update `kill_at`: in the first epoch, within one, at the end of one."""
+    """There are 3 epochs of 3 batches; `kill_at` interrupts in the first epoch, within one, or at the end of one."""
     from synboost_monai.training import ExponentialMovingAverage
 
     options = {**EVERYTHING_RANDOM, "max_epochs": 3, "batch_size": 6}
@@ -335,7 +335,7 @@ def test_rarer_saving_ends_in_the_same_bits(
 
 @pytest.fixture(scope="module")
 def launched(datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the outputs of trainings in processes of their own, by `launch_trainings.py`."""
+    """Return the folder with the outputs of trainings in separate processes, by `launch_trainings.py`."""
     folder = tmp_path_factory.mktemp("launched")
     base = {**TRAIN, **EVERYTHING_RANDOM, **SHORT, "dataset_dir": str(datalist_dir)}
     distributed = {"config": ["train", "multi_gpu_train"], "num_processes": 2}
@@ -362,7 +362,7 @@ def notes_of(launched: Path, rank: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["one", "two"])
 def test_training_killed_for_good_goes_on_to_the_same_file(launched: Path, name: str):
-    """kill -9 of every process, twice, right after a saving and a little later."""
+    """Every process gets kill -9 twice, right after a saving and a little later."""
     whole = launched / ("one" if name == "one" else "two_0")
     assert (launched / f"{name}_killed" / "model.pt").read_bytes() == (whole / "model.pt").read_bytes()
     assert sorted(p.name for p in (launched / f"{name}_killed").iterdir()) == [
@@ -412,7 +412,7 @@ def test_ranks_draw_their_own_noise(launched: Path):
 
 
 def test_gradient_of_two_processes_is_that_of_the_whole_batch(launched: Path):
-    """Given the same timesteps and noise; what remains is the order of sums."""
+    """With the same timesteps and noise only the order of sums differs."""
     one, two = (weights_of(launched / f"gradient_{number}.pt") for number in (1, 2))
     largest = max(value.abs().max().item() for value in one.values())
     assert largest > 0
@@ -423,7 +423,7 @@ def test_gradient_of_two_processes_is_that_of_the_whole_batch(launched: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["monai.bundle", "synboost_monai"])
 def test_torchrun_trains(launched: Path, datalist_dir: Path, tmp_path: Path, way: str):
-    """The two commands of multi_gpu_train.yaml; the numbers are those of `launched`."""
+    """The two commands of multi_gpu_train.yaml run; the numbers are those of `launched`."""
     module = {
         "monai.bundle": [
             "monai.bundle",

@@ -1,4 +1,4 @@
-"""No run of a bundle replaces what it reads: it is refused before the network runs, and nothing is written."""
+"""Test that no run of a bundle replaces its inputs: it is refused before the network runs, and nothing is written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(datalist_dir: Path, tmp_path: Path) -> Path:
-    """A data set of two images in the testing section, with its files beside the datalist."""
+    """Make a data set of two images in the testing section, with its files beside the datalist."""
     content = json.loads((datalist_dir / "datalist.json").read_text())
     items = [{k: v for k, v in item.items() if k in ("image", "label", "view")} for item in content["testing"][:2]]
     folder = tmp_path / "data"
@@ -43,7 +43,7 @@ def data(datalist_dir: Path, tmp_path: Path) -> Path:
 
 
 def run(config: str, **overrides: Any) -> None:
-    """As `python -m monai.bundle run` does, without its logging."""
+    """Run a bundle as `python -m monai.bundle run` does, without its logging."""
     files = [str(path) for path in config_files("echo_cris", config)]
     values = {**TINY, **{k: str(v) if isinstance(v, Path) else v for k, v in overrides.items()}}
     workflow = ConfigWorkflow(files, workflow_type="infer", logging_file=False, **values)
@@ -56,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def refused(folder: Path, config: str, **overrides: Any) -> str:
-    """The message of a run that is refused and leaves a folder as it is."""
+    """Return the message of a run that is refused and leaves a folder as it is."""
     before = contents(folder)
     with pytest.raises(Exception) as caught:
         run(config, **overrides)

@@ -1,4 +1,4 @@
-"""Random transforms of the bundles' training pipelines: whatever chance decides, items can stand in one batch."""
+"""Test random transforms of the bundles' training pipelines: whatever chance decides, items fit into one batch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EFFECTS = ("warp", "gain", "depth_attenuation", "speckle", "haze", "noise", "fli
 
 
 def pipeline(bundle: str, dataset_dir: Path, **changes: Any) -> Compose:
-    """A bundle's training pipeline."""
+    """Return a bundle's training pipeline."""
     parser = ConfigParser()
     parser.read_config([str(file) for file in config_files(bundle, "train")])
     for key, value in {"dataset_dir": str(dataset_dir), "image_size": 32, "preset": "tiny", **changes}.items():
@@ -39,7 +39,7 @@ def pipeline(bundle: str, dataset_dir: Path, **changes: Any) -> Compose:
 
 
 def random_items(transform: Compose, dataset_dir: Path) -> Iterator[dict[str, Any]]:
-    """The first training item, drawn by several seeds."""
+    """Return the first training item, drawn with several seeds."""
     (item,) = read_datalist(dataset_dir, "training", limit=1)
     for seed in range(6):
         transform.set_random_state(seed)
@@ -47,7 +47,7 @@ def random_items(transform: Compose, dataset_dir: Path) -> Iterator[dict[str, An
 
 
 def form_of(value: Any) -> tuple[Any, ...]:
-    """What a batch asks of a value: type, number type, shape, and which meta data it has."""
+    """Return the form of a value that a batch needs: type, number type, shape, and the keys of its meta data."""
     meta = sorted(value.meta) if isinstance(value, MetaTensor) else None
     return type(value), getattr(value, "dtype", None), getattr(value, "shape", None), meta
 

@@ -1,4 +1,4 @@
-"""The segmenters' bundles, tiny: every config runs, resumes, refuses bad input, and says what MONAI wants to know."""
+"""Test the segmenters' bundles with tiny networks: every config runs, resumes, refuses bad input, and has what MONAI requires."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TINY = {"preset": "tiny", "image_size": 32, "device": "cpu"}
 
 
 def workflow(bundle: str, configs: Sequence[str], kind: str, **overrides: Any) -> ConfigWorkflow:
-    """A bundle's run as `monai.bundle run` makes it, without its logging."""
+    """Make a bundle's run as `monai.bundle run` does, without its logging."""
     folder = BUNDLES_DIR / bundle / "configs"
     files = [str(folder / f"{name}.yaml") for name in configs]
     run = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **{**TINY, **overrides})  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ def bundle(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def trained(bundle: str, datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished tiny training."""
+    """Return the folder of a finished tiny training."""
     output_dir = tmp_path_factory.mktemp(f"trained_{bundle}")
     train(bundle, datalist_dir, output_dir).run()
     return output_dir
@@ -97,7 +97,7 @@ def test_training_says_what_its_weights_are(bundle: str, trained: Path) -> None:
 
 
 def test_what_model_json_says_need_not_be_said(bundle: str, trained: Path, tmp_path: Path) -> None:
-    """Also of weights that nothing is said of beside their name; what contradicts it is one line, and nothing is written."""
+    """This holds also for weights with another name; a contradiction is reported in one line, and nothing is written."""
     three_formats(tmp_path / "images")
     folder = {"dataset_dir": str(tmp_path / "images"), "checkpoint_path": str(trained / "model.pt")}
     workflow(bundle, ["inference"], "infer", output_dir=str(tmp_path / "said"), **folder).run()
@@ -173,7 +173,7 @@ def test_finetuning_takes_weights_alone(bundle: str, trained: Path, datalist_dir
 
 @pytest.mark.slow
 def test_distributed_training_runs(datalist_dir: Path, tmp_path: Path) -> None:
-    """Two processes on the CPU, as torchrun starts them; in processes of their own, since ignite keeps the group for ever."""
+    """Two processes run on the CPU, as torchrun starts them, separately from this one, since ignite keeps the group for ever."""
     configs = "['configs/train.yaml','configs/multi_gpu_train.yaml']"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "monai.bundle", "run", "--config_file", configs, "--dataset_dir", str(datalist_dir)]
@@ -225,7 +225,7 @@ def test_evaluation_measures_on_the_native_grid(bundle: str, trained: Path, data
 
 
 class BrightnessInferer(Inferer):
-    """Finds what conftest.py paints: bright muscle, a dark cavity above and a dark atrium below; groups differ a little."""
+    """Find what conftest.py paints: bright muscle, a dark cavity above and a dark atrium below; groups differ a little."""
 
     def __call__(
         self, inputs: torch.Tensor, network: Any, input_ids: Any = None, *args: Any, **kwargs: Any
@@ -384,7 +384,7 @@ def test_turned_images_get_the_same_masks_in_space(bundle: str, trained: Path, t
 def test_dicom_is_segmented_in_its_region_and_comes_back_on_the_whole_frame(
     bundle: str, trained: Path, tmp_path: Path
 ) -> None:
-    """A still with a calibration, one without, and a PNG of the region, in one batch; then a clip, given by a name without an end."""
+    """One batch holds a still with a calibration, one without, and a PNG of the region; then a clip follows, named without a suffix."""
     import nibabel as nib
     import pydicom
     from PIL import Image
@@ -439,7 +439,7 @@ def test_dicom_is_segmented_in_its_region_and_comes_back_on_the_whole_frame(
 
 
 def three_formats(folder: Path) -> dict[str, np.ndarray]:
-    """A folder with one image of each format; their pixels by name."""
+    """Make a folder with one image of each format, and return their pixels by name."""
     import itk
     import nibabel as nib
     from PIL import Image
@@ -508,7 +508,7 @@ def test_batch_size_does_not_change_label_maps(bundle: str, trained: Path, datal
 
 @pytest.mark.parametrize("config", ["inference", "evaluate", "calibrate", "sensitivity", "export", "deploy"])
 def test_properties_of_inference(bundle: str, config: str, trained: Path, datalist_dir: Path, tmp_path: Path) -> None:
-    """What MONAI requires, of every config that is read after inference.yaml."""
+    """Every config that is read after inference.yaml has the properties that MONAI requires."""
     data = {"dataset_dir": str(datalist_dir), "output_dir": str(tmp_path), "checkpoint_path": str(trained / "model.pt")}
     run = workflow(bundle, ["inference", config][config == "inference" :], "infer", **data)
     assert run.check_properties() == []
@@ -519,7 +519,7 @@ def test_properties_of_inference(bundle: str, config: str, trained: Path, datali
 def test_properties_of_training(
     bundle: str, config: str, datalist_dir: Path, tmp_path: Path, one_process: None
 ) -> None:
-    """The same of every config that is read after train.yaml."""
+    """Every config that is read after train.yaml has these properties too."""
     overrides = {"dataset_dir": str(datalist_dir), "output_dir": str(tmp_path), "image_encoder_weights": None}
     if config == "multi_gpu_train":
         overrides["backend"] = "gloo"
@@ -532,7 +532,7 @@ def test_properties_of_training(
 
 
 def test_monai_label_calls(bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path) -> None:
-    """Preprocessing, inferer and postprocessing one after the other on a single path, as MONAI Label runs them."""
+    """Preprocessing, inferer and postprocessing run one after the other on a single path, as in MONAI Label."""
     from synboost_monai.data import read_datalist
 
     run = workflow(
@@ -605,7 +605,7 @@ def read_yaml(bundle: str, name: str) -> dict[str, Any]:
 
 
 def test_configs_agree_with_each_other(bundle: str) -> None:
-    """What must be the same in training and inference is the same."""
+    """Settings that must be the same in training and inference are the same."""
     training, inference = read_yaml(bundle, "train"), read_yaml(bundle, "inference")
     published = PUBLISHED_FACTS[bundle.removeprefix("echo_")]
     for key in (*published, "prompt_level", "threshold"):
@@ -658,7 +658,7 @@ def test_metadata_names_the_classes(bundle: str) -> None:
 
 
 def test_network_takes_and_gives_what_metadata_says(bundle: str) -> None:
-    """`verify_net_in_out` on the tiny preset; the published one is the next test."""
+    """`verify_net_in_out` runs on the tiny preset; the published one is the next test."""
     verify(bundle, preset="tiny")
 
 

@@ -1,4 +1,4 @@
-"""sensitivity.yaml of both segmenters, tiny: it runs after inference.yaml and writes its files."""
+"""Test sensitivity.yaml of both segmenters with tiny networks: it runs after inference.yaml and writes its files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUNDLES = ("echo_cris", "echo_clipseg")
 
 
 def workflow(bundle: str, output_dir: Path, **overrides: Any) -> ConfigWorkflow:
-    """The run as `monai.bundle run` makes it."""
+    """Make the run as `monai.bundle run` does."""
     files = [str(CONFIGS / bundle / "configs" / f"{name}.yaml") for name in ("inference", "sensitivity")]
     tiny = {"preset": "tiny", "image_size": 32, "device": "cpu", "output_dir": str(output_dir)}
     run = ConfigWorkflow(files, workflow_type="infer", logging_file=False, **{**tiny, **overrides})  # type: ignore[arg-type]
@@ -30,7 +30,7 @@ def workflow(bundle: str, output_dir: Path, **overrides: Any) -> ConfigWorkflow:
 
 @pytest.fixture
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Random weights of the tiny network."""
+    """Write random weights of the tiny network."""
     from synboost_monai.networks import create_segmenter
 
     torch.manual_seed(0)
@@ -69,7 +69,7 @@ def test_run_writes_every_prompt_summary_table_and_plot(
 def test_right_prompts_have_the_dice_of_an_evaluation(
     bundle: str, checkpoint: str, datalist_dir: Path, tmp_path: Path
 ) -> None:
-    """Of one structure alone nothing competes for pixels, so that its Dice is that of the plain threshold."""
+    """If there is one structure alone, nothing competes for pixels, so that its Dice is that of the plain threshold."""
     from synboost_monai.data import read_datalist
     from synboost_monai.evaluation.per_case import case_metrics
     from synboost_monai.files import image_stem

@@ -1,4 +1,4 @@
-"""How the segmenters train: recipes, what learns, frozen features, adapters, joint data, several processes, kill -9."""
+"""Test how the segmenters train: recipes, learning parts, frozen features, adapters, joint data, several processes, kill -9."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_head_that_nothing_teaches_is_refused(bundle: str, datalist_dir: Path,
 
 
 def test_cross_entropy_takes_part(bundle: str, datalist_dir: Path, tmp_path: Path) -> None:
-    """In the published code it was always 0."""
+    """In the published code the cross-entropy was always 0."""
     run = workflow(bundle, ["train"], datalist_dir, tmp_path)
     loss = run.parser.get_parsed_content("loss")
     logits, masks = torch.full((2, 3, 8, 8), -4.0), torch.ones(2, 3, 8, 8)
@@ -199,7 +199,7 @@ def test_several_prompts_of_each_structure(bundle: str, datalist_dir: Path, tmp_
 
 
 def test_real_and_synthetic_together(bundle: str, datalist_dir: Path, tmp_path: Path) -> None:
-    """With the word that tells which."""
+    """Both kinds are trained on together, with the domain word to tell them apart."""
     content = json.loads((datalist_dir / "datalist.json").read_text())
     items = [
         {**item, **{key: str((datalist_dir / item[key]).resolve()) for key in ("image", "label")}, "is_synthetic": True}
@@ -246,7 +246,7 @@ def scalars(output_dir: Path, tag: str) -> list[float]:
 
 @pytest.mark.slow
 def test_two_processes_learn_as_one_with_the_double_batch(datalist_dir: Path, tmp_path: Path) -> None:
-    """Same losses, same weights. CLIPSeg as published: it has no batch norm, whose statistics gloo cannot share."""
+    """Losses and weights are the same. CLIPSeg is as published: it has no batch norm, whose statistics gloo cannot share."""
     # what is drawn by chance differs from rank to rank: nothing is, and images come in their order
     fixed = {"augment": False, "prompt_level": "P0", "max_epochs": 2, "lr_schedule": "constant", "ema_decay": 0.0}
     two = command(
@@ -272,7 +272,7 @@ def test_two_processes_learn_as_one_with_the_double_batch(datalist_dir: Path, tm
 
 @pytest.mark.slow
 def test_training_killed_for_good_goes_on_to_the_same_weights(bundle: str, datalist_dir: Path, tmp_path: Path) -> None:
-    """kill -9 in the middle of an epoch, then the same command."""
+    """Training gets kill -9 in the middle of an epoch, and then the same command is given."""
     options = {"max_epochs": 3, "batch_size": 2, "prompt_level": "random"}
     words = command(bundle, "train", datalist_dir, tmp_path / "killed", **options)
     process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

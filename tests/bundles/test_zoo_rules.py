@@ -1,4 +1,4 @@
-"""What MONAI's model zoo checks of a bundle before it takes it (its CONTRIBUTING and continuous integration), for all three.
+"""Test the checks of MONAI's model zoo on new bundles (its CONTRIBUTING and continuous integration), for all three bundles.
 
 `check_properties` of each config and `verify_net_in_out` are in the bundles' own tests as well; here they stand for the files as shipped.
 """
@@ -69,7 +69,7 @@ def test_necessary_files(bundle_dir: Path) -> None:
 def test_large_files_are_public_weights_to_start_from(
     bundle: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What MONAI would fetch, where, and how it would check it: as `synboost weights` says of the same file."""
+    """MONAI would fetch and check the same file as `synboost weights`."""
     import monai.bundle.scripts
     from monai.bundle import download_large_files
 
@@ -90,7 +90,7 @@ def test_large_files_are_public_weights_to_start_from(
 
 
 def test_a_bundle_without_own_weights_says_so(bundle_dir: Path) -> None:
-    """No weights of a bundle are public, so models/model.pt is in no list of files to fetch, and eval_metrics claims nothing."""
+    """No bundle's own weights are public, so models/model.pt is in no list of files to fetch, and eval_metrics claims nothing."""
     assert "publishes no weights" in (bundle_dir / "docs/README.md").read_text(encoding="utf-8")
     path = bundle_dir / "large_files.yml"
     files = yaml.safe_load(path.read_text(encoding="utf-8"))["large_files"] if path.exists() else []
@@ -99,7 +99,7 @@ def test_a_bundle_without_own_weights_says_so(bundle_dir: Path) -> None:
 
 
 def test_metadata_is_valid(bundle_dir: Path, tmp_path: Path) -> None:
-    """`python -m monai.bundle verify_metadata`, offline: a schema that is there already is not downloaded."""
+    """`python -m monai.bundle verify_metadata` runs offline: a schema that exists already is not downloaded."""
     from monai.bundle import verify_metadata
 
     schema = tmp_path / "schema.json"
@@ -173,7 +173,7 @@ def test_readme_follows_the_template(bundle_dir: Path) -> None:
 
 
 def test_every_config_is_a_known_kind(bundle_dir: Path) -> None:
-    """Configs say in their first line what they do, and name classes of MONAI, torch, ignite, Python and this package alone."""
+    """The first line of a config says what it does; configs name only classes of MONAI, torch, ignite, Python and this package."""
     for path in sorted((bundle_dir / "configs").glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         assert text.startswith("# "), path.name

@@ -1,4 +1,4 @@
-"""Reading CAMUS: both releases, partial copies, every kind of damage."""
+"""Test reading CAMUS: both releases, partial copies, every kind of damage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MakeCamus = Callable[..., Path]
 
 
 def read(root: Path, **options: object) -> CamusDataset:
-    """Quick reading for tests about anything but shapes."""
+    """Read quickly, for tests about anything but shapes."""
     return read_camus(root, progress=False, **{"shape_source": "none", **options})  # type: ignore[arg-type]
 
 
@@ -407,7 +407,7 @@ def test_an_unknown_shape_source_is_refused(camus_dir: Path) -> None:
 
 
 def test_text_files_that_windows_has_saved_lose_no_patient(camus_dir: Path) -> None:
-    """A byte order mark would be part of the first patient's name, and of the first key of an Info file."""
+    """Otherwise a byte order mark would be part of the first patient's name, and of the first key of an Info file."""
     before = read(camus_dir, strict=True)
     texts = [*camus_dir.rglob("subgroup_*.txt"), *camus_dir.rglob("Info_*.cfg")]
     for path in texts:

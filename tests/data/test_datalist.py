@@ -1,4 +1,4 @@
-"""datalist.json and the lists that bundles read."""
+"""Test datalist.json and the lists that bundles read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from synboost_monai.transforms import load_echo
 
 
 def write_json(folder: Path, **sections: Any) -> Path:
-    """A datalist of image names; the images are made as empty files."""
+    """Write a datalist of image names; the images are made as empty files."""
     for items in sections.values():
         for item in items:
             (folder / item["image"]).touch()
@@ -406,7 +406,7 @@ def test_names_of_the_data_package_load_lazily() -> None:
 
 @pytest.fixture
 def real_and_synthetic(tmp_path: Path) -> tuple[Path, Path]:
-    """A real data set of two patients for training, one for validation, one for testing; a synthetic one of the first two."""
+    """Make a real data set of two patients for training, one for validation, one for testing, and a synthetic one of the first two."""
     for name in ("real", "synthetic"):
         (tmp_path / name).mkdir()
     write_json(

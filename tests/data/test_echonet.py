@@ -1,4 +1,4 @@
-"""A made-up copy of EchoNet-Dynamic: traced frames become images and label maps of the cavity alone, and nothing else is scored."""
+"""Test a made-up copy of EchoNet-Dynamic: traced frames become images and label maps of the cavity alone, and only that is scored."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LV = "left_ventricular_cavity"
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sound copy: do not write into it."""
+    """Return a sound copy: do not write into it."""
     return write_echonet(tmp_path_factory.mktemp("echonet") / "EchoNet-Dynamic")
 
 
 @pytest.fixture(scope="module")
 def prepared(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data set that `prepare` makes of it, by the folder around it."""
+    """Return the data set that `prepare` makes of it, by the folder around it."""
     out = tmp_path_factory.mktemp("prepared")
     prepare_dataset(copy.parent, out)
     return out
@@ -90,7 +90,7 @@ def test_a_square_by_hand() -> None:
 
 
 def damaged(listed: Rows, traced: Rows) -> None:
-    """What real copies have, and worse."""
+    """Give the tables of a copy the faults of real copies, and worse ones."""
     listed[0][0] = "C1.avi"  # with its suffix here
     for row in traced:
         if row[0] == "C1.avi":

@@ -1,4 +1,4 @@
-"""Parts of a data set: whole patients, nested, counted with their validation, images found where they lie."""
+"""Test parts of a data set: whole patients, nested, counted with their validation, images found in their places."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from synboost_monai.data import read_datalist, write_subset
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """20 training, 5 validation and 3 testing patients, two images each."""
+    """Make a data set of 20 training, 5 validation and 3 testing patients, two images each."""
     folder = tmp_path / "real"
     (folder / "images").mkdir(parents=True)
     content: dict = {"name": "made", "description": "a made data set", "labels": {"0": "background"}}

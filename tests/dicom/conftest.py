@@ -1,4 +1,4 @@
-"""Ultrasound objects of every encoding, built for the tests."""
+"""Build ultrasound objects of every encoding for the tests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MakeUltrasound = Callable[..., Path]
 def tissue_region(
     left: int, top: int, right: int, bottom: int, delta_cm: tuple[float, float] = (0.05, 0.05), **others: Any
 ) -> Dataset:
-    """One region of 2-D tissue; both corners belong to it; `delta_cm` is (x, y)."""
+    """Make one region of 2-D tissue; both corners belong to it; `delta_cm` is (x, y)."""
     return dataset(
         **{
             "RegionSpatialFormat": 1,
@@ -56,7 +56,7 @@ def tissue_region(
 
 
 def dataset(**attributes: Any) -> Dataset:
-    """A data set of these attributes; those that are None are left out."""
+    """Make a data set of these attributes, without those that are None."""
     made = Dataset()
     for keyword, value in attributes.items():
         if value is not None:
@@ -65,14 +65,14 @@ def dataset(**attributes: Any) -> Dataset:
 
 
 def moving_frames(num_frames: int = 3, height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
-    """(T, H, W) uint8: smooth, so that lossy codecs stay close; asymmetric, so that a swap of axes shows; each frame differs."""
+    """Draw frames (T, H, W) uint8: smooth, so that lossy codecs stay close; asymmetric, so that a swap of axes shows; all different."""
     rows, columns = np.mgrid[:height, :width]
     frames = [40 + 2 * rows + columns + 9 * ((t + seed) % 7) for t in range(num_frames)]
     return np.clip(np.stack(frames), 0, 255).astype(np.uint8)
 
 
 def jpeg(frame: np.ndarray, colour: str = "") -> bytes:
-    """A baseline JPEG of (H, W), or of (H, W, 3) as RGB (converted to luma and chroma by the encoder)."""
+    """Encode (H, W), or (H, W, 3) as RGB, as a baseline JPEG (the encoder converts RGB to luma and chroma)."""
     from PIL import Image
 
     stream = io.BytesIO()
@@ -82,13 +82,13 @@ def jpeg(frame: np.ndarray, colour: str = "") -> bytes:
 
 
 def without_jfif(data: bytes) -> bytes:
-    """A JPEG as scanners write it, without the JFIF marker."""
+    """Return a JPEG as scanners write it, without the JFIF marker."""
     assert data[2:4] == b"\xff\xe0"
     return data[:2] + data[4 + int.from_bytes(data[4:6], "big") :]
 
 
 def compressed(frame: np.ndarray, encoding: str, bits: int) -> bytes:
-    """One frame, (H, W) or (H, W, 3), in an encoding of `SYNTAXES`."""
+    """Encode one frame, (H, W) or (H, W, 3), in an encoding of `SYNTAXES`."""
     height, width = frame.shape[:2]
     samples = frame.shape[2] if frame.ndim == 3 else 1
     if encoding == "encapsulated":
@@ -120,7 +120,7 @@ def compressed(frame: np.ndarray, encoding: str, bits: int) -> bytes:
 
 
 def _pack_bits(data: bytes) -> bytes:
-    """Literal runs alone: valid, if not short."""
+    """Encode bytes as literal runs alone, which is valid though not short."""
     parts = [bytes([len(data[i : i + 128]) - 1]) + data[i : i + 128] for i in range(0, len(data), 128)]
     packed = b"".join(parts)
     return packed + b"\0" * (len(packed) % 2)
@@ -217,14 +217,14 @@ def make(
 
 @pytest.fixture
 def helpers() -> SimpleNamespace:
-    """The functions above, for tests (a conftest cannot be imported)."""
+    """Return the functions above, for tests (a conftest cannot be imported)."""
     functions = (tissue_region, moving_frames, jpeg, without_jfif, compressed, real_file)
     return SimpleNamespace(SYNTAXES=SYNTAXES, **{function.__name__: function for function in functions})
 
 
 @pytest.fixture
 def make_ultrasound(tmp_path: Path) -> MakeUltrasound:
-    """Writes an ultrasound object into the test's folder: `make_ultrasound(frames, encoding, ..., name="clip.dcm")`."""
+    """Return a function that writes an ultrasound object into the test's folder: `make_ultrasound(frames, ..., name="clip.dcm")`."""
 
     def build(frames: np.ndarray, encoding: str = "explicit", name: str = "clip.dcm", **options: Any) -> Path:
         return make(tmp_path / name, frames, encoding, **options)
@@ -233,7 +233,7 @@ def make_ultrasound(tmp_path: Path) -> MakeUltrasound:
 
 
 def real_file(name: str) -> Path:
-    """A real ultrasound file of pydicom or PyPI pydicom-data, if it is on the disk; the test is skipped if not."""
+    """Find a real ultrasound file of pydicom or PyPI pydicom-data on the disk; skip the test if it is missing."""
     import importlib.util
 
     folders = [Path(pydicom.__file__).parent / "data" / "test_files"]

@@ -1,4 +1,4 @@
-"""Frames of every encoding as grey, against values worked out by hand, pydicom's own decoding, and files that lie."""
+"""Test frames of every encoding as grey, against values worked out by hand, pydicom's own decoding, and files with wrong headers."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def test_jpeg_2000_without_some_of_its_tiles_is_refused(make_ultrasound, helpers
 
 
 def items(*fragments: bytes, table: bytes = b"", end: bytes = b"\xfe\xff\xdd\xe0\0\0\0\0") -> bytes:
-    """Encapsulated pixel data, byte by byte."""
+    """Return encapsulated pixel data, byte by byte."""
     parts = [table, *fragments]
     return b"".join(b"\xfe\xff\x00\xe0" + struct.pack("<L", len(part)) + part for part in parts) + end
 
@@ -567,7 +567,7 @@ def test_frames_beyond_the_clip(make_ultrasound, helpers: SimpleNamespace):
 
 
 def test_cut_jpeg_ls_is_refused_at_once(make_ultrasound, helpers: SimpleNamespace):
-    """CharLS would read on behind the end of the frame, for seconds, in memory that may be another patient's."""
+    """CharLS would read on beyond the end of the frame, for seconds, in memory that may be another patient's."""
     noise = np.random.default_rng(0).integers(0, 256, (1, 64, 80)).astype(np.uint8)
     whole = helpers.compressed(noise[0], "jpeg_ls", 8)
     # before the clock runs, since it also imports the decoder

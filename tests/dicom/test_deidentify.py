@@ -1,4 +1,4 @@
-"""De-identified copies: nothing of the patient in them, and what a study needs still there."""
+"""Test de-identified copies: they hold nothing of the patient, and still all that a study needs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def traces(content: bytes, *secrets: str) -> list[str]:
-    """Secrets that are found in a file in any case, in the encodings of DICOM."""
+    """Find secrets in a file in any case, in the encodings of DICOM."""
     text = content.lower()
     return [
         secret for secret in secrets for encoding in ("utf-8", "utf-16-le") if secret.lower().encode(encoding) in text
@@ -74,7 +74,7 @@ def test_pixels_are_the_sectors_alone(tmp_path: Path, path: Path):
 def lettered(
     frames: np.ndarray, text: str, size: int, place: tuple[int, int], grey: int, opacity: float = 1.0
 ) -> np.ndarray:
-    """Frames with a text at a place (column, row) burned in."""
+    """Return frames with a text burned in at a place (column, row)."""
     from PIL import Image, ImageDraw, ImageFont
 
     canvas = Image.new("L", frames.shape[:0:-1])
@@ -84,7 +84,7 @@ def lettered(
 
 
 def claims(path: Path) -> tuple[str, bool]:
-    """What a copy says of burned-in annotation, and whether it calls its pixels clean."""
+    """Return what a copy states about burned-in annotation, and whether it calls its pixels clean."""
     dataset = pydicom.dcmread(path, stop_before_pixels=True)
     codes = [item.CodeValue for item in dataset.DeidentificationMethodCodeSequence]
     return dataset.BurnedInAnnotation, "113101" in codes
@@ -232,7 +232,7 @@ def test_elements_that_nobody_thought_of_go():
 
 
 def test_the_patients_name_survives_in_no_element_of_the_dictionary(tmp_path: Path):
-    """Every attribute that DICOM has holds the name, at the top and within a sequence."""
+    """Every attribute of DICOM holds the name, at the top and within a sequence."""
     from pydicom import datadict
 
     from synboost_monai.dicom.writing.objects import save
@@ -284,7 +284,7 @@ def test_of_the_device_only_a_makers_known_name_stays(text: str | None, maker: s
 
 @pytest.mark.parametrize("patient_id", ["123456", "0123456", "AB-123.456/X", "X123456Y"])
 def test_numbers_that_repeat_an_id_go(tmp_path: Path, patient_id: str):
-    """In every kind of number, in codes, coded words and UIDs."""
+    """They go from every kind of number, from codes, coded words and UIDs."""
     numbers = {
         "AcquisitionNumber": "123456",
         "HeartRate": "0123456",
@@ -332,7 +332,7 @@ def test_meanings_are_the_standards():
 
 
 def test_word_of_a_stranger_survives_in_no_element_of_the_dictionary(tmp_path: Path):
-    """A name that stands nowhere as a name: of every kind of text that a person may type."""
+    """The name is not in an attribute for names, but in every kind of text that a person may type."""
     from pydicom import datadict
 
     from synboost_monai.dicom.identity.deidentify import CODED_WORDS

@@ -1,4 +1,4 @@
-"""Headers: read when sound, in every encoding, and refused with a reason, quickly, when they lie."""
+"""Test headers: sound ones are read, in every encoding, and false ones are refused quickly, with a reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JPEG = "1.2.840.10008.1.2.4.50"
 
 
 def element(tag: int, vr: str, value: bytes, order: str = "<", length: int | None = None) -> bytes:
-    """One data element; `vr` '' is implicit; `length` is what it says of itself."""
+    """Encode one data element; `vr` '' is implicit; `length` is the length that it states."""
     said = len(value) if length is None else length
     head = struct.pack(order + "HH", tag >> 16, tag & 0xFFFF)
     if not vr:
@@ -37,25 +37,25 @@ def element(tag: int, vr: str, value: bytes, order: str = "<", length: int | Non
 
 
 def item(content: bytes = b"", length: int | None = None) -> bytes:
-    """An item of a sequence; its end is marked where its length is undefined."""
+    """Encode an item of a sequence; its end is marked if its length is undefined."""
     end = element(0xFFFEE00D, "", b"") if length == UNDEFINED else b""
     return element(0xFFFEE000, "", content, length=length) + end
 
 
 def unending(tag: int, vr: str, content: bytes) -> bytes:
-    """A sequence of undefined length with its end."""
+    """Encode a sequence of undefined length with its end."""
     return element(tag, vr, content, length=UNDEFINED) + element(0xFFFEE0DD, "", b"")
 
 
 def head(syntax: str = EXPLICIT, preamble: bytes = bytes(128)) -> bytes:
-    """Preamble and file meta information."""
+    """Encode the preamble and file meta information."""
     uid = syntax.encode() + b"\0" * (len(syntax) % 2)
     meta = element(0x00020002, "UI", US_IMAGE) + (element(0x00020010, "UI", uid) if syntax else b"")
     return preamble + b"DICM" + element(0x00020000, "UL", struct.pack("<L", len(meta))) + meta
 
 
 def body(vr: bool = True, order: str = "<", extra: bytes = b"", pixels: bool = True) -> bytes:
-    """A data set: SOP class and instance, name, extra elements, rows, pixels."""
+    """Encode a data set: SOP class and instance, name, extra elements, rows, pixels."""
 
     def one(tag: int, word: str, value: bytes) -> bytes:
         return element(tag, word if vr else "", value, order)
@@ -374,7 +374,7 @@ def test_links_are_not_followed_even_if_one_appears_late(tmp_path: Path, monkeyp
 
 
 def with_element(path: Path, new: bytes, syntax: str = EXPLICIT) -> Path:
-    """A file with one more data element."""
+    """Write a file with one more data element."""
     path.write_bytes(head(syntax) + body(vr=syntax != IMPLICIT, extra=new))
     return path
 

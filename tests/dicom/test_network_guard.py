@@ -1,4 +1,4 @@
-"""What peers may send to a node: bounded in size and time, refused with a line, and others get through meanwhile."""
+"""Test what peers may send to a node: it is bounded in size and time, refused with a line, and other peers get through meanwhile."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pdu(kind: int, content: bytes) -> bytes:
 
 
 def request(called: bytes = b"SYNBOOST", calling: bytes = b"SCANNER", more: bytes = b"", version: int = 1) -> bytes:
-    """A request for an association of C-ECHO and C-STORE."""
+    """Encode a request for an association of C-ECHO and C-STORE."""
     contexts = b"".join(
         item(0x20, bytes([number, 0, 0, 0]) + item(0x30, name) + item(0x40, IMPLICIT))
         for number, name in ((1, ECHO_CLASS), (3, CLIP_CLASS))
@@ -46,12 +46,12 @@ def request(called: bytes = b"SYNBOOST", calling: bytes = b"SCANNER", more: byte
 
 
 def part(control: int, data: bytes, context: int = 3) -> bytes:
-    """A PDU with a part of a message; `control`: 1 of a command, 2 the last."""
+    """Encode a PDU with a part of a message; `control`: 1 of a command, 2 the last."""
     return pdu(4, struct.pack(">LBB", len(data) + 2, context, control) + data)
 
 
 def command(field: int, has_data: bool, sop_class: bytes = CLIP_CLASS) -> bytes:
-    """A command set."""
+    """Encode a command set."""
 
     def element(number: int, value: bytes) -> bytes:
         value += b"\0" * (len(value) % 2)
@@ -181,7 +181,7 @@ def test_log_of_refusals_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Shelf:
-    """Keeps what a server receives."""
+    """Keep what a server receives."""
 
     def __init__(self) -> None:
         self.stored: list[int] = []
@@ -210,7 +210,7 @@ def connect(server: StorageServer, address: str = "127.0.0.1") -> socket.socket:
 
 
 def answer(connection: socket.socket) -> int:
-    """Type of the next PDU; 0 if the node has hung up."""
+    """Return the type of the next PDU; 0 if the node has closed the connection."""
     connection.settimeout(10)
     with contextlib.suppress(OSError):
         head = connection.recv(6)
@@ -286,7 +286,7 @@ def test_whoever_breaks_the_rules_is_told_so_and_leaves_a_line(tmp_path: Path) -
     with serving(tmp_path, allowed_titles=("SCANNER",), timeout=5.0) as (server, said, shelf):
 
         def tell(first: bytes, *others: bytes) -> list[int]:
-            """The answer to the first PDU, and to all others together."""
+            """Return the answer to the first PDU, and to all others together."""
             with connect(server) as connection:
                 connection.sendall(first)
                 found = [answer(connection)]

@@ -1,4 +1,4 @@
-"""Headers are read and objects written in several threads, and none of them makes pydicom speak while another needs quiet."""
+"""Test that headers are read and objects written in several threads, and pydicom warns in no thread while another needs quiet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of an ultrasound object, and its frames of the tissue region."""
+"""Test the known facts of an ultrasound object, and its frames of the tissue region."""
 
 from __future__ import annotations
 

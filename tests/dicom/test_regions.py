@@ -1,4 +1,4 @@
-"""Which part of an image is segmented, and whether it has a scale."""
+"""Test which part of an image is segmented, and whether it has a scale."""
 
 from __future__ import annotations
 

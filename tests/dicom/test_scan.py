@@ -1,4 +1,4 @@
-"""Scans: every entry of a tree once, with the right reason, in one order, and nothing opened that should not be."""
+"""Test scans: every entry of a tree comes once, with the right reason, in one order, and no file is opened that should not be."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WriteUltrasound = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> WriteUltrasound:
-    """Writes a small ultrasound image into `tmp_path/in`; keywords change, or by None remove, data elements."""
+    """Write a small ultrasound image into `tmp_path/in`; keywords change, or by None remove, data elements."""
 
     def write_file(name: str = "image", *, syntax: str = EXPLICIT, pixels: bytes | None = bytes(64), **changes: object):
         path = tmp_path / "in" / name
@@ -68,13 +68,13 @@ def write(tmp_path: Path) -> WriteUltrasound:
 
 
 def only(folder: Path) -> ScannedFile:
-    """The one file of a scan."""
+    """Return the one file of a scan."""
     (file,) = scan(folder)
     return file
 
 
 def codes(files: list[ScannedFile]) -> dict[str, str]:
-    """Relative path -> reason code, '' for ours."""
+    """Return relative path -> reason code, '' for our files."""
     return {file.relative: file.reason.reason.code if file.reason else "" for file in files}
 
 

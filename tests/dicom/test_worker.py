@@ -1,4 +1,4 @@
-"""Reading in processes that die."""
+"""Test reading in processes that die."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A synthetic pair as DICOM."""
+"""Test writing a synthetic pair as DICOM."""
 
 from __future__ import annotations
 

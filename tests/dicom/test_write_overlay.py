@@ -1,4 +1,4 @@
-"""Clips with outlines as DICOM Secondary Capture, and as PNG; the sector alone."""
+"""Test clips with outlines as DICOM Secondary Capture, and as PNG; the sector alone."""
 
 from __future__ import annotations
 

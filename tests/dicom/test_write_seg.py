@@ -1,4 +1,4 @@
-"""Label maps of clips as DICOM Segmentation."""
+"""Test label maps of clips as DICOM Segmentation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write(path: Path, source=None, label_maps=None, numbers=None, **options) -> 
 
 
 def read_back(path: Path, source, numbers) -> np.ndarray:
-    """(T, Rows, Columns) as highdicom finds them by the frames of the source."""
+    """Return (T, Rows, Columns) as highdicom finds them by the frames of the source."""
     import highdicom
 
     segmentation = highdicom.seg.segread(str(path))

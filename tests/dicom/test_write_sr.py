@@ -1,4 +1,4 @@
-"""Measurements of a study as DICOM Structured Report."""
+"""Test measurements of a study as DICOM Structured Report."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def write(path: Path, measurements=None, sources=None, **options) -> Path:
 
 
 def numbers_of(path: Path) -> list[tuple[str, float, str, list]]:
-    """(code, value, unit, frames) of each number, as highdicom reads them."""
+    """Return (code, value, unit, frames) of each number, as highdicom reads them."""
     report = highdicom.sr.srread(str(path))
     return [
         (m.name.value, m.value, m.unit.value, [(r.referenced_sop_instance_uid, r.referenced_frame_numbers) for r in m.referenced_images])

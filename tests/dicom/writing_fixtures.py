@@ -1,4 +1,4 @@
-"""Ultrasound data sets for the tests of what is written from them: built, with a patient whose every trace can be looked for."""
+"""Build ultrasound data sets for tests of files written from them, with a patient whose every trace can be looked for."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def region(columns: int, rows: int) -> Dataset:
 def ultrasound(
     num_frames: int | None = 5, rows: int = 33, columns: int = 31, number: int = 1, identified: bool = False, **changes
 ) -> Dataset:
-    """An ultrasound object; `num_frames` None: of one frame. Changes are keyword=value, None removes."""
+    """Make an ultrasound object; `num_frames` None: of one frame. Changes are keyword=value, None removes."""
     dataset = Dataset()
     values = {
         "SpecificCharacterSet": "ISO_IR 192",
@@ -158,14 +158,14 @@ def random_label_maps(num_frames: int = 5, rows: int = 33, columns: int = 31, se
 
 
 def fan(rows: int = 120, columns: int = 160) -> np.ndarray:
-    """The sector of `moving_clip`: (rows, columns) bool."""
+    """Return the sector of `moving_clip`: (rows, columns) bool."""
     y, x = np.mgrid[:rows, :columns]
     y, x = y - 8.0, x - columns / 2
     return (np.hypot(y, x) < rows - 20) & (np.abs(x) < 0.8 * y)
 
 
 def moving_clip(num_frames: int = 12, rows: int = 120, columns: int = 160, seed: int = 0) -> np.ndarray:
-    """Grey frames: speckle that changes in a sector; a name that does not, in a corner, and a scale on the right."""
+    """Draw grey frames: changing speckle in a sector, a constant name in a corner, and a scale on the right."""
     generator = np.random.default_rng(seed)
     frames = np.zeros((num_frames, rows, columns), np.uint8)
     speckle = generator.integers(30, 220, frames.shape)
@@ -176,14 +176,14 @@ def moving_clip(num_frames: int = 12, rows: int = 120, columns: int = 160, seed:
 
 
 def errors_of(path: Path) -> list[str]:
-    """What dciodvfy finds wrong."""
+    """Return the errors that dciodvfy finds."""
     assert DCIODVFY is not None
     result = subprocess.run([DCIODVFY, "-new", str(path)], capture_output=True, text=True, check=False)
     return [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("Error")]
 
 
 def real_clip() -> Path | None:
-    """The apical four-chamber clip of pydicom-data, where that is installed."""
+    """Return the apical four-chamber clip of pydicom-data, if that is installed."""
     from importlib.util import find_spec
 
     found = find_spec("data_store")

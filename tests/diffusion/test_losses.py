@@ -1,4 +1,4 @@
-"""Hybrid loss: golden numbers of the public code, closed forms, what it trains."""
+"""Test the hybrid loss: golden numbers of the public code, closed forms, and which parts it trains."""
 
 import json
 import math
@@ -15,12 +15,12 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "semantic_diffusion.
 
 
 def waves(shape: tuple[int, ...], phase: float) -> Tensor:
-    """Sines in place of random numbers, the same on every version of torch."""
+    """Return sines in place of random numbers, the same on every version of torch."""
     return torch.sin(torch.arange(math.prod(shape), dtype=torch.float64) * 0.7 + phase).float().reshape(shape)
 
 
 def formula_network(x: Tensor, t: Tensor) -> Tensor:
-    """Noise and variance as a formula of image and timestep; the golden numbers were made with it."""
+    """Predict noise and variance by a formula of image and timestep; the golden numbers were made with it."""
     s = t.float().reshape(-1, 1, 1, 1) / 1000
     eps = 0.6 * x * (1 - s) + torch.tanh(x + 0.3 * torch.roll(x, 1, -1)) * s + 0.05 * torch.sin(9 * x)
     return torch.cat([eps, torch.tanh(x - s)], 1)

@@ -1,4 +1,4 @@
-"""DiffusionPrepareBatch: what a training task holds, and its random numbers."""
+"""Test DiffusionPrepareBatch: the contents of a training task, and its random numbers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Samplers: golden numbers of the public code, diffusers, closed forms, and the Gaussian toy that sees lost texture."""
+"""Test samplers: golden numbers of the public code, diffusers, closed forms, and the Gaussian toy that shows lost texture."""
 
 import json
 import math
@@ -26,7 +26,7 @@ SCHEDULE = NoiseSchedule.cosine()
 
 
 def formula_network(x: Tensor, t: Tensor) -> Tensor:
-    """Noise and variance as a formula of image and timestep; the golden numbers were made with it."""
+    """Predict noise and variance by a formula of image and timestep; the golden numbers were made with it."""
     s = t.float().reshape(-1, 1, 1, 1) / 1000
     eps = 0.6 * x * (1 - s) + torch.tanh(x + 0.3 * torch.roll(x, 1, -1)) * s + 0.05 * torch.sin(9 * x)
     return torch.cat([eps, torch.tanh(x - s)], 1)
@@ -38,7 +38,7 @@ def seeded(*seeds: int) -> list[torch.Generator]:
 
 @pytest.mark.parametrize("num_steps", [1000, 20])
 def test_ancestral_sampling_equals_the_public_codes(num_steps: int) -> None:
-    """The whole chain, published and respaced; learned variance, clipped, the same random numbers in the same order."""
+    """The whole chain runs, published and respaced, with learned variance, clipped, with the same random numbers in the same order."""
     golden = GOLDEN["ancestral"][str(num_steps)]
     image = sample(formula_network, create_sampler("ancestral", SCHEDULE, num_steps), (3, 8, 8), seeded(5))
     # 1e-5: float32 rounding of up to 1000 steps
@@ -48,7 +48,7 @@ def test_ancestral_sampling_equals_the_public_codes(num_steps: int) -> None:
 
 
 def test_ancestral_step_is_its_closed_form_in_float64() -> None:
-    """At every timestep: posterior mean of the clipped x_0 and interpolated log variance, worked out in float64."""
+    """At every timestep posterior mean of the clipped x_0 and interpolated log variance are worked out in float64."""
     x = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     sampler = create_sampler("ancestral", SCHEDULE, 1000)
     for t in (999, 500, 10, 2, 1, 0):
@@ -75,7 +75,7 @@ def test_ancestral_agrees_with_diffusers_but_at_t_1() -> None:
 
 
 def test_dpm_solver_agrees_with_diffusers_at_the_same_timesteps() -> None:
-    """Unclipped denoiser and timesteps away from 0, where diffusers' float32 tables are good enough."""
+    """The denoiser is not clipped, and timesteps are away from 0, where diffusers' float32 tables are good enough."""
     timesteps = [990, 900, 700, 400, 200, 100]
     reference = DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", thresholding=True, sample_max_value=1.0)
     reference.set_timesteps(timesteps=timesteps)
@@ -133,7 +133,7 @@ def test_perfect_denoiser_gives_the_image_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_image_depends_on_its_own_seed_alone(name: str) -> None:
-    """Whatever the batch and its order, with a network that works pixel by pixel.
+    """This holds for any batch and order, with a network that works pixel by pixel.
 
     Not bit for bit: the last elements of a tensor may be computed by other instructions, and which these are depends on its size.
     """
@@ -190,7 +190,7 @@ def test_spacings_by_name() -> None:
 
 
 class CopiesBetweenDevices(TorchDispatchMode):
-    """Counts what goes from one device to another, where a host may have to wait."""
+    """Count copies from one device to another, where a host may have to wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,7 +246,7 @@ def test_guidance_moves_the_noise_and_keeps_the_variance() -> None:
 
 
 class GaussianToy:
-    """Signals of 64 points whose spectrum falls as a power law, standard deviation 0.5 ... 0.02, and their exact denoiser."""
+    """Make signals of 64 points whose spectrum falls as a power law, standard deviation 0.5 ... 0.02, and their exact denoiser."""
 
     num_points, num_signals = 64, 2048
 
@@ -263,7 +263,7 @@ class GaussianToy:
         return ((x @ self.basis) * gain) @ self.basis.T
 
     def measure(self, sampler: DPMSolverMultistepScheduler) -> tuple[float, float]:
-        """Frechet distance to the truth, and the share of the variance kept in the 16 highest frequencies."""
+        """Return the Frechet distance to the truth, and the share of the variance kept in the 16 highest frequencies."""
         generators = seeded(*range(self.num_signals))
         spectrum = (sample(self.predict, sampler, (1, 1, 64), generators) @ self.basis).flatten(1).double()
         frechet = ((spectrum.std(0) - self.std) ** 2 + spectrum.mean(0) ** 2).sum().item()
@@ -277,7 +277,7 @@ def test_default_sampler_keeps_the_texture() -> None:
 
 
 def test_evenly_spaced_timesteps_would_lose_the_texture() -> None:
-    """The reason for our timesteps: the same solver at diffusers' default ones."""
+    """This is the reason for our timesteps: the same solver runs at diffusers' default ones."""
 
     class Clipped(DPMSolverMultistepScheduler):
         convert_model_output = DPMSolverScheduler.convert_model_output

@@ -1,4 +1,4 @@
-"""Noise schedule: closed forms, worked by hand, diffusers."""
+"""Test the noise schedule: closed forms, worked by hand, diffusers."""
 
 import math
 

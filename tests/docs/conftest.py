@@ -1,4 +1,4 @@
-"""The documentation's scripts as modules, and the site, built once."""
+"""Provide the documentation's scripts as modules, and the site, built once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def docs_pages() -> ModuleType:
-    """scripts/docs_pages.py."""
+    """Return scripts/docs_pages.py."""
     spec = importlib.util.spec_from_file_location("docs_pages", ROOT / "scripts/docs_pages.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -27,7 +27,7 @@ def docs_pages() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def site_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site as `mkdocs build --strict` makes it."""
+    """Return the site as `mkdocs build --strict` makes it."""
     folder = tmp_path_factory.mktemp("site")
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]

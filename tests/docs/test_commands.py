@@ -1,4 +1,4 @@
-"""The commands of README.md, of the documentation and of the bundles' READMEs run, page by page, as they stand there but for their sizes.
+"""Run the commands of README.md, documentation and the bundles' READMEs, page by page, as printed there except for their sizes.
 
 Left out are those whose block says what it needs that a test has not, and those of `ELSEWHERE`, which other tests run.
 """
@@ -100,7 +100,7 @@ WRITTEN = {
 
 
 def commands_of(page: Path) -> list[str]:
-    """Commands of a page that no comment marks and nothing else runs."""
+    """Return the commands of a page that no comment marks and nothing else runs."""
     found = [
         " ".join(command.split())
         for block in blocks(page.read_text(encoding="utf-8"))
@@ -115,7 +115,7 @@ def runs_elsewhere(command: str) -> bool:
 
 
 def made_smaller(command: str) -> list[str]:
-    """Words of a command with the sizes of a test."""
+    """Return the words of a command with the sizes of a test."""
     for pattern, replacement in SMALLER.items():
         command = re.sub(pattern, replacement, command)
     words = shlex.split(command, comments=True)
@@ -133,7 +133,7 @@ RUN_PAGES = [page for page in PAGES if [c for c in commands_of(page) if not runs
 
 @pytest.fixture(scope="session")
 def readers_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the pages take for granted: DATA, IMAGES, LABEL_MAPS, STUDIES, and weights of tiny networks."""
+    """Make a folder with what the pages take for granted: DATA, IMAGES, LABEL_MAPS, STUDIES, and weights of tiny networks."""
     import torch
 
     from synboost_monai.data import read_datalist
@@ -160,7 +160,7 @@ def readers_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_model(network.state_dict(), place / name, new_card(facts, {}))
 
     def copy(source: Path, target: Path, name: str = "model") -> None:
-        """Weights, and what they are."""
+        """Copy weights and their card."""
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(source / "model.pt", target / (f"{name}.pt" if name == "model" else name))
         shutil.copy(source / "model.json", target / f"{name}.json")
@@ -196,7 +196,7 @@ PHASES = {"ed": "end_diastole", "es": "end_systole"}
 
 
 def prepare_page(page: Path) -> None:
-    """Results of commands that a page takes as done, though its own lines for them need what a test has not."""
+    """Provide results of commands that a page takes as done, though its own lines for them need what a test lacks."""
     if page.name == "evaluate.md":
         run(made_smaller("synboost evaluate echo_cris --dataset_dir DATA --output_dir runs/b/evaluation " + WEIGHTS_B))
     if page.name == "weights.md":
@@ -224,7 +224,7 @@ def run(words: list[str]) -> None:
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """MONAI's commands set up the log of their process."""
+    """Restore the logging, since MONAI's commands set up the log of their process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -251,7 +251,7 @@ def test_commands_of_a_page_run(
 
 
 def test_every_command_is_run_or_marked() -> None:
-    """What is run neither here nor by what `ELSEWHERE` names, or by something that is not there, is an error."""
+    """A command that is not run here or by a test in `ELSEWHERE`, or only by a missing test, is an error."""
     for page in PAGES:
         for command in commands_of(page):
             runners = [re.sub(start + ".*", by, command) for start, by in ELSEWHERE.items() if re.match(start, command)]

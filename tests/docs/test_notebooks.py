@@ -1,4 +1,4 @@
-"""The notebooks: every cell runs, with hardly any training; what is saved in them is a finished run of the same cells."""
+"""Test the notebooks: every cell runs, with hardly any training, and the saved output is a finished run of the same cells."""
 
 from __future__ import annotations
 

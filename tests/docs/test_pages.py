@@ -1,4 +1,4 @@
-"""Pages that are made from the project: configs key by key, command line, studies, API, notebooks."""
+"""Test pages that are made from the project: configs key by key, command line, studies, API, notebooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scripts/pictures.py: a row for each of two examples of a run, every structure in its colour; hearts above their outlines."""
+"""Test scripts/pictures.py: a row for each of two examples of a run, every structure in its colour; hearts above their outlines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The site: builds strictly, asks nobody for anything, holds what it should; the page on files names the columns that the code writes."""
+"""Test the site: it builds strictly, asks nobody for anything and is complete; the page on files names the columns that the code writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OTHER_HOST = re.compile(r"^(?:https?:)?//")
 
 
 class Loads(HTMLParser):
-    """Collects what a browser fetches by itself when it opens a page: not links that somebody has to click."""
+    """Collect what a browser fetches by itself when it opens a page: not links that somebody has to click."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Loads(HTMLParser):
 
 
 def loads(html: str) -> list[str]:
-    """Addresses that a page fetches."""
+    """Return the addresses that a page fetches."""
     parser = Loads()
     parser.feed(html)
     return parser.found
@@ -83,7 +83,7 @@ def test_no_picture_or_notebook_is_large() -> None:
 
 
 def columns_of(heading: str) -> set[str]:
-    """Words in backticks under a heading of the page on files."""
+    """Return the words in backticks under a heading of the page on files."""
     text = (ROOT / "docs/reference/files.md").read_text(encoding="utf-8")
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     part = text[text.index(f"\n## {heading}\n") :].split("\n## ")[1]

@@ -1,4 +1,4 @@
-"""Agreement against published examples, closed forms and SciPy."""
+"""Test agreement against published examples, closed forms and SciPy."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_limits_of_agreement_and_their_intervals_by_hand():
 
 
 def test_interval_is_finite_where_f_is_not():
-    """Predictions that go down where the experts go up leave the F distribution a hundredth of a degree of freedom."""
+    """Predictions that fall where the experts' values rise leave the F distribution a hundredth of a degree of freedom."""
     ratings = np.array([[-6.65721, 41.3481], [18.2011, 18.2596], [-13.6932, 52.3498]])
     found = intraclass_correlation(ratings)
     x = ratings - ratings.mean()

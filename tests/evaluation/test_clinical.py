@@ -1,4 +1,4 @@
-"""Clinical measures of a made evaluation: phantom label maps as the experts', shrunken ones as the predicted."""
+"""Test clinical measures of a made evaluation: phantom label maps as the experts', shrunken ones as the predicted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_label_map(path: Path, label_map: np.ndarray, spacing_mm: float) -> Non
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """data/datalist.json and run/evaluation of four phantom patients; the cavity is predicted a pixel too small, with a gap."""
+    """Write data/datalist.json and run/evaluation of four phantom patients; the cavity is predicted a pixel too small, with a gap."""
     root = tmp_path_factory.mktemp("clinical")
     items, rows = [], []
     for number in range(NUM_PATIENTS):
@@ -61,7 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(made: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
+    """Make a copy to change."""
     return Path(shutil.copytree(made, tmp_path / "copy"))
 
 

@@ -1,4 +1,4 @@
-"""Comparison of evaluations: which numbers, which files, which words."""
+"""Test the comparison of evaluations: its numbers, files and words."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS = {"num_resamples": 100, "seed": 3}
 
 
 def write_run(path: Path, seed: int, bonus: float = 0.0, *, with_patients: bool = True, num_patients: int = 6) -> Path:
-    """metrics.csv of two images a patient; one atrium was missed."""
+    """Write metrics.csv of two images per patient, where one atrium was missed."""
     generator = np.random.default_rng(seed)
     rows = []
     for patient in range(num_patients):

@@ -1,4 +1,4 @@
-"""What inference and evaluation write: label maps, spread maps, records, metrics with predicted Dice."""
+"""Test the files of inference and evaluation: label maps, spread maps, records, metrics with predicted Dice."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def said(verdict: str = "accept", predicted: float = 0.9) -> dict[str, Any]:
 
 
 def engine_of(path: Path, case: str, **outputs: Any) -> Any:
-    """An engine's state after one image."""
+    """Return an engine's state after one image."""
     image = MetaTensor(torch.zeros(1, 8, 8), meta={"filename_or_obj": str(path)})
     pred = torch.from_numpy(make_label_map()).T[None, :, :, None]
     state = SimpleNamespace(batch=[{"case": case, "image": image}], output=[{"pred": pred, **outputs}])

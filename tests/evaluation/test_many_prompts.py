@@ -1,4 +1,4 @@
-"""Masks of many prompts of an image: the inferer that decodes them in parts, and the handler that measures them."""
+"""Test masks of many prompts of an image: the inferer that decodes them in parts, and the handler that measures them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def items_of(folder: Path, count: int) -> list[dict[str, Any]]:
 
 
 def obedient_engine(item: dict[str, Any], variations: PromptVariations) -> Any:
-    """An engine's state after an image whose network segments what is asked for, and nothing for unknown words."""
+    """Return an engine's state after an image whose network segments what is asked for, and nothing for unknown words."""
     geometry = letterbox_geometry((1, *TRUTH.shape), (1.0, 1.0), SIZE)
     small = letterbox_label_map(torch.from_numpy(TRUTH)[None].float(), geometry)[0]
     logits = []

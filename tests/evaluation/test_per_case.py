@@ -1,4 +1,4 @@
-"""Metrics of one image against numbers worked out by hand."""
+"""Test metrics of one image against numbers worked out by hand."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def _disk(radius: int, centre: tuple[int, int] = (40, 50), shape: tuple[int, int
 
 
 def _blobs(generator: np.random.Generator, shape: tuple[int, int] = (41, 57)) -> np.ndarray:
-    """A random label map whose structures are ragged, in pieces, and may touch the border of the image."""
+    """Draw a random label map whose structures are ragged, in pieces, and may touch the border of the image."""
     label_map = np.zeros(shape, np.uint8)
     for class_index in (1, 2, 3):
         seeds = generator.random(shape) > 0.998
@@ -114,7 +114,7 @@ def test_one_far_pixel_moves_the_hausdorff_distance_alone():
 
 @pytest.mark.parametrize(("spacing", "shift", "expected"), [((0.7, 0.2), (3, 0), 2.1), ((0.7, 0.2), (0, 3), 0.6)])
 def test_distances_of_lines_are_their_shift(spacing, shift, expected):
-    """A line of pixels along the other axis: every pixel lies as far away as every other."""
+    """A line of pixels along the other axis is shifted: every pixel is as far away as every other."""
     truth = np.zeros((20, 20), np.uint8)
     truth[(8, slice(None)) if shift[0] else (slice(None), 8)] = 1
     cavity = case_metrics(np.roll(truth, shift, (0, 1)), truth, spacing)[0]
@@ -291,7 +291,7 @@ def test_csv_comes_back_with_the_same_summary(tmp_path):
 
 
 def _rows(paper_grid: bool = False) -> list[dict]:
-    """Rows of two cases; in the second the cavity was missed."""
+    """Return rows of two cases; in the second the cavity was missed."""
     truth = _square(4, 4, 10)
     return [
         row | {"case": case, "patient": patient, "view": "apical_four_chamber"}

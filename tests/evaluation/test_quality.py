@@ -1,4 +1,4 @@
-"""Judging synthetic data sets: what each number says of images whose faults are known, the page, the bundle's config."""
+"""Test judging synthetic data sets: each number for images whose faults are known, the page, the bundle's config."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Draw = Callable[[Echo, int], np.ndarray]
 
 @pytest.fixture(autouse=True)
 def global_state():
-    """The bundle seeds globally; other tests must not notice."""
+    """Restore the global state: the bundle seeds globally, and other tests must not notice."""
     state = torch.random.get_rng_state()
     yield
     set_determinism(None)
@@ -44,7 +44,7 @@ def global_state():
 
 
 class Oracle:
-    """A judge that knows the truth: label maps come out as they are, moved sideways by `shift` for synthetic images."""
+    """Judge with knowledge of the truth: label maps are returned as they are, for synthetic images moved sideways by `shift`."""
 
     feature_layer = "brightness by quarters"
     facts = {"bundle": "oracle", "preset": "none", "image_size": SIZE, "prompt_level": "P1"}
@@ -69,7 +69,7 @@ def oracle(tmp_path: Path) -> Oracle:
 
 
 def like_real(echo: Echo, seed: int) -> np.ndarray:
-    """Another image of a label map by the rule of conftest's real ones."""
+    """Draw another image of a label map by the rule of conftest's real ones."""
     speckle = np.random.default_rng(seed).rayleigh(0.8, (48, 48))
     label_map = np.asarray(np.kron(echo.label_map, np.ones((3, 3), np.uint8))[::2, ::2])  # native images are finer
     fine = np.clip(BRIGHTNESS[label_map] * speckle, 1, 255)
@@ -83,7 +83,7 @@ def copy_of_real(echo: Echo, seed: int) -> np.ndarray:
 
 @pytest.fixture
 def make_synthetic(datalist_dir: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes a synthetic data set from the label maps of the tiny CAMUS, as a synthesis does."""
+    """Return a function that writes a synthetic data set from the label maps of the tiny CAMUS, as a synthesis does."""
 
     def make(
         name: str = "synthetic",
@@ -130,7 +130,7 @@ def make_synthetic(datalist_dir: Path, tmp_path: Path) -> Callable[..., Path]:
 def judge(
     oracle: Oracle, datalist_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., dict[str, Any]]:
-    """A function that evaluates a folder with the oracle; the page, which takes seconds, only on request."""
+    """Return a function that evaluates a folder with the oracle, and makes the page, which takes seconds, only on request."""
 
     def run(synthetic: Path, segmenter: Any = None, with_page: bool = False, **options: Any) -> dict[str, Any]:
         if not with_page:
@@ -178,7 +178,7 @@ def test_dice_of_the_segmenter_is_the_faithfulness(make_synthetic, judge, oracle
 
 def test_label_maps_are_compared_whole_and_within_the_sector(make_synthetic, judge, oracle: Oracle) -> None:
     class Blind(Oracle):
-        """Finds everything that the sector shows."""
+        """Find everything that the sector shows."""
 
         def __call__(self, echoes):
             found, features = super().__call__(echoes)
@@ -256,7 +256,7 @@ def test_same_seed_gives_the_same_numbers_and_another_seed_others(make_synthetic
 
 
 def test_sectors_of_drawn_label_maps_come_from_their_datalist(make_synthetic, judge, tmp_path: Path) -> None:
-    """Label maps that were drawn have no image; their sector lies beside them in the source's datalist."""
+    """Label maps that were drawn have no image; their sector is beside them in the source's datalist."""
     source = tmp_path / "drawn"
     listed: list[dict[str, str]] = []
 
@@ -406,7 +406,7 @@ def test_images_of_several_sizes(make_synthetic, judge) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """Untrained tiny segmenters whose masks are neither empty nor full."""
+    """Write weights of untrained tiny segmenters whose masks are neither empty nor full."""
     folder, found = tmp_path_factory.mktemp("segmenters"), {}
     for architecture in ("cris", "clipseg"):
         with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""How far a mask moves with its prompt, against numbers worked out by hand."""
+"""Test how far a mask moves with its prompt, against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_masks_must_fit(shape: tuple[int, ...]) -> None:
 
 
 def made_rows(num_patients: int) -> list[dict]:
-    """Two images a patient; a wrong view costs what the patient's number says."""
+    """Make rows of two images per patient; a wrong view costs what the patient's number says."""
     rows = []
     for i in range(2 * num_patients):
         facts = {"case": f"c{i}", "patient": f"p{i // 2}", "view": None, "phase": None, "structure": CAVITY}

@@ -1,4 +1,4 @@
-"""Table and plot of prompt sensitivity, from made files."""
+"""Test the table and plot of prompt sensitivity, from made files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ITEM = {
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """Files of a run of two patients called as unhandily as patients may be."""
+    """Write the files of a run of two patients with names as awkward as patients' names may be."""
     generator = np.random.default_rng(0)
     truth = torch.zeros(24, 24)
     truth[2:8, 2:8], truth[2:8, 12:18], truth[12:18, 2:8] = 1, 2, 3

@@ -1,4 +1,4 @@
-"""Speckle statistics against simulated speckle, whose law is known."""
+"""Test speckle statistics against simulated speckle, whose law is known."""
 
 import numpy as np
 import pytest
@@ -25,20 +25,20 @@ FULL = np.ones((SIDE, SIDE), dtype=bool)
 
 
 def field(seed: int, sigma_px: tuple[float, float] = (1.0, 1.6)) -> np.ndarray:
-    """A complex echo field: white Gaussian noise through a Gaussian point-spread function (rows, columns)."""
+    """Make a complex echo field: white Gaussian noise through a Gaussian point-spread function (rows, columns)."""
     generator = np.random.default_rng(seed)
     parts = [ndimage.gaussian_filter(generator.standard_normal((SIDE, SIDE)), sigma_px, mode="wrap") for _ in range(2)]
     return parts[0] + 1j * parts[1]
 
 
 def grey_of(amplitude: np.ndarray, dynamic_range_db: float = 60.0) -> np.ndarray:
-    """Log compression to 8 bits, the brightest pixel white."""
+    """Compress to 8 bits logarithmically, the brightest pixel white."""
     decibel = 20 * np.log10(amplitude / amplitude.max())
     return np.clip(255 * (1 + decibel / dynamic_range_db), 0, 255).round().astype(np.uint8)
 
 
 def keep_high_frequencies(image: np.ndarray, factor: float) -> np.ndarray:
-    """The image with the variance of its upper half of frequencies multiplied."""
+    """Return the image with the variance of its upper half of frequencies multiplied."""
     frequency = np.fft.fftfreq(SIDE)
     is_high = np.hypot(frequency[:, None], frequency[None]) > 0.1
     return np.fft.ifft2(np.fft.fft2(image) * np.where(is_high, np.sqrt(factor), 1)).real
@@ -86,7 +86,7 @@ def test_log_compressed_8_bit_speckle_still_shows_the_law(dynamic_range_db: floa
 
 
 def test_missing_high_frequencies_raise_m_and_the_spectral_distance() -> None:
-    """The failure of a poor step grid, in the order of how much is missing."""
+    """The measures rise with the missing share, which is the failure of a poor step grid."""
     images = [np.abs(field(seed, (0.6, 0.9))) for seed in range(12)]
     reference = np.mean([radial_power_spectrum(image, FULL) for image in images[6:]], axis=0)
     m, distance, high = [], [], []
@@ -124,7 +124,7 @@ def test_few_pixels_say_nothing() -> None:
 
 
 def test_width_of_a_square_wave_by_hand() -> None:
-    """Period 8, values +1 and -1: r falls linearly from 1 at lag 0 by 1/2 a pixel, r = 1/2 at lag 1, so 2 wide."""
+    """With period 8 and values +1 and -1, r falls linearly from 1 at lag 0 by 1/2 per pixel; r = 1/2 at lag 1, so the width is 2."""
     image = np.tile(np.repeat([1.0, -1.0], 4), 8)[:, None] * np.ones((1, 64))
     mask = np.ones(image.shape, dtype=bool)
     assert autocorrelation_width(image, mask, 0, 8) == pytest.approx(2.0, abs=0.1)

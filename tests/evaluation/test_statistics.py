@@ -1,4 +1,4 @@
-"""Statistics of runs against scipy, numbers worked out by hand, and each other."""
+"""Test statistics of runs against scipy, numbers worked out by hand, and each other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_pair(seed: int = 0, num: int = 80) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_run(seed: int, num_patients: int = 8, bonus: float = 0.0) -> pd.DataFrame:
-    """Two images of each patient; patients differ more than their images do."""
+    """Make a run with two images of each patient; patients differ more than their images do."""
     generator = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
     for patient in range(num_patients):
@@ -223,7 +223,7 @@ def test_holm_worked_out_by_hand() -> None:
 
 
 def test_holm_rejects_step_by_step() -> None:
-    """By its definition: from the smallest on, until one is above level / (number left)."""
+    """By its definition it goes from the smallest on, until one is above level / (number left)."""
     p = np.random.default_rng(2).uniform(0, 0.1, 9)
     for level in (0.02, 0.05, 0.2):
         rejected = np.zeros(9, bool)

@@ -1,4 +1,4 @@
-"""Distances between sets of images against MONAI's, closed forms and numbers worked out by hand."""
+"""Test distances between sets of images against MONAI's, closed forms and numbers worked out by hand."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def gaussian(seed: int, shape: tuple[int, int], mean: float = 0.0) -> np.ndarray
 
 
 def test_frechet_distance_is_that_of_the_covariances() -> None:
-    """The root of the product as MONAI's FIDMetric takes it; that one calls SciPy in a way which SciPy 1.18 ends."""
+    """The root of the product is that of MONAI's FIDMetric, which calls SciPy in a way that SciPy 1.18 ends."""
     mix = gaussian(0, (6, 6))
     x, y = gaussian(1, (50, 6)) @ mix, gaussian(2, (70, 6), 0.3)
     covariances = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
@@ -54,7 +54,7 @@ def test_fewer_images_than_features_are_exact() -> None:
 
 
 def test_frechet_distance_falls_with_the_number_of_images() -> None:
-    """Why the floor must be of as many images."""
+    """This is why the floor must have as many images."""
     reference = gaussian(8, (400, 20))
     few, many = (frechet_distance(gaussian(9, (n, 20)), reference) for n in (25, 400))
     assert few > 5 * many

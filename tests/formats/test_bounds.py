@@ -1,4 +1,4 @@
-"""Files that announce or inflate to more than an echocardiogram has are refused before memory is taken."""
+"""Test that files that announce or inflate to more than an echocardiogram has are refused before memory is taken."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEMORY = 24 << 20
 
 
 def nifti(shape: tuple[int, ...], **fields: Any) -> bytes:
-    """A NIfTI header of bytes with these sizes."""
+    """Make a NIfTI header of bytes with these sizes."""
     header = nib.Nifti1Header()
     header.set_data_dtype(np.uint8)
     header["dim"] = [len(shape), *shape, *[1] * (7 - len(shape))]
@@ -32,7 +32,7 @@ def nifti(shape: tuple[int, ...], **fields: Any) -> bytes:
 
 
 def refused(path: Path, message: str, **options: Any) -> None:
-    """Every reader refuses, with the message, and takes little memory."""
+    """Check that every reader refuses, with the message, and takes little memory."""
     tracemalloc.start()
     for read in (read_frames, read_plane):
         with pytest.raises(ValueError, match=message) as error:
@@ -44,7 +44,7 @@ def refused(path: Path, message: str, **options: Any) -> None:
 
 
 def bomb(head: bytes, num_zeros: int) -> bytes:
-    """A gzip file of a header and many zeros."""
+    """Make a gzip file of a header and many zeros."""
     stream = zlib.compressobj(9, zlib.DEFLATED, 31)
     block = bytes(1 << 20)
     return b"".join([stream.compress(head), *(stream.compress(block) for _ in range(num_zeros >> 20)), stream.flush()])
@@ -115,7 +115,7 @@ def test_many_empty_parts_end_early(tmp_path: Path) -> None:
 
 
 def test_parts_and_padding_do_no_harm(tmp_path: Path) -> None:
-    """As bgzip writes files: in parts, an empty one last."""
+    """Files are in parts, an empty one last, as bgzip writes them."""
     content = nifti((300, 200)) + bytes(range(200)) * 300
     parts = [content[i : i + 10000] for i in range(0, len(content), 10000)]
     (tmp_path / "a.nii.gz").write_bytes(b"".join(gzip.compress(part) for part in [*parts, b""]) + bytes(100))

@@ -1,4 +1,4 @@
-"""AVI and MP4: frames as they were written, turned as the file says; what is damaged, or announces too much, is refused in one line."""
+"""Test AVI and MP4: frames come as written, turned as the file says; damaged or too large files are refused in one line."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ FRAMES = moving_block()
 
 
 def decoded(path: Path) -> NDArray[np.uint8]:
-    """The frames of a clip, decoded here and not in a process of their own."""
+    """Decode the frames of a clip in this process and not in a separate one."""
     return np.stack(list(grey_frames(path, check_clip(path))))
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Bytes of a sound clip of each kind."""
+    """Return the bytes of a sound clip of each kind."""
     folder = tmp_path_factory.mktemp("clips")
     kinds = {"avi": ("mjpeg", "yuvj420p"), "mp4": ("libx264", "yuv420p")}
     frames = np.random.default_rng(0).integers(0, 255, (4, 64, 48), np.uint8)
@@ -124,31 +124,31 @@ def test_content_says_the_kind(clips: dict[str, bytes], tmp_path: Path) -> None:
 
 
 def with_matrix(mp4: bytes, a: int, b: int, c: int, d: int) -> bytes:
-    """An MP4 file with another display matrix."""
+    """Return an MP4 file with another display matrix."""
     straight = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
     start = mp4.index(straight, mp4.index(b"tkhd"))
     return mp4[:start] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + mp4[start + len(straight) :]
 
 
 def put(content: bytes, name: bytes, offset: int, new: bytes) -> bytes:
-    """A file with other bytes behind the first place where a name stands."""
+    """Return a file with other bytes after the first place of a name."""
     start = content.index(name) + len(name) + offset
     return content[:start] + new + content[start + len(new) :]
 
 
 def box(name: bytes, *content: bytes) -> bytes:
-    """A box of an MP4 file."""
+    """Make a box of an MP4 file."""
     return struct.pack(">I", 8 + len(b"".join(content))) + name + b"".join(content)
 
 
 def fragment(num_samples: int) -> bytes:
-    """A fragment of an MP4 file that announces samples, each of which takes no byte in the file."""
+    """Make a fragment of an MP4 file that announces samples, each of which takes no byte in the file."""
     run = box(b"trun", struct.pack(">II", 0, num_samples))
     return box(b"moof", box(b"traf", box(b"tfhd", struct.pack(">II", 0x20000, 1)), run))
 
 
 def jpeg_size(avi: bytes, size: int) -> bytes:
-    """An AVI file whose JPEG pictures say that they are larger than the file's header does."""
+    """Make an AVI file whose JPEG pictures state a larger size than the file's header does."""
     start = b"\xff\xc0\x00\x11\x08"
     changed = avi.replace(start + struct.pack(">HH", 64, 48), start + struct.pack(">HH", size, size))
     assert changed != avi
@@ -179,7 +179,7 @@ DAMAGED: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
 
 
 def avi_of(content: bytes) -> bytes:
-    """An AVI file of some chunks."""
+    """Make an AVI file of some chunks."""
     return b"RIFF" + struct.pack("<I", 4 + len(content)) + b"AVI " + content
 
 

@@ -1,4 +1,4 @@
-"""MetaImage headers: read as ITK reads an honest one, and never another file than the one beside."""
+"""Test MetaImage headers: honest ones are read as ITK reads them, and no other file than the one beside is read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def header(data_file: str, lines: str = "") -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder, with a secret outside of it and inside another one of it."""
+    """Make a folder, with a secret outside of it and inside another folder in it."""
     inner = tmp_path / "images"
     (inner / "below").mkdir(parents=True)
     for place in (tmp_path, inner / "below"):

@@ -1,4 +1,4 @@
-"""Images that are stored turned, mirrored, along another axis or in another unit: shown alike, and written back in their own frame."""
+"""Test images stored turned, mirrored, along another axis or in another unit: all look alike, and are written back in their own frame."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SOLID_TURNS = [
 
 
 def turned(stored: NDArray[Any], affine: NDArray[np.float64], turn: NDArray[Any]) -> tuple[NDArray[Any], Any]:
-    """An array (x, y, ...) stored another way, and its affine, so that every pixel stays where it is in space."""
+    """Store an array (x, y, ...) another way, and return its affine, so that every pixel stays in its place in space."""
     full = np.array([*turn, *([axis, 1] for axis in range(len(turn), 3))])
     shape = [*stored.shape, 1][:3]
     return apply_orientation(stored, turn), affine @ inv_ornt_aff(full, shape)
@@ -53,7 +53,7 @@ def save(path: Path, stored: NDArray[Any], affine: NDArray[np.float64]) -> Path:
 
 
 def check_comes_back(path: Path, turn: NDArray[Any], folder: Path) -> None:
-    """Shown as ever, and what is written lies on the image: same shape and affine as its file, same class at every place in space."""
+    """Check that the image looks as before, and that written files match it: same shape and affine, same class at every place in space."""
     image, spacing_mm = load_echo(path)
     assert np.array_equal(image[0].numpy(), PIXELS) and spacing_mm == pytest.approx((0.2, 0.3))
     stored = nib.load(path)
@@ -220,7 +220,7 @@ def test_display_and_back(order: DisplayOrder) -> None:
 
 @pytest.mark.parametrize("turn", [SOLID_TURNS[0], SOLID_TURNS[21], SOLID_TURNS[46]], ids=str)
 def test_monai_label_gets_the_volume_of_the_file(tmp_path: Path, turn: NDArray[Any]) -> None:
-    """It writes `pred` with the affine of the meta data, as it is: same array and place as the file that `segment` writes."""
+    """MONAI Label writes `pred` with the affine of the meta data: same array and place as the file that `segment` writes."""
     path = save(tmp_path / "a.nii", *turned(PIXELS.T[:, :, None], AFFINE, turn))
     item = LoadEchod(keys="image")({"image": str(path)})
     geometry = letterbox_geometry(item["image"].shape, item["spacing_mm"].tolist(), 64, True)

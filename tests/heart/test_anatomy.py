@@ -1,4 +1,4 @@
-"""Checks of anatomy on a heart whose measures are known, damaged in every way, and on the phantom's label maps."""
+"""Test checks of anatomy on a heart whose measures are known, damaged in every way, and on the phantom's label maps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from synboost_monai.simulation.phantom_anatomy import draw_label_map, draw_patie
 
 
 def make_heart(spacing_mm: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
-    """A heart in a 170 x 160 mm image: half a cavity of 36 x 70 mm cut off at the base, 10 mm of wall, an atrium of 36 mm.
+    """Draw a heart in a 170 x 160 mm image: half a cavity of 36 x 70 mm cut off at the base, 10 mm of wall, an atrium of 36 mm.
 
     The base is the line y = 100; the apex of the cavity lies at (80, 30), that of the epicardium 10 mm above.
     """

@@ -1,4 +1,4 @@
-"""The predicted Dice: fitted to a validation set, stored, read back strictly."""
+"""Test the predicted Dice: fitted to a validation set, stored, read back strictly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FACTS: dict[str, Any] = {
 
 
 def make_set(num_images: int = 80, noise: float = 0.02, sign: int = 1) -> tuple[Any, Any, list[str]]:
-    """Features and Dice of patients with two images each: Dice follows the expected Dice, which is too high."""
+    """Make features and Dice of patients with two images each: Dice follows the expected Dice, which is too high."""
     rng = np.random.default_rng(3)
     features: dict[str, list[dict[str, float | None]]] = {name: [] for name in NAMES}
     dice: dict[str, list[float]] = {name: [] for name in NAMES}
@@ -61,7 +61,7 @@ def test_predicted_dice_is_right_where_expected_dice_is_too_high() -> None:
 
 
 def test_a_surer_network_never_lowers_the_prediction() -> None:
-    """Even where the validation set says so: with few images that is noise."""
+    """This holds even if the validation set says otherwise: with few images that is noise."""
     features, dice, patients = make_set(sign=-1)
     calibration = fit(features, dice, patients)
     row = {"mean_spread": 0.05, "opening_fraction": 0.15}

@@ -1,4 +1,4 @@
-"""What is said of a segmentation: evidence, predicted Dice, anatomy, verdict and reasons."""
+"""Test the doubt of a segmentation: evidence, predicted Dice, anatomy, verdict and reasons."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPACING_MM = (1.0, 1.0)
 
 
 def make_heart() -> NDArray[np.uint8]:
-    """A heart of an adult in a 170 x 160 mm image: 10 mm of wall around a cavity that is open at row 100, the atrium below."""
+    """Draw an adult's heart in a 170 x 160 mm image: 10 mm of wall around a cavity that is open at row 100, the atrium below."""
     y, x = np.arange(170)[:, None] + 0.5, np.arange(160)[None, :] - 79.5
     label_map = np.zeros((170, 160), np.uint8)
     label_map[(((y - 100) / 80) ** 2 + (x / 28) ** 2 < 1) & (y < 100)] = 2
@@ -37,7 +37,7 @@ HEART = make_heart()
 def evidence_of(
     label_map: Any = HEART, expected: float = 0.95, spread: float | None = 0.01, **changes: Any
 ) -> dict[str, Any]:
-    """Evidence of a label map that the network is rather sure of; `changes`: of every structure."""
+    """Return the evidence of a label map that the network is rather sure of; `changes` are those of every structure."""
     structures = {
         s.name: {
             "class_index": s.class_index,
@@ -65,7 +65,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def calibration(checkpoint: Path) -> Calibration:
-    """Predicted Dice = expected Dice - 0.1 or so: an intercept of logit 0.85 at an expected Dice of 0.95."""
+    """Return predicted Dice = expected Dice - about 0.1: an intercept of logit 0.85 at an expected Dice of 0.95."""
     structure = StructureCalibration(
         means=(math.log(0.95 / 0.05), math.log(0.011), math.log(0.15)),
         scales=(1.0, 1.0, 1.0),
@@ -287,7 +287,7 @@ def test_the_view_worked_out_by_hand() -> None:
 
 @pytest.mark.parametrize("is_free", [False, True])
 def test_what_is_no_apical_view_goes_to_review(is_free: bool) -> None:
-    """However sure the network is of its masks, and whatever was asked for."""
+    """The network may be sure of its masks, and any prompt may be asked."""
     found = evidence_of()
     if is_free:
         found["prompt"] = {"text": "LVM", "structure": "myocardium", "reading": "read as myocardium"}

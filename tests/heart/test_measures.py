@@ -1,4 +1,4 @@
-"""Measures of a patient: which method needs what, and what is told where something is missing."""
+"""Test measures of a patient: what each method needs, and the reasons for missing measures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIASTOLE, SYSTOLE = "end_diastole", "end_systole"
 
 
 def make_frames() -> dict:
-    """The four label maps of a phantom patient."""
+    """Return the four label maps of a phantom patient."""
     shape = (HEIGHT, int(2 * HEIGHT * math.sin(PATIENT.half_angle)) + 1)
     return {
         (VIEWS[view], PHASES[phase]): (

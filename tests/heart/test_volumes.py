@@ -1,4 +1,4 @@
-"""Volumes of ellipsoids at any rotation and spacing, of the phantom's hearts, and of label maps with faults."""
+"""Test volumes of ellipsoids at any rotation and spacing, of the phantom's hearts, and of label maps with faults."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_view(
     cut: float = 1.0,
     gap_mm: float = 0.0,
 ) -> np.ndarray:
-    """An ellipse as cavity, cut off at `cut` of its half axis beyond its middle; 10 mm of wall; an atrium at the base.
+    """Draw an ellipse as cavity, cut off at `cut` of its half axis beyond its middle; 10 mm of wall; an atrium at the base.
 
     The atrium is an ellipse of half axes 17 and 20 mm whose middle lies 15 mm beyond the base. At angle 0 the apex is up.
     """
@@ -53,7 +53,7 @@ def make_view(
 
 
 def ellipsoid_ml(a: float, b: float, c: float, cut: float = 1.0) -> float:
-    """Volume of an ellipsoid from one end of its axis c to `cut` c beyond the middle."""
+    """Return the volume of an ellipsoid from one end of its axis c to `cut` c beyond the middle."""
     return math.pi * a * b * c * (2 / 3 + cut - cut**3 / 3) / 1000
 
 
@@ -114,7 +114,7 @@ def test_phantom_has_the_ejection_fraction_that_it_was_drawn_with(image_height):
 
 
 def make_ventricle(length_mm: float, diameter_mm: float, camus_mm: float | None = None) -> Ventricle:
-    """A cylinder."""
+    """Draw a cylinder."""
     return Ventricle(
         length_mm,
         np.full(NUM_DISKS, diameter_mm),
@@ -230,7 +230,7 @@ def test_atrium_of_an_empty_mask_has_no_size():
 
 
 def test_a_sliver_beside_the_annulus_is_no_atrium():
-    """Area squared over a length of nothing would be a volume of anything."""
+    """Area squared over a length near zero would be an arbitrary volume."""
     label_map = make_view(42, 22, (0.5, 0.5), cut=0.4)
     rows = np.flatnonzero((label_map == 3).any(axis=1))
     sliver = np.where((label_map == 3) & (np.arange(len(label_map))[:, None] > rows[0] + 3), 0, label_map)

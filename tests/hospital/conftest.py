@@ -1,4 +1,4 @@
-"""Phantom studies, and a model that knows their true label maps."""
+"""Provide phantom studies, and a model that knows their true label maps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUM_PATIENTS = 2
 
 @dataclass
 class TruthModel:
-    """Gives each frame the label map that it was made from; as sure of itself as it is told to be."""
+    """Give each frame the label map that it was made from, with a chosen certainty."""
 
     truth: dict[str, NDArray[np.uint8]]
     confidence: float = 0.99
@@ -71,12 +71,12 @@ class TruthModel:
 
 
 def key_of(frame: NDArray[np.uint8]) -> str:
-    """What a frame is known by."""
+    """Return the key by which a frame is found."""
     return hashlib.sha256(f"{frame.shape}".encode() + np.ascontiguousarray(frame).tobytes()).hexdigest()
 
 
 def write_phantom_clip(clip: PhantomClip, path: Path, **options: Any) -> str:
-    """A phantom's clip as DICOM file; options of `write_clip` go before the clip's own."""
+    """Write a phantom's clip as DICOM file; options of `write_clip` go before the clip's own."""
     own = {
         "patient": clip.patient,
         "study": "tests",
@@ -90,14 +90,14 @@ def write_phantom_clip(clip: PhantomClip, path: Path, **options: Any) -> str:
 
 @pytest.fixture(scope="session")
 def clips() -> list[PhantomClip]:
-    """Both clips of each phantom patient; one beat and a half in 36 frames."""
+    """Return both clips of each phantom patient, one beat and a half in 36 frames."""
     numbers = range(1, NUM_PATIENTS + 1)
     return [c for n in numbers for c in phantom_clips(n, image_height=176, num_frames=36, num_beats=1.5)]
 
 
 @pytest.fixture(scope="session")
 def studies_dir(clips: list[PhantomClip], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of DICOM studies, one a patient: do not write into it."""
+    """Return a folder of DICOM studies, one for each patient: do not write into it."""
     folder = tmp_path_factory.mktemp("studies")
     for clip in clips:
         write_phantom_clip(clip, folder / clip.patient / f"{clip.view}.dcm")

@@ -1,4 +1,4 @@
-"""A folder of everything that goes wrong with files of hospitals, and what should become of each: `write_corpus(folder)`.
+"""Write a folder of all faults of hospital files, with the expected outcome of each: `write_corpus(folder)`.
 
 Every entry is one line of the run's ledger. Texts that identify (`SECRETS`) are in all headers, so that a leak shows.
 """
@@ -65,7 +65,7 @@ Edit = Callable[[bytes], bytes]
 
 @dataclass(frozen=True)
 class Expected:
-    """One entry of the corpus."""
+    """Hold one entry of the corpus."""
 
     relative: str
     """Path below the corpus's folder."""
@@ -104,7 +104,7 @@ def write_corpus(folder: Path) -> list[Expected]:
 
 
 def beating(num_frames: int = 5, height: int = 64, width: int = 80, seed: int = 0) -> NDArray[np.uint8]:
-    """(T, H, W): speckle whose brightness beats."""
+    """Draw frames (T, H, W): speckle whose brightness beats."""
     generator = np.random.default_rng(seed)
     level = 100 + 50 * np.cos(2 * np.pi * np.arange(num_frames) / max(num_frames, 2) * 1.5)
     speckle = generator.uniform(0.7, 1.3, (num_frames, height, width))
@@ -112,7 +112,7 @@ def beating(num_frames: int = 5, height: int = 64, width: int = 80, seed: int = 
 
 
 class _Corpus:
-    """Writes entries and remembers what is expected of each."""
+    """Write entries, and record the expected outcome of each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -122,7 +122,7 @@ class _Corpus:
         self._deep: list[tuple[Path, int]] = []
 
     def expect(self, relative: str, outcome: str, *reasons: str) -> Path:
-        """Note an entry that is written elsewhere; its path."""
+        """Record an entry that is written elsewhere, and return its path."""
         if any(known.relative == relative for known in self.expected):
             raise ValueError(f"fault_corpus.py: {relative!r} occurs twice")
         self.expected.append(Expected(relative, outcome, reasons))
@@ -146,7 +146,7 @@ class _Corpus:
         syntax: str | None = None,
         **options: Any,
     ) -> Path:
-        """An ultrasound object, good but for what `options` (of `tests.dicom.conftest.make`) and `edit` (of its bytes) make of it."""
+        """Make an ultrasound object, good except for `options` (of `tests.dicom.conftest.make`) and `edit` (of its bytes)."""
         if not reasons:
             reasons = {PROCESSED: ("segmented",)}[outcome]
         self.number += 1
@@ -173,7 +173,7 @@ class _Corpus:
         return self.file(relative, edit(data) if edit else data, outcome, *reasons)
 
     def good(self) -> bytes:
-        """Bytes of a good clip; always the same object."""
+        """Return the bytes of a good clip, always the same object."""
         if not self._good:
             scratch = _Corpus(self.folder)
             path = scratch.clip("scratch", SOPInstanceUID=f"{ROOT}.9.1", StudyInstanceUID=f"{ROOT}.9.2")
@@ -182,11 +182,11 @@ class _Corpus:
         return self._good
 
     def cut(self, relative: str, outcome: str, *reasons: str, at: Callable[[bytes], int], **options: Any) -> None:
-        """A clip that ends early."""
+        """Write a clip that ends early."""
         self.clip(relative, outcome, *reasons, edit=lambda data: data[: at(data)], **options)
 
     def end(self) -> None:
-        """What has to be done last."""
+        """Do what has to be done last."""
         for path, mode in self._deep:
             os.chmod(path, mode)
 
@@ -199,7 +199,7 @@ class _Corpus:
 
 
 def place(data: bytes, tag: int, is_meta: bool = False) -> tuple[int, int]:
-    """First byte of an element of the top level and first byte after it (explicit VR little endian)."""
+    """Return the first byte of an element of the top level and the first byte after it (explicit VR little endian)."""
     start = data.index(struct.pack("<HH", tag >> 16, tag & 0xFFFF), 132 if is_meta else data.index(b"\x08\x00"))
     vr = data[start + 4 : start + 6].decode()
     if vr in ("OB", "OW", "SQ", "UN", "UT"):
@@ -209,23 +209,23 @@ def place(data: bytes, tag: int, is_meta: bool = False) -> tuple[int, int]:
 
 
 def swapped(data: bytes, tag: int, new: bytes, is_meta: bool = False) -> bytes:
-    """Data with other bytes in place of one element."""
+    """Return data with other bytes in place of one element."""
     start, end = place(data, tag, is_meta)
     return data[:start] + new + data[end:]
 
 
 def swap(tag: int, new: bytes) -> Edit:
-    """An edit that puts other bytes in place of one element."""
+    """Return an edit that puts other bytes in place of one element."""
     return lambda data: swapped(data, tag, new)
 
 
 def before_pixels(new: bytes) -> Edit:
-    """An edit that puts bytes before the pixel data."""
+    """Return an edit that puts bytes before the pixel data."""
     return lambda data: data[: data.rindex(PIXELS)] + new + data[data.rindex(PIXELS) :]
 
 
 def pixel_length(length: int) -> Edit:
-    """An edit of the length that the pixel data claim."""
+    """Return an edit of the length that the pixel data claim."""
 
     def edit(data: bytes) -> bytes:
         at = data.rindex(PIXELS) + 8
@@ -235,7 +235,7 @@ def pixel_length(length: int) -> Edit:
 
 
 def after(data: bytes, tag: int) -> int:
-    """Position after an element."""
+    """Return the position after an element."""
     return place(data, tag)[1]
 
 
@@ -291,7 +291,7 @@ def _file_system(c: _Corpus) -> None:
 
 
 def _names(c: _Corpus) -> None:
-    """Good clips whose names are the trouble."""
+    """Write good clips with troublesome names."""
     names = [
         "no_extension",
         ".hidden.dcm",
@@ -386,7 +386,7 @@ def _not_dicom(c: _Corpus) -> None:
 
 
 def _other_objects(c: _Corpus) -> None:
-    """Not ultrasound images."""
+    """Write objects that are not ultrasound images."""
     classes = {
         "ct": ("1.2.840.10008.5.1.4.1.1.2", "CT", "other_modality"),
         "mr": ("1.2.840.10008.5.1.4.1.1.4", "MR", "other_modality"),
@@ -426,7 +426,7 @@ def _other_objects(c: _Corpus) -> None:
 
 
 def _encodings(c: _Corpus) -> None:
-    """Good objects of every kind: they must be processed."""
+    """Write good objects of every kind, which must be processed."""
     grey = beating(6)
     colour = np.repeat(grey[..., None], 3, axis=-1)
     for encoding in (
@@ -695,7 +695,7 @@ def _lying_structure(c: _Corpus) -> None:
 
 
 def _bombs(c: _Corpus) -> None:
-    """Small files that ask for much."""
+    """Write small files that ask for much memory or time."""
 
     def deflated(data: bytes, tail: bytes) -> bytes:
         start = data.index(b"\x08\x00\x16\x00")
@@ -768,7 +768,7 @@ def _bombs(c: _Corpus) -> None:
 
 
 def _missing_and_wrong(c: _Corpus) -> None:
-    """Attributes of the pixels."""
+    """Write files with missing or wrong attributes of the pixels."""
     for keyword in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PhotometricInterpretation"):
         c.clip(f"attributes/no_{keyword}.dcm", REFUSED, "missing_attribute", **{keyword: None})
     c.clip("attributes/no_NumberOfFrames.dcm", NumberOfFrames=None)
@@ -969,12 +969,12 @@ def _damaged_frames(c: _Corpus) -> None:
 
 
 def _seldom_seen(c: _Corpus) -> None:
-    """What the standard allows and few scanners write, and damage that decoders do not notice."""
+    """Write what the standard allows and few scanners write, and damage that decoders do not notice."""
     frames = beating(5, seed=4)
     coloured = np.repeat(frames[..., None], 3, axis=-1)
 
     def coded(name: str, form: str, outcome: str = PROCESSED, *reasons: str, cut: int = 0, **options: Any) -> None:
-        """A clip whose frames Pillow compresses; the last one without its last `cut` tiles."""
+        """Make a clip whose frames Pillow compresses; the last one lacks its last `cut` tiles."""
         fragments = []
         for frame in coloured if form == "JPEG" else frames:
             stream = io.BytesIO()
@@ -1006,7 +1006,7 @@ def _seldom_seen(c: _Corpus) -> None:
     c.clip("frames/extended_offset_table.dcm", edit=before_pixels(table), **options)
 
     def longer(data: bytes) -> bytes:
-        """A deflated file as one wrong match makes it: more bytes than there were."""
+        """Make a deflated file with one wrong match, which gives more bytes than there were."""
         start = 144 + int.from_bytes(data[140:144], "little")
         whole = zlib.decompress(data[start:], -zlib.MAX_WBITS)
         packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
@@ -1023,7 +1023,7 @@ def _seldom_seen(c: _Corpus) -> None:
 
 
 def _encapsulated(fragments: Sequence[bytes], table: Any) -> bytes:
-    """Fragments behind an offset table of these numbers."""
+    """Encapsulate fragments behind an offset table of these numbers."""
     parts = [one + b"\0" * (len(one) % 2) for one in fragments]
     table = np.asarray(table, "<u4").tobytes()
     items = [struct.pack("<HHL", 0xFFFE, 0xE000, len(part)) + part for part in (table, *parts)]
@@ -1192,7 +1192,7 @@ def _views_and_times(c: _Corpus) -> None:
 
 
 def _identity(c: _Corpus) -> None:
-    """UIDs, copies and patients."""
+    """Write UIDs, copies and patients."""
     bad = (REFUSED, "bad_identifier", "missing_identifier")
     for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         tag = {"SOPInstanceUID": 0x00080018, "StudyInstanceUID": 0x0020000D, "SeriesInstanceUID": 0x0020000E}[keyword]
@@ -1259,7 +1259,7 @@ def _identity(c: _Corpus) -> None:
 
 
 def _values_of_another_kind(c: _Corpus) -> None:
-    """Data elements whose value representation is not that of the standard: they do no harm where nothing depends on them."""
+    """Write elements whose value representation is not the standard's: they do no harm where nothing depends on them."""
     kinds = {
         "US": struct.pack("<3H", 1, 2, 3),
         "FD": struct.pack("<2d", float("nan"), 1e300),
@@ -1291,7 +1291,7 @@ def _values_of_another_kind(c: _Corpus) -> None:
 
 
 def _hostile_text(c: _Corpus) -> None:
-    """Texts that would like to act: as paths, formulas, pages, terminals."""
+    """Write hostile texts: paths, formulas, pages, terminal codes."""
     keywords = (
         *("PatientName", "PatientID", "IssuerOfPatientID", "OtherPatientIDs", "PatientComments", "StudyDescription"),
         *("SeriesDescription", "ProtocolName", "ImageComments", "InstitutionName", "OperatorsName", "StationName"),

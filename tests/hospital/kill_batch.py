@@ -30,7 +30,7 @@ how many times what a study takes the longest delay is."""
 
 
 def write_study(folder: Path, number: int, num_frames: int = 12) -> None:
-    """Two small clips of a made-up patient whose brightness beats."""
+    """Write two small clips of a made-up patient whose brightness beats."""
     from synboost_monai.dicom.writing.clip import write_clip
 
     generator = np.random.default_rng(number)
@@ -48,7 +48,7 @@ def ledger(out: Path) -> list[dict[str, str]]:
 
 
 def end_state(out: Path) -> dict[str, Any]:
-    """Everything in a run's folder but times."""
+    """Return everything in a run's folder except times."""
     state: dict[str, Any] = {}
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         name = path.relative_to(out).as_posix()
@@ -60,7 +60,7 @@ def end_state(out: Path) -> dict[str, Any]:
 
 
 def start(in_dir: Path, out: Path) -> subprocess.Popen[bytes]:
-    """A batch in a process of its own, two workers, which resumes."""
+    """Start a batch in a separate process with two workers, which resumes."""
     command = [sys.executable, str(ROOT / "tests/hospital/launch_batch.py"), str(in_dir), str(out), "resume"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
@@ -83,7 +83,7 @@ def kill(in_dir: Path, out: Path, delay_s: float, within_study: bool = True) -> 
 
 
 def has_newer(folder: Path, moment: float) -> bool:
-    """Whether something in a folder was written after a moment."""
+    """Return whether a file in a folder was written after a moment."""
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
             if path.is_file() and path.stat().st_mtime > moment:
@@ -92,7 +92,7 @@ def has_newer(folder: Path, moment: float) -> bool:
 
 
 def num_recorded(out: Path) -> int:
-    """Files that a ledger has an outcome of; a copy is read, since opening a ledger that was left mends it."""
+    """Return the number of files with an outcome in a ledger; a copy is read, since opening an abandoned ledger repairs it."""
     with tempfile.TemporaryDirectory() as folder:
         for path in out.glob("ledger.sqlite*"):
             shutil.copy(path, folder)

@@ -18,7 +18,7 @@ from synboost_monai.structures import STRUCTURES
 
 
 class EllipseModel:
-    """Finds an ellipse in every frame, larger where the frame is brighter: a function of the frame alone."""
+    """Find an ellipse in every frame, larger where the frame is brighter: a function of the frame alone."""
 
     name, weights_sha256, settings_digest, network_seconds = "ellipse", "2" * 64, "3" * 16, 0.0
 
@@ -51,13 +51,13 @@ class EllipseModel:
 
 
 def engine(*arguments: Any) -> engines.Engine:
-    """A local engine with this model; arguments as `engines.create_engine`."""
+    """Make a local engine with this model; the arguments are those of `engines.create_engine`."""
     _, _, _, _, options, out_dir, workers, _ = arguments
     return engines.LocalEngine(EllipseModel(), options, out_dir, workers)  # type: ignore[arg-type]
 
 
 def run(in_dir: Path, out_dir: Path, **options: Any) -> int:
-    """`run_dicom` with this model."""
+    """Call `run_dicom` with this model."""
     before, batch.create_engine = batch.create_engine, engine  # type: ignore[assignment]
     try:
         limits = options.pop("limits", None)
@@ -67,7 +67,7 @@ def run(in_dir: Path, out_dir: Path, **options: Any) -> int:
 
 
 def options_of(words: Sequence[str]) -> dict[str, Any]:
-    """Options of `run_dicom` from words `name=value`."""
+    """Read options of `run_dicom` from words `name=value`."""
     values = {"yes": True, "no": False}
     pairs = [word.partition("=")[::2] for word in words if "=" in word]
     return {name: values.get(value, int(value) if value.isdigit() else value) for name, value in pairs}

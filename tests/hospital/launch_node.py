@@ -28,7 +28,7 @@ def make_node(
     say: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Node:
-    """A node on a free port; to be used with its engine's `with`."""
+    """Make a node on a free port, to be used with its engine's `with`."""
     server = {"port": 0, "timeout": 5, "min_free_mb": 1, **options.pop("server", {})}
     return Node(
         out_dir,

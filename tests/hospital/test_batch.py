@@ -1,4 +1,4 @@
-"""A run: every file has one line, its exit code is honest, it goes on after any end, and it tells nothing of a patient."""
+"""Test a run: every file has one line, its exit code is honest, it goes on after any end, and it reveals nothing of a patient."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_other_patient_that_joins_a_study_takes_its_numbers_back(tmp_path: Path)
 
 
 def _unlisted(out: Path) -> list[str]:
-    """Files below OUT/studies that no line of the ledger names."""
+    """Return the files below OUT/studies that no line of the ledger names."""
     named = {output for row in ledger(out) for output in json.loads(row["outputs"] or "[]")}
     found = {p.relative_to(out).as_posix() for p in out.glob("studies/**/*") if p.is_file()}
     return sorted(found ^ named)

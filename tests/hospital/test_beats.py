@@ -1,4 +1,4 @@
-"""Beats are found where the area says, or the R waves."""
+"""Test that beats are found by the area, or by the R waves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TIMES = np.arange(120) * 1000 / 30
 
 
 def area(period_ms: float = 900.0, change: float = 0.25, noise: float = 0.0) -> np.ndarray:
-    """A cosine: end-diastole at 0, 900 ms, ..., end-systole in the middle between."""
+    """Return a cosine: end-diastole at 0, 900 ms, ..., end-systole in the middle between."""
     clean = 1000 * (1 - change * (1 - np.cos(2 * np.pi * TIMES / period_ms)) / 2)
     return clean + np.random.default_rng(0).normal(0, noise, len(TIMES))
 

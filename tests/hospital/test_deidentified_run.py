@@ -1,4 +1,4 @@
-"""A run with `--deidentify`: nothing that it leaves leads to an original without the key, and it goes on as every run does."""
+"""Test a run with `--deidentify`: none of its files leads to an original without the key, and it goes on as every run does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_key(path: Path, name: str = "key") -> Path:
 
 
 def links(in_dir: Path) -> dict[str, bytes]:
-    """What leads to the files of a folder: identifiers, names, dates, the hashes of these and of the files, and times of change."""
+    """Return what leads to the files of a folder: identifiers, names, dates, the hashes of these and of the files, and times of change."""
     found: dict[str, bytes] = {"folder": hashlib.sha256(os.fsencode(in_dir.resolve())).hexdigest()[:16].encode()}
     for path in sorted(p for p in in_dir.rglob("*") if p.is_file()):
         relative = path.relative_to(in_dir).as_posix()
@@ -48,7 +48,7 @@ def links(in_dir: Path) -> dict[str, bytes]:
 
 
 def leaks(out: Path, secrets: dict[str, bytes]) -> list[str]:
-    """Names and contents under OUT that hold one of these."""
+    """Return the names and contents under OUT that hold one of these."""
     found = []
     for path in sorted(out.rglob("*")):
         content = path.read_bytes() if path.is_file() else b""
@@ -59,7 +59,7 @@ def leaks(out: Path, secrets: dict[str, bytes]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def in_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two studies whose files are called by their UIDs, as archives call them, and a note."""
+    """Make two studies whose files are named by their UIDs, as in archives, and a note."""
     folder = tmp_path_factory.mktemp("in")
     for number in range(2):
         write_study(folder, number)
@@ -71,7 +71,7 @@ def in_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def given(in_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Chosen frames, by the UIDs of the originals."""
+    """Write the chosen frames, by the UIDs of the originals."""
     path = tmp_path_factory.mktemp("given") / "given.csv"
     lines = "".join(f"{p.stem},1,5\n" for p in in_dir.rglob("*.dcm"))
     path.write_text(f"sop_instance_uid,end_diastole,end_systole\n{lines}")

@@ -1,4 +1,4 @@
-"""The fault corpus through the whole run: it ends, every entry has the line that it should have, and nothing else happens to anything."""
+"""Test a whole run on the fault corpus: it ends, every entry has its expected line, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SMALL = ("system", "names", "others", "frames", "identity", "text", "good", "reg
 
 @dataclass
 class Run:
-    """What a run left behind."""
+    """Hold what a run left behind."""
 
     out: Path
     expected: list[Expected]
@@ -63,7 +63,7 @@ class Run:
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
-    """Everything below a folder, OUT left out: kind, size, time of change, and content of small files."""
+    """Return everything below a folder except OUT: kind, size, time of change, and content of small files."""
     state: dict[str, Any] = {}
     for root, folders, files in os.walk(os.fsencode(folder)):
         folders[:] = [name for name in folders if os.path.join(root, name) != os.fsencode(folder / "out")]
@@ -83,7 +83,7 @@ def snapshot(folder: Path) -> dict[str, Any]:
 
 
 def memory_mb(pid: int) -> float:
-    """Memory of a process and all below it, shared pages counted once by a share each (PSS), from /proc."""
+    """Return the memory of a process and all below it, each shared page counted by a share (PSS), from /proc."""
     total, pending = 0.0, [pid]
     while pending:
         one = pending.pop()
@@ -98,7 +98,7 @@ def memory_mb(pid: int) -> float:
 
 
 def run_corpus(folder: Path, expected: list[Expected], *arguments: str) -> Run:
-    """The run in a process of its own."""
+    """Do the run in a separate process."""
     before = snapshot(folder)
     start = time.monotonic()
     process = subprocess.Popen(
@@ -154,7 +154,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Run:
-    """The whole corpus, with the options that people use."""
+    """Run on the whole corpus, with the options that people use."""
     (folder / "in").mkdir()
     run = run_corpus(folder, write_corpus(folder / "in"))
     assert run.exit_code in (0, 1, 2), run.printed[-3000:]
@@ -270,7 +270,7 @@ def test_ledger_in_both_forms_says_the_same(whole: Run) -> None:
     ids=["all frames", "de-identified"],
 )
 def test_other_options_end_as_well(whole: Run, folder: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
-    """A part of the corpus: every sixth file of the chapters that get as far as to be written."""
+    """Every sixth file is taken from the chapters that get as far as being written."""
     chosen = [entry for entry in whole.expected if entry.relative.startswith(SMALL)]
     groups = Counter(entry.relative.split("/")[0] for entry in chosen)
     assert set(groups) == set(SMALL)

@@ -1,4 +1,4 @@
-"""The ledger: every file once, nothing lost by a kill, nothing taken for another run's, and a table that is safe to open."""
+"""Test the ledger: it has every file once, loses nothing by a kill, takes no other run's files, and its table is safe to open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links that somebody laid in a run's folder are not followed: nothing outside of it is written, emptied or removed."""
+"""Test that links in a run's folder are not followed: nothing outside of it is written, emptied or removed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from synboost_monai.training import LogToFile
 
 @pytest.fixture
 def precious(tmp_path: Path) -> Path:
-    """A folder of somebody else, with a file in a folder that looks like a study's."""
+    """Make somebody else's folder, with a file in a folder that looks like a study's."""
     (tmp_path / "precious" / ("0" * 16)).mkdir(parents=True)
     (tmp_path / "precious" / ("0" * 16) / "file").write_bytes(b"precious")
     (tmp_path / "out").mkdir()

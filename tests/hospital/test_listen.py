@@ -1,4 +1,4 @@
-"""The node: what it takes and refuses, complete studies, delivery, and that no end of its process loses anything."""
+"""Test the node: what it takes and refuses, complete studies, delivery, and that no end of its process loses anything."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ RESULTS = (
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> list[list[Path]]:
-    """Clips of two phantom studies."""
+    """Return clips of two phantom studies."""
     folder = write_phantom_studies(
         tmp_path_factory.mktemp("studies") / "in", num_studies=2, image_height=96, num_frames=10
     )
@@ -65,7 +65,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> list[list[Path]]:
 
 @dataclass
 class Archive:
-    """A storage SCP that keeps what comes in memory."""
+    """Keep received objects in memory, as a storage SCP."""
 
     syntaxes: list[str] = field(default_factory=lambda: [EXPLICIT, IMPLICIT])
     port: int = 0
@@ -113,7 +113,7 @@ def archive() -> Iterator[Archive]:
 
 @contextmanager
 def running(out: Path, destination: str | None = None, **options: Any) -> Iterator[tuple[Node, list[str]]]:
-    """A node in a thread, and what it says."""
+    """Run a node in a thread, and yield it with its output."""
     said: list[str] = []
     node = make_node(out, destination, say=said.append, **options)
     with node.engine:

@@ -1,4 +1,4 @@
-"""Paths without the words that identify, and cells that no spreadsheet executes."""
+"""Test paths without the words that identify, and cells that no spreadsheet executes."""
 
 from __future__ import annotations
 

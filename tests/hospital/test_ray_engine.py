@@ -1,4 +1,4 @@
-"""Studies on Ray actors: the local engine's bytes, and actors that die."""
+"""Test studies on Ray actors: the local engine's bytes, and actors that die."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ needs_ray = pytest.mark.usefixtures("session")
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[None]:
-    """One Ray of this machine for all tests: it takes seconds to start."""
+    """Start one Ray on this machine for all tests, which takes seconds."""
     if importlib.util.find_spec("ray") is None:  # not loaded: it reads its settings when it is
         pytest.skip('Ray is not installed: pip install "synboost-monai[ray]"')
     with ray_session(num_cpus=2):
@@ -39,7 +39,7 @@ def session() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two small phantom studies of two clips."""
+    """Write two small phantom studies of two clips."""
     return write_phantom_studies(
         tmp_path_factory.mktemp("studies") / "in", num_studies=2, image_height=96, num_frames=10
     )
@@ -47,7 +47,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a tiny network, drawn at random."""
+    """Write random weights of a tiny network."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "model.pt"
     torch.save(create_segmenter("cris", "tiny").state_dict(), path)
@@ -56,7 +56,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(studies: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output of the local engine."""
+    """Return the output of the local engine."""
     out = tmp_path_factory.mktemp("local") / "out"
     assert run(studies, out, weights, "local") == ALL_DONE
     return out
@@ -68,7 +68,7 @@ def run(studies: Path, out: Path, weights: Path, engine: str = "ray", **options:
 
 
 def outputs(out: Path) -> dict[str, bytes]:
-    """Every output but the ledger, which tells times."""
+    """Return every output but the ledger, which holds times."""
     return {
         path.relative_to(out).as_posix(): path.read_bytes()
         for path in sorted(out.rglob("*"))
@@ -77,7 +77,7 @@ def outputs(out: Path) -> dict[str, bytes]:
 
 
 def rows(out: Path) -> list[list[str]]:
-    """The ledger without times."""
+    """Return the ledger without times."""
     lines = (out / "ledger.csv").read_text().splitlines()
     return [line.split('","')[:-2] for line in lines]
 

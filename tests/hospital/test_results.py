@@ -1,4 +1,4 @@
-"""What goes into the structured report: only what it has codes for and a heart can have."""
+"""Test the structured report: it holds only values that have codes and that a heart can have."""
 
 from __future__ import annotations
 

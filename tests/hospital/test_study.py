@@ -1,4 +1,4 @@
-"""A study's outputs are true, the same each time, and never more than the files allow."""
+"""Test that a study's outputs are true, the same each time, and never more than the files allow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEY = hashlib.sha256(b"key").digest()
 
 
 def process(in_dir: Path, out_dir: Path, model: Any, **options: Any) -> list[Result]:
-    """Results of every study below a folder."""
+    """Return the results of every study below a folder."""
     studies: dict[str, list[Any]] = {}
     for file in scan(in_dir):
         if file.reason is None:
@@ -51,7 +51,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def done(
     studies_dir: Path, clips: list[PhantomClip], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[Result]]:
-    """Outputs of both studies, every frame written, and the results."""
+    """Return the outputs of both studies, every frame written, and the results."""
     out = tmp_path_factory.mktemp("out")
     return out, process(studies_dir, out, TruthModel.of(clips), frames="all")
 
@@ -182,7 +182,7 @@ def test_view_by_the_models_own_confidence_is_said(clips: list[PhantomClip], tmp
 def test_a_network_that_sees_the_view_is_believed_if_it_is_sure(
     clips: list[PhantomClip], tmp_path: Path, probability: float, source: str
 ) -> None:
-    """The masks would rather speak for the other view; a tag that says one wins."""
+    """The masks suggest the other view; a tag that names a view takes precedence."""
     views = {"no_apical_view": 0.1, "apical_two_chamber": probability, "apical_four_chamber": 0.9 - probability}
     for name, overrides in (("tag", {}), (source, {"ViewCodeSequence": None, "SeriesDescription": None})):
         write_phantom_clip(clips[1], tmp_path / name / "a.dcm", overrides=overrides)

@@ -1,4 +1,4 @@
-"""Diffusion inferers: seeds and batches, guidance, evaluations counted, bfloat16, one real training step in MONAI's trainer."""
+"""Test diffusion inferers: seeds and batches, guidance, evaluations counted, bfloat16, one real training step in MONAI's trainer."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ SIZE = 16
 
 
 def make_network(**overrides: object) -> SemanticDiffusionUNet:
-    """Tiny, its zero-initialised layers random and small: a smooth denoiser, so that rounding is not blown up."""
+    """Make a tiny network whose zero-initialised layers are random and small: a smooth denoiser, so that rounding is not amplified."""
     torch.manual_seed(0)
     network = create_semantic_diffusion_unet("tiny", **overrides).eval()
     for parameter in network.parameters():
@@ -38,7 +38,7 @@ def label_maps(batch: int) -> Tensor:
     [{}, {"spade": "table", "guidance_scale": 1.5}, {"images_at_once": 3, "autocast_dtype": "bfloat16"}],
 )
 def test_image_depends_on_its_label_map_and_seed_alone(sampler: str, options: dict[str, Any]) -> None:
-    """Bit for bit: for any batch size, order and number of threads."""
+    """Bits are the same for any batch size, order and number of threads."""
     network, label_onehot, seeds = make_network(), label_maps(7), torch.tensor([5, 6, 7, 2**40, 9, 10, 11])
     inferer = SemanticDiffusionInferer(sampler, num_inference_steps=3, **options)
     images = inferer(label_onehot, network, seeds)
@@ -69,7 +69,7 @@ def test_classes_make_a_difference_where_the_network_knows_them() -> None:
 
 
 def test_generated_code_gives_the_same_images() -> None:
-    """torch.compile's tracing, one graph without breaks, with buffers reused by other label maps; no code is generated here."""
+    """torch.compile traces one graph without breaks, with buffers reused by other label maps; no code is generated here."""
     network, seeds = make_network(num_class_embeds=5), torch.tensor([5, 6, 7])
     for spade in ("maps", "table"):
         inferer = SemanticDiffusionInferer(num_inference_steps=2, images_at_once=2, guidance_scale=1.5, spade=spade)
@@ -148,7 +148,7 @@ def test_missing_seeds_come_from_the_global_generator() -> None:
 
 
 class Counting(SemanticDiffusionUNet):
-    """Counts the calls of each seam."""
+    """Count the calls of each seam."""
 
     def __init__(self, **arguments: object) -> None:
         super().__init__(**arguments)  # type: ignore[arg-type]

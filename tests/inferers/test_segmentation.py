@@ -1,4 +1,4 @@
-"""Which prompts reach the network, and in what precision."""
+"""Test which prompts reach the network, and in what precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from synboost_monai.prompts import PromptTokenizer, structure_prompts
 
 
 class Recorder(nn.Module):
-    """Gives as many channels as there are prompts, 3 without any."""
+    """Return as many channels as there are prompts, 3 without any."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def test_batch_prompts_are_passed_on() -> None:
 
 
 def test_images_alone_ask_for_the_three_structures() -> None:
-    """As MONAI Label calls it."""
+    """MONAI Label calls it so."""
     network = Recorder()
     image = MetaTensor(torch.rand(1, 3, 8, 8))
     logits = PromptedSegmentationInferer()(image, network)

@@ -1,4 +1,4 @@
-"""Checkpoint files: tensors come out of each kind, no code of theirs is run, and whatever else comes is named in one line."""
+"""Test checkpoint files: tensors are read from each kind, none of their code is run, and anything else is named in one line."""
 
 import ast
 import gzip
@@ -26,7 +26,7 @@ LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 
 
 
 def refusal(path: Path, read: Callable = read_checkpoint) -> str:
-    """What is said of a file: one line, and nothing of PyTorch's advice, not even in a traceback."""
+    """Return the message about a file: one line, without PyTorch's advice, even in a traceback."""
     with pytest.raises(ValueError, match="weights: ") as error:
         read(path)
     shown = "".join(traceback.format_exception(error.value))
@@ -37,7 +37,7 @@ def refusal(path: Path, read: Callable = read_checkpoint) -> str:
 def repacked(
     path: Path, to: Path, changes: dict[str, bytes], method: int = zipfile.ZIP_STORED, packed: str = "data/"
 ) -> Path:
-    """A copy of a zip archive with other records; those whose names have `packed` in them by another method."""
+    """Copy a zip archive with other records; those whose names have `packed` in them use another method."""
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(to, "w") as target:
         for entry in source.infolist():
             inside = entry.filename.split("/", 1)[1]
@@ -47,7 +47,7 @@ def repacked(
 
 
 class Part(nn.Module):
-    """A module with everything that a state dict has or leaves out."""
+    """Hold everything that a state dict has or leaves out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def test_torchscript_of_before_lists_of_buffers_gives_every_tensor(tmp_path: Pat
 
 
 class Writes(nn.Module):
-    """A module whose archive makes and fills a file of somebody else's as soon as TorchScript loads it."""
+    """Make and fill somebody else's file as soon as TorchScript loads the archive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ def test_code_of_a_torchscript_archive_is_not_run(
 
 
 class Runs:
-    """What a pickle would run: os.system, by the name that it has on this system."""
+    """Represent what a pickle would run: os.system, by the name that it has on this system."""
 
     def __reduce__(self):
         return os.system, ("echo ran > ran",)
@@ -184,7 +184,7 @@ PERSISTENT = b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00
 
 
 def tensor_pickle(count: int = 4, offset: int = 0, size: bytes = b"K\x04", stride: bytes = b"K\x01") -> bytes:
-    """A module with one tensor."""
+    """Pickle a module with one tensor."""
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n" + PERSISTENT % (b"K" and bytes([count]))
     tensor += b"K" + bytes([offset]) + b"(" + size + b"t(" + stride + b"t\x89ccollections\nOrderedDict\n)RtR"
     return b"\x80\x02c__torch__\nM\n)\x81}(X\x01\x00\x00\x00w" + tensor + b"ub."
@@ -339,7 +339,7 @@ def test_safetensors_are_known_by_their_content(tmp_path: Path) -> None:
 
 
 class Wrapper(nn.Module):
-    """What trainings wrap a network in."""
+    """Wrap a network as trainings do."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

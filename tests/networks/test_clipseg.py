@@ -1,4 +1,4 @@
-"""CLIPSeg: equal to transformers' with the same weights, and trained end to end."""
+"""Test CLIPSeg: equal to transformers' with the same weights, and trained end to end."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from synboost_monai.networks.text import default_input_ids
 
 @pytest.fixture
 def reference() -> CLIPSegForImageSegmentation:
-    """transformers' network in the size of the tiny preset, with random weights that do not vanish."""
+    """Return transformers' network in the size of the tiny preset, with random weights that do not vanish."""
     torch.manual_seed(0)
     text = {"hidden_size": 16, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
     vision = {"hidden_size": 16, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 4}
@@ -59,7 +59,7 @@ def test_published_size() -> None:
 def test_logits_are_those_of_transformers(
     reference: CLIPSegForImageSegmentation, network: nn.Module, size: int, padding_id: int
 ) -> None:
-    """Also at sizes whose position codes are interpolated. Full size at 352 px: 1.3e-6 of the largest logit."""
+    """This holds also at sizes whose position codes are interpolated. Full size at 352 px: 1.3e-6 of the largest logit."""
     image = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     input_ids = padded_ids(77, padding_id).expand(2, -1, -1)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""CRIS: the published network's numbers, prompts that share an image, padding, freezing, the small preset."""
+"""Test CRIS: the published network's numbers, prompts that share an image, padding, freezing, the small preset."""
 
 import zlib
 
@@ -12,7 +12,7 @@ from synboost_monai.networks.text import default_input_ids
 
 
 def fill_with_waves(network: nn.Module) -> None:
-    """Weights from a sine whose phase is the key's CRC-32: the same on every machine, whatever the random generator."""
+    """Fill weights with a sine whose phase is the key's CRC-32: the same on every machine, whatever the random generator."""
     with torch.no_grad():
         for key, tensor in network.state_dict().items():
             if not tensor.is_floating_point():
@@ -28,7 +28,7 @@ def fill_with_waves(network: nn.Module) -> None:
 
 
 def padded_ids(length: int = 77, padding_id: int = 0) -> Tensor:
-    """The three P1 prompts, (1, 3, length)."""
+    """Return the three P1 prompts, (1, 3, length)."""
     ids = default_input_ids()
     padded = torch.full((1, 3, length), padding_id)
     padded[..., : ids.shape[2]] = torch.where(ids == 0, padding_id, ids)
@@ -42,7 +42,7 @@ def image() -> Tensor:
 
 @pytest.fixture
 def network() -> nn.Module:
-    """Tiny CRIS in evaluation mode, with statistics that are not those of a fresh network."""
+    """Make a tiny CRIS in evaluation mode, with statistics that are not those of a fresh network."""
     network = create_segmenter("cris", "tiny")
     fill_with_waves(network)
     return network.eval()
@@ -65,7 +65,7 @@ def test_published_size() -> None:
     ],
 )
 def test_logits_are_those_of_the_public_code(mask_padding: bool, expected: list[float]) -> None:
-    """DerrickWang005/CRIS.pytorch at e596332f, torch 2.13.0, the weights, image and prompts below, bicubic to 96 px.
+    """They are of DerrickWang005/CRIS.pytorch at e596332f, torch 2.13.0, with the weights, image and prompts below, bicubic to 96 px.
 
     Recorded at four pixels of three prompts, the first six values; then the difference was 7e-7 of the largest logit (7.3). Full size,
     416 px, seeded random weights: 5e-6.
@@ -176,7 +176,7 @@ def test_prompt_longer_than_the_context_is_an_error(network: nn.Module, image: T
 
 
 def test_padding_beyond_the_context_is_no_error() -> None:
-    """A checkpoint of the first release knows 17 tokens; prompts come padded to 77."""
+    """A checkpoint of the first release has 17 tokens; prompts come padded to 77."""
     network = create_segmenter("cris", "tiny", context_length=17).eval()
     logits = network(torch.zeros(1, 3, 64, 64), padded_ids(77))
     torch.testing.assert_close(logits, network(torch.zeros(1, 3, 64, 64), padded_ids(17)))
@@ -198,7 +198,7 @@ def test_arguments_that_do_not_fit_are_an_error(overrides: dict, message: str) -
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (13, 8)])
 def test_doubling_before_and_after_the_channels_are_mixed_is_the_same(height: int, width: int) -> None:
-    """Values, gradients and borders, in float64."""
+    """Values, gradients and borders agree in float64."""
     torch.manual_seed(0)
     conv = nn.Conv2d(64, 6, 3, padding=1, bias=False).double()
     x = torch.randn(2, 64, height, width, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""EfficientNet-lite0: layout, padding, and the published ImageNet weights."""
+"""Test EfficientNet-lite0: layout, padding, and the published ImageNet weights."""
 
 import sys
 
@@ -45,7 +45,7 @@ def test_stride_two_pads_an_odd_image_on_both_sides() -> None:
 
 
 def test_imagenet_logits_are_those_of_the_public_implementation() -> None:
-    """From PyPI efficientnet_lite_pytorch 0.1.0 on the image below, torch 2.13.0: equal to the last bit when this was written."""
+    """They are of PyPI efficientnet_lite_pytorch 0.1.0 on the image below, torch 2.13.0: equal to the last bit when this was written."""
     network = EfficientNetLite0(has_classifier=True).eval()
     load_imagenet_weights(network)
     image = torch.sin(torch.arange(2 * 3 * 64 * 64) * 0.37).reshape(2, 3, 64, 64)

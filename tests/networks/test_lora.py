@@ -1,4 +1,4 @@
-"""LoRA: where adapters go, that nothing changes at first, what learns, and that merged weights give the same output."""
+"""Test LoRA: where adapters go, that nothing changes at first, what learns, and that merged weights give the same output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def create(architecture: str, preset: str = "tiny", **overrides: Any) -> nn.Modu
 
 
 def disturb(network: nn.Module, scale: float = 0.1) -> nn.Module:
-    """Adapters as training might leave them: B is zero at first."""
+    """Change adapters as training might: B is zero at first."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -61,7 +61,7 @@ def test_output_is_unchanged_at_first(architecture: str, image: Tensor) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_output_in_training_is_that_of_frozen_encoders_at_first(architecture: str, image: Tensor) -> None:
-    """CRIS: nn.MultiheadAttention has another kernel where nothing learns, and batch statistics of two images make more of its rounding."""
+    """For CRIS, nn.MultiheadAttention has another kernel where nothing learns, and batch statistics of two images amplify its rounding."""
     frozen = create(architecture, freeze_encoders=True).train()
     adapted = add_lora(create(architecture), rank=4).train()
     tolerance = 1e-4 if architecture == "cris" else 0
@@ -112,7 +112,7 @@ def test_adapters_and_what_is_no_encoder_learn(architecture: str, freeze_encoder
 
 
 def test_first_step_moves_b_alone_and_the_second_both(image: Tensor) -> None:
-    """B = 0 hides A: its gradient is B^T times something."""
+    """B = 0 hides A, whose gradient is B^T times a factor."""
     network = add_lora(create("clipseg"), rank=2).train()
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
     largest = []

@@ -1,4 +1,4 @@
-"""Weights from files: each published wrapping loads, and whatever does not fit says so and changes nothing."""
+"""Test weights from files: each published wrapping loads, and weights that do not fit are reported and change nothing."""
 
 import collections
 import pickle
@@ -30,7 +30,7 @@ def is_equal(network: nn.Module, state_dict: dict[str, Tensor]) -> bool:
 
 
 class Holder(nn.Module):
-    """A module whose state dict is that of CLIP's archive: the backbone, without what CRIS adds, with CLIP's three settings."""
+    """Build a module whose state dict is that of CLIP's archive: the backbone, without what CRIS adds, with CLIP's three settings."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ def test_truncated_checkpoint_gives_one_line(tmp_path: Path) -> None:
 
 
 class Payload:
-    """Code that a pickle would run."""
+    """Represent code that a pickle would run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

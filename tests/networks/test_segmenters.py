@@ -1,4 +1,4 @@
-"""What both segmenters promise alike: every encoder learns, sharing and remembering change nothing, learning rates by layer."""
+"""Test what both segmenters promise alike: every encoder learns, sharing and remembering change nothing, learning rates by layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROMPTS = (
 
 
 def tiny(architecture: str, **overrides: object) -> nn.Module:
-    """The tiny network with weights that do not vanish, and without chance in its forward pass."""
+    """Return the tiny network with weights that do not vanish, and without chance in its forward pass."""
     torch.manual_seed(0)
     overrides = {"dropout": 0.0, **overrides} if architecture == "cris" else overrides
     network = create_segmenter(architecture, "tiny", **overrides)
@@ -34,7 +34,7 @@ def tiny(architecture: str, **overrides: object) -> nn.Module:
 
 
 def batch(dtype: torch.dtype = torch.float32, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (2, 3, H, W), ids (2, 3, 77), masks (2, 3, H, W)."""
+    """Return images (2, 3, H, W), ids (2, 3, 77), masks (2, 3, H, W)."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, 3, size, size, generator=generator, dtype=dtype)
     masks = (torch.rand(2, 3, size, size, generator=generator) > 0.5).to(dtype)
@@ -65,7 +65,7 @@ def test_each_encoder_parameter_that_can_matter_gets_a_gradient(architecture: st
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_gradients_of_a_shared_image_are_those_of_pairs(architecture: str) -> None:
-    """In training mode, statistics of batch norms included; float64, so that rounding cannot hide a difference."""
+    """They are compared in training mode, with statistics of batch norms; in float64, so that rounding cannot hide a difference."""
     network = tiny(architecture).double().train()
     images, ids, masks = batch(torch.float64)
     pairs = copy.deepcopy(network)

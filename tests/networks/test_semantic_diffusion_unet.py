@@ -1,4 +1,4 @@
-"""The semantic diffusion UNet: published layout and outputs, its three seams, small presets."""
+"""Test the semantic diffusion UNet: published layout and outputs, its three seams, small presets."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "semantic_diffusion.
 
 
 def waves(shape: tuple[int, ...], phase: float) -> Tensor:
-    """Sines in place of random numbers, the same on every version of torch."""
+    """Return sines in place of random numbers, the same on every version of torch."""
     return (
         torch.sin(torch.arange(int(torch.tensor(shape).prod()), dtype=torch.float64) * 0.7 + phase)
         .float()
@@ -38,7 +38,7 @@ def label_onehot(size: int, batch: int = 2, num_classes: int = 5) -> Tensor:
 
 @pytest.fixture
 def tiny() -> SemanticDiffusionUNet:
-    """Tiny network whose zero-initialised layers are random, so that every path reaches the output."""
+    """Make a tiny network whose zero-initialised layers are random, so that every path reaches the output."""
     torch.manual_seed(0)
     network = create_semantic_diffusion_unet("tiny").eval()
     for parameter in network.parameters():
@@ -75,7 +75,7 @@ def test_published_base_64_layouts_have_their_sizes() -> None:
 
 
 def test_output_equals_the_public_codes() -> None:
-    """Golden numbers of the public code with the same weights (how: see `about` in the file)."""
+    """The golden numbers are from the public code with the same weights (see `about` in the file)."""
     golden = GOLDEN["network"]
     network = SemanticDiffusionUNet(
         image_size=32, base_channels=32, channel_multipliers=(1, 2), attention_resolutions=(16,)
@@ -164,7 +164,7 @@ def test_cosine_levels_by_hand() -> None:
 
 
 def test_velocity_layers_give_the_noise_that_follows(tiny: SemanticDiffusionUNet) -> None:
-    """eps = sigma x_t + alpha v, v being what the same layers give without the option; the variance is untouched."""
+    """eps = sigma x_t + alpha v, where v is what the same layers give without the option; the variance is unchanged."""
     network = create_semantic_diffusion_unet("tiny", velocity_timesteps=1000).eval()
     network.load_state_dict(tiny.state_dict())
     x, t, label = waves((2, 1, 32, 32), 0), torch.tensor([3, 800]), label_onehot(32)

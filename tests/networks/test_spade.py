@@ -1,4 +1,4 @@
-"""SPADE by distinct neighbourhoods: the table against full maps, the neighbourhoods against a count by hand."""
+"""Test SPADE by distinct neighbourhoods: the table against full maps, the neighbourhoods against a count by hand."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ SIZE = 64
 
 
 def heart(batch: int, size: int = SIZE, classes: int = 5) -> Tensor:
-    """One-hot label maps: nested disks in a triangle that touches the image's border, another in each image."""
+    """Return one-hot label maps: nested disks in a triangle that touches the image's border, different in each image."""
     y, x = np.mgrid[:size, :size] / size
     maps = []
     for number in range(batch):
@@ -33,7 +33,7 @@ def heart(batch: int, size: int = SIZE, classes: int = 5) -> Tensor:
 
 
 def seeded(network: torch.nn.Module) -> torch.nn.Module:
-    """Zero-initialised layers become random, so that every layer counts."""
+    """Make zero-initialised layers random, so that every layer counts."""
     torch.manual_seed(0)
     for parameter in network.parameters():
         if not parameter.any():
@@ -42,12 +42,12 @@ def seeded(network: torch.nn.Module) -> torch.nn.Module:
 
 
 def error(output: Tensor, reference: Tensor) -> float:
-    """Largest difference, relative to the largest output."""
+    """Return the largest difference, relative to the largest output."""
     return float((output - reference).abs().max() / reference.abs().max())
 
 
 def brute_force(label_onehot: Tensor) -> int:
-    """Distinct 5x5 windows of labels, outside the image a class of its own, counted one by one."""
+    """Count distinct 5x5 windows of labels one by one; outside the image is a class of its own."""
     labels = torch.where(label_onehot.any(1), label_onehot.argmax(1), -2).numpy()
     padded = np.pad(labels, ((0, 0), (2, 2), (2, 2)), constant_values=-1)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(1, 2))
@@ -117,7 +117,7 @@ def test_rows_of_a_table_do_not_depend_on_the_others() -> None:
     [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)],
 )
 def test_every_path_equals_the_plain_forward(dtype: torch.dtype, tolerance: float) -> None:
-    """The published layout at 64 px: cached maps, tables, and both for two conditions that share the encoder."""
+    """The published layout runs at 64 px: cached maps, tables, and both for two conditions that share the encoder."""
     network = seeded(
         create_semantic_diffusion_unet("published", image_size=SIZE, base_channels=32, num_head_channels=32)
     )

@@ -1,4 +1,4 @@
-"""The head that says the view: beside the masks, of the same features, and only where it is asked for."""
+"""Test the head for the view: beside the masks, from the same features, and only if it is asked for."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def network_of(architecture: str, has_view_head: bool) -> torch.nn.Module:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_masks_are_the_same_with_and_without(architecture: str) -> None:
-    """The head is made last and looks on: no other weight, and no mask, changes with it."""
+    """The head is made last and only reads: no other weight, and no mask, changes with it."""
     plain, seeing = (network_of(architecture, has) for has in (False, True))
     own = seeing.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in plain.state_dict().items())
@@ -60,7 +60,7 @@ def test_adapters_leave_the_head_to_learn() -> None:
 
 
 def test_the_head_tells_one_side_from_the_other() -> None:
-    """A mean over the whole image would not: an image that lies the wrong way up has the same one."""
+    """A mean over the whole image would not: an upside-down image has the same mean."""
     features = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(2))
     head = ViewHead(4)
     assert not torch.allclose(head(features), head(features.flip(2)))

@@ -1,4 +1,4 @@
-"""The forms of a table: text, cells, CSV and LaTeX."""
+"""Test the forms of a table: text, cells, CSV and LaTeX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shapes drawn by formula get their names, whatever their turn and pixel spacing."""
+"""Test that shapes drawn by formula get their names, whatever their turn and pixel spacing."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from synboost_monai.structures import MYOCARDIUM
 
 
 def draw(shape: str, degrees: float = 0.0, spacing_mm: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
-    """Mask of a shape about 40 mm large in a field of 80 mm, turned about its centre."""
+    """Draw the mask of a shape about 40 mm large in a field of 80 mm, turned about its centre."""
     rows, columns = (int(80 / step) for step in spacing_mm)
     y, x = np.mgrid[:rows, :columns].astype(float)
     y, x = (y + 0.5) * spacing_mm[0] - 40, (x + 0.5) * spacing_mm[1] - 40

@@ -1,4 +1,4 @@
-"""Words and the weights that ship: a mask is that of the structure that was understood, or somebody is told to look."""
+"""Test words with the weights that ship: a mask is that of the structure understood, or a person is asked to look."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The eight levels word by word, and what happens when an attribute is missing."""
+"""Test the eight levels word by word, and prompts with missing attributes."""
 
 import pytest
 

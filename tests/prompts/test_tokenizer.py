@@ -1,4 +1,4 @@
-"""Token ids against known ones and against a second, small byte-pair encoder."""
+"""Test token ids against known ones and against a second, small byte-pair encoder."""
 
 import json
 from itertools import product
@@ -16,7 +16,7 @@ FILES_DIR = Path(synboost_monai.prompts.__file__).parent
 
 
 class SmallEncoder:
-    """CLIP's byte-pair encoding for words of a-z, hyphens and full stops, straight from its definition."""
+    """Encode words of a-z, hyphens and full stops with CLIP's byte-pair encoding, straight from its definition."""
 
     def __init__(self) -> None:
         self.vocabulary = json.loads((FILES_DIR / "vocab.json").read_text(encoding="utf-8"))
@@ -42,7 +42,7 @@ class SmallEncoder:
 
 @pytest.fixture(scope="module")
 def all_prompts() -> list[str]:
-    """Every kind of prompt: levels, structures, phrasings, and words of each attribute."""
+    """Return every kind of prompt: levels, structures, phrasings, and words of each attribute."""
     common = {"sex": "male", "shape": {s.name: "triangle" for s in STRUCTURES}}
     items = [
         {**common, "view": "apical_four_chamber", "phase": "end_systole", "image_quality": "medium", "age": age}

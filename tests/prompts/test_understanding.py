@@ -1,4 +1,4 @@
-"""Free prompts: which structure they name, and which of them are refused; none may be taken for another structure."""
+"""Test free prompts: which structure they name, and which are refused; no prompt may be taken for another structure."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ REFUSED = {
 
 
 def listed(text: str) -> list[str]:
-    """The prompts of a table, one a bar or line."""
+    """Return the prompts of a table, separated by bars or lines."""
     return [prompt.strip() for line in text.splitlines() for prompt in line.split("|")]
 
 
@@ -107,7 +107,7 @@ def test_every_sentence_of_the_paper_is_understood(level: str) -> None:
 
 
 def slips(text: str) -> Iterator[str]:
-    """A text with each letter left out, doubled, changed or put before its neighbour."""
+    """Return a text with each letter left out, doubled, changed or put before its neighbour."""
     for i, letter in enumerate(text):
         yield text[:i] + text[i + 1 :]
         yield text[: i + 2][:i] + text[i : i + 2][::-1] + text[i + 2 :]
@@ -117,7 +117,7 @@ def slips(text: str) -> Iterator[str]:
 
 
 def test_no_slip_turns_one_structure_into_another() -> None:
-    """Of a whole word, that is: an abbreviation with another letter is another abbreviation."""
+    """This holds for whole words: an abbreviation with another letter is another abbreviation."""
     num_understood = num_slips = 0
     for structure in STRUCTURES:
         for words in (structure.words, *structure.synonyms):

@@ -1,4 +1,4 @@
-"""Prompts that are wrong in one thing: what is changed, and that nothing else is."""
+"""Test prompts that are wrong in one thing: the change, and that nothing else changes."""
 
 from __future__ import annotations
 

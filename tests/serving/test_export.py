@@ -1,4 +1,4 @@
-"""Segmenters as ONNX and TorchScript: equal to the network for several batch sizes and prompt counts, ours and by MONAI's commands."""
+"""Test segmenters as ONNX and TorchScript: equal to the network for several batch sizes and prompt counts, ours and by MONAI's commands."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_torchscript_is_the_network(architecture: str, network: torch.nn.Module,
 def test_monai_exports_torchscript_with_prompts(
     architecture: str, network: torch.nn.Module, weights: Path, tmp_path: Path
 ) -> None:
-    """`ckpt_export network_export`, and `ckpt_export network_def` by tracing, which has the default prompts."""
+    """`ckpt_export network_export` runs, and `ckpt_export network_def` by tracing, which has the default prompts."""
     from monai.bundle import ckpt_export
 
     configs = ROOT / f"bundles/echo_{architecture}/configs"
@@ -113,7 +113,7 @@ def test_monai_exports_torchscript_with_prompts(
 
 
 def test_monai_exports_onnx(architecture: str, network: torch.nn.Module, weights: Path, tmp_path: Path) -> None:
-    """`onnx_export network_def`: the image alone, for the three structures, in fixed shapes."""
+    """`onnx_export network_def` takes the image alone, for the three structures, in fixed shapes."""
     onnxruntime = pytest.importorskip("onnxruntime")
     from monai.bundle import onnx_export
 
@@ -138,7 +138,7 @@ def test_monai_exports_onnx(architecture: str, network: torch.nn.Module, weights
 
 
 def test_wide_projector_is_exported(tmp_path: Path) -> None:
-    """That of the published CRIS mixes channels before it doubles the map, which the narrow ones of small presets do not."""
+    """The published CRIS's projector mixes channels before it doubles the map, unlike the narrow ones of small presets."""
     onnxruntime = pytest.importorskip("onnxruntime")
     from synboost_monai.networks.cris import _MIN_CHANNELS_TO_FACTOR, Projector
 

@@ -1,4 +1,4 @@
-"""A bundle with its weights as a zip: the same bytes each time, and it runs from its own folder, away from the source tree."""
+"""Test a bundle with its weights as a zip: the same bytes each time, and it runs from its own folder, away from the source tree."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def weights(bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unpacked(bundle: str, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the unpacked zip."""
+    """Return the folder of the unpacked zip."""
     folder = tmp_path_factory.mktemp("package")
     path = package_bundle(bundle, folder / "a.zip", checkpoint_path=weights, overrides=OVERRIDES)
     with zipfile.ZipFile(path) as archive:
@@ -88,7 +88,7 @@ def test_it_holds_the_bundle_its_weights_and_what_differs(bundle: str, weights: 
 
 
 def test_its_metadata_is_that_of_the_network(bundle: str, unpacked: Path) -> None:
-    """`verify_net_in_out`, as the zoo calls it."""
+    """`verify_net_in_out` runs as the zoo calls it."""
     from monai.bundle import verify_net_in_out
 
     extra: dict[str, Any] = {}
@@ -189,7 +189,7 @@ def test_values_are_written_beside_their_comments() -> None:
 
 
 def test_what_the_weights_are_goes_along(tmp_path: Path) -> None:
-    """Into the configs too: MONAI Deploy and others read these without the weights' place."""
+    """The facts are in the configs too: MONAI Deploy and others read these without the path of the weights."""
     from synboost_monai.model_card import PUBLISHED_FACTS, new_card, read_card, write_model
 
     facts = {"architecture": "clipseg", **PUBLISHED_FACTS["clipseg"], "preset": "tiny", "image_size": SIZE}

@@ -1,4 +1,4 @@
-"""Simulated hearts in training: new in each epoch, the same whatever the number of workers."""
+"""Test simulated hearts in training: new in each epoch, the same whatever the number of workers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The phantom as files: CAMUS's layout, determinism, attributes, splits, errors."""
+"""Test the phantom as files: CAMUS's layout, determinism, attributes, splits, errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEIGHT, NUM_FRAMES = 96, 3
 
 @pytest.fixture(scope="module")
 def phantom_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four patients, small."""
+    """Write four small patients."""
     return write_phantom(
         tmp_path_factory.mktemp("phantom"), num_patients=4, image_height=HEIGHT, num_frames=NUM_FRAMES, progress=False
     )
@@ -171,7 +171,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_ten_patients_of_the_default_size_take_seconds(tmp_path: Path) -> None:
-    """Processor time, because the machine may be busy: a patient of the default size stays under 4 seconds of it."""
+    """This is processor time, because the machine may be busy: a patient of the default size takes under 4 seconds of it."""
     assert inspect.signature(write_phantom).parameters["num_patients"].default == 10
     before = os.times()
     write_phantom(tmp_path, num_patients=1, workers=1, progress=False)

@@ -1,4 +1,4 @@
-"""The phantom's hearts: label maps, and volumes recomputed from them."""
+"""Test the phantom's hearts: label maps, and volumes recomputed from them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def all_label_maps() -> list[NDArray[np.uint8]]:
 
 
 def disks(label_map: NDArray[np.uint8], spacing_mm: float, count: int = 40) -> tuple[float, NDArray[np.float64]]:
-    """Length and widths in mm of the cavity, as clinicians take them: axis from the annulus' middle to the far end."""
+    """Return length and widths of the cavity in mm, as clinicians take them: axis from the annulus' middle to the far end."""
     cavity = label_map == 1
     points = np.argwhere(cavity) + 0.5
     middle = (np.argwhere(cavity & ndimage.binary_dilation(label_map == 3, iterations=2)) + 0.5).mean(axis=0)

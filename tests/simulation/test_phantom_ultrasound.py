@@ -1,4 +1,4 @@
-"""The phantom's ultrasound: statistics of the speckle, resolution, sector, image quality, motion."""
+"""Test the phantom's ultrasound: statistics of the speckle, resolution, sector, image quality, motion."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ HEIGHT = 160
 def homogeneous_envelope(
     probe: Probe, generator: np.random.Generator, *, scatterers_per_cell: float = 3.0
 ) -> NDArray[np.float32]:
-    """Envelope (R, A) of uniform tissue before log compression: the reference for the statistics of the speckle."""
+    """Return the envelope (R, A) of uniform tissue before log compression: the reference for the statistics of the speckle."""
     count = int(scatterers_per_cell * probe.shape[0] * probe.shape[1])
     return np.abs(probe.receive(probe.echo_field(*_uniform_scatterers(probe, generator, count))))
 
 
 @pytest.fixture(scope="module")
 def uniform() -> tuple[Probe, NDArray[np.float32]]:
-    """Uniform tissue before log compression, without the margin and the first 2 cm, where few cells are independent."""
+    """Return uniform tissue before log compression, without the margin and the first 2 cm, where few cells are independent."""
     probe = Probe(200.0, HALF_ANGLE)
     envelope = homogeneous_envelope(probe, np.random.default_rng(5))
     return probe, envelope[probe.ranges > 20][:-8, 8:-8]
@@ -72,7 +72,7 @@ def test_receiving_keeps_the_mean_power(uniform: tuple[Probe, NDArray[np.float32
 
 
 def test_one_scatterer_shows_pulse_and_beam() -> None:
-    """Full widths at half maximum of the point spread function, at the focus and below it."""
+    """The full widths at half maximum of the point spread function are measured at the focus and below it."""
     probe = Probe(170.0, HALF_ANGLE, focus_mm=80.0)
     widths = {}
     for depth in (80.0, 140.0):
@@ -91,7 +91,7 @@ def test_speckle_is_wider_at_depth(uniform: tuple[Probe, NDArray[np.float32]]) -
     envelope = homogeneous_envelope(probe, np.random.default_rng(1))
 
     def width_mm(near: float, far: float) -> float:
-        """Lag at which the lateral autocorrelation falls to one half."""
+        """Return the lag at which the lateral autocorrelation falls to one half."""
         band = envelope[(probe.ranges > near) & (probe.ranges < far), 8:-8]
         band = band - band.mean()
         correlation = np.array([np.mean(band[:, : -k or None] * band[:, k:]) for k in range(12)]) / band.var()
@@ -146,7 +146,7 @@ def view_frames(
 
 
 def contrast(quality: str) -> float:
-    """Grey levels between myocardium and cavity over the speckle's spread, mean of four patients."""
+    """Return the grey levels between myocardium and cavity over the speckle's spread, mean of four patients."""
     ratios = []
     for number in range(1, 5):
         (image,), (labels,) = view_frames(quality, number, [0.0])
@@ -169,7 +169,7 @@ def test_speckle_of_the_wall_moves_with_it_and_that_of_blood_is_new() -> None:
     levels = [np.log(ultrasound.envelope(contours)) for contours in frames]
 
     def correlation(k: int, *, shape_of: int, across: tuple[float, ...]) -> float:
-        """Of the speckle in frames 0 and k, on lines beside the endocardium: > 0 in the wall, < 0 in the blood."""
+        """Return the correlation of the speckle in frames 0 and k, on lines beside the endocardium: > 0 in the wall, < 0 in the blood."""
         values = []
         for level, contours in ((levels[0], frames[0]), (levels[k], frames[shape_of])):
             wall = contours.wall

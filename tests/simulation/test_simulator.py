@@ -1,4 +1,4 @@
-"""The wide simulator: anatomy against known figures, speckle that moves with the wall, draws that depend on seed and index alone."""
+"""Test the wide simulator: anatomy against known figures, speckle that moves with the wall, draws that depend on seed and index alone."""
 
 from functools import cache
 
@@ -55,7 +55,7 @@ def test_the_atrium_lies_against_the_cavity() -> None:
 
 
 def test_sizes_are_those_of_adults() -> None:
-    """Means at end-diastole as in the guidelines (Lang et al. 2015): length 7 to 9 cm, width 4 to 5.5 cm, volume 65 to 150 ml."""
+    """Means at end-diastole are as in the guidelines (Lang et al. 2015): length 7 to 9 cm, width 4 to 5.5 cm, volume 65 to 150 ml."""
     hearts = [draw_heart(Draw(1, index), VIEWS[index % 2]) for index in range(300)]
     length, width = (np.array([getattr(h.ventricle, name) for h in hearts]) for name in ("length_mm", "width_mm"))
     volume = np.array([h.ventricle.volume_ml(0.0) for h in hearts])
@@ -98,7 +98,7 @@ def test_a_clip_beats_and_its_truth_with_it() -> None:
 
 
 def a_scene(index: int) -> tuple[Scene, list[Outlines]]:
-    """A scene seen without beam, noise and haze: each cell shows its own echo; and the heart at three moments."""
+    """Return a scene seen without beam, noise and haze, where each cell shows its own echo, and the heart at three moments."""
     draw = Draw(9, index)
     heart = draw_heart(draw, "apical_four_chamber")
     frames = [heart.at(moment) for moment in (0.0, 0.0, 0.3)]

@@ -1,4 +1,4 @@
-"""Pictures that are no apical view: each kind is drawn, is what it says, and depends on seed, index and kind alone."""
+"""Test pictures that are not an apical view: each kind is drawn, looks as named, and depends on seed, index and kind alone."""
 
 import numpy as np
 import pytest

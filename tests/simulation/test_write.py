@@ -1,4 +1,4 @@
-"""`synboost simulate`: a data set like all others, the same bytes by any number of processes."""
+"""Test `synboost simulate`: a data set like all others, the same bytes by any number of processes."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tiny bundles whose stages take no time, and a fabricated run of a study."""
+"""Provide tiny bundles whose stages take no time, and a fabricated run of a study."""
 
 from __future__ import annotations
 
@@ -107,14 +107,14 @@ def evaluate(dataset_dir, output_dir, checkpoint_path, section):
 
 @pytest.fixture
 def tiny_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder with the three bundles' names, each with stages that only write their files."""
+    """Return the folder with the three bundles' names, each with stages that only write their files."""
     root = _write_bundles(tmp_path / "bundles")
     monkeypatch.setenv("SYNBOOST_BUNDLES", str(root))
     return root
 
 
 def _write_bundles(root: Path) -> Path:
-    """The three bundles in a folder."""
+    """Write the three bundles into a folder."""
     for name in ("echo_semantic_diffusion", "echo_cris", "echo_clipseg"):
         configs = root / name / "configs"
         configs.mkdir(parents=True)
@@ -143,7 +143,7 @@ STUDY = textwrap.dedent(
 
 @pytest.fixture
 def study_path(tmp_path: Path) -> Path:
-    """A small study as a YAML file."""
+    """Write a small study as a YAML file."""
     path = tmp_path / "tiny.yaml"
     path.write_text(STUDY)
     return path
@@ -156,13 +156,13 @@ def _write_image(path: Path, pixels: np.ndarray, row_spacing_mm: float = 0.25) -
 
 @pytest.fixture
 def run_dir(small_run_dir: Path, tmp_path: Path) -> Path:
-    """A copy of `small_run_dir` that a test may change."""
+    """Return a copy of `small_run_dir` that a test may change."""
     return Path(shutil.copytree(small_run_dir, tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")
 def small_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose every file is fabricated: two test images, two models, three strategies, one prompt and seed. Shared by tests."""
+    """Return a fully fabricated run: two test images, two models, three strategies, one prompt and seed. Tests share it."""
     settings = {
         "segmenters.models": ["cris", "clipseg"],
         "segmenters.strategies": ["real", "synthetic", "synthetic_then_real"],
@@ -174,7 +174,7 @@ def small_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def simulated_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with the strategies of simulated hearts, encoders frozen or not, and histories of the trainings. Shared by tests."""
+    """Return the same with strategies of simulated hearts, encoders frozen or not, and histories of the trainings. Tests share it."""
     folder = tmp_path_factory.mktemp("simulated")
     settings = {
         "segmenters.strategies": ["real", "simulated_then_real"],
@@ -189,12 +189,12 @@ def simulated_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def simulated_weights() -> Callable[..., Path]:
-    """`_write_simulated_weights`."""
+    """Return `_write_simulated_weights`."""
     return _write_simulated_weights
 
 
 def _write_simulated_weights(path: Path, value: float = 0.0, **facts: object) -> Path:
-    """A model.pt of a single number that says it was trained on simulated hearts."""
+    """Write a model.pt of a single number that says it was trained on simulated hearts."""
     known = {"architecture": "cris", "preset": "tiny", "image_size": 32, **facts}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_model({"weight": torch.tensor([value])}, path, new_card(known, {"simulation_seed": 1}))
@@ -202,7 +202,7 @@ def _write_simulated_weights(path: Path, value: float = 0.0, **facts: object) ->
 
 
 def _fabricated_run(folder: Path, settings: dict) -> Path:
-    """A run of a study with these settings: two test images, moved label maps as predictions."""
+    """Write a run of a study with these settings: two test images, moved label maps as predictions."""
     study, run = _study(folder, settings), folder / "run"
     generator = np.random.default_rng(0)
 
@@ -255,7 +255,7 @@ NUM_TEST_PATIENTS = 5
 
 @pytest.fixture(scope="module")
 def grid_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fabricated run of every axis but folds, still unfinished: 40 of 64 segmenters, encoders frozen at P2 and all patients alone.
+    """Return an unfinished fabricated run of every axis but folds: 40 of 64 segmenters, encoders frozen at P2 and all patients alone.
 
     Metrics are drawn; one segmenter of each strategy has label maps.
 
@@ -302,7 +302,7 @@ def grid_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _study(folder: Path, settings: dict) -> Study:
-    """`STUDY` with other settings, checked against the tiny bundles."""
+    """Return `STUDY` with other settings, checked against the tiny bundles."""
     (folder / "study.yaml").write_text(STUDY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SYNBOOST_BUNDLES", str(_write_bundles(folder / "bundles")))
@@ -310,7 +310,7 @@ def _study(folder: Path, settings: dict) -> Study:
 
 
 def _write_timings(run: Path, timings: dict[str, tuple[str, str, float, int]]) -> None:
-    """timing/NAME.json of stages: title, command, seconds, attempts."""
+    """Write timing/NAME.json of stages: title, command, seconds, attempts."""
     (run / "timing").mkdir(parents=True)
     for name, (title, command, seconds, attempts) in timings.items():
         timing = {"name": name, "title": title, "command": command, "seconds": seconds, "attempts": attempts}
@@ -318,7 +318,7 @@ def _write_timings(run: Path, timings: dict[str, tuple[str, str, float, int]]) -
 
 
 def _write_evaluation(folder: Path, rows: list[dict], weights: object, seed: int = 0) -> None:
-    """metrics.csv and summary.json, and weights beside the folder."""
+    """Write metrics.csv and summary.json, and weights beside the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     model = folder.parent / "model.pt"
     model.write_bytes(str(weights).encode())
@@ -329,7 +329,7 @@ def _write_evaluation(folder: Path, rows: list[dict], weights: object, seed: int
 
 
 def _write_hearts(run: Path, generator: np.random.Generator) -> tuple[dict[str, float], dict[str, dict]]:
-    """Test images: case -> size of its heart, case -> item."""
+    """Write test images, and return case -> size of its heart, case -> item."""
     sizes, items = {}, {}
     for number in range(1, NUM_TEST_PATIENTS + 1):
         for view, long_view in (("2CH", "apical_two_chamber"), ("4CH", "apical_four_chamber")):
@@ -352,7 +352,7 @@ def _write_hearts(run: Path, generator: np.random.Generator) -> tuple[dict[str, 
 
 
 def _heart(size: float) -> np.ndarray:
-    """Label map of ellipses, 0.5 mm pixels."""
+    """Draw a label map of ellipses with 0.5 mm pixels."""
     rows, columns = np.mgrid[:96, :72]
 
     def ellipse(row: float, height: float, width: float) -> np.ndarray:
@@ -366,7 +366,7 @@ def _heart(size: float) -> np.ndarray:
 
 
 def _drawn_rows(facts: dict, levels: np.ndarray, generator: np.random.Generator) -> list[dict]:
-    """Rows of metrics.csv around a Dice of each structure."""
+    """Draw rows of metrics.csv around a Dice of each structure."""
     rows = []
     for structure, level in zip(STRUCTURES, levels):
         dice = float(np.clip(level + generator.normal(0, 0.015), 0, 1))
@@ -378,7 +378,7 @@ def _drawn_rows(facts: dict, levels: np.ndarray, generator: np.random.Generator)
 
 
 def _write_history(path: Path, level: float, num_updates: float) -> None:
-    """history.csv of a Dice that comes near its level with a time constant of so many updates."""
+    """Write history.csv of a Dice that approaches its level with a time constant of so many updates."""
     updates = np.arange(1, 13) * 20
     dice = level * (1 - np.exp(-updates / num_updates))
     lines = [f"{u},{i + 1},{d:.6f},{1 - d:.6f}" for i, (u, d) in enumerate(zip(updates, dice))]
@@ -386,13 +386,13 @@ def _write_history(path: Path, level: float, num_updates: float) -> None:
 
 
 def _write_doubt(path: Path, is_review: bool) -> None:
-    """Verdict of a label map."""
+    """Write the verdict of a label map."""
     reasons = [{"code": "empty", "structure": "left_atrium", "message": "no left atrium was found"}] * is_review
     path.write_text(json.dumps({"verdict": "review" if is_review else "accept", "reasons": reasons}))
 
 
 def _write_sensitivity(folder: Path, items: dict[str, dict], sizes: dict[str, float]) -> None:
-    """sensitivity.csv and .json: a wrong structure of the heart moves the mask there, other words move nothing."""
+    """Write sensitivity.csv and .json: a wrong structure of the heart moves the mask there, other words move nothing."""
     variations, rows = PromptVariations("P2"), []
     named = {s.name: s.class_index for s in STRUCTURES}
     for case in list(items)[:8]:

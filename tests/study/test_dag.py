@@ -1,4 +1,4 @@
-"""Settings of a study, the commands of its stages, and its examples."""
+"""Test settings of a study, the commands of its stages, and its examples."""
 
 import json
 import shutil

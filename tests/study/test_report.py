@@ -1,4 +1,4 @@
-"""The report of fabricated runs: a small one as of quickstart, and a grid with every axis."""
+"""Test the report of fabricated runs: a small one as in quickstart, and a grid with every axis."""
 
 import json
 import re
@@ -24,7 +24,7 @@ SECTIONS = {"summary", "study", "results", "structures", "differences", "clinica
 
 
 class _Page(HTMLParser):
-    """What a page holds, and whether its tags are balanced."""
+    """Collect the contents of a page, and check that its tags are balanced."""
 
     VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -61,13 +61,13 @@ class _Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def small_page(small_run_dir: Path) -> str:
-    """The page of the small run."""
+    """Return the page of the small run."""
     return write_report(small_run_dir).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def grid_page(grid_run_dir: Path) -> str:
-    """The page of the grid."""
+    """Return the page of the grid."""
     return write_report(grid_run_dir).read_text(encoding="utf-8")
 
 

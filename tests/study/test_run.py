@@ -1,4 +1,4 @@
-"""A study's DAG, and runs that fail, go on, or lose their owner."""
+"""Test a study's DAG, and runs that fail, go on, or lose their owner."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def test_a_study_runs_goes_on_after_a_failure_and_repeats_nothing(
 
 
 def _stage(folder: Path, code: str, *inputs: str) -> subprocess.CompletedProcess:
-    """One stage whose command is a line of Python, in a process of its own."""
+    """Make one stage whose command is a line of Python, in a separate process."""
     run = "import sys; from synboost_monai.study.stage import run_stage; "
     run += f"sys.exit(run_stage('s', 'S', 'out', {list(inputs)!r}, 1, ['python', '-c', {code!r}]))"
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""}
@@ -205,7 +205,7 @@ def test_sigterm_is_passed_on_to_the_command_of_a_stage(tmp_path, monkeypatch):
 
 
 def test_error_of_snakemake_itself_is_shown(study_path, tiny_bundles, tmp_path, capfd, monkeypatch):
-    """Without a stage that failed, and without a word in its log."""
+    """No stage failed, and the log is empty."""
     monkeypatch.setattr(run, "_has_caches", lambda: True)
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))

@@ -1,4 +1,4 @@
-"""Strategies that start from weights trained on simulated hearts alone."""
+"""Test strategies that start from weights trained on simulated hearts alone."""
 
 from __future__ import annotations
 

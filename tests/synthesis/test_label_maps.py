@@ -1,4 +1,4 @@
-"""New label maps from a small data set of the phantom's hearts: files, seeds, resuming, errors."""
+"""Test new label maps from a small data set of the phantom's hearts: files, seeds, resuming, errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPACING_MM = 1.0
 
 
 def write_hearts(folder: Path, num_patients: int = NUM_PATIENTS) -> Path:
-    """A datalist with both phases of the four-chamber view of so many phantom hearts, 1 mm a pixel, all in `training`."""
+    """Write a datalist with both phases of the four-chamber view of so many phantom hearts, 1 mm per pixel, all in `training`."""
     generator = np.random.default_rng(12)
     records = []
     for number in range(num_patients):
@@ -60,14 +60,14 @@ def hearts_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sampled_dir(hearts_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight maps of the shape model, seed 3."""
+    """Return eight maps of the shape model, seed 3."""
     folder = tmp_path_factory.mktemp("sampled") / "maps"
     sample_label_maps(hearts_dir, folder, num_maps=8, seed=3)
     return folder
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Content of each label map and sector."""
+    """Return the digests of each label map and sector."""
     files = sorted([*(folder / "labels").iterdir(), *(folder / "sectors").iterdir()])
     return {file.name: hashlib.sha256(read_plane(file).pixels.tobytes()).hexdigest() for file in files}
 

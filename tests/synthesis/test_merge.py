@@ -1,4 +1,4 @@
-"""Several synthetic data sets as one."""
+"""Test several synthetic data sets merged into one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from synboost_monai.synthesis.writers import SyntheticWriter, write_json
 
 
 def make_part(folder: Path, names: dict[str, list[str]], seed: int = 0, size: int = 16) -> Path:
-    """A finished synthetic data set: section -> names of images, PATIENT_VIEW_vN."""
+    """Make a finished synthetic data set: section -> names of images, PATIENT_VIEW_vN."""
     writer = SyntheticWriter(folder)
     sections: dict[str, list[dict]] = {section: [] for section in names}
     records = []
@@ -42,7 +42,7 @@ def make_part(folder: Path, names: dict[str, list[str]], seed: int = 0, size: in
 
 @pytest.fixture
 def parts(tmp_path: Path) -> list[Path]:
-    """Two views of the same patients, one without validation images."""
+    """Make two views of the same patients, one without validation images."""
     return [
         make_part(tmp_path / "parts" / "2ch", {"training": ["p1_2CH_v0", "p1_2CH_v1"], "validation": ["p9_2CH_v0"]}),
         make_part(tmp_path / "parts" / "4ch", {"training": ["p1_4CH_v0"]}, seed=7, size=20),

@@ -1,4 +1,4 @@
-"""Which synthetic images are made, by which process, from which seeds, and how they are written."""
+"""Test which synthetic images are made, by which process, from which seeds, and how they are written."""
 
 import hashlib
 import json
@@ -24,14 +24,14 @@ from synboost_monai.synthesis.writers import SyntheticWriter, shape_words, write
 
 
 class NeverRun:
-    """An evaluator that must not be reached."""
+    """Stand in for an evaluator that must not be reached."""
 
     def run(self):
         raise AssertionError("synthesis began")
 
 
 class Painter:
-    """An evaluator that writes plain images, each of its own grey, by `SaveSyntheticd`; may die after some."""
+    """Write plain images, each with its own grey, by `SaveSyntheticd`, as an evaluator; it may die after some."""
 
     def __init__(self, plan: SynthesisPlan, dies_after: int | None = None) -> None:
         self.plan = plan
@@ -186,7 +186,7 @@ def test_second_run_makes_only_missing_images(make_plan, tmp_path: Path):
 
 @pytest.fixture
 def as_rank(monkeypatch):
-    """A function that makes this process one of several."""
+    """Return a function that makes this process one of several."""
 
     def become(rank: int, world_size: int) -> None:
         monkeypatch.setenv("RANK", str(rank))
@@ -451,7 +451,7 @@ def test_sector_of_another_size_writes_nothing(tmp_path, checkpoint):
 
 @pytest.mark.parametrize("format_", ["nifti", "png", "dicom"])
 def test_full_disk_is_one_line_and_leaves_no_half_file(make_plan, tmp_path, monkeypatch, format_):
-    """A writer that fills the disk at the 4th file of a format: half of it is there when the system says no."""
+    """A writer fills the disk at the 4th file of a format: half of it is there when the system refuses."""
     import errno
 
     import nibabel

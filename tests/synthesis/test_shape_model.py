@@ -1,4 +1,4 @@
-"""Landmarks, and the shape model on hearts whose distribution is known."""
+"""Test landmarks, and the shape model on hearts whose distribution is known."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ VIEW, PHASES = "apical_four_chamber", ("end_diastole", "end_systole")
 
 
 def heart(width: float = 18.0, length: float = 70.0, atrium: float = 36.0) -> np.ndarray:
-    """Landmarks of a heart made of half ellipses, base at y = 0: (NUM_LANDMARKS, 2), mm."""
+    """Return the landmarks of a heart made of half ellipses, base at y = 0: (NUM_LANDMARKS, 2), mm."""
     angle = np.linspace(np.pi, 0, 400)
 
     def arc(a: float, b: float) -> np.ndarray:
@@ -56,7 +56,7 @@ def heart(width: float = 18.0, length: float = 70.0, atrium: float = 36.0) -> np
 
 
 def draw_polygons(cavity: np.ndarray, outer: np.ndarray, atrium: np.ndarray) -> np.ndarray:
-    """Label map (300, 320) of 0.5 mm; the origin of the polygons lies at (80, 95) mm."""
+    """Draw a label map (300, 320) of 0.5 mm; the origin of the polygons is at (80, 95) mm."""
     from synboost_monai.heart.geometry import fill_polygon
 
     label_map = np.zeros(SHAPE, np.uint8)
@@ -71,7 +71,7 @@ def make_frame(phase: str = "end_diastole") -> Frame:
 
 @pytest.fixture(scope="module")
 def cases() -> list[HeartCase]:
-    """60 hearts of one mode: half end-systolic, 5 mm narrower; the width has a standard deviation of 1.5 mm."""
+    """Return 60 hearts of one mode: half end-systolic, 5 mm narrower; the width has a standard deviation of 1.5 mm."""
     generator = np.random.default_rng(0)
     base = {width: heart(width) for width in (12.0, 18.0)}
     found = []

@@ -1,4 +1,4 @@
-"""Feature caches in processes of their own: one that is killed, one that goes on, and two that share the work under gloo.
+"""Make feature caches in separate processes: one is killed, one goes on, and two share the work under gloo.
 
 `python launch_feature_cache.py DATALIST_DIR OUT_DIR`. The libraries are imported once; each process is a fork. It writes what it did, or
 its error, to OUT_DIR/NAME.json.
@@ -38,7 +38,7 @@ def image_transform() -> Compose:
 def cache(
     data: list[dict[str, Any]], folder: Path, weights_seed: int = 0, kill_at: int | None = None
 ) -> dict[str, Any]:
-    """Fill a cache -> what was done, and how many images this process encoded."""
+    """Fill a cache; return what was done, and how many images this process encoded."""
     torch.manual_seed(weights_seed)
     network = create_segmenter("cris", "tiny", freeze_encoders=True)
     encode = network.encode_image
@@ -64,7 +64,7 @@ def cache(
 
 
 def fork(out_path: Path, work: Callable[[], dict[str, Any]], environment: dict[str, str] | None = None) -> int:
-    """Do some work in a process of its own -> its id."""
+    """Do some work in a separate process, and return its id."""
     pid = os.fork()
     if pid == 0:
         signal.alarm(TIME_LIMIT_S)
@@ -82,7 +82,7 @@ def fork(out_path: Path, work: Callable[[], dict[str, Any]], environment: dict[s
 
 
 def fork_two(out_dir: Path, name: str, work: Callable[[int], dict[str, Any]]) -> None:
-    """The same in two processes of one group."""
+    """Do the same in two processes of one group."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]

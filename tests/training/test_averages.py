@@ -1,4 +1,4 @@
-"""Moving average of the weights: worked by hand, warm-up, resuming."""
+"""Test the moving average of the weights: worked by hand, warm-up, resuming."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def value_of(ema: ExponentialMovingAverage) -> float:
 
 
 def test_constant_decay_starts_from_the_first_weights() -> None:
-    """Published: 0.9 * 1 + 0.1 * 2 = 1.1, then 0.9 * 1.1 + 0.1 * 3 = 1.29."""
+    """The published rule gives 0.9 * 1 + 0.1 * 2 = 1.1, then 0.9 * 1.1 + 0.1 * 3 = 1.29."""
     network = scalar_network(1.0)
     ema = ExponentialMovingAverage(network, decay=0.9, warm_up=False)
     assert value_of(ema) == 1.0
@@ -34,7 +34,7 @@ def test_constant_decay_starts_from_the_first_weights() -> None:
 
 
 def test_warm_up_forgets_the_start() -> None:
-    """Decays 1/10, 2/11, 3/12 ..., until they reach `decay`."""
+    """The decays are 1/10, 2/11, 3/12 ..., until they reach `decay`."""
     network = scalar_network(0.0)
     ema = ExponentialMovingAverage(network, decay=0.2)
     assert [ema.current_decay(n) for n in range(3)] == pytest.approx([1 / 10, 2 / 11, 0.2])

@@ -1,4 +1,4 @@
-"""The two datasets of a training: images that are augmented anew, and features of a frozen encoder drawn from copies."""
+"""Test the two datasets of a training: images that are augmented anew, and features of a frozen encoder drawn from copies."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def start_epoch(dataset: Any, epoch: int, seed: int = 0) -> None:
 
 
 def drawn_copies(dataset: Any, epoch: int) -> list[int]:
-    """Which copy of each item an epoch takes."""
+    """Return the copy of each item that an epoch takes."""
     start_epoch(dataset, epoch)
     copies = []
     for item, given in zip(dataset.data, dataset):

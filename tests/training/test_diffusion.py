@@ -1,4 +1,4 @@
-"""Handlers of the diffusion bundle: validation with fixed noise, pictures of samples."""
+"""Test handlers of the diffusion bundle: validation with fixed noise, pictures of samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from synboost_monai.transforms.label_map_array import colour_sector_label_map
 
 
 class Writer:
-    """Stands for TensorBoard's."""
+    """Stand in for TensorBoard's writer."""
 
     def __init__(self) -> None:
         self.pictures: list[tuple[str, Tensor, int]] = []
@@ -25,7 +25,7 @@ class Writer:
 
 
 class Inferer:
-    """Gives grey 0 in [-1, 1], and keeps what it was called with."""
+    """Return grey 0 in [-1, 1], and keep the arguments of the call."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Features of frozen encoders on disk: what they are, what makes them anew, kills, several processes, and what is refused."""
+"""Test features of frozen encoders on disk: contents, reasons to remake them, kills, several processes, refused input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZE = 32
 
 
 class TinySegmenter(nn.Module):
-    """What a feature cache needs of a segmenter, and a count of the images that were encoded."""
+    """Provide what a feature cache needs of a segmenter, and count the images that were encoded."""
 
     def __init__(self, freeze_encoders: bool = True, channels: int = 2) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def image_transform(size: int = SIZE, is_enabled: bool = True, **limits: Any) ->
 
 @pytest.fixture
 def data(datalist_dir: Path, tmp_path: Path) -> list[dict[str, Any]]:
-    """Four items whose files may be changed."""
+    """Write four items whose files may be changed."""
     items = read_datalist(datalist_dir, "training", limit=4)
     for number, item in enumerate(items):
         for key in ("image", "label"):
@@ -92,7 +92,7 @@ def network() -> TinySegmenter:
 
 @pytest.fixture
 def cache(data: list[dict[str, Any]], network: TinySegmenter, tmp_path: Path) -> Callable[..., CachedFeatures]:
-    """`cache_features` of the fixtures with three copies in float32; arguments replace these."""
+    """Call `cache_features` on the fixtures with three copies in float32; arguments replace these."""
 
     def run(**changes: Any) -> CachedFeatures:
         arguments = {
@@ -115,7 +115,7 @@ def num_bytes_of(folder: Path) -> int:
 
 
 def all_rows(cached: CachedFeatures) -> list[Tensor]:
-    """Everything that is kept: a tensor for each feature and one for label maps, ordered by item and copy."""
+    """Return everything that is kept: a tensor for each feature and one for label maps, ordered by item and copy."""
     rows = [read_features(path) for of_item in cached.paths for path in of_item]
     return [torch.stack(parts) for parts in zip(*((*features, label) for features, label in rows))]
 
@@ -286,7 +286,7 @@ def test_changed_setting_is_noticed(
     expected: tuple[int, int],
     word: str,
 ) -> None:
-    """Copy 0 is no augmented one: a seed or a limit of the augmentation is nothing to it."""
+    """Copy 0 is not augmented: a seed or a limit of the augmentation does not affect it."""
     cache()
     changes = change(network)
     with caplog.at_level(logging.INFO):
@@ -414,7 +414,7 @@ def test_folder_is_held_while_it_is_filled_and_given_back(
 
 @pytest.fixture(scope="module")
 def launched(datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What launch_feature_cache.py leaves."""
+    """Return the results of launch_feature_cache.py."""
     out_dir = tmp_path_factory.mktemp("launched")
     script = Path(__file__).with_name("launch_feature_cache.py")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

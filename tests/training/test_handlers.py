@@ -1,4 +1,4 @@
-"""Handlers around a tiny regression, so that everything can be compared bit for bit."""
+"""Test handlers around a tiny regression, so that everything can be compared bit for bit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from synboost_monai.training import (
 
 
 class Killed(BaseException):
-    """Stands for kill -9."""
+    """Stand in for kill -9."""
 
 
 def train(
@@ -54,7 +54,7 @@ def train(
     stop_after: int | None = None,
     losses: list[float] | None = None,
 ) -> dict[str, Tensor]:
-    """A training with everything that is random: shuffling, augmentation, dropout. Returns the weights at the end."""
+    """Train with everything that is random: shuffling, augmentation, dropout. Return the weights at the end."""
     torch.manual_seed(0)
     items = [{"image": torch.full((1, 4), float(i)), "label": torch.full((1, 4), float(-i))} for i in range(6)]
     dataset = CacheDataset(items, Compose([RandGaussianNoised("image", prob=1.0)]), progress=False)
@@ -167,7 +167,7 @@ def test_resuming_with_other_processes_is_refused(tmp_path: Path, monkeypatch: p
 
 
 def test_checkpoint_that_some_processes_do_not_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else those that see it would go on in the middle, and all would wait for one another for ever."""
+    """Otherwise those that see it would go on in the middle, and all would wait for one another for ever."""
 
     def gather(answers: list[Any], own: Any) -> None:
         answers[:] = [True, own]
@@ -280,7 +280,7 @@ def test_cosine_schedule_by_hand() -> None:
 
 
 def test_linear_schedule_by_hand() -> None:
-    """Published: after step n the rate becomes lr (1 - n / N), so a step's rate is that of the step before it."""
+    """In the published rule, after step n the rate becomes lr (1 - n / N), so a step's rate is that of the step before it."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     rates: list[float] = []
 
@@ -430,7 +430,7 @@ def test_state_of_the_loss_scale_is_resumed(tmp_path: Path) -> None:
 
 
 def test_a_second_training_in_one_folder_is_refused(tmp_path: Path) -> None:
-    """By another process, from the trainer's start to its end; before that nothing is written."""
+    """Another process is refused, from the trainer's start to its end; before that nothing is written."""
     code = "import sys\nfrom synboost_monai.processes import take_folder\ntake_folder(sys.argv[1], waits=False)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", code, str(tmp_path / "out")]

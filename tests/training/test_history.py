@@ -1,4 +1,4 @@
-"""history.csv: a row for each validation, the same after an interruption."""
+"""Test history.csv: a row for each validation, the same after an interruption."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from synboost_monai.training import Resume, WriteHistory
 
 
 def make_training(folder: Path, max_epochs_until_killed: int | None = None) -> tuple[Engine, WriteHistory]:
-    """A trainer of 3 steps an epoch whose validator's Dice is the number of the epoch over 10."""
+    """Make a trainer of 3 steps per epoch whose validator's Dice is the number of the epoch over 10."""
     trainer = Engine(lambda engine, batch: None)
     validator = Engine(lambda engine, batch: None)
 

@@ -1,4 +1,4 @@
-"""The loss of prompts: each a yes-or-no question."""
+"""Test the loss of prompts, each of which is a yes-or-no question."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_as_published_is_dice_alone_one_pair_at_a_time() -> None:
 
 
 def test_view_and_moment_by_hand() -> None:
-    """An image that is no apical view counts for the view alone."""
+    """An image that is not an apical view counts for the view alone."""
     generator = torch.Generator().manual_seed(0)
     logits, view = torch.randn(3, 2, 4, 4, generator=generator), torch.randn(3, 4, generator=generator)
     masks = (torch.rand(3, 2, 4, 4, generator=generator) > 0.5).float()

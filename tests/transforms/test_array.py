@@ -1,4 +1,4 @@
-"""The square that a network sees: geometry and grey levels, by hand."""
+"""Test the square that a network sees: geometry and grey levels, by hand."""
 
 from __future__ import annotations
 

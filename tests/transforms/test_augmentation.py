@@ -1,4 +1,4 @@
-"""Augmentation: what moves together, what stays, what each effect does to a sector, what the seed decides."""
+"""Test augmentation: what moves together, what stays, what each effect does to a sector, what the seed decides."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALWAYS = {"depth_attenuation_probability": 1.0, "speckle_probability": 1.0, "haz
 
 
 def boxed_label_map() -> torch.Tensor:
-    """A label map (1, 96, 96) that no flip or transposition leaves as it is, with room around it."""
+    """Draw a label map (1, 96, 96) that every flip or transposition changes, with room around it."""
     rows, columns = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
     label_map = torch.zeros(1, 96, 96, dtype=torch.uint8)
     label_map[0, ((rows - 38) / 24) ** 2 + ((columns - 36) / 19) ** 2 < 1] = 2
@@ -39,7 +39,7 @@ def boxed_label_map() -> torch.Tensor:
 
 
 def sector(side: int = 128) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A grey sector with a black cavity: image and label map (1, side, side), distance from the apex / its depth (side, side)."""
+    """Draw a grey sector with a black cavity: image and label map (1, side, side), distance from the apex / its depth (side, side)."""
     rows, columns = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
     depth = torch.hypot(columns - side / 2, rows - side / 16) / (side * 13 / 16)
     is_inside = (depth < 1) & (rows > side / 16) & ((columns - side / 2).abs() < 0.9 * (rows - side / 16))
@@ -49,7 +49,7 @@ def sector(side: int = 128) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def augmented(seed: int, image: torch.Tensor, label_map: torch.Tensor, **limits: Any) -> torch.Tensor:
-    """The image (N, N) after one draw."""
+    """Return the image (N, N) after one draw."""
     augment = RandUltrasound(UltrasoundRanges(**{**OFF, **ALWAYS, **limits}))
     augment.set_random_state(seed)
     return augment(image, label_map)[0][0]

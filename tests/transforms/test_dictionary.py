@@ -1,4 +1,4 @@
-"""The pipelines of training and inference, item by item."""
+"""Test the pipelines of training and inference, item by item."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_letterbox_leaves_paths_of_labels_alone(datalist_dir: Path) -> None:
 
 
 def test_label_map_returns_through_a_batch(datalist_dir: Path) -> None:
-    """What the bundles do around the network, with the expert's masks as logits."""
+    """The bundles' steps around the network run with the expert's masks as logits."""
     items = read_datalist(datalist_dir, "testing")
     pre = Compose(
         [
@@ -124,7 +124,7 @@ def test_bad_label_map_is_named(datalist_dir: Path, tmp_path: Path) -> None:
 
 
 def write_clip(path: Path, num_frames: int) -> tuple[str, np.ndarray]:
-    """A sequence of 48 x 40 pixels of 1.5 x 2 mm, stored (x, y, t) as CAMUS's half sequences are."""
+    """Write a sequence of 48 x 40 pixels of 1.5 x 2 mm, stored (x, y, t) like CAMUS's half sequences."""
     import nibabel as nib
 
     pixels = np.random.default_rng(0).integers(0, 256, (num_frames, 48, 40), dtype=np.uint8)
@@ -209,7 +209,7 @@ def test_classes_of_a_batch_are_integers() -> None:
 
 
 class Keep:
-    """Only the class, since a batch must have the same keys in each item."""
+    """Keep only the class, since a batch must have the same keys in each item."""
 
     def __call__(self, item: dict[str, int]) -> dict[str, int]:
         return {"class_label": item["class_label"]}

@@ -1,4 +1,4 @@
-"""From files to the square and back onto the files: positions, values, messages."""
+"""Test the way from files to the square and back onto the files: positions, values, messages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHAPE = (118, 150)
 
 
 def known_label_map() -> NDArray[np.uint8]:
-    """A label map that no flip or transposition leaves as it is."""
+    """Return a label map that every flip or transposition changes."""
     rows, columns = np.mgrid[: SHAPE[0], : SHAPE[1]]
     label_map = np.zeros(SHAPE, np.uint8)
     label_map[((rows - 45) / 38) ** 2 + ((columns - 50) / 30) ** 2 < 1] = 2
@@ -138,7 +138,7 @@ NUM_FRAMES = 4
 
 
 def known_sequence() -> NDArray[np.uint8]:
-    """Label maps (T, H, W) that differ from frame to frame."""
+    """Return label maps (T, H, W) that differ from frame to frame."""
     return np.stack([np.roll(known_label_map(), 3 * t, axis=1) for t in range(NUM_FRAMES)])
 
 

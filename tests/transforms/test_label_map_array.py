@@ -1,4 +1,4 @@
-"""Perturbation, sector and sector label map."""
+"""Test perturbation, sector and sector label map."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def drawn(**changes) -> DrawnPerturbation:
 
 @pytest.fixture
 def heart() -> np.ndarray:
-    """(64, 64), four classes."""
+    """Draw a heart (64, 64) with four classes."""
     row, column = np.mgrid[:64, :64]
     label_map = np.zeros((64, 64), np.uint8)
     label_map[((row - 28) / 17) ** 2 + ((column - 32) / 11) ** 2 < 1] = 2
@@ -190,7 +190,7 @@ def test_impossible_ranges_are_refused(arguments, message):
 
 @pytest.fixture
 def fan() -> np.ndarray:
-    """A sector that fills an image of (120, 146)."""
+    """Return a sector that fills an image of (120, 146)."""
     return default_sector_mask((120, 146))
 
 

@@ -1,4 +1,4 @@
-"""Label maps and sectors in a pipeline."""
+"""Test label maps and sectors in a pipeline."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from synboost_monai.transforms.label_map_dictionary import (
 
 @pytest.fixture
 def item() -> dict:
-    """Image (1, 60, 73) that a sector fills, and a label map that partly lies outside it."""
+    """Return an image (1, 60, 73) that a sector fills, and a label map that is partly outside it."""
     sector = default_sector_mask((60, 73))
     label = torch.zeros(1, 60, 73)
     label[0, 20:40, 30:40] = 1
@@ -93,7 +93,7 @@ def test_dark_outside_the_sector():
 
 
 def disk_pair() -> dict[str, torch.Tensor]:
-    """An image (1, 64, 64) whose grey says its class, and the one-hot of that: outside, tissue, and a disk off the middle."""
+    """Return an image (1, 64, 64) whose grey gives its class, and its one-hot label map: outside, tissue, and a disk off the middle."""
     rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     label_map = torch.where((rows > 4) & (rows < 60) & (columns > 6) & (columns < 58), 2, 0)
     label_map[((rows - 24) ** 2 + (columns - 36) ** 2) < 144] = 1

@@ -1,4 +1,4 @@
-"""From logits to one label map on the native grid, cleaned, with its spread and what is known of its doubt."""
+"""Test the way from logits to one label map on the native grid, cleaned, with its spread and doubt."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GEOMETRY = letterbox_geometry((48, 40), SPACING_MM, 32)
 
 
 def item_of(logits: torch.Tensor) -> dict[str, Any]:
-    """What the postprocessing gets of an image of 48 x 40 pixels."""
+    """Return the item that the postprocessing gets for an image of 48 x 40 pixels."""
     image = MetaTensor(torch.zeros(1, 32, 32), affine=torch.diag(torch.tensor([-2.0, -1.5, 1, 1])))
     return {
         "pred": logits,
@@ -39,7 +39,7 @@ def random_logits(*shape: int) -> torch.Tensor:
 
 
 def heart_logits() -> torch.Tensor:
-    """(3, 32, 32): a heart with its base at row 18, an open cavity, and the atrium below it."""
+    """Return logits (3, 32, 32): a heart with its base at row 18, an open cavity, and the atrium below it."""
     y, x = torch.meshgrid(torch.arange(32) - 18.0, torch.arange(32) - 15.5, indexing="ij")
     is_heart, is_cavity = (y / 15) ** 2 + (x / 9) ** 2 < 1, (y / 11) ** 2 + (x / 5) ** 2 < 1
     is_atrium = (y > 0) & (y < 8) & (x.abs() < 5)
@@ -110,7 +110,7 @@ def test_a_clip_is_its_frames() -> None:
 
 @pytest.mark.parametrize("shape", [(3,), (6,), (2, 6)])
 def test_a_free_prompt_is_its_structure_of_the_label_map_of_all(shape: tuple[int, ...]) -> None:
-    """Also where structures compete for a pixel; and the verdict is that of all three."""
+    """This holds also where structures compete for a pixel; and the verdict is that of all three."""
     assess, item = AssessDoubtd(DoubtAssessor(None)), {**item_of(random_logits(*shape)), "is_calibrated": True}
     steps = {"keep_largest": True, "fill_holes": True}
     whole = assess(RestoreLabelMapd(**steps)(item))
@@ -147,7 +147,7 @@ def test_a_mask_of_words_that_name_no_structure_is_never_made(prompt: str) -> No
 def test_words_that_segment_something_else_than_their_structure_go_to_review(
     shown: str, code: str | None, words: str
 ) -> None:
-    """Logits of the words themselves first, then those of the three structures."""
+    """Logits of the words themselves come first, then those of the three structures."""
     structures = heart_logits()
     itself = structures[1:2].clone()
     if shown == "half":

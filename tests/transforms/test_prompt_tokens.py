@@ -1,4 +1,4 @@
-"""Prompts of an item as token ids."""
+"""Test prompts of an item as token ids."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ POOR = {"view": "apical_two_chamber", "phase": "end_diastole"}
 
 
 def tokens_of(item: dict[str, Any], level: str, phrasings: tuple[int, ...] = (0, 0, 0), **options: Any) -> torch.Tensor:
-    """Straight from the templates: token ids of the three prompts."""
+    """Return the token ids of the three prompts, straight from the templates."""
     options = {"is_synthetic": item.get("is_synthetic", False), **options}
     texts = [prompt_text(s, level, item, phrasing=p, **options).text for s, p in zip(STRUCTURES, phrasings)]
     return PromptTokenizer()(texts)
@@ -63,7 +63,7 @@ def test_tokens_fall_with_missing_attributes_and_follow_synthetic_templates() ->
 
 
 def test_without_options_the_phrasings_alone_are_drawn() -> None:
-    """What a training saw before there were options, number by number."""
+    """These are the draws of a training before there were options, number by number."""
     transform, random_state = seeded(RandPromptTokensd("P5")), np.random.RandomState(0)
     for _ in range(6):
         phrasings = random_state.randint(2, size=3)
@@ -136,7 +136,7 @@ def test_dropping_everything_is_p1() -> None:
 
 
 def words_of(transform: RandPromptTokensd, item: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The sentences that a transform draws, before they are token ids."""
+    """Return the sentences that a transform draws, before they become token ids."""
     said: list[str] = []
     monkeypatch.setattr(
         "synboost_monai.transforms.prompt_tokens._tokenizer",

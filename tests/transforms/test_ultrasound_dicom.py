@@ -1,4 +1,4 @@
-"""Ultrasound DICOM in MONAI's pipelines, and label maps back on the whole frame."""
+"""Test ultrasound DICOM in MONAI's pipelines, and label maps back on the whole frame."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BOX = (5, 12, 60, 64)
 
 
 def write_clip(path: Path, num_frames: int = 3, spacing_mm: tuple[float, float] = (0.5, 0.8), **changes) -> np.ndarray:
-    """An ultrasound clip with a region in a larger frame; returns its frames."""
+    """Write an ultrasound clip with a region in a larger frame, and return its frames."""
     rows, columns = np.mgrid[: FULL[0], : FULL[1]]
     frames = np.stack([(2 * rows + columns + 5 * t) % 256 for t in range(num_frames)]).astype(np.uint8)
     about = {"view": "apical_four_chamber", "sex": "female", "age": 64}

@@ -1,4 +1,4 @@
-"""Weights of tiny networks, random."""
+"""Provide random weights of tiny networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from synboost_monai.networks.semantic_diffusion_unet import create_semantic_diff
 
 @pytest.fixture(autouse=True)
 def global_state() -> Iterator[None]:
-    """The bundles seed globally; other tests must not notice."""
+    """Restore the global state: the bundles seed globally, and other tests must not notice."""
     state = torch.random.get_rng_state()
     yield
     set_determinism(None)
@@ -24,7 +24,7 @@ def global_state() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """echo_cris, echo_clipseg and echo_semantic_diffusion -> model.pt."""
+    """Return the weights: echo_cris, echo_clipseg and echo_semantic_diffusion -> model.pt."""
     folder = tmp_path_factory.mktemp("demo_weights")
     networks = {}
     for bundle in ("cris", "clipseg"):

@@ -1,4 +1,4 @@
-"""Brush strokes become classes, whatever the browser makes of their borders."""
+"""Test that brush strokes become classes, whatever the browser makes of their borders."""
 
 import itertools
 
@@ -14,7 +14,7 @@ SCALE = 4
 
 
 def picture(*strokes: tuple[str, tuple[int, ...], tuple[int, int, int]], width: int = 0) -> np.ndarray:
-    """RGBA layer of ellipses (box, colour) with smooth borders; width 0 fills them."""
+    """Draw an RGBA layer of ellipses (box, colour) with smooth borders; width 0 fills them."""
     height, columns = drawing.CANVAS_SHAPE
     large = Image.new("RGBA", (columns * SCALE, height * SCALE))
     for kind, box, colour in strokes:
@@ -25,7 +25,7 @@ def picture(*strokes: tuple[str, tuple[int, ...], tuple[int, int, int]], width: 
 
 
 def exact(box: tuple[int, ...]) -> np.ndarray:
-    """Pixels whose centre lies in the ellipse of a box."""
+    """Return the pixels whose centre is in the ellipse of a box."""
     rows, columns = np.mgrid[: drawing.CANVAS_SHAPE[0], : drawing.CANVAS_SHAPE[1]] + 0.5
     x0, y0, x1, y1 = box
     return ((columns - (x0 + x1) / 2) / ((x1 - x0) / 2)) ** 2 + ((rows - (y0 + y1) / 2) / ((y1 - y0) / 2)) ** 2 < 1

@@ -1,4 +1,4 @@
-"""The guard in front of the page: what is refused, what a request may bring, and a real server under attack."""
+"""Test the guard in front of the page: what is refused, what a request may bring, and a real server under attack."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ask(
     folder: Path = Path("/session"),
     pieces: list[Any] | None = None,
 ) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body that the guard answers with; `PASSED` is what is behind it."""
+    """Return status, headers and body of the guard's answer; `PASSED` is the answer from behind it."""
     path, _, query = target.partition("?")
     sent = {"host": HOST, **({} if body is None else {"content-length": str(len(body))}), **(headers or {})}
     scope = {
@@ -216,7 +216,7 @@ def test_a_full_folder_takes_nothing_more(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 class Toy:
-    """A segmenter without a network; it says which file it was given."""
+    """Segment without a network, and report the file that was given."""
 
     name = "toy"
 
@@ -225,7 +225,7 @@ class Toy:
 
 
 class Server:
-    """The page, served by a thread of this process."""
+    """Serve the page in a thread of this process."""
 
     def __init__(self, folder: Path, data_dir: Path) -> None:
         from synboost_monai.serving.demo.page import build_page
@@ -251,7 +251,7 @@ class Server:
         return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False)
 
     def event(self, client: Any, trigger: str, value: Any) -> str:
-        """What the page says after an event of the first tab."""
+        """Return the page's message after an event of the first tab."""
         calls = client.get("/config").json()["dependencies"]
         call = next(c for c in calls if any(target[1] == trigger for target in c["targets"]) and len(c["inputs"]) == 1)
         body = {"data": [value], "fn_index": call["id"], "session_hash": "s1", "trigger_id": None}

@@ -1,4 +1,4 @@
-"""The page in headless Chromium: it loads, segments, synthesises, says what is wrong, and asks nothing of anybody else."""
+"""Test the page in headless Chromium: it loads, segments, synthesises, reports mistakes, and contacts nobody else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 class Demo:
-    """The program in a process of its own."""
+    """Run the program in a separate process."""
 
     def __init__(self, folder: Path, weights: dict[str, Path]) -> None:
         self.port, self.log_path, self.temporary = free_port(), folder / "hosts.txt", folder / "tmp"
@@ -59,7 +59,7 @@ class Demo:
         self.url = f"http://127.0.0.1:{self.port}/"
 
     def wait(self) -> None:
-        """Until it says that it serves."""
+        """Wait until the program says that it serves."""
         end = time.monotonic() + PATIENCE_S
         while self.url.rstrip("/") not in self.output_path.read_text():
             assert self.process.poll() is None and time.monotonic() < end, self.output_path.read_text()
@@ -85,7 +85,7 @@ RED, BLUE = "r > 150 && b < 120", "b > 150 && r < 120"
 
 
 def share_of(page: Any, selector: str, condition: str) -> float:
-    """Share of a shown picture's pixels for which a condition on r, g, b holds."""
+    """Return the share of a shown picture's pixels for which a condition on r, g, b holds."""
     return float(
         page.evaluate(
             """async ([selector, condition]) => {

@@ -1,4 +1,4 @@
-"""The page's segmentation is that of `synboost run BUNDLE inference`, pixel for pixel; what is said of it is right."""
+"""Test that the page's segmentation is that of `synboost run BUNDLE inference`, pixel for pixel, and that its description is right."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def segmenters(weights: dict[str, Path]) -> dict[str, Segmenter]:
 
 @pytest.fixture(scope="module")
 def files(phantom: Phantom, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The phantom as an image of each kind, and two clips."""
+    """Return the phantom as an image of each kind, and two clips."""
     folder = tmp_path_factory.mktemp("files")
     image = load_echo(phantom.image_path)[0].numpy()[0].astype(np.uint8)
     clip = np.stack([image, image[:, ::-1], np.roll(image, 5, axis=0)])
@@ -290,7 +290,7 @@ def test_files_outside_of_the_folders_are_not_even_looked_for(tmp_path: Path) ->
 def perfect(
     phantom: Phantom, spacing_mm: tuple[float, float] | None, label_map: np.ndarray | None = None
 ) -> Segmentation:
-    """A segmentation that is the truth, or the given label map, by a network that is sure."""
+    """Make a segmentation that is the truth, or the given label map, by a network that is sure."""
     label_map = phantom.label_map if label_map is None else label_map
     pixels, aspect = load_echo(phantom.image_path)
     indices, names = [s.class_index for s in STRUCTURES], [s.name for s in STRUCTURES]

@@ -1,4 +1,4 @@
-"""Step by step the page synthesises the image that the bundle's own run makes of the same label map and seeds."""
+"""Test that the page synthesises, step by step, the image that the bundle's own run makes of the same label map and seeds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def finished(synthesiser: Synthesiser, condition: Condition, seed: int) -> Step:
 def test_image_equals_the_bundles_own_run(
     synthesiser: Synthesiser, weights: dict[str, Path], source: LabelSource, tmp_path: Path
 ) -> None:
-    """Same label map, perturbation and noise; the run is told to draw one image at a time, as the page does."""
+    """Label map, perturbation and noise are the same; the run draws one image at a time, as the page does."""
     out = tmp_path / "run"
     settings = {
         **DIFFUSION,

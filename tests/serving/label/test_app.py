@@ -1,4 +1,4 @@
-"""What our app asks of MONAI Label's stock app, for which a stand-in stands here."""
+"""Test what our app asks of MONAI Label's stock app, with a stand-in for that."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ USED = {
 
 
 class StockApp:
-    """Answers with the request that it gets."""
+    """Answer with the request that it gets."""
 
     def __init__(self, images: dict[str, str], prompt: str) -> None:
         self.images, self.prompt = images, prompt
@@ -95,7 +95,7 @@ def test_a_training_may_replace_the_weights_that_it_starts_from_and_nothing_else
 def test_the_network_is_that_of_the_weights_as_they_lie_there(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A head for the view is asked for what it sees, until a training has left it behind."""
+    """A head for the view is asked what it sees, until a training has dropped it."""
     import torch
     from monai.bundle import ConfigParser
 
@@ -105,7 +105,7 @@ def test_the_network_is_that_of_the_weights_as_they_lie_there(
     from synboost_monai.serving.label import app as ours
 
     class Task(ours.BundleInferTask):
-        """As MONAI Label makes it of a bundle: the network once, of the config; from weights that are newer it loads them again."""
+        """Hold a bundle as MONAI Label does: the network is made once from the config, and newer weights are loaded again."""
 
         def __init__(self) -> None:
             self.bundle_path, self.displayable_configs, self._config, self.num_cleared = str(tmp_path), {}, {}, 0

@@ -1,4 +1,4 @@
-"""The app folder of MONAI Label: a copy with its own settings, made whole, kept as it is, and never of weights that do not fit."""
+"""Test MONAI Label's app folder: a copy with its own settings, made whole, kept as it is, and never with weights that do not fit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TINY = {"preset": "tiny", "image_size": "32"}
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Random tiny weights of both segmenters."""
+    """Return random tiny weights of both segmenters."""
     folder, paths = tmp_path_factory.mktemp("weights"), {}
     for architecture in ("cris", "clipseg"):
         torch.manual_seed(0)
@@ -37,7 +37,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def stock_dir(tmp_path: Path) -> Path:
-    """What stands for MONAI Label's sample app."""
+    """Return a stand-in for MONAI Label's sample app."""
     folder = tmp_path / "stock"
     (folder / "lib").mkdir(parents=True)
     (folder / "main.py").write_text("class MyApp: pass\n", encoding="utf-8")
@@ -162,7 +162,7 @@ def test_weights_say_what_they_are_and_go_on_to(checkpoints: dict[str, Path], st
 
 
 def test_a_head_for_the_view_goes_along(stock_dir: Path, tmp_path: Path) -> None:
-    """No config of the app folder says anything of it: a training on corrected labels leaves it out, and model.json says so."""
+    """No config of the app folder states it: a training on corrected labels drops the head, and model.json says so."""
     network = create_segmenter("cris", "tiny", has_view_head=True)
     facts = {**PUBLISHED_FACTS["cris"], "preset": "tiny", "image_size": 32, "has_view_head": True}
     write_model(network.state_dict(), tmp_path / "model.pt", new_card({"architecture": "cris", **facts}, {}))

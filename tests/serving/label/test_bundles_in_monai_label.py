@@ -1,4 +1,4 @@
-"""The bundles as MONAI Label uses them, without MONAI Label: pieces of inference.yaml alone, and its overrides of train.yaml."""
+"""Test the bundles as MONAI Label uses them, without MONAI Label: parts of inference.yaml, and its overrides of train.yaml."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def weights(bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One image in four kinds of file."""
+    """Write one image in four kinds of file."""
     folder = tmp_path_factory.mktemp("images")
     item = read_datalist(datalist_dir, "testing")[0]
     plane, label = read_plane(item["image"]), read_plane(item["label"])
@@ -85,7 +85,7 @@ def images(datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 def served(bundle: str, weights: Path, path: Path, prompt: str = "") -> dict[str, Any]:
-    """The item after the steps that MONAI Label takes: preprocessing, inferer on the image alone, postprocessing.
+    """Return the item after the steps that MONAI Label takes: preprocessing, inferer on the image alone, postprocessing.
 
     `threshold` of the item is the one that was taken: half of the pixels are above it.
     """
@@ -116,7 +116,7 @@ def served(bundle: str, weights: Path, path: Path, prompt: str = "") -> dict[str
 
 
 def segmented(bundle: str, weights: Path, path: Path, output_dir: Path, prompt: str, threshold: float) -> np.ndarray:
-    """The label map (H, W) of `monai.bundle run`."""
+    """Return the label map (H, W) of `monai.bundle run`."""
     run = ConfigWorkflow(
         str(BUNDLES_DIR / bundle / "configs/inference.yaml"), workflow_type="infer", logging_file=False,
         dataset_dir=str(path), output_dir=str(output_dir), checkpoint_path=str(weights), prompt=prompt,
@@ -128,7 +128,7 @@ def segmented(bundle: str, weights: Path, path: Path, output_dir: Path, prompt: 
 
 
 def read_written(path: Path) -> np.ndarray:
-    """As on the screen: the affine of these images says that they are stored upside down."""
+    """Read a file as on the screen: the affine of these images says that they are stored upside down."""
     return load_echo(path)[0][0].numpy()
 
 
@@ -151,7 +151,7 @@ def test_image_alone_gives_what_the_bundle_gives(bundle, weights, images, tmp_pa
 
 
 def test_prompts_of_several_images_stay_theirs(bundle, weights):
-    """Prompts in meta data, collated or not, give the logits of prompts that are handed over."""
+    """Prompts in meta data, collated or not, give the logits of prompts that are passed directly."""
     from synboost_monai.inferers import PromptedSegmentationInferer
     from synboost_monai.transforms import PromptTokensd
 
@@ -171,7 +171,7 @@ def test_prompts_of_several_images_stay_theirs(bundle, weights):
 
 
 def test_training_with_the_overrides_of_monai_label(bundle, weights, datalist_dir, tmp_path):
-    """As its bundle trainer calls `monai.bundle.run`: old nesting marks, lists of data, a CheckpointLoader before our handlers."""
+    """Its bundle trainer calls `monai.bundle.run` so: old nesting marks, lists of data, a CheckpointLoader before our handlers."""
     path = BUNDLES_DIR / bundle / "configs/train.yaml"
     items = [{"image": i["image"], "label": i["label"]} for i in read_datalist(datalist_dir, "training")[:3]]
     parser = ConfigParser()

@@ -1,4 +1,4 @@
-"""The guard in front of MONAI Label: what 3D Slicer and OHIF ask passes, everything else is refused with a status and a reason."""
+"""Test MONAI Label's guard: requests of 3D Slicer and OHIF pass, everything else is refused with a status and a reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CODE = "$__import__('os').system('id')"
 
 
 class Stub:
-    """Stands for MONAI Label: keeps what reaches it, and answers every origin as it does."""
+    """Stand in for MONAI Label: keep the requests that arrive, and answer every origin as it does."""
 
     def __init__(self) -> None:
         self.scope: dict[str, Any] = {}
@@ -60,7 +60,7 @@ def make_guard(studies: Path, token: str | None = None) -> Guard:
 def ask(
     guard: Guard, method: str, target: str, body: bytes | list[bytes] = b"", **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of an answer to a request whose target is written as on the wire."""
+    """Return status, headers and body of an answer to a request whose target is written as on the wire."""
     raw_path, _, query = target.partition("?")
     pieces = body if isinstance(body, list) else [body]
     all_headers = {"Host": HOST, "Content_Length": str(sum(map(len, pieces)))} | headers
@@ -401,7 +401,7 @@ def test_websockets_are_refused(studies: Path) -> None:
 
 
 def test_two_new_images_of_one_name_are_one(studies: Path) -> None:
-    """Whether a name is free is asked again when it is this request's turn."""
+    """Whether a name is free is checked again when the request has its turn."""
     guard = make_guard(studies)
     stub = guard.app
 

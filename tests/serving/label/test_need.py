@@ -1,4 +1,4 @@
-"""The image that needs a person most comes first."""
+"""Test that the image that needs a person most comes first."""
 
 from __future__ import annotations
 

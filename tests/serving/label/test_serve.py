@@ -1,4 +1,4 @@
-"""`synboost label`: who is let in, and folders of images in which MONAI Label would write elsewhere."""
+"""Test `synboost label`: who is let in, and folders of images in which MONAI Label would write elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scripts/setup_label.sh: torch first, MONAI Label's pins before the project's, MONAI Label without its requirements, and resuming."""
+"""Test scripts/setup_label.sh: torch first, MONAI Label's pins before the project's, MONAI Label without its requirements, and resuming."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def call(clone: Path, *arguments: str, **variables: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """The finished script, and what python was asked for."""
+    """Return the finished script, and the arguments of its calls to python."""
     log_path = clone / "log"
     log_path.write_text("", encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SYNBOOST_")}

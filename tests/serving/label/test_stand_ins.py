@@ -1,4 +1,4 @@
-"""MONAI Label's import of torchvision works without it, and nobody else is fooled."""
+"""Test that MONAI Label's import of torchvision works without it, and that no other library takes the stand-in for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An environment that MONAI Label cannot run in is told, with what is wrong and what puts it right."""
+"""Test that an environment that cannot run MONAI Label is reported, with all faults and their correction."""
 
 from __future__ import annotations
 
