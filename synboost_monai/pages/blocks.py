@@ -15,6 +15,8 @@ from synboost_monai.pages.tables import NOTHING, Table, cells, headings, is_nume
 
 MAX_ROWS = 250
 """Largest number of rows of a table on the page; its files have all rows."""
+MAX_UNFOLDED = 40
+"""Largest number of rows of a table that `folded` leaves open."""
 
 _PLACE = re.compile(r"\{(\w+)\}")
 _MINUS = re.compile(r"(?<!e)-")  # 1e-12 keeps its hyphen for LaTeX
@@ -136,6 +138,11 @@ class Section:
     """Anchor of the section."""
     title: str
     blocks: Sequence[Block]
+
+
+def folded(title: str, table: ReportTable, most: int = MAX_UNFOLDED) -> Block:
+    """Return a table, folded under a title if it has more than `most` rows."""
+    return Fold(title, [table]) if len(table.table.frame) > most else table
 
 
 def tables_of(blocks: Iterable[Block]) -> Iterator[ReportTable]:

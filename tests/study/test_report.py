@@ -16,7 +16,7 @@ from synboost_monai.pages.pictures import colour_label_map, overlay
 from synboost_monai.pages.tables import Table
 from synboost_monai.structures import LEFT_ATRIUM, MYOCARDIUM
 from synboost_monai.study.grid import Segmenter
-from synboost_monai.study.report import comparisons, convergence, write_report
+from synboost_monai.study.report import curves, differences, write_report
 from synboost_monai.study.report.evaluations import Evaluation, Run, Setting, mean_rows, repetitions
 
 SECTIONS = {"summary", "study", "results", "structures", "differences", "clinical", "real", "ranked", "failures"}
@@ -232,7 +232,7 @@ def test_what_cannot_be_compared_is_told(grid_run_dir, tmp_path):
     run = Run.read(grid_run_dir)
     kept = [e for e in run.evaluations if e.setting == Setting("cris", "P2", False, "all")]
     kept = [e for e in kept if (e.segmenter.strategy, e.segmenter.seed) in (("real", 0), ("synthetic", 1))]
-    found = comparisons.compare_strategies(replace(run, evaluations=kept))
+    found = differences.compare_strategies(replace(run, evaluations=kept))
     assert found.found == []
     assert found.problems == ["CRIS, P2: real against synthetic: no seed and fold is evaluated in both"]
 
@@ -265,7 +265,7 @@ def test_updates_are_counted_with_and_without_pretraining(tmp_path, grid_run_dir
     run = replace(run, run_dir=tmp_path, evaluations=[real, pretrained, finetuned])
     for e in run.evaluations:  # cached: no files are needed
         e.__dict__["summary"] = {"section": "testing", "num_cases": 1, "num_patients": 1}
-    table = convergence.updates_table(run).table.frame
+    table = curves.updates_table(run).table.frame
     assert list(table.level) == pytest.approx([89.1, 70, 80, 85, 90])  # first 99 % of the best of real
     row = table.iloc[0]
     assert (row.real_updates, row.finetuning_updates, row.pretraining_updates) == (400, 200, 200)

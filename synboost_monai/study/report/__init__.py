@@ -1,9 +1,9 @@
 """Write the report of a study's run: report.html (one file, works from disk), tables/, results.csv, results.json, cases.csv.gz.
 
-evaluations.py   reads the run and groups its evaluations; comparisons.py: compares strategies
-overview.py scores.py boxes.py differences.py convergence.py scarcity.py agreement.py wrong_words.py examples.py failures.py repeat.py
+evaluations.py   reads the run and groups its evaluations
+overview.py scores.py differences.py curves.py clinical.py wrong_words.py cases.py
                  each make a section or a few: tables, plots and texts, only where the study has the data
-plots.py         draws the plots; `pages` has the building blocks of sections, pages and pictures
+`pages` has the building blocks of sections, tables, figures and pictures.
 """
 
 from __future__ import annotations
@@ -23,24 +23,10 @@ from synboost_monai.files import atomic_path, atomic_write_text
 from synboost_monai.pages.blocks import Section, write_tables
 from synboost_monai.pages.page import package_versions, render
 from synboost_monai.pages.words import PHANTOM_WARNING
-from synboost_monai.study.report import (
-    agreement,
-    boxes,
-    comparisons,
-    convergence,
-    differences,
-    examples,
-    failures,
-    overview,
-    repeat,
-    scarcity,
-    scores,
-    wrong_words,
-)
+from synboost_monai.study.report import cases, clinical, curves, differences, overview, scores, wrong_words
 from synboost_monai.study.report.evaluations import Evaluation, Run
 
 __all__ = ["results_frame", "write_report"]
-
 
 CASES_NAME = "cases.csv.gz"
 """File in the run's folder with one row per segmenter, image and structure."""
@@ -100,23 +86,23 @@ def _write_cases(evaluations: Sequence[Evaluation], path: Path) -> None:
 
 def sections_of(run: Run) -> list[Section]:
     """Return the page's sections in order, without those for which the study has no data."""
-    compared = comparisons.compare_strategies(run)
+    compared = differences.compare_strategies(run)
     sections = [
         overview.summary_section(run, compared),
         overview.study_section(run),
-        scores.section(run),
-        boxes.section(run),
+        scores.results_section(run),
+        scores.structures_section(run),
         differences.section(run, compared),
-        convergence.section(run),
-        scarcity.section(run, compared),
-        agreement.section(run),
+        curves.convergence_section(run),
+        curves.scarcity_section(run, compared),
+        clinical.section(run),
         wrong_words.section(run),
-        examples.synthetic_section(run),
-        examples.real_section(run),
-        examples.ranked_section(run),
-        failures.section(run),
-        repeat.times_section(run),
-        repeat.repeat_section(run),
+        cases.synthetic_section(run),
+        cases.real_section(run),
+        cases.ranked_section(run),
+        cases.failures_section(run),
+        overview.times_section(run),
+        overview.repeat_section(run),
     ]
     return [section for section in sections if section is not None]
 

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,11 @@ class Setting:
     frozen: bool
     patients: int | float | str
 
+    @classmethod
+    def of(cls, segmenter: Segmenter) -> Setting:
+        """Return the setting of a segmenter."""
+        return cls(segmenter.model, segmenter.prompt, segmenter.frozen, segmenter.patients)
+
     @property
     def size(self) -> float:
         """Return the number or share of patients for ordering; all patients are infinite."""
@@ -57,8 +62,17 @@ class Evaluation:
 
     @property
     def setting(self) -> Setting:
-        s = self.segmenter
-        return Setting(s.model, s.prompt, s.frozen, s.patients)
+        return Setting.of(self.segmenter)
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """Return model and strategy as cells of a table."""
+        return {"model": model_title(self.segmenter.model), "strategy": STRATEGY_TITLES[self.segmenter.strategy]}
+
+    @property
+    def name(self) -> str:
+        """Return model and strategy in words, which are unique among the evaluations that are shown."""
+        return ", ".join(self.cells.values())
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -74,6 +88,11 @@ class Evaluation:
     def image_dice(self) -> pd.Series:
         """Return the Dice of each case, mean over its structures, from worst to best."""
         return self.frame.groupby("case")["dice"].mean().sort_values(kind="stable")
+
+    @property
+    def has_label_maps(self) -> bool:
+        """Return whether its label maps were kept."""
+        return (self.evaluation_dir / "label_maps").is_dir()
 
     def label_map(self, case: str) -> NDArray[Any] | None:
         """Return the predicted label map of a case, in display order; None if it was not kept."""
@@ -150,6 +169,10 @@ class Run:
         """Return the first fold and seed of each shown setting and strategy."""
         return [evaluations[0] for s in self.shown_settings for evaluations in self.groups[s].values()]
 
+    def with_other_patients(self, setting: Setting) -> list[Setting]:
+        """Return the settings that differ from one only in the number of patients, with itself."""
+        return [s for s in self.groups if replace(s, patients=setting.patients) == setting]
+
     @cached_property
     def axes(self) -> list[str]:
         """Return the axes of the settings that have more than one value, apart from model and prompt: patients, frozen."""
@@ -177,11 +200,6 @@ class Run:
         if "frozen" in self.axes:
             words.append(f"encoders {'frozen' if setting.frozen else 'trained'}")
         return ", ".join(words)
-
-    def name_of(self, evaluation: Evaluation) -> str:
-        """Name an evaluation by model and strategy, which is unique among those shown."""
-        s = evaluation.segmenter
-        return f"{model_title(s.model)}, {STRATEGY_TITLES[s.strategy]}"
 
     def mean_rows(self, evaluations: Sequence[Evaluation]) -> pd.DataFrame:
         """Return `mean_rows`, computed once for each group of evaluations."""
@@ -272,11 +290,15 @@ class Run:
         """Return the command that makes the whole run again."""
         return f"synboost experiment {self.run_dir.resolve().name}/study.yaml --output ANOTHER_FOLDER"
 
+    @property
+    def commands(self) -> str:
+        """Return the commands under a table: of the run, and of its report."""
+        return f"Commands: {self.command}; of this table: synboost report {self.run_dir.resolve().name}"
+
     def note(self, evaluations: Sequence[Evaluation], sentences: str = "") -> str:
         """Return the note under a table: sentences, then split, repetitions and command."""
         return (
-            f"{sentences} {self.source[0].upper()}{self.source[1:]}; {repetitions(evaluations)}. "
-            f"Commands: {self.command}; of this table: synboost report {self.run_dir.resolve().name}"
+            f"{sentences} {self.source[0].upper()}{self.source[1:]}; {repetitions(evaluations)}. {self.commands}"
         ).strip()
 
 

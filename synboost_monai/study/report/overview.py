@@ -1,9 +1,11 @@
-"""Begin the page with the results in one table, and with a description of the study in words."""
+"""Begin the page with the results in one table and the study in words; end it with times, commands and versions."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import platform
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,15 +14,21 @@ import yaml
 from synboost_monai.data.datalist import DATALIST_NAME, SUMMARY_NAME
 from synboost_monai.files import read_text
 from synboost_monai.pages.blocks import Block, Fold, Listing, ReportTable, Section, Text, best_rows
+from synboost_monai.pages.page import package_versions
 from synboost_monai.pages.tables import Table
-from synboost_monai.pages.words import STRATEGY_TITLES, count, join, model_title
+from synboost_monai.pages.words import STRATEGY_TITLES, count, duration, join, model_title
+from synboost_monai.study.dag import KINDS
 from synboost_monai.study.grid import ALL
-from synboost_monai.study.report.comparisons import AGAINST_REAL, AGAINST_REAL_JOINED, Differences
+from synboost_monai.study.report.differences import AGAINST_REAL, AGAINST_REAL_JOINED, Differences
 from synboost_monai.study.report.evaluations import Run, in_words
 from synboost_monai.study.report.scores import HEADINGS, HOW_TO_READ, mean_over, numbers, percent
 
 MAX_LINES = 12
 """Lines of the data's summary that are shown unfolded."""
+MAX_COMMANDS = 40
+"""Largest number of commands of a kind that are all listed."""
+FEW_COMMANDS = 5
+"""Number of commands listed of a kind with more."""
 
 
 def summary_section(run: Run, differences: Differences) -> Section:
@@ -76,6 +84,72 @@ def study_section(run: Run) -> Section:
     settings = yaml.safe_dump(dict(run.study.settings), sort_keys=False, allow_unicode=True)
     blocks.append(Fold("Settings (study.yaml)", [Listing(settings)]))
     return Section("study", "Study", blocks)
+
+
+def times_section(run: Run) -> Section | None:
+    """Return the wall time by kind of stage, and of each stage; None if no stage left its time."""
+    if not run.stages:
+        return None
+    rows: list[dict[str, Any]] = []
+    for kind, stages in by_kind(run.stages).items():
+        seconds = [float(s["seconds"]) for s in stages]
+        rows.append(
+            {"kind": KINDS[kind], "num_stages": len(stages), "seconds": sum(seconds), "longest_seconds": max(seconds)}
+        )
+    total = sum(float(s["seconds"]) for s in run.stages)
+    rows.append(
+        {
+            "kind": "together",
+            "num_stages": len(run.stages),
+            "seconds": total,
+            "longest_seconds": max(r["longest_seconds"] for r in rows),
+        }
+    )
+    frame = pd.DataFrame(rows)
+    for column in ("seconds", "longest_seconds"):
+        frame[column.replace("seconds", "time")] = [duration(s) for s in frame[column]]
+    headings = {"kind": "kind of stage", "num_stages": "stages", "seconds": "time", "longest_seconds": "longest"}
+    interrupted = sum(int(s.get("attempts", 1)) > 1 for s in run.stages)
+    words = f"Of finished stages, on {machine()}; stages may have run beside each other."
+    words += (
+        f" {count(interrupted, 'stage')} had to be taken up again; the time of all attempts counts."
+        if interrupted
+        else ""
+    )
+    table = Table("times", "Wall time by kind of stage", frame, {}, headings, words)
+    shown = ReportTable(table, {"seconds": "{time}", "longest_seconds": "{longest_time}"})
+    return Section("times", "Times", [shown])
+
+
+def repeat_section(run: Run) -> Section:
+    """List the commands of the whole study, and of every stage by kind."""
+    blocks: list[Block] = [
+        Text("The settings of the whole study are in study.yaml beside this page:"),
+        Listing(run.command),
+        Text(
+            f"Versions: {', '.join(f'{name} {v}' for name, v in package_versions().items())}; {machine()}. The same seeds, versions "
+            "and kind of machine give the same numbers. results.json holds every stage and every evaluation with its command and the "
+            "SHA-256 of its weights; tables/ holds every table of this page as CSV and LaTeX.",
+            is_soft=True,
+        ),
+    ]
+    for kind, stages in by_kind(run.stages).items():
+        few = len(stages) <= MAX_COMMANDS
+        shown = stages if few else stages[:FEW_COMMANDS]
+        text = "\n\n".join(
+            f"# {s['title']}: {duration(float(s['seconds']))}{_attempts(s)}\n{s['command']}" for s in shown
+        )
+        rest = "" if few else f"\n\n# and {len(stages) - len(shown)} more: results.json, timing/"
+        blocks.append(
+            Fold(
+                f"{KINDS[kind].capitalize()}: {count(len(stages), 'command')}, run in the folder of the study",
+                [Listing(text + rest)],
+            )
+        )
+    return Section("again", "How to repeat it", blocks)
+
+
+# ---- helpers
 
 
 def _without(cells: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
@@ -140,3 +214,19 @@ def _simulated(run: Run) -> str:
 
 def _text_of(path: Any) -> str:
     return read_text(path) if path.is_file() else ""
+
+
+def by_kind(stages: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return kind -> its stages, in the order of the work."""
+    found = {kind: [s for s in stages if s["kind"] == kind] for kind in KINDS}
+    return {kind: of_kind for kind, of_kind in found.items() if of_kind}
+
+
+def machine() -> str:
+    """Describe the machine that made the report, which ran the study unless the run was copied."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} processor cores"
+
+
+def _attempts(stage: Mapping[str, Any]) -> str:
+    attempts = int(stage.get("attempts", 1))
+    return f", {attempts} attempts" if attempts > 1 else ""

@@ -1,4 +1,4 @@
-"""Make tables of results, as in the paper: Dice by strategy, model and prompt; all metrics; by structure; on the paper's grid."""
+"""Show the results as in the paper: tables of Dice and all metrics, by prompt and structure, and box plots of the images."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any
 import pandas as pd
 
 from synboost_monai.evaluation.statistics import OVERALL
-from synboost_monai.pages.blocks import Block, Fold, ReportTable, Section, Text, best_rows
+from synboost_monai.pages.blocks import Block, Fold, Plot, ReportTable, Section, Text, best_rows, folded
+from synboost_monai.pages.figures import DPI, WIDTH, draw_grid, new_figure, png_of, strategy_legend
 from synboost_monai.pages.tables import Table
-from synboost_monai.pages.words import STRATEGY_TITLES
+from synboost_monai.pages.words import STRATEGY_COLOURS, STRATEGY_TITLES, join, model_title
 from synboost_monai.structures import STRUCTURES
 from synboost_monai.study.grid import PROMPT_LEVELS
 from synboost_monai.study.report.evaluations import Evaluation, Run, Setting, mean_of
 
-MAX_ROWS = 40
-"""Largest number of rows of a table that is not folded."""
 PERCENT = {"dice": "dice_percent", "iou": "iou_percent", "dice_512": "dice_512_percent", "iou_512": "iou_512_percent"}
 """Metric that tables show in percent -> its column."""
 TITLES = {
@@ -40,25 +39,41 @@ HOW_TO_READ = (
     "distance of the borders, are over the masks that are not empty; empty masks count as Dice 0 and are counted apart."
 )
 """Text under the tables of metrics."""
+MAX_GROUPS = 8
+"""Largest number of groups of boxes with all numbers of patients; if there are more, only the shown settings are drawn."""
 
 
-def section(run: Run) -> Section:
+def results_section(run: Run) -> Section:
     """Return every table of metrics for which the study has data."""
     blocks: list[Block] = []
     if len({s.prompt for s in run.groups}) > 1:
         blocks.append(prompt_table(run))
     main = metric_table(run)
-    by_structure = structure_table(run)
-    if len(main.table.frame) > MAX_ROWS:
-        blocks.append(Fold(f"Every metric of each of the {len(main.table.frame)} cells", [main]))
-    else:
-        blocks.append(main)
-    blocks.append(Text(_words(run), is_soft=True))
-    is_long = len(by_structure.table.frame) > MAX_ROWS
-    blocks.append(Fold("By structure", [by_structure]) if is_long else by_structure)
+    blocks += [
+        folded(f"Every metric of each of the {len(main.table.frame)} cells", main),
+        Text(_words(run), is_soft=True),
+        folded("By structure", structure_table(run)),
+    ]
     if (on_paper_grid := paper_grid_table(run)) is not None:
         blocks.append(Fold("On the paper’s grid of 512 × 512 pixels", [on_paper_grid]))
     return Section("results", "Results", blocks)
+
+
+def structures_section(run: Run) -> Section:
+    """Return box plots of Dice, and of HD95 where it was measured."""
+    settings = box_settings(run)
+    blocks: list[Block] = []
+    for metric, words in (("dice", "Dice"), ("hd95_mm", "HD95")):
+        png = _box_plot(run, settings, metric)
+        if png is not None:
+            alt = f"Box plots of {words} by structure, model and strategy; means are in the tables of results."
+            blocks.append(Plot(png, alt))
+    text = (
+        f"Shown: {join([run.title(s) for s in settings])}. Boxes: quartiles over the test images (each averaged over seeds and folds), "
+        "line at the median, diamond at the mean, whiskers to 1.5 times the box. HD95 is without empty masks, on a logarithmic axis, "
+        "where less than 0.1 mm is drawn at 0.1."
+    )
+    return Section("structures", "By structure", [*blocks, Text(text, is_soft=True)])
 
 
 def prompt_table(run: Run) -> ReportTable:
@@ -95,7 +110,6 @@ def metric_table(run: Run) -> ReportTable:
         "scores",
         "Every metric by model, prompt and strategy",
         metrics,
-        lambda e: e.summary["overall"],
         "Bold: the best strategy.",
         with_counts=True,
     )
@@ -144,12 +158,11 @@ def paper_grid_table(run: Run) -> ReportTable | None:
         "scores_paper_grid",
         "Metrics on the paper’s grid (512 × 512, aspect lost)",
         ["dice_512", "iou_512", "hausdorff_512"],
-        lambda e: e.summary["overall"],
         "Bold: the best strategy. The published Hausdorff column is 100 times the distance in pixels.",
     )
 
 
-# ---- shared by other tables
+# ---- shared by other sections
 
 
 def percent(value: float | None) -> float | None:
@@ -171,6 +184,12 @@ def numbers(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     return frame.astype({c: float for c in columns if c in frame})
 
 
+def box_settings(run: Run) -> list[Setting]:
+    """Return the shown settings, and the same settings with other numbers of patients if they are few."""
+    with_patients = [s for shown in run.shown_settings for s in run.with_other_patients(shown)]
+    return with_patients if len(with_patients) <= MAX_GROUPS else run.shown_settings
+
+
 # ---- helpers
 
 
@@ -184,7 +203,6 @@ def _table(
     name: str,
     title: str,
     metrics: Sequence[str],
-    of: Callable[[Evaluation], Mapping[str, Any]],
     sentence: str,
     with_counts: bool = False,
 ) -> ReportTable:
@@ -195,13 +213,14 @@ def _table(
         for metric in metrics:
             column = PERCENT.get(metric, metric)
             for end, suffix in (("mean", ""), ("std", "_std")):
-                value = mean_over(evaluations, f"{metric}_{end}", of)
+                value = mean_over(evaluations, f"{metric}_{end}")
                 row[f"{column}{suffix}"] = percent(value) if metric in PERCENT else value
         if with_counts:
-            means = [float(of(e)["dice_mean"]) for e in evaluations]
+            summaries = [e.summary[OVERALL] for e in evaluations]
+            means = [float(s["dice_mean"]) for s in summaries]
             row["dice_percent_std_of_runs"] = 100 * stdev(means) if len(means) > 1 else None
-            row["num_empty"] = sum(int(of(e)["num_empty_prediction"]) for e in evaluations)
-            row["num_masks"] = sum(int(of(e).get("num_rows") or of(e)["num_dice"]) for e in evaluations)
+            row["num_empty"] = sum(int(s["num_empty_prediction"]) for s in summaries)
+            row["num_masks"] = sum(int(s.get("num_rows") or s["num_dice"]) for s in summaries)
             row["num_runs"] = len(evaluations)
         rows.append(row)
     columns = [PERCENT.get(m, m) for m in metrics]
@@ -233,3 +252,71 @@ def _words(run: Run) -> str:
     has_runs = any(len(evaluations) > 1 for _, _, evaluations in _groups(run))
     between = " Means and deviations are averaged over runs (seeds, folds); “between runs” is the standard deviation of their mean Dice."
     return HOW_TO_READ + between * has_runs + " Weights were chosen on the validation section, never on test images."
+
+
+def _box_plot(run: Run, settings: Sequence[Setting], metric: str) -> bytes | None:
+    """Draw boxes of the images' metric, a panel for each structure and one for all; None if nothing is measured."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    frames = {
+        (i, strategy): run.mean_rows(evaluations)
+        for i, setting in enumerate(settings)
+        for strategy, evaluations in run.groups[setting].items()
+    }
+    if all(frame[metric].isna().all() for frame in frames.values()):
+        return None
+    is_share = metric == "dice"
+    strategies = [s for s in run.strategies if any(key[1] == s for key in frames)]
+    rows, columns = (1, 4) if len(settings) <= 2 else (2, 2)
+    figure = new_figure(WIDTH, 1.0 + 3.0 * rows, DPI)
+    panels = figure.subplots(rows, columns, sharey=True).ravel()
+    names = [*(s.name for s in STRUCTURES), None]
+    for panel, name in zip(panels, names):
+        for j, strategy in enumerate(strategies):
+            places, values = [], []
+            for i in range(len(settings)):
+                if (i, strategy) in frames:
+                    frame = frames[i, strategy]
+                    part = frame if name is None else frame[frame["structure"] == name]
+                    known = part[metric].dropna() * (100 if is_share else 1)
+                    places.append(i + (j - (len(strategies) - 1) / 2) * 0.8 / len(strategies))
+                    values.append(known.to_numpy() if is_share else known.clip(lower=0.1).to_numpy())
+            _boxes(panel, places, values, strategy, 0.62 / len(strategies))
+        panel.set_title("all structures" if name is None else name.replace("_", " "), fontsize=10)
+        panel.set_xticks(range(len(settings)), [_tick(run, s) for s in settings], fontsize=8.5)
+        panel.set_xlim(-0.6, len(settings) - 0.4)
+        draw_grid(panel, "y")
+        if not is_share:
+            panel.set_yscale("log")
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            panel.yaxis.set_minor_formatter(NullFormatter())
+    for panel in panels[::columns]:
+        panel.set_ylabel("Dice of an image (%)" if is_share else "HD95 (mm)")
+    strategy_legend(figure, strategies)
+    return png_of(figure)
+
+
+def _boxes(panel: Any, places: Sequence[float], values: Sequence[Any], strategy: str, width: float) -> None:
+    """Draw the boxes of one strategy."""
+    if not places:
+        return
+    panel.boxplot(
+        values,
+        positions=places,
+        widths=width,
+        patch_artist=True,
+        showmeans=True,
+        manage_ticks=False,
+        boxprops={"facecolor": STRATEGY_COLOURS[strategy], "alpha": 0.8},
+        medianprops={"color": "black"},
+        meanprops={"marker": "D", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 3.5},
+        flierprops={"marker": ".", "markersize": 3, "markeredgecolor": "0.3", "alpha": 0.6},
+    )
+
+
+def _tick(run: Run, setting: Setting) -> str:
+    """Return the text under a group of boxes."""
+    words = [model_title(setting.model)]
+    words += [run.patients_title(setting.patients)] if "patients" in run.axes else [setting.prompt]
+    return "\n".join(words)

@@ -71,7 +71,7 @@ def _summary(run: Run, records: list[tuple[Segmenter, Mapping[str, Any]]]) -> Re
                 rows.setdefault(key, cells)[s.name] = 100 * part["dice_to_right"]
     names = [s.name for s, _ in records]
     frame = numbers(pd.DataFrame(list(rows.values())), names)
-    settings = [_setting(s) for s, _ in records]
+    settings = [Setting.of(s) for s, _ in records]
     common = run.common(settings)
     titles = {}
     for (s, _), setting in zip(records, settings):
@@ -82,8 +82,7 @@ def _summary(run: Run, records: list[tuple[Segmenter, Mapping[str, Any]]]) -> Re
     note = (
         f"Dice to the mask of the right prompt, %, mean over prompts; {first['section']} section of {run.data_name}, "
         f"{first['num_images']} images of {first['num_patients']} patients; seeds {sorted({s.seed for s, _ in records})}. Dice of the "
-        f"right prompts’ masks to the expert, %: {right}. Commands: {run.command}; of this table: synboost report "
-        f"{run.run_dir.resolve().name}"
+        f"right prompts’ masks to the expert, %: {right}. {run.commands}"
     )
     title = f"Dice (%) to the right prompt’s mask{in_words(common)}"
     table = Table("prompt_sensitivity", title, frame, dict.fromkeys(names, ".1f"), titles, note)
@@ -92,8 +91,4 @@ def _summary(run: Run, records: list[tuple[Segmenter, Mapping[str, Any]]]) -> Re
 
 def _title(run: Run, s: Segmenter) -> str:
     """Name a segmenter in words."""
-    return f"{model_title(s.model)}, {STRATEGY_TITLES[s.strategy]}, {run.title(_setting(s)).partition(', ')[2]}"
-
-
-def _setting(s: Segmenter) -> Setting:
-    return Setting(s.model, s.prompt, s.frozen, s.patients)
+    return f"{model_title(s.model)}, {STRATEGY_TITLES[s.strategy]}, {run.title(Setting.of(s)).partition(', ')[2]}"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from synboost_monai.evaluation.agreement import MIN_PAIRS
+from synboost_monai.evaluation.agreement import MIN_PAIRS, agreement
 from synboost_monai.evaluation.clinical import ALL_QUALITIES, ClinicalResult, clinical_measures
 from synboost_monai.heart.measures import MEASURES, METHODS
 from synboost_monai.pages.blocks import Block, Fold, Plot, ReportTable, Section, Text
+from synboost_monai.pages.figures import MAX_COLUMNS, draw_grid, new_panels, png_of
 from synboost_monai.pages.tables import Table
-from synboost_monai.pages.words import STRATEGY_TITLES, model_title
-from synboost_monai.study.report import plots
+from synboost_monai.pages.words import STRATEGY_COLOURS, signed
+from synboost_monai.records import IMAGE_QUALITIES
 from synboost_monai.study.report.evaluations import Evaluation, Run
 from synboost_monai.study.report.scores import HEADINGS, numbers
 
@@ -38,6 +40,9 @@ PLOTTED = ("ejection_fraction", "end_diastolic_volume_ml")
 """Measures with a Bland-Altman plot for each segmenter."""
 MAX_REASONS = 5
 """Largest number of reasons for missing values that are listed."""
+QUALITY_MARKERS = {"good": "o", "medium": "s", "poor": "^", "": "D"}
+"""Image quality ('' if not known) -> marker."""
+
 _STATISTICS = ("num_pairs", "bias", "lower_limit", "upper_limit", "mae", "pearson_r", "icc", "icc_low", "icc_high")
 _FORMATS = {
     **dict.fromkeys(("bias", "lower_limit", "upper_limit"), "+.1f"),
@@ -55,11 +60,17 @@ _HEADINGS = {
     "icc": "ICC(2,1) [95 %]",
 }
 _JOINED = {"lower_limit": "{lower_limit} to {upper_limit}", "icc": "{icc} [{icc_low}, {icc_high}]"}
+_WORDS = (
+    "LV, LA: left ventricle and atrium; ED, ES: end-diastole and end-systole. Bias: predicted less expert; limits of agreement: bias "
+    "± 1.96 standard deviations of the differences (Bland and Altman). MAE: mean absolute error, in the measure’s unit (of an "
+    "ejection fraction: percentage points). Left ventricular volumes by Simpson’s method of disks in the views named, the left "
+    "atrium’s by area and length."
+)
 
 
 def section(run: Run) -> Section | None:
     """Return the agreement of the shown segmenters, or the reason why there is none; None if no label map was kept."""
-    kept = [e for e in run.shown if (e.evaluation_dir / "label_maps").is_dir()]
+    kept = [e for e in run.shown if e.has_label_maps]
     if not kept:
         return None
     blocks: list[Block] = []
@@ -75,7 +86,7 @@ def section(run: Run) -> Section | None:
                 )
             )
         except (ValueError, FileNotFoundError) as error:
-            blocks.append(Text(f"{run.name_of(e)}: clinical measures cannot be computed: {error}"))
+            blocks.append(Text(f"{e.name}: clinical measures cannot be computed: {error}"))
     records = [(e, record) for e, result in results for record in result.summary["agreement"]]
     against_expert = [(e, r) for e, r in records if (r["first"], r["second"]) == ("predicted", "expert")]
     overall = [(e, r) for e, r in against_expert if r["image_quality"] == ALL_QUALITIES]
@@ -87,7 +98,7 @@ def section(run: Run) -> Section | None:
         main = [(e, r) for e, r in overall if is_main(r)]
         blocks.append(_table(run, "clinical", "Agreement with the experts’ label maps", main))
         blocks.append(Text(_WORDS, is_soft=True))
-        blocks += [plot for measure in PLOTTED for plot in _plot(run, measure, results)]
+        blocks += [plot for measure in PLOTTED for plot in _plot(measure, results)]
         rest = [(e, r) for e, r in overall if not is_main(r)]
         by_quality = [(e, r) for e, r in against_expert if r["image_quality"] != ALL_QUALITIES]
         by_quality = [(e, r) for e, r in by_quality if r["measure"] == "ejection_fraction"]
@@ -105,12 +116,7 @@ def section(run: Run) -> Section | None:
     return Section("clinical", "Clinical measures", [Text(shown, is_soft=True), *blocks]) if blocks else None
 
 
-_WORDS = (
-    "LV, LA: left ventricle and atrium; ED, ES: end-diastole and end-systole. Bias: predicted less expert; limits of agreement: bias "
-    "± 1.96 standard deviations of the differences (Bland and Altman). MAE: mean absolute error, in the measure’s unit (of an "
-    "ejection fraction: percentage points). Left ventricular volumes by Simpson’s method of disks in the views named, the left "
-    "atrium’s by area and length."
-)
+# ---- helpers
 
 
 def _table(run: Run, name: str, title: str, records: Sequence[tuple[Evaluation, Mapping[str, Any]]]) -> ReportTable:
@@ -128,8 +134,7 @@ def _table(run: Run, name: str, title: str, records: Sequence[tuple[Evaluation, 
         }
         row |= {"first": r["first"]} if with_sides else {}
         row |= {"image_quality": r["image_quality"]} if with_quality else {}
-        row |= {"model": model_title(e.segmenter.model), "strategy": STRATEGY_TITLES[e.segmenter.strategy]}
-        rows.append(row | {key: r[key] for key in _STATISTICS})
+        rows.append(row | e.cells | {key: r[key] for key in _STATISTICS})
     frame = numbers(pd.DataFrame(rows), _STATISTICS[1:])
     if frame["method"].nunique() == 1:
         title, frame = f"{title}, {frame['method'].iloc[0]}", frame.drop(columns="method")
@@ -141,7 +146,7 @@ def _table(run: Run, name: str, title: str, records: Sequence[tuple[Evaluation, 
     )
 
 
-def _plot(run: Run, measure: str, results: Sequence[tuple[Evaluation, ClinicalResult]]) -> list[Block]:
+def _plot(measure: str, results: Sequence[tuple[Evaluation, ClinicalResult]]) -> list[Block]:
     """Draw Bland-Altman plots of a measure, a panel per segmenter, by the best available method; nothing with too few patients."""
     for method in METHODS:
         panels = []
@@ -155,12 +160,59 @@ def _plot(run: Run, measure: str, results: Sequence[tuple[Evaluation, ClinicalRe
         if panels:
             words, unit = MEASURES[measure]
             title = f"{words.capitalize()}, {METHODS[method][0]}"
-            png = plots.bland_altman(run, panels, f"{words} ({unit})", "percentage points" if unit == "%" else unit)
+            png = _bland_altman(panels, f"{words} ({unit})", "percentage points" if unit == "%" else unit)
             alt = f"Bland-Altman plots of the {words}, a panel for each segmenter; bias and limits are in the table."
             return [
                 Plot(png, alt, f"{title}: predicted less expert, over their mean. Lines: bias and limits of agreement.")
             ]
     return []
+
+
+def _bland_altman(found: Sequence[tuple[Evaluation, pd.DataFrame]], quantity: str, unit: str) -> bytes:
+    """Draw predicted minus expert over their mean, a panel per segmenter, with bias and limits of agreement.
+
+    Args:
+        found: segmenters, each with its patients: predicted, expert, image_quality.
+        quantity: name and unit on the axis.
+        unit: unit of a difference.
+    """
+    columns = max(Counter(e.segmenter.model for e, _ in found).values())
+    figure, panels = new_panels(len(found), 2.9, sharey=True, columns=min(columns, MAX_COLUMNS), sharex=True)
+    kinds: list[str] = []
+    for panel, (e, pairs) in zip(panels, found):
+        a, b = pairs["predicted"].to_numpy(dtype=float), pairs["expert"].to_numpy(dtype=float)
+        quality = pairs["image_quality"].fillna("").to_numpy()
+        for kind in [k for k in (*IMAGE_QUALITIES, "") if (quality == k).any()]:
+            kinds += [kind] * (kind not in kinds)
+            is_kind = quality == kind
+            colour, marker = STRATEGY_COLOURS[e.segmenter.strategy], QUALITY_MARKERS[kind]
+            panel.scatter(((a + b) / 2)[is_kind], (a - b)[is_kind], s=18, color=colour, marker=marker, alpha=0.8, lw=0)
+        numbers = agreement(a, b)
+        digits = 1 if max(abs(numbers["lower_limit"]), abs(numbers["upper_limit"])) >= 1 else 2
+        for key, style in (("upper_limit", "--"), ("bias", "-"), ("lower_limit", "--")):
+            panel.axhline(numbers[key], color="black", ls=style, lw=1)
+            text = signed(numbers[key], digits)
+            panel.annotate(
+                text, (0.99, numbers[key]), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8.5
+            )
+        panel.axhline(0, color="black", lw=0.5, alpha=0.4)
+        panel.margins(x=0.1, y=0.12)
+        panel.set_title(f"{e.name}\n{len(a)} patients", fontsize=9.5)
+        panel.tick_params(labelbottom=True)
+        draw_grid(panel, "both")
+        if panel.get_subplotspec().is_first_col():
+            panel.set_ylabel(f"predicted − expert\n({unit})", fontsize=9)
+    figure.supxlabel(f"mean of predicted and expert: {quantity}", fontsize=9)
+    if kinds != [""]:
+        from matplotlib.lines import Line2D
+
+        handles = [
+            Line2D([], [], marker=QUALITY_MARKERS[k], ls="", color="0.4", label=f"image quality {k or 'not known'}")
+            for k in (*IMAGE_QUALITIES, "")
+            if k in kinds
+        ]
+        figure.legend(handles=handles, ncols=len(handles), loc="outside upper center", frameon=False, fontsize=8.5)
+    return png_of(figure)
 
 
 def _left_out(results: Sequence[tuple[Evaluation, ClinicalResult]]) -> list[str]:
