@@ -1,4 +1,4 @@
-"""Label maps become synthetic images: what to make, from which label maps, and the files. Names load on first use."""
+"""Turn label maps into synthetic images: sampling label maps, planning, and writing files. Names load on first use."""
 
 from synboost_monai.lazy import on_first_use
 

@@ -1,15 +1,15 @@
-"""New label maps without annotation: drawn from a shape model of training label maps, or between two of them.
+"""Make new label maps without annotation: drawn from a shape model of training label maps, or between two of them.
 
-    output_dir/labels/NAME_gt.nii.gz  label maps, 0..3; each passes the checks of anatomy
+    output_dir/labels/NAME_gt.nii.gz  label maps, 0..3; each passes the anatomical checks
     output_dir/sectors/NAME.nii.gz    the ultrasound sector of each, 0 and 1, taken from a training image
-    output_dir/datalist.json          section training, for `synboost synthesise --dataset_dir`; written when all maps are there
+    output_dir/datalist.json          section training, for `synboost synthesise --dataset_dir`; written when all maps exist
     output_dir/provenance.json        how each map was made
     output_dir/summary.json           rejections, and how the maps compare with the training label maps
-    output_dir/shape_model.npz        the model
+    output_dir/shape_model.npz        the shape model
     output_dir/contact_sheet.png      training label maps in the first row, new ones below
 
-Map k depends on the data, the settings, the seed and k alone, so a larger set begins with a smaller one, and a run that was
-interrupted goes on. A draw that fails a check is made again with the next sub-seed.
+Map k depends only on the data, the settings, the seed and k, so a larger set begins with a smaller one, and an interrupted
+run continues. A draw that fails a check is repeated with the next sub-seed.
 """
 
 from __future__ import annotations
@@ -58,51 +58,51 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 METHODS = ("shape_model", "interpolate")
-"""Draw from the model; or average two training label maps of one view and phase."""
+"""Drawing from the model; averaging two training label maps of one view and phase."""
 INTERPOLATION_WEIGHTS = (0.25, 0.75)
-"""Weight of the second map, uniform: nearer to an end, the new map would be the old one."""
+"""Range of the second map's weight, drawn uniformly: closer to 0 or 1, the new map would be one of the old ones."""
 MAX_DRAWS = 500
-"""Draws for one map; if none passes, fewer than about 1 % do."""
+"""Largest number of draws for one map; if none passes, fewer than about 1 % do."""
 MAPS_BETWEEN_RECORDS = 100
-"""provenance.json is brought up to date each time so many maps were made."""
+"""Number of new maps after which provenance.json is updated."""
 MAX_COMPARED = 500
-"""Maps that are compared with the training label maps, spread evenly."""
+"""Largest number of maps that are compared with the training label maps, spread evenly."""
 CANONICAL_SIZE = 64
-"""Side of the grid on which maps are compared, in the ventricle's own pose."""
+"""Side of the grid on which maps are compared, in a pose fixed to the ventricle."""
 CANONICAL_EXTENT = ((-2.0, 2.0), (-1.8, 3.4))
-"""What it covers: x and y in units of the ventricle's root mean square radius; y down."""
+"""Extent of that grid: x and y in units of the ventricle's root mean square radius; y downwards."""
 NUM_SHEET_COLUMNS, MAX_SHEET_ROWS, SHEET_TILE_PX = 20, 10, 110
-"""Contact sheet: label maps a row, rows of new maps, side of a tile."""
+"""Contact sheet: label maps per row, rows of new maps, side of a tile."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainingMaps:
-    """What the training label maps tell."""
+    """Hold what is learned from the training label maps."""
 
     cases: list[HeartCase]
     patients: list[str]
-    """Of each case."""
+    """Patient of each case."""
     measures: list[dict[str, float]]
-    """Of each case (`examine_anatomy`)."""
+    """Measures of each case (`examine_anatomy`)."""
     canonical: NDArray[np.uint8]
-    """Each case's label map in the ventricle's own pose, (n, N, N)."""
+    """Each case's label map in the pose fixed to the ventricle, (n, N, N)."""
     ranges: dict[str, tuple[float, float]]
     num_passing: int
-    """Cases that pass `check_anatomy` with these ranges and their own sector."""
+    """Number of cases that pass `check_anatomy` with these ranges and their own sector."""
     skipped: dict[str, int]
-    """Reason -> label maps that were not used."""
+    """Reason -> number of label maps that were not used."""
 
 
 @dataclass(frozen=True)
 class DrawnMap:
-    """One accepted label map."""
+    """Hold one accepted label map."""
 
     label_map: NDArray[np.uint8]
     frame: Frame
     record: dict[str, Any]
-    """Its entry of provenance.json."""
+    """Entry of the map in provenance.json."""
 
 
 def sample_label_maps(
@@ -118,23 +118,23 @@ def sample_label_maps(
     variance_scale: float = 1.0,
     explained_variance: float = EXPLAINED_VARIANCE,
 ) -> Path:
-    """Make a data set of new label maps (see the module); files that are there already are kept.
+    """Make a data set of new label maps (see the module); existing files are kept.
 
     Args:
         dataset_dir: datalist folder (or folder of label maps) to learn from.
-        output_dir: where the data set goes.
-        num_maps: how many.
-        seed: of the run.
+        output_dir: folder of the new data set.
+        num_maps: number of maps.
+        seed: seed of the run.
         method: one of `METHODS`.
-        section: of the datalist; several joined by `+`.
-        view, phase: learn from these label maps only; None: from all, each new map has the view and phase of its frame.
-        variance_scale: factor of the shape modes' variances; 1: as in the training label maps.
+        section: section of the datalist; several joined by `+`.
+        view, phase: learn only from these label maps; None: from all, each new map has the view and phase of its frame.
+        variance_scale: factor on the variances of the shape modes; 1: as in the training label maps.
         explained_variance: share of the variance that the modes keep.
     Returns:
         Path of datalist.json.
     Raises:
-        FileNotFoundError, ValueError: if the data is missing or at fault, fewer than `MIN_CASES` label maps are usable,
-            an argument is out of range, the folder was begun with other settings, or next to no draw passes the checks.
+        FileNotFoundError, ValueError: if the data is missing or invalid, fewer than `MIN_CASES` label maps are usable,
+            an argument is out of range, the folder was begun with other settings, or almost no draw passes the checks.
     """
     if num_maps < 1:
         raise ValueError(f"num_maps must be at least 1, got {num_maps}")
@@ -196,14 +196,14 @@ def sample_label_maps(
 
 
 def read_training_maps(items: Sequence[Mapping[str, Any]]) -> TrainingMaps:
-    """Landmarks, measures and sectors of the label maps to learn from.
+    """Read landmarks, measures and sectors of the label maps to learn from.
 
-    A label map that lacks a structure, or whose structures do not lie as in an apical view, is left out and counted.
+    A label map that lacks a structure, or whose structures are not arranged as in an apical view, is left out and counted.
 
     Args:
-        items: of `list_label_maps`.
+        items: result of `list_label_maps`.
     Raises:
-        FileNotFoundError, ValueError: if a file is missing or at fault, or fewer than `MIN_CASES` label maps are usable.
+        FileNotFoundError, ValueError: if a file is missing or invalid, or fewer than `MIN_CASES` label maps are usable.
     """
     skipped: Counter[str] = Counter()
     cases, patients, measures, label_maps, is_inside = [], [], [], [], []
@@ -228,7 +228,7 @@ def read_training_maps(items: Sequence[Mapping[str, Any]]) -> TrainingMaps:
             f"{len(cases)} of {len(items)} label maps can be used ({reasons or 'none was left out'}); a shape model needs at "
             f"least {MIN_CASES}: give a section with more, or no --view and --phase"
         )
-    ranges = anatomy_ranges(measures, tail=0.0, margin=0.0)  # no size that was not seen
+    ranges = anatomy_ranges(measures, tail=0.0, margin=0.0)  # only sizes that were seen
     num_passing = sum(inside and not out_of_range(m, ranges) for inside, m in zip(is_inside, measures))
     mean = ShapeModel.fit(cases).mean
     canonical = [
@@ -238,30 +238,30 @@ def read_training_maps(items: Sequence[Mapping[str, Any]]) -> TrainingMaps:
 
 
 def _read_item(item: Mapping[str, Any]) -> tuple[NDArray[np.uint8], Frame]:
-    """A label map and its frame.
+    """Read a label map and its frame.
 
     Raises:
-        FileNotFoundError, ValueError: if a file is missing or at fault.
+        FileNotFoundError, ValueError: if a file is missing or invalid.
     """
     loaded: dict[Hashable, Any] = {key: load_echo(item[key])[0] for key in ("image", "sector") if item.get(key)}
     label, spacing_mm = load_echo(item["label"], like=item.get("image"))
     label_map = label[0].numpy().astype(np.uint8)
     image_shape = loaded["image"].shape if "image" in loaded else label.shape
     if label_map.max() >= NUM_CLASSES or (label_map != label[0].numpy()).any() or image_shape != label.shape:
-        check_label_map(label, image_shape, str(item["label"]))  # slow, so only where something is wrong
+        check_label_map(label, image_shape, str(item["label"]))  # slow, so only after a quick check has failed
     sector = SectorMaskd()({**loaded, "label": label, "spacing_mm": spacing_mm})["sector"]
     return label_map, Frame.of_sector(sector[0].numpy(), spacing_mm, item.get("view"), item.get("phase"))
 
 
 class LabelMapSampler:
-    """Draws label maps; map k depends on its number and the arguments alone.
+    """A LabelMapSampler draws label maps; map k depends only on its number and the arguments.
 
     Args:
         training: the label maps to learn from.
-        model: fitted to them.
+        model: shape model fitted to them.
         method: one of `METHODS`.
-        seed: of the run.
-        variance_scale: as `sample_label_maps`.
+        seed: seed of the run.
+        variance_scale: as in `sample_label_maps`.
     """
 
     def __init__(
@@ -278,10 +278,10 @@ class LabelMapSampler:
         self.whole = whole if len(whole) >= MIN_CASES else list(range(len(cases)))
 
     def draw(self, number: int) -> DrawnMap:
-        """Map `number`: the first of its draws that passes the checks of anatomy.
+        """Return map `number`: the first of its draws that passes the anatomical checks.
 
         Raises:
-            ValueError: if none of `MAX_DRAWS` passes.
+            ValueError: if none of `MAX_DRAWS` draws passes.
         """
         rejected: Counter[str] = Counter()
         for attempt in range(MAX_DRAWS):
@@ -338,12 +338,12 @@ class LabelMapSampler:
         return points, frame, {"frame_of": names[int(weight > 0.5)], "sources": names, "weight": round(weight, 5)}
 
     def _name(self, number: int, frame: Frame) -> str:
-        """Like CAMUS's names, so that view and phase can be read off: shape_model_0_00012_4CH_ED."""
+        """Return a name like those of CAMUS, which contain view and phase: shape_model_0_00012_4CH_ED."""
         short = [code for code, name in {**VIEWS, **PHASES}.items() if name in (frame.view, frame.phase)]
         return "_".join([f"{self.method}_{self.seed}_{number:05d}", *short])
 
 
-# ---- how they compare
+# ---- comparison
 
 
 def _write_summary(
@@ -353,7 +353,7 @@ def _write_summary(
     model: ShapeModel,
     settings: Mapping[str, Any],
 ) -> None:
-    """summary.json."""
+    """Write summary.json."""
     measures, canonical = [], []
     problems: Counter[str] = Counter()
     compared = _spread(records, MAX_COMPARED)
@@ -397,7 +397,7 @@ def _write_summary(
 def _compare(
     name: str, training: Sequence[Mapping[str, float]], sampled: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
-    """Quantiles of a measure in both, and the Kolmogorov-Smirnov distance between them (0 equal, 1 apart)."""
+    """Compare the quantiles of a measure, and compute the Kolmogorov-Smirnov distance (0 equal, 1 apart)."""
     both = [np.array([m[name] for m in measures if name in m]) for measures in (training, sampled)]
     distance = float(stats.ks_2samp(*both).statistic) if all(len(values) for values in both) else None
     return {
@@ -410,10 +410,10 @@ def _compare(
 
 
 def _model_quality(training: TrainingMaps, model: ShapeModel, seed: int, explained_variance: float) -> dict[str, Any]:
-    """Compactness, generalisation and specificity (Davies 2002) of the model; distances are landmark means in mm.
+    """Compute compactness, generalisation and specificity (Davies 2002) of the model; distances are landmark means in mm.
 
-    Specificity: of a drawn shape to the nearest training shape; to be read beside that of a training shape to the nearest of
-    another patient. Both at the mean size.
+    Specificity is the distance of a drawn shape to the nearest training shape; compare it with the distance of a training shape to the
+    nearest of another patient. Both are at the mean size.
     """
     whole = [i for i, case in enumerate(training.cases) if not case.is_cut]
     whole = whole if len(whole) >= MIN_CASES else list(range(len(training.cases)))
@@ -443,7 +443,7 @@ def _model_quality(training: TrainingMaps, model: ShapeModel, seed: int, explain
 def _canonical(
     label_map: NDArray[Any], points: NDArray[np.float64], spacing_mm: Sequence[float], mean: NDArray[np.float64]
 ) -> NDArray[np.uint8]:
-    """A label map in the ventricle's own pose and size, (N, N); `points` in mm from the first pixel's centre."""
+    """Resample a label map in the ventricle's own pose and size, (N, N); `points` in mm from the first pixel's centre."""
     pose = pose_in(points, mean)
     axes = [low + (np.arange(CANONICAL_SIZE) + 0.5) / CANONICAL_SIZE * (high - low) for low, high in CANONICAL_EXTENT]
     grid = np.stack(np.meshgrid(*axes), -1)  # (N, N, 2), x and y
@@ -452,8 +452,8 @@ def _canonical(
 
 
 def _nearest_dice(canonical: NDArray[np.uint8], training: TrainingMaps) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Mean Dice of the structures with the most alike training map: of each new map, and of each training map with those of
-    other patients."""
+    """Return the mean Dice over the structures with the most similar training map, for each new map, and for each training map
+    among those of other patients."""
     of_new = _mean_dice(canonical, training.canonical).max(axis=1)
     patients = np.array(training.patients)
     among = _mean_dice(training.canonical, training.canonical)
@@ -463,7 +463,7 @@ def _nearest_dice(canonical: NDArray[np.uint8], training: TrainingMaps) -> tuple
 
 
 def _mean_dice(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Dice of every pair, mean of the structures, (n, m)."""
+    """Return the Dice of every pair, averaged over the structures, (n, m)."""
     total = np.zeros((len(first), len(second)))
     for class_index in range(1, NUM_CLASSES):
         a, b = ((maps == class_index).reshape(len(maps), -1).astype(np.float32) for maps in (first, second))
@@ -472,13 +472,13 @@ def _mean_dice(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[n
 
 
 def _spread(items: Sequence[Any], limit: int) -> list[Any]:
-    """At most `limit` items, spread evenly."""
+    """Return at most `limit` items, spread evenly."""
     count = min(limit, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
 
 def _quantiles(values: NDArray[Any]) -> dict[str, float] | None:
-    """Mean and quantiles; None of nothing."""
+    """Return mean and quantiles; None without values."""
     if not len(values):
         return None
     ends = {f"p{round(100 * q):02d}": float(np.quantile(values, q)) for q in (0.05, 0.5, 0.95)}
@@ -489,7 +489,7 @@ def _quantiles(values: NDArray[Any]) -> dict[str, float] | None:
 
 
 def _hash_of(items: Sequence[Mapping[str, Any]]) -> str:
-    """A hash of the label maps and what their sectors come from, and of view and phase; not of where they lie."""
+    """Return a hash of the label maps, the sources of their sectors, view and phase; it does not depend on the files' location."""
     digest = hashlib.sha256()
     for item in items:
         parts = [sha256_of(item[key]) for key in ("label", "image", "sector") if item.get(key)]
@@ -498,7 +498,7 @@ def _hash_of(items: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _records_before(output_dir: Path, settings: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """Records of maps that an earlier run with the same settings made and whose files are there.
+    """Return the records of maps that an earlier run with the same settings made and whose files exist.
 
     Raises:
         ValueError: if the folder was begun with other settings.
@@ -524,7 +524,7 @@ def _records_before(output_dir: Path, settings: Mapping[str, Any]) -> dict[int, 
 
 
 def _is_finished(output_dir: Path, before: Mapping[int, Any], num_maps: int) -> bool:
-    """Whether nothing is left to do for just so many maps."""
+    """Return whether exactly this number of maps is already complete."""
     path = output_dir / DATALIST_NAME  # written last
     if sorted(before) != list(range(num_maps)) or not path.is_file():
         return False
@@ -539,7 +539,7 @@ def _write_provenance(
 
 
 def _echo_record(output_dir: Path, record: Mapping[str, Any]) -> EchoRecord:
-    """A map as an item: its own patient, without image."""
+    """Return the record of a map: its own patient, without image."""
     return EchoRecord(
         image=None,
         label=output_dir / record["label"],
@@ -554,7 +554,7 @@ def _echo_record(output_dir: Path, record: Mapping[str, Any]) -> EchoRecord:
 def _write_contact_sheet(
     output_dir: Path, records: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Training label maps in the first row, new ones below."""
+    """Draw training label maps in the first row, new ones below."""
     from matplotlib.figure import Figure
 
     old = []
@@ -586,7 +586,7 @@ def _write_contact_sheet(
 
 
 def _tile(label_map: NDArray[np.uint8], sector: NDArray[Any], spacing_mm: Sequence[float]) -> NDArray[np.uint8]:
-    """A small square picture: dark grey sector, structures in their colours, darker outside the sector."""
+    """Return a small square picture: dark grey sector, structures in their colours, darker outside the sector."""
     size = SHEET_TILE_PX - 2
     extent = np.array(label_map.shape) * spacing_mm
     rows, columns = (

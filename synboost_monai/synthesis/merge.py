@@ -1,4 +1,4 @@
-"""Several synthetic data sets as one: such as those of one model for each view and phase, as published."""
+"""Merge several synthetic data sets into one, such as those of one model for each view and phase, as published."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from synboost_monai.synthesis.writers import write_contact_sheet, write_json
 def merge_synthetic(output_dir: str | os.PathLike[str], *dirs: str | os.PathLike[str]) -> Path:
     """Write datalist.json, provenance.json and contact_sheet.png of several finished synthetic data sets; no image is copied.
 
-    Paths are relative to `output_dir`, so the folders must keep their places to each other. provenance.json lists the `parts`
-    (folder, settings, checkpoint, versions) and the images of all, each with the number of its part.
+    Paths are relative to `output_dir`, so the folders must not be moved relative to each other. provenance.json lists the `parts`
+    (folder, settings, checkpoint, versions) and all images, each with the number of its part.
 
     Args:
-        output_dir: of the three files; may hold the folders, but not be one of them.
+        output_dir: folder of the three files; it may contain the other folders, but not be one of them.
         dirs: folders that `synthesise` has finished.
     Returns:
         path of the datalist.
     Raises:
-        FileNotFoundError: if a folder is no finished synthetic data set.
+        FileNotFoundError: if a folder is not a finished synthetic data set.
         ValueError: if a folder is given twice or is `output_dir`, there are none, or a patient is in two sections.
     """
     target = Path(output_dir)
@@ -100,7 +100,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _provenance(folders: list[Path], target: Path) -> Iterator[dict[str, Any]]:
-    """Records of all images, one folder's at a time in memory."""
+    """Yield the records of all images, with one folder's at a time in memory."""
     for number, folder in enumerate(folders):
         for record in _load(folder / "provenance.json")["images"]:
             yield {**rebased_item(record, folder, target), "part": number}

@@ -1,19 +1,19 @@
-"""A synthetic data set from label maps: which images to make, by which process, and what the folder tells of itself.
+"""Plan a synthetic data set from label maps: the images to make, the share of each process, and the files that describe the folder.
 
     output_dir/images/NAME.nii.gz     synthetic echocardiograms, uint8, black outside the sector
-    output_dir/labels/NAME.nii.gz     their label maps, 0..3, as perturbed and not cut at the sector: the segmentation target
-    output_dir/settings.json          what decides how the images look; written before the first one
-    output_dir/datalist.json          as for real data; written when all images are there
+    output_dir/labels/NAME.nii.gz     their label maps, 0..3, perturbed but not cut at the sector: the segmentation target
+    output_dir/settings.json          the settings that affect the images; written before the first image
+    output_dir/datalist.json          as for real data; written when all images exist
     output_dir/provenance.json        how each image was made; likewise
     output_dir/contact_sheet.png      some images: target, image, both; likewise
 
-NAME is CASE_vN, the source's file name and the number of the variation, or CASE_vN_rM where a perturbed label map has several
-images. PNG and DICOM files lie beside the NIfTI files.
+NAME is CASE_vN, the source's file name and the number of the variation, or CASE_vN_rM if a perturbed label map has several
+images. PNG and DICOM files are written beside the NIfTI files.
 
-Nothing coordinates the processes of a run but the disk. An image whose NIfTI file exists is complete, as it is written last and
-whole. Each process (RANK of WORLD_SIZE, as torchrun sets them) makes those of its share that are missing, and whichever finds
-everything there when it is done writes the last three files; two that do so at once write the same bytes. So a run may be killed
-at any moment and go on with any number of processes. Memory does not grow with the number of images.
+The processes of a run coordinate only through the disk. An image whose NIfTI file exists is complete, as that file is written last
+and whole. Each process (RANK of WORLD_SIZE, as torchrun sets them) makes the missing images of its share, and whichever finds
+all images complete at its end writes the last three files; two that do so at once write the same bytes. So a run can be killed
+at any moment and continue with any number of processes. Memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -58,28 +58,28 @@ if TYPE_CHECKING:
 __all__ = ["SaveSyntheticd", "SynthesisPlan", "list_sources", "rank_and_world_size", "stable_seed", "write_nifti"]
 
 CARRIED_ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality")
-"""Attributes that a synthetic image inherits. Not the ejection fraction: ED and ES are perturbed apart, so it would be wrong."""
+"""Attributes that a synthetic image inherits; not the ejection fraction, as ED and ES are perturbed separately and it would be wrong."""
 NUM_CONTACT_SHEET_IMAGES = 12
-"""Images on the contact sheet."""
+"""Number of images on the contact sheet."""
 TEMPORARY_NAME = re.compile(r"\.\d+-[0-9a-f]{8}\.")
-"""How `files.atomic_path` begins the name of a file that is being written."""
+"""Beginning of the name that `files.atomic_path` gives to a file while it is written."""
 SOURCE_PATHS = ("image", "label", "sector")
-"""Files of a source that the preprocessing reads, where there are any."""
+"""Files of a source that the preprocessing reads, if they exist."""
 
 logger = logging.getLogger(__name__)
 
 
 def stable_seed(*parts: object) -> int:
-    """A seed of 63 bits that depends on the parts' text alone: not on the order of work, the machine or Python's hash."""
+    """Return a 63-bit seed that depends only on the parts' text: not on the order of work, the machine or Python's hash."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Number of this process (from 0) and of all of them, from RANK and WORLD_SIZE as torchrun sets them; (0, 1) without.
+    """Return the number of this process (from 0) and of all, from RANK and WORLD_SIZE as torchrun sets them; (0, 1) without.
 
     Raises:
-        ValueError: if they are no such numbers.
+        ValueError: if they are not valid numbers.
     """
     rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
@@ -92,7 +92,7 @@ def rank_and_world_size() -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class SynthesisOptions:
-    """Which images a synthesis run makes, of which label maps, and what decides how they look.
+    """Hold which images a synthesis run makes, from which label maps, and the settings that affect the images.
 
     Raises:
         ValueError: if a number of images is below 1.
@@ -103,13 +103,13 @@ class SynthesisOptions:
     sections: str | Sequence[str] = ("training", "validation")
     """Sections of the datalist; an image goes to the section of its source, so patients never cross."""
     limit: int | None = None
-    """At most so many label maps of each section, spread evenly; None: all."""
+    """Largest number of label maps of each section, spread evenly; None: all."""
     view: str | None = None
-    """apical_two_chamber or apical_four_chamber: label maps of this view alone; None: all."""
+    """apical_two_chamber or apical_four_chamber: only label maps of this view; None: all."""
     phase: str | None = None
-    """end_diastole or end_systole: label maps of this phase alone; None: all."""
+    """end_diastole or end_systole: only label maps of this phase; None: all."""
     num_variations: int = 5
-    """Perturbations of each label map (5 published)."""
+    """Perturbations of each label map (published: 5)."""
     num_repeats: int = 1
     """Images of each perturbed label map."""
     seed: int = 0
@@ -119,7 +119,7 @@ class SynthesisOptions:
     sector_threshold: float = 0.0
     """Brightest image value outside the sector."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else decides how an image looks (sampler, steps, guidance), for the record."""
+    """Other settings that affect the images (sampler, steps, guidance), for the record."""
 
     def __post_init__(self) -> None:
         for name in ("num_variations", "num_repeats"):
@@ -139,19 +139,19 @@ class SynthesisOptions:
 
 
 class SynthesisPlan:
-    """Plan what a synthesis run makes: every label map of some sections, perturbed `num_variations` times, each `num_repeats` times.
+    """A SynthesisPlan lists the images of a run: every label map of some sections, with all its variations and repeats.
 
     The seeds of an image are hashes of the run's seed, the case and the numbers of variation and repeat, so an image does not
     depend on which others are made, on their order, the batch size, the number of processes, or a restart.
 
     Args:
-        dataset_dir: folder or datalist with label maps, and the images beside them where there are any (for the sector).
+        dataset_dir: folder or datalist with label maps, and their images, if there are any (for the sector).
         output_dir: folder of the new data set.
-        options: which images, and how they look.
+        options: choice of images, and settings that affect them.
         checkpoint_path: weights of the network; their hash is recorded.
         writer: writer of the files; None: NIfTI alone.
     Raises:
-        FileNotFoundError, ValueError: as `list_sources`; or if RANK makes no sense.
+        FileNotFoundError, ValueError: as `list_sources`; or if RANK is not valid.
     """
 
     def __init__(
@@ -184,25 +184,25 @@ class SynthesisPlan:
 
     @property
     def share(self) -> PlannedItems:
-        """Items that are this process's to make, missing or not.
+        """Return the items that this process has to make, missing or not.
 
-        Dealt by their place in the plan, not among the missing ones, as each process looks at the disk at another moment.
+        They are dealt by their position in the plan, not among the missing ones, as each process looks at the disk at another moment.
         """
         return self.items[self.rank :: self.world_size]
 
     def remaining(self) -> PlannedItems:
-        """Items of this process's share that are not on disk: what the dataset of this run holds."""
+        """Return the items of this process's share that are not on disk: the dataset of this run."""
         return self.share.without(self.writer.names_on_disk())
 
     def run(self, evaluator: Evaluator) -> None:
-        """Make the images of this process's share that are missing; then, if all are there, write what tells of them.
+        """Make the missing images of this process's share; then, if all images exist, write the files that describe them.
 
         Args:
             evaluator: runs over `remaining()` and writes each image by `SaveSyntheticd`.
         Raises:
             FileNotFoundError: if the checkpoint is missing.
-            ValueError: if a source is no label map, or the folder was begun with other settings: nothing is written then. If a
-                file cannot be written: the same command goes on later.
+            ValueError: if a source is not a label map, or the folder was begun with other settings; nothing is written then. If a
+                file cannot be written; the same command continues later.
         """
         if not self.checkpoint_path.is_file():
             raise FileNotFoundError(
@@ -235,7 +235,7 @@ class SynthesisPlan:
             path = self.output_dir / "settings.json"
             if not path.is_file():
                 write_json(path, self.settings, {})
-            self._check_settings()  # of another process that was quicker
+            self._check_settings()  # another process may have been quicker
             evaluator.run()
         self.writer.add_formats((item["name"] for item in self.share), self.attributes_of)
         num_missing = len(self.items.without(self.writer.names_on_disk()))
@@ -250,7 +250,7 @@ class SynthesisPlan:
         self._finish()
 
     def attributes_of(self, name: str) -> dict[str, Any]:
-        """Patient and carried attributes of an image, None where they are not known."""
+        """Return patient and carried attributes of an image, None for unknown ones."""
         case = name.rpartition("_v")[0]
         source = self._source_of[case]
         return {"patient": _patient(source), **{key: source.get(key) for key in CARRIED_ATTRIBUTES}}
@@ -259,7 +259,7 @@ class SynthesisPlan:
         return "" if self.world_size == 1 else f"process {self.rank} of {self.world_size}: "
 
     def _check_settings(self) -> None:
-        """A folder holds the images of one model, one sampler and one seed."""
+        """Check that the folder holds images of one model, one sampler and one seed."""
         path = self.output_dir / "settings.json"
         if not path.is_file():
             if len(self.items.without(self.writer.names_on_disk())) < len(self.items):
@@ -275,7 +275,7 @@ class SynthesisPlan:
                 )
 
     def _check_sources(self) -> None:
-        """Open the files of every source with missing images, whoever makes them: a bad one stops all before the first image."""
+        """Open the files of every source with missing images in any share, so that a bad one stops the run before the first image."""
         missing = self.items.without(self.writer.names_on_disk())
         check_sector = SectorMaskd(threshold=float(self.settings["sector_threshold"]))
         numbers = np.unique(missing.source_numbers())
@@ -284,7 +284,7 @@ class SynthesisPlan:
             _check_source(self.sources[number], check_sector)
 
     def _finish(self) -> None:
-        """Write provenance, contact sheet and, as the sign that all is done, the datalist; remove what killed runs left."""
+        """Write provenance, contact sheet and, as the sign that all is done, the datalist; remove files left by killed runs."""
         write_json(self.output_dir / "provenance.json", self._provenance(), {"images": self._provenance_of_images()})
         names = [item["name"] for item in self.items[:: max(1, len(self.items) // NUM_CONTACT_SHEET_IMAGES)]]
         pairs = [(self.writer.image_path(name), self.writer.label_path(name)) for name in names]
@@ -299,7 +299,7 @@ class SynthesisPlan:
         logger.info("%d images are in %s", len(self.items), self.output_dir)
 
     def _temporary_files(self) -> Iterator[Path]:
-        """Files that processes are writing, or were when they were killed: those that stay through a whole run are left over."""
+        """Yield files that are being written, or were when a process was killed: those that stay through a whole run are left over."""
         for folder in (self.output_dir, self.output_dir / IMAGE_FOLDER, self.output_dir / LABEL_FOLDER):
             for path in folder.iterdir() if folder.is_dir() else ():
                 if TEMPORARY_NAME.match(path.name):
@@ -349,12 +349,12 @@ class SynthesisPlan:
 
 
 class PlannedItems(Sequence[dict[str, Any]]):
-    """Items of a plan, made when they are asked for: a number is kept of each, not a dictionary.
+    """A PlannedItems makes the items of a plan on demand: it keeps a number for each, not a dictionary.
 
     Args:
-        sources: of `list_sources`.
-        num_variations, num_repeats, seed: as `SynthesisPlan`.
-        numbers: which of all items, (N,), in the order source, variation, repeat; None: all.
+        sources: result of `list_sources`.
+        num_variations, num_repeats, seed: as in `SynthesisPlan`.
+        numbers: numbers of the chosen items, (N,), in the order source, variation, repeat; None: all.
     """
 
     def __init__(
@@ -385,7 +385,7 @@ class PlannedItems(Sequence[dict[str, Any]]):
             return self._part(self.numbers[index])
         source, variation, repeat = self._numbers_of(int(self.numbers[index]))
         case = source["case"]
-        repeated = (repeat,) if repeat else ()  # the first repeat is the image that there is without repeats
+        repeated = (repeat,) if repeat else ()  # the first repeat has the seeds of a run without repeats
         return {
             **{key: source[key] for key in (*SOURCE_PATHS, "view", "phase") if source.get(key)},
             "case": case,
@@ -397,12 +397,12 @@ class PlannedItems(Sequence[dict[str, Any]]):
         }
 
     def without(self, names: set[str]) -> PlannedItems:
-        """The items whose name is not among these."""
+        """Return the items whose name is not among these."""
         kept = (number for number in map(int, self.numbers) if self._name(*self._numbers_of(number)) not in names)
         return self._part(np.fromiter(kept, dtype=np.int64))
 
     def source_numbers(self) -> np.ndarray:
-        """Place of each item's source in `sources`, (N,)."""
+        """Return the position of each item's source in `sources`, (N,)."""
         return self.numbers // (self.num_variations * self.num_repeats)
 
     def _part(self, numbers: np.ndarray) -> PlannedItems:
@@ -417,14 +417,14 @@ class PlannedItems(Sequence[dict[str, Any]]):
 
 
 class SaveSyntheticd(Transform):
-    """Write one synthetic image and its label map by the plan's writer.
+    """A SaveSyntheticd writes one synthetic image and its label map with the plan's writer.
 
     Items hold `name`, the square's `geometry` and the native `spacing_mm`, from which the square's own spacing follows.
 
     Args:
-        plan: of the run.
-        image_key: (1, N, N), 0..255.
-        label_key: (1, N, N), 0..3.
+        plan: plan of the run.
+        image_key: key of the image, (1, N, N), 0..255.
+        label_key: key of the label map, (1, N, N), 0..3.
     """
 
     def __init__(self, plan: SynthesisPlan, image_key: str = "pred", label_key: str = "label") -> None:
@@ -443,7 +443,7 @@ class SaveSyntheticd(Transform):
 
 
 def spacing_in_square(geometry: Sequence[Any], spacing_mm: Sequence[Any]) -> tuple[float, float]:
-    """Spacing (row, column) of the network's square, from a `LetterboxGeometry` and the native spacing, both as items hold them."""
+    """Return the spacing (row, column) of the network's square, from an item's `LetterboxGeometry` and native spacing."""
     native_height, native_width, inner_height, inner_width, *_ = (int(n) for n in geometry)
     row, column = (float(step) for step in spacing_mm)
     return row * native_height / inner_height, column * native_width / inner_width
@@ -458,16 +458,16 @@ def list_sources(
     phase: str | None = None,
     exclude: str | os.PathLike[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Label maps to synthesise from, with their `section` and `case` (the label map's file name without `_gt`; see `result_names`).
+    """List label maps to synthesise from, with `section` and `case` (the file name without `_gt`; see `result_names`).
 
     A folder without a datalist has no sections: all its label maps go to the first of `sections`.
 
     Args:
         dataset_dir: folder or datalist.
-        sections: of the datalist; as text joined by `+`.
-        limit: at most so many a section, spread evenly.
+        sections: sections of the datalist; as text joined by `+`.
+        limit: largest number of label maps per section, spread evenly.
         view, phase: keep only the label maps of this view or phase.
-        exclude: a folder within that is passed over, such as the run's own.
+        exclude: subfolder to skip, such as the run's own.
     Raises:
         FileNotFoundError, ValueError: as `list_label_maps`.
     """
@@ -485,7 +485,7 @@ def list_sources(
 
 
 def datalist_head(description: str) -> dict[str, Any]:
-    """What stands in a synthetic data set's datalist before the sections, as `write_datalist` has it."""
+    """Return the part of a synthetic data set's datalist before the sections, as `write_datalist` has it."""
     return {
         "name": "Synthetic echocardiograms",
         "description": description,
@@ -498,7 +498,7 @@ def _check_source(source: Mapping[str, Any], check_sector: SectorMaskd) -> None:
     """Open a source's files before the first image is made.
 
     Raises:
-        FileNotFoundError, ValueError: that tell the file and what is wrong with it.
+        FileNotFoundError, ValueError: names the file and what is wrong with it.
     """
     label, spacing_mm = load_echo(source["label"], like=source.get("image"))
     images = {key: load_echo(source[key])[0] for key in ("image", "sector") if source.get(key)}
@@ -531,7 +531,7 @@ def _patient(source: Mapping[str, Any]) -> str:
 
 
 def _relative(path: str | os.PathLike[str], root: Path) -> str:
-    """Path within the data set, or the whole path if it lies elsewhere."""
+    """Return the path within the data set, or the whole path if it is outside."""
     folder = root if root.is_dir() else root.parent
     try:
         return Path(path).resolve().relative_to(folder.resolve()).as_posix()

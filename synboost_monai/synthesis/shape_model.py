@@ -1,23 +1,23 @@
-"""A statistical shape model of label maps: the point distribution model of Cootes et al. 1995, one for all views and phases.
+"""Model the shapes of label maps: the point distribution model of Cootes et al. 1995, one for all views and phases.
 
-A label map becomes `NUM_LANDMARKS` points (see `heart.landmarks`). Pose and shape are kept apart:
+A label map becomes `NUM_LANDMARKS` points (see `heart.landmarks`). Pose and shape are modelled separately:
 
     points = origin + R(angle) exp(log_size) decode(mean + sum_c x_c B_c + sum_k b_k P_k)
 
-The origin is the tip of the ultrasound sector, so a pose tells where the heart lies in the sector. Ventricles are aligned by
-similarity (generalised Procrustes analysis; the atrium follows). The covariates x are the view, the phase and the size; what
-they leave is decomposed into modes P_k, b_k ~ N(0, lambda_k), up to `explained_variance`. One decomposition for all classes:
+The origin is the tip of the ultrasound sector, so a pose gives the heart's position in the sector. Ventricles are aligned by
+similarity (generalised Procrustes analysis; the atrium follows). The covariates x are the view, the phase and the size; the
+residuals are decomposed into modes P_k, b_k ~ N(0, lambda_k), up to `explained_variance`. One decomposition serves all classes:
 end-diastole and end-systole then have their own means and share the modes, which a few hundred label maps determine better
 than four times a quarter of them.
 
-A ventricle's landmarks enter as they are. The left atrium, whose size and direction vary by far more, is written by its axis
+A ventricle's landmarks are used unchanged. The left atrium, whose size and direction vary far more, is described by its axis
 (middle of its ends, logarithm of length, direction), the logarithm of its width and its outline in units of both, weighted to
 distances on the outline: with plain points a small atrium would get the dents and spikes of a large one's variation.
 
-Many images end within the left atrium, mostly of large hearts. Their ventricles count all the same: the ventricle's
-distribution comes from all cases and the atrium's, given the ventricle, from those that show it whole; both together are the
-maximum likelihood estimate for normal data of which a part is missing (Anderson, JASA 52, 1957). A sampled atrium is whole,
-and ends with the sector where that is too small for it.
+Many images end within the left atrium, mostly those of large hearts. Their ventricles are still used: the ventricle's
+distribution comes from all cases and the atrium's, given the ventricle, from those that show it whole; together they are the
+maximum likelihood estimate for normal data with a missing part (Anderson, JASA 52, 1957). A sampled atrium is whole,
+and is cut off at the sector's border if the sector is too small for it.
 
 T. F. Cootes, C. J. Taylor, D. H. Cooper, J. Graham, "Active shape models - their training and application", CVIU 61(1), 1995.
 """
@@ -54,26 +54,26 @@ if TYPE_CHECKING:
     Points = NDArray[np.float64]
 
 _BORDER_PX = 2
-"""A landmark so close to the border of image or sector lies at it."""
+"""Distance from the border of image or sector up to which a landmark counts as lying on it."""
 _MAX_CUT_LANDMARKS = 2
-"""With more landmarks than this at the border, it is the border that ends the structure."""
+"""Largest number of landmarks on the border; with more, the border is what ends the structure."""
 MIN_CASES = 5
-"""Fewer label maps tell nothing of a distribution."""
+"""Smallest number of label maps that a distribution can be estimated from."""
 MIN_CASES_FOR_SLOPE = 30
-"""From so many cases on, shape depends on size, and pose on the depth of the image; below, a slope would be chance."""
+"""Number of cases from which shape depends on size, and pose on the depth of the image; with fewer, a slope would be chance."""
 MAX_SIGMA = 3.0
-"""Coefficients are drawn within so many standard deviations (Cootes et al. 1995)."""
+"""Largest coefficient that is drawn, in standard deviations (Cootes et al. 1995)."""
 EXPLAINED_VARIANCE = 0.995
 """Share of the variance that the modes keep. With the usual 0.98 the wall is too even: on CAMUS the Kolmogorov-Smirnov distance
 of the thinnest wall to the experts' is 0.19 with 0.98 (12 modes), 0.11 with 0.995 (21 modes)."""
 
 
-# ---- where a heart lies
+# ---- the place of a heart
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A pixel grid with its ultrasound sector, of a real image."""
+    """Hold a pixel grid with its ultrasound sector, of a real image."""
 
     shape: tuple[int, int]
     """(H, W)."""
@@ -88,7 +88,7 @@ class Frame:
     def of_sector(
         cls, sector: NDArray[Any], spacing_mm: Sequence[float], view: str | None = None, phase: str | None = None
     ) -> Frame:
-        """The frame of a sector's mask (H, W), whose rows are filled from the first to the last pixel.
+        """Return the frame of a sector's mask (H, W), whose rows are filled from the first to the last pixel.
 
         Raises:
             ValueError: if the sector is empty.
@@ -104,13 +104,13 @@ class Frame:
 
     @cached_property
     def sector(self) -> NDArray[np.bool_]:
-        """True inside the sector, (H, W)."""
+        """Return a mask that is True inside the sector, (H, W)."""
         columns = np.arange(self.shape[1])
         return (columns >= self.spans[:, :1]) & (columns <= self.spans[:, 1:])
 
     @cached_property
     def origin_mm(self) -> Points:
-        """The tip of the sector, (x, y) from the centre of the first pixel: its first row, on the middle line of its upper half."""
+        """Return the tip of the sector, (x, y) from the first pixel's centre: its first row, on the middle line of its upper half."""
         rows = np.flatnonzero(self.spans[:, 1] >= self.spans[:, 0])
         upper = rows[: max(1, len(rows) // 2)]
         column = float(np.median(self.spans[upper].mean(axis=1)))
@@ -118,28 +118,28 @@ class Frame:
 
     @cached_property
     def depth_mm(self) -> float:
-        """From the tip to the lowest row of the sector."""
+        """Return the distance from the tip to the lowest row of the sector."""
         rows = np.flatnonzero(self.spans[:, 1] >= self.spans[:, 0])
         return float((rows[-1] - rows[0] + 1) * self.spacing_mm[0])
 
 
 @dataclass(frozen=True)
 class HeartCase:
-    """Landmarks of one label map, in its frame."""
+    """Hold the landmarks of one label map, in its frame."""
 
     name: str
     points: Points
     """(NUM_LANDMARKS, 2), (x, y) in mm from the frame's origin."""
     frame: Frame
     is_cut: bool
-    """Whether the left atrium ends at the border of the image or sector, so that its true roof is not seen."""
+    """Whether the left atrium ends at the border of the image or sector, so that its true roof is not visible."""
 
 
 def read_case(name: str, label_map: NDArray[Any], frame: Frame) -> HeartCase:
-    """The case of a label map.
+    """Return the case of a label map.
 
     Raises:
-        LandmarkError: as `find_landmarks`; or if image or sector cut off the ventricle.
+        LandmarkError: as `find_landmarks`; or if the image or sector cuts off the ventricle.
     """
     points = find_landmarks(label_map, frame.spacing_mm)
     border = np.array([[0.0, 0.0], [frame.shape[1] - 1, frame.shape[0] - 1]]) * frame.spacing_mm[::-1]
@@ -153,7 +153,7 @@ def read_case(name: str, label_map: NDArray[Any], frame: Frame) -> HeartCase:
 
 
 def draw_in_frame(points: Points, frame: Frame) -> NDArray[np.uint8]:
-    """The label map (H, W) of landmarks (mm from the origin) in a frame; the atrium ends with the sector, as experts draw it."""
+    """Draw landmarks (mm from the origin) as a label map (H, W) in a frame; the atrium ends with the sector, as experts draw it."""
     label_map = draw_landmarks(points + frame.origin_mm, frame.shape, frame.spacing_mm)
     label_map[(label_map == LEFT_ATRIUM.class_index) & ~frame.sector] = 0
     return label_map
@@ -164,7 +164,7 @@ def draw_in_frame(points: Points, frame: Frame) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Pose:
-    """Size, direction and place of a ventricle."""
+    """Hold size, direction and place of a ventricle."""
 
     log_size: float
     """Logarithm of the root mean square distance (mm) of the ventricle's landmarks from their middle."""
@@ -172,48 +172,48 @@ class Pose:
     """Radians, turning right to down."""
     x_mm: float
     y_mm: float
-    """Middle of the ventricle's landmarks from the frame's origin."""
+    """Coordinates of the middle of the ventricle's landmarks, from the frame's origin."""
 
     def place(self, shape: Points) -> Points:
-        """Aligned landmarks (NUM_LANDMARKS, 2) -> mm from the frame's origin."""
+        """Convert aligned landmarks (NUM_LANDMARKS, 2) to mm from the frame's origin."""
         turn = np.exp(self.log_size + 1j * self.angle)
         return _plane(turn * _complex(shape) + self.x_mm + 1j * self.y_mm)
 
     def unplace(self, points: Points) -> Points:
-        """Inverse of `place`."""
+        """Apply the inverse of `place`."""
         turn = np.exp(self.log_size + 1j * self.angle)
         return _plane((_complex(points) - self.x_mm - 1j * self.y_mm) / turn)
 
 
 @dataclass(frozen=True)
 class ShapeSample:
-    """A heart drawn from the model."""
+    """Hold a heart drawn from the model."""
 
     points: Points
     """(NUM_LANDMARKS, 2), mm from the frame's origin."""
     frame_index: int
     pose: Pose
     coefficients: NDArray[np.float64]
-    """b_k / sqrt(lambda_k): in standard deviations of each mode."""
+    """b_k / sqrt(lambda_k): the coefficients in standard deviations of each mode."""
 
 
 @dataclass(frozen=True)
 class ShapeModel:
-    """Point distribution model of the landmarks (see the module), the poses' distribution, and frames to draw in.
+    """A ShapeModel holds the landmarks' point distribution model (see the module), the poses' distribution, and frames to draw in.
 
-    It holds means, slopes, modes and variances, no case's contour; of single cases it keeps the frame: size and spacing of the
-    image, its sector, view and phase. (Interpolation is another matter: it joins two real cases, which it needs.)
+    It contains means, slopes, modes and variances, but no case's contour; of single cases it keeps the frame: size and spacing of the
+    image, its sector, view and phase. (Interpolation differs: it averages two real cases, which it needs.)
     """
 
     classes: tuple[tuple[str | None, str | None], ...]
     """(view, phase) of each class, sorted."""
     atrium_scale: NDArray[np.float64]
-    """(2,): mean length and width of the atrium, which weigh its numbers."""
+    """(2,): mean length and width of the atrium, which weight its numbers."""
     mean: NDArray[np.float64]
     """(D,): all x, then all y, of the ventricle's aligned landmarks (root mean square radius about 1), then the atrium's numbers
     (`encode_atrium`)."""
     class_offsets: NDArray[np.float64]
-    """(classes, D)."""
+    """(classes, D): offset of each class."""
     size_slope: NDArray[np.float64]
     """(D,): change with log_size."""
     mean_log_size: float
@@ -229,10 +229,10 @@ class ShapeModel:
     """(4,): change with the logarithm of the frame's depth."""
     mean_log_depth: float
     pose_covariance: NDArray[np.float64]
-    """(4, 4) of what is left."""
+    """(4, 4): covariance of the residuals."""
     frames: tuple[Frame, ...]
     provenance: dict[str, Any]
-    """num_cases, num_whole_atria, explained_variance, and what the caller adds (hash of the data)."""
+    """num_cases, num_whole_atria, explained_variance, and the caller's entries (hash of the data)."""
 
     @classmethod
     def fit(
@@ -242,14 +242,14 @@ class ShapeModel:
         explained_variance: float = EXPLAINED_VARIANCE,
         provenance: Mapping[str, Any] | None = None,
     ) -> ShapeModel:
-        """Fit to label maps.
+        """Fit the model to label maps.
 
-        Where fewer than `MIN_CASES` show the left atrium whole, atria that are cut off count as they are.
+        If fewer than `MIN_CASES` cases show the left atrium whole, atria that are cut off are used unchanged.
 
         Args:
-            cases: of `read_case`.
+            cases: results of `read_case`.
             explained_variance: share of the variance that the modes keep, in (0, 1].
-            provenance: to be kept with the model; JSON.
+            provenance: entries to keep with the model; JSON.
         Raises:
             ValueError: if there are fewer than `MIN_CASES` cases.
         """
@@ -276,7 +276,7 @@ class ShapeModel:
         of_ventricle = _regress(ventricle, class_index, len(classes), size)
         modes, eigenvalues = _components(of_ventricle.rest)
         scores = of_ventricle.rest @ modes.T
-        # the atrium: what follows from the ventricle's scores, then class and size, then modes of its own
+        # the atrium: what follows from the ventricle's scores, then class and size, then its own modes
         on_scores = _slopes(_regress(atrium[whole], class_index[whole], len(classes), size[whole]).rest, scores[whole])
         of_atrium = _regress(atrium[whole] - scores[whole] @ on_scores, class_index[whole], len(classes), size[whole])
         own_modes, own_eigenvalues = _components(of_atrium.rest)
@@ -320,8 +320,8 @@ class ShapeModel:
         """Draw a frame, a pose for its depth, and a shape for its class and the pose's size.
 
         Args:
-            generator: the source of all randomness here.
-            variance_scale: factor of the modes' variances; 0: the mean shape of class and size.
+            generator: source of all randomness.
+            variance_scale: factor on the modes' variances; 0: the mean shape of class and size.
         """
         frame_index = int(generator.integers(len(self.frames)))
         frame = self.frames[frame_index]
@@ -341,12 +341,12 @@ class ShapeModel:
     def shape(
         self, coefficients: NDArray[np.float64], class_index: int = 0, log_size: float | None = None
     ) -> NDArray[np.float64]:
-        """Aligned landmarks (NUM_LANDMARKS, 2) of mode coefficients, in standard deviations.
+        """Return the aligned landmarks (NUM_LANDMARKS, 2) for mode coefficients in standard deviations.
 
         Args:
             coefficients: (K,) or fewer: those of the first modes.
-            class_index: into `classes`.
-            log_size: None: the mean.
+            class_index: index into `classes`.
+            log_size: logarithm of the size; None: the mean.
         """
         size = 0.0 if log_size is None else log_size - self.mean_log_size
         scaled = coefficients * np.sqrt(self.eigenvalues[: len(coefficients)])
@@ -356,17 +356,17 @@ class ShapeModel:
         return self._decode(numbers)
 
     def _decode(self, numbers: NDArray[np.float64]) -> Points:
-        """(D,) -> aligned landmarks."""
+        """Convert numbers (D,) to aligned landmarks."""
         ventricle = np.stack(np.split(numbers[: 2 * VENTRICLE.stop], 2), 1)
         return np.concatenate([ventricle, decode_atrium(numbers[2 * VENTRICLE.stop :], self.atrium_scale)])
 
     def distance_mm(self, points: Points, pose: Pose, kind: tuple[str | None, str | None]) -> float:
-        """Mean distance of a heart's landmarks (mm) from the nearest heart that the modes can form.
+        """Return the mean distance of a heart's landmarks (mm) from the nearest heart that the modes can form.
 
         Args:
             points: (NUM_LANDMARKS, 2).
-            pose: of `pose_in`.
-            kind: (view, phase); the mean of all where the model has no such class.
+            pose: result of `pose_in`.
+            kind: (view, phase); if the model has no such class, the mean of all is used.
         """
         shape = pose.unplace(points)
         offset = self.class_offsets[self.classes.index(kind)] if kind in self.classes else 0.0
@@ -404,7 +404,7 @@ class ShapeModel:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is no shape model of this version's landmarks.
+            ValueError: if it is not a shape model with this version's landmarks.
         """
         path = Path(path)
         if not path.is_file():
@@ -415,7 +415,7 @@ class ShapeModel:
                 arrays = {name: content[name] for name in content.files}
             facts = json.loads(str(arrays["facts"]))
             is_ours = facts["format"] == _FORMAT and arrays["mean"].shape == (_NUM_NUMBERS,)
-        except Exception as error:  # numpy raises many kinds for a file that is no archive
+        except Exception as error:  # numpy raises many kinds of errors for a file that is not an archive
             reason = "it holds code" if "pickle" in str(error) else (str(error).splitlines() or ["damaged"])[0]
             raise ValueError(f"{path}: not a shape model ({reason}); make it again with synboost label-maps") from None
         if not is_ours:
@@ -442,7 +442,7 @@ class ShapeModel:
 
 
 def _check_size(path: Path) -> None:
-    """Refuse an archive that unpacks to more than any shape model has."""
+    """Refuse an archive that is larger than any shape model when unpacked."""
     with zipfile.ZipFile(path) as archive:
         num_bytes = sum(entry.file_size for entry in archive.infolist())
     if num_bytes > _MAX_BYTES:
@@ -450,11 +450,11 @@ def _check_size(path: Path) -> None:
 
 
 _MAX_BYTES = 1_000_000_000
-"""Unpacked; the sectors of ten thousand label maps of 1,000 rows have less than a tenth of it."""
+"""Largest unpacked size; the sectors of ten thousand label maps of 1,000 rows need less than a tenth of it."""
 _NO_VARIANCE = 1e-12
-"""Variance of a mode that is only rounding; the ventricle's radius is 1."""
+"""Largest variance that counts as rounding error; the ventricle's radius is 1."""
 _MIN_AXIS = 1e-3
-"""An atrium is at least so long and wide, in units of the ventricle's radius (0.03 mm): its logarithm is taken."""
+"""Smallest length and width of an atrium, in units of the ventricle's radius (0.03 mm), as their logarithms are taken."""
 _FORMAT = 1
 _NUM_NUMBERS = 2 * NUM_LANDMARKS + 5
 """D: coordinates of all landmarks, and the atrium's axis (four numbers) and width."""
@@ -473,11 +473,11 @@ _ARRAYS = (
 
 
 def align(points: Points, num_rounds: int = 5) -> tuple[Points, list[Pose]]:
-    """Generalised Procrustes analysis by the ventricle's landmarks: centred, of root mean square radius 1, turned to their mean.
+    """Align landmarks by generalised Procrustes analysis of the ventricle's: centred, root mean square radius 1, turned to the mean.
 
     Args:
         points: (n, NUM_LANDMARKS, 2), mm.
-        num_rounds: of turning to the mean and taking it again; two suffice for hearts.
+        num_rounds: rounds of turning to the mean and recomputing it; two suffice for hearts.
     Returns:
         aligned landmarks, (n, NUM_LANDMARKS, 2), and the pose of each.
     """
@@ -496,9 +496,9 @@ def align(points: Points, num_rounds: int = 5) -> tuple[Points, list[Pose]]:
 
 
 def encode_atrium(points: Points, scale: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The atrium's numbers: middle of its ends (x, y), log length, direction, log width, outline along and across.
+    """Return the atrium's numbers: middle of its ends (x, y), log length, direction, log width, outline along and across.
 
-    Each is weighted by how far it moves the outline: a step of 1 moves the landmarks by 1 in all (root of the sum of squares).
+    Each is weighted by how far it moves the outline: a step of 1 moves the landmarks by 1 in total (root of the sum of squares).
 
     Args:
         points: (n, M, 2), aligned.
@@ -516,7 +516,7 @@ def encode_atrium(points: Points, scale: NDArray[np.float64]) -> NDArray[np.floa
 
 
 def decode_atrium(numbers: NDArray[np.float64], scale: NDArray[np.float64]) -> Points:
-    """Inverse of `encode_atrium`, for one atrium: (5 + 2 M,) -> (M, 2)."""
+    """Invert `encode_atrium` for one atrium: (5 + 2 M,) -> (M, 2)."""
     num_points = (len(numbers) - 5) // 2
     weights = np.sqrt(num_points) * np.array([1, 1, scale[0], scale[0], scale[1]])
     x, y, log_length, direction, log_width = numbers[:5] / weights
@@ -526,7 +526,7 @@ def decode_atrium(numbers: NDArray[np.float64], scale: NDArray[np.float64]) -> P
 
 
 def _atrium_axes(points: Points) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Length (middle of the ends to the roof), root mean square distance from that axis, and direction in radians, each (n,)."""
+    """Return length (middle of the ends to the roof), root mean square distance from that axis, and direction in radians, each (n,)."""
     plane = _complex(points)
     middle = plane[:, [0, -1]].mean(axis=1)
     axis = plane[:, HALF_ATRIUM] - middle
@@ -536,11 +536,11 @@ def _atrium_axes(points: Points) -> tuple[NDArray[np.float64], NDArray[np.float6
 
 
 def pose_in(points: Points, mean: NDArray[np.float64]) -> Pose:
-    """The pose of a heart by a model's mean.
+    """Return the pose of a heart by a model's mean.
 
     Args:
         points: (NUM_LANDMARKS, 2), mm.
-        mean: of `ShapeModel`.
+        mean: mean of a `ShapeModel`.
     """
     plane = _complex(points[VENTRICLE])
     middle = plane.mean()
@@ -553,16 +553,16 @@ def pose_in(points: Points, mean: NDArray[np.float64]) -> Pose:
 def generalisation_mm(
     cases: Sequence[HeartCase], groups: Sequence[str], num_folds: int = 5, **options: Any
 ) -> NDArray[Any]:
-    """How far a model is from hearts that it has not seen: mean landmark distance, mm, of each after projection on its modes.
+    """Compute how far a model is from unseen hearts: mean landmark distance, mm, of each after projection on the model's modes.
 
-    Generalisation in the sense of R. H. Davies, "Learning shape", PhD thesis, Manchester 2002, by folds of patients in place
+    Generalisation is meant as in R. H. Davies, "Learning shape", PhD thesis, Manchester 2002, with folds of patients instead
     of leave-one-out.
 
     Args:
-        cases: of whole hearts.
-        groups: patient of each case; one is never on both sides.
-        num_folds: how many; no more than groups.
-        options: of `ShapeModel.fit`.
+        cases: cases of whole hearts.
+        groups: patient of each case; a patient is never on both sides.
+        num_folds: number of folds, at most that of groups.
+        options: arguments of `ShapeModel.fit`.
     Returns:
         (n,), in the order of the folds; empty if a fold leaves too few cases.
     """
@@ -581,12 +581,12 @@ def generalisation_mm(
 
 
 def interpolate(shapes: Points, poses: Sequence[Pose], weight: float) -> Points:
-    """A heart between two real ones: landmarks and poses are averaged apart.
+    """Return a heart between two real ones: landmarks and poses are averaged separately.
 
     Args:
         shapes: (2, NUM_LANDMARKS, 2), aligned.
-        poses: of both.
-        weight: of the second, 0 to 1.
+        poses: poses of both.
+        weight: weight of the second heart, 0 to 1.
     Returns:
         (NUM_LANDMARKS, 2), mm from the frame's origin.
     """
@@ -597,7 +597,7 @@ def interpolate(shapes: Points, poses: Sequence[Pose], weight: float) -> Points:
 
 @dataclass(frozen=True)
 class _Regression:
-    """values = mean + offsets[class] + slope * covariate + rest."""
+    """Hold the parts of values = mean + offsets[class] + slope * covariate + rest."""
 
     mean: NDArray[np.float64]
     offsets: NDArray[np.float64]
@@ -608,9 +608,9 @@ class _Regression:
 def _regress(
     values: NDArray[np.float64], class_index: NDArray[np.int64], num_classes: int, covariate: NDArray[np.float64]
 ) -> _Regression:
-    """Least squares on class and one covariate (from `MIN_CASES_FOR_SLOPE` cases on).
+    """Fit least squares on class and one covariate (from `MIN_CASES_FOR_SLOPE` cases on).
 
-    A class counts one more case at the overall mean, so that one of a single case does not give that case away.
+    Each class gets one additional case at the overall mean, so that a class with a single case does not disclose that case.
     """
     mean = values.mean(axis=0)
     offsets = np.zeros((num_classes, values.shape[1]))
@@ -626,7 +626,7 @@ def _regress(
 
 
 def _components(rest: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Principal directions (K, D) of residuals (n, D), and their variances, decreasing."""
+    """Return the principal directions (K, D) of residuals (n, D), and their variances, decreasing."""
     _, singular, directions = np.linalg.svd(rest, full_matrices=False)
     variances = singular**2 / max(1, len(rest) - 1)
     count = int((variances > _NO_VARIANCE).sum())
@@ -634,7 +634,7 @@ def _components(rest: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
 
 
 def _slopes(values: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Least squares of values (n, D) on scores (n, K): (K, D); of as many leading scores as there are ten cases for each."""
+    """Fit values (n, D) on scores (n, K) by least squares: (K, D); only leading scores, at most one per ten cases, are used."""
     slopes = np.zeros((scores.shape[1], values.shape[1]))
     count = min(scores.shape[1], len(values) // 10)
     if count:
@@ -643,7 +643,7 @@ def _slopes(values: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray
 
 
 def _truncated_normal(generator: np.random.Generator, size: int) -> NDArray[np.float64]:
-    """Standard normal numbers within `MAX_SIGMA`."""
+    """Draw standard normal numbers within `MAX_SIGMA`."""
     drawn = generator.standard_normal(size)
     while (is_far := np.abs(drawn) > MAX_SIGMA).any():
         drawn[is_far] = generator.standard_normal(int(is_far.sum()))
@@ -651,10 +651,10 @@ def _truncated_normal(generator: np.random.Generator, size: int) -> NDArray[np.f
 
 
 def _complex(points: Points) -> NDArray[np.complex128]:
-    """(..., 2) -> (...), x + iy."""
+    """Convert (..., 2) to complex numbers (...), x + iy."""
     return points[..., 0] + 1j * points[..., 1]
 
 
 def _plane(points: NDArray[np.complex128]) -> Points:
-    """(...) -> (..., 2)."""
+    """Convert complex numbers (...) to (..., 2)."""
     return np.stack([points.real, points.imag], -1)

@@ -1,7 +1,7 @@
-"""Files of a synthetic data set, each written whole or not at all: pairs as NIfTI, PNG and DICOM, JSON in a stream, contact sheet.
+"""Write the files of a synthetic data set, each whole or not at all: NIfTI, PNG and DICOM pairs, streamed JSON, contact sheet.
 
-Every file is a function of what it holds, without a clock or a random number, so two processes that write it write the same bytes.
-A full disk and the like come out as one line that names the file.
+Every file depends only on its content, without a clock or a random number, so two processes that write it write the same bytes.
+A full disk and similar errors are reported in one line that names the file.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from synboost_monai.structures import STRUCTURES
 from synboost_monai.transforms.label_map_array import colour_sector_label_map, sector_label_map
 
 SUFFIX_OF_FORMAT = {"png": ".png", "dicom": ".dcm", "nifti": ".nii.gz"}
-"""Format -> end of the file names; in the order of writing: the NIfTI image is last, so that it stands for a complete pair."""
+"""Format -> end of the file names; in the order of writing: the NIfTI image is last, so that it marks a complete pair."""
 IMAGE_FOLDER, LABEL_FOLDER = "images", "labels"
 """Folders of a synthetic data set."""
 
-_SHAPE_MARK = "shape "  # what the description in a label map's header begins with
+_SHAPE_MARK = "shape "  # beginning of the description in a label map's header
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class SyntheticWriter:
-    """Writes pairs of image and label map to `output_dir/images` and `output_dir/labels`.
+    """A SyntheticWriter writes pairs of image and label map to `output_dir/images` and `output_dir/labels`.
 
     Args:
         output_dir: the data set's folder.
-        formats: of nifti, png, dicom; as text joined by `+`. NIfTI is always written.
-        write_dicom: `dicom.write_dicom_pair`, which the config hands over, as `dicom` lies above `data`.
+        formats: any of nifti, png, dicom; as text joined by `+`. NIfTI is always written.
+        write_dicom: `dicom.write_dicom_pair`, given by the config, so that this room does not import `dicom`.
     Raises:
-        ValueError: if a format is unknown, or dicom is wanted without its writer.
+        ValueError: if a format is unknown, or dicom is wanted without `write_dicom`.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class SyntheticWriter:
         self.write_dicom = write_dicom
 
     def image_path(self, name: str, file_format: str = "nifti") -> Path:
-        """Path of an image."""
+        """Return the path of an image."""
         return self.output_dir / IMAGE_FOLDER / f"{name}{SUFFIX_OF_FORMAT[file_format]}"
 
     def label_path(self, name: str, file_format: str = "nifti") -> Path:
-        """Path of a label map."""
+        """Return the path of a label map."""
         return self.output_dir / LABEL_FOLDER / f"{name}{SUFFIX_OF_FORMAT[file_format]}"
 
     def names_on_disk(self, file_format: str = "nifti") -> set[str]:
-        """Names whose image exists in a format: in NIfTI, those whose pair is complete."""
+        """Return the names whose image exists in a format; in NIfTI, those whose pair is complete."""
         suffix = SUFFIX_OF_FORMAT[file_format]
         try:
             with os.scandir(self.output_dir / IMAGE_FOLDER) as entries:
@@ -92,11 +92,11 @@ class SyntheticWriter:
         Args:
             name: file name without suffix.
             image: (H, W) uint8.
-            label_map: (H, W) uint8, 0..3; its shape words are noted in the NIfTI header, where `shape_words` finds them.
+            label_map: (H, W) uint8, 0..3; its shape words are noted in the NIfTI header, from which `shape_words` reads them.
             spacing_mm: (row, column).
-            attributes: patient, view, phase, sex and age, where known.
+            attributes: patient, view, phase, sex and age, if known.
         Raises:
-            ValueError: if a file cannot be written, such as for want of space.
+            ValueError: if a file cannot be written, for example because the disk is full.
         """
         spacing_mm = (float(np.float32(spacing_mm[0])), float(np.float32(spacing_mm[1])))  # as NIfTI stores it
         for file_format in self.other_formats:
@@ -106,13 +106,13 @@ class SyntheticWriter:
         write_nifti(image, spacing_mm, self.image_path(name))
 
     def add_formats(self, names: Iterable[str], attributes_of: Callable[[str], Mapping[str, Any]]) -> int:
-        """Write the other formats of pairs that are on disk as NIfTI alone.
+        """Write the other formats of pairs that exist only as NIfTI.
 
         Args:
-            names: of the pairs; those without a NIfTI image are passed over.
-            attributes_of: gives the attributes that `write` takes.
+            names: names of the pairs; those without a NIfTI image are skipped.
+            attributes_of: returns the attributes that `write` takes.
         Returns:
-            files made, in pairs.
+            number of pairs written, counted once per format.
         """
         if not self.other_formats:
             return 0
@@ -138,7 +138,7 @@ class SyntheticWriter:
         spacing_mm: tuple[float, float],
         attributes: Mapping[str, Any] | None,
     ) -> None:
-        """A pair in another format than NIfTI; the image last."""
+        """Write a pair in a format other than NIfTI; the image last."""
         image_path, label_path = self.image_path(name, file_format), self.label_path(name, file_format)
         if file_format == "png":
             for pixels, path in ((label_map, label_path), (image, image_path)):
@@ -146,7 +146,7 @@ class SyntheticWriter:
             return
         keys = ("patient", "view", "phase", "sex", "age")
         known = {key: value for key, value in (attributes or {}).items() if key in keys and value is not None}
-        assert self.write_dicom is not None  # the constructor saw to it
+        assert self.write_dicom is not None  # checked in the constructor
         with explained(image_path):
             self.write_dicom(
                 np.ascontiguousarray(image),
@@ -168,7 +168,7 @@ def write_nifti(
         pixels: (H, W) in display order.
         spacing_mm: (row, column).
         path: ends in .nii.gz; written whole or not at all.
-        description: at most 79 characters for the header.
+        description: text for the header, at most 79 characters.
     """
     import nibabel as nib
 
@@ -184,7 +184,7 @@ def write_png(pixels: np.ndarray, spacing_mm: tuple[float, float], path: str | o
 
     Args:
         pixels: (H, W) uint8.
-        spacing_mm: (row, column), noted as the picture's resolution.
+        spacing_mm: (row, column), stored as the picture's resolution.
         path: ends in .png.
     """
     from PIL import Image
@@ -195,7 +195,7 @@ def write_png(pixels: np.ndarray, spacing_mm: tuple[float, float], path: str | o
 
 
 def shape_words(label_path: str | os.PathLike[str]) -> dict[str, str]:
-    """Shape word of each structure of a label map, from its NIfTI header, or measured where the header does not say."""
+    """Return the shape word of each structure of a label map, from its NIfTI header, or measured if the header lacks it."""
     import nibabel as nib
 
     description = bytes(nib.load(label_path).header["descrip"]).rstrip(b"\0").decode("latin-1")
@@ -213,11 +213,11 @@ def _shape_words(label_map: np.ndarray, spacing_mm: tuple[float, float]) -> dict
 
 
 def write_json(path: str | os.PathLike[str], head: Mapping[str, Any], lists: Mapping[str, Iterable[Any]]) -> None:
-    """Write a JSON object with long lists, an item a line, without holding a list in memory; whole or not at all.
+    """Write a JSON object with long lists, one item per line, without holding a list in memory; whole or not at all.
 
     Args:
         path: the file.
-        head: keys that come first.
+        head: keys that come first, with their values.
         lists: key -> items, which may be generators.
     """
     with explained(path), atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -238,7 +238,7 @@ def write_json(path: str | os.PathLike[str], head: Mapping[str, Any], lists: Map
 
 
 def write_contact_sheet(path: str | os.PathLike[str], pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Write a picture of some pairs (image, label map) of one size; columns: label map, image, both."""
+    """Draw some pairs (image, label map) of one size; columns: label map, image, both."""
     from matplotlib import image as pictures
 
     rows = []
@@ -259,10 +259,10 @@ def write_contact_sheet(path: str | os.PathLike[str], pairs: Sequence[tuple[Path
 
 @contextlib.contextmanager
 def explained(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What the system says against writing a file, as one line of what to do.
+    """Turn a system error while a file is written into one line that says what to do.
 
     Raises:
-        ValueError: for an OSError within.
+        ValueError: for an OSError in the block.
     """
     try:
         yield
