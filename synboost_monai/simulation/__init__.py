@@ -1,7 +1,8 @@
-"""Hearts and their ultrasound from nothing: no image and no label map of a person enters here.
+"""Simulate hearts and their ultrasound without any image or label map of a person.
 
-`simulate` draws hearts and scanners widely, for training; `write_phantom` draws them narrowly, with volumes that are known exactly, for
-tests and first steps; `simulate_stranger` draws what is no apical view. Names load on first use, so that importing stays cheap.
+`simulate` draws hearts and scanners from wide ranges, for training; `write_phantom` draws them from narrow ranges, with exactly known
+volumes, for tests and first steps; `simulate_stranger` draws pictures without an apical view. Names load on first use, so importing
+stays cheap.
 """
 
 from synboost_monai.lazy import on_first_use

@@ -1,14 +1,14 @@
-"""Ultrasound of a simulated heart by cheap physics on a polar grid: what each tissue echoes, what the beam makes of it, what gets lost.
+"""Simulate the ultrasound of a heart with cheap physics on a polar grid: echoes of each tissue, the beam's effect, and losses.
 
     tissue classes and thin layers on (range, angle) -> echo amplitude x complex noise (speckle)
     -> pulse and beam -> transmission (shadows, dropout, gain by depth) + haze + noise -> power, averaged over looks
 
 Speckle arises as in a scanner: a cell with many scatterers echoes a complex normal number, the beam adds cells up, the envelope is Rayleigh
-distributed (Wagner et al., IEEE Trans. Sonics Ultrason. 1983). What tissues echo is drawn in `echogenicity`, what the way of the sound does
-to it in `beam`.
+distributed (Wagner et al., IEEE Trans. Sonics Ultrason. 1983). The echoes of tissues are drawn in `echogenicity`, the effects of the
+sound's path in `beam`.
 
-Everything random is drawn once, in `Scene`; its `power(outlines)` then images the heart at any moment of the beat. Speckle and brightness
-of tissue move with it, blood is new in each frame, what lies in front of the heart stands still.
+Everything random is drawn once, in `Scene`; its `power(outlines)` then images the heart at any moment of the beat. Tissue carries its
+speckle and brightness along, blood is new in each frame, reverberations in front of the heart do not move.
 
 R: ranges, A: angles (beams).
 """
@@ -49,12 +49,12 @@ ComplexArray = NDArray[np.complex64]
 
 
 class Scene:
-    """How one heart looks through one scanner: everything random but the blood's speckle, drawn once.
+    """A Scene holds the look of one heart through one scanner: everything random except the blood's speckle and noise, drawn once.
 
     Args:
-        draw: source of all randomness, also of each frame's blood and noise.
-        grid: where echoes are computed.
-        outlines: of the frame in which tissue is drawn; it moves from there.
+        draw: source of all randomness, including each frame's blood and noise.
+        grid: grid on which echoes are computed.
+        outlines: outlines in the frame in which tissue is drawn; it moves from there.
     """
 
     def __init__(self, draw: Draw, grid: Grid, outlines: Outlines) -> None:
@@ -75,7 +75,7 @@ class Scene:
         self._transmission = draw_transmission(draw, grid)
         haze, self._noise_level = draw_haze(draw, grid)
         self.haze = [self._receive(haze * self._noise()) for _ in range(self._num_looks)]
-        """Echoes (R, A) of reverberations in front of the heart, which stand still."""
+        """Echoes (R, A) of reverberations in front of the heart, which do not move."""
 
     # ------------------------------------------------------------------------------------------------------------ a frame
 
@@ -83,8 +83,8 @@ class Scene:
         """Return the echo power (R, A) of the heart at a moment.
 
         Args:
-            outlines: of `Heart.at`.
-            is_moved: the moment is another than that of the reference: tissue's speckle and brightness are carried along.
+            outlines: result of `Heart.at`.
+            is_moved: whether the moment differs from that of the reference, so that tissue's speckle and brightness have to be moved.
         """
         source = self._displacement(outlines) if is_moved else None
         tissue = self._tissue(outlines)
@@ -179,9 +179,9 @@ class Scene:
         return outlines.lines[layer.line]
 
     def _displacement(self, outlines: Outlines) -> FloatArray:
-        """Return where each cell's tissue lay in the reference, (2, R, A) fractional (range, beam) indices.
+        """Return where each cell's tissue was in the reference, (2, R, A) fractional (range, beam) indices.
 
-        Displacements of the landmarks, spread by Gaussian weights (Nadaraya 1964) on a coarse grid; far from the heart nothing moves.
+        The landmarks' displacements are spread by Gaussian weights (Nadaraya 1964) on a coarse grid; far from the heart nothing moves.
         """
         at, was = outlines.landmarks[::3], self._reference.landmarks[::3]
         rows, columns = np.linspace(0, self.grid.shape[0] - 1, 28), np.linspace(0, self.grid.shape[1] - 1, 22)
@@ -198,7 +198,7 @@ class Scene:
         return np.stack([np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BILINEAR)) for f in fields])
 
     def _noise(self) -> ComplexArray:
-        """Return echoes of power 1 of cells with many scatterers each: complex normal by the central limit theorem."""
+        """Return echoes of power 1 from cells with many scatterers each: complex normal by the central limit theorem."""
         pairs = self.draw.generator.standard_normal((*self.grid.shape, 2), dtype=np.float32) * np.float32(np.sqrt(0.5))
         return pairs.view(np.complex64)[..., 0]
 
@@ -209,7 +209,7 @@ class Scene:
 
 
 def _carried(field: NDArray[Any], source: FloatArray | None) -> NDArray[Any]:
-    """Return a field (R, A) read where each cell's tissue came from; as it is without displacement."""
+    """Return a field (R, A) read where each cell's tissue came from; unchanged without displacement."""
     if source is None:
         return field
     rows = np.clip(np.rint(source[0]), 0, field.shape[0] - 1).astype(np.intp)

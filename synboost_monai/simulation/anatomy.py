@@ -1,4 +1,4 @@
-"""A heart in an apical view, and its outlines at any moment from end-diastole to end-systole.
+"""Describe a heart in an apical view, and its outlines at any moment from end-diastole to end-systole.
 
 Frame of all points: millimetres, (x, y), x to the right, y downwards (depth), the probe at the origin. The left ventricle has an axis
 from its apex (t = 0) to the middle of the mitral annulus (t = 1); across it the cavity reaches `half(t)` to either side.
@@ -32,35 +32,35 @@ def between(pair: tuple[Value, Value], systole: float) -> Value:
 
 @dataclass(frozen=True)
 class Ventricle:
-    """The left ventricle in one view."""
+    """Hold the left ventricle in one view."""
 
     length_mm: Pair
     width_mm: Pair
     annulus: Pair
     """Width at the mitral annulus, as a share of the largest width."""
     widest: Pair
-    """Where along the axis it is widest."""
+    """Place along the axis where it is widest."""
     apex_power: Pair
-    """How blunt the apex is; 2 is an ellipse."""
+    """Bluntness of the apex; 2 is an ellipse."""
     base_power: float
     bend: FloatArray
-    """(2,): first and second harmonic of the bend of the axis, as shares of the width."""
+    """(2,): first and second harmonic of the axis's bend, as shares of the width."""
     side_scale: Pair
-    """Left and right half against the mean."""
+    """Left and right half relative to the mean."""
     septal_bulge: tuple[float, float]
-    """Of the basal septum: mm and place along the axis."""
+    """Bulge of the basal septum: mm and place along the axis."""
     unevenness_mm: FloatArray
-    """(2, NUM_AXIS) left and right."""
+    """(2, NUM_AXIS): unevenness of the left and the right side."""
     base_shift_mm: Pair
-    """How much further the left and the right hinge of the valve lie along the axis."""
+    """Extra distance of the left and the right hinge of the valve along the axis."""
     wall_mm: Pair
     """Thickness of the wall."""
     wall_relative: FloatArray
-    """(NUM_ENDO,) thickness along the endocardium against `wall_mm`."""
+    """(NUM_ENDO,): thickness along the endocardium relative to `wall_mm`."""
     apex_thickening: float
-    """How much more the apex thickens than the sides until end-systole, as a share."""
+    """Additional thickening of the apex relative to the sides until end-systole, as a share."""
     outer_overhang_mm: Pair
-    """How far the outer border goes beyond the annulus, left and right."""
+    """Distance by which the outer border extends beyond the annulus, left and right."""
 
     def sides(self, systole: float) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the places along the axis (NUM_AXIS,) and the left and right side (NUM_AXIS, 2): mm across and along the axis."""
@@ -86,14 +86,14 @@ class Ventricle:
 
     @property
     def ejection_fraction(self) -> float:
-        """Percent, of `volume_ml`."""
+        """Return the ejection fraction in percent, from `volume_ml`."""
         end_diastole, end_systole = self.volume_ml(0.0), self.volume_ml(1.0)
         return 100 * (1 - end_systole / end_diastole)
 
 
 @dataclass(frozen=True)
 class Heart:
-    """A heart in one view, from the probe; `at(systole)` gives its outlines at a moment."""
+    """A Heart is seen in one view, from the probe; `at(systole)` returns its outlines at a moment."""
 
     view: str
     ventricle: Ventricle
@@ -104,35 +104,35 @@ class Heart:
     tricuspid: Valve | None
     papillary: tuple[Papillary, ...]
     strands: FloatArray
-    """(M, 4) false tendons: place along the axis and share of the half width, at both ends."""
+    """(M, 4): false tendons: place along the axis and share of the half width, at both ends."""
     effusion_mm: float
-    """Largest width of fluid in the pericardium; 0 is none."""
+    """Largest width of fluid in the pericardium; 0: no effusion."""
     place: Place
     attributes: dict[str, object] = field(default_factory=dict)
-    """What is known of it: sex, age, ejection_fraction (percent, of this view), diagnosis."""
+    """Attributes of the heart: sex, age, ejection_fraction (percent, in this view), diagnosis."""
 
     def at(self, systole: float) -> Outlines:
         """Return the outlines at a moment from 0 (end-diastole) to 1 (end-systole)."""
         return _outlines(self, systole)
 
     def cavity_at(self, systole: float) -> FloatArray:
-        """Return `at(systole).cavity` alone, which is quick."""
+        """Return only `at(systole).cavity`, which is fast."""
         _, left, right = self.ventricle.sides(systole)
         return self.place(_endocardium(left, right), systole)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the heart lies before the probe."""
+    """Hold the position of the heart in front of the probe."""
 
     tilt: Pair
-    """Angle of the ventricle's axis against the beam in the middle, radians."""
+    """Angle between the ventricle's axis and the central beam, radians."""
     shear: float
     apex_mm: tuple[Pair, Pair]
     """x and y of the apex of the cavity, each at end-diastole and end-systole."""
 
     def __call__(self, points: FloatArray, systole: float) -> FloatArray:
-        """Return points (K, 2), mm across and along the ventricle's axis, in the probe's frame."""
+        """Convert points (K, 2), mm across and along the ventricle's axis, to the probe's frame."""
         angle = between(self.tilt, systole)
         cos, sin = np.cos(angle), np.sin(angle)
         x, y = points[:, 0] + self.shear * points[:, 1], points[:, 1]
@@ -142,26 +142,26 @@ class Place:
 
 @dataclass(frozen=True)
 class Atrium:
-    """The left atrium, which hangs from the mitral annulus."""
+    """Hold the left atrium, which hangs from the mitral annulus."""
 
     length_mm: Pair
     width_mm: Pair
     slant: float
-    """Tangent of its axis against the ventricle's."""
+    """Tangent of the angle between its axis and the ventricle's."""
     floor_power: float
     side_power: float
     unevenness_mm: FloatArray
-    """(80,) along its outline."""
+    """(80,): unevenness along its outline."""
     vein: tuple[float, float, float] | None
     """A pulmonary vein or the appendage: place along the outline (0..1), length and half width in mm."""
 
 
 @dataclass(frozen=True)
 class RightHeart:
-    """Right ventricle and atrium of the four-chamber view."""
+    """Hold the right ventricle and atrium of the four-chamber view."""
 
     reach: float
-    """How far the ventricle goes towards the apex, as a share of the septum."""
+    """Extent of the ventricle towards the apex, as a share of the septum."""
     width_mm: Pair
     bulge: float
     sag_mm: float
@@ -169,30 +169,30 @@ class RightHeart:
     atrium_length_mm: float
     atrium_bulge_mm: float
     septum_mm: float
-    """Thickness between the atria."""
+    """Thickness of the septum between the atria."""
     has_lead: bool
     """Whether a pacing lead runs through atrium and ventricle."""
 
 
 @dataclass(frozen=True)
 class Valve:
-    """Two leaflets."""
+    """Hold a valve with two leaflets."""
 
     meeting: float
-    """Where the closed leaflets meet, as a share of the annulus."""
+    """Point where the closed leaflets meet, as a share of the annulus."""
     tent_mm: float
-    """How far that point lies in the ventricle (negative: in the atrium, a prolapse)."""
+    """Distance of that point into the ventricle (negative: into the atrium, a prolapse)."""
     lengths_mm: tuple[float, float]
     opening: tuple[float, float]
-    """Angle of each open leaflet against the axis, radians."""
+    """Angle between each open leaflet and the axis, radians."""
     sag_mm: tuple[float, float]
     opens: float
-    """0 closed ... 1 open, at end-diastole; at end-systole it is closed."""
+    """Opening at end-diastole, 0 (closed) to 1 (open); at end-systole the valve is closed."""
 
 
 @dataclass(frozen=True)
 class Papillary:
-    """A papillary muscle: side (-1 left, 1 right), place along the axis, distance from the wall, half axes, angle."""
+    """Hold a papillary muscle: side (-1 left, 1 right), place along the axis, distance from the wall, half axes, angle."""
 
     side: int
     place: float
@@ -203,14 +203,14 @@ class Papillary:
 
 @dataclass(frozen=True)
 class Outlines:
-    """A heart at one moment: closed outlines and open lines, (K, 2) in mm from the probe."""
+    """Hold a heart at one moment: closed outlines and open lines, (K, 2) in mm from the probe."""
 
     cavity: FloatArray
     """Endocardium, left base over apex to right base; closed by the mitral annulus."""
     epicardium: FloatArray
-    """Outer border point by point beside `cavity`."""
+    """Outer border, with one point beside each point of `cavity`."""
     wall_outline: FloatArray
-    """Closed outer outline of the ventricle, overhang included."""
+    """Closed outer outline of the ventricle, including the overhang."""
     left_atrium: FloatArray
     right_ventricle: FloatArray | None
     right_atrium: FloatArray | None
@@ -221,13 +221,13 @@ class Outlines:
     lines: dict[str, FloatArray]
     """Open lines: leaflets, walls of the atria and the right ventricle, septum between the atria, pacing_lead, strand0 ..."""
     hinges: FloatArray
-    """(2, 2) ends of the mitral annulus, left and right."""
+    """(2, 2): ends of the mitral annulus, left and right."""
     systole: float = 0.0
     """Moment of the beat, from 0 (end-diastole) to 1 (end-systole)."""
 
     @property
     def landmarks(self) -> FloatArray:
-        """Points that can be followed from moment to moment, in the same order at each."""
+        """Return points that can be followed from moment to moment, in the same order at each."""
         parts = [self.cavity, self.epicardium, self.left_atrium[::2]]
         parts += [p[::2] for p in (self.right_ventricle, self.right_atrium) if p is not None]
         return np.concatenate(parts)
@@ -237,7 +237,7 @@ class Outlines:
 
 
 def _outlines(heart: Heart, systole: float) -> Outlines:
-    """See `Heart.at`; made in the ventricle's own frame (mm across and along its axis), then placed."""
+    """Compute `Heart.at` in the ventricle's own frame (mm across and along its axis), then in the probe's."""
     ventricle = heart.ventricle
     t, left, right = ventricle.sides(systole)
     cavity = _endocardium(left, right)
@@ -248,7 +248,7 @@ def _outlines(heart: Heart, systole: float) -> Outlines:
     epicardium = smoothed(cavity + normals(cavity, inside) * thickness[:, None], 1.5)
     overhang = [np.array([[0.0, mm]]) for mm in ventricle.outer_overhang_mm]
     hinges = cavity[[0, -1]]
-    # by the hinges: the wall may go on beside the atrium, not between it and the cavity
+    # between the hinges: the wall may continue beside the atrium, but not between it and the cavity
     wall_outline = np.concatenate(
         [epicardium[:1] + overhang[0], epicardium, epicardium[-1:] + overhang[1], hinges[::-1]]
     )
@@ -359,7 +359,7 @@ def _right_outlines(
 def _leaflets(valve: Valve, left: FloatArray, right: FloatArray, systole: float) -> list[FloatArray]:
     """Return the two leaflets (14, 2) of a valve, hinged at two points, at a moment."""
     tip = left + (right - left) * valve.meeting - [0.0, valve.tent_mm]
-    share = valve.opens * max(0.0, 1 - 4 * systole)  # it closes when the ventricle begins to contract
+    share = valve.opens * max(0.0, 1 - 4 * systole)  # the valve closes when the ventricle begins to contract
     leaflets = []
     for i, hinge in enumerate((left, right)):
         closed = np.stack([hinge, (hinge + tip) / 2 - [0.0, valve.sag_mm[i]], tip])

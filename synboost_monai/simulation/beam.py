@@ -1,4 +1,4 @@
-"""What the way of the sound does to an echo: pulse, beam, shadows and gain by depth, reverberations, and the receiver's noise.
+"""Apply the effects of the sound's path to an echo: pulse, beam, shadows and gain by depth, reverberations, and receiver noise.
 
 R: ranges, A: angles (beams).
 """
@@ -32,7 +32,7 @@ def draw_beam(draw: Draw, grid: Grid) -> tuple[FloatArray, FloatArray, tuple[int
 
 
 def draw_transmission(draw: Draw, grid: Grid) -> FloatArray:
-    """Return the share of the amplitude (R, A) that comes through: dropout of the sides, shadows of ribs and lung, gain by depth."""
+    """Return the share of the amplitude (R, A) that is transmitted: dropout at the sides, shadows of ribs and lung, gain by depth."""
     uniform, depth = draw.uniform, grid.depth_mm
     loss = np.zeros(grid.shape, np.float32)
     for side in (-1, 1):
@@ -61,7 +61,7 @@ def draw_haze(draw: Draw, grid: Grid) -> tuple[FloatArray, FloatArray]:
         down = ((r - uniform(0, 0.4) * grid.depth_mm) / uniform(8, 35)) ** 2
         across = ((grid.angles - draw.normal(0, 0.2)) / uniform(0.1, 0.6)) ** 2
         haze = np.maximum(haze, uniform(-20, 0) - 4 * down - 4 * across)
-    if draw.chance(0.45):  # clutter of the near field, over chest wall and apex alike: no border between them is seen
+    if draw.chance(0.45):  # clutter of the near field covers chest wall and apex, so no border between them is visible
         clutter = uniform(-12, 8) + grid.smooth_field(draw, uniform(10, 40), uniform(10, 40), uniform(0, 3))
         haze = np.maximum(haze, clutter - ((r - uniform(0, 20)) / uniform(10, 70)).clip(0) ** 2 * 12)
     if draw.chance(0.6):  # rings of the near field

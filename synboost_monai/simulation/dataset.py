@@ -1,4 +1,4 @@
-"""Simulated echocardiograms as a dataset: made while a network trains, never the same twice, always the same again.
+"""Provide simulated echocardiograms as a dataset: made during training, new in each epoch, and reproducible.
 
 T: frames, here 1. H, W: rows and columns.
 """
@@ -18,14 +18,14 @@ from synboost_monai.structures import BACKGROUND_INDEX, VIEW_CLASSES
 
 
 def simulated_items(num_images: int, seed: int, stranger_share: float = 0.0) -> list[dict[str, int]]:
-    """Return the items of a `SimulatedEchoDataset`: seed and number of each image, and whether it is a stranger's.
+    """Return the items of a `SimulatedEchoDataset`: seed and number of each image, and whether it shows a stranger.
 
     Args:
-        num_images: hearts and strangers together.
-        seed: of the simulator.
-        stranger_share: share of pictures that are no apical view (`simulate_stranger`), evenly spread.
+        num_images: number of hearts and strangers together.
+        seed: seed of the simulator.
+        stranger_share: share of pictures without an apical view (`simulate_stranger`), evenly spread.
     Raises:
-        ValueError: if there would be no image, the seed is negative, or the share is none.
+        ValueError: if there would be no image, the seed is negative, or the share is not in [0, 1).
     """
     if num_images < 1 or seed < 0:
         raise ValueError(f"dataset.py: num_images must be 1 or more and seed 0 or more, got {num_images} and {seed}")
@@ -36,19 +36,19 @@ def simulated_items(num_images: int, seed: int, stranger_share: float = 0.0) -> 
 
 
 class SimulatedEchoDataset(Dataset):
-    """Gives items as `LoadEchod` does, without a file: image and label map (1, H, W), `spacing_mm` and attributes.
+    """A SimulatedEchoDataset returns items as `LoadEchod` does, without files: image and label map (1, H, W), `spacing_mm`, attributes.
 
-    Beside them `view_class`, index in `labels.VIEW_CLASSES`, and `systole`, the moment of the beat: 0 end-diastole, 1 end-systole. A
+    It adds `view_class`, index in `structures.VIEW_CLASSES`, and `systole`, the moment of the beat: 0 end-diastole, 1 end-systole. A
     stranger has an empty label map and no attributes.
 
-    Item i of epoch e is image e * N + i of its seed, so each epoch has new hearts. What is random in `transform` is seeded from that
-    number too: an item depends neither on the number of workers nor on the items before it.
+    Item i of epoch e is image e * N + i of its seed, so each epoch has new hearts. The randomness of `transform` is seeded from that
+    number too: an item does not depend on the number of workers or on the items before it.
 
     Args:
-        data: N items of `simulated_items`.
-        longer_side: pixels of the longer side, the `image_size` of the training.
-        transform: of an item.
-        is_endless: False gives the same images in every epoch, as validation wants them.
+        data: N items from `simulated_items`.
+        longer_side: pixels of the longer side, equal to the `image_size` of the training.
+        transform: applied to each item.
+        is_endless: False returns the same images in every epoch, as needed for validation.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class SimulatedEchoDataset(Dataset):
 
 
 class _Shapes(Mapping[str, str]):
-    """`SimulatedEcho.shapes`, found only if a prompt says a shape: it takes as long as half a heart."""
+    """A mapping like `SimulatedEcho.shapes`, computed only if a prompt mentions a shape, as it takes half as long as a heart."""
 
     def __init__(self, echo: SimulatedEcho) -> None:
         self._echo = echo
@@ -113,7 +113,7 @@ class _Shapes(Mapping[str, str]):
 
 
 def _item(images: Tensor, label_maps: Tensor, name: str, spacing_mm: float) -> dict[str, Any]:
-    """Return what hearts and strangers have, of images and label maps (T, H, W)."""
+    """Return the part of an item that hearts and strangers share, from images and label maps (T, H, W)."""
     return {
         "image": MetaTensor(images.float(), meta={"filename_or_obj": name}),
         "label": MetaTensor(label_maps.float(), meta={"filename_or_obj": name}),

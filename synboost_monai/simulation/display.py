@@ -1,4 +1,4 @@
-"""What a scanner makes of echo power: grey levels, a sector image, and what is burned into it."""
+"""Turn echo power into a scanner's image: grey levels, a sector, and burned-in graphics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from synboost_monai.structures import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, MYOC
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the sector lies in the image: H, W, mm a pixel, and the probe's place in mm from the upper left corner."""
+    """Hold the place of the sector in the image: H, W, mm per pixel, and the probe's position in mm from the upper left corner."""
 
     shape: tuple[int, int]
     spacing_mm: float
@@ -27,21 +27,21 @@ class Frame:
 
     @property
     def x(self) -> FloatArray:
-        """(1, W) mm from the probe, to the right."""
+        """Return (1, W) mm from the probe, to the right."""
         return ((np.arange(self.shape[1], dtype=np.float32) + 0.5) * self.spacing_mm - self.probe_mm[0])[None, :]
 
     @property
     def y(self) -> FloatArray:
-        """(H, 1) mm from the probe, downwards."""
+        """Return (H, 1) mm from the probe, downwards."""
         return ((np.arange(self.shape[0], dtype=np.float32) + 0.5) * self.spacing_mm - self.probe_mm[1])[:, None]
 
 
 class Display:
-    """Turns echo power into an image; everything random is drawn once, so that the frames of a clip look alike.
+    """A Display turns echo power into an image; everything random is drawn once, so that the frames of a clip look alike.
 
     Args:
         draw: source of all randomness.
-        grid: of the echo power.
+        grid: grid of the echo power.
         longer_side: pixels of the image's longer side.
     """
 
@@ -50,11 +50,11 @@ class Display:
         self.frame = _draw_frame(draw, grid, longer_side)
         self._range_db = draw.uniform(34, 78)
         self._grey = draw.normal(116, 32, 50, 215)
-        self._floor = draw.uniform(0, 45) if draw.chance(0.75) else 0.0  # grey level of no echo
+        self._floor = draw.uniform(0, 45) if draw.chance(0.75) else 0.0  # grey level without an echo
         self._gamma = float(np.exp(draw.normal(0, 0.35)))
         self._reference_share = draw.uniform(50, 90)
         self._smoothing = (draw.uniform(0, 0.9), draw.uniform(0, 1.4)) if draw.chance(0.6) else None
-        # pixels coarser than the grid average what they cover
+        # pixels coarser than the grid average the cells that they cover
         self._averaging = max(0.0, 0.45 * (self.frame.spacing_mm / grid.range_step_mm - 1))
         self._has_median = draw.chance(0.15)
         self._blur = draw.uniform(0.35, 0.75)
@@ -112,7 +112,7 @@ class Display:
     def label_map(self, outlines: Outlines) -> NDArray[np.uint8]:
         """Return the label map (H, W) of a frame, as experts draw it.
 
-        Wall and cavity go on beside the sector, within its box; the atrium ends with the sector.
+        Wall and cavity continue beside the sector, within its bounding box; the atrium ends with the sector.
         """
         frame, half_width = self.frame, self.grid.depth_mm * np.sin(self.grid.half_angle)
 
@@ -137,7 +137,7 @@ class Display:
 
 
 def _draw_frame(draw: Draw, grid: Grid, longer_side: int) -> Frame:
-    """Return where the sector lies: mostly filling the image, else with margins or cut off."""
+    """Draw the place of the sector: mostly filling the image, else with margins or cut off."""
     width, height = 2 * grid.depth_mm * np.sin(grid.half_angle), grid.depth_mm
     left = right = top = bottom = 0.0
     if draw.chance(0.4):
@@ -150,7 +150,7 @@ def _draw_frame(draw: Draw, grid: Grid, longer_side: int) -> Frame:
 
 
 def _draw_graphics(draw: Draw, frame: Frame) -> Graphics:
-    """Return what a scanner writes over its images: ruler, trace of the heartbeat, grey scale, text."""
+    """Draw a scanner's marks on its images: ruler, trace of the heartbeat, grey scale, text."""
     return Graphics(
         frame=frame,
         level=draw.count(110, 255),
@@ -169,24 +169,24 @@ def _words(draw: Draw) -> str:
 
 @dataclass(frozen=True)
 class Graphics:
-    """Marks of a scanner; called with a picture, it draws them into it."""
+    """Hold the marks of a scanner; called with a picture, it draws them into it."""
 
     frame: Frame
     level: int
     """Grey level."""
     has_ruler: bool
     trace_place: float | None
-    """Height of the heartbeat's trace, as a share of the image; None: there is none."""
+    """Height of the heartbeat's trace, as a share of the image; None: no trace."""
     beats: tuple[float, float]
-    """First beat and distance of the beats, as shares of the width."""
+    """First beat and distance between beats, as shares of the width."""
     grey_scale: bool
     texts: tuple[tuple[float, float, str], ...]
-    """Place (x, y) as shares of the image, and letters."""
+    """Place (x, y) as shares of the image, and the text."""
 
     def __call__(self, picture: Image.Image) -> None:
         height, width = self.frame.shape
         pen = ImageDraw.Draw(picture)
-        if self.has_ruler:  # a tick a centimetre
+        if self.has_ruler:  # one tick per centimetre
             for tick in range(0, int(height * self.frame.spacing_mm), 10):
                 y = (self.frame.probe_mm[1] + tick) / self.frame.spacing_mm
                 pen.line([(width - 3, y), (width - 1, y)], fill=self.level)

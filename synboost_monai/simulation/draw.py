@@ -1,4 +1,4 @@
-"""Random draws of the simulator, and the curves that are made of them.
+"""Draw random numbers for the simulator, and curves made from them.
 
 K: points of a curve, N: corners of a polygon; points are (x, y) in mm.
 """
@@ -15,7 +15,7 @@ Range = tuple[float, float]
 
 
 class Draw:
-    """Draws everything that is random in one simulated heart, its ultrasound and its display.
+    """A Draw makes all random draws of one simulated heart, its ultrasound and its display.
 
     Args:
         seed: one number or several, such as a seed and an index: the same give the same draws.
@@ -25,7 +25,7 @@ class Draw:
         self.generator = np.random.default_rng(list(seed))
 
     def uniform(self, low: float, high: float) -> float:
-        """Return a number between two."""
+        """Return a number between `low` and `high`."""
         return float(self.generator.uniform(low, high))
 
     def normal(self, mean: float, deviation: float, low: float = -np.inf, high: float = np.inf) -> float:
@@ -41,7 +41,7 @@ class Draw:
         return int(self.generator.integers(low, high + 1))
 
     def choice(self, *values: float) -> float:
-        """Return one of the values, each as likely."""
+        """Return one of the values, all equally likely."""
         return values[int(self.generator.integers(len(values)))]
 
     def curve(self, num_points: int, num_waves: int, deviation: float) -> FloatArray:

@@ -1,7 +1,7 @@
-"""What a heart and its surroundings echo: brightness of each tissue, its variation, thin layers, and bright spots, drawn at random.
+"""Draw the echoes of a heart and its surroundings: brightness of each tissue, its variation, thin layers, and bright spots.
 
-Brightness is drawn over ranges far wider than one scanner shows, contrasts turned round included: a network that has met all of them
-takes a real image for one more (domain randomisation, Tobin et al. 2017; of label maps: Billot et al., SynthSeg, Med. Image Anal. 2023).
+Brightness is drawn from ranges far wider than those of one scanner, inverted contrasts included: a network that has seen all of them
+treats a real image as one more (domain randomisation, Tobin et al. 2017; of label maps: Billot et al., SynthSeg, Med. Image Anal. 2023).
 
 R: ranges, A: angles (beams), K: points of a line.
 """
@@ -21,11 +21,11 @@ from synboost_monai.simulation.draw import Draw
 from synboost_monai.simulation.grid import FloatArray, Grid, rises
 
 NO_LAYER_DB = -99.0
-"""Where no thin layer lies."""
+"""Level where there is no thin layer."""
 
 
 class Tissue(enum.IntEnum):
-    """What a cell of the grid is made of."""
+    """Name the tissue that a cell of the grid consists of."""
 
     OUTSIDE = 0
     RIGHT_VENTRICLE = 1
@@ -38,7 +38,7 @@ class Tissue(enum.IntEnum):
     BRIGHT_BODY = 8
     RIGHT_WALL = 9
     TRABECULAE = 10
-    """Inner part of the wall, which experts count to it and which looks like blood."""
+    """Inner part of the wall, which experts include in it and which looks like blood."""
     EFFUSION = 11
 
 
@@ -49,25 +49,25 @@ BLOOD = (Tissue.RIGHT_VENTRICLE, Tissue.RIGHT_ATRIUM, Tissue.LEFT_ATRIUM, Tissue
 
 @dataclass(frozen=True)
 class Layer:
-    """A thin echoing layer along a line of the heart."""
+    """Hold a thin echoing layer along a line of the heart."""
 
     line: str
     """Name in `Outlines.lines`, or `pericardium`, `septum_right`, `endocardium`, `septum_core`."""
     span: tuple[int, int]
-    """Points of the line that it covers."""
+    """Points of the line that the layer covers."""
     level_db: Points
-    """(K,) echo along it; below -40 there is a gap."""
+    """(K,) echo level along the line; below -40 there is a gap."""
     specular: float
-    """How much it loses where the beam does not meet it squarely."""
+    """Loss where the beam does not meet the layer at a right angle."""
     width_mm: Points
-    """(K,)"""
+    """(K,) width along the line."""
     offset_mm: float
     depth_share: float = 0.0
-    """`septum_core`: where between endocardium and outer border it lies."""
+    """For `septum_core`: relative position of the layer between endocardium and outer border."""
 
 
 def draw_levels(draw: Draw) -> FloatArray:
-    """Return the echo of each class in decibels against myocardium."""
+    """Return the echo of each class in decibels relative to myocardium."""
     uniform, normal, chance = draw.uniform, draw.normal, draw.chance
     is_wild = chance(0.06)  # contrasts that no scanner shows, such as blood brighter than muscle
     blood, spread = (uniform(-25, 12), 6) if is_wild else (-uniform(9, 32), 2)
@@ -80,16 +80,16 @@ def draw_levels(draw: Draw) -> FloatArray:
         (Tissue.RIGHT_ATRIUM, 0.4, 0.0),
         (Tissue.RIGHT_VENTRICLE, 0.6, 0.0),
     ):
-        if chance(probability):  # filled with clutter: brighter than the left ventricle, a deep atrium than the wall
+        if chance(probability):  # clutter fills it: brighter than the left ventricle, a deep atrium also than the wall
             level[chamber] = blood * uniform(highest, 0.95)
-    if chance(0.12):  # reverberations fill it: as bright as what lies around it
+    if chance(0.12):  # filled with reverberations: as bright as its surroundings
         level[Tissue.LEFT_ATRIUM] = uniform(-2, 14)
     level[Tissue.CAVITY] = blood
     level[Tissue.PAPILLARY] = normal(-1, 4)
     level[Tissue.DARK_BODY] = blood + uniform(-2, 12)
     level[Tissue.BRIGHT_BODY] = uniform(0, 16)
     level[Tissue.RIGHT_WALL] = uniform(-6, 8)
-    if chance(0.35):  # the right heart is not made out: only the septum tells that it is there
+    if chance(0.35):  # the right heart is not visible: only the septum indicates it
         for tissue in (Tissue.RIGHT_VENTRICLE, Tissue.RIGHT_ATRIUM, Tissue.RIGHT_WALL):
             level[tissue] = level[Tissue.OUTSIDE] + normal(-2, 3)
     level[Tissue.TRABECULAE] = blood * uniform(0.3, 1)
@@ -98,9 +98,9 @@ def draw_levels(draw: Draw) -> FloatArray:
 
 
 def draw_trabeculae(draw: Draw) -> tuple[Points, Points] | None:
-    """Return which inner share (K,) of the wall looks like blood, at end-diastole and at end-systole, or None.
+    """Return the inner share (K,) of the wall that looks like blood, at end-diastole and at end-systole, or None.
 
-    Wider at the apex and beside the lateral wall, and wider in systole, when trabeculae and papillary muscles close up.
+    It is wider at the apex and beside the lateral wall, and wider in systole, when trabeculae and papillary muscles close up.
     """
     if not draw.chance(0.8):
         return None
@@ -112,7 +112,7 @@ def draw_trabeculae(draw: Draw) -> tuple[Points, Points] | None:
 
 
 def draw_right_trabeculae(draw: Draw) -> Points | None:
-    """Return which share (K,) of the septum, from its right side, looks like the blood beside it, or None."""
+    """Return the share (K,) of the septum, from its right side, that looks like the blood beside it, or None."""
     if not draw.chance(0.75):
         return None
     septum = np.clip(-np.linspace(-1, 1, NUM_ENDO) * 5 - 0.5, 0, 1)  # none at the apex and beside the lateral wall
@@ -120,7 +120,7 @@ def draw_right_trabeculae(draw: Draw) -> Points | None:
 
 
 def draw_surroundings(draw: Draw, grid: Grid) -> list[tuple[Points, Tissue]]:
-    """Return bodies around the heart (lung, liver, fat): outlines and whether they are bright or dark."""
+    """Return bodies around the heart (lung, liver, fat): their outlines and whether they are bright or dark."""
     bodies = []
     for _ in range(draw.count(0, 3)):
         radius, angle = draw.uniform(0.1, 1.05) * grid.depth_mm, draw.uniform(-1, 1) * grid.half_angle
@@ -139,10 +139,10 @@ def draw_fields(draw: Draw, grid: Grid, outlines: Outlines) -> list[FloatArray]:
     outside = grid.smooth_field(draw, uniform(8, 30), uniform(8, 60), uniform(0, 6))
     outside = outside + uniform(-6, 16) * rises(grid.ranges, bottom * uniform(0.75, 1.05), uniform(3, 12))
     outside = outside + uniform(-3, 19) * rises(-grid.ranges, -bottom * uniform(0.2, 0.6), uniform(5, 20))
-    if draw.chance(0.75):  # the chest wall before the apex
+    if draw.chance(0.75):  # the chest wall in front of the apex
         border = outlines.epicardium[NUM_ENDO // 2, 1] + uniform(0, 6)
         outside = outside + uniform(2, 18) * rises(-grid.ranges, -border, uniform(1, 4))
-    if draw.chance(0.6):  # the deep corners see lung
+    if draw.chance(0.6):  # the deep corners contain lung
         corner = rises(np.abs(grid.angles) / np.float32(grid.half_angle), uniform(0.4, 0.9), uniform(0.05, 0.2))
         outside = outside - uniform(0, 18) * corner * rises(grid.ranges, bottom * uniform(0.5, 0.8), uniform(5, 15))
     wall = np.zeros(grid.shape, np.float32)
@@ -162,7 +162,7 @@ def draw_fields(draw: Draw, grid: Grid, outlines: Outlines) -> list[FloatArray]:
 
 
 def draw_deep_clutter(draw: Draw, grid: Grid, outlines: Outlines) -> FloatArray:
-    """Return the level (R, A) in decibels of clutter that covers what lies beyond the mitral annulus, chambers included."""
+    """Return the level (R, A) in decibels of clutter that covers everything beyond the mitral annulus, chambers included."""
     if not draw.chance(0.25):
         return np.full(grid.shape, NO_LAYER_DB, np.float32)
     start = float(np.hypot(*outlines.hinges.mean(axis=0))) + draw.normal(0, 6)
@@ -175,7 +175,7 @@ def draw_deep_clutter(draw: Draw, grid: Grid, outlines: Outlines) -> FloatArray:
 
 
 def draw_glow(draw: Draw, grid: Grid, outlines: Outlines, outside: NDArray[np.bool_]) -> FloatArray:
-    """Return the glow (R, A) of the pericardium and lung around the heart in decibels, which decays with the distance to it."""
+    """Return the glow (R, A) of the pericardium and lung around the heart in decibels, which decays with distance from it."""
     if not draw.chance(0.9):
         return np.zeros(grid.shape, np.float32)
     outside, bottom = outside[::2, ::2], outlines.left_atrium[:, 1].max()
@@ -191,7 +191,7 @@ def draw_glow(draw: Draw, grid: Grid, outlines: Outlines, outside: NDArray[np.bo
     side = rises(grid.ranges, draw.uniform(0.1, 0.85) * bottom, draw.uniform(5, 15))
     side = side * rises(grid.angles / grid.half_angle * draw.choice(*sides), draw.uniform(-0.8, 0.3), 0.15)
     decay = np.exp(-np.maximum(distance - draw.uniform(0, 6), 0) / draw.uniform(3, 20))
-    if draw.chance(0.6):  # it blooms over the outer part of the wall: no edge where experts draw one
+    if draw.chance(0.6):  # the glow covers the outer part of the wall: no edge where experts draw one
         decay = decay * np.exp(-distance_to(outside) / draw.uniform(2, 10))
     else:
         decay = decay * (distance > 0)
@@ -233,7 +233,7 @@ def draw_layers(draw: Draw, outlines: Outlines) -> list[Layer]:
             offset_mm=uniform(-2, 4.5),
         )
     has_septum = outlines.right_ventricle is not None
-    if not has_septum and chance(0.85):  # the inferior wall of the two-chamber view has its own
+    if not has_septum and chance(0.85):  # the inferior wall of the two-chamber view has a pericardium too
         span = (0, int(uniform(37, 57)))
         add(
             "pericardium",
@@ -319,7 +319,7 @@ def draw_spots(draw: Draw, grid: Grid, outlines: Outlines) -> list[tuple[Points,
             centre = edge * share + outlines.cavity.mean(axis=0) * (1 - share)
             radii = (draw.uniform(0.8, 3), draw.uniform(0.8, 5))
             spots.append((draw.blob(centre, radii, draw.uniform(-0.8, 0.8)), draw.uniform(-8, 12), 1.0))
-    if draw.chance(0.12):  # a calcified or prosthetic ring and its echoes behind the valve
+    if draw.chance(0.12):  # a calcified or prosthetic ring and its echoes beyond the valve
         middle, half = np.arctan2(*outlines.hinges.mean(axis=0)), draw.uniform(0.08, 0.35)
         radius, thick = np.hypot(*outlines.hinges.mean(axis=0)) + draw.uniform(2, 25), draw.uniform(3, 18)
         spots.append((_arc(np.full(16, radius), middle, half, thick), draw.uniform(2, 16), 1.0))

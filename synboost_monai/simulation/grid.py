@@ -1,4 +1,4 @@
-"""The polar grid on which echoes are computed: ranges from the probe and angles of its beams.
+"""Define the polar grid on which echoes are computed: ranges from the probe and angles of its beams.
 
 R: ranges, A: angles (beams).
 """
@@ -23,7 +23,7 @@ GRID_SHAPE = (160, 128)
 
 @dataclass(frozen=True)
 class Grid:
-    """Ranges and angles at which echoes are computed, somewhat beyond the sector to both sides."""
+    """Hold the ranges and angles at which echoes are computed, slightly beyond the sector on both sides."""
 
     depth_mm: float
     half_angle: float
@@ -40,17 +40,17 @@ class Grid:
 
     @functools.cached_property
     def ranges(self) -> FloatArray:
-        """(R, 1) in mm."""
+        """Return (R, 1) in mm."""
         return ((np.arange(self.shape[0], dtype=np.float32) + 0.5) * self.range_step_mm)[:, None]
 
     @functools.cached_property
     def angles(self) -> FloatArray:
-        """(1, A) in radians, 0 is straight down."""
+        """Return (1, A) in radians, 0 is straight down."""
         places = np.arange(self.shape[1], dtype=np.float32) + 0.5 - self.shape[1] / 2
         return (places * np.float32(self.angle_step))[None, :]
 
     def position(self, points: Points) -> Points:
-        """Return points (K, 2) in mm as fractional (beam, range) indices (K, 2)."""
+        """Convert points (K, 2) in mm to fractional (beam, range) indices (K, 2)."""
         beam = np.arctan2(points[:, 0], np.maximum(points[:, 1], 0.3)) / self.angle_step + self.shape[1] / 2 - 0.5
         return np.stack([beam, np.hypot(points[:, 0], points[:, 1]) / self.range_step_mm - 0.5], axis=1)
 

@@ -1,11 +1,11 @@
-"""Hearts of adults in the apical two- and four-chamber view, drawn at random.
+"""Draw random hearts of adults in the apical two- and four-chamber view.
 
 Ranges are wider than those of a healthy population, because a network should meet every heart in training: means are those of adults,
 spreads cover dilated, hypertrophied, thinned, aneurysmal and foreshortened ventricles. Walls are as thick as experts draw them,
-trabeculae and pericardium included: some 2 mm more than a normal wall measures. Spreads and what has no published range (bends, slants,
-unevenness) were chosen on 40 training patients of CAMUS, by comparing sizes; no outline of them is in here.
+trabeculae and pericardium included: about 2 mm thicker than a normal wall. Spreads and quantities without published ranges (bends,
+slants, unevenness) were chosen on 40 training patients of CAMUS, by comparing sizes; none of their outlines is used here.
 
-Sources, by the names that the comments use:
+Sources, by the names used in the comments:
     Lang 2015: Recommendations for cardiac chamber quantification by echocardiography in adults, J Am Soc Echocardiogr 28:1.
     Klein 2013: Clinical recommendations for multimodality imaging of pericardial disease, J Am Soc Echocardiogr 26:965.
 """
@@ -35,7 +35,7 @@ def draw_heart(draw: Draw, view: str) -> Heart:
     """Return a heart of an adult, healthy or ill, in one of `VIEWS`.
 
     Raises:
-        ValueError: if there is no such view.
+        ValueError: if the view is not one of them.
     """
     if view not in VIEWS:
         raise ValueError(f"hearts.py: view must be one of {', '.join(VIEWS)}, got {view!r}")
@@ -82,7 +82,7 @@ def draw_heart(draw: Draw, view: str) -> Heart:
 
 
 def draw_place(draw: Draw, view: str) -> Place:
-    """Return a place of the heart before the probe, as apical windows are found."""
+    """Return a position of the heart in front of the probe, as in apical windows."""
     is_four_chamber = view == "apical_four_chamber"
     tilt = np.radians(draw.normal(9, 8) if is_four_chamber else draw.normal(3, 8))
     apex_x, apex_y = draw.normal(-4 if is_four_chamber else -1, 8), draw.normal(25, 9, 8, 55)
@@ -94,13 +94,13 @@ def draw_place(draw: Draw, view: str) -> Place:
 
 
 def _draw_ventricle(draw: Draw, size: float, ejection_fraction: float, is_four_chamber: bool) -> tuple[Ventricle, str]:
-    """Return the left ventricle and what is wrong with it."""
+    """Return the left ventricle and its diagnosis."""
     diagnosis = "normal"
     # men: 106 ml at a diameter of 50 +- 4 mm, women: 76 ml at 45 +- 4 (Lang 2015), so ellipsoids of 81 and 72 mm
     length = draw.normal(81, 9, 55, 112) * size
     width = draw.normal(44.5, 6, 30, 64) * size
     wall = draw.normal(11.8, 1.5, 6.5, 18)  # septum of the healthy: 6 to 10 mm (Lang 2015)
-    if draw.chance(0.28):  # diameters above 58 mm in men, 52 in women (Lang 2015), and weak
+    if draw.chance(0.28):  # diameters above 58 mm in men, 52 in women (Lang 2015), and a weak ventricle
         diagnosis = "dilated"
         width, length = width * draw.uniform(1.02, 1.45), length * draw.uniform(1, 1.12)
         ejection_fraction *= draw.uniform(0.4, 1)
@@ -134,7 +134,7 @@ def _draw_ventricle(draw: Draw, size: float, ejection_fraction: float, is_four_c
         septal_bulge=(draw.uniform(2, 7) if draw.chance(0.25) else 0.0, draw.uniform(0.75, 0.92)),
         unevenness_mm=np.stack([draw.curve(NUM_AXIS, 7, 1.0) for _ in range(2)]),
         base_shift_mm=(draw.normal(0, 2.5), draw.normal(0, 2.5)),
-        wall_mm=(wall, wall * draw.normal(0.97, 0.05) / shortening),  # its area is kept
+        wall_mm=(wall, wall * draw.normal(0.97, 0.05) / shortening),  # the wall's area is kept
         wall_relative=relative,
         apex_thickening=draw.uniform(0, 0.3),
         outer_overhang_mm=(draw.uniform(-2, 6), draw.uniform(-2, 7)),
@@ -143,10 +143,10 @@ def _draw_ventricle(draw: Draw, size: float, ejection_fraction: float, is_four_c
 
 
 def _draw_atrium(draw: Draw, size: float, annulus_mm: float) -> Atrium:
-    # 44 x 42 mm make 41 ml by area and length; healthy: 16 to 34 ml a square metre of body surface (Lang 2015)
+    # 44 x 42 mm make 41 ml by area and length; healthy: 16 to 34 ml per square metre of body surface (Lang 2015)
     length, width = draw.normal(44, 9, 22, 76) * size, max(draw.normal(42, 7, 26, 62) * size, 0.8 * annulus_mm)
     unevenness = draw.curve(80, 9, 0.9)
-    unevenness[:3] = unevenness[-3:] = 0  # it hangs from the annulus
+    unevenness[:3] = unevenness[-3:] = 0  # the atrium hangs from the annulus
     return Atrium(
         length_mm=(length, length * draw.uniform(1.05, 1.4)),
         width_mm=(width, width * draw.uniform(0.97, 1.2)),

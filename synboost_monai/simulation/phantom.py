@@ -1,7 +1,7 @@
-"""A phantom data set in CAMUS's layout: beating hearts with exact label maps and simulated ultrasound.
+"""Make a phantom data set in CAMUS's layout: beating hearts with exact label maps and simulated ultrasound.
 
-It needs no download and no licence, its label maps are right by construction and its ejection fraction is exact, so
-every stage of the project can be run and tested on it. What is drawn: `phantom_anatomy.py`; how it is seen:
+It needs no download and no licence, its label maps are correct by construction and its ejection fraction is exact, so
+every stage of the project can be run and tested on it. Anatomy is drawn in `phantom_anatomy.py`, ultrasound in
 `phantom_ultrasound.py`. It is a test pattern, not a model of disease: results on it say nothing about patients.
 """
 
@@ -31,14 +31,14 @@ MIN_IMAGE_HEIGHT, MAX_IMAGE_HEIGHT = 32, 2048
 
 @dataclass(frozen=True)
 class PhantomPatient:
-    """One patient: what `Info_*.cfg` says, and the heart."""
+    """Hold one patient: the content of `Info_*.cfg`, and the heart."""
 
     number: int
     sex: str
     """`female` or `male`."""
     age: int
     image_quality: dict[str, str]
-    """By CAMUS's name of the view."""
+    """Image quality by CAMUS's name of the view."""
     frame_rate: float
     anatomy: PatientAnatomy
 
@@ -64,12 +64,12 @@ def write_phantom(
     written whole or not at all, the splits last. End-diastole and end-systole are the first and the last frame of the half sequence.
 
     Args:
-        output_dir: made if missing; it may hold the same phantoms, such as those of a run that was interrupted.
-        num_patients: numbered from 1.
-        seed: 0 or more.
+        output_dir: folder to make if missing; it may hold the same phantoms, such as those of an interrupted run.
+        num_patients: number of patients, numbered from 1.
+        seed: whole number of 0 or more.
         image_height: pixels; the width follows from the opening angle, the spacing from the depth (120 to 210 mm).
-        num_frames: of a half sequence, end-diastole first, end-systole last.
-        workers: threads; None is one per processor.
+        num_frames: frames of a half sequence, end-diastole first, end-systole last.
+        workers: threads; None: one per processor.
         progress: show a progress bar on stderr.
     Returns:
         `output_dir`.
@@ -91,7 +91,7 @@ def write_phantom(
         _write_patient(output_dir / "database_nifti" / patient.name, patient, seed, image_height, num_frames)
         return patient.name
 
-    # threads: the time goes into FFTs, random numbers and gzip, which release the interpreter
+    # threads suffice: most time is spent in FFTs, random numbers and gzip, which release the interpreter
     with ThreadPoolExecutor(workers) as pool:
         written = pool.map(write, range(1, num_patients + 1))
         names = list(tqdm(written, total=num_patients, desc="phantom patients", unit="patient", disable=not progress))
@@ -103,10 +103,10 @@ def write_phantom(
 
 
 def draw_phantom_patient(seed: int, number: int) -> PhantomPatient:
-    """Patient `number` (from 1) of a seed.
+    """Draw patient `number` (from 1) of a seed.
 
-    Sex alternates and image quality runs through its three grades from patient to patient, so that every split has
-    variety; one view in three has another grade than that.
+    Sex alternates and image quality cycles through its three grades from patient to patient, so that every split has
+    variety; one view in three has a different grade.
     """
     order = np.random.default_rng([seed, 0])
     first_sex, grades = int(order.integers(2)), order.permutation(IMAGE_QUALITIES)
@@ -119,22 +119,22 @@ def draw_phantom_patient(seed: int, number: int) -> PhantomPatient:
 
 
 def systole_at(frame: int, num_frames: int) -> float:
-    """Moment of frame 0 ... num_frames - 1 of a half sequence, 0 (end-diastole) to 1 (end-systole): a half cosine."""
+    """Return the moment of frame 0 ... num_frames - 1 of a half sequence, 0 (end-diastole) to 1 (end-systole): a half cosine."""
     return float(0.5 - 0.5 * np.cos(np.pi * frame / (num_frames - 1)))
 
 
 def draw_phantom_frames(
     patient: PhantomPatient, view_name: str, seed: int, image_height: int = 320, num_frames: int = 2
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], float]:
-    """The half sequence of one view, as `write_phantom` writes it: end-diastole first, end-systole last.
+    """Draw the half sequence of one view, as `write_phantom` writes it: end-diastole first, end-systole last.
 
     Args:
-        patient: of `draw_phantom_patient`.
-        view_name: by CAMUS: 2CH or 4CH.
-        seed: that the patient was drawn with.
+        patient: result of `draw_phantom_patient`.
+        view_name: CAMUS's name of the view: 2CH or 4CH.
+        seed: seed that the patient was drawn with.
         image_height, num_frames: as `write_phantom`.
     Returns:
-        images (T, H, W) and label maps (T, H, W), classes 0..3; millimetres a pixel, in both directions.
+        images (T, H, W) and label maps (T, H, W), classes 0..3; millimetres per pixel, in both directions.
     """
     view = patient.anatomy.views[view_name]
     generator = np.random.default_rng([seed, patient.number, 1 + list(patient.anatomy.views).index(view_name)])
@@ -157,7 +157,7 @@ def _write_patient(folder: Path, patient: PhantomPatient, seed: int, image_heigh
 
 
 def _info(patient: PhantomPatient, view_name: str, num_frames: int) -> str:
-    """Text of a view's Info_*.cfg."""
+    """Return the text of a view's Info_*.cfg."""
     info = {
         "ED": 1,
         "ES": num_frames,
@@ -187,7 +187,7 @@ def write_frames(path: Path, frames: NDArray[np.uint8], spacing_mm: float) -> No
 
 
 def _split(names: Sequence[str]) -> dict[str, list[str]]:
-    """Consecutive parts; from three patients on none is empty."""
+    """Divide patients into consecutive parts; with three or more, none is empty."""
     num_held_out = [max(1, round(SPLIT_FRACTIONS[split] * len(names))) for split in ("validation", "testing")]
     if len(names) < 3:
         num_held_out = [0, len(names) - 1]

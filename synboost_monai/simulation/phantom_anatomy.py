@@ -1,4 +1,4 @@
-"""Anatomy of the phantom: a patient's heart in two apical views, at any moment between end-diastole and end-systole.
+"""Draw the phantom's anatomy: a patient's heart in two apical views, at any moment between end-diastole and end-systole.
 
 Frame of all points: millimetres, (x, y), x to the right, y downwards (depth), the ultrasound probe at the origin. The
 left ventricle has an axis from its apex to the middle of the mitral annulus; seen across that axis at the fraction t of
@@ -29,12 +29,12 @@ BoolArray = NDArray[np.bool_]
 CURVE_POINTS = 129
 """Points of a curve; odd, so that the middle one of the endocardium is the apex."""
 SECTOR_CLEARANCE_MM = 4.0
-"""How far inside the sector's edge the left ventricular cavity stays."""
+"""Smallest distance of the left ventricular cavity from the sector's edge."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve with a layer on one side: points (K, 2), unit normals (K, 2) to that side, thickness (K,) in mm."""
+    """Hold a curve with a layer on one side: points (K, 2), unit normals (K, 2) to that side, thickness (K,) in mm."""
 
     points: FloatArray
     normals: FloatArray
@@ -42,44 +42,44 @@ class Curve:
 
     @property
     def outer(self) -> FloatArray:
-        """The far side of the layer, (K, 2)."""
+        """Return the far side of the layer, (K, 2)."""
         return self.points + self.thickness[:, None] * self.normals
 
 
 @dataclass(frozen=True)
 class HeartContours:
-    """What one frame of one view shows; closed polygons (K, 2) in mm."""
+    """Hold the content of one frame of one view; closed polygons (K, 2) in mm."""
 
     wall: Curve
     """Endocardium from the left end of the mitral annulus over the apex to the right end; the layer: myocardium."""
     left_atrium: FloatArray
     right_ventricle: FloatArray | None
-    """Four-chamber view only, as the right atrium."""
+    """Only in the four-chamber view, like the right atrium."""
     right_atrium: FloatArray | None
     layers: dict[str, Curve]
-    """Thin things seen by their echo alone: `pericardium`, `leaflet_*`, `papillary_*`, `atrial_wall`, ..."""
+    """Thin structures that are visible only by their echo: `pericardium`, `leaflet_*`, `papillary_*`, `atrial_wall`, ..."""
 
     @property
     def cavity(self) -> FloatArray:
-        """Left ventricular cavity: the endocardium closed by the mitral annulus."""
+        """Return the left ventricular cavity: the endocardium closed by the mitral annulus."""
         return self.wall.points
 
     @property
     def epicardium(self) -> FloatArray:
-        """Cavity and myocardium together."""
+        """Return cavity and myocardium together."""
         return np.concatenate([self.wall.points[:1], self.wall.outer, self.wall.points[-1:]])
 
 
 @dataclass(frozen=True)
 class CavityProfile:
-    """Width of the cavity across its axis as a fraction of the largest: g(t), t from 0 (apex) to 1 (mitral annulus)."""
+    """Give the cavity's width across its axis as a fraction of the largest: g(t), t from 0 (apex) to 1 (mitral annulus)."""
 
     widest_at: float
     """Fraction of the length where g = 1."""
     apex_power: float
-    """Exponent of the superellipse from the apex to there: 2 is an ellipse, more is blunter."""
+    """Exponent of the superellipse from the apex to `widest_at`: 2 is an ellipse, more is blunter."""
     base_width: float
-    """g(1): the mitral annulus."""
+    """g(1): width at the mitral annulus."""
     bulge: float
     """Amplitude of a wave on the wall, changing sign along the axis."""
 
@@ -92,14 +92,14 @@ class CavityProfile:
 
 @dataclass(frozen=True)
 class ViewAnatomy:
-    """One apical view of a patient. Pairs are (end-diastole, end-systole)."""
+    """Hold one apical view of a patient. Pairs are (end-diastole, end-systole)."""
 
     view: str
     profile: CavityProfile
     length_mm: tuple[float, float]
     width_mm: tuple[float, float]
     apex_mm: tuple[tuple[float, float], tuple[float, float]]
-    """Where the apex of the cavity lies, (x, y)."""
+    """Position of the apex of the cavity, (x, y)."""
     tilt: tuple[float, float]
     """Angle of the axis to the vertical in radians; positive turns the base to the right."""
     bend: tuple[float, float]
@@ -113,39 +113,39 @@ class ViewAnatomy:
     right_width_mm: tuple[float, float]
     """Width of the right ventricle at its base; not used in the two-chamber view."""
     coaptation_mm: float
-    """How far the closed mitral leaflets reach into the ventricle."""
+    """Distance by which the closed mitral leaflets extend into the ventricle."""
     papillary: tuple[tuple[float, float], ...]
     """Papillary muscles: side (-1 left, 1 right) and thickness in mm."""
 
     def contours(self, systole: float) -> HeartContours:
-        """All curves at a moment from 0 (end-diastole) to 1 (end-systole); every length changes linearly between."""
+        """Return all curves at a moment from 0 (end-diastole) to 1 (end-systole); every length changes linearly between."""
         return _build_contours(self, systole)
 
 
 @dataclass(frozen=True)
 class PatientAnatomy:
-    """A patient's heart and how deep the probe looks."""
+    """Hold a patient's heart and the depth of the image."""
 
     depth_mm: float
     half_angle: float
     """Half the sector's opening angle in radians."""
     views: dict[str, ViewAnatomy]
-    """By CAMUS's name of the view: `2CH`, `4CH`."""
+    """Views by CAMUS's name: `2CH`, `4CH`."""
     ejection_fraction: float
     """Percent, exact for the shape defined above."""
 
     def volume_ml(self, systole: float) -> float:
-        """Volume of the left ventricular cavity (biplane, see the module) at a moment from 0 (end-diastole) to 1."""
+        """Return the volume of the left ventricular cavity (biplane, see the module) at a moment from 0 (end-diastole) to 1."""
         two, four = self.views["2CH"], self.views["4CH"]
         widths = _between(two.width_mm, systole) * _between(four.width_mm, systole)
         return np.pi / 4 * _between(two.length_mm, systole) * widths * _disk_integral(two.profile, four.profile) / 1000
 
 
 def draw_patient(generator: np.random.Generator, *, is_female: bool) -> PatientAnatomy:
-    """A patient drawn at random: adult size, ejection fraction of 25 to 72 %, LV inside the sector in both views.
+    """Draw a random patient: adult size, ejection fraction of 25 to 72 %, LV inside the sector in both views.
 
     Args:
-        generator: the source of all randomness here.
+        generator: source of all randomness.
         is_female: women's hearts are drawn about 5 % smaller in each direction.
     """
     size = (0.96 if is_female else 1.01) * generator.normal(1.0, 0.05)
@@ -169,10 +169,10 @@ def draw_patient(generator: np.random.Generator, *, is_female: bool) -> PatientA
 def draw_label_map(
     contours: HeartContours, depth_mm: float, shape: tuple[int, int], spacing_mm: float
 ) -> NDArray[np.uint8]:
-    """Segmentation label map (H, W) of one frame; the probe is at the middle of the upper border.
+    """Draw the segmentation label map (H, W) of one frame; the probe is at the middle of the upper border.
 
-    As experts draw it, the wall goes on outside the sector, in the dark; the atrium ends at the sector's lower border.
-    From about 64 pixels of height on, each class is one piece, and the cavity touches the wall and the atrium alone.
+    As experts draw it, the wall continues outside the sector, in the dark; the atrium ends at the sector's lower border.
+    From a height of about 64 pixels on, each class is one piece, and the cavity touches only the wall and the atrium.
     """
 
     def fill(polygon: FloatArray) -> BoolArray:
@@ -181,7 +181,7 @@ def draw_label_map(
         )
 
     cavity = fill(contours.cavity)
-    heart = fill(contours.epicardium) | _grown(cavity)  # nothing but wall and atrium touches the cavity
+    heart = fill(contours.epicardium) | _grown(cavity)  # only wall and atrium touch the cavity
     y = (np.arange(shape[0])[:, None] + 0.5) * spacing_mm
     x = (np.arange(shape[1])[None, :] + 0.5 - shape[1] / 2) * spacing_mm
     atrium = fill(contours.left_atrium) & (np.hypot(x, y) <= depth_mm)
@@ -200,7 +200,7 @@ def _draw_view(
     ejection_fraction: float,
     half_angle: float,
 ) -> ViewAnatomy:
-    """What differs between the views of one heart."""
+    """Draw the parameters that differ between the views of one heart."""
     is_four_chamber = view == "4CH"
     uniform, normal = generator.uniform, generator.normal
     profile = CavityProfile(uniform(0.6, 0.78), uniform(2.1, 2.9), uniform(0.72, 0.9), normal(0, 0.025))
@@ -231,7 +231,7 @@ def _draw_view(
 
 
 def _inside_sector(view: ViewAnatomy, half_angle: float) -> ViewAnatomy:
-    """The view with the heart moved down and towards the middle until the whole cavity is in the sector."""
+    """Return the view with the heart moved down and towards the middle until the whole cavity is in the sector."""
     for _ in range(60):
         margins = []
         for systole in (0.0, 1.0):
@@ -246,7 +246,7 @@ def _inside_sector(view: ViewAnatomy, half_angle: float) -> ViewAnatomy:
 
 
 def _build_contours(view: ViewAnatomy, systole: float) -> HeartContours:
-    """See `ViewAnatomy.contours`."""
+    """Compute `ViewAnatomy.contours`."""
     length, width = _between(view.length_mm, systole), _between(view.width_mm, systole)
     apex = np.array([_between((view.apex_mm[0][k], view.apex_mm[1][k]), systole) for k in (0, 1)])
     tilt = _between(view.tilt, systole)
@@ -254,7 +254,7 @@ def _build_contours(view: ViewAnatomy, systole: float) -> HeartContours:
     across = np.array([np.cos(tilt), -np.sin(tilt)])
 
     def place(t: FloatArray, n: FloatArray) -> FloatArray:
-        """Heart coordinates (fraction of the axis, mm across it) to mm in the image."""
+        """Convert heart coordinates (fraction of the axis, mm across it) to mm in the image."""
         return apex + np.asarray(t)[..., None] * length * along + np.asarray(n)[..., None] * across
 
     # Left ventricle
@@ -285,7 +285,7 @@ def _build_contours(view: ViewAnatomy, systole: float) -> HeartContours:
         "leaflet_left": _leaflet(place(np.array(1.0), np.array(-annulus / 2)), coaptation, along),
         "leaflet_right": _leaflet(place(np.array(1.0), np.array(annulus / 2)), coaptation, along),
     }
-    for end, point in (("left", wall.points[0]), ("right", wall.points[-1])):  # fibrous ring, seen at its two ends
+    for end, point in (("left", wall.points[0]), ("right", wall.points[-1])):  # fibrous ring, visible at its two ends
         line = _resampled(point + np.outer([-3.0, 3.0], along), 17)
         layers[f"annulus_{end}"] = _curve(line, 5.0, away_from=apex + length * along)
     for index, (side, thickness) in enumerate(view.papillary):
@@ -305,7 +305,7 @@ def _build_contours(view: ViewAnatomy, systole: float) -> HeartContours:
 def _right_heart(
     width_mm: float, epicardium: FloatArray, atrium_left: FloatArray, along: FloatArray, across: FloatArray
 ) -> tuple[FloatArray, FloatArray, dict[str, Curve]]:
-    """Right ventricle and atrium of the four-chamber view (dark, not labelled), and their wall and valve."""
+    """Return right ventricle and atrium of the four-chamber view (dark, not labelled), and their wall and valve."""
     septum = epicardium[4 : CURVE_POINTS // 2 - 16]  # from the base towards the apex
     base = septum[0]
     x = np.linspace(0, 1, 60)
@@ -326,7 +326,7 @@ def _right_heart(
 
 
 def _wall_thickness(view: ViewAnatomy, systole: float) -> FloatArray:
-    """Thickness (K,) of the myocardium from the left base over the apex to the right base, in mm."""
+    """Return the thickness (K,) of the myocardium from the left base over the apex to the right base, in mm."""
     s = np.linspace(-1, 1, CURVE_POINTS)
     apex, left, right = view.wall_variation
     bulge = np.where(s < 0, left, right) * np.sin(np.pi * np.abs(s)) ** 2
@@ -335,14 +335,14 @@ def _wall_thickness(view: ViewAnatomy, systole: float) -> FloatArray:
 
 
 def _leaflet(hinge: FloatArray, tip: FloatArray, along: FloatArray) -> Curve:
-    """A valve leaflet from hinge to tip, slightly bowed into the ventricle."""
+    """Return a valve leaflet from hinge to tip, slightly bowed into the ventricle."""
     s = np.linspace(0, 1, 33)[:, None]
     points = hinge + s * (tip - hinge) - 0.8 * np.sin(np.pi * s) * along
     return _curve(points, 1.3, away_from=points.mean(axis=0) + 50 * along)
 
 
 def _curve(points: FloatArray, thickness: FloatArray | float, *, away_from: FloatArray) -> Curve:
-    """Curve whose normals point away from a point."""
+    """Return a curve whose normals point away from a point."""
     tangent = np.gradient(points, axis=0)
     normals = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1)
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
@@ -352,14 +352,14 @@ def _curve(points: FloatArray, thickness: FloatArray | float, *, away_from: Floa
 
 
 def _resampled(points: FloatArray, count: int) -> FloatArray:
-    """`count` points at equal distances along a polyline."""
+    """Return `count` points at equal distances along a polyline."""
     run = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
     at = np.linspace(0, run[-1], count)
     return np.stack([np.interp(at, run, points[:, k]) for k in (0, 1)], axis=1)
 
 
 def _grown(mask: BoolArray) -> BoolArray:
-    """The mask and its eight neighbours."""
+    """Return the mask grown by its eight neighbours."""
     padded = np.pad(mask, 1)
     rows = padded[:-2] | padded[1:-1] | padded[2:]
     return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
@@ -367,11 +367,11 @@ def _grown(mask: BoolArray) -> BoolArray:
 
 @functools.lru_cache(maxsize=8)
 def _disk_integral(two: CavityProfile, four: CavityProfile) -> float:
-    """Integral of g_2CH(t) g_4CH(t) over the axis; t = u^2 because the profiles rise steeply at the apex."""
+    """Return the integral of g_2CH(t) g_4CH(t) over the axis; t = u^2 because the profiles rise steeply at the apex."""
     u = (np.arange(4000) + 0.5) / 4000
     return float(np.mean(two(u**2) * four(u**2) * 2 * u))
 
 
 def _between(pair: tuple[float, float], systole: float) -> float:
-    """From the value at end-diastole to that at end-systole."""
+    """Interpolate from the value at end-diastole to that at end-systole."""
     return pair[0] + (pair[1] - pair[0]) * systole

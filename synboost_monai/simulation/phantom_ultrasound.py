@@ -1,14 +1,14 @@
-"""Ultrasound of the phantom: scatterers -> echo field on (range, angle) -> envelope -> decibels -> sector image.
+"""Simulate the phantom's ultrasound: scatterers -> echo field on (range, angle) -> envelope -> decibels -> sector image.
 
-Speckle is not painted but arises: every scatterer at range r echoes with the phase 4 pi r / wavelength, echoes add up
+Speckle is not painted but computed: every scatterer at range r echoes with the phase 4 pi r / wavelength, echoes add up
 as complex numbers within the resolution cell, and the envelope of many is Rayleigh distributed: mean / standard
 deviation 1.91 (Wagner et al., IEEE Trans. Sonics Ultrason. 1983). A scatterer is a small excess or lack of impedance,
 so its sign is random. The resolution cell is the pulse's length in range and, across, a beam that is as wide as the
 aperture's near field at the probe and widens in proportion to depth; a weak broad part stands for side lobes.
 
-What moves: the scatterers of the myocardium and of all thin layers (pericardium, valves, papillary muscles, walls of
+The scatterers of the myocardium and of all thin layers (pericardium, valves, papillary muscles, walls of
 the other chambers) are fixed in the tissue and move with it, so their speckle follows the wall. Blood is new in every
-frame, as flowing blood decorrelates between frames. Tissue around the heart and the haze of reverberations stand still;
+frame, as flowing blood decorrelates between frames. Tissue around the heart and the haze of reverberations do not move;
 thermal noise is new in every frame.
 
 Letters: R ranges, A angles (beams), N scatterers, K points of a curve.
@@ -31,13 +31,13 @@ FloatArray = NDArray[np.float32]
 ComplexArray = NDArray[np.complex64]
 
 WAVELENGTH_MM = 0.62
-"""1540 m/s at 2.5 MHz, a usual cardiac probe."""
+"""1540 m/s at 2.5 MHz, a common cardiac probe."""
 PULSE_LENGTH_MM = 1.0
 """Full width at half maximum of the pulse in range: about three periods there and back."""
 APERTURE_MM = 16.0
 """Width of the probe's active surface."""
 SIDE_LOBE_DB = -26.0
-"""Power of the broad part of the beam against the main one."""
+"""Power of the broad part of the beam relative to the main one."""
 DYNAMIC_RANGE_DB = 60.0
 """Decibels from black to white."""
 MYOCARDIUM_GREY = 125.0
@@ -46,7 +46,7 @@ MYOCARDIUM_GREY = 125.0
 
 @dataclass(frozen=True)
 class Probe:
-    """Sampling and resolution of a phased-array probe."""
+    """Hold the sampling and resolution of a phased-array probe."""
 
     depth_mm: float
     half_angle: float
@@ -60,14 +60,14 @@ class Probe:
 
     @functools.cached_property
     def ranges(self) -> NDArray[np.float64]:
-        """(R,) in mm."""
+        """Return the ranges (R,) in mm."""
         return (
             np.arange(int(np.ceil(self.depth_mm / self.range_step_mm)) + 2, dtype=np.float64) + 0.5
         ) * self.range_step_mm
 
     @functools.cached_property
     def angles(self) -> NDArray[np.float64]:
-        """(A,) in radians, 0 is straight down, positive to the right."""
+        """Return the angles (A,) in radians, 0 is straight down, positive to the right."""
         count = int(np.ceil(self.half_angle / self.angle_step)) + self.num_margin_beams
         return np.arange(-count, count + 1, dtype=np.float64) * self.angle_step
 
@@ -76,19 +76,19 @@ class Probe:
         return len(self.ranges), len(self.angles)
 
     def beam_width_mm(self, range_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Lateral full width at half maximum, there and back: diffraction and, away from the focus, defocus."""
+        """Return the lateral full width at half maximum, there and back: diffraction and, away from the focus, defocus."""
         diffraction = 0.65 * WAVELENGTH_MM * range_mm / APERTURE_MM
-        # geometric width of the aperture's cone; beyond the focus receive focusing takes most of it away
+        # geometric width of the aperture's cone; beyond the focus, receive focusing removes most of it
         strength = np.where(range_mm < self.focus_mm, 0.18, 0.045)
         return np.hypot(diffraction, strength * APERTURE_MM * np.abs(1 - range_mm / self.focus_mm))
 
     def grid_position(self, points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Points (..., 2) in mm as fractional row and column of the (R, A) grid."""
+        """Convert points (..., 2) in mm to fractional row and column of the (R, A) grid."""
         x, y = points[..., 0], points[..., 1]
         return np.hypot(x, y) / self.range_step_mm - 0.5, (np.arctan2(x, y) - self.angles[0]) / self.angle_step
 
     def echo_field(self, points: NDArray[np.float64], amplitude: NDArray[np.float64]) -> ComplexArray:
-        """Sum of the scatterers' echoes in each cell of the grid, (R, A).
+        """Return the sum of the scatterers' echoes in each cell of the grid, (R, A).
 
         Args:
             points: (N, 2) in mm; scatterers outside the grid are left out.
@@ -105,7 +105,7 @@ class Probe:
         return (real + 1j * imaginary).astype(np.complex64).reshape(self.shape)
 
     def receive(self, field: ComplexArray) -> ComplexArray:
-        """The field (R, A) seen through the pulse and the beam; a uniform field keeps its mean power."""
+        """Return the field (R, A) seen through the pulse and the beam; a uniform field keeps its mean power."""
         num_ranges, num_beams = self.shape
         pulse, beams, padded = self._transfer
         spectrum = fft.fft(field, padded[0], axis=0) * pulse[:, None]
@@ -113,13 +113,13 @@ class Probe:
         return fft.ifft(fft.fft(field, padded[1], axis=1) * beams, axis=1)[:, :num_beams]
 
     def pulse_only(self, field: ComplexArray) -> ComplexArray:
-        """The field seen through the receiver's bandwidth alone (noise has no beam)."""
+        """Return the field seen through the receiver's bandwidth only (noise has no beam)."""
         pulse, _, padded = self._transfer
         return fft.ifft(fft.fft(field, padded[0], axis=0) * pulse[:, None], axis=0)[: len(field)]
 
     @functools.cached_property
     def _transfer(self) -> tuple[FloatArray, FloatArray, tuple[int, int]]:
-        """Transfer functions of the pulse (R',) and of the beam at each range (R, A'), and the padded sizes R', A'."""
+        """Return the transfer functions of the pulse (R',) and of the beam at each range (R, A'), and the padded sizes R', A'."""
         padded = (fft.next_fast_len(self.shape[0] + 12), fft.next_fast_len(self.shape[1] + 40))
         sigma = PULSE_LENGTH_MM / 2.355 / self.range_step_mm
         pulse = np.exp(-0.5 * (2 * np.pi * fft.fftfreq(padded[0]) * sigma) ** 2)
@@ -135,15 +135,15 @@ class Probe:
 
 
 def compress(envelope: FloatArray, gain_db: float = 0.0) -> FloatArray:
-    """Grey levels 0..255 of an envelope whose myocardium has a mean power of 1."""
+    """Return the grey levels 0..255 of an envelope whose myocardium has a mean power of 1."""
     decibels = 20 * np.log10(np.maximum(envelope, 1e-6)) + gain_db
     return np.clip(MYOCARDIUM_GREY + decibels * (255 / DYNAMIC_RANGE_DB), 0, 255).astype(np.float32)
 
 
 class ScanConverter:
-    """Beams to pixels: (R, A) grey levels to the sector image (H, W) uint8, by bilinear interpolation.
+    """A ScanConverter turns (R, A) grey levels into the sector image (H, W) uint8, by bilinear interpolation.
 
-    The probe is at the middle of the upper border; outside the sector is exactly 0, inside at least 1.
+    The probe is at the middle of the upper border; pixels outside the sector are exactly 0, those inside at least 1.
     """
 
     def __init__(self, probe: Probe, image_height: int) -> None:
@@ -159,7 +159,7 @@ class ScanConverter:
         self._cell = i * probe.shape[1] + j
         self._down, self._right = (row - i).astype(np.float32), (column - j).astype(np.float32)
         self._num_beams = probe.shape[1]
-        # a pixel longer than the range step stands for the mean over its length
+        # a pixel longer than the range step shows the mean over its length
         self._smoothing = 0.4 * self.spacing_mm / probe.range_step_mm if self.spacing_mm > probe.range_step_mm else 0.0
 
     def __call__(self, grey: FloatArray) -> NDArray[np.uint8]:
@@ -174,17 +174,17 @@ class ScanConverter:
 
 
 def sector_width(image_height: int, half_angle: float) -> int:
-    """Width in pixels of an image of which the sector touches all four borders."""
+    """Return the width in pixels of an image whose four borders all touch the sector."""
     return round(2 * image_height * float(np.sin(half_angle)))
 
 
 @dataclass(frozen=True)
 class QualitySettings:
-    """What one grade of image quality means, as (lowest, highest) of what is drawn; decibels against myocardium."""
+    """Hold the ranges of one grade of image quality, as (lowest, highest) for each draw; decibels relative to myocardium."""
 
     blood_db: tuple[float, float]
     noise_db: tuple[float, float]
-    """Thermal noise at 80 mm; it grows with depth as the gain does."""
+    """Thermal noise at 80 mm; it grows with depth, as the gain does."""
     haze_db: tuple[float, float]
     """Reverberations in front of the heart."""
     dropout_db: tuple[float, float]
@@ -198,7 +198,7 @@ QUALITY_SETTINGS = {
     "medium": QualitySettings((-18, -11), (-25, -17), (-11, -4), (3, 10), (0.0, 0.6), (-5, 4)),
     "poor": QualitySettings((-13, -8), (-19, -11), (-7, 0), (7, 17), (0.2, 1.1), (-8, 3)),
 }
-"""By the grade in the metadata."""
+"""Settings by the grade in the metadata."""
 
 
 LAYER_ECHOES = {
@@ -213,9 +213,9 @@ LAYER_ECHOES = {
 
 
 class UltrasoundView:
-    """One patient's view through the probe; `image(contours)` gives a frame.
+    """An UltrasoundView is one patient's view through the probe; `image(contours)` returns a frame.
 
-    Everything that stays over a sequence is drawn once, here; frames then draw from the same generator in turn.
+    Everything that stays the same over a sequence is drawn once, here; frames then draw from the same generator in turn.
     """
 
     def __init__(
@@ -242,11 +242,11 @@ class UltrasoundView:
         self._moving = self._draw_moving(start, blood_db=draw["blood_db"])
 
     def image(self, contours: HeartContours) -> NDArray[np.uint8]:
-        """Sector image (H, W) of one frame."""
+        """Return the sector image (H, W) of one frame."""
         return self.convert(compress(self.envelope(contours), self.gain_db))
 
     def envelope(self, contours: HeartContours) -> FloatArray:
-        """Envelope (R, A) of one frame before log compression; the mean power of unattenuated myocardium is 1."""
+        """Return the envelope (R, A) of one frame before log compression; the mean power of unattenuated myocardium is 1."""
         heart = self._fill(contours.epicardium)
         blood = self._fill(contours.cavity) | (self._fill(contours.left_atrium) & ~heart)
         for chamber in (contours.right_ventricle, contours.right_atrium):
@@ -270,25 +270,25 @@ class UltrasoundView:
         return fill_polygon(*self.probe.grid_position(polygon), self.probe.shape)
 
     def _random_field(self, shape: tuple[int, ...]) -> ComplexArray:
-        """Echoes of power 1 of cells with many scatterers each: complex normal by the central limit theorem."""
+        """Return echoes of power 1 from cells with many scatterers each: complex normal by the central limit theorem."""
         pairs = self._generator.standard_normal((*shape, 2), dtype=np.float32) * np.float32(np.sqrt(0.5))
         return pairs.view(np.complex64)[..., 0]
 
     def _smooth_field(self, range_mm: float, lateral_beams: float) -> FloatArray:
-        """Random field of mean 0 and standard deviation 1 that varies over the given lengths."""
+        """Return a random field of mean 0 and standard deviation 1 that varies over the given lengths."""
         noise = self._generator.standard_normal(self.probe.shape, dtype=np.float32)
         smooth = ndimage.gaussian_filter(noise, (range_mm / self.probe.range_step_mm, lateral_beams), truncate=2.5)
         return smooth / smooth.std()
 
     def _draw_tissue(self, contours: HeartContours) -> ComplexArray:
-        """Echo field of everything around the heart, which stands still."""
+        """Draw the echo field of everything around the heart, which does not move."""
         depth = self.probe.depth_mm
         range_mm, angle = self.probe.ranges[:, None], self.probe.angles[None, :] / self.probe.half_angle
         behind = contours.left_atrium[:, 1].max() - 4
         decibels = (
             -5 + 4.5 * self._smooth_field(14, 12) + 2.5 * self._smooth_field(4, 7) + 3 * self._smooth_field(1.2, 12)
         )
-        decibels += 8 / (1 + np.exp(-(range_mm - behind) / 4))  # pericardium and what lies behind the heart
+        decibels += 8 / (1 + np.exp(-(range_mm - behind) / 4))  # pericardium and tissue behind the heart
         lung = (
             self._generator.uniform(2, 9)
             / (1 + np.exp(-(angle - 0.5) / 0.1))
@@ -301,7 +301,7 @@ class UltrasoundView:
         return (field * _amplitude(decibels)).astype(np.complex64)
 
     def _draw_haze(self, haze_db: float) -> ComplexArray:
-        """Reverberations between probe and chest wall: bright rings at the tip, then a haze that fades with depth."""
+        """Draw reverberations between probe and chest wall: bright rings at the tip, then a haze that fades with depth."""
         range_mm = self.probe.ranges[:, None]
         rings = 14 * np.exp(-range_mm / 5) * (1 + 0.5 * np.cos(2 * np.pi * range_mm / self._generator.uniform(2.5, 4)))
         decay = self._generator.uniform(0.12, 0.25)
@@ -311,7 +311,7 @@ class UltrasoundView:
         ).astype(np.complex64)
 
     def _draw_transmission(self, view: ViewAnatomy, dropout_db: float, attenuation_db_per_cm: float) -> FloatArray:
-        """What reaches each place and comes back, as an amplitude: attenuation, shadows of ribs and lung."""
+        """Draw the share of the amplitude that is transmitted to each place and back: attenuation, shadows of ribs and lung."""
         range_mm, angle = self.probe.ranges[:, None], self.probe.angles[None, :] / self.probe.half_angle
         edge = self._generator.uniform(0.15, 0.5)
         shadow = dropout_db / (1 + np.exp(-(angle - edge) / 0.09))
@@ -322,7 +322,7 @@ class UltrasoundView:
         return _amplitude(decibels).astype(np.float32)
 
     def _draw_moving(self, contours: HeartContours, blood_db: float) -> dict[str, _Scatterers]:
-        """Scatterers that are fixed in tissue, by the name of the layer they live in."""
+        """Draw scatterers that are fixed in tissue, by the name of their layer."""
         generator, probe = self._generator, self.probe
         moving = {
             "myocardium": _Scatterers.draw(probe, contours.wall, generator, (0, 1), 0.0, specular=0.6, clumps=4.5)
@@ -336,13 +336,13 @@ class UltrasoundView:
 
 @dataclass(frozen=True)
 class _Scatterers:
-    """Scatterers in a curve's layer: s along it (0..1), w across it (0 on the curve, 1 on the layer's far side)."""
+    """Hold scatterers in a curve's layer: s along it (0..1), w across it (0 on the curve, 1 on the layer's far side)."""
 
     s: NDArray[np.float64]
     w: NDArray[np.float64]
     amplitude: NDArray[np.float64]
     specular: float
-    """0: echoes alike in all directions; more: a surface that is seen best when it faces the probe."""
+    """0: equal echoes in all directions; more: a surface that is brightest when it faces the probe."""
 
     @classmethod
     def draw(
@@ -356,7 +356,7 @@ class _Scatterers:
         specular: float = 0.0,
         clumps: float = 0.0,
     ) -> _Scatterers:
-        """Scatterers of a layer, about three for a cell of the grid, with a mean power of `decibels` in each cell.
+        """Draw scatterers of a layer, about three per cell of the grid, with a mean power of `decibels` in each cell.
 
         Args:
             across: the layer's extent in w.
@@ -368,7 +368,7 @@ class _Scatterers:
         count = int(np.clip(3 * step.sum() * breadth / mean_cell_mm2, 200, 120_000))
         s, w = generator.uniform(0, 1, count), generator.uniform(*across, count)
         position, _ = cls(s, w, np.ones(count), 0.0).positions(curve)
-        # power of a cell = scatterers in it x amplitude^2; a scatterer stands for this area
+        # power of a cell = scatterers in it x amplitude^2; a scatterer represents this area
         index = np.minimum((s * len(step)).astype(np.int64), len(step) - 1)
         area_mm2 = step[index] * len(step) * curve.thickness[index] * (across[1] - across[0]) / count
         cell_mm2 = probe.range_step_mm * probe.angle_step * np.linalg.norm(position, axis=1)
@@ -378,7 +378,7 @@ class _Scatterers:
         return cls(s, w, amplitude * _signs(generator, count), specular)
 
     def positions(self, curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where the scatterers lie (N, 2) in mm when their layer has this shape, and the normals there."""
+        """Return the positions of the scatterers (N, 2) in mm when their layer has this shape, and the normals there."""
         at = self.s * (len(curve.points) - 1)
         i = np.minimum(at.astype(np.int64), len(curve.points) - 2)
         f = (at - i)[:, None]
@@ -388,7 +388,7 @@ class _Scatterers:
 
 
 def _facing(position: NDArray[np.float64], normal: NDArray[np.float64], specular: float) -> NDArray[np.float64] | float:
-    """Factor on the amplitude of a surface for the angle at which the beam meets it; never below a tenth."""
+    """Return the factor on a surface's amplitude for the angle at which the beam meets it; never below a tenth."""
     if specular == 0:
         return 1.0
     cosine = np.abs(np.einsum("nk,nk->n", position, normal)) / np.maximum(np.linalg.norm(position, axis=1), 1e-6)
@@ -398,17 +398,17 @@ def _facing(position: NDArray[np.float64], normal: NDArray[np.float64], specular
 def _uniform_scatterers(
     probe: Probe, generator: np.random.Generator, count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Points (N, 2) in mm, as many in each cell of the (R, A) grid on average, and amplitudes (N,) of 1 or -1."""
+    """Draw points (N, 2) in mm, on average equally many in each cell of the (R, A) grid, and amplitudes (N,) of 1 or -1."""
     r = generator.uniform(0, probe.shape[0] * probe.range_step_mm, count)
     angle = generator.uniform(probe.angles[0] - probe.angle_step / 2, probe.angles[-1] + probe.angle_step / 2, count)
     return np.stack([r * np.sin(angle), r * np.cos(angle)], axis=1), _signs(generator, count)
 
 
 def _signs(generator: np.random.Generator, count: int) -> NDArray[np.float64]:
-    """1 or -1, (N,)."""
+    """Draw 1 or -1, (N,)."""
     return generator.integers(0, 2, count).astype(np.float64) * 2 - 1
 
 
 def _amplitude(decibels: NDArray[Any] | float) -> NDArray[np.float64]:
-    """Amplitude of a power in decibels."""
+    """Convert a power in decibels to an amplitude."""
     return np.asarray(10 ** (np.asarray(decibels, np.float64) / 20))

@@ -1,4 +1,4 @@
-"""Simulated echocardiograms: image, label map and attributes of a heart that was never scanned, by seed and index."""
+"""Simulate echocardiograms: image, label map and attributes of an invented heart, by seed and index."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from synboost_monai.simulation.hearts import VIEWS, draw_heart, draw_place
 from synboost_monai.structures import LEFT_VENTRICULAR_CAVITY, MYOCARDIUM, STRUCTURES
 
 MAX_CUT_SHARE = 0.03
-"""Largest share of the endocardium that may lie beside the sector."""
+"""Largest share of the endocardium that may be outside the sector."""
 MIN_APEX_DEPTH_MM = 3.0
 GOOD_CONTRAST, POOR_CONTRAST = 0.88, 0.7
-"""Of `quality_of`."""
+"""Thresholds of `quality_of`."""
 
 
 @dataclass(frozen=True)
 class SimulatedEcho:
-    """One image or clip, its truth, and what a prompt can say of it."""
+    """Hold one image or clip, its truth, and its attributes for prompts."""
 
     images: NDArray[np.uint8]
     """(T, H, W)"""
@@ -39,11 +39,12 @@ class SimulatedEcho:
     volumes_ml: tuple[float, ...]
     """Volume of the left ventricular cavity in each frame, by disks of this view."""
     attributes: dict[str, Any]
-    """Keys of a datalist's item: view, phase (of a single image at an end), sex, age, image_quality, ejection_fraction; and diagnosis."""
+    """Keys of a datalist's item: view, phase (for a single image at end-diastole or end-systole), sex, age, image_quality,
+    ejection_fraction; and diagnosis."""
 
     @cached_property
     def shapes(self) -> dict[str, str]:
-        """The paper's word for the shape of each structure in the first frame."""
+        """Return the paper's word for the shape of each structure in the first frame."""
         spacing = (self.spacing_mm, self.spacing_mm)
         words = {s.name: shape_of_mask(self.label_maps[0] == s.class_index, spacing) for s in STRUCTURES}
         return {name: word for name, word in words.items() if word}
@@ -52,12 +53,12 @@ class SimulatedEcho:
 def simulate(
     seed: int, index: int, *, longer_side: int = 160, systole: tuple[float, ...] | None = None
 ) -> SimulatedEcho:
-    """Return the simulated echocardiogram of a seed and index; the same ones give the same, in any process.
+    """Return the simulated echocardiogram of a seed and index; the same numbers give the same images in any process.
 
     Args:
-        seed, index: 0 or more.
+        seed, index: whole numbers of 0 or more.
         longer_side: pixels of the images' longer side.
-        systole: moments of the frames of a clip, 0 ... 1; None: one image at a moment drawn at random, mostly one of both ends.
+        systole: moments of the frames of a clip, 0 ... 1; None: one image at a random moment, mostly end-diastole or end-systole.
     Raises:
         ValueError: if a moment is not in 0 ... 1.
     """
@@ -90,10 +91,10 @@ def simulate(
 
 
 def quality_of(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> str:
-    """Return the grade of an image: how well grey levels alone tell the wall from the cavity.
+    """Return the grade of an image, by how well grey levels alone separate the wall from the cavity.
 
-    The probability that a pixel of one is brighter than a pixel of the other (the area under the ROC curve), whichever is the brighter:
-    from `GOOD_CONTRAST` on good, below `POOR_CONTRAST` poor.
+    The measure is the probability that a pixel of the brighter one exceeds a pixel of the other (the area under the ROC curve):
+    good from `GOOD_CONTRAST` on, poor below `POOR_CONTRAST`.
     """
     cavity, wall = (image[label_map == s.class_index] for s in (LEFT_VENTRICULAR_CAVITY, MYOCARDIUM))
     if not len(cavity) or not len(wall):
@@ -106,7 +107,7 @@ def quality_of(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> str:
 
 
 def _draw_visible(draw: Draw, view: str, moment: float) -> tuple[Heart, float]:
-    """Return a heart, placed so that a sector shows it well enough, and half the sector's opening angle."""
+    """Return a heart, placed so that enough of it is inside the sector, and half the sector's opening angle."""
     heart = draw_heart(draw, view)
     half_angle = float(np.radians(draw.uniform(28, 50) if draw.chance(0.4) else draw.normal(37.5, 2)))
     for _ in range(40):
@@ -114,12 +115,12 @@ def _draw_visible(draw: Draw, view: str, moment: float) -> tuple[Heart, float]:
         beside = np.mean(np.abs(np.arctan2(cavity[:, 0], cavity[:, 1])) > half_angle)
         if beside < MAX_CUT_SHARE and cavity[:, 1].min() > MIN_APEX_DEPTH_MM:
             break
-        heart = replace(heart, place=draw_place(draw, view))  # a wide heart is moved, not left out
+        heart = replace(heart, place=draw_place(draw, view))  # a wide heart is moved, not rejected
     return heart, half_angle
 
 
 def _draw_depth(draw: Draw, outlines: Outlines) -> float:
-    """Return how deep the image goes: mostly beyond the atrium, else the atrium ends with the image."""
+    """Return the depth of the image: mostly beyond the atrium, else the atrium is cut off by the image."""
     bottom = outlines.left_atrium[:, 1].max()
     share = draw.uniform(0.95, 1.25) if draw.chance(0.6) else draw.uniform(0.74, 0.95)
     return float(max(bottom * share, outlines.hinges[:, 1].mean() + 6))

@@ -1,8 +1,8 @@
-"""Pictures that are no apical view of a heart, by the same acoustics: what a network must learn to refuse.
+"""Draw pictures without an apical view of a heart, by the same acoustics: the ones that a network must learn to refuse.
 
-Other windows show the same heart from elsewhere: its ventricle lies across the beam (parasternal long axis, subcostal) or is cut across
+Other windows show the same heart from elsewhere: its ventricle is across the beam (parasternal long axis, subcostal) or cut across
 (parasternal short axis). Other ultrasound is tissue without a heart (abdomen, vessels), a curve over time (M-mode, spectral Doppler), or an
-apical view the wrong way up. The rest is no ultrasound at all.
+apical view the wrong way up. The other pictures are not ultrasound.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from synboost_monai.simulation.hearts import VIEWS, draw_heart
 
 Pixels = NDArray[np.uint8]
 STRANGER_SEED = 1
-"""Third part of a stranger's seed, so that its draws are other ones than those of the hearts."""
+"""Third part of a stranger's seed, so that its draws differ from those of the hearts."""
 
 
 @dataclass(frozen=True)
 class Stranger:
-    """A picture (H, W) and what it is."""
+    """Hold a picture (H, W) and its kind."""
 
     image: Pixels
     kind: str
 
 
 def simulate_stranger(seed: int, index: int, *, longer_side: int = 160, kind: str | None = None) -> Stranger:
-    """Return a picture that is no apical view; the same seed, index and kind give the same.
+    """Return a picture without an apical view; the same seed, index and kind give the same picture.
 
     Args:
-        seed, index: 0 or more.
+        seed, index: whole numbers of 0 or more.
         longer_side: pixels of the picture's longer side.
-        kind: of `KINDS`; None: drawn.
+        kind: one of `KINDS`; None: drawn.
     Raises:
-        ValueError: if there is no such kind.
+        ValueError: if the kind is unknown.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"strangers.py: kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -58,7 +58,7 @@ def simulate_stranger(seed: int, index: int, *, longer_side: int = 160, kind: st
 
 
 def _imaged(draw: Draw, outlines: Outlines, depth_mm: float, longer_side: int) -> Pixels:
-    """Return outlines as a sector image."""
+    """Draw outlines as a sector image."""
     half_angle = float(np.radians(draw.uniform(28, 50)))
     fineness = max(1.0, longer_side / GRID_SHAPE[0])
     grid = Grid(depth_mm, half_angle, (round(GRID_SHAPE[0] * fineness), round(GRID_SHAPE[1] * fineness)))
@@ -68,7 +68,7 @@ def _imaged(draw: Draw, outlines: Outlines, depth_mm: float, longer_side: int) -
 def _across_the_beam(
     draw: Draw, longer_side: int, tilt_degrees: tuple[float, float], centre_mm: tuple[float, float]
 ) -> Pixels:
-    """Return a heart whose axis lies across the beam; its cavity's middle is at the given depth."""
+    """Draw a heart whose axis is across the beam; its cavity's middle is at the given depth."""
     heart = draw_heart(draw, VIEWS[int(draw.chance(0.5))])
     systole = draw.uniform(0, 1)
     angle = np.radians(draw.uniform(*tilt_degrees)) * draw.choice(-1, 1)
@@ -88,12 +88,12 @@ def _subcostal(draw: Draw, longer_side: int) -> Pixels:
 
 
 def _parasternal_short_axis(draw: Draw, longer_side: int) -> Pixels:
-    """Return the ventricle cut across: a ring of wall, the right ventricle a crescent at its side."""
+    """Draw the ventricle cut across: a ring of wall, with the right ventricle as a crescent at its side."""
     radius, wall = draw.uniform(14, 32), draw.uniform(7, 17)
     centre = np.array([draw.normal(4, 10), draw.uniform(50, 95)])
     theta = np.linspace(0, 2 * np.pi, NUM_ENDO, endpoint=False) + draw.uniform(0, 2 * np.pi)
     uneven = np.exp(draw.curve(NUM_ENDO, 7, 0.05))
-    uneven += (uneven[0] - uneven[-1]) * np.linspace(0, 1, NUM_ENDO)  # it closes
+    uneven += (uneven[0] - uneven[-1]) * np.linspace(0, 1, NUM_ENDO)  # close the outline
     ring = np.stack([np.cos(theta), np.sin(theta) * draw.uniform(0.85, 1.15)], axis=1) * uneven[:, None]
     cavity, epicardium = centre + radius * ring, centre + (radius + wall) * ring
     left = np.sort(np.argsort(epicardium[:, 0])[: NUM_ENDO // 2])
@@ -118,7 +118,7 @@ def _parasternal_short_axis(draw: Draw, longer_side: int) -> Pixels:
 
 
 def _wrong_way_up(draw: Draw, longer_side: int) -> Pixels:
-    """Return an apical view upside down or lying on its side."""
+    """Draw an apical view upside down or on its side."""
     heart = draw_heart(draw, VIEWS[int(draw.chance(0.6))])
     outlines = heart.at(draw.uniform(0, 1))
     image = _imaged(draw, outlines, float(outlines.left_atrium[:, 1].max()) * draw.uniform(0.9, 1.2), longer_side)
@@ -163,7 +163,7 @@ def _bodies(draw: Draw, decibels: FloatArray, count: int) -> FloatArray:
 
 
 def _abdomen(draw: Draw, longer_side: int) -> Pixels:
-    """Return liver, kidney, vessels or a child in the womb: bodies in tissue, seen by a curved probe."""
+    """Draw liver, kidney, vessels or a fetus: bodies in tissue, seen by a curved probe."""
     shape = (round(longer_side * draw.uniform(0.7, 1)), longer_side)
     decibels = _bodies(draw, _tissue(draw, shape, (draw.uniform(0.5, 1.5), draw.uniform(0.8, 2.5))), draw.count(1, 9))
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float64)
@@ -175,7 +175,7 @@ def _abdomen(draw: Draw, longer_side: int) -> Pixels:
 
 
 def _vessel(draw: Draw, longer_side: int) -> Pixels:
-    """Return a vessel, thyroid or muscle under a straight probe: layers across a rectangle."""
+    """Draw a vessel, thyroid or muscle under a straight probe: layers across a rectangle."""
     shape = (round(longer_side * draw.uniform(0.6, 1)), round(longer_side * draw.uniform(0.7, 1)))
     decibels = _tissue(draw, shape, (draw.uniform(0.4, 1), draw.uniform(0.8, 3)))
     x, y = np.arange(shape[1]), np.arange(shape[0])[:, None]
@@ -199,7 +199,7 @@ def _vessel(draw: Draw, longer_side: int) -> Pixels:
 
 
 def _m_mode(draw: Draw, longer_side: int) -> Pixels:
-    """Return walls over time along one line of sight."""
+    """Draw walls over time along one line of sight."""
     shape = (round(longer_side * draw.uniform(0.5, 1)), longer_side)
     decibels = _tissue(draw, shape, (draw.uniform(0.4, 1), draw.uniform(0.5, 2)))
     x, y = np.arange(shape[1]), np.arange(shape[0])[:, None]
@@ -216,7 +216,7 @@ def _m_mode(draw: Draw, longer_side: int) -> Pixels:
 
 
 def _spectral_doppler(draw: Draw, longer_side: int) -> Pixels:
-    """Return velocities over time: filled waves on a base line, on black."""
+    """Draw velocities over time: filled waves on a base line, on black."""
     shape = (round(longer_side * draw.uniform(0.5, 1)), longer_side)
     x, y = np.arange(shape[1]), np.arange(shape[0])[:, None]
     base = shape[0] * draw.uniform(0.3, 0.8)
@@ -245,11 +245,11 @@ def _with_sector(draw: Draw, trace: Pixels) -> Pixels:
     return canvas
 
 
-# ------------------------------------------------------------------------------------------------------------ no ultrasound
+# ----------------------------------------------------------------------------------------------------------- not ultrasound
 
 
 def _scenery(draw: Draw, longer_side: int) -> Pixels:
-    """Return flat bodies and gradients, as photographs and drawings have them."""
+    """Draw flat bodies and gradients, like those of photographs and drawings."""
     shape = (round(longer_side * draw.uniform(0.6, 1)), longer_side)
     knots = draw.generator.uniform(0, 255, (draw.count(2, 6), draw.count(2, 6))).astype(np.float32)
     picture = Image.fromarray(knots).resize(shape[::-1], Image.Resampling.BICUBIC)
@@ -264,7 +264,7 @@ def _scenery(draw: Draw, longer_side: int) -> Pixels:
 
 
 def _noise(draw: Draw, longer_side: int) -> Pixels:
-    """Return noise of any grain, or a flat picture."""
+    """Draw noise of any grain, or a uniform picture."""
     shape = (round(longer_side * draw.uniform(0.6, 1)), longer_side)
     pixels = ndimage.gaussian_filter(draw.generator.standard_normal(shape), draw.uniform(0, 6))
     pixels = pixels / max(pixels.std(), 1e-6) * draw.choice(0, draw.uniform(5, 90)) + draw.uniform(0, 255)
@@ -272,7 +272,7 @@ def _noise(draw: Draw, longer_side: int) -> Pixels:
 
 
 def _page(draw: Draw, longer_side: int) -> Pixels:
-    """Return a page or screen of text and lines."""
+    """Draw a page or screen of text and lines."""
     shape = (longer_side, round(longer_side * draw.uniform(0.6, 1)))
     paper, ink = (
         (draw.count(200, 255), draw.count(0, 80)) if draw.chance(0.5) else (draw.count(0, 40), draw.count(150, 255))
@@ -301,4 +301,4 @@ KINDS: dict[str, Callable[[Draw, int], Pixels]] = {
     "noise": _noise,
     "page": _page,
 }
-"""What a stranger can be -> how it is drawn."""
+"""Kind of a stranger -> function that draws it."""

@@ -1,4 +1,4 @@
-"""A data set of simulated hearts: images, label maps and attributes in the layout of all others, and beating hearts with their truth."""
+"""Write a data set of simulated hearts in the usual layout: images, label maps and attributes, and beating hearts with their truth."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from synboost_monai.simulation.simulator import simulate
 
 SETTINGS_NAME, SEQUENCES_NAME = "simulation.json", "sequences.csv"
 SPLIT_EVERY = 10
-"""Of ten hearts in a row the ninth is for validation, the tenth for testing."""
+"""Period of the split: of ten hearts in a row the ninth is for validation, the tenth for testing."""
 MAX_IMAGES, MAX_SEQUENCES = 1_000_000, 100_000
 FEW = 100
-"""Fewer files are written before other processes have started."""
+"""Number of files from which several processes are used by default; fewer are written sooner than processes start."""
 SEQUENCE_SEED = 1
-"""Second part of a sequence's seed, so that its hearts are other ones than those of the images."""
+"""Second part of a sequence's seed, so that its hearts differ from those of the images."""
 
 
 @dataclass(frozen=True)
 class SimulatedSettings:
-    """What the files depend on."""
+    """Hold the settings that the files depend on."""
 
     num_images: int = 1000
     sequences: int = 0
-    """Beating hearts, each a clip from end-diastole over end-systole to end-diastole."""
+    """Number of beating hearts, each a clip from end-diastole over end-systole to end-diastole."""
     seed: int = 0
     image_size: int = 320
     """Pixels of the longer side."""
     num_frames: int = 20
-    """Of a sequence."""
+    """Frames of a sequence."""
 
     def __post_init__(self) -> None:
         limits = {
@@ -73,13 +73,13 @@ def write_simulated(
 ) -> Path:
     """Write simulated echocardiograms: images/, label_maps/ and datalist.json, and sequences/ with sequences.csv.
 
-    Each image has a heart of its own, at end-diastole, end-systole or between. The same settings give the same files, whatever the
-    number of processes; a run that was interrupted goes on with what is missing.
+    Each image has its own heart, at end-diastole, end-systole or between. The same settings give the same files, whatever the
+    number of processes; an interrupted run continues with the missing files.
 
     Args:
-        output_dir: made if missing; empty, or with what the same settings wrote.
-        settings: what to write.
-        workers: processes; None is one per processor.
+        output_dir: folder to make if missing; it must be empty or hold only files that the same settings wrote.
+        settings: settings of the data set; None: the defaults.
+        workers: processes; None: one per processor.
         progress: show a progress bar on stderr.
     Returns:
         `output_dir`.
@@ -110,7 +110,7 @@ def write_simulated(
 
 
 def _map(write: Any, tasks: list[tuple[str, int]], workers: int | None, progress: bool) -> Iterator[dict[str, Any]]:
-    """Return what each task says, in their order, done by several processes where that is worth their start."""
+    """Yield the result of each task, in order, using several processes if there are enough tasks."""
     count = min(workers or os.cpu_count() or 1, len(tasks))
     bar = partial(tqdm, total=len(tasks), desc="simulated hearts", unit="heart", disable=not progress)
     if count == 1 or (workers is None and len(tasks) < FEW):
@@ -121,7 +121,7 @@ def _map(write: Any, tasks: list[tuple[str, int]], workers: int | None, progress
 
 
 def _write(root: Path, settings: SimulatedSettings, task: tuple[str, int]) -> dict[str, Any]:
-    """Write one image or sequence with its truth, unless it is there; return what is known of it."""
+    """Write one image or sequence with its truth, unless it exists; return its record."""
     kind, number = task
     if kind == "image":
         echo = simulate(settings.seed, number, longer_side=settings.image_size)
@@ -176,7 +176,7 @@ def _splits(root: Path, made: list[dict[str, Any]]) -> dict[str, list[EchoRecord
 
 
 def _table_of(made: list[dict[str, Any]]) -> str:
-    """Return sequences.csv: a row for each frame of each sequence."""
+    """Return the content of sequences.csv: a row for each frame of each sequence."""
     known = ("view", "sex", "age", "image_quality", "ejection_fraction", "diagnosis")
     rows: list[tuple[object, ...]] = [("sequence", "frame_index", "systole", "volume_ml", *known)]
     for facts in made:
