@@ -27,7 +27,7 @@ CLIP_SUFFIXES = (".avi", ".mp4")
 MAX_CLIP_FRAMES = 3_600
 """Most frames of a clip, as for DICOM (`dicom.limits.Limits.max_frames`): two minutes at 30 frames a second."""
 MAX_CLIP_BYTES = 1 << 31
-"""Largest file, in bytes; `MAX_PIXELS` uncompressed pixels in three colours have fewer."""
+"""Largest file, in bytes; `MAX_PIXELS` uncompressed pixels in three colours take less."""
 MAX_CLIP_SECONDS = 600
 """Most seconds that decoding a clip may take."""
 SIZE, FRAME, FAILURE = b"S", b"F", b"E"
@@ -36,7 +36,7 @@ NUMBERS = struct.Struct("<II")
 """Numbers of a message: rows and columns, or the length of the text and 0."""
 
 _MAX_PARTS = 100_000
-"""Most parts of a file; they are checked before it is decoded, and the index of a long clip is within one of them."""
+"""Most parts of a file, which are all checked before it is decoded; the index of a long clip is a single part."""
 _MAX_OTHER_SAMPLES = 1 << 22
 """Most samples of a sound or text track in an MP4 file, which FFmpeg lists in memory with 24 bytes each."""
 _MP4_FOLDERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"dinf", b"stbl", b"moof", b"traf"})

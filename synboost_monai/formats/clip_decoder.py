@@ -36,7 +36,7 @@ CODECS = (
     "huffyuv",
     "ffv1",
 )
-"""Codings that are decoded, by FFmpeg's names: those that ultrasound systems, phones and common programs write, to trust little C code."""
+"""FFmpeg's names of the codings that are decoded: only those of ultrasound systems, phones and common programs, to run little C code."""
 _LUMA_FIRST = frozenset(
     {"gray", "nv12", *(f"yuv{kind}p" for kind in (410, 411, 420, 422, 440, 444)), "yuva420p"}
     | {f"yuvj{kind}p" for kind in (411, 420, 422, 440, 444)}

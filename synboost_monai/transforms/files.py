@@ -104,7 +104,7 @@ def echo_of_array(pixels: Any, spacing_mm: Sequence[float] | None = None) -> tup
     Returns:
         pixels (T, H, W), float32 (bytes stay uint8); spacing_mm (2,).
     Raises:
-        ValueError: if it has other axes, is empty or too small, or a value is NaN or infinite.
+        ValueError: if it has other axes, is empty or too small, a value is NaN or infinite, or `spacing_mm` is not two lengths above 0.
     """
     array = np.asarray(pixels)
     if array.ndim not in (2, 3) or array.size == 0 or array.dtype.kind not in "buif":
