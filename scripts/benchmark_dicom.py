@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""What the hospital batch costs beside its network: header scan, a clip's overhead, memory over the length of a clip; as JSON.
+"""Measure the cost of the hospital batch beside its network: header scan, a clip's overhead, memory over a clip's length; as JSON.
 
     python scripts/benchmark_dicom.py --checkpoint_path model.pt --preset small --image_size 160 [--clip FILE.dcm] [--output benchmark.json]
 
-Without a checkpoint the network has random weights, which take as long. Without a clip one is made: 120 frames of 480 x 640 in JPEG.
+Without a checkpoint the network has random weights, which take as long. Without a clip the script makes one: 120 frames of 480 x 640 in
+JPEG.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (480, 640)
-"""Rows and columns of the clip that is made."""
+"""Rows and columns of the clip that the script makes."""
 NUM_WARM_UP_FRAMES = 12
-"""Of a clip that goes through before anything is measured."""
+"""Frames of a clip that is run once before anything is measured."""
 
 
 def make_clip(path: Path, num_frames: int, seed: int = 0, shape: tuple[int, int] = SHAPE) -> None:
-    """A clip of moving speckle in a sector, JPEG baseline in colour as most scanners write it."""
+    """Write a clip of moving speckle in a sector, as baseline JPEG in colour, like most scanners."""
     import io
 
     import pydicom
@@ -67,7 +68,7 @@ def make_clip(path: Path, num_frames: int, seed: int = 0, shape: tuple[int, int]
 
 
 def scan_speed(folder: Path, num_files: int) -> dict[str, Any]:
-    """Files a second of the header scan, the best of three; every file another patient's."""
+    """Measure files per second of the header scan, the best of three; every file belongs to another patient."""
     from synboost_monai.dicom.reading.scan import mark_duplicates, scan
     from synboost_monai.dicom.writing.clip import write_clip
 
@@ -87,7 +88,7 @@ def scan_speed(folder: Path, num_files: int) -> dict[str, Any]:
 
 
 def clip_overhead(path: Path, arguments: argparse.Namespace, frames: str, repeats: int) -> dict[str, Any]:
-    """Seconds of a clip through the whole batch but the start of Python, and of its network, medians."""
+    """Measure the seconds of a clip in the whole batch, without the start of Python, and in its network; medians."""
     from synboost_monai.dicom.reading.scan import scan
     from synboost_monai.hospital.engines import LocalEngine
     from synboost_monai.hospital.study import StudyOptions
@@ -97,7 +98,7 @@ def clip_overhead(path: Path, arguments: argparse.Namespace, frames: str, repeat
         options = StudyOptions(frames=frames)
         with LocalEngine(model_of(arguments), options, Path(folder), 1) as engine:
             make_clip(Path(folder) / "short.dcm", NUM_WARM_UP_FRAMES)
-            list(engine.run([list(scan(Path(folder) / "short.dcm"))]))  # once for all that is made on first use
+            list(engine.run([list(scan(Path(folder) / "short.dcm"))]))  # once, for everything that is made on first use
             (file,) = scan(path)
             for _ in range(repeats):
                 before, start = engine.model.network_seconds, time.perf_counter()
@@ -116,7 +117,7 @@ def clip_overhead(path: Path, arguments: argparse.Namespace, frames: str, repeat
 
 
 def memory_over_length(folder: Path, arguments: argparse.Namespace, lengths: list[int]) -> list[dict[str, Any]]:
-    """Peak resident memory of processes that segment clips of several lengths, in MB: the batch itself, and its reader."""
+    """Measure the peak resident memory of processes that segment clips of several lengths, in MB: the batch itself, and its reader."""
     found = []
     for num_frames in lengths:
         path = folder / f"clip{num_frames}.dcm"
@@ -139,7 +140,7 @@ def memory_over_length(folder: Path, arguments: argparse.Namespace, lengths: lis
 
 
 def only_memory(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Peak memory of this process and of its reader after one clip, every frame written."""
+    """Measure the peak memory of this process and of its reader after one clip, with every frame written."""
     import resource
 
     from synboost_monai.dicom.reading.scan import scan
@@ -162,7 +163,7 @@ def model_of(arguments: argparse.Namespace) -> Any:
 
 
 def random_weights(arguments: argparse.Namespace, folder: Path) -> str:
-    """A model.pt of random weights."""
+    """Write a model.pt of random weights."""
     import torch
 
     from synboost_monai.networks import create_segmenter

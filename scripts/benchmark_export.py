@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Exported segmenters beside the network itself: differences, sizes of the files, and CPU latency, interleaved.
+"""Compare exported segmenters with the network itself: differences, sizes of the files, and CPU latency, interleaved.
 
     python scripts/benchmark_export.py                                        both networks at the published size
     python scripts/benchmark_export.py --preset small --image_size 160        the small ones
 
-Prints a table and, with --json, writes the numbers. Random weights (they cost the same), random images, prompts of levels P1 to P5. The
-difference is the largest over all of --counts (images x prompts): in logits, as a share of the largest logit, in probabilities. Latency is
-that of one image with three prompts, both encoded anew each time, in every way.
+Prints a table and, with --json, writes the numbers. Random weights (the cost is the same), random images, prompts of levels P1 to P5. The
+difference is the largest over all of --counts (images x prompts): in logits, as a share of the largest logit, and in probabilities.
+Latency is that of one image with three prompts, both encoded anew each time, in all cases.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def measure(architecture: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Numbers of the network (`eager`), its TorchScript and its ONNX."""
+    """Measure the network (`eager`), its TorchScript and its ONNX."""
     size = options.image_size or IMAGE_SIZE[architecture]
     counts = tuple((int(a), int(b)) for a, _, b in (word.partition("x") for word in options.counts))
     torch.manual_seed(options.seed)
@@ -95,7 +95,7 @@ def measure(architecture: str, options: argparse.Namespace) -> list[dict[str, An
         differences = {name: measure_difference(network, run, size, counts) for name, (run, _) in ways.items()}
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for run, _ in ways.values():
-            run(image, input_ids)  # to warm up: TorchScript optimises at its second call
+            run(image, input_ids)  # warm-up: TorchScript optimises at its second call
             run(image, input_ids)
         for _ in range(options.repeats):
             for name, (run, _) in ways.items():

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""What it costs to segment an image by its prompts, and to learn from it: the published way against ours, interleaved, as ratios.
+"""Measure the cost of prompted segmentation and of its training: the published way against ours, interleaved, as ratios.
 
     python scripts/benchmark_segmenters.py                           both networks at the published size; a quarter of an hour on two cores
     python scripts/benchmark_segmenters.py --architecture clipseg    one of them
     python scripts/benchmark_segmenters.py --device cuda
 
-Prints tables and, with --json, writes the numbers. The published way gives the network an image once for each of its three structures:
+Prints tables and, with --json, writes the numbers. The published way passes an image to the network once for each of its three structures:
 CLIPSeg as transformers' CLIPSegForImageSegmentation, CRIS as our own network with the text at its full length and the published order of
-products. The three pairs go as one batch, or one by one; both are compared with. Ours encodes the image once, leaves out what no output
-depends on, and encodes each prompt once. Random weights (they cost the same), a random image, the P6
+products. The three pairs run as one batch, or one by one; ours is compared with both. Ours encodes the image once, leaves out everything
+that no output depends on, and encodes each prompt once. Random weights (the cost is the same), a random image, the P6
 prompts of a phantom patient. A training step is forward, loss, backward and AdamW.
 """
 
@@ -45,23 +45,23 @@ ATTRIBUTES = {
     "age": 56,
     "image_quality": "medium",
 }
-"""Of the patient who is segmented."""
+"""Attributes of the segmented patient."""
 
 
 ONE_BY_ONE = ", one by one"
-"""Behind the name of a reference: the same pairs, not as one batch."""
+"""End of the name of a reference whose pairs do not run as one batch."""
 
 
 @dataclass
 class Way:
-    """One way to do something, and what was measured of it."""
+    """Hold one way to do something, and its measurements."""
 
     name: str
     compare_to: str
     call: Callable[[], Tensor]
-    """Does it; gives logits (1, S, N, N), or the loss of a training step."""
+    """Function that runs it and returns logits (1, S, N, N), or the loss of a training step."""
     check: bool = True
-    """Whether its output is to equal that of `compare_to`."""
+    """Whether its output must equal that of `compare_to`."""
     flop: int = 0
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
@@ -102,7 +102,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def groups(architecture: str, size: int, options: argparse.Namespace, device: torch.device) -> Iterable[list[Way]]:
-    """Ways to compare with one another: inference, then training; made one group after the other, to spare memory."""
+    """Yield ways to compare with one another: inference, then training; one group is made after the other, to save memory."""
     torch.manual_seed(options.seed)
     sizes = {"dropout": 0.0} if architecture == "cris" else {}  # so that losses can be compared
     network = create_segmenter(architecture, options.preset, **sizes).to(device).eval()
@@ -116,12 +116,12 @@ def groups(architecture: str, size: int, options: argparse.Namespace, device: to
 
 
 def published_pairs(architecture: str, network: nn.Module, preset: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The network as published, of the same weights: (images (N, 3, H, W), ids (N, L)) -> logits (N, 1, H, W)."""
+    """Return the network as published, with the same weights: (images (N, 3, H, W), ids (N, L)) -> logits (N, 1, H, W)."""
     if architecture == "cris":
 
         def cris(images: Tensor, input_ids: Tensor) -> Tensor:
             ids = input_ids.to(images.device)
-            words, state = network.backbone.encode_text(ids)  # at full length, each prompt by itself
+            words, state = network.backbone.encode_text(ids)  # at full length, each prompt separately
             with mock.patch("synboost_monai.networks.cris._MIN_CHANNELS_TO_FACTOR", sys.maxsize):
                 return network(images, None, (words, state, ids == 0))  # maps doubled before their channels are mixed
 
@@ -189,8 +189,8 @@ def training_ways(
     decoder = [p for p in learning if id(p) not in of_encoders]
 
     def step(parameters: list[nn.Parameter], *parts: tuple[Callable[[], Tensor], Tensor]) -> Callable[[], Tensor]:
-        """A training step of parts, each logits and masks, whose gradients add up."""
-        # a rate of 0: as much work as any, and the weights stay comparable
+        """Return a training step of parts, each logits and masks, whose gradients add up."""
+        # with a rate of 0 it is as much work as any, and the weights stay comparable
         optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=True)
 
         def run() -> Tensor:
@@ -209,12 +209,12 @@ def training_ways(
         return torch.autocast(image.device.type, dtype=torch.bfloat16)(function)
 
     def with_encoder_gradients(images: Tensor, ids: Tensor) -> Tensor:
-        """transformers' CLIPSeg runs its encoders under no_grad; without that, it is what training by pairs would cost."""
+        """Run transformers' CLIPSeg without its no_grad around the encoders, to measure what training by pairs would cost."""
         with mock.patch("torch.no_grad", contextlib.nullcontext):
             return pairs(images, ids)
 
     def references(name: str, parameters: list[nn.Parameter], forward: Callable[[Tensor, Tensor], Tensor]) -> list[Way]:
-        """The pairs as one batch, and one by one, which CRIS cannot: its text's batch norm needs several."""
+        """Return the pairs as one batch, and one by one, which CRIS cannot do: its text's batch norm needs several."""
         ways = [Way(name, name, step(parameters, (lambda: forward(images, ids), masks)))]
         if architecture == "clipseg":
             parts = [(lambda i=i: forward(image, ids[i : i + 1]), masks[i : i + 1]) for i in range(3)]  # type: ignore[misc]
@@ -222,7 +222,7 @@ def training_ways(
         return ways
 
     learn, frozen = "pairs, all learn", "pairs, frozen"
-    if architecture == "clipseg":  # transformers' encoders run without gradients, whatever was set
+    if architecture == "clipseg":  # transformers' encoders always run without gradients
         of_decoder, of_all = pairs.parameters, [*pairs.parameters, *pairs.encoders]  # type: ignore[attr-defined]
         ways = references(frozen, of_decoder, pairs) + references(learn, of_all, with_encoder_gradients)
     else:
@@ -230,7 +230,7 @@ def training_ways(
     shared = lambda: network(image, input_ids)  # noqa: E731
     ways.append(Way("image once, all learn", learn, step(learning, (shared, mask))))
     ways.append(Way("the same, bfloat16 autocast", learn, step(learning, (mixed(shared), mask))))
-    # features of an encoder in evaluation mode: CRIS's batch norms make them others than those of the way that trains it
+    # features of an encoder in evaluation mode: because of its batch norms, CRIS's differ from those in training mode
     same = architecture == "clipseg"
     cached = lambda: network(features, None, text)  # noqa: E731
     half = mixed(lambda: network(features_half, None, text))
@@ -240,7 +240,7 @@ def training_ways(
 
 
 def measure(ways: list[Way], repeats: int, device: torch.device) -> None:
-    """Once to warm up: what is cached, is. Then FLOP and memory, then seconds, one way after another, over and over."""
+    """Run everything once to fill caches; then measure FLOP and memory, then seconds, one way after another, repeatedly."""
     for way in ways:
         way.call()
         before = reset_peak(device)
@@ -254,7 +254,7 @@ def measure(ways: list[Way], repeats: int, device: torch.device) -> None:
 
 
 def result(way: Way, ways: list[Way]) -> dict[str, Any]:
-    """Numbers of a way; ratios are the median over the rounds, each to the reference of the same round."""
+    """Return the numbers of a way; ratios are the median over the rounds, each to the reference of the same round."""
     reference = next(other for other in ways if other.name == way.compare_to)
     one_by_one = next((other for other in ways if other.name == way.compare_to + ONE_BY_ONE), None)
     assert way.output is not None and reference.output is not None
@@ -278,7 +278,7 @@ def speed_ratio(reference: Way, way: Way) -> float:
 
 
 def table(ways: list[Way]) -> str:
-    """A line a way; faster: than the pairs as one batch, and one by one; error: largest difference over the largest value."""
+    """Return one line per way; faster: than the pairs as one batch, and one by one; error: largest difference over largest value."""
     rows = [
         f"{'way':<30}{'GFLOP':>9}{'less':>8}{'seconds':>10}{'faster':>9}{'(1 by 1)':>10}{'peak GB':>9}{'error':>10}"
     ]

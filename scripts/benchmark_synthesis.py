@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""What an image of the semantic diffusion model costs: the published way against ours, interleaved, as ratios.
+"""Measure the cost of an image of the semantic diffusion model: the published way against ours, interleaved, as ratios.
 
     python scripts/benchmark_synthesis.py                                       full size, 256 px; half an hour on two cores
     python scripts/benchmark_synthesis.py --image_size 64 --base_channels 64    two minutes
     python scripts/benchmark_synthesis.py --device cuda --compile --images_at_once 16
 
-Prints a table and, with --json, writes it. The published way evaluates the whole network 1,000 times an image, its two halves for
-guidance twice. Ours evaluates 25 times what depends on the noisy image, and once what depends on the label map. Random weights
-(they cost the same), the label maps of the phantom or of --dataset_dir. On a GPU it also draws whole batches and tells images a second
-beside the floor: what the processor could do if every operation ran at its peak.
+Prints a table and, with --json, writes it. The published way evaluates the whole network 1,000 times per image, and its two halves for
+guidance twice. Ours evaluates the part that depends on the noisy image 25 times, and the part that depends on the label map once. Random
+weights (the cost is the same), the label maps of the phantom or of --dataset_dir. On a GPU it also draws whole batches and prints images
+per second beside the upper limit: the rate if every operation ran at the processor's peak.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ PEAK_FLOPS = {"H100": 790e12, "H200": 790e12}
 
 @dataclass
 class Way:
-    """One way to make an image, and what was measured of it."""
+    """Hold one way to make an image, and its measurements."""
 
     name: str
     steps: int
     prepare: Callable[[], Any]
-    """Once an image: what the label map gives."""
+    """Function that runs once per image: the part that depends on the label map."""
     evaluate: Callable[[Any], Tensor]
-    """At every step."""
+    """Function that runs at every step."""
     compare_to: str = "published"
     prepare_flop: int = 0
     evaluation_flop: int = 0
@@ -126,7 +126,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def seeded_network(options: argparse.Namespace) -> SemanticDiffusionUNet:
-    """Random weights; layers that start at zero are filled, or whole branches would vanish."""
+    """Make a network of random weights; layers that start at zero are filled, or whole branches would vanish."""
     sizes = {"image_size": options.image_size}
     if options.base_channels:
         sizes["base_channels"] = options.base_channels
@@ -138,7 +138,7 @@ def seeded_network(options: argparse.Namespace) -> SemanticDiffusionUNet:
 
 
 def label_maps(options: argparse.Namespace) -> Tensor:
-    """Condition of the network, (B, K, H, W), for some images."""
+    """Return the network's condition, (B, K, H, W), for some images."""
     from monai.transforms import Compose
 
     from synboost_monai.data import list_label_maps
@@ -163,7 +163,7 @@ def label_maps(options: argparse.Namespace) -> Tensor:
 
 
 def make_ways(network: SemanticDiffusionUNet, label_onehot: Tensor, options: argparse.Namespace) -> list[Way]:
-    """The published way and each of ours, for one image."""
+    """Return the published way and each of ours, for one image."""
     device = label_onehot.device
     generator = torch.Generator().manual_seed(options.seed)
     x = torch.randn(1, network.in_channels, options.image_size, options.image_size, generator=generator).to(device)
@@ -179,7 +179,7 @@ def make_ways(network: SemanticDiffusionUNet, label_onehot: Tensor, options: arg
 
     def guided(name: str, net: nn.Module, spade: str) -> Way:
         assert isinstance(net, SemanticDiffusionUNet)
-        null_modulations: list[Any] = []  # once a run, so not in the cost of an image
+        null_modulations: list[Any] = []  # once per run, so not in the cost of an image
 
         def prepare() -> Any:
             if not null_modulations:
@@ -212,7 +212,7 @@ def make_ways(network: SemanticDiffusionUNet, label_onehot: Tensor, options: arg
 
 
 def measure(ways: list[Way], repeats: int, device: torch.device) -> None:
-    """FLOP in a first pass, which also warms up; then seconds, one way after another, over and over."""
+    """Count FLOP in a first pass, which also warms up; then measure seconds, one way after another, repeatedly."""
     outputs: dict[str, Tensor] = {}
     for way in ways:
         before = reset_peak(device)
@@ -231,7 +231,7 @@ def measure(ways: list[Way], repeats: int, device: torch.device) -> None:
 
 
 def count_flop(way: Way) -> Tensor:
-    """Once through it; gives the network's output."""
+    """Run a way once, count its FLOP, and return the network's output."""
     with FlopCounterMode(display=False) as counter:
         prepared = way.prepare()
         way.prepare_flop = counter.get_total_flops()
@@ -241,7 +241,7 @@ def count_flop(way: Way) -> Tensor:
 
 
 def table(ways: list[Way]) -> str:
-    """TFLOP and seconds of one evaluation and of one image; both ratios are to 1,000 evaluations the published way."""
+    """Return a table of TFLOP and seconds of one evaluation and one image; both ratios are to 1,000 evaluations the published way."""
     rows = [
         f"{'way':<26}{'steps':>6}{'maps TFLOP':>12}{'eval TFLOP':>12}{'image TFLOP':>13}{'less':>8}"
         f"{'maps s':>9}{'eval s':>9}{'image s':>11}{'faster':>9}{'peak GB':>9}{'error':>10}"
@@ -258,7 +258,7 @@ def table(ways: list[Way]) -> str:
 
 
 def result(way: Way, ways: list[Way]) -> dict[str, Any]:
-    """Numbers of a way, as ratios to those of the way that it replaces."""
+    """Return the numbers of a way, as ratios to those of the way that it replaces."""
     reference = next(other for other in ways if other.name == way.compare_to)
     return {
         "name": way.name,
@@ -283,7 +283,7 @@ def result(way: Way, ways: list[Way]) -> dict[str, Any]:
 def throughput(
     network: SemanticDiffusionUNet, label_onehot: Tensor, options: argparse.Namespace, images_at_once: int, spade: str
 ) -> dict[str, Any]:
-    """Images a second of the whole inferer in bfloat16, beside the floor."""
+    """Measure images per second of the whole inferer in bfloat16, beside the upper limit."""
     device = label_onehot.device
     half = to_inference(copy.deepcopy(network), device, "bfloat16")
     assert isinstance(half, SemanticDiffusionUNet)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Runs an unpacked package (or its model.ts) in MONAI Deploy's MonaiBundleInferenceOperator and compares with `monai.bundle run`.
+"""Run an unpacked package (or its model.ts) in MONAI Deploy's MonaiBundleInferenceOperator, and compare with `monai.bundle run`.
 
     python scripts/check_deploy.py echo_cris IMAGE.png --expected OUT/IMAGE.png
 
-Needs monai-deploy-app-sdk 4 with Holoscan (Linux; a GPU is not needed) and synboost-monai in one environment. Before it, the same package
-segments the image with `python -m monai.bundle run ... --output_dir OUT`. Prints the share of pixels that agree and fails below 99.9 %.
+Needs monai-deploy-app-sdk 4 with Holoscan (Linux; a GPU is not needed) and synboost-monai in one environment. First segment the image
+with the same package by `python -m monai.bundle run ... --output_dir OUT`. Prints the share of pixels that agree and fails below 99.9 %.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def segment(bundle: Path, pixels: np.ndarray) -> np.ndarray:
-    """Label map (H, W) of a grey image (H, W), by an application of three operators."""
+    """Return the label map (H, W) of a grey image (H, W), from an application of three operators."""
     from monai.deploy.core import AppContext, Application, Image, IOType, Operator, OperatorSpec
     from monai.deploy.operators.monai_bundle_inference_operator import (
         BundleConfigNames,
@@ -48,7 +48,7 @@ def segment(bundle: Path, pixels: np.ndarray) -> np.ndarray:
     found: list[np.ndarray] = []
 
     class Source(Operator):
-        """Emits the image as the SDK's readers do without DICOM facts: stored order, (W, H, 1)."""
+        """Emit the image as the SDK's readers do without DICOM facts: stored order, (W, H, 1)."""
 
         def setup(self, spec: OperatorSpec) -> None:
             spec.output("image")
@@ -57,7 +57,7 @@ def segment(bundle: Path, pixels: np.ndarray) -> np.ndarray:
             op_output.emit(Image(np.ascontiguousarray(pixels.T[..., None]), metadata={}), "image")
 
     class Sink(Operator):
-        """Keeps the label map, (1, H, W)."""
+        """Keep the label map, (1, H, W)."""
 
         def setup(self, spec: OperatorSpec) -> None:
             spec.input("pred")

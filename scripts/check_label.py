@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""A real MONAI Label server with both segmenters, checked against `monai.bundle run` on the same images, without a network.
+"""Check a real MONAI Label server with both segmenters against `monai.bundle run` on the same images, without a network.
 
     .venv_label/bin/python scripts/check_label.py [--work_dir DIR] [--epochs 12] [--image_size 64]
 
-From the environment that scripts/setup_label.sh makes; a few minutes on two cores. Phantom images as 2-D NIfTI, NIfTI of one slice,
-PNG and ultrasound DICOM; tiny networks trained for a few epochs. Where the system lets it, everything runs in a network namespace that
-has the loopback device alone; always every Python process refuses and writes down any connection that leaves the machine. Prints a
-table; code 0 if every line holds, 1 otherwise. --work_dir keeps what was made; else it is deleted.
+Run it in the environment that scripts/setup_label.sh makes; it takes a few minutes on two cores. Phantom images as 2-D NIfTI, NIfTI of one
+slice, PNG and ultrasound DICOM; tiny networks trained for a few epochs. If the system allows it, everything runs in a network namespace
+that has only the loopback device; in any case every Python process refuses and logs all connections that leave the machine. Prints a
+table; exit code 0 if every line holds, 1 otherwise. --work_dir keeps the files; without it they are deleted.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ LEARNING = {
     "ema_decay": 0.0,
     "augment": False,
 }
-"""Of tiny networks, which then find something after some fifty steps."""
+"""Training settings with which tiny networks find something after about fifty steps."""
 AGREEMENT = 0.999
 """Share of pixels that must agree."""
 TOKEN = "a-token-of-the-check-0123456789"
-"""Every request of the checks goes through the address with the token, as 3D Slicer's do."""
+"""Token in the address of every request of the checks, as in those of 3D Slicer."""
 ISOLATED = "SYNBOOST_CHECK_ISOLATED"
-"""Environment variable: this process runs in a network namespace of its own."""
+"""Environment variable that is set if this process runs in its own network namespace."""
 
 GUARD = '''"""Refuses and writes down connections that leave the machine."""
 import os, sys
@@ -72,7 +72,7 @@ sys.addaudithook(_guard)
 
 
 class Table:
-    """Lines of what was checked."""
+    """Hold the results of the checks as lines of a table."""
 
     def __init__(self) -> None:
         self.num_failed = 0
@@ -103,7 +103,7 @@ def main() -> int:
 
 
 def isolate() -> None:
-    """Start again in a network namespace that has loopback alone, where the system lets one."""
+    """Start again in a network namespace that has only loopback, if the system allows it."""
     unshare = ["unshare", "--user", "--map-root-user", "--net"]
     if os.environ.get(ISOLATED) == "1":
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as device:  # `ip link set lo up`
@@ -119,7 +119,7 @@ def isolate() -> None:
 
 
 def check(work_dir: Path, log_path: Path, num_epochs: int, image_size: int) -> int:
-    """All checks; the exit code."""
+    """Run all checks and return the exit code."""
     from synboost_monai.files import sha256_of
 
     table = Table()
@@ -171,7 +171,7 @@ def check(work_dir: Path, log_path: Path, num_epochs: int, image_size: int) -> i
 
 
 def make_data(work_dir: Path) -> Path:
-    """A phantom data set with its datalist."""
+    """Make a phantom data set with its datalist."""
     from synboost_monai.data.prepare import prepare_dataset
     from synboost_monai.simulation.phantom import write_phantom
 
@@ -182,7 +182,7 @@ def make_data(work_dir: Path) -> Path:
 
 
 def make_images(work_dir: Path, data_dir: Path) -> Path:
-    """One image of the testing section in each kind of file, and four labelled ones for a training."""
+    """Write one image of the testing section in each kind of file, and four labelled ones for a training."""
     import nibabel as nib
     import numpy as np
     from PIL import Image
@@ -227,7 +227,7 @@ def put_in_larger_frame(path: Path, pixels: Any) -> None:
 
 
 def train(bundle: str, data_dir: Path, work_dir: Path, num_epochs: int, settings: dict[str, Any]) -> Path:
-    """Weights of a short training."""
+    """Return the weights of a short training."""
     from synboost_monai.bundle_run import run_bundle
 
     folder = work_dir / f"trained_{bundle}"
@@ -240,7 +240,7 @@ def train(bundle: str, data_dir: Path, work_dir: Path, num_epochs: int, settings
 
 
 def add_view_head(weights: Path) -> None:
-    """Give weights a head that takes every image for no apical view; a training from them leaves it behind."""
+    """Give weights a view head that classifies every image as no apical view; a training from them leaves the head out."""
     import torch
 
     from synboost_monai.model_card import read_card, write_model
@@ -263,7 +263,7 @@ def segment(
     prompt: str,
     suffix: str = "",
 ) -> Path:
-    """Folder of what `monai.bundle run` makes of the four images, one by one."""
+    """Return the folder with the results of `monai.bundle run` for the four images, one by one."""
     from synboost_monai.bundle_run import run_bundle
 
     folder = work_dir / f"reference_{bundle}{'_prompt' if prompt else ''}{suffix}"
@@ -275,7 +275,7 @@ def segment(
 
 @contextmanager
 def served(work_dir: Path, images_dir: Path, checkpoints: dict[str, Path], settings: dict[str, Any]) -> Iterator[str]:
-    """Address of a running `synboost label`."""
+    """Yield the address of a running `synboost label`."""
     import requests
 
     with socket.socket() as probe:
@@ -288,7 +288,7 @@ def served(work_dir: Path, images_dir: Path, checkpoints: dict[str, Path], setti
     environment["SYNBOOST_LABEL_TOKEN"] = TOKEN
     (work_dir / "schedule.py").write_text(
         f"open({str(work_dir / 'code_ran')!r}, 'w')\n", encoding="utf-8"
-    )  # MONAI Label imports one
+    )  # MONAI Label imports a module of this name
     (work_dir / ".env").write_text("MONAI_LABEL_SESSIONS=true\nMONAI_LABEL_TASKS_TRAIN=false\n", encoding="utf-8")
     with (work_dir / "server.log").open("w", encoding="utf-8") as log:
         server = subprocess.Popen(
@@ -321,7 +321,7 @@ def served(work_dir: Path, images_dir: Path, checkpoints: dict[str, Path], setti
 
 
 def check_info(table: Table, url: str) -> None:
-    """What a viewer is told of the models."""
+    """Check the information about the models that a viewer gets."""
     import requests
 
     from synboost_monai.structures import STRUCTURES
@@ -340,7 +340,7 @@ def check_info(table: Table, url: str) -> None:
 
 
 def infer(url: str, bundle: str, image: str, prompt: str, target: Path) -> tuple[Path, dict[str, Any]]:
-    """Label map, written to target and the suffix that came, and JSON of one request."""
+    """Send one request; return the label map, written to target with the suffix of the answer, and the answer's JSON."""
     import requests
     from requests_toolbelt.multipart import decoder
 
@@ -365,7 +365,7 @@ def infer(url: str, bundle: str, image: str, prompt: str, target: Path) -> tuple
 def check_image(
     table: Table, url: str, bundle: str, prompt: str, kind: str, images_dir: Path, reference_dir: Path, words: str = ""
 ) -> None:
-    """One request against `monai.bundle run`: pixels, geometry, doubt."""
+    """Compare one request with `monai.bundle run`: pixels, geometry, doubt."""
     import numpy as np
 
     target = images_dir.parent / f"served_{bundle}_{kind}"
@@ -381,13 +381,13 @@ def check_image(
     )
     is_same_model = (
         doubt.get("model_sha256") == record["model_sha256"] or not words
-    )  # served weights are a copy in another file
+    )  # the server uses a copy of the weights in another file
     found = f"{doubt.get('verdict')}, predicted Dice {doubt.get('predicted_dice', -1):.4f}, {view}"
     table.add(f"{name}: doubt", bool(is_alike and is_same_model), found)
 
 
 def check_code_is_refused(table: Table, url: str, trace: Path) -> None:
-    """A prompt and a device that MONAI's config parser would run: neither may, and both are told as a mistake."""
+    """Check that a prompt and a device that MONAI's config parser would run are not run, and that both are reported as mistakes."""
     import requests
 
     code = f"$open({str(trace)!r}, 'w')"
@@ -403,7 +403,7 @@ def check_code_is_refused(table: Table, url: str, trace: Path) -> None:
 
 
 def compare(table: Table, name: str, path: Path, reference_path: Path) -> None:
-    """Pixels and geometry of a label map against another."""
+    """Compare the pixels and geometry of a label map with those of another."""
     import nibabel as nib
     import numpy as np
 
@@ -425,7 +425,7 @@ def compare(table: Table, name: str, path: Path, reference_path: Path) -> None:
 
 
 def check_absolute_path(table: Table, url: str, images_dir: Path) -> None:
-    """A file that is named by its path, even one of the datastore."""
+    """Check a file that is named by its path, even one of the datastore."""
     import requests
 
     query = {"image": str(images_dir / "dicom.dcm")}
@@ -434,7 +434,7 @@ def check_absolute_path(table: Table, url: str, images_dir: Path) -> None:
 
 
 def check_what_slicer_asks(table: Table, url: str, images_dir: Path) -> None:
-    """The requests of 3D Slicer's plug-in in their order and form, for an image of the datastore and for one of its own."""
+    """Send the requests of 3D Slicer's plug-in in their order and form, for an image of the datastore and for one of Slicer's."""
     import requests
 
     def ask(name: str, method: str, path: str, wanted: int, **more: Any) -> requests.Response:
@@ -447,7 +447,7 @@ def check_what_slicer_asks(table: Table, url: str, images_dir: Path) -> None:
         return {key: value[0] if isinstance(value, list) else value for key, value in config.items()} | client
 
     def form(params: dict[str, Any], **files: Path) -> dict[str, Any]:
-        """As its own writer makes it: an odd boundary, and the whole path as the name of a file."""
+        """Build a form as Slicer's writer does: an odd boundary, and the whole path as the name of a file."""
         mark = "----------lImIt_of_THE_fIle_eW_$"
         lines: list[str | bytes] = [
             f"--{mark}",
@@ -499,7 +499,7 @@ def check_what_slicer_asks(table: Table, url: str, images_dir: Path) -> None:
 
 
 def check_refused(table: Table, url: str, work_dir: Path, images_dir: Path) -> None:
-    """Requests that must not pass, each with its status, and none of which leaves a trace."""
+    """Send requests that must be refused; check the status of each, and that none leaves a file."""
     from http.client import HTTPConnection
     from urllib.parse import urlsplit
 
@@ -633,7 +633,7 @@ def check_refused(table: Table, url: str, work_dir: Path, images_dir: Path) -> N
 
 
 def traces(work_dir: Path) -> list[tuple[str, int]]:
-    """Every file and folder with its size, but logs."""
+    """List every file and folder with its size, without logs."""
     return [
         (str(p), p.stat().st_size if p.is_file() else 0)
         for p in work_dir.rglob("*")
@@ -642,7 +642,7 @@ def traces(work_dir: Path) -> list[tuple[str, int]]:
 
 
 def start_training(url: str, app_dir: Path) -> list[Any]:
-    """Begin a training that is long when the server ends; its processes."""
+    """Begin a training that is still running when the server ends, and return its processes."""
     import psutil
     import requests
 
@@ -661,7 +661,7 @@ def start_training(url: str, app_dir: Path) -> list[Any]:
 
 
 def wait_for_training(url: str) -> dict[str, Any]:
-    """The state of the last training when it has ended."""
+    """Return the state of the last training when it has ended."""
     import requests
 
     start = time.monotonic()
@@ -675,7 +675,7 @@ def wait_for_training(url: str) -> dict[str, Any]:
 
 
 def check_strategy(table: Table, url: str, bundle: str, reference_dir: Path) -> None:
-    """The first image of the strategy is the one that needs a person most; the scoring task knows them all."""
+    """Check that the first image of the strategy is the one that most needs a person, and that the scoring task knows all images."""
     import requests
 
     records = {kind: json.loads((reference_dir / f"{kind}.json").read_text(encoding="utf-8")) for kind in KINDS}
@@ -690,12 +690,12 @@ def check_strategy(table: Table, url: str, bundle: str, reference_dir: Path) -> 
 
 
 def min_verdict(records: dict[str, Any]) -> str:
-    """review if any image needs it."""
+    """Return review if any image needs it."""
     return "review" if any(r["verdict"] == "review" for r in records.values()) else "accept"
 
 
 def submit_labels(url: str, data_dir: Path, images_dir: Path) -> None:
-    """Add labelled images to the datastore, as an annotator's corrections; the other images get none."""
+    """Add labelled images to the datastore, as an annotator's corrections; the other images get no label."""
     import requests
 
     from synboost_monai.data import read_datalist
@@ -720,7 +720,7 @@ def submit_labels(url: str, data_dir: Path, images_dir: Path) -> None:
 
 
 def check_training(table: Table, url: str, bundle: str, weights: Path) -> None:
-    """One epoch on the corrected labels writes new weights."""
+    """Check that one epoch on the corrected labels writes new weights."""
     import requests
 
     from synboost_monai.files import sha256_of

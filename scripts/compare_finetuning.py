@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Three ways to fine-tune a segmenter, in one table: everything learns, low-rank adapters, the decoder alone on kept features.
+"""Compare three ways to fine-tune a segmenter: training all weights, low-rank adapters, or only the decoder on kept features.
 
     python scripts/compare_finetuning.py BUNDLE --dataset_dir DATA --init_checkpoint model.pt --output_dir OUT
 
 Each way is a run of the bundle's train_small recipe from the same weights, on the training section, then an evaluation of the testing
-section; what is finished is not done again. Prints a table and writes OUT/finetuning.json. Further arguments, such as --max_epochs 6, go
-to every run. An epoch's seconds are the median without validation; those of features that are computed once stand apart.
+section; finished runs are not repeated. Prints a table and writes OUT/finetuning.json. Further arguments, such as --max_epochs 6, go
+to every run. An epoch's seconds are the median without validation; the seconds of features that are computed once are given separately.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measured(name: str, settings: dict[str, Any], options: argparse.Namespace, others: list[str]) -> dict[str, Any]:
-    """Train and evaluate one way, unless that is done."""
+    """Train and evaluate one way, unless that is already done."""
     folder = options.output_dir / name.replace(",", "").replace(" ", "_")
     shared = ["--preset", options.preset, "--image_size", options.image_size, "--prompt_level", options.prompt_level]
     shared += ["--dataset_dir", options.dataset_dir, "--seed", options.seed]
@@ -87,7 +87,7 @@ def synboost(words: list[str]) -> None:
 
 
 def seconds_of_epochs(log: str) -> list[float]:
-    """Of a training's log, in order; of an epoch that was done twice the last."""
+    """Return the seconds of each epoch in a training's log, in order; for an epoch that was run twice, those of the last run."""
     found = {int(n): int(h) * 3600 + int(m) * 60 + float(s) for n, h, m, s in EPOCH.findall(log)}
     return [found[number] for number in sorted(found)]
 

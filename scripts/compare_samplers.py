@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Samplers and step counts of one trained semantic diffusion model, judged against its own published sampling.
+"""Compare samplers and step counts of one trained semantic diffusion model with its own published sampling.
 
     python scripts/compare_samplers.py --dataset_dir REAL --checkpoint_path DIFFUSION/model.pt --segmenter_checkpoint CRIS/model.pt \\
         --output_dir OUT --preset small --image_size 128 --segmenter_preset small --segmenter_image_size 160
 
-Each row of the table is `synboost synthesise` from the label maps as they are, the same noise seeds in every row, and
-`synboost evaluate echo_semantic_diffusion`. Rows are NAME:STEPS[:SPACING[:GUIDANCE]]; the first is what the others are compared
-with, image by image. What is done is not done again: call it once more to add rows, or after an interruption.
+Each row of the table is `synboost synthesise` from the unperturbed label maps, with the same noise seeds in every row, and
+`synboost evaluate echo_semantic_diffusion`. Rows are NAME:STEPS[:SPACING[:GUIDANCE]]; the others are compared with the first,
+image by image. Finished rows are not repeated: call the script again to add rows, or after an interruption.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def evaluate(folder: Path, options: argparse.Namespace) -> None:
         real_section=options.sections,
         output_dir=folder / "quality",
         seed=options.seed,
-        limit=len(list((folder / "images").glob("*.nii.gz"))),  # of the real reference as well: equal numbers
+        limit=len(list((folder / "images").glob("*.nii.gz"))),  # of the real reference too: equal numbers
         **{
             key: getattr(options, key)
             for key in (
@@ -134,7 +134,7 @@ def call(verb: str, *words: str, **flags: object) -> None:
 
 
 def numbers_of(row: str, folder: Path, options: argparse.Namespace) -> dict[str, object]:
-    """What the table tells of a row; Dice in %, paired differences by image with intervals over patients."""
+    """Return the numbers of a row for the table; Dice in %, paired differences by image with intervals over patients."""
     quality = json.loads((folder / "quality/quality.json").read_text(encoding="utf-8"))
     dice, patients = dice_of(folder)
     reference, _ = dice_of(options.output_dir / options.rows[0].replace(":", "_"))
@@ -162,7 +162,7 @@ def numbers_of(row: str, folder: Path, options: argparse.Namespace) -> dict[str,
 
 
 def dice_of(folder: Path) -> tuple[pd.Series, pd.Series]:
-    """Mean Dice in % of each synthetic image, and its patient."""
+    """Return the mean Dice in % of each synthetic image, and its patient."""
     cases = read_frame(folder / "quality/metrics.csv", dtype={"patient": str})
     cases = cases[cases["is_synthetic"]]
     grouped = cases.groupby("case")

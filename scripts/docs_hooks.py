@@ -1,4 +1,4 @@
-"""Hooks of MkDocs (mkdocs.yml): pages that are made while the site is built, and places in the menu for pages that may be missing."""
+"""Provide hooks for MkDocs (mkdocs.yml): pages that are made while the site is built, and menu entries whose pages may be missing."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 API = "reference/api"
-"""In the menu: stands for the pages of the API."""
+"""Menu entry that is replaced by the pages of the API."""
 OPTIONAL_PAGES = ("monai_label.md", "demo.md", "export.md", "deploy.md", "model_zoo.md")
-"""Pages with a place in the menu which is left out while they do not exist; any other missing page is an error."""
+"""Pages whose menu entry is left out while they do not exist; any other missing page is an error."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -32,7 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def generated(docs_dir: Path) -> dict[str, str | bytes]:
-    """Path in the site's sources -> content of every file that is made while the site is built."""
+    """Return path in the site's sources -> content of every file that is made while the site is built."""
     out: dict[str, str | bytes] = {
         "reference/cli.md": docs_pages.cli_page(),
         "reference/studies.md": docs_pages.studies_page(ROOT / "synboost_monai/study/studies"),
@@ -49,7 +49,7 @@ def generated(docs_dir: Path) -> dict[str, str | bytes]:
 
 
 def _menu(node: Any, missing: set[str]) -> Any:
-    """The menu without missing pages, with the API's."""
+    """Return the menu without missing pages, with those of the API."""
     if isinstance(node, list):
         return [_menu(entry, missing) for entry in node if not (isinstance(entry, str) and entry in missing)]
     if isinstance(node, dict):

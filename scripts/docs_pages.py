@@ -1,6 +1,6 @@
-"""Pages of the documentation that are made from the project itself: configs, command line, studies, API, notebooks.
+"""Make documentation pages from the project itself: configs, command line, studies, API, notebooks.
 
-Each function gives Markdown; docs_hooks.py puts it into the site.
+Each function returns Markdown; docs_hooks.py puts it into the site.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONFIG_ORDER = (
     "calibrate",
     "sensitivity",
 )
-"""Configs of a bundle in the order in which they are told; others follow by name."""
+"""Order in which the configs of a bundle are described; others follow by name."""
 
 COMMON_KEYS = {
     "bundle_root": "folder of the bundle",
@@ -73,10 +73,10 @@ COMMON_KEYS = {
     "flip_probability": "share of mirrored images",
     "stratified_timesteps": "true: the timesteps of a batch are spread evenly",
 }
-"""Key -> what it is, for keys that need no comment where they stand."""
+"""Key -> description, for keys without a comment in the file."""
 
 SKIPPED_AREAS = ("__main__", "processes")
-"""Modules of the package that are no part of the API."""
+"""Modules of the package that are not part of the API."""
 
 
 # ---- configs
@@ -84,29 +84,29 @@ SKIPPED_AREAS = ("__main__", "processes")
 
 @dataclass(frozen=True)
 class ConfigKey:
-    """One key of a YAML file."""
+    """Hold one key of a YAML file."""
 
     path: str
-    """With `::` between levels, as overrides have it."""
+    """Path with `::` between levels, as in overrides."""
     value: str | None
     """As written; None for a mapping or list in block form."""
     comment: str
-    """Behind it, without the mark."""
+    """Comment after the value, without the mark."""
     target: str | None
-    """What a component is made by: its `_target_`."""
+    """The component's `_target_`."""
     group: str
-    """Comment lines that stand alone before it."""
+    """Comment lines on their own before the key."""
     depth: int
-    """0: a key of the file itself."""
+    """Level of the key; 0: a key of the file itself."""
 
 
 def config_keys(text: str) -> list[ConfigKey]:
-    """Every key of a YAML mapping, in order, with the comment behind it.
+    """List every key of a YAML mapping, in order, with the comment after it.
 
     Args:
-        text: of the file.
+        text: text of the file.
     Raises:
-        ValueError: if it is no mapping.
+        ValueError: if it is not a mapping.
     """
     root = yaml.compose(text)
     if not isinstance(root, yaml.MappingNode):
@@ -115,7 +115,7 @@ def config_keys(text: str) -> list[ConfigKey]:
 
 
 def head_comment(text: str) -> str:
-    """The comment at the top of a file as Markdown: lines that are indented further are commands."""
+    """Return the comment at the top of a file as Markdown; lines that are indented further are commands."""
     lines = []
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -132,7 +132,7 @@ def head_comment(text: str) -> str:
 
 
 def configs_page(bundle_dir: Path) -> str:
-    """The reference of a bundle's configs, key by key."""
+    """Return the reference of a bundle's configs, key by key."""
     metadata = json.loads((bundle_dir / "configs/metadata.json").read_text(encoding="utf-8"))
     files = {path.stem: path.read_text(encoding="utf-8") for path in sorted((bundle_dir / "configs").glob("*.yaml"))}
     names = [name for name in CONFIG_ORDER if name in files]
@@ -153,12 +153,12 @@ def configs_page(bundle_dir: Path) -> str:
 
 
 def describe(key: ConfigKey, known: Mapping[tuple[str, str | None], str]) -> str:
-    """What a key is: its comment, else that of the same key and value in another config of the bundle, else the common one."""
+    """Return a key's comment, else that of the same key and value in another config of the bundle, else the common one."""
     return key.comment or known.get((key.path, key.value), "") or COMMON_KEYS.get(key.path, "")
 
 
 def _config_tables(keys: list[ConfigKey], known: Mapping[tuple[str, str | None], str]) -> Iterator[str]:
-    """Settings, components, and nested keys that have a comment."""
+    """Yield the tables of settings, components, and nested keys that have a comment."""
     top = [key for key in keys if key.depth == 0]
     settings = [key for key in top if key.value is not None]
     if settings:
@@ -200,13 +200,13 @@ def _keys(node: yaml.MappingNode, lines: list[str], prefix: str, depth: int = 0)
 
 
 def _comment(rest: str) -> str:
-    """The comment in what follows a value."""
+    """Return the comment in the text after a value."""
     match = re.search(r"(?:^|\s)#\s*(.*)$", rest)
     return match[1].strip() if match else ""
 
 
 def _group(lines: list[str], number: int) -> str:
-    """Comment lines directly above a line; the file's head does not count."""
+    """Return the comment lines directly above a line; the file's head does not count."""
     found: list[str] = []
     while number > 0 and lines[number - 1].startswith("#"):
         number -= 1
@@ -218,7 +218,7 @@ def _group(lines: list[str], number: int) -> str:
 
 
 def studies_page(studies_dir: Path) -> str:
-    """The shipped studies, and every setting of a study with its default."""
+    """List the shipped studies, and every setting of a study with its default."""
     from synboost_monai.study import settings
 
     source = inspect.getsource(settings)
@@ -243,7 +243,7 @@ def studies_page(studies_dir: Path) -> str:
 
 
 def head_lines(text: str) -> list[str]:
-    """The comment lines at the top of a file, without their mark."""
+    """Return the comment lines at the top of a file, without their mark."""
     out = []
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -264,7 +264,7 @@ def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def cli_page() -> str:
-    """Every verb: usage, what it does, its arguments."""
+    """Describe every verb: usage, purpose, arguments."""
     from synboost_monai.__main__ import VERBS
 
     lines = [
@@ -284,7 +284,7 @@ def cli_page() -> str:
 
 
 def arguments_of(doc: str) -> dict[str, str]:
-    """Name -> text of the `Args:` of a docstring; a line that tells of several names counts for each."""
+    """Return name -> text from the `Args:` of a docstring; a line about several names counts for each."""
     section = re.search(r"^Args:\n((?:[ ]+.*\n|\n)*)", doc + "\n", flags=re.MULTILINE)
     out: dict[str, str] = {}
     names: list[str] = []
@@ -329,7 +329,7 @@ def _summary(function: Callable[..., Any]) -> str:
 
 
 def api_areas(package_dir: Path) -> list[str]:
-    """Areas of the package: its modules and folders, by name."""
+    """List the areas of the package: its modules and folders, by name."""
     names = {path.stem for path in package_dir.glob("[a-z]*.py")} | {
         p.parent.name for p in package_dir.glob("*/__init__.py")
     }
@@ -337,7 +337,7 @@ def api_areas(package_dir: Path) -> list[str]:
 
 
 def api_pages(package_dir: Path) -> dict[str, str]:
-    """Area -> page with every public module of it, for mkdocstrings."""
+    """Return area -> page with every public module of it, for mkdocstrings."""
     return {area: _api_page(package_dir, area) for area in api_areas(package_dir)}
 
 
@@ -360,7 +360,7 @@ def _api_page(package_dir: Path, area: str) -> str:
 
 
 def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
-    """A notebook with its saved outputs as Markdown, and its pictures: file name -> content."""
+    """Convert a notebook with its saved outputs to Markdown, and return it with its pictures: file name -> content."""
     import nbformat
     from nbconvert import MarkdownExporter
 
@@ -380,16 +380,16 @@ def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
 
 
 def _cell(text: str) -> str:
-    """Text in a cell of a table."""
+    """Escape text for a cell of a table."""
     return _escaped(text).replace("|", "\\|").replace("\n", " ")
 
 
 def _code(text: str) -> str:
-    """Code in a cell of a table; nothing of nothing."""
+    """Format code for a cell of a table; empty text stays empty."""
     return f"`{text}`".replace("|", "\\|") if text else ""
 
 
 def _escaped(text: str) -> str:
-    """Text in which `<`, `*` and `_` mean themselves; what stands in backticks stays."""
+    """Escape `<`, `*` and `_` in text, except in backticks."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(p if p.startswith("`") else re.sub(r"([<*_\[\]])", r"\\\1", p) for p in parts)

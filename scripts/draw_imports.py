@@ -3,7 +3,7 @@
 
     python scripts/draw_imports.py docs/assets/imports.svg
 
-Layers are read from docs/explanation/architecture.md, imports from the code. An arrow is left out where other arrows lead the same way.
+Layers are read from docs/explanation/architecture.md, imports from the code. An arrow is left out if other arrows lead the same way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LAW = ROOT / "docs/explanation/architecture.md"
 LETTER, HEIGHT, GAP, RISE, MARGIN = 7.3, 26, 14, 74, 20
 """Pixels: width of a letter, height of a box, space between boxes, height of a layer, margin."""
 SWEEPS = 12
-"""How often the boxes of each layer are put in the order of those that they are tied to."""
+"""Number of times that the boxes of each layer are sorted by the positions of those that they are connected with."""
 
 
 def law_rows() -> list[list[str]]:
@@ -54,7 +54,7 @@ def file_imports() -> dict[str, set[str]]:
     for module, path in paths.items():
         found = imports[module] = set()
         for name in imports_of(path):
-            while name and name not in paths:  # what is imported from a module, or no part of the package
+            while name and name not in paths:  # a name imported from a module, or a module outside the package
                 name = name.rpartition(".")[0]
             found |= {name} - {module, ""}
     return imports
@@ -94,7 +94,7 @@ def ordered(layers: list[list[str]], arrows: dict[str, set[str]]) -> list[list[s
 
 
 def svg() -> str:
-    """Return the picture: layers from the highest to the lowest, a box a room, an arrow an import."""
+    """Return the picture: layers from the highest to the lowest, one box per room, one arrow per import."""
     layer_of = {room.strip("`"): int(layer) for layer, room, _, _ in law_rows()}
     arrows = without_shortcuts(room_imports(file_imports()))
     layers = ordered([[r for r in layer_of if layer_of[r] == n] for n in range(max(layer_of.values()), -1, -1)], arrows)
@@ -129,7 +129,7 @@ def svg() -> str:
 
 
 def _arrow(room: str, target: str, corner: dict[str, tuple[float, float]], width_of: dict[str, float]) -> str:
-    """A line from the bottom of one box to the top of the other, or an arc below two boxes of the same layer."""
+    """Return a line from the bottom of one box to the top of the other, or an arc below two boxes of the same layer."""
     (x0, y0), (x1, y1) = corner[room], corner[target]
     x0, x1 = x0 + width_of[room] / 2, x1 + width_of[target] / 2
     if y0 == y1:
@@ -141,6 +141,6 @@ def _arrow(room: str, target: str, corner: dict[str, tuple[float, float]], width
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
-    from synboost_monai.files import atomic_write_text  # here: the layering test imports this file for its tables alone
+    from synboost_monai.files import atomic_write_text  # here: the layering test imports this file only for its tables
 
     atomic_write_text(Path(sys.argv[1]), svg())

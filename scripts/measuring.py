@@ -1,4 +1,4 @@
-"""Seconds and bytes, for the benchmarks beside it."""
+"""Measure seconds and bytes for the benchmarks in this folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def reset_peak(device: torch.device) -> int:
-    """Bytes in use now, from which on the peak counts."""
+    """Return the bytes in use now, from which the peak is counted."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -41,7 +41,7 @@ def peak(device: torch.device) -> int:
 
 
 def resident(name: str) -> int:
-    """A line of Linux's /proc/self/status in bytes; 0 on other systems."""
+    """Read a line of Linux's /proc/self/status in bytes; 0 on other systems."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

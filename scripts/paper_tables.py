@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The paper's results: rebuilt from its numbers mask by mask, with the statistics that it left out, and your own run beside them.
+"""Rebuild the paper's results from its numbers mask by mask, with the statistics that it left out, and your own run beside them.
 
     python scripts/paper_tables.py [per_image_metrics.csv.gz] [--run RUN ...] [--output DIR]
 
@@ -8,8 +8,9 @@ prompt) on the 600 masks of 50 patients, with columns
 
     strategy  model  prompt  case  dice  iou  hausdorff_distance
 
-Dice and IoU are in %, on 512 x 512 pixels that images and masks were squashed into; `hausdorff_distance` is 100 x pixels of that grid, so
-it has no mm. `case` is `mask_<class index>/patientNNNN_VIEW_PHASE_gt`. Without the file the means of `PUBLISHED_DICE` are all there is.
+Dice and IoU are in %, on 512 x 512 pixels to which images and masks were resized without keeping their aspect ratio;
+`hausdorff_distance` is 100 x pixels of that grid, not mm.
+`case` is `mask_<class index>/patientNNNN_VIEW_PHASE_gt`. Without the file only the means of `PUBLISHED_DICE` are available.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ PUBLISHED_DICE: Mapping[tuple[str, str], tuple[float, ...]] = {
 COLUMNS = ("strategy", "model", "prompt", "case", "dice", "iou", "hausdorff_distance")
 """Columns of the file."""
 METRICS = ("dice", "iou", "hausdorff_distance")
-"""Measured numbers of the file."""
+"""Metrics in the file."""
 HAUSDORFF_SCALE = 100
-"""The file's Hausdorff distance for each pixel of the 512 x 512 grid."""
+"""Factor between pixels of the 512 x 512 grid and the file's Hausdorff distance."""
 NUM_MASKS = 600
 """Masks of each run: 50 patients x 2 views x 2 phases x 3 structures."""
 
@@ -67,7 +68,7 @@ _RUN = ["strategy", "model", "prompt"]
 
 
 class Run(NamedTuple):
-    """One trained segmenter of the paper or of yours."""
+    """Name one trained segmenter of the paper or of yours."""
 
     strategy: str
     model: str
@@ -99,17 +100,17 @@ def published_results(
     runs: Sequence[str] = (),
     output: str | os.PathLike[str] | None = None,
 ) -> str:
-    """The paper's tables as text, and as CSV and LaTeX files.
+    """Return the paper's tables as text, and write them as CSV and LaTeX files.
 
     Args:
-        path: per_image_metrics.csv.gz; None: the published means alone.
-        runs: own runs to put beside them (see `own_runs`).
-        output: folder for NAME.csv and NAME.tex of each table; None writes nothing.
+        path: per_image_metrics.csv.gz; None: only the published means.
+        runs: own runs to compare with them (see `own_runs`).
+        output: folder for NAME.csv and NAME.tex of each table; None: no files are written.
     Returns:
         the tables for a terminal.
     Raises:
         FileNotFoundError: if a file or folder is missing.
-        ValueError: if a file is not what it should be.
+        ValueError: if a file does not have the expected content.
     """
     frame = None if path is None else read_published(path)
     tables = [dice_table(frame)]
@@ -148,14 +149,14 @@ def read_published(path: str | os.PathLike[str]) -> pd.DataFrame:
         its rows with strategy and model in our words, and the columns structure, patient, view and phase.
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a column, a run or a mask is missing, there twice or unknown, or a number is out of its range.
+        ValueError: if a column, a run or a mask is missing, duplicate or unknown, or a number is out of its range.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give the path of per_image_metrics.csv.gz")
     try:
         frame = pd.read_csv(path, dtype={"case": str})
-    except (ValueError, OSError, EOFError, zlib.error) as error:  # of pandas' parser; of gzip
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # from pandas' parser, and from gzip
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a readable CSV file ({reason}); fetch it again") from error
     if missing := [name for name in COLUMNS if name not in frame]:
@@ -180,7 +181,7 @@ def read_published(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def dice_table(frame: pd.DataFrame | None) -> Table:
-    """Mean Dice of each run as the paper prints it: a row for each strategy and model, a column for each prompt."""
+    """Return the mean Dice of each run as the paper prints it: a row for each strategy and model, a column for each prompt."""
     rows = []
     for (strategy, model), means in PUBLISHED_DICE.items():
         if frame is not None:
@@ -198,7 +199,7 @@ def dice_table(frame: pd.DataFrame | None) -> Table:
 
 
 def means_table(frame: pd.DataFrame) -> Table:
-    """Mean and standard deviation (ddof 1) of each metric of each run, and whether the mean Dice is the published one."""
+    """Return mean and standard deviation (ddof 1) of each metric of each run, and whether the mean Dice is the published one."""
     rows = []
     for run in published_runs():
         part = _rows_of(frame, run)
@@ -221,7 +222,7 @@ def means_table(frame: pd.DataFrame) -> Table:
 
 
 def best_table(frame: pd.DataFrame) -> Table:
-    """The prompt with the highest mean Dice of each strategy and model."""
+    """Return the prompt with the highest mean Dice of each strategy and model."""
     rows = []
     for strategy, model in PUBLISHED_DICE:
         runs = [run for run in published_runs() if run[:2] == (strategy, model)]
@@ -244,26 +245,26 @@ def best_table(frame: pd.DataFrame) -> Table:
 
 
 def comparison_table(frame: pd.DataFrame) -> Table:
-    """The paper's two comparisons."""
+    """Return the paper's two comparisons."""
     records = [r for r in _compared(frame, HEADLINES) if r["structure"] == OVERALL]
     return _comparison_table("published_comparisons", "The paper's comparisons of strategies", records)
 
 
 def comparison_by_structure_table(frame: pd.DataFrame) -> Table:
-    """The paper's two comparisons, structure by structure."""
+    """Return the paper's two comparisons, structure by structure."""
     records = [r for r in _compared(frame, HEADLINES) if r["structure"] != OVERALL]
     return _comparison_table("published_comparisons_by_structure", "The same by structure", records)
 
 
 def same_prompt_table(frame: pd.DataFrame) -> Table:
-    """Synthetic then real over real with the same model and prompt: no run is chosen by its testing result."""
+    """Compare synthetic then real with real for the same model and prompt: no run is chosen by its testing result."""
     pairs = [(r, r._replace(strategy="real")) for r in published_runs() if r.strategy == "synthetic_then_real"]
     records = [r for r in _compared(frame, pairs) if r["structure"] == OVERALL]
     return _comparison_table("published_same_prompt", "Synthetic then real over real, the same prompt", records)
 
 
 def structure_table(frame: pd.DataFrame) -> Table:
-    """Mean Dice of each run by structure."""
+    """Return the mean Dice of each run by structure."""
     names = [s.name for s in STRUCTURES]
     rows = []
     for run in published_runs():
@@ -280,24 +281,24 @@ def structure_table(frame: pd.DataFrame) -> Table:
 
 @dataclass(frozen=True)
 class OwnRun:
-    """An evaluated segmenter of yours."""
+    """Hold an evaluated segmenter of yours."""
 
     run: Run
     name: str
-    """What else its folder says, such as seed0."""
+    """Further parts of its folder's name, such as seed0."""
     path: Path
-    """Its metrics.csv."""
+    """Path of its metrics.csv."""
 
 
 def own_runs(sources: Iterable[str]) -> list[OwnRun]:
-    """Evaluations of yours, and which published run each stands beside.
+    """Find your own evaluations, and the published run to compare each with.
 
     Args:
         sources: folders of a study's run (segmenters/MODEL/STRATEGY/PROMPT/.../evaluation/metrics.csv), such metrics.csv files, or
-            MODEL/STRATEGY/PROMPT=metrics.csv for a file that lies elsewhere.
+            MODEL/STRATEGY/PROMPT=metrics.csv for a file elsewhere.
     Raises:
         FileNotFoundError: if there is no such file or folder, or it holds no evaluation.
-        ValueError: if it cannot be told what a file is of.
+        ValueError: if the run that a file belongs to cannot be determined.
     """
     found: list[OwnRun] = []
     for source in sources:
@@ -321,15 +322,15 @@ def own_runs(sources: Iterable[str]) -> list[OwnRun]:
 
 
 def own_table(runs: Sequence[OwnRun], frame: pd.DataFrame | None = None) -> Table:
-    """Own runs beside the published ones of the same model, strategy and prompt, with what differs.
+    """Compare own runs with the published ones of the same model, strategy and prompt, and name the differences.
 
-    Dice and IoU are on the paper's grid where metrics.csv has them there (dice_512, iou_512), else on each image's own.
+    Dice and IoU are on the paper's grid if metrics.csv has them there (dice_512, iou_512), else on each image's own grid.
 
     Args:
-        runs: of `own_runs`.
-        frame: of `read_published`; None: the published IoU is left out.
+        runs: result of `own_runs`.
+        frame: result of `read_published`; None: the published IoU is left out.
     Raises:
-        ValueError: if a file is no metrics.csv.
+        ValueError: if a file is not a metrics.csv.
     """
     rows = []
     for own in runs:
@@ -377,12 +378,12 @@ def own_table(runs: Sequence[OwnRun], frame: pd.DataFrame | None = None) -> Tabl
 
 
 def published_runs() -> list[Run]:
-    """The 46 runs, in the paper's order."""
+    """List the 46 runs, in the paper's order."""
     return [Run(s, m, prompt) for (s, m), means in PUBLISHED_DICE.items() for prompt, _ in zip(PROMPT_LEVELS, means)]
 
 
 def published_dice(run: Run) -> float | None:
-    """Published mean Dice of a run in %; None if there was no such run."""
+    """Return the published mean Dice of a run in %; None if there was no such run."""
     means = PUBLISHED_DICE.get((run.strategy, run.model), ())
     place = PROMPT_LEVELS.index(run.prompt)
     return means[place] if place < len(means) else None
@@ -396,7 +397,7 @@ _TITLES = {"dice": "Dice", "iou": "IoU", "hausdorff_distance": "Hausdorff"}
 
 
 def _check_runs(frame: pd.DataFrame, path: Path) -> None:
-    """All 46 runs with the same masks once each, and numbers in their range."""
+    """Check that all 46 runs have the same masks once each, and numbers in their range."""
     if (twice := frame.duplicated([*_RUN, "case"])).any():
         row = frame[twice].iloc[0]
         raise ValueError(f"{path}: {Run(*row[_RUN])} has {row['case']} twice; fetch it again")
@@ -418,13 +419,13 @@ def _check_runs(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _rows_of(frame: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """The masks of one run."""
+    """Return the masks of one run."""
     is_it = (frame["strategy"] == run.strategy) & (frame["model"] == run.model) & (frame["prompt"] == run.prompt)
     return frame[is_it]
 
 
 def _compared(frame: pd.DataFrame, pairs: Iterable[tuple[Run, Run]]) -> list[dict[str, Any]]:
-    """Records of `compare_pairs` for each pair of runs and each structure; one-sided, the first is better."""
+    """Return the records of `compare_pairs` for each pair of runs and each structure; one-sided, the first is better."""
     return [
         {"comparison": f"{a} > {b}", **record}
         for a, b in pairs
@@ -433,7 +434,7 @@ def _compared(frame: pd.DataFrame, pairs: Iterable[tuple[Run, Run]]) -> list[dic
 
 
 def _comparison_table(name: str, title: str, records: Sequence[Mapping[str, Any]]) -> Table:
-    """Comparisons of one family, with Holm's adjustment over it."""
+    """Return the comparisons of one family, with Holm's adjustment over it."""
     tested = pd.DataFrame(add_holm(records))
     columns = ["comparison"] + ["structure"] * (tested["structure"].nunique() > 1)
     columns += ["num_pairs", "difference", "std_difference", "wilcoxon_p", "t_p", "wilcoxon_p_holm"]
@@ -454,7 +455,7 @@ def _comparison_table(name: str, title: str, records: Sequence[Mapping[str, Any]
 
 
 def _run_of_path(path: Path) -> OwnRun:
-    """What a study's folders say of an evaluation: segmenters/MODEL/STRATEGY/PROMPT/.../evaluation/metrics.csv."""
+    """Determine the run from a study's folders: segmenters/MODEL/STRATEGY/PROMPT/.../evaluation/metrics.csv."""
     parts = path.resolve().parent.parts
     start = len(parts) - parts[::-1].index("segmenters") if "segmenters" in parts else len(parts)
     inside = list(parts[start:])
@@ -469,7 +470,7 @@ def _run_of_path(path: Path) -> OwnRun:
 
 
 def _checked_run(model: str, strategy: str, prompt: str, source: str) -> Run:
-    """Words of the command line as a run."""
+    """Convert words of the command line to a run."""
     named = (("model", model, MODELS), ("strategy", strategy, STUDY_STRATEGIES), ("prompt", prompt, PROMPT_LEVELS))
     for what, word, known in named:
         if word not in known:
@@ -479,7 +480,7 @@ def _checked_run(model: str, strategy: str, prompt: str, source: str) -> Run:
 
 
 def _measured(path: Path) -> dict[str, Any]:
-    """Numbers of one metrics.csv in %, and the grid that they are on."""
+    """Return the numbers of one metrics.csv in %, and the grid that they are on."""
     table = read_metrics(path)
     is_paper_grid = set(PAPER_METRICS) <= set(table) and table["dice_512"].notna().all()
     suffix = "_512" if is_paper_grid else ""
@@ -502,7 +503,7 @@ def _measured(path: Path) -> dict[str, Any]:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """What summary.json beside a metrics.csv says of the data and the network; of a study's run, study.yaml names the data."""
+    """Return the facts on data and network in the summary.json beside a metrics.csv; in a study's run, study.yaml names the data."""
     summary_path = path.with_name("summary.json")
     said = json.loads(read_text(summary_path)) if summary_path.is_file() else {}
     size = f"{said['preset']}, {said['image_size']} px" if {"preset", "image_size"} <= said.keys() else None

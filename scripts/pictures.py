@@ -4,7 +4,7 @@
     python scripts/pictures.py clip ECHO docs/assets/first_echo.png            a clip and what the shipped weights find in it
     python scripts/pictures.py quickstart runs/quickstart docs/assets/quickstart.png
     python scripts/pictures.py simulated docs/images/simulated.png             hearts of the simulator and their outlines
-    python scripts/pictures.py strangers docs/images/strangers.png             what is no apical view
+    python scripts/pictures.py strangers docs/images/strangers.png             pictures without an apical view
 
 A clip may be any file that `synboost segment` reads; `--checkpoint_path` names other weights. `example` in place of ECHO is the clip that
 the package pydicom-data ships (pip install pydicom-data; color3d_jpeg_baseline.dcm, an apical four-chamber view, MIT licence).
@@ -110,7 +110,7 @@ def quickstart_rows(folder: Path, num_rows: int = 2) -> tuple[list[list[Picture]
 
 
 def simulated_rows(seed: int = 0, num_columns: int = 8, num_rows: int = 2) -> tuple[list[list[Picture]], list[str]]:
-    """Return the first hearts of a seed, each row of images above a row of the same with their outlines."""
+    """Return the first hearts of a seed, each row of images above a row of the same images with their outlines."""
     from synboost_monai.simulation import simulate
 
     rows = []

@@ -1,9 +1,9 @@
-"""Writes the files that the two segmenters' bundles share, from one template of each and what differs between them.
+"""Write the files that the two segmenters' bundles share, from one template of each and the values that differ between them.
 
     python scripts/write_bundles.py            after a change in scripts/segmenter_bundle
-    python scripts/write_bundles.py --check    says which files of the bundles are not what the templates give
+    python scripts/write_bundles.py --check    name the files of the bundles that differ from the templates' output
 
-In a template `{{key}}` stands for a value of `values.yaml`. A line that begins with `{{cris}}` or `{{clipseg}}` is of that one alone.
+In a template `{{key}}` stands for a value of `values.yaml`. A line that begins with `{{cris}}` or `{{clipseg}}` belongs to that one only.
 The recipe of each train.yaml, also that of the diffusion model, is written from the settings at the head of that file.
 """
 
@@ -26,7 +26,7 @@ NOT_OF_THE_RECIPE = {
     *("channels_last", "gradient_checkpointing", "threshold", "image_mean", "image_std"),
     *("val_interval", "save_interval", "picture_interval", "picture_steps", "early_stop_patience"),
 }
-"""Settings of a training that may change before it goes on; every other one is compared with those of the unfinished training."""
+"""Training settings that may change before a training continues; all others are compared with those of the unfinished training."""
 
 
 def rendered(template: str, values: dict[str, str]) -> str:
@@ -57,7 +57,7 @@ def with_recipe(config: str) -> str:
 
 
 def bundle_files() -> Iterator[tuple[Path, str]]:
-    """Yield each file of each bundle that has a template, and what it is to hold."""
+    """Yield each file of each bundle that has a template, and its expected content."""
     for name, values in yaml.safe_load(VALUES.read_text(encoding="utf-8")).items():
         for path in sorted(TEMPLATES.rglob("*")):
             if path.is_file() and path != VALUES:

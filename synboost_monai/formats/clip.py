@@ -1,7 +1,7 @@
 """Read AVI and MP4 clips, which have no position or scale: check their headers, and decode their frames in another process.
 
 A clip can come from anywhere, and FFmpeg, which decodes it, is a large program in C. So the parts of the file are walked here first:
-announced sizes are limited, and a file that is cut off is refused. Then `clip_decoder` decodes it in a process of its own, which it
+announced sizes are limited, and a file that is cut off is refused. Then `clip_decoder` decodes it in its own process, which it
 may crash.
 """
 

@@ -15,7 +15,7 @@ __all__ = ["CompiledDenoiser"]
 
 
 class CompiledDenoiser:
-    """A CompiledDenoiser calls `decode(encode(x, t), modulations)` of one network through torch.compile.
+    """Call `decode(encode(x, t), modulations)` of one network through torch.compile.
 
     A CUDA graph replays fixed memory addresses. The modulations are by far the largest input (1 GB per image at 256 px), so they get
     buffers whose addresses stay the same; the modulations of the next label maps are copied there once per group of images, and only

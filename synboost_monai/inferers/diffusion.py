@@ -24,7 +24,7 @@ __all__ = ["SemanticDiffusionInferer", "SemanticDiffusionTrainInferer"]
 
 
 class SemanticDiffusionTrainInferer(Inferer):
-    """A SemanticDiffusionTrainInferer calls the network once at given timesteps, for training and for the validation loss.
+    """Call the network once at given timesteps, for training and for the validation loss.
 
     Args:
         autocast_dtype: "bfloat16" to compute in it while weights and output stay float32; None for float32.
@@ -72,7 +72,7 @@ class _Part(NamedTuple):
 
 
 class SemanticDiffusionInferer(Inferer):
-    """A SemanticDiffusionInferer draws one image for each label map.
+    """Draw one image for each label map.
 
     The modulations of a label map are computed once, and guidance shares one encoder pass between its two decoders, which
     run as one batch; the modulations of the all-zero label map are computed once as long as the network does not change.

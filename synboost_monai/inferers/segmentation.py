@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class PromptedSegmentationInferer(Inferer):
-    """A PromptedSegmentationInferer runs a segmenter on images and prompts.
+    """Run a segmenter on images and prompts.
 
     The prompts are the batch's `input_ids`; else those in the images' meta data, where `PromptTokensd` leaves them for callers that
     pass only images, such as MONAI Label; else the network's default prompts, one for each of the three structures. A free `prompt`

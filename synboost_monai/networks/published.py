@@ -70,7 +70,7 @@ KINDS: tuple[WeightsKind, ...] = (
     ),
     CLIP_ALONE,
 )
-"""Kinds of weights that can be told apart."""
+"""Kinds of weights that can be distinguished."""
 
 
 def load_published(network: nn.Module, path: str | Path | None) -> nn.Module:

@@ -187,7 +187,7 @@ class SemanticDiffusionUNet(nn.Module):
             v = alpha eps - sigma x_0 (Salimans and Ho 2022), and the network returns the noise that follows from it,
             eps = sigma x_t + alpha v. Nearly pure noise then need not pass through the layers, and an error at high noise
             is not amplified in x_0: short trainings get the coarse structure right much sooner.
-        num_class_embeds: how many classes an image as a whole may have (its view and phase, say), class 0 being "unknown"; their
+        num_class_embeds: number of classes that an image as a whole may have (its view and phase, say), class 0 being "unknown"; their
             embedding is added to the timestep's, and starts at zero. None: no classes, as published.
         dropout: dropout probability in the residual blocks.
         gradient_checkpointing: recompute blocks in the backward pass; less memory, about a third more time.

@@ -1,7 +1,7 @@
 """Normalise features adaptively in space (SPADE): scale and shift of a norm come from the label map, pixel by pixel.
 
 Park et al. 2019 (arXiv 1903.07291), with group normalisation as in the Semantic Diffusion Model. Scale and shift are two 3x3
-convolutions of the label map alone, so they are computed once per label map and used at every timestep. They come in two forms:
+convolutions of only the label map, so they are computed once per label map and used at every timestep. They come in two forms:
 
 - `Modulation`: full maps, one value for each pixel and channel.
 - `TableModulation`: the value at a pixel depends only on the 5x5 pixels of the label map around it, and a label map has few
@@ -50,7 +50,7 @@ class Modulation(NamedTuple):
 
     @property
     def num_maps(self) -> int:
-        """How many label maps they belong to, B."""
+        """Return the number B of label maps that they belong to."""
         return len(self.scale)
 
 
@@ -70,7 +70,7 @@ class TableModulation(NamedTuple):
 
     @property
     def num_maps(self) -> int:
-        """How many label maps they belong to, B."""
+        """Return the number B of label maps that they belong to."""
         return len(self.index)
 
 
@@ -135,9 +135,9 @@ def distinct_neighbourhoods(label_onehot: Tensor, denominator: int = 1) -> Neigh
 
     Args:
         label_onehot: (B, K, h, w), one-hot or all zero at each pixel, or averages of `denominator` such pixels.
-        denominator: how many pixels each value is the mean of: values are multiples of 1 / denominator.
+        denominator: number of pixels that each value is the mean of: values are multiples of 1 / denominator.
     Returns:
-        The neighbourhoods in the order of their codes, which depends on the label maps' values alone.
+        The neighbourhoods in the order of their codes, which depends only on the label maps' values.
     Raises:
         ValueError: if values are not multiples of 1 / denominator in 0 ... 1.
     """
@@ -179,7 +179,7 @@ def join_modulations(
         conditions: outputs of `condition`, each for `batch` label maps, or for one that all images share.
         batch: B.
     Returns:
-        Modulations for (number of conditions) x B images. Full maps are copied; of tables, the rows alone.
+        Modulations for (number of conditions) x B images. Full maps are copied; for tables, only the rows.
     """
     return [_joined(list(modulations), batch) for modulations in zip(*conditions)]
 

@@ -36,7 +36,7 @@ def simulated_items(num_images: int, seed: int, stranger_share: float = 0.0) -> 
 
 
 class SimulatedEchoDataset(Dataset):
-    """A SimulatedEchoDataset returns items as `LoadEchod` does, without files: image and label map (1, H, W), `spacing_mm`, attributes.
+    """Return items as `LoadEchod` does, without files: image and label map (1, H, W), `spacing_mm`, attributes.
 
     It adds `view_class`, index in `structures.VIEW_CLASSES`, and `systole`, the moment of the beat: 0 end-diastole, 1 end-systole. A
     stranger has an empty label map and no attributes.

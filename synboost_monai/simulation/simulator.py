@@ -30,7 +30,7 @@ class SimulatedEcho:
     """Hold one image or clip, its truth, and its attributes for prompts."""
 
     images: NDArray[np.uint8]
-    """(T, H, W)"""
+    """Grey levels (T, H, W)."""
     label_maps: NDArray[np.uint8]
     """(T, H, W), classes 0..3."""
     spacing_mm: float

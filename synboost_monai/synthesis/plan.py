@@ -139,7 +139,7 @@ class SynthesisOptions:
 
 
 class SynthesisPlan:
-    """A SynthesisPlan lists the images of a run: every label map of some sections, with all its variations and repeats.
+    """List the images of a run: every label map of some sections, with all its variations and repeats.
 
     The seeds of an image are hashes of the run's seed, the case and the numbers of variation and repeat, so an image does not
     depend on which others are made, on their order, the batch size, the number of processes, or a restart.
@@ -349,7 +349,7 @@ class SynthesisPlan:
 
 
 class PlannedItems(Sequence[dict[str, Any]]):
-    """A PlannedItems makes the items of a plan on demand: it keeps a number for each, not a dictionary.
+    """Make the items of a plan on demand: keep a number for each, not a dictionary.
 
     Args:
         sources: result of `list_sources`.
@@ -417,7 +417,7 @@ class PlannedItems(Sequence[dict[str, Any]]):
 
 
 class SaveSyntheticd(Transform):
-    """A SaveSyntheticd writes one synthetic image and its label map with the plan's writer.
+    """Write one synthetic image and its label map with the plan's writer.
 
     Items hold `name`, the square's `geometry` and the native `spacing_mm`, from which the square's own spacing follows.
 

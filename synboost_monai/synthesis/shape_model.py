@@ -224,7 +224,7 @@ class ShapeModel:
     pose_mean: NDArray[np.float64]
     """(4,): log_size, angle, x, y at the mean depth."""
     pose_class_offsets: NDArray[np.float64]
-    """(classes, 4)."""
+    """(classes, 4): offset of each class."""
     pose_depth_slope: NDArray[np.float64]
     """(4,): change with the logarithm of the frame's depth."""
     mean_log_depth: float

@@ -32,7 +32,7 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class SyntheticWriter:
-    """A SyntheticWriter writes pairs of image and label map to `output_dir/images` and `output_dir/labels`.
+    """Write pairs of image and label map to `output_dir/images` and `output_dir/labels`.
 
     Args:
         output_dir: the data set's folder.

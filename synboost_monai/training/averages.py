@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class ExponentialMovingAverage:
-    """An ExponentialMovingAverage keeps an average of the weights; the averaged network is the one that is saved and sampled.
+    """Keep an average of the weights; the averaged network is the one that is saved and sampled.
 
     It is updated after each iteration: w_avg <- d w_avg + (1 - d) w, starting from the weights when the training starts (also those
     of a checkpoint that an earlier handler loads). torch's `AveragedModel` computes it. That class copies the

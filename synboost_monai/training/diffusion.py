@@ -17,7 +17,7 @@ __all__ = ["DiffusionPictures", "FixedNoise", "loss_of", "num_images"]
 
 
 class FixedNoise:
-    """A FixedNoise gives a validator the same timesteps and noise in every run, and restores torch's global generator afterwards.
+    """Give a validator the same timesteps and noise in every run, and restore torch's global generator afterwards.
 
     The validation losses of two epochs therefore differ only because of the weights.
     """
@@ -41,7 +41,7 @@ class FixedNoise:
 
 
 class DiffusionPictures(PictureGrid):
-    """A DiffusionPictures shows sector label map, synthetic image and real image in rows, the first images of the batch in columns.
+    """Show sector label map, synthetic image and real image in rows, the first images of the batch in columns.
 
     The noise of a column is always the same, so that epochs can be compared. If the batch has classes of view and phase
     (`class_label`), they are passed to the inferer.

@@ -141,7 +141,7 @@ def read_features(path: str | os.PathLike[str]) -> tuple[tuple[Tensor, ...], Ten
 
 
 class ReadFeaturesd(Randomizable, Transform):
-    """A ReadFeaturesd puts the features and the label map of one randomly drawn copy into an item.
+    """Put the features and the label map of one randomly drawn copy into an item.
 
     `image` becomes a tuple of tensors as `encode_image` returns them, for one image and in the type that they are kept in; `label`
     becomes the label map (1, N, N), uint8. `FEATURE_FILES_KEY` is removed.

@@ -129,7 +129,7 @@ def _image_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 class ItemCopies:
-    """An ItemCopies makes augmented copies of items; the transforms before the first random one run once per item.
+    """Make augmented copies of items; the transforms before the first random one run once per item.
 
     Args:
         data: a datalist's items, with `image` and `label`.

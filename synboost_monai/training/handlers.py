@@ -109,7 +109,7 @@ def num_epochs(data_loader: Sized, max_epochs: int | None = None, max_iterations
 
 
 class KeepInputs:
-    """A KeepInputs refuses a training whose files would replace its inputs; list it first among the trainer's handlers.
+    """Refuse a training whose files would replace its inputs; list it first among the trainer's handlers.
 
     Args:
         inputs: files, folders and items of data sets (see `refuse_overwriting`), such as init_checkpoint.
@@ -134,7 +134,7 @@ class KeepInputs:
 
 
 class EpochSeed:
-    """An EpochSeed seeds all random generators at the start of each epoch with a function of (seed, epoch, rank).
+    """Seed all random generators at the start of each epoch with a function of (seed, epoch, rank).
 
     An epoch then depends only on the weights before it, and a resumed training gives the same numbers. In a distributed
     training each rank draws different noise, while the order of the data, from the `DistributedSampler`, is the same on all ranks.
@@ -167,7 +167,7 @@ class EpochSeed:
 
 
 class Resume:
-    """A Resume continues a killed training as if it had never been interrupted.
+    """Continue a killed training as if it had never been interrupted.
 
     At the end of each epoch the states are saved to `path`, whole or not at all; if `path` exists at the start, they are restored
     and the next epoch follows. When the training ends, `path` is deleted, so running a finished training again trains anew and
@@ -285,7 +285,7 @@ class Resume:
 
 
 class WriteWeights:
-    """A WriteWeights writes a network's weights and model.json, which describes them.
+    """Write a network's weights and model.json, which describes them.
 
     The weights are a flat state dict that holds only tensors, with low-rank adapters merged.
 
@@ -345,7 +345,7 @@ class WriteWeights:
 
 
 class LearningRateSchedule:
-    """A LearningRateSchedule changes the learning rate; attach it to the trainer.
+    """Change the learning rate; attach it to the trainer.
 
     Args:
         schedule: "plateau": times `factor` whenever `metric` of the validator has not fallen for `patience` validations (published);
@@ -419,7 +419,7 @@ class LearningRateSchedule:
 
 
 class GradientClip:
-    """A GradientClip limits the gradient's norm before each step; 0: no limit. Gradients scaled for float16 are unscaled first."""
+    """Limit the gradient's norm before each step; 0: no limit. Gradients scaled for float16 are unscaled first."""
 
     def __init__(self, network: nn.Module, max_norm: float) -> None:
         self.network = network
@@ -437,7 +437,7 @@ class GradientClip:
 
 
 class EarlyStop:
-    """An EarlyStop ends a training once a validator's metric has not risen by `min_delta` for `patience` validations.
+    """End a training once a validator's metric has not risen by `min_delta` for `patience` validations.
 
     Attach it to the trainer. MONAI's handler is attached to the validator and takes the trainer: in a config the two would refer to
     each other.
@@ -464,7 +464,7 @@ class EarlyStop:
 
 
 class HandlerGroup:
-    """A HandlerGroup attaches handlers that are defined elsewhere in a config, so that others can refer to them by name.
+    """Attach handlers that are defined elsewhere in a config, so that others can refer to them by name.
 
     (MONAI's property check accepts only dictionaries in a list of handlers, not references.)
     """
@@ -478,7 +478,7 @@ class HandlerGroup:
 
 
 class Progress:
-    """A Progress shows one progress bar on stderr for all epochs of a trainer, or all batches of an evaluator.
+    """Show one progress bar on stderr for all epochs of a trainer, or all batches of an evaluator.
 
     Args:
         description: name of the activity, such as "train CRIS".
@@ -541,7 +541,7 @@ class Progress:
 
 
 class HoldFolder:
-    """A HoldFolder locks a training's folder: a second training there is refused while the first runs, however it was started.
+    """Lock a training's folder: a second training there is refused while the first runs, however it was started.
 
     List it first among the trainer's handlers, so that no file of another training is touched. In a distributed training rank 0 holds
     the folder.
@@ -570,7 +570,7 @@ class HoldFolder:
 
 
 class LogToFile:
-    """A LogToFile appends the log of a run to a text file, which is created only when the run starts.
+    """Append the log of a run to a text file, which is created only when the run starts.
 
     Args:
         path: text file, such as output_dir/log.txt.
@@ -634,7 +634,7 @@ class LazySummaryWriter:
 
 
 class PictureGrid:
-    """A PictureGrid writes a picture to TensorBoard for the first batch of every `interval`-th validation or training epoch.
+    """Write a picture to TensorBoard for the first batch of every `interval`-th validation or training epoch.
 
     Subclasses define the picture: `picture(engine)` -> (3, H, W) in [0, 1], or None for no picture.
 
@@ -676,7 +676,7 @@ class PictureGrid:
 
 
 class SegmentationPictures(PictureGrid):
-    """A SegmentationPictures shows image, experts' masks and predicted masks in rows, the first images of the batch in columns.
+    """Show image, experts' masks and predicted masks in rows, the first images of the batch in columns.
 
     The validator's output must be decollated, with `image`, `label` (S, N, N) and `pred_masks` (S, N, N).
     """

@@ -18,7 +18,7 @@ HISTORY_NAME = "history.csv"
 
 
 class WriteHistory:
-    """A WriteHistory writes one row per validation to history.csv: iteration (updates so far), epoch, and the validator's metrics.
+    """Write one row per validation to history.csv: iteration (updates so far), epoch, and the validator's metrics.
 
     Attach it to the trainer. A resumed training continues with the rows up to its checkpoint.
 
