@@ -1,7 +1,7 @@
 """Normalise features adaptively in space (SPADE): scale and shift of a norm come from the label map, pixel by pixel.
 
-Park et al. 2019 (arXiv 1903.07291), with group normalisation as in the Semantic Diffusion Model. Scale and shift are two 3x3
-convolutions of only the label map, so they are computed once per label map and used at every timestep. They come in two forms:
+Park et al. 2019 (arXiv 1903.07291), with group normalisation as in the Semantic Diffusion Model. Scale and shift follow
+from the label map by two 3x3 convolutions, so they are computed once per label map and used at every timestep. They have two forms:
 
 - `Modulation`: full maps, one value for each pixel and channel.
 - `TableModulation`: the value at a pixel depends only on the 5x5 pixels of the label map around it, and a label map has few
