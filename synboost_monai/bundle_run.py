@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from synboost_monai.distributed import is_launched_first
 from synboost_monai.errors import user_error
 from synboost_monai.files import read_text
 from synboost_monai.model_card import check_fact, read_card
@@ -273,7 +274,7 @@ def run_bundle(
     configs_dir = files[0].parent
     if "checkpoint_path" not in checked and _is_own_weights(_merged(files).get("checkpoint_path")):
         bundle_weights(configs_dir.parent)
-        if os.environ.get("RANK", "0") == "0":
+        if is_launched_first():
             say_shipped_weights(configs_dir.parent)
     arguments: dict[str, Any] = {
         "config_file": [str(f) for f in files],

@@ -75,6 +75,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed inside `atomic_path` left beside `path`."""
+    for leftover in path.parent.glob(f".*-*.{path.name}"):
+        leftover.unlink(missing_ok=True)
+
+
 def _said_of_writing(path: Path, refused: OSError) -> tuple[int, str]:
     """Return number and text of the error of a failed write; try a write again where a library did not pass them on."""
     if refused.errno == errno.EIO:

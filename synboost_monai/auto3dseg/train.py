@@ -20,6 +20,7 @@ from synboost_monai.auto3dseg.settings import (
     read_hyper_parameters,
 )
 from synboost_monai.bundle_run import config_files, config_parser, literal, run_bundle, setting_of
+from synboost_monai.distributed import launched_as
 from synboost_monai.errors import in_one_line
 from synboost_monai.files import atomic_write_text, read_text
 from synboost_monai.prompts import LEVELS, prompt_levels
@@ -99,14 +100,14 @@ def train_fold(
     where = settings["data_list_file_path"], settings["data_file_base_dir"]
     data_dir = write_fold(*where, int(settings["fold"]), Path(root, "data"))
     progress = model_dir / PROGRESS_NAME
-    is_main, num_processes = int(os.environ.get("RANK", 0)) == 0, int(os.environ.get("WORLD_SIZE", 1))
-    if is_main:
+    rank, num_processes = launched_as()
+    if rank == 0:
         progress.unlink(missing_ok=True)  # a score must not outlive its weights
     if num_processes > 1:
         config = f"train,{config},multi_gpu_train" if config != "train" else "train,multi_gpu_train"
     run_bundle(bundle, config, {**values, "dataset_dir": str(data_dir), "output_dir": str(model_dir)})
     best, epoch = best_validation(model_dir / "history.csv")
-    if is_main:
+    if rank == 0:
         facts = inference_facts(bundle, config, values)
         atomic_write_text(model_dir / FACTS_NAME, yaml.safe_dump(facts, sort_keys=False))
         entry = {"best_avg_dice_score": best, "best_avg_dice_score_epoch": epoch}

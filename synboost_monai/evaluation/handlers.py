@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 
 from synboost_monai import __version__
+from synboost_monai.distributed import is_main_process
 from synboost_monai.evaluation.per_case import DISTANCES, case_metrics, write_metrics_csv, write_summary
 from synboost_monai.files import (
     METAIMAGE_SUFFIXES,
@@ -27,7 +28,6 @@ from synboost_monai.heart.calibration import FEATURES, fit_calibration
 from synboost_monai.heart.doubt import FREE_PROMPT, PREDICTION_CODES, DoubtAssessor, doubt_summary
 from synboost_monai.paths import refuse_overwriting
 from synboost_monai.structures import STRUCTURES
-from synboost_monai.training.handlers import is_main_process
 from synboost_monai.transforms.files import OUTPUT_FORMATS, label_map_path, load_echo, write_label_map
 from synboost_monai.transforms.postprocessing import DOUBT_KEY, EVIDENCE_KEY, SPREAD_KEY, display_order
 from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from synboost_monai import __version__
 from synboost_monai.csv_files import frame_text
+from synboost_monai.distributed import is_main_process
 from synboost_monai.evaluation.per_case import this_command
 from synboost_monai.evaluation.sensitivity import (
     right_dice,
@@ -35,7 +36,6 @@ from synboost_monai.letterbox import LetterboxGeometry
 from synboost_monai.paths import refuse_overwriting
 from synboost_monai.prompts import PromptTokenizer
 from synboost_monai.prompts.variations import PromptVariations
-from synboost_monai.training.handlers import is_main_process
 from synboost_monai.transforms.array import plain
 from synboost_monai.transforms.files import load_echo
 from synboost_monai.transforms.postprocessing import restore_logits

@@ -36,6 +36,7 @@ from monai.utils import convert_to_numpy
 
 from synboost_monai import __version__
 from synboost_monai.data.datalist import DATALIST_NAME, list_label_maps
+from synboost_monai.distributed import launched_as
 from synboost_monai.files import image_stem, read_text, sha256_of
 from synboost_monai.paths import refuse_overwriting, result_names
 from synboost_monai.structures import STRUCTURES
@@ -55,7 +56,7 @@ from synboost_monai.transforms.label_map_dictionary import SectorMaskd
 if TYPE_CHECKING:
     from monai.engines import Evaluator
 
-__all__ = ["SaveSyntheticd", "SynthesisPlan", "list_sources", "rank_and_world_size", "stable_seed", "write_nifti"]
+__all__ = ["SaveSyntheticd", "SynthesisPlan", "list_sources", "stable_seed", "write_nifti"]
 
 CARRIED_ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality")
 """Attributes that a synthetic image inherits; not the ejection fraction, as ED and ES are perturbed separately and it would be wrong."""
@@ -73,21 +74,6 @@ def stable_seed(*parts: object) -> int:
     """Return a 63-bit seed that depends only on the parts' text: not on the order of work, the machine or Python's hash."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def rank_and_world_size() -> tuple[int, int]:
-    """Return the number of this process (from 0) and of all, from RANK and WORLD_SIZE as torchrun sets them; (0, 1) without.
-
-    Raises:
-        ValueError: if they are not valid numbers.
-    """
-    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
-        raise ValueError(
-            f"plan.py: RANK is {rank!r} and WORLD_SIZE {world_size!r}; expected a number from 0 to below WORLD_SIZE, as torchrun "
-            "sets them; unset both for one process"
-        )
-    return int(rank), int(world_size)
 
 
 @dataclass(frozen=True)
@@ -168,7 +154,7 @@ class SynthesisPlan:
         self.checkpoint_path = Path(checkpoint_path)
         self.perturbation = options.perturbation
         self.writer = writer or SyntheticWriter(self.output_dir)
-        self.rank, self.world_size = rank_and_world_size()
+        self.rank, self.world_size = launched_as()
         self.settings = options.settings()
         self.sources = list_sources(
             dataset_dir,

@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-from synboost_monai.training.handlers import PictureGrid
+from synboost_monai.training.pictures import PictureGrid
 from synboost_monai.transforms.label_map_array import colour_sector_label_map
 
 __all__ = ["DiffusionPictures", "FixedNoise", "loss_of", "num_images"]

@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from synboost_monai.distributed import in_all_processes, is_main_process, num_processes, rank
 from synboost_monai.files import atomic_path, atomic_write_text, read_text
 from synboost_monai.processes import LOCK_NAME, hold_folder
 from synboost_monai.training.frozen_features import FeatureEncoder, ItemCopies
@@ -116,8 +117,8 @@ def cache_features(
     files = _Files(folder, wanted, len(save(example)), {**made_by, **copies.settings})
     what = f"{len(wanted)} files of image features ({len(data)} items, {num_copies} copies)"
     with contextlib.ExitStack() as held:
-        _in_all_processes(lambda: _open(files, what, held))
-        num_computed = sum(_in_all_processes(lambda: _compute(files, copies, encoder, batch_size)))
+        in_all_processes(lambda: _open(files, what, held))
+        num_computed = sum(in_all_processes(lambda: _compute(files, copies, encoder, batch_size)))
     return CachedFeatures(paths, len(wanted) - num_computed, num_computed)
 
 
@@ -178,7 +179,7 @@ def _open(files: _Files, what: str, held: contextlib.ExitStack) -> None:
         ValueError: if the folder holds other things or has too little space.
     """
     settings_before = _read_index(files.folder)  # first, so that no lock is put into a folder that holds other things
-    if _rank_and_world_size()[0] > 0:
+    if not is_main_process():
         return
     held.enter_context(hold_folder(files.folder))
     for leftover in files.folder.glob(".[0-9]*-*.*"):  # left by a process that was killed while it wrote
@@ -240,9 +241,10 @@ def _is_index(name: str) -> bool:
 
 def _compute(files: _Files, copies: ItemCopies, encoder: FeatureEncoder, batch_size: int) -> int:
     """Compute this process's share of the missing files, and return their number."""
-    rank, world_size = _rank_and_world_size()
-    share = [path for path in list(files.wanted)[rank::world_size] if files.is_missing(path)]
-    with tqdm(total=len(share), desc="image features", unit="file", disable=rank > 0, mininterval=0.5) as bar:
+    share = [path for path in list(files.wanted)[rank() :: num_processes()] if files.is_missing(path)]
+    with tqdm(
+        total=len(share), desc="image features", unit="file", disable=not is_main_process(), mininterval=0.5
+    ) as bar:
         for start in range(0, len(share), batch_size):
             batch = share[start : start + batch_size]
             images, label_maps = zip(*(copies.make(*files.wanted[path]) for path in batch))
@@ -279,35 +281,10 @@ def _write(path: Path, row: dict[str, Tensor]) -> None:
         ) from error
 
 
-def _rank_and_world_size() -> tuple[int, int]:
-    """Return the rank of this process and the number of all; (0, 1) without distributed training."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
-def _in_all_processes(function: Callable[[], _T]) -> list[_T]:
-    """Call a function in every process, and return all results by rank; an error in one process is raised in all."""
-    _, world_size = _rank_and_world_size()
-    if world_size == 1:
-        return [function()]
-    mine: tuple[Any, Exception | None]
-    try:
-        mine = function(), None
-    except Exception as error:
-        mine = None, error
-    answers: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(answers, mine)
-    for _, raised in (mine, *answers):
-        if raised is not None:
-            raise raised
-    return [result for result, _ in answers]
-
-
 def _check_all_alike(digest: str) -> None:
     """Refuse processes whose encoders differ."""
-    digests = _in_all_processes(lambda: digest)
-    others = [str(rank) for rank, other in enumerate(digests) if other != digests[0]]
+    digests = in_all_processes(lambda: digest)
+    others = [str(number) for number, other in enumerate(digests) if other != digests[0]]
     if others:
         raise ValueError(
             f"feature_cache_dir: the image encoder's weights of rank {', '.join(others)} are not those of rank 0; load weights "

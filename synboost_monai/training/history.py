@@ -10,8 +10,8 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from synboost_monai.csv_files import csv_text
+from synboost_monai.distributed import is_main_process
 from synboost_monai.files import atomic_write_text
-from synboost_monai.training.handlers import is_main_process
 
 HISTORY_NAME = "history.csv"
 """Name of the table, beside model.pt."""

@@ -17,7 +17,6 @@ from synboost_monai.synthesis.plan import (
     SynthesisOptions,
     SynthesisPlan,
     list_sources,
-    rank_and_world_size,
     stable_seed,
 )
 from synboost_monai.synthesis.writers import SyntheticWriter, shape_words, write_json, write_nifti
@@ -276,14 +275,6 @@ def test_two_processes_that_finish_at_once_write_the_same(make_plan, as_rank, tm
     before = files_of(tmp_path / "out")
     plans[1]._finish()
     assert files_of(tmp_path / "out") == before
-
-
-@pytest.mark.parametrize(("rank", "world_size"), [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "")])
-def test_senseless_rank_is_refused(monkeypatch, rank, world_size):
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", world_size)
-    with pytest.raises(ValueError, match=f"RANK is '{rank}' and WORLD_SIZE '{world_size}'.* unset both"):
-        rank_and_world_size()
 
 
 def test_memory_of_a_plan_does_not_grow_with_its_images(make_plan):

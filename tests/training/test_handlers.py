@@ -170,9 +170,9 @@ def test_checkpoint_that_some_processes_do_not_see_is_refused(tmp_path: Path, mo
     """Otherwise those that see it would go on in the middle, and all would wait for one another for ever."""
 
     def gather(answers: list[Any], own: Any) -> None:
-        answers[:] = [True, own]
+        answers[:] = [(True, None), own]
 
-    monkeypatch.setattr("synboost_monai.training.handlers.num_processes", lambda: 2)
+    monkeypatch.setattr("synboost_monai.distributed.num_processes", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     resume = Resume(tmp_path / "a.ckpt", {})
     with pytest.raises(ValueError, match="rank 1 do not see this file.*disk that all machines share"):
