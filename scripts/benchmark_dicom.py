@@ -40,15 +40,15 @@ def make_clip(path: Path, num_frames: int, seed: int = 0, shape: tuple[int, int]
     from pydicom.uid import JPEGBaseline8Bit
 
     from synboost_monai.dicom.writing.clip import write_clip
+    from synboost_monai.records import EchoRecord
 
     generator = np.random.default_rng(seed)
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     is_inside = np.abs(columns - shape[1] / 2) < 0.7 * rows
     speckle = generator.rayleigh(40, shape)
     one = np.zeros((1, *shape), np.uint8)
-    write_clip(
-        one, (0.4, 0.4), path, patient="benchmark", study=str(seed), view="apical_four_chamber", frame_time_ms=33
-    )
+    record = EchoRecord(path, None, "benchmark", "apical_four_chamber")
+    write_clip(record, one, (0.4, 0.4), study=str(seed), frame_time_ms=33)
     dataset = pydicom.dcmread(path)
     frames = []
     for i in range(num_frames):
@@ -71,13 +71,13 @@ def scan_speed(folder: Path, num_files: int) -> dict[str, Any]:
     """Measure files per second of the header scan, the best of three; every file belongs to another patient."""
     from synboost_monai.dicom.reading.scan import mark_duplicates, scan
     from synboost_monai.dicom.writing.clip import write_clip
+    from synboost_monai.records import EchoRecord
 
     frames = np.random.default_rng(0).integers(0, 255, (1, 32, 32), dtype=np.uint8)
     for number in range(num_files):
         path = folder / f"{number % 50:02d}" / f"{number}.dcm"
-        write_clip(
-            frames, (1.0, 1.0), path, patient=f"p{number}", study="s", view="apical_four_chamber", frame_time_ms=33
-        )
+        record = EchoRecord(path, None, f"p{number}", "apical_four_chamber")
+        write_clip(record, frames, (1.0, 1.0), study="s", frame_time_ms=33)
     seconds = []
     for _ in range(3):
         start = time.perf_counter()

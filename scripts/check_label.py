@@ -190,6 +190,7 @@ def make_images(work_dir: Path, data_dir: Path) -> Path:
     from synboost_monai.data import read_datalist
     from synboost_monai.dicom.writing.image import write_dicom_pair
     from synboost_monai.files import read_plane
+    from synboost_monai.records import EchoRecord
 
     folder = work_dir / "images"
     folder.mkdir(exist_ok=True)
@@ -201,10 +202,9 @@ def make_images(work_dir: Path, data_dir: Path) -> Path:
     affine[:3, 3] = 12, -34, 56
     nib.save(nib.Nifti1Image(plane.pixels.T[..., None], affine), folder / "nifti_slice.nii.gz")
     Image.fromarray(plane.pixels).save(folder / "png.png")
-    write_dicom_pair(
-        plane.pixels, label.pixels, plane.spacing_mm, folder / "dicom.dcm", work_dir / "unused_seg.dcm",
-        name="check", patient="phantom", view=item["view"], sex="female", age=64,
-    )  # fmt: skip
+    paths = folder / "dicom.dcm", work_dir / "unused_seg.dcm"
+    record = EchoRecord(*paths, "phantom", item["view"], sex="female", age=64)
+    write_dicom_pair(record, plane.pixels, label.pixels, plane.spacing_mm, name="check")
     put_in_larger_frame(folder / "dicom.dcm", plane.pixels)
     return folder
 

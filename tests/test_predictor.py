@@ -47,6 +47,7 @@ def segmenter(weights: Path) -> Segmenter:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Write an image of each kind, and a clip."""
     from synboost_monai.dicom.writing.image import write_dicom_pair
+    from synboost_monai.records import EchoRecord
 
     folder = tmp_path_factory.mktemp("files")
     frames = np.random.default_rng(0).rayleigh(40, (3, 50, 36)).clip(0, 255).astype(np.uint8)
@@ -54,8 +55,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     nib.save(nib.Nifti1Image(frames.T, np.diag([-0.2, -0.4, 1, 1])), folder / "clip.nii.gz")
     Image.fromarray(frames[0]).save(folder / "a.png")
     Image.fromarray(frames[0]).save(folder / "a.jpg", quality=90)
-    about = {"name": "a", "patient": "p", "view": "apical_four_chamber", "sex": "female", "age": 64}
-    write_dicom_pair(frames[0], frames[0] * 0, (0.4, 0.2), folder / "a.dcm", folder / "a_gt.dcm", **about)
+    record = EchoRecord(folder / "a.dcm", folder / "a_gt.dcm", "p", "apical_four_chamber", sex="female", age=64)
+    write_dicom_pair(record, frames[0], frames[0] * 0, (0.4, 0.2), name="a")
     return {path.name: path for path in folder.iterdir()}
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from synboost_monai.dicom.writing.clip import write_clip
 from synboost_monai.files import atomic_write_text
-from synboost_monai.records import VIEWS
+from synboost_monai.records import VIEWS, EchoRecord
 from synboost_monai.simulation.phantom import draw_phantom_patient
 from synboost_monai.simulation.phantom_anatomy import draw_label_map
 from synboost_monai.simulation.phantom_ultrasound import UltrasoundView
@@ -122,16 +122,13 @@ def write_phantom_studies(
     truth = {}
     for number in range(1, num_studies + 1):
         for clip in phantom_clips(number, seed=seed, image_height=image_height, num_frames=num_frames):
+            path = output_dir / clip.patient / f"{clip.view}.dcm"
             write_clip(
+                EchoRecord(path, None, clip.patient, clip.view, sex=clip.sex, age=clip.age),
                 clip.images,
                 (clip.spacing_mm, clip.spacing_mm),
-                output_dir / clip.patient / f"{clip.view}.dcm",
-                patient=clip.patient,
                 study=f"seed {seed}, {image_height} px, {num_frames} frames",
-                view=clip.view,
                 frame_time_ms=clip.frame_time_ms,
-                sex=clip.sex,
-                age=clip.age,
             )
             truth[clip.patient] = {
                 "ejection_fraction": round(clip.ejection_fraction, 2),

@@ -30,7 +30,7 @@ from synboost_monai.dicom.reading.sector import find_sector, has_text, sample_in
 from synboost_monai.dicom.reading.worker import ReaderPool
 from synboost_monai.dicom.reasons import REASONS, NotUsableError
 from synboost_monai.dicom.writing.objects import Provenance
-from synboost_monai.dicom.writing.overlay import write_overlay, write_overlay_png
+from synboost_monai.dicom.writing.overlay import Display, write_overlay, write_overlay_png
 from synboost_monai.dicom.writing.seg import write_segmentation
 from synboost_monai.dicom.writing.sr import write_report
 from synboost_monai.hospital.clip import SegmentedClip, segment_clip
@@ -300,11 +300,8 @@ class StudyProcessor:
             _pairs(read(None if is_all else indices), clip, indices),
             [i + 1 for i in indices],
             path,
-            sector=sector,
+            display=Display(sector, found.has_text, facts.spacing_mm, times if is_all else None),
             provenance=self.provenance,
-            spacing_mm=facts.spacing_mm,
-            frame_times_ms=None if times is None or not is_all else times,
-            has_text=found.has_text,
         )
         found.outputs.append(self._relative(path))
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from synboost_monai.files import atomic_path, read_plane
 from synboost_monai.prompts.attributes import shape_of_mask
-from synboost_monai.records import SHAPES
+from synboost_monai.records import SHAPES, EchoRecord
 from synboost_monai.structures import STRUCTURES
 from synboost_monai.transforms.label_map_array import colour_sector_label_map, sector_label_map
 
@@ -146,17 +146,10 @@ class SyntheticWriter:
             return
         keys = ("patient", "view", "phase", "sex", "age")
         known = {key: value for key, value in (attributes or {}).items() if key in keys and value is not None}
+        record = EchoRecord(image_path, label_path, **{"patient": name, **known})
         assert self.write_dicom is not None  # checked in the constructor
         with explained(image_path):
-            self.write_dicom(
-                np.ascontiguousarray(image),
-                label_map,
-                spacing_mm,
-                image_path,
-                label_path,
-                name=name,
-                **{"patient": name, **known},
-            )
+            self.write_dicom(record, np.ascontiguousarray(image), label_map, spacing_mm, name=name)
 
 
 def write_nifti(

@@ -390,6 +390,7 @@ def test_dicom_is_segmented_in_its_region_and_comes_back_on_the_whole_frame(
     from PIL import Image
 
     from synboost_monai.dicom.writing.image import write_dicom_pair
+    from synboost_monai.records import EchoRecord
 
     first_row, first_column, rows, columns = 4, 10, 50, 36
     frames = np.random.default_rng(0).rayleigh(40, (3, 64, 60)).clip(0, 255).astype(np.uint8)
@@ -398,8 +399,8 @@ def test_dicom_is_segmented_in_its_region_and_comes_back_on_the_whole_frame(
 
     def write(path: Path, num_frames: int, **changes: object) -> None:
         label = np.zeros((64, 60), np.uint8)
-        about = {"name": "still", "patient": "p", "view": "apical_four_chamber", "sex": "female", "age": 64}
-        write_dicom_pair(frames[2], label, (0.4, 0.2), path, tmp_path / "label.dcm", **about)
+        record = EchoRecord(path, tmp_path / "label.dcm", "p", "apical_four_chamber", sex="female", age=64)
+        write_dicom_pair(record, frames[2], label, (0.4, 0.2), name="still")
         dataset = pydicom.dcmread(path)
         (region,) = dataset.SequenceOfUltrasoundRegions
         region.RegionLocationMinY0, region.RegionLocationMinX0 = first_row, first_column

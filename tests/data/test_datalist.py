@@ -281,8 +281,8 @@ def test_dicom_of_any_name_is_found_if_it_is_ultrasound(tmp_path: Path, caplog: 
 
     pixels, folder = np.random.default_rng(0).integers(0, 255, (40, 50), dtype=np.uint8), tmp_path / "images"
     folder.mkdir()
-    about = {"name": "x", "patient": "p", "view": "apical_four_chamber", "sex": "female", "age": 64}
-    write_dicom_pair(pixels, np.zeros_like(pixels), (0.4, 0.2), folder / "IM_0001", tmp_path / "seg.dcm", **about)
+    record = EchoRecord(folder / "IM_0001", tmp_path / "seg.dcm", "p", "apical_four_chamber", sex="female", age=64)
+    write_dicom_pair(record, pixels, np.zeros_like(pixels), (0.4, 0.2), name="x")
     (folder / "1.2.840.1").symlink_to(folder / "IM_0001")
     (tmp_path / "seg.dcm").rename(folder / "IM_0002")  # a segmentation is no image
     dataset = pydicom.dcmread(folder / "IM_0001")

@@ -12,6 +12,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from synboost_monai.dicom import write_dicom_pair
+from synboost_monai.records import EchoRecord
 from synboost_monai.structures import STRUCTURES
 
 SHAPE = (33, 31)  # odd, so that neither bytes nor bits are aligned
@@ -25,9 +26,8 @@ def random_pair(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def write(folder: Path, name: str = "case_v0", seed: int = 0, **about) -> tuple[Path, Path]:
     image_path, label_path = folder / f"{name}.dcm", folder / f"{name}_label.dcm"
-    write_dicom_pair(
-        *random_pair(seed), (0.5, 0.25), image_path, label_path, name=name, **{"patient": "patient0042", **about}
-    )
+    record = EchoRecord(image_path, label_path, **{"patient": "patient0042", **about})
+    write_dicom_pair(record, *random_pair(seed), (0.5, 0.25), name=name)
     return image_path, label_path
 
 
@@ -111,9 +111,12 @@ def test_uids_belong_to_the_content(tmp_path: Path):
 
 def test_pair_that_does_not_fit_is_refused(tmp_path: Path):
     image, label_map = random_pair()
+    record = EchoRecord(tmp_path / "i", tmp_path / "l", "p")
     for bad_image, bad_label_map in ((image, label_map[1:]), (image.astype(float), label_map)):
         with pytest.raises(ValueError, match="case: expected a uint8 image"):
-            write_dicom_pair(bad_image, bad_label_map, (1, 1), tmp_path / "i", tmp_path / "l", name="case", patient="p")
+            write_dicom_pair(record, bad_image, bad_label_map, (1, 1), name="case")
+    with pytest.raises(ValueError, match="case: expected a record of an image and its label map"):
+        write_dicom_pair(EchoRecord(None, tmp_path / "l", "p"), image, label_map, (1, 1), name="case")
     assert not list(tmp_path.iterdir())
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from synboost_monai.dicom.reading.sector import find_sector, sample_indices
-from synboost_monai.dicom.writing.overlay import draw_outlines, write_overlay, write_overlay_png
+from synboost_monai.dicom.writing.overlay import Display, draw_outlines, write_overlay, write_overlay_png
 from synboost_monai.structures import STRUCTURES
 
 _spec = importlib.util.spec_from_file_location("writing_fixtures", Path(__file__).with_name("writing_fixtures.py"))
@@ -30,7 +30,10 @@ LABELS[:, 40:70, 70:90], LABELS[:, 30:40, 65:95], LABELS[:, 75:100, 70:95] = 1, 
 def write(path: Path, windows=None, numbers=range(1, 13), source=None, **options) -> Path:
     source = fixtures.ultrasound(len(CLIP), ROWS, COLUMNS) if source is None else source
     windows = [(CLIP, LABELS)] if windows is None else windows
-    write_overlay(source, windows, numbers, path, **{"sector": SECTOR, "provenance": fixtures.PROVENANCE, **options})
+    shown = {name: options.pop(name) for name in ("has_text", "spacing_mm", "frame_times_ms") if name in options}
+    write_overlay(
+        source, windows, numbers, path, display=Display(SECTOR, **shown), provenance=fixtures.PROVENANCE, **options
+    )
     return path
 
 

@@ -16,6 +16,7 @@ from synboost_monai.dicom.writing.clip import write_clip
 from synboost_monai.heart.doubt import DoubtAssessor, segmentation_evidence
 from synboost_monai.hospital.model import SegmentedFrames
 from synboost_monai.hospital.phantom_studies import PhantomClip, phantom_clips
+from synboost_monai.records import EchoRecord
 from synboost_monai.structures import LEFT_VENTRICULAR_CAVITY, STRUCTURES
 
 NUM_PATIENTS = 2
@@ -77,15 +78,9 @@ def key_of(frame: NDArray[np.uint8]) -> str:
 
 def write_phantom_clip(clip: PhantomClip, path: Path, **options: Any) -> str:
     """Write a phantom's clip as DICOM file; options of `write_clip` go before the clip's own."""
-    own = {
-        "patient": clip.patient,
-        "study": "tests",
-        "view": clip.view,
-        "frame_time_ms": clip.frame_time_ms,
-        "sex": clip.sex,
-        "age": clip.age,
-    }
-    return write_clip(clip.images, (clip.spacing_mm, clip.spacing_mm), path, **{**own, **options})
+    own = {name: options.pop(name, getattr(clip, name)) for name in ("patient", "view", "sex", "age")}
+    options = {"study": "tests", "frame_time_ms": clip.frame_time_ms, **options}
+    return write_clip(EchoRecord(path, None, **own), clip.images, (clip.spacing_mm, clip.spacing_mm), **options)
 
 
 @pytest.fixture(scope="session")

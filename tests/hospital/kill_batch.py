@@ -32,14 +32,15 @@ how many times what a study takes the longest delay is."""
 def write_study(folder: Path, number: int, num_frames: int = 12) -> None:
     """Write two small clips of a made-up patient whose brightness beats."""
     from synboost_monai.dicom.writing.clip import write_clip
+    from synboost_monai.records import EchoRecord
 
     generator = np.random.default_rng(number)
     for view in ("apical_four_chamber", "apical_two_chamber"):
         level = 90 + 40 * np.cos(2 * np.pi * np.arange(num_frames) / num_frames * 1.5)
         speckle = generator.uniform(0.7, 1.3, (num_frames, 64, 64))
         frames = (level[:, None, None] * speckle).clip(0, 255).astype(np.uint8)
-        path = folder / f"Mueller_{number}" / f"{view}.dcm"
-        write_clip(frames, (1.5, 1.5), path, patient=f"Mueller{number}", study="batch", view=view, frame_time_ms=50)
+        record = EchoRecord(folder / f"Mueller_{number}" / f"{view}.dcm", None, f"Mueller{number}", view)
+        write_clip(record, frames, (1.5, 1.5), study="batch", frame_time_ms=50)
 
 
 def ledger(out: Path) -> list[dict[str, str]]:

@@ -14,6 +14,7 @@ from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Compose
 
 from synboost_monai.dicom.writing.image import write_dicom_pair
+from synboost_monai.records import EchoRecord
 from synboost_monai.transforms import (
     Letterboxd,
     LoadEchod,
@@ -33,10 +34,8 @@ def write_clip(path: Path, num_frames: int = 3, spacing_mm: tuple[float, float] 
     """Write an ultrasound clip with a region in a larger frame, and return its frames."""
     rows, columns = np.mgrid[: FULL[0], : FULL[1]]
     frames = np.stack([(2 * rows + columns + 5 * t) % 256 for t in range(num_frames)]).astype(np.uint8)
-    about = {"view": "apical_four_chamber", "sex": "female", "age": 64}
-    write_dicom_pair(
-        frames[0], np.zeros(FULL), spacing_mm, path, path.with_suffix(".label"), name="clip", patient="p", **about
-    )
+    record = EchoRecord(path, path.with_suffix(".label"), "p", "apical_four_chamber", sex="female", age=64)
+    write_dicom_pair(record, frames[0], np.zeros(FULL), spacing_mm, name="clip")
     dataset = pydicom.dcmread(path)
     if num_frames > 1:
         dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.3.1"

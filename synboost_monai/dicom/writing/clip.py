@@ -5,9 +5,7 @@ A made-up patient's name is burned into the picture beside the sector, as many s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import numpy as np
 from synboost_monai import __version__
 from synboost_monai.dicom.writing.image import CODE_OF_VIEW, LETTER_OF_SEX, NAMESPACE, coded
 from synboost_monai.files import atomic_path
+from synboost_monai.records import EchoRecord
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,35 +28,28 @@ NO_DATE, NO_TIME = "20000101", "120000"
 
 
 def write_clip(
+    record: EchoRecord,
     frames: NDArray[np.uint8],
     spacing_mm: tuple[float, float],
-    path: str | os.PathLike[str],
     *,
-    patient: str,
     study: str,
-    view: str,
     frame_time_ms: float,
-    sex: str | None = None,
-    age: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> str:
     """Write an uncompressed clip of a made-up patient; the same arguments give the same bytes.
 
     Args:
+        record: the file (`image`), written whole or not at all; the view; the name of a phantom as patient, which goes into Patient
+            Name and ID, and onto the screen; and sex and age if known.
         frames: (T, H, W), display order, the sector alone.
         spacing_mm: (row, column).
-        path: written whole or not at all.
-        patient: name of a phantom; goes into Patient Name and ID, and onto the screen.
         study: name of the study; clips of one patient and study share its UID.
-        view: apical_two_chamber or apical_four_chamber.
         frame_time_ms: time from one frame to the next.
-        sex: male or female.
-        age: years.
         overrides: keyword -> value that is written in place of ours; None leaves the attribute out.
     Returns:
         The SOP Instance UID.
     Raises:
-        ValueError: if the frames are not uint8 (T, H, W).
+        ValueError: if the frames are not uint8 (T, H, W), or the record names no file or no apical view.
     """
     import uuid
 
@@ -66,6 +58,12 @@ def write_clip(
 
     if frames.ndim != 3 or frames.dtype != np.uint8:
         raise ValueError(f"clip.py: expected uint8 frames (T, H, W), got {frames.shape} {frames.dtype}")
+
+    path, patient, view = record.image, record.patient, record.view
+    if path is None or view not in CODE_OF_VIEW:
+        raise ValueError(
+            f"clip.py: expected a record of a file in view {' or '.join(CODE_OF_VIEW)}, got {path}, {view}"
+        )
 
     def uid(*words: str) -> str:
         return f"2.25.{uuid.uuid5(NAMESPACE, '/'.join(words)).int}"
@@ -92,7 +90,7 @@ def write_clip(
         "PatientName": f"Phantom^{patient}",
         "PatientID": f"ID-{patient}",
         "PatientBirthDate": "",
-        "PatientSex": LETTER_OF_SEX.get(sex or "", ""),
+        "PatientSex": LETTER_OF_SEX.get(record.sex or "", ""),
         "StudyInstanceUID": uid("study", patient, study),
         "SeriesInstanceUID": uid("series", patient, study),
         "StudyID": "1",
@@ -117,8 +115,8 @@ def write_clip(
         "HighBit": 7,
         "PixelRepresentation": 0,
     }
-    if age is not None:
-        values["PatientAge"] = f"{age:03d}Y"
+    if record.age is not None:
+        values["PatientAge"] = f"{record.age:03d}Y"
     for keyword, value in {**values, **(overrides or {})}.items():
         if value is not None:
             setattr(dataset, keyword, value)
@@ -128,7 +126,7 @@ def write_clip(
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = UID(str(dataset.SOPClassUID))
     dataset.file_meta.MediaStorageSOPInstanceUID = UID(str(dataset.SOPInstanceUID))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         dataset.save_as(temporary, enforce_file_format=True)
     return str(dataset.SOPInstanceUID)

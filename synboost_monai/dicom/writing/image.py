@@ -8,7 +8,6 @@ perturbed only sex and age are written: name and ID say that the image is synthe
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from synboost_monai import __version__
 from synboost_monai.files import atomic_path
+from synboost_monai.records import EchoRecord
 from synboost_monai.structures import STRUCTURES
 
 if TYPE_CHECKING:
@@ -52,18 +52,7 @@ LETTER_OF_SEX = {"male": "M", "female": "F"}
 
 
 def write_dicom_pair(
-    image: np.ndarray,
-    label_map: np.ndarray,
-    spacing_mm: tuple[float, float],
-    image_path: str | os.PathLike[str],
-    label_path: str | os.PathLike[str],
-    *,
-    name: str,
-    patient: str,
-    view: str | None = None,
-    phase: str | None = None,
-    sex: str | None = None,
-    age: int | None = None,
+    record: EchoRecord, image: np.ndarray, label_map: np.ndarray, spacing_mm: tuple[float, float], *, name: str
 ) -> None:
     """Write an image as Ultrasound Image and its label map as Segmentation (BINARY, one segment per structure).
 
@@ -71,20 +60,17 @@ def write_dicom_pair(
     described in the segmentation, also those that the label map lacks.
 
     Args:
+        record: the two files, of which the image is written last, and the patient of the source, of whom only a hash is written;
+            view, phase, sex and age are written if known.
         image: (H, W) uint8, display order.
         label_map: (H, W), 0..3.
         spacing_mm: (row, column).
-        image_path: path of the image, which is written last.
-        label_path: path of the segmentation.
         name: name of the pair; goes into the UIDs and the series' description.
-        patient: patient of the source; only a hash of it is written.
-        view: apical_two_chamber or apical_four_chamber, if known.
-        phase: end_diastole or end_systole, if known.
-        sex: male or female, if known.
-        age: years, if known.
     Raises:
-        ValueError: if image and label map differ in shape, or the image is not 8-bit.
+        ValueError: if image and label map differ in shape, the image is not 8-bit, or the record does not name both files.
     """
+    if record.image is None or record.label is None:
+        raise ValueError(f"image.py: {name}: expected a record of an image and its label map, got one without a file")
     if image.shape != label_map.shape or image.ndim != 2 or image.dtype != np.uint8:
         raise ValueError(
             f"image.py: {name}: expected a uint8 image (H, W) and a label map of its shape, "
@@ -93,10 +79,12 @@ def write_dicom_pair(
     content = hashlib.sha256(f"{name}\x1f{spacing_mm}\x1f{image.shape}".encode())
     content.update(image.tobytes() + label_map.astype(np.uint8).tobytes())
     identity = content.hexdigest()
-    about = _about(identity, patient, sex, age)
-    picture = _ultrasound_image(image, spacing_mm, identity, about, " ".join(filter(None, (view, phase))), view)
+    about = _about(identity, record)
+    picture = _ultrasound_image(
+        image, spacing_mm, identity, about, " ".join(filter(None, (record.view, record.phase))), record.view
+    )
     segmentation = _segmentation(label_map, picture, identity, about)
-    for dataset, path in ((segmentation, label_path), (picture, image_path)):
+    for dataset, path in ((segmentation, record.label), (picture, record.image)):
         dataset.add_new(SYNTHETIC_DATA, "CS", "YES")  # pydicom 2 does not know its keyword
         with atomic_path(path) as temporary:
             _save(dataset, temporary)
@@ -107,15 +95,15 @@ def _uid(identity: str, kind: str) -> str:
     return f"2.25.{uuid.uuid5(NAMESPACE, f'{identity}/{kind}').int}"
 
 
-def _about(identity: str, patient: str, sex: str | None, age: int | None) -> dict[str, Any]:
+def _about(identity: str, record: EchoRecord) -> dict[str, Any]:
     """Return the attributes that both objects share: patient, study and equipment."""
-    pseudonym = hashlib.sha256(f"synthetic patient {patient}".encode()).hexdigest()[:12].upper()
+    pseudonym = hashlib.sha256(f"synthetic patient {record.patient}".encode()).hexdigest()[:12].upper()
     about: dict[str, Any] = {
         "SpecificCharacterSet": "ISO_IR 192",
         "PatientName": f"Synthetic^{pseudonym}",
         "PatientID": f"SYNTHETIC-{pseudonym}",
         "PatientBirthDate": "",
-        "PatientSex": LETTER_OF_SEX.get(sex or "", ""),
+        "PatientSex": LETTER_OF_SEX.get(record.sex or "", ""),
         "StudyInstanceUID": _uid(identity, "study"),
         "StudyDate": NO_DATE,
         "StudyTime": NO_TIME,
@@ -128,8 +116,8 @@ def _about(identity: str, patient: str, sex: str | None, age: int | None) -> dic
         "DeviceSerialNumber": "0",
         "SoftwareVersions": __version__,
     }
-    if age is not None and 0 <= age <= 999:
-        about["PatientAge"] = f"{age:03d}Y"
+    if record.age is not None and 0 <= record.age <= 999:
+        about["PatientAge"] = f"{record.age:03d}Y"
     return about
 
 

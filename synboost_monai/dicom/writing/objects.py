@@ -98,6 +98,17 @@ class Provenance:
         return {name: ascii_text(value) for name, value in facts.items() if value}
 
 
+@dataclass(frozen=True)
+class Series:
+    """Name the series that an object is filed in; its UID follows from its source and provenance."""
+
+    number: int
+    """Series Number; ours are far above the numbers that scanners use."""
+    description: str
+    instance_number: int = 1
+    """Instance Number of the object within the series."""
+
+
 def derived_uid(*parts: str) -> str:
     """Return the UID of the object that these words describe: always the same, and different for other words."""
     return f"2.25.{uuid.uuid5(NAMESPACE, json.dumps(parts, ensure_ascii=True)).int}"

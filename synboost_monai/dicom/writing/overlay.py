@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -20,6 +21,7 @@ from synboost_monai.dicom.writing.objects import (
     MAX_PIXEL_BYTES,
     RLE_LOSSLESS,
     Provenance,
+    Series,
     ascii_text,
     content_date_time,
     derived_uid,
@@ -42,12 +44,26 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """SOP class Secondary Capture Image Storage, for one frame."""
 MULTI_FRAME_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7.4"
 """SOP class Multi-frame True Color Secondary Capture Image Storage."""
-SERIES_NUMBER = 9103
-"""Series Number of overlays, unless another one is given."""
+SERIES = Series(9103, "Left heart, outlined by a neural network")
+"""Series of overlays, unless another one is given."""
 MAX_PLAIN_BYTES = 32 << 20
 """Largest pixel data in bytes that are not compressed; every archive accepts uncompressed pixels."""
 PIXELS_OF_LINE = 400
 """Pixels of the picture's longer side for each pixel of an outline's width."""
+
+
+@dataclass(frozen=True)
+class Display:
+    """Say how the frames of an overlay are shown."""
+
+    sector: NDArray[Any]
+    """(h, w), True inside the sector (`sector.find_sector`); everything else becomes black."""
+    has_text: bool | None = None
+    """Whether there may be text within the sector (`sector.has_text`); None: not known."""
+    spacing_mm: Sequence[float] | None = None
+    """(row, column); decides whether pixels are square."""
+    frame_times_ms: Sequence[float] | None = None
+    """Time of each frame, for viewers; None if not known."""
 
 
 def write_overlay(
@@ -56,15 +72,10 @@ def write_overlay(
     frame_numbers: Sequence[int],
     path: str | os.PathLike[str],
     *,
-    sector: NDArray[Any],
+    display: Display,
     provenance: Provenance,
-    spacing_mm: Sequence[float] | None = None,
-    frame_times_ms: Sequence[float] | None = None,
     compression: str = "auto",
-    series_number: int = SERIES_NUMBER,
-    instance_number: int = 1,
-    description: str = "Left heart, outlined by a neural network",
-    has_text: bool | None = None,
+    series: Series = SERIES,
 ) -> str:
     """Write frames of an ultrasound object with outlines.
 
@@ -73,22 +84,17 @@ def write_overlay(
         windows: pairs of grey frames (T, h, w) uint8 and their label maps (T, h, w), one after the other.
         frame_numbers: numbers of all these frames in the source, counted from 1, rising.
         path: path of the file; written whole or not at all.
-        sector: (h, w), True inside the sector (`sector.find_sector`); everything else becomes black.
+        display: sector, size of the pixels and times of the frames.
         provenance: provenance of the label maps.
-        spacing_mm: (row, column); decides whether pixels are square.
-        frame_times_ms: time of each frame, for viewers; None if not known.
         compression: auto, none or rle.
-        series_number: Series Number of the overlay, which has a series of its own.
-        instance_number: Instance Number within this series.
-        description: description of the series.
-        has_text: whether there may be text within the sector (`sector.has_text`); None: not known.
+        series: number and description of the series.
     Returns:
         The SOP Instance UID.
     Raises:
         ValueError: if shapes, number types or the number of frames do not fit; nothing is written.
         NotUsableError: if the source lacks an identifier, or the file cannot be written.
     """
-    sector = np.asarray(sector) > 0
+    sector, times = np.asarray(display.sector) > 0, display.frame_times_ms
     numbers = [int(number) for number in frame_numbers]
     if sector.ndim != 2 or not numbers or numbers[0] < 1 or any(b <= a for a, b in zip(numbers, numbers[1:])):
         raise ValueError("overlay.py: expected a sector (h, w) and rising frame numbers from 1")
@@ -98,15 +104,13 @@ def write_overlay(
     is_plain = compression == "none" or (compression == "auto" and num_bytes <= MAX_PLAIN_BYTES)
     if is_plain and num_bytes > MAX_PIXEL_BYTES:
         raise ValueError("overlay.py: more than one DICOM object holds uncompressed (4 GB); use rle")
-    if frame_times_ms is not None and len(frame_times_ms) != len(numbers):
-        raise ValueError(f"overlay.py: {len(frame_times_ms)} frame times for {len(numbers)} frames")
+    if times is not None and len(times) != len(numbers):
+        raise ValueError(f"overlay.py: {len(times)} frame times for {len(numbers)} frames")
     with quiet():
-        dataset = _describe(
-            source_header, numbers, sector.shape, provenance, spacing_mm, series_number, instance_number, description
-        )
+        dataset = _describe(source_header, numbers, display, provenance, series)
         if len(numbers) > 1:
-            _set_frame_times(dataset, frame_times_ms, numbers)
-        dataset.BurnedInAnnotation = "NO" if has_text is False else "YES"
+            _set_frame_times(dataset, times, numbers)
+        dataset.BurnedInAnnotation = "NO" if display.has_text is False else "YES"
     pictures = _pictures(windows, sector, len(numbers))
 
     def write_tail(file: BinaryIO) -> None:
@@ -211,12 +215,9 @@ def _pictures(
 def _describe(
     source: Dataset,
     numbers: Sequence[int],
-    shape: tuple[int, int],
+    display: Display,
     provenance: Provenance,
-    spacing_mm: Sequence[float] | None,
-    series_number: int,
-    instance_number: int,
-    description: str,
+    series: Series,
 ) -> Dataset:
     """Return the whole object except its pixels and frame times."""
     from pydicom.dataset import Dataset
@@ -225,12 +226,13 @@ def _describe(
     identity = (
         instance,
         provenance.key,
-        str(series_number),
-        str(instance_number),
-        description,
+        str(series.number),
+        str(series.instance_number),
+        series.description,
         *map(str, numbers),
         "overlay",
     )
+    (rows, columns), spacing_mm = np.shape(display.sector), display.spacing_mm
     date, time = content_date_time(source)
     reference = Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = sop_class, instance
@@ -243,9 +245,9 @@ def _describe(
         "SOPInstanceUID": derived_uid(*identity),
         "Modality": "US",
         "SeriesInstanceUID": derived_uid(*identity, "series"),
-        "SeriesNumber": series_number,
-        "SeriesDescription": ascii_text(description)[:64],
-        "InstanceNumber": instance_number,
+        "SeriesNumber": series.number,
+        "SeriesDescription": ascii_text(series.description)[:64],
+        "InstanceNumber": series.instance_number,
         "ContentDate": date,
         "ContentTime": time,
         "ImageType": ["DERIVED", "SECONDARY"],
@@ -265,8 +267,8 @@ def _describe(
         "SamplesPerPixel": 3,
         "PhotometricInterpretation": "RGB",
         "PlanarConfiguration": 0,
-        "Rows": shape[0],
-        "Columns": shape[1],
+        "Rows": rows,
+        "Columns": columns,
         "BitsAllocated": 8,
         "BitsStored": 8,
         "HighBit": 7,

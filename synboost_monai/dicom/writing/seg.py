@@ -20,6 +20,7 @@ from synboost_monai.dicom.writing.objects import (
     MANUFACTURER,
     MAX_PIXEL_BYTES,
     Provenance,
+    Series,
     ascii_text,
     derived_uid,
     evidence_of,
@@ -41,8 +42,8 @@ SEGMENTATION_TYPES = ("BINARY", "LABELMAP")
 for each frame, in a newer SOP class that many archives do not know yet."""
 MULTI_FRAME_ULTRASOUND = ("1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.3")
 """Ultrasound Multi-frame Image Storage, and its retired form: references to them name the frame."""
-SERIES_NUMBER = 9101
-"""Series Number of segmentations, unless another one is given; far above the numbers that scanners use."""
+SERIES = Series(9101, "Left heart, segmented by a neural network")
+"""Series of segmentations, unless another one is given."""
 
 
 def write_segmentation(
@@ -53,9 +54,7 @@ def write_segmentation(
     *,
     provenance: Provenance,
     segmentation_type: str = "BINARY",
-    series_number: int = SERIES_NUMBER,
-    instance_number: int = 1,
-    description: str = "Left heart, segmented by a neural network",
+    series: Series = SERIES,
 ) -> str:
     """Write a segmentation of some or all frames of an ultrasound object.
 
@@ -69,9 +68,7 @@ def write_segmentation(
         path: path of the file; written whole or not at all.
         provenance: provenance of the label maps.
         segmentation_type: BINARY or LABELMAP.
-        series_number: Series Number of the segmentation, which has a series of its own.
-        instance_number: Instance Number within this series.
-        description: description of the series and the content.
+        series: number and description of the series; the content has the same description.
     Returns:
         The SOP Instance UID.
     Raises:
@@ -90,9 +87,7 @@ def write_segmentation(
             f"seg.py: {len(frame_numbers)} frames of {shape[0]} x {shape[1]} need {num_bytes} bytes, more than one DICOM object "
             "holds (4 GB); write fewer frames to each"
         )
-    dataset = _template(
-        source_header, frame_numbers, provenance, segmentation_type, series_number, instance_number, description
-    )
+    dataset = _template(source_header, frame_numbers, provenance, segmentation_type, series)
     dataset.NumberOfFrames = num_frames
     dataset.Rows, dataset.Columns = shape
     windows = _checked_windows(label_maps, shape, len(frame_numbers))
@@ -214,16 +209,14 @@ def _template(
     frame_numbers: Sequence[int],
     provenance: Provenance,
     segmentation_type: str,
-    series_number: int,
-    instance_number: int,
-    description: str,
+    series: Series,
 ) -> Dataset:
     """Return the whole object except its frames, from highdicom's segmentation of one pixel."""
     import highdicom
     from pydicom.sr.codedict import codes
 
     instance = uid_of(source, "SOPInstanceUID")
-    facts = (segmentation_type, series_number, instance_number, description, *frame_numbers)
+    facts = (segmentation_type, series.number, series.instance_number, series.description, *frame_numbers)
     identity = (instance, provenance.key, *map(str, facts))
     evidence = evidence_of(source)
     evidence.SOPClassUID = (
@@ -261,17 +254,17 @@ def _template(
             segmentation_type=segmentation_type,
             segment_descriptions=segments,
             series_instance_uid=derived_uid(*identity, "segmentation series"),
-            series_number=series_number,
+            series_number=series.number,
             sop_instance_uid=derived_uid(*identity, "segmentation"),
-            instance_number=instance_number,
+            instance_number=series.instance_number,
             manufacturer=MANUFACTURER,
             manufacturer_model_name=ascii_text(provenance.model)[:64],
             software_versions=ascii_text(provenance.software_version)[:64],
             device_serial_number=provenance.weights_sha256[:16] or "0",
-            content_description=ascii_text(description)[:64],
+            content_description=ascii_text(series.description)[:64],
             content_label="LEFT_HEART",
             content_creator_name=f"Software^{MANUFACTURER}",
-            series_description=ascii_text(description)[:64],
+            series_description=ascii_text(series.description)[:64],
             omit_empty_frames=False,
         )
         settle(dataset, source)

@@ -18,6 +18,7 @@ from synboost_monai.dicom.writing.image import CODE_OF_STRUCTURE
 from synboost_monai.dicom.writing.objects import (
     MANUFACTURER,
     Provenance,
+    Series,
     ascii_text,
     derived_uid,
     evidence_of,
@@ -33,8 +34,8 @@ from synboost_monai.dicom.writing.seg import names_frames
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-SERIES_NUMBER = 9102
-"""Series Number of reports, unless another one is given."""
+SERIES = Series(9102, "Left heart, measured on segmentations of a neural network")
+"""Series of reports, unless another one is given."""
 BIPLANE, FOUR_CHAMBER, TWO_CHAMBER = "biplane", "single_plane_four_chamber", "single_plane_two_chamber"
 """Methods of measurement: from both apical views, or from one."""
 NEEDS_REVIEW = "Needs review by a physician before use"
@@ -180,9 +181,7 @@ def write_report(
     provenance: Provenance,
     needs_review: bool = False,
     review_reasons: Sequence[str] = (),
-    series_number: int = SERIES_NUMBER,
-    instance_number: int = 1,
-    description: str = "Left heart, measured on segmentations of a neural network",
+    series: Series = SERIES,
 ) -> str:
     """Write the measurements of one study as a Comprehensive SR (TID 1500).
 
@@ -194,9 +193,7 @@ def write_report(
         needs_review: whether the numbers are in doubt; if so, the report says it in its qualitative evaluations and description, and its
             Completion Flag is partial.
         review_reasons: reasons of the doubt, in our own words, without text of the header.
-        series_number: Series Number of the reports.
-        instance_number: Instance Number within this series.
-        description: description of the series.
+        series: number and description of the series.
     Returns:
         The SOP Instance UID.
     Raises:
@@ -209,8 +206,9 @@ def write_report(
     _check_one_patient(sources)
     _check(measurements, {uid_of(source, "SOPInstanceUID"): source for source in sources})
     study = uid_of(sources[0], "StudyInstanceUID")
+    description = f"{NEEDS_REVIEW}: {series.description}" if needs_review else series.description
     instances = sorted(uid_of(source, "SOPInstanceUID") for source in sources)
-    identity = (study, *instances, provenance.key, str(series_number), str(instance_number), "report")
+    identity = (study, *instances, provenance.key, str(series.number), str(series.instance_number), "report")
 
     import highdicom
 
@@ -219,13 +217,13 @@ def write_report(
         dataset = highdicom.sr.ComprehensiveSR(
             evidence=[evidence_of(source) for source in sources],
             content=content[0],
-            series_instance_uid=derived_uid(study, provenance.key, "report series", str(series_number)),
-            series_number=series_number,
+            series_instance_uid=derived_uid(study, provenance.key, "report series", str(series.number)),
+            series_number=series.number,
             sop_instance_uid=derived_uid(*identity),
-            instance_number=instance_number,
+            instance_number=series.instance_number,
             manufacturer=MANUFACTURER,
             is_complete=not needs_review,
-            series_description=ascii_text(f"{NEEDS_REVIEW}: {description}" if needs_review else description)[:64],
+            series_description=ascii_text(description)[:64],
             manufacturer_model_name=ascii_text(provenance.model)[:64],
             software_versions=ascii_text(provenance.software_version)[:64],
             device_serial_number=provenance.weights_sha256[:16] or "0",

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from synboost_monai.dicom.writing.clip import write_clip
+from synboost_monai.records import EchoRecord
 from synboost_monai.serving.demo.sources import draw_phantom
 from synboost_monai.transforms import load_echo
 
@@ -127,14 +128,8 @@ def test_the_page_segments_and_synthesises_and_speaks_to_nobody_else(demo: Demo,
 
     phantom = draw_phantom(4, "apical_four_chamber", "end_diastole", tmp_path, image_height=96)
     clip = np.stack([load_echo(phantom.image_path)[0].numpy()[0].astype(np.uint8)] * 3)
-    options: dict[str, Any] = {
-        "patient": "Somebody^Else",
-        "study": "s",
-        "frame_time_ms": 40.0,
-        "sex": "female",
-        "age": 51,
-    }
-    write_clip(clip, (0.9, 0.9), tmp_path / "clip.dcm", view="apical_two_chamber", **options)
+    record = EchoRecord(tmp_path / "clip.dcm", None, "Somebody^Else", "apical_two_chamber", sex="female", age=51)
+    write_clip(record, clip, (0.9, 0.9), study="s", frame_time_ms=40.0)
     (tmp_path / "broken.png").write_bytes(b"no picture at all")
     requests: list[str] = []
     with sync_playwright() as playwright:

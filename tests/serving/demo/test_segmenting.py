@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image
 from synboost_monai.bundle_run import run_bundle
 from synboost_monai.dicom.writing.clip import write_clip
 from synboost_monai.heart.doubt import DoubtAssessor, segmentation_evidence, view_evidence
+from synboost_monai.records import EchoRecord
 from synboost_monai.serving.demo.findings import reasons, structure_findings, ventricle_measures, view_in_words
 from synboost_monai.serving.demo.pictures import image_picture, mask_picture, spread_picture
 from synboost_monai.serving.demo.segmenting import OpenImage, Segmentation, Segmenter, write_segmentation
@@ -53,8 +53,8 @@ def files(phantom: Phantom, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     nib.save(
         nib.Nifti1Image(clip.T.astype(np.float32) * 3 - 100, np.diag([-1.1, -0.9, 40.0, 1.0])), folder / "clip.nii"
     )
-    options: dict[str, Any] = {"patient": "Somebody^Else", "study": "s", "view": VIEW, "frame_time_ms": 40.0}
-    write_clip(clip, (0.9, 0.9), folder / "clip.dcm", sex="female", age=51, **options)
+    record = EchoRecord(folder / "clip.dcm", None, "Somebody^Else", VIEW, sex="female", age=51)
+    write_clip(record, clip, (0.9, 0.9), study="s", frame_time_ms=40.0)
     if find_spec("av"):
         write_film(folder / "film.avi", clip)
         (folder / "list.mp4").write_text("#EXTM3U\nfile:///etc/passwd\n")

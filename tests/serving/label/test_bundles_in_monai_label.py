@@ -19,6 +19,7 @@ from synboost_monai.data import read_datalist
 from synboost_monai.dicom.writing.image import write_dicom_pair
 from synboost_monai.files import read_plane
 from synboost_monai.networks import create_segmenter
+from synboost_monai.records import EchoRecord
 from synboost_monai.structures import STRUCTURES
 from synboost_monai.transforms import display_order, load_echo
 from synboost_monai.transforms.postprocessing import mean_logits
@@ -61,17 +62,8 @@ def images(datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     nib.save(nib.Nifti1Image(plane.pixels.T, affine), paths["flat"])
     nib.save(nib.Nifti1Image(plane.pixels.T[..., None], affine), paths["slice"])
     Image.fromarray(plane.pixels).save(paths["png"])
-    write_dicom_pair(
-        plane.pixels,
-        label.pixels,
-        plane.spacing_mm,
-        paths["dicom"],
-        folder / "seg",
-        name="n",
-        patient="p",
-        sex="female",
-        age=64,
-    )
+    record = EchoRecord(paths["dicom"], folder / "seg", "p", sex="female", age=64)
+    write_dicom_pair(record, plane.pixels, label.pixels, plane.spacing_mm, name="n")
     dataset = pydicom.dcmread(paths["dicom"])
     frame = np.pad(plane.pixels, ((TOP, 3), (LEFT, 1)))
     dataset.Rows, dataset.Columns = frame.shape
