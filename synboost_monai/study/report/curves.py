@@ -13,7 +13,14 @@ from synboost_monai.pages.blocks import Block, Plot, ReportTable, Section, Text,
 from synboost_monai.pages.figures import draw_grid, new_panels, png_of, strategy_legend
 from synboost_monai.pages.tables import Table
 from synboost_monai.pages.words import STRATEGY_COLOURS, STRATEGY_MARKERS, STRATEGY_TITLES, join, model_title
-from synboost_monai.study.report.differences import AGAINST_REAL, AGAINST_REAL_JOINED, NUM_RESAMPLES, Differences
+from synboost_monai.study.report.differences import (
+    AGAINST_REAL,
+    AGAINST_REAL_FORMATS,
+    AGAINST_REAL_HEADINGS,
+    AGAINST_REAL_JOINED,
+    NUM_RESAMPLES,
+    Differences,
+)
 from synboost_monai.study.report.evaluations import Evaluation, Run, Setting, in_words
 from synboost_monai.study.report.scores import HEADINGS, box_settings, numbers
 
@@ -104,7 +111,7 @@ def updates_table(run: Run) -> ReportTable | None:
         "in which both trainings do.",
     )
     table = Table("convergence", "Updates to reach a validation Dice", frame, formats, headings, note)
-    by = [*run.cells(next(iter(run.groups))), "strategy"]
+    by = [*run.cell_names, "strategy"]
     reached = "{num_reached_real}, {num_reached_finetuning} of {num_runs}"
     return ReportTable(table, {"num_reached_real": reached}, groups=by)
 
@@ -277,10 +284,9 @@ def _patients_table(run: Run, frame: pd.DataFrame) -> ReportTable:
         **HEADINGS,
         "num_patients": "patients",
         "dice_percent": "Dice (%) [95 %]",
-        "difference": "against real [95 %]",
-        "patient_p": "p (patients, Holm)",
+        **AGAINST_REAL_HEADINGS,
     }
-    formats = dict.fromkeys(_OF_PATIENTS[:3], ".2f") | dict.fromkeys(_OF_PATIENTS[3:6], "+.2f") | {"patient_p": ".2g"}
+    formats = dict.fromkeys(("dice_percent", "dice_low", "dice_high"), ".2f") | AGAINST_REAL_FORMATS
     resamples = f"Intervals: bootstrap of patients (BCa, {NUM_RESAMPLES} resamples, seed 0)."
     note = run.note(run.evaluations, f"Bold: the best strategy. {resamples} {AGAINST_REAL}")
     table = Table("scarcity", f"Dice by number of real patients{in_words(cells)}", shown, formats, headings, note)

@@ -39,8 +39,10 @@ AGAINST_REAL = (
     "table."
 )
 """Note of tables with the columns of `Differences.against_real`."""
+AGAINST_REAL_HEADINGS = {"difference": "against real [95 %]", "patient_p": "p (patients, Holm)"}
+AGAINST_REAL_FORMATS = {**dict.fromkeys(("difference", "low", "high"), "+.2f"), "patient_p": ".2g"}
 AGAINST_REAL_JOINED = {"difference": "{difference} [{low}, {high}]", "patient_p": "{tested}: {patient_p}"}
-"""Column -> pattern in which it is shown."""
+"""Headings, formats and joined cells of these columns."""
 MAX_ENCODER_ROWS = 16
 """Largest number of rows of the table of frozen encoders that is not folded."""
 MAX_SHOWN = 24
@@ -271,7 +273,7 @@ def _table(run: Run, name: str, title: str, found: Sequence[Difference], differe
             row["structure"] = d.record["structure"].replace("_", " ")
         row |= {key: d.record[key] for key in _NUMBERS}
         rows.append(row | {"tested": _SIGNS[d.record["tested"]], "num_pairs": d.record["num_pairs"]})
-    by = list(run.cells(next(iter(run.groups))))
+    by = run.cell_names
     order = [*by, "first", "second", *(["structure"] if "structure" in rows[0] else [])]
     frame = numbers(pd.DataFrame(rows)[[*order, *_COLUMNS]], _NUMBERS)
     joined = dict(_JOINED)

@@ -187,6 +187,11 @@ class Run:
             cells["encoders"] = "frozen" if setting.frozen else "trained"
         return {**cells, "prompt": setting.prompt}
 
+    @property
+    def cell_names(self) -> list[str]:
+        """Return the columns of a setting's cells."""
+        return list(self.cells(next(iter(self.groups))))
+
     def common(self, settings: Sequence[Setting]) -> dict[str, str]:
         """Return the cells, except the model, that are the same in all settings; the title gives them instead of a column."""
         rows = [self.cells(s) for s in settings]

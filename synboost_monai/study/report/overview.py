@@ -19,7 +19,13 @@ from synboost_monai.pages.tables import Table
 from synboost_monai.pages.words import STRATEGY_TITLES, count, duration, join, model_title
 from synboost_monai.study.dag import KINDS
 from synboost_monai.study.grid import ALL
-from synboost_monai.study.report.differences import AGAINST_REAL, AGAINST_REAL_JOINED, Differences
+from synboost_monai.study.report.differences import (
+    AGAINST_REAL,
+    AGAINST_REAL_FORMATS,
+    AGAINST_REAL_HEADINGS,
+    AGAINST_REAL_JOINED,
+    Differences,
+)
 from synboost_monai.study.report.evaluations import Run, in_words
 from synboost_monai.study.report.scores import HEADINGS, HOW_TO_READ, mean_over, numbers, percent
 
@@ -51,10 +57,9 @@ def summary_section(run: Run, differences: Differences) -> Section:
         **HEADINGS,
         "dice_percent": "Dice (%)",
         "hd95_mm": "HD95 (mm)",
-        "difference": "against real [95 %]",
-        "patient_p": "p (patients, Holm)",
+        **AGAINST_REAL_HEADINGS,
     }
-    formats = {c: "+.2f" if c in ("difference", "low", "high") else ".2f" for c in columns} | {"patient_p": ".2g"}
+    formats = dict.fromkeys(columns, ".2f") | AGAINST_REAL_FORMATS
     evaluations = [e for s in run.shown_settings for group in run.groups[s].values() for e in group]
     note = run.note(evaluations, f"Bold: the best strategy. {AGAINST_REAL}")
     table = Table("summary", f"Dice on the real test images{in_words(common)}", frame, formats, headings, note)

@@ -142,7 +142,7 @@ def structure_table(run: Run) -> ReportTable:
         {**HEADINGS, **headings},
         run.note(run.evaluations, "LV, LA: left ventricular and left atrium cavity. Bold: the best strategy."),
     )
-    by = list(run.cells(next(iter(run.groups))))
+    by = run.cell_names
     best = best_rows(frame, {c: c.startswith("dice") for c in columns}, by)
     joined = {c: f"{{{c}}} ± {{{c}_std}}" for c in columns if c.startswith("dice")}
     hidden = [f"{c}_std" for c in columns if c not in joined]
@@ -238,7 +238,7 @@ def _table(
     table = Table(name, title, frame, formats, {**HEADINGS, **headings}, run.note(run.evaluations, sentence))
     joined = {c: f"{{{c}}} ± {{{c}_std}}" for c in columns}
     joined |= {"num_empty": "{num_empty} of {num_masks}"} if with_counts else {}
-    by = list(run.cells(next(iter(run.groups))))
+    by = run.cell_names
     best = best_rows(frame, {c: c in PERCENT.values() for c in columns}, by)
     return ReportTable(table, joined, best=best, groups=by)
 
