@@ -12,4 +12,4 @@ if (($# == 0)); then
     "$PYTHON" -m ruff format --check .
     "$PYTHON" -m mypy
 fi
-exec "$PYTHON" -m pytest -n "${SYNBOOST_TEST_JOBS:-2}" "$@"
+exec "$PYTHON" -m pytest -n "${SYNBOOST_TEST_JOBS:-2}" --dist loadfile "$@" # a file has its fixtures once

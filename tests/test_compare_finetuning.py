@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from synboost_monai.networks import create_segmenter
+from tests.forked import Forked, module
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts/compare_finetuning.py"
 
@@ -43,8 +44,13 @@ def test_parameters_are_counted(script: ModuleType) -> None:
 
 @pytest.mark.slow
 def test_three_ways_and_their_table(
-    script: ModuleType, datalist_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    script: ModuleType,
+    datalist_dir: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(script, "synboost", lambda words: Forked(*module("synboost_monai", *words)).done())
     torch.manual_seed(0)
     weights = tmp_path / "model.pt"
     torch.save(create_segmenter("clipseg", "tiny").state_dict(), weights)

@@ -105,6 +105,6 @@ def test_quickstart_passes_its_arguments_on(clone: Path) -> None:
 
 def test_test_script_passes_its_arguments_to_pytest(clone: Path) -> None:
     asked = call(clone, "test.sh", "tests/prompts", "-k", "age")[1]
-    assert asked[-1] == "-m pytest -n 2 tests/prompts -k age"
+    assert asked[-1] == "-m pytest -n 2 --dist loadfile tests/prompts -k age"
     asked = call(clone, "test.sh")[1]
-    assert asked[-4:] == ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest -n 2"]
+    assert asked[-4:] == ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest -n 2 --dist loadfile"]

@@ -1,6 +1,6 @@
-"""Run trainings of the diffusion bundle in separate processes, and kill some of them: `python launch_trainings.py jobs.json`.
+"""Run trainings of the diffusion bundle in separate processes, and kill some of them, as a list of jobs says.
 
-The libraries are imported once; each process of a job is then a fork, with the environment that torchrun would give it. A job:
+`main` is to run in a process of its own; each process of a job is then a fork, with the environment that torchrun would give it. A job:
 
     {"config": ["train", "multi_gpu_train"], "overrides": {...}, "num_processes": 2, "kills": [0.1, ...], "notes": path or null}
 
@@ -164,7 +164,3 @@ def gradients(rank: int, number: int, path: str) -> torch.nn.Module:
     if number > 1:
         torch.distributed.destroy_process_group()
     return wrapped
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +18,7 @@ from monai.utils import set_determinism
 
 from synboost_monai.bundle_run import bundle_dir, run_bundle
 from synboost_monai.structures import STRUCTURES
+from tests.forked import Forked, module, ranks
 
 BUNDLE = bundle_dir("echo_semantic_diffusion")
 CONFIGS = BUNDLE / "configs"
@@ -34,7 +32,6 @@ TRAIN = {
     "picture_steps": 2,
     "picture_interval": 1,
 }
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
 SYNTHESISE = {**MODEL, "num_inference_steps": 2, "num_variations": 1, "batch_size": 8}
 
 
@@ -205,15 +202,13 @@ def test_killed_synthesis_goes_on_with_other_numbers_of_processes(
     whole = synthesise("whole", **{**changes, "batch_size": 8})
     flags = {**SYNTHESISE, **changes, "dataset_dir": datalist_dir, "checkpoint_path": trained / "model.pt"}
     flags["output_dir"] = tmp_path / "killed"
-    command = [sys.executable, "-m", "synboost_monai", "synthesise", *(f"--{k}={v}" for k, v in flags.items())]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    process = Forked(*module("synboost_monai", "synthesise", *(f"--{k}={v}" for k, v in flags.items())))
     images = tmp_path / "killed" / "images"
     deadline = time.monotonic() + 120
     while len(list(images.glob("*.nii.gz"))) < 3:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
-    process.wait()
     num_killed = len(list(images.glob("*.nii.gz")))
     assert 3 <= num_killed < 40 and not (tmp_path / "killed" / "datalist.json").exists()
     for rank, world_size in ((1, 2), (0, 3), (1, 3), (2, 3)):
@@ -225,7 +220,7 @@ def test_killed_synthesis_goes_on_with_other_numbers_of_processes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", [["monai.bundle", "run"], ["synboost_monai", "synthesise"]])
-def test_torchrun_shares_out_the_images(
+def test_processes_share_out_the_images(
     synthesise: Callable[..., Path], datalist_dir: Path, trained: Path, tmp_path: Path, program: list[str]
 ):
     whole = synthesise("whole")
@@ -233,11 +228,8 @@ def test_torchrun_shares_out_the_images(
     flags["output_dir"] = tmp_path / "shared"
     if program[0] == "monai.bundle":
         flags["config_file"] = CONFIGS / "inference.yaml"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launcher, "-m", *program, *(f"--{k}={v}" for k, v in flags.items())]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stderr.count("synthesise: 100%") <= 1  # one bar
+    processes = ranks(2, *module(*program, *(f"--{k}={v}" for k, v in flags.items())))
+    assert sum(process.done().stderr.count("synthesise: 100%") for process in processes) <= 1  # one bar
     assert same_but_for_the_folder(files_of(whole), files_of(tmp_path / "shared"))
 
 
@@ -338,7 +330,9 @@ def test_label_maps_alone_are_enough(synthesise: Callable[..., Path], camus_dir:
     for path in (camus_dir / "database_nifti" / "patient0001").glob("*_E?_gt.nii.gz"):
         shutil.copy(path, tmp_path / "maps")
     out = synthesise(dataset_dir=str(tmp_path / "maps"))
-    assert len(list((out / "images").iterdir())) == 4
+    names = {path.name.split("_gt")[0] + "_v0.nii.gz" for path in (tmp_path / "maps").iterdir()}
+    assert len(names) == 4 and {path.name for path in (out / "images").iterdir()} == names
+    assert all(pixels(path).std() > 0 for path in (out / "images").iterdir())
     item = json.loads((out / "datalist.json").read_text())["training"][0]
     assert item["patient"] == "patient0001" and item["phase"] == "end_diastole"
 

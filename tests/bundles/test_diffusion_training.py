@@ -22,6 +22,8 @@ from synboost_monai.bundle_run import bundle_dir, config_files, run_bundle
 from synboost_monai.diffusion import DiffusionPrepareBatch, HybridLoss
 from synboost_monai.model_card import PUBLISHED_FACTS
 from synboost_monai.networks import create_semantic_diffusion_unet
+from tests.bundles import launch_trainings
+from tests.forked import Forked, module, ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = bundle_dir("echo_semantic_diffusion")
@@ -349,10 +351,7 @@ def launched(datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         {"gradients": str(folder / "gradient_2.pt"), "num_processes": 2},
     ]
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, str(Path(__file__).with_name("launch_trainings.py")), str(folder / "jobs.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)  # it limits its own time
-    assert result.returncode == 0, result.stderr[-3000:]
+    Forked(launch_trainings.main, str(folder / "jobs.json")).done()
     return folder
 
 
@@ -423,8 +422,8 @@ def test_gradient_of_two_processes_is_that_of_the_whole_batch(launched: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["monai.bundle", "synboost_monai"])
 def test_torchrun_trains(launched: Path, datalist_dir: Path, tmp_path: Path, way: str):
-    """The two commands of multi_gpu_train.yaml run; the numbers are those of `launched`."""
-    module = {
+    """The two commands of multi_gpu_train.yaml run, one by torchrun itself; the numbers are those of `launched`."""
+    words = {
         "monai.bundle": [
             "monai.bundle",
             "run",
@@ -433,15 +432,19 @@ def test_torchrun_trains(launched: Path, datalist_dir: Path, tmp_path: Path, way
         ],
         "synboost_monai": ["synboost_monai", "run", str(BUNDLE), "multi_gpu_train"],
     }[way]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", *module]
     options = {**TRAIN, **EVERYTHING_RANDOM, **SHORT, "backend": "gloo"}
     for key, value in {**options, "dataset_dir": datalist_dir, "output_dir": tmp_path / "out"}.items():
-        command += [f"--{key}", str(value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, env=environment, timeout=600)
-    assert result.returncode == 0, result.stderr[-3000:]
+        words += [f"--{key}", str(value)]
+    if way == "monai.bundle":
+        told = [process.done().stdout for process in ranks(2, *module(*words), folder=BUNDLE)]
+    else:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        result = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, env=environment, timeout=600)
+        assert result.returncode == 0, result.stderr[-3000:]
+        told = [result.stdout]
     assert (tmp_path / "out" / "model.pt").read_bytes() == (launched / "two_0" / "model.pt").read_bytes()
-    assert result.stdout.count("Epoch[6] Metrics -- train_loss") == 1, "one rank talks"
+    assert "".join(told).count("Epoch[6] Metrics -- train_loss") == 1, "one rank talks"
 
 
 def test_multi_gpu_config_without_torchrun_says_so(

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +29,7 @@ from synboost_monai.structures import STRUCTURES
 from synboost_monai.transforms import load_echo
 from tests.clips import write_clip
 from tests.echonet_copy import write_echonet
+from tests.forked import module, ranks
 
 BUNDLES_DIR = Path(__file__).parents[2] / "bundles"
 BUNDLES = ("echo_cris", "echo_clipseg")
@@ -175,16 +173,14 @@ def test_finetuning_takes_weights_alone(bundle: str, trained: Path, datalist_dir
 def test_distributed_training_runs(datalist_dir: Path, tmp_path: Path) -> None:
     """Two processes run on the CPU, as torchrun starts them, separately from this one, since ignite keeps the group for ever."""
     configs = "['configs/train.yaml','configs/multi_gpu_train.yaml']"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "monai.bundle", "run", "--config_file", configs, "--dataset_dir", str(datalist_dir)]
-    command += ["--output_dir", str(tmp_path), "--preset", "tiny", "--image_size", "32", "--max_epochs", "1"]
-    command += ["--batch_size", "4", "--backend", "gloo", "--device", "$torch.device('cpu')"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BUNDLES_DIR.parent)}
-    done = subprocess.run(command, cwd=BUNDLES_DIR / "echo_cris", env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    words = ["run", "--config_file", configs, "--dataset_dir", datalist_dir]
+    words += ["--output_dir", tmp_path, "--preset", "tiny", "--image_size", "32", "--max_epochs", "1"]
+    words += ["--batch_size", "4", "--backend", "gloo", "--device", "$torch.device('cpu')"]
+    processes = ranks(2, *module("monai.bundle", *words), folder=BUNDLES_DIR / "echo_cris")
+    bars = sum(process.done().stderr.count("100%|") for process in processes)
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
     assert not any(name.startswith("module.") for name in weights)
-    assert done.stderr.count("100%|") >= 1 and sorted(p.name for p in tmp_path.iterdir()) == [
+    assert bars >= 1 and sorted(p.name for p in tmp_path.iterdir()) == [
         ".lock",
         "history.csv",
         "log.txt",

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +17,7 @@ from synboost_monai.bundle_run import config_files
 from synboost_monai.errors import user_error
 from synboost_monai.model_card import read_card
 from synboost_monai.networks import create_segmenter, load_weights
+from tests.forked import Forked, module, ranks
 
 BUNDLES_DIR = Path(__file__).parents[2] / "bundles"
 BUNDLES = ("echo_cris", "echo_clipseg")
@@ -223,18 +220,11 @@ def test_real_and_synthetic_together(bundle: str, datalist_dir: Path, tmp_path: 
 # ------------------------------------------------------------------------------------------------- processes that die
 
 
-def command(
-    bundle: str, config: str, data: Path, output_dir: Path, num_processes: int = 1, **overrides: Any
-) -> list[str]:
-    words = [sys.executable, "-m"]
-    if num_processes > 1:
-        words += ["torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}", "-m"]
+def command(bundle: str, config: str, data: Path, output_dir: Path, **overrides: Any) -> tuple[Any, ...]:
+    """Return what a process is given to run `python -m synboost_monai run bundle config`."""
     settings = {**TINY, "dataset_dir": data, "output_dir": output_dir, **overrides}
-    words += ["synboost_monai", "run", bundle, config]
-    return words + [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BUNDLES_DIR.parent)}
+    words = [word for key, value in settings.items() for word in (f"--{key}", value)]
+    return module("synboost_monai", "run", bundle, config, *words)
 
 
 def scalars(output_dir: Path, tag: str) -> list[float]:
@@ -250,16 +240,15 @@ def test_two_processes_learn_as_one_with_the_double_batch(datalist_dir: Path, tm
     # what is drawn by chance differs from rank to rank: nothing is, and images come in their order
     fixed = {"augment": False, "prompt_level": "P0", "max_epochs": 2, "lr_schedule": "constant", "ema_decay": 0.0}
     two = command(
-        "echo_clipseg", "multi_gpu_train", datalist_dir, tmp_path / "two", 2,
+        "echo_clipseg", "multi_gpu_train", datalist_dir, tmp_path / "two",
         **{**fixed, "batch_size": 2, "backend": "gloo", "train::sampler::shuffle": False},
     )  # fmt: skip
     one = command(
         "echo_clipseg", "train", datalist_dir, tmp_path / "one",
         **{**fixed, "batch_size": 4, "train::dataloader::shuffle": False},
     )  # fmt: skip
-    for words in (two, one):
-        done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+    for process in (*ranks(2, *two), Forked(*one)):
+        process.done()
     for tag in ("train_loss", "val_loss"):
         losses = [scalars(tmp_path / name, tag) for name in ("one", "two")]
         assert len(losses[0]) >= 2 and losses[0] == pytest.approx(losses[1], rel=1e-4), tag
@@ -271,24 +260,18 @@ def test_two_processes_learn_as_one_with_the_double_batch(datalist_dir: Path, tm
 
 
 @pytest.mark.slow
-def test_training_killed_for_good_goes_on_to_the_same_weights(bundle: str, datalist_dir: Path, tmp_path: Path) -> None:
-    """Training gets kill -9 in the middle of an epoch, and then the same command is given."""
+def test_training_killed_for_good_goes_on_to_the_same_weights(datalist_dir: Path, tmp_path: Path) -> None:
+    """Training gets kill -9 in the middle of an epoch, and then the same command is given; both segmenters share what resumes."""
     options = {"max_epochs": 3, "batch_size": 2, "prompt_level": "random"}
-    words = command(bundle, "train", datalist_dir, tmp_path / "killed", **options)
-    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = Forked(*command("echo_cris", "train", datalist_dir, tmp_path / "killed", **options))
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed/resume.ckpt").is_file() and time.monotonic() < deadline:
         assert process.poll() is None, "the training was over before it was killed"
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     assert (tmp_path / "killed/resume.ckpt").is_file()
     for name in ("killed", "whole"):
-        done = subprocess.run(
-            command(bundle, "train", datalist_dir, tmp_path / name, **options),
-            env=ENVIRONMENT, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
+        done = Forked(*command("echo_cris", "train", datalist_dir, tmp_path / name, **options)).done()
         assert ("training continues after epoch" in done.stderr + done.stdout) == (name == "killed")
     weights = [torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("killed", "whole")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

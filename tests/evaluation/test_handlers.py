@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from PIL import Image
 
@@ -46,6 +48,19 @@ def said(verdict: str = "accept", predicted: float = 0.9) -> dict[str, Any]:
     anatomy = {"problems": [], "measures": {"opening_fraction": 0.15}, "notes": []}
     reasons = [{"code": "empty", "structure": None, "message": "?"}] if verdict == "review" else []
     return {"calibrated": True, "structures": structures, "anatomy": anatomy, "verdict": verdict, "reasons": reasons}
+
+
+def run(handler: Any, *engines: Any, before_the_end: Callable[[], None] = lambda: None) -> None:
+    """Run a handler on what these engines have made, an image each, as an evaluation would."""
+
+    def step(engine: Engine, made: Any) -> Any:
+        engine.state.batch = made.state.batch
+        return made.state.output
+
+    evaluator = Engine(step)
+    handler.attach(evaluator)
+    evaluator.add_event_handler(Events.EPOCH_COMPLETED, before_the_end)
+    evaluator.run(engines)
 
 
 def engine_of(path: Path, case: str, **outputs: Any) -> Any:
@@ -109,10 +124,9 @@ def items_of(tmp_path: Path, count: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("is_judged", [True, False])
 def test_metrics_get_predicted_dice_and_verdict(tmp_path: Path, is_judged: bool) -> None:
     measure = CaseMetrics(items_of(tmp_path, 2), tmp_path / "out", dataset_dir="d", section="testing")
-    for i, verdict in enumerate(("accept", "review")):
-        doubt = {"doubt": said(verdict, 0.8 + 0.1 * i)} if is_judged else {}
-        measure._measure(engine_of(tmp_path / "x.nii.gz", f"c{i}", **doubt))
-    measure._write(engine_of(tmp_path / "x.nii.gz", "c0"))
+    doubts = [said("accept", 0.8), said("review", 0.9)]
+    made = [{"doubt": doubt} if is_judged else {} for doubt in doubts]
+    run(measure, *(engine_of(tmp_path / "x.nii.gz", f"c{i}", **outputs) for i, outputs in enumerate(made)))
     table = pd.read_csv(tmp_path / "out" / "metrics.csv")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     if is_judged:
@@ -126,7 +140,7 @@ def test_metrics_get_predicted_dice_and_verdict(tmp_path: Path, is_judged: bool)
 
 def test_a_free_prompt_is_measured_on_the_structure_that_it_names(tmp_path: Path) -> None:
     measure = CaseMetrics(items_of(tmp_path, 1), tmp_path / "out", dataset_dir="d", section="testing")
-    measure._measure(engine_of(tmp_path / "x.nii.gz", "c0", doubt={**said(), "prompt": {"structure": "left_atrium"}}))
+    run(measure, engine_of(tmp_path / "x.nii.gz", "c0", doubt={**said(), "prompt": {"structure": "left_atrium"}}))
     assert [row["structure"] for row in measure.rows] == ["left_atrium"]
 
 
@@ -134,8 +148,7 @@ def test_a_free_prompt_is_measured_on_the_structure_that_it_names(tmp_path: Path
 def test_the_paper_grid_is_measured_when_asked_for(tmp_path: Path, paper_grid: bool) -> None:
     options = {"dataset_dir": "d", "section": "testing", **({"paper_grid": True} if paper_grid else {})}
     measure = CaseMetrics(items_of(tmp_path, 1), tmp_path / "out", **options)
-    measure._measure(engine_of(tmp_path / "x.nii.gz", "c0"))
-    measure._write(engine_of(tmp_path / "x.nii.gz", "c0"))
+    run(measure, engine_of(tmp_path / "x.nii.gz", "c0"))
     table = pd.read_csv(tmp_path / "out" / "metrics.csv")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["paper_grid"] is paper_grid
@@ -148,11 +161,12 @@ def test_a_calibration_is_fitted_to_what_was_measured(tmp_path: Path) -> None:
     assessor = DoubtAssessor(tmp_path / "model.pt", settings={"threshold": 0.5})
     options = {"dataset_dir": "d", "section": "validation", "seed": 3, "review_share": 0.1}
     write = WriteCalibration(items_of(tmp_path, 20), assessor, tmp_path / "out" / "c.json", **options)
-    for i in range(20):
-        doubt = said("review" if i == 0 else "accept")
-        write._measure(engine_of(tmp_path / "x.nii.gz", f"c{i}", doubt=doubt, evidence=[{"num_groups": 2}]))
-    assert not (tmp_path / "out").exists()
-    write._write(engine_of(tmp_path / "x.nii.gz", "c0"))
+    evidence = [{"num_groups": 2}]
+    doubts = [said("review" if i == 0 else "accept") for i in range(20)]
+    made = [engine_of(tmp_path / "x.nii.gz", f"c{i}", doubt=d, evidence=evidence) for i, d in enumerate(doubts)]
+    was_there = []
+    run(write, *made, before_the_end=lambda: was_there.append((tmp_path / "out").exists()))
+    assert was_there == [False]
     found = json.loads((tmp_path / "out" / "c.json").read_text())
     assert (found["num_images"], found["num_patients"], found["num_groups"], found["seed"]) == (20, 10, 2, 3)
     assert found["settings"] == {"threshold": 0.5} and found["review_share"] == 0.05  # the one that is sent anyway
@@ -167,4 +181,4 @@ def test_a_free_prompt_cannot_be_calibrated(tmp_path: Path) -> None:
     write = WriteCalibration(items_of(tmp_path, 1), DoubtAssessor(None), tmp_path / "c.json", **options)
     doubt = {**said(), "prompt": {"structure": "left_atrium"}}
     with pytest.raises(ValueError, match="leave prompt empty"):
-        write._measure(engine_of(tmp_path / "x.nii.gz", "c0", doubt=doubt, evidence=[{"num_groups": 1}]))
+        run(write, engine_of(tmp_path / "x.nii.gz", "c0", doubt=doubt, evidence=[{"num_groups": 1}]))

@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import os
 import random
 import shutil
-import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +16,10 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.forked import Forked  # noqa: E402
+from tests.hospital import launch_batch  # noqa: E402
+
 LONGEST_START = 60.0
 """Seconds that a batch may take until it writes something."""
 WORKERS = 2
@@ -60,11 +60,9 @@ def end_state(out: Path) -> dict[str, Any]:
     return state
 
 
-def start(in_dir: Path, out: Path) -> subprocess.Popen[bytes]:
+def start(in_dir: Path, out: Path) -> Forked:
     """Start a batch in a separate process with two workers, which resumes."""
-    command = [sys.executable, str(ROOT / "tests/hospital/launch_batch.py"), str(in_dir), str(out), "resume"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    return Forked(launch_batch.main, in_dir, out, "resume")
 
 
 def kill(in_dir: Path, out: Path, delay_s: float, within_study: bool = True) -> int:
@@ -78,8 +76,7 @@ def kill(in_dir: Path, out: Path, delay_s: float, within_study: bool = True) -> 
     while not has_newer(folder, began) and process.poll() is None and time.time() < began + LONGEST_START:
         time.sleep(0.01)
     time.sleep(delay_s)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     return num_recorded(out)
 
 
@@ -109,7 +106,6 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as folder:
         in_dir, whole, out = (Path(folder, name) for name in ("in", "whole", "out"))
         for number in range(options.studies):

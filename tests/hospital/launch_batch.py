@@ -1,8 +1,7 @@
-"""Run a batch in a process of its own, with a model that needs no weights: `python launch_batch.py IN OUT [resume] [name=value ...]`."""
+"""Run a batch with a model that needs no weights; `main` is to run in a process of its own."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,6 +72,7 @@ def options_of(words: Sequence[str]) -> dict[str, Any]:
     return {name: values.get(value, int(value) if value.isdigit() else value) for name, value in pairs}
 
 
-if __name__ == "__main__":
-    options = {"workers": 2, "resume": "resume" in sys.argv[3:], **options_of(sys.argv[3:])}
-    raise SystemExit(run(Path(sys.argv[1]), Path(sys.argv[2]), **options))
+def main(in_dir: Path, out_dir: Path, *words: str) -> None:
+    """Run with two workers, and with options from words: `resume`, `name=value`."""
+    options = {"workers": 2, "resume": "resume" in words, **options_of(words)}
+    raise SystemExit(run(in_dir, out_dir, **options))

@@ -1,8 +1,7 @@
-"""Run a node in a process of its own, with a model that needs no weights: `python launch_node.py OUT DESTINATION`."""
+"""Make a node with a model that needs no weights; `main` is to run in a process of its own."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,7 @@ from synboost_monai.hospital.listen import Node, _until_signal
 from synboost_monai.hospital.options import ListenOptions
 from synboost_monai.hospital.study import StudyOptions
 from synboost_monai.processes import hold_folder
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.hospital.launch_batch import EllipseModel  # noqa: E402
+from tests.hospital.launch_batch import EllipseModel
 
 OPTIONS = StudyOptions()
 
@@ -41,10 +38,9 @@ def make_node(
     )
 
 
-if __name__ == "__main__":
-    out = Path(sys.argv[1])
+def main(out: Path, destination: str) -> None:
     with hold_folder(out):
-        node = make_node(out, sys.argv[2])
+        node = make_node(out, destination)
         with node.engine, _until_signal(node):
             node.run()
     print("ended", flush=True)

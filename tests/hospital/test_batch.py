@@ -186,8 +186,7 @@ def test_killed_at_any_time_it_ends_as_if_undisturbed(in_dir: Path, undisturbed:
     out = tmp_path / "out"
     for within_study in (False, True, True, True):
         kill(in_dir, out, chance.uniform(0, 0.3), within_study)
-    process = start(in_dir, out)
-    assert process.wait(timeout=120) == ALL_DONE
+    assert start(in_dir, out).wait() == ALL_DONE
     assert end_state(out) == end_state(undisturbed)
 
 

@@ -9,8 +9,6 @@ import re
 import shutil
 import sqlite3
 import stat
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -23,6 +21,8 @@ import pytest
 
 from synboost_monai.dicom.reasons import REASONS
 from synboost_monai.hospital.privacy import Naming
+from tests.forked import Forked
+from tests.hospital import launch_batch
 from tests.hospital.fault_corpus import SECRETS, Expected, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,19 +101,7 @@ def run_corpus(folder: Path, expected: list[Expected], *arguments: str) -> Run:
     """Do the run in a separate process."""
     before = snapshot(folder)
     start = time.monotonic()
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            str(ROOT / "tests/hospital/launch_batch.py"),
-            str(folder / "in"),
-            str(folder / "out"),
-            *arguments,
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    process = Forked(launch_batch.main, folder / "in", folder / "out", *arguments, folder=folder)
     peaks = [0.0]
 
     def watch() -> None:
@@ -124,16 +112,15 @@ def run_corpus(folder: Path, expected: list[Expected], *arguments: str) -> Run:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        printed, _ = process.communicate(timeout=LONGEST_RUN)
+        exit_code = process.wait(LONGEST_RUN)
     finally:
-        process.kill()
         watcher.join()
     run = Run(
         folder / "out",
         expected,
-        process.returncode,
+        exit_code,
         time.monotonic() - start,
-        printed.decode("utf-8", "replace"),
+        process.stdout + process.stderr,
         max(peaks),
         before,
         snapshot(folder),

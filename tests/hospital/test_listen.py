@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import re
-import signal
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -41,9 +38,10 @@ from synboost_monai.hospital.delivery import Delivery, deliveries  # noqa: E402
 from synboost_monai.hospital.listen import Node, run_listen  # noqa: E402
 from synboost_monai.hospital.options import ListenOptions  # noqa: E402
 from synboost_monai.hospital.phantom_studies import write_phantom_studies  # noqa: E402
+from tests.forked import Forked  # noqa: E402
+from tests.hospital import launch_node  # noqa: E402
 from tests.hospital.launch_node import make_node  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 CLIP, CT = "1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.2"
 RESULTS = (
@@ -403,36 +401,25 @@ def test_old_studies_are_removed_when_all_is_delivered(
 
 @pytest.mark.slow
 def test_killed_at_any_time_nothing_is_lost(studies: list[list[Path]], archive: Archive, tmp_path: Path) -> None:
-    generator = random.Random(0)
-    to_send = [path for study in studies for path in study]
-    num_kills = 0
-    for _ in range(30):
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests/hospital/launch_node.py"), str(tmp_path / "out"), archive.destination],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stderr is not None
-        port = 0
-        for line in process.stderr:
-            if found := re.search(r"listening on 127.0.0.1:(\d+) ", line):
-                port = int(found[1])
-                break
-        threading.Thread(target=process.stderr.read, daemon=True).start()  # so that it never waits for us
-        if to_send and send(port, to_send[0]) == [Status.SUCCESS]:
-            to_send.pop(0)
-        is_done = wait_quietly(lambda: is_all_delivered(tmp_path / "out", len(studies)), generator.uniform(0.2, 3.0))
-        if not to_send and is_done:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(150) == 0
-            assert process.stdout is not None and process.stdout.read() == "ended\n"
-            break
+    """Each object comes to another process, which is killed as soon as it has answered, works, has written, and delivers."""
+    out = tmp_path / "out"
+    moments: list[Callable[[], Any]] = [
+        lambda: True,
+        lambda: list(out.glob("runs/*/*/ledger.sqlite")),
+        lambda: list(out.glob("runs/*/*/studies/*/*")),
+        lambda: archive.received,
+    ]
+    for path, moment in zip([path for study in studies for path in study], moments, strict=True):
+        process, port = start_node(out, archive)
+        assert send(port, path) == [Status.SUCCESS]
+        wait_for(moment)
         process.kill()
-        process.wait()
-        num_kills += 1
-    assert num_kills >= 4 and is_all_delivered(tmp_path / "out", len(studies))
-    assert len(stored(tmp_path / "out")) == 4
+    assert not is_all_delivered(out, len(studies))
+    process, _ = start_node(out, archive)
+    wait_for(lambda: is_all_delivered(out, len(studies)))
+    process.terminate()
+    assert process.wait() == 0 and process.stdout == "ended\n"
+    assert len(stored(out)) == 4
     final = {
         str(pydicom.dcmread(run_dir / name).SOPInstanceUID)
         for run_dir, delivery in deliveries(tmp_path / "out/runs").items()
@@ -449,13 +436,13 @@ def test_killed_at_any_time_nothing_is_lost(studies: list[list[Path]], archive: 
     assert killed == whole
 
 
-def wait_quietly(condition: Callable[[], bool], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return condition()
+def start_node(out: Path, archive: Archive) -> tuple[Forked, int]:
+    """Start a node in a process of its own, and return it with its port."""
+    process, ready = Forked(launch_node.main, out, archive.destination), r"listening on 127.0.0.1:(\d+) "
+    wait_for(lambda: process.poll() is not None or re.search(ready, process.stderr))
+    found = re.search(ready, process.stderr)
+    assert found is not None, process.stderr
+    return process, int(found[1])
 
 
 def is_all_delivered(out: Path, num_studies: int) -> bool:

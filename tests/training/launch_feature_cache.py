@@ -1,7 +1,6 @@
 """Make feature caches in separate processes: one is killed, one goes on, and two share the work under gloo.
 
-`python launch_feature_cache.py DATALIST_DIR OUT_DIR`. The libraries are imported once; each process is a fork. It writes what it did, or
-its error, to OUT_DIR/NAME.json.
+`main` is to run in a process of its own; each of its processes is a fork. It writes what it did, or its error, to OUT_DIR/NAME.json.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,7 +106,3 @@ def main(datalist_dir: Path, out_dir: Path) -> None:
     (out_dir / "foreign").mkdir()
     (out_dir / "foreign" / "thesis.txt").write_text("mine")
     fork_two(out_dir, "foreign", lambda rank: cache(data, out_dir / "foreign"))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,8 @@ from synboost_monai.training import feature_cache, frozen_features
 from synboost_monai.training.feature_cache import CachedFeatures, cache_features, read_features
 from synboost_monai.training.frozen_features import check_frozen, describe, file_hash
 from synboost_monai.transforms import CLIP_MEAN, CLIP_STD, Letterboxd, LoadEchod, NormaliseEchod, RandUltrasoundd
+from tests.forked import Forked
+from tests.training import launch_feature_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 32
@@ -416,12 +416,7 @@ def test_folder_is_held_while_it_is_filled_and_given_back(
 def launched(datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the results of launch_feature_cache.py."""
     out_dir = tmp_path_factory.mktemp("launched")
-    script = Path(__file__).with_name("launch_feature_cache.py")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(datalist_dir), str(out_dir)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    Forked(launch_feature_cache.main, datalist_dir, out_dir).done()
     return out_dir
 
 
