@@ -29,8 +29,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from synboost_monai.bundle_run import nearest
-from synboost_monai.errors import in_one_line
+from synboost_monai.errors import did_you_mean, in_one_line
 from synboost_monai.evaluation.per_case import PAPER_METRICS, read_metrics, this_command
 from synboost_monai.evaluation.statistics import OVERALL, P_VALUES, add_holm, cluster_bootstrap, compare_pairs
 from synboost_monai.files import read_text
@@ -166,7 +165,7 @@ def read_published(path: str | os.PathLike[str]) -> pd.DataFrame:
     for name, words in (("strategy", STRATEGIES), ("model", MODELS), ("prompt", {p: p for p in PROMPT_LEVELS})):
         known = {word: ours for ours, word in words.items()}
         if unknown := sorted(set(frame[name].astype(str)) - set(known)):
-            hint = nearest(unknown[0], list(known)) or f"; known are {', '.join(known)}"
+            hint = did_you_mean(unknown[0], list(known)) or f"; known are {', '.join(known)}"
             raise ValueError(f"{path}: unknown {name} {unknown[0]!r}{hint}")
         frame[name] = frame[name].map(known)
     parts = frame["case"].str.extract(f"^{_CASE.pattern}$")
@@ -474,7 +473,7 @@ def _checked_run(model: str, strategy: str, prompt: str, source: str) -> Run:
     named = (("model", model, MODELS), ("strategy", strategy, STUDY_STRATEGIES), ("prompt", prompt, PROMPT_LEVELS))
     for what, word, known in named:
         if word not in known:
-            hint = nearest(word, list(known)) or f"; there are {', '.join(known)}"
+            hint = did_you_mean(word, list(known)) or f"; there are {', '.join(known)}"
             raise ValueError(f"{source}: unknown {what} {word!r}{hint}")
     return Run(strategy, model, prompt)
 

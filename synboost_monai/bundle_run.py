@@ -8,7 +8,6 @@ runs a value that begins with `$`, looks up one with `@` or `%`, and makes `::` 
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import inspect
 import json
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from synboost_monai.distributed import is_launched_first
-from synboost_monai.errors import user_error
+from synboost_monai.errors import did_you_mean, user_error
 from synboost_monai.files import read_text
 from synboost_monai.model_card import check_fact, read_card
 
@@ -100,7 +99,7 @@ def bundle_dir(bundle: str | os.PathLike[str]) -> Path:
             return candidate.resolve()
     names = bundle_names()
     raise FileNotFoundError(
-        f"bundle_run.py: no bundle {str(bundle)!r}{nearest(str(bundle), names)}; give the path, with a slash, of a folder with "
+        f"bundle_run.py: no bundle {str(bundle)!r}{did_you_mean(str(bundle), names)}; give the path, with a slash, of a folder with "
         f"configs/ such as ./{Path(bundle).name or 'FOLDER'}, or one of: {', '.join(names) or 'none found'}"
     )
 
@@ -205,7 +204,7 @@ def check_overrides(files: Sequence[str | os.PathLike[str]], overrides: Mapping[
             continue
         if not found:
             keys = [k for k in config if not k.startswith("_")]
-            hint = nearest(key, _keys(config, key)) or f"; it has {', '.join(keys)}"
+            hint = did_you_mean(key, _keys(config, key)) or f"; it has {', '.join(keys)}"
             raise ValueError(f"{bundle}/{where}: unknown key --{key}{hint}")
         # a recipe may put text where its base config has null
         is_optional = any(_look_up(_merged([file]), key) == (True, None) for file in files[:-1])
@@ -359,7 +358,7 @@ def _config_file(root: Path, name: str) -> Path:
     have = sorted(p.stem for p in (root / "configs").iterdir() if p.suffix in (".json", ".yaml", ".yml"))
     have = [n for n in have if n != "metadata"]
     raise FileNotFoundError(
-        f"bundle_run.py: bundle {root.name} has no config {name!r}{nearest(name, have)}; it has {', '.join(have)}"
+        f"bundle_run.py: bundle {root.name} has no config {name!r}{did_you_mean(name, have)}; it has {', '.join(have)}"
     )
 
 
@@ -433,12 +432,6 @@ def _keys(config: Mapping[str, Any], key: str) -> list[str]:
                 yield from walk(value, here, levels - 1)
 
     return list(walk(config, "", len(_SEPARATOR.split(key))))
-
-
-def nearest(word: str, words: Sequence[str]) -> str:
-    """Return `; did you mean X?` with the most similar word, or an empty string."""
-    match = difflib.get_close_matches(word, [str(w) for w in words], n=1, cutoff=0.6)
-    return f"; did you mean {match[0]}?" if match else ""
 
 
 def _list(key: str, text: str, where: str) -> Any:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import difflib
 import errno
 import os
 import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from synboost_monai.processes import INTERRUPTED, TERMINATED, Terminated, check_temporary_folder, told_to_end
@@ -66,6 +67,12 @@ _SQLITE = {"disk is full": errno.ENOSPC, "disk i/o error": errno.EIO, "readonly 
 _SQLITE |= {"unable to open database file": errno.EACCES}
 _TORCH_WRITER = ("inline_container.cc", "PytorchStreamWriter", "iostream error")
 _TEMPORARY = re.compile(r"\.\d+-[0-9a-f]{8}\.(?=[^/]*$)")  # how files.atomic_path begins a name
+
+
+def did_you_mean(word: str, words: Iterable[object]) -> str:
+    """Return `; did you mean X?` with the most similar word, or an empty string."""
+    match = difflib.get_close_matches(word, [str(w) for w in words], n=1)
+    return f"; did you mean {match[0]}?" if match else ""
 
 
 def user_error(error: BaseException) -> Exception | None:

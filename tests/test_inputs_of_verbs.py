@@ -24,6 +24,7 @@ from synboost_monai.study.examples import write_examples
 from synboost_monai.study.run import run_study
 from synboost_monai.synthesis import merge_synthetic
 from synboost_monai.synthesis.label_maps import sample_label_maps
+from synboost_monai.synthesis.options import LabelMapOptions
 from synboost_monai.synthesis.plan import SynthesisOptions, SynthesisPlan
 from synboost_monai.training import KeepInputs
 
@@ -119,8 +120,8 @@ def train_onto(name: str) -> Callable[[Path], None]:
 CASES: dict[str, Callable[[Path], Any]] = {
     "subset": lambda data: write_subset(data, data, patients=2),
     "subset_linked": lambda data: write_subset(data, linked(data), patients=2),
-    "label_maps": lambda data: sample_label_maps(data, data, num_maps=1),
-    "label_maps_linked": lambda data: sample_label_maps(data, linked(data), num_maps=1),
+    "label_maps": lambda data: sample_label_maps(data, data, LabelMapOptions()),
+    "label_maps_linked": lambda data: sample_label_maps(data, linked(data), LabelMapOptions()),
     "synthesise": plan,
     "synthesise_onto_weights": plan_onto_weights,
     "synthesise_into_label_maps": plan_into_label_maps,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from synboost_monai import __version__
-from synboost_monai.__main__ import VERBS, checked_arguments, main
+from synboost_monai import __version__, command_line
+from synboost_monai.__main__ import VERBS, main
 
 
 def _run(*words: str, capsys) -> tuple[int, str, str]:
@@ -20,6 +20,10 @@ def _run(*words: str, capsys) -> tuple[int, str, str]:
         code = error.code
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def checked_arguments(words: list[str]) -> list[str]:
+    return command_line.checked_arguments(words, VERBS)
 
 
 def test_without_a_verb_the_verbs_are_listed(capsys):

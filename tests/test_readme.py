@@ -17,8 +17,9 @@ from unittest import mock
 import pytest
 import yaml
 
-from synboost_monai.__main__ import VERBS, checked_arguments, main
+from synboost_monai.__main__ import VERBS, main
 from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files
+from synboost_monai.command_line import checked_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -129,7 +130,7 @@ def check_command(command: str, folder: Path, tmp_path: Path) -> bool:
 
 def check_verb(words: list[str], tmp_path: Path) -> None:
     """Raise unless verb, flags, and the keys of configs that it passes on exist."""
-    name, *flags = checked_arguments(words)
+    name, *flags = checked_arguments(words, VERBS)
     if "--help" in flags:
         return
     given = {}

@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synboost_monai import weights
 from synboost_monai.model_card import PUBLISHED_FACTS, new_card, read_card, resolve_facts, write_model
 from synboost_monai.networks import create_segmenter, create_semantic_diffusion_unet, load_weights
-from synboost_monai.weights import PublicWeights, convert_weights, get_weights, run_action, weights_table
+from synboost_monai.weights import convert_weights, fetch, get_weights, run_action, table, weights_table
+from synboost_monai.weights.options import ARCHITECTURES, ConvertOptions
 
 CONTENT = bytes(range(256)) * 4096
 """One MiB of a made-up checkpoint."""
@@ -108,7 +108,7 @@ def tell(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
         "sha256": hashlib.sha256(CONTENT).hexdigest(),
         "url": None,
     }
-    monkeypatch.setattr(weights, "WEIGHTS", (PublicWeights(**{**facts, **changes}),))  # type: ignore[arg-type]
+    monkeypatch.setattr(table, "WEIGHTS", (table.PublicWeights(**{**facts, **changes}),))  # type: ignore[arg-type]
 
 
 def left(folder: Path) -> list[str]:
@@ -119,23 +119,27 @@ def left(folder: Path) -> list[str]:
 
 
 def test_table_is_sound() -> None:
-    assert len({entry.name for entry in weights.WEIGHTS}) == len(weights.WEIGHTS) >= 4
-    for entry in weights.WEIGHTS:
-        assert set(entry.architecture.split(", ")) <= set(weights.ARCHITECTURES), entry.name
+    assert len({entry.name for entry in table.WEIGHTS}) == len(table.WEIGHTS) >= 4
+    for entry in table.WEIGHTS:
+        assert set(entry.architecture.split(", ")) <= set(ARCHITECTURES), entry.name
         assert entry.page.startswith("https://") and (entry.url is None or entry.url.startswith("https://"))
         assert entry.sha256 is None or (len(entry.sha256) == 64 and int(entry.sha256, 16))
         assert entry.sha256 is None or entry.url is not None
-    clip = weights.find_weights("clip-rn50")
+    clip = table.find_weights("clip-rn50")
     assert clip.url is not None and f"/{clip.sha256}/" in clip.url  # the publisher puts the hash into the address
+
+
+def act(*words: str, sha256: str | None = None, **options: object) -> str:
+    return run_action(*words, sha256=sha256, options=ConvertOptions(**options))  # type: ignore[arg-type]
 
 
 def test_list_tells_how_to_get_each() -> None:
     text = weights_table()
-    for entry in weights.WEIGHTS:
+    for entry in table.WEIGHTS:
         assert f"{entry.name}: " in text and entry.licence in text and entry.page in text
     assert "get      synboost weights get clip-rn50 OUT\n" in text
     assert "sha256   not known here" in text and "get      by hand: " in text
-    assert run_action("list") == text
+    assert act("list") == text
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ def test_list_tells_how_to_get_each() -> None:
 )
 def test_words_that_say_nothing(words: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run_action(*words)
+        act(*words)
 
 
 # ---- get
@@ -163,7 +167,7 @@ def test_get_writes_the_checked_file_and_says_the_licence(
     assert path == tmp_path / "new" / "mine.bin" and path.read_bytes() == CONTENT
     assert left(tmp_path / "new") == ["mine.bin"]
     assert "licence: A-Licence-1.0" in capsys.readouterr().out
-    assert run_action("get", "made-up", str(path)) == f"weights: {path}"  # there already
+    assert act("get", "made-up", str(path)) == f"weights: {path}"  # there already
     assert len(server.requests) == 1
 
 
@@ -221,7 +225,7 @@ def test_file_of_another_size_is_not_begun(server: FileServer, tmp_path: Path) -
 def test_download_ends_at_the_size_of_the_file(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says_length: bool, num_bytes: int | None
 ) -> None:
-    monkeypatch.setattr(weights, "_MAX_BYTES", 2 * len(CONTENT))
+    monkeypatch.setattr(table, "_MAX_BYTES", 2 * len(CONTENT))
     tell(monkeypatch, url=server.url, num_bytes=num_bytes)
     server.says_length, server.num_copies = says_length, 100
     with pytest.raises(ValueError, match=r"has (more than )?[\d,]+ bytes.*: it is another file") as error:
@@ -249,7 +253,7 @@ def test_address_that_leads_elsewhere_is_not_followed(server: FileServer, tmp_pa
 
 def test_https_leads_to_https_alone() -> None:
     request = urllib.request.Request("https://weights.invalid/model.bin")
-    follow = weights._SafeRedirects().redirect_request
+    follow = fetch._SafeRedirects().redirect_request
     assert follow(request, None, 302, "Found", {}, "https://other.invalid/a").full_url == "https://other.invalid/a"
     with pytest.raises(ValueError, match="leads to http://other.invalid/a, which is not https"):
         follow(request, None, 302, "Found", {}, "http://other.invalid/a")
@@ -305,7 +309,7 @@ def test_weights_without_a_hash_need_the_one_of_the_page(
     with pytest.raises(ValueError, match="is removed"):
         get_weights("made-up", tmp_path / "model.bin", "0" * 64)
     digest = hashlib.sha256(CONTENT).hexdigest()
-    assert run_action("get", "made-up", str(tmp_path / "model.bin"), sha256=digest.upper()).endswith("model.bin")
+    assert act("get", "made-up", str(tmp_path / "model.bin"), sha256=digest.upper()).endswith("model.bin")
 
 
 def test_hash_that_contradicts_the_table_is_refused(server: FileServer, tmp_path: Path) -> None:
@@ -371,7 +375,7 @@ def test_clipseg_of_each_form(tmp_path: Path, form: str) -> None:
         save_file(state_dict, folder / "model.safetensors")
     path = folder if form == "transformers folder" else next(folder.glob("*model.*"))
 
-    text = convert_weights(path, tmp_path / "models" / "model.pt", "clipseg", "tiny")
+    text = convert_weights(path, tmp_path / "models" / "model.pt", ConvertOptions("clipseg", "tiny"))
     content = (tmp_path / "models" / "model.pt").read_bytes()
     num_parameters = sum(p.numel() for p in source.parameters())
     assert f"CLIPSeg (clipseg, preset tiny), {num_parameters:,} parameters" in text
@@ -385,7 +389,7 @@ def test_clipseg_of_each_form(tmp_path: Path, form: str) -> None:
 def test_same_checkpoint_gives_the_same_file(tmp_path: Path) -> None:
     torch.save(tiny("clipseg").state_dict(), tmp_path / "a.bin")
     for name in ("one", "two"):
-        convert_weights(tmp_path / "a.bin", tmp_path / f"{name}.pt", preset="tiny")
+        convert_weights(tmp_path / "a.bin", tmp_path / f"{name}.pt", ConvertOptions(preset="tiny"))
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
 
 
@@ -394,7 +398,7 @@ def test_a_head_for_the_view_goes_along(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source = create_segmenter("cris", "tiny", has_view_head=True)
     write_model(source.state_dict(), tmp_path / "model.pt")
-    run_action("convert", str(tmp_path / "model.pt"), str(tmp_path / "converted.pt"), preset="tiny")
+    act("convert", str(tmp_path / "model.pt"), str(tmp_path / "converted.pt"), preset="tiny")
     card = read_card(tmp_path / "converted.pt")
     assert card is not None and card.facts["has_view_head"] is True
     loaded = load_weights(create_segmenter("cris", "tiny", has_view_head=True), tmp_path / "converted.pt")
@@ -407,7 +411,7 @@ def test_what_is_known_of_weights_goes_on_to_be_known(tmp_path: Path) -> None:
     card = replace(new_card(facts, {"seed": 3}, "P7"), measured={"val_mean_dice": 0.9})
     write_model(source.state_dict(), tmp_path / "model.pt", card)
     words = [str(tmp_path / "model.pt"), str(tmp_path / "half" / "model.pt")]
-    text = run_action("convert", *words, dtype="float16", licence="Apache-2.0")
+    text = act("convert", *words, dtype="float16", licence="Apache-2.0")
     assert "clipseg, preset tiny" in text and "float16" in text and "licence    Apache-2.0" in text
     half = read_card(words[1])
     assert half is not None and half.facts == card.facts and half.measured == card.measured
@@ -420,17 +424,17 @@ def test_what_is_known_of_weights_goes_on_to_be_known(tmp_path: Path) -> None:
         loaded, {k: v.half().float() if v.is_floating_point() else v for k, v in source.state_dict().items()}
     )
     with pytest.raises(ValueError, match="made with preset tiny, but --preset says small"):
-        run_action("convert", words[0], str(tmp_path / "no"), preset="small")
+        act("convert", words[0], str(tmp_path / "no"), preset="small")
     with pytest.raises(ValueError, match="dtype must be float32, float16, bfloat16, got 'int8'"):
-        run_action("convert", words[0], str(tmp_path / "no.pt"), dtype="int8")
+        act("convert", words[0], str(tmp_path / "no.pt"), dtype="int8")
     (tmp_path / "in_the_way.json").write_text("{}")
     with pytest.raises(ValueError, match="in_the_way.json is there already"):
-        run_action("convert", words[0], str(tmp_path / "in_the_way.pt"))
+        act("convert", words[0], str(tmp_path / "in_the_way.pt"))
 
 
 def test_weights_of_which_little_is_known_say_so(tmp_path: Path) -> None:
     torch.save(tiny("cris").state_dict(), tmp_path / "a.bin")
-    convert_weights(tmp_path / "a.bin", tmp_path / "model.pt", preset="tiny")
+    convert_weights(tmp_path / "a.bin", tmp_path / "model.pt", ConvertOptions(preset="tiny"))
     card = read_card(tmp_path / "model.pt")
     assert card is not None and card.facts == {"preset": "tiny"} and card.training == {"converted_from": "a.bin"}
     # how the published code padded is not known of a file: it may be said
@@ -442,7 +446,7 @@ def test_values_too_large_for_half_precision_are_refused(tmp_path: Path) -> None
     next(value for value in state.values() if value.ndim == 2)[0, 0] = 1e6
     torch.save(state, tmp_path / "a.bin")
     with pytest.raises(ValueError, match="cannot hold; take --dtype bfloat16"):
-        convert_weights(tmp_path / "a.bin", tmp_path / "model.pt", preset="tiny", dtype="float16")
+        convert_weights(tmp_path / "a.bin", tmp_path / "model.pt", ConvertOptions(preset="tiny", dtype="float16"))
     assert not (tmp_path / "model.pt").exists()
 
 
@@ -453,7 +457,9 @@ def test_cris_with_its_own_longest_prompt_loads_in_the_bundle(tmp_path: Path) ->
     source = tiny("cris", context_length=17)
     state_dict = {f"module.{key}": value for key, value in source.state_dict().items()}
     torch.save({"epoch": 50, "best_iou": np.float64(0.7), "state_dict": state_dict}, tmp_path / "cris_best.pt")
-    assert "CRIS (cris, preset tiny)" in convert_weights(tmp_path / "cris_best.pt", f"{tmp_path}/models/", None, "tiny")
+    assert "CRIS (cris, preset tiny)" in convert_weights(
+        tmp_path / "cris_best.pt", f"{tmp_path}/models/", ConvertOptions(None, "tiny")
+    )
 
     parser = ConfigParser()
     parser.read_config(
@@ -474,9 +480,9 @@ def test_clip_alone_is_refused_unless_partial(tmp_path: Path) -> None:
     expected = {f"backbone.{key}": value.half().float() for key, value in source.backbone.state_dict().items()}
     write_clip_archive(source, tmp_path / "RN50.pt")
     with pytest.raises(ValueError, match="RN50.pt is CLIP RN50 alone: .*--init_checkpoint.* --partial true") as error:
-        convert_weights(tmp_path / "RN50.pt", tmp_path / "model.pt", "cris", "tiny")
+        convert_weights(tmp_path / "RN50.pt", tmp_path / "model.pt", ConvertOptions("cris", "tiny"))
     assert "\n" not in str(error.value) and not (tmp_path / "model.pt").exists()
-    text = convert_weights(tmp_path / "RN50.pt", tmp_path / "model.pt", "cris", "tiny", partial=True)
+    text = convert_weights(tmp_path / "RN50.pt", tmp_path / "model.pt", ConvertOptions("cris", "tiny", partial=True))
     assert "neck, decoder and projector are random" in text
     written = torch.load(tmp_path / "model.pt", weights_only=True)
     assert written.keys() == tiny("cris").state_dict().keys()
@@ -489,7 +495,7 @@ def test_semantic_diffusion_of_a_flat_state_dict(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source = create_semantic_diffusion_unet("tiny")
     torch.save(source.state_dict(), tmp_path / "ema_0.9999_050000.pt")
-    text = run_action(
+    text = act(
         "convert",
         str(tmp_path / "ema_0.9999_050000.pt"),
         str(tmp_path / "model.pt"),
@@ -504,7 +510,7 @@ def test_licence_of_a_file_of_the_table_is_told(tmp_path: Path, monkeypatch: pyt
     torch.save(tiny("clipseg").state_dict(), tmp_path / "a.bin")
     tell(monkeypatch, sha256=hashlib.sha256((tmp_path / "a.bin").read_bytes()).hexdigest())
     assert "licence    A-Licence-1.0 (made-up)" in convert_weights(
-        tmp_path / "a.bin", tmp_path / "model.pt", None, "tiny"
+        tmp_path / "a.bin", tmp_path / "model.pt", ConvertOptions(None, "tiny")
     )
 
 
@@ -513,19 +519,19 @@ def test_nothing_is_written_for_what_does_not_fit(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / "b.bin")
     out = tmp_path / "model.pt"
     with pytest.raises(ValueError, match="these are the weights of CLIPSeg, not of CRIS.*bundle echo_clipseg"):
-        convert_weights(tmp_path / "a.bin", out, "cris", "tiny")
+        convert_weights(tmp_path / "a.bin", out, ConvertOptions("cris", "tiny"))
     with pytest.raises(ValueError, match="keys have another shape|keys are missing"):
-        convert_weights(tmp_path / "b.bin", out, "clipseg", "tiny")
+        convert_weights(tmp_path / "b.bin", out, ConvertOptions("clipseg", "tiny"))
     with pytest.raises(ValueError, match="is none of the networks known here; say which with --architecture"):
-        convert_weights(tmp_path / "b.bin", out)
+        convert_weights(tmp_path / "b.bin", out, ConvertOptions())
     with pytest.raises(ValueError, match="architecture must be clipseg, cris, semantic_diffusion, got 'unet'"):
-        convert_weights(tmp_path / "a.bin", out, "unet")
+        convert_weights(tmp_path / "a.bin", out, ConvertOptions("unet"))
     with pytest.raises(ValueError, match="preset must be one of"):
-        convert_weights(tmp_path / "a.bin", out, "clipseg", "large")
+        convert_weights(tmp_path / "a.bin", out, ConvertOptions("clipseg", "large"))
     with pytest.raises(FileNotFoundError, match="there is no file"):
-        convert_weights(tmp_path / "nowhere.bin", out)
+        convert_weights(tmp_path / "nowhere.bin", out, ConvertOptions())
     assert not out.exists()
     out.write_text("a training's result")
     with pytest.raises(ValueError, match="model.pt is there already"):
-        convert_weights(tmp_path / "a.bin", tmp_path, None, "tiny")
+        convert_weights(tmp_path / "a.bin", tmp_path, ConvertOptions(None, "tiny"))
     assert out.read_text() == "a training's result"

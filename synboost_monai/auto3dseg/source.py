@@ -19,8 +19,8 @@ from synboost_monai.auto3dseg.settings import (
     read_hyper_parameters,
     with_source_settings,
 )
-from synboost_monai.bundle_run import nearest
 from synboost_monai.data.datalist import load_datalist
+from synboost_monai.errors import did_you_mean
 from synboost_monai.files import read_text
 from synboost_monai.prompts import structure_prompts
 from synboost_monai.transforms.files import checked_items
@@ -70,7 +70,7 @@ def read_source(path: str | os.PathLike[str]) -> dict[str, Any]:
         if key in _OF_AUTORUNNER_ALONE:
             raise ValueError(f"{path}: {key} is decided by synboost auto3dseg; take it out, or run MONAI's AutoRunner")
         if key not in known:
-            raise ValueError(f"{path}: unknown key {key}{nearest(str(key), known)}; it takes {', '.join(known)}")
+            raise ValueError(f"{path}: unknown key {key}{did_you_mean(str(key), known)}; it takes {', '.join(known)}")
     if missing := [key for key in REQUIRED if not source.get(key)]:
         raise ValueError(
             f"{path}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; AutoRunner needs {', '.join(REQUIRED)}"
@@ -102,7 +102,7 @@ def chosen_algorithms(algos: Any) -> list[str]:
     for word in asked:
         if word not in names:
             raise ValueError(
-                f"auto3dseg: no algorithm is called {word!r}{nearest(word, names)}; there are {', '.join(names)}"
+                f"auto3dseg: no algorithm is called {word!r}{did_you_mean(word, names)}; there are {', '.join(names)}"
             )
     if not asked:
         raise ValueError(f"auto3dseg: algos is empty; there are {', '.join(names)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from synboost_monai.options import SegmenterOptions
 from synboost_monai.records import VIEWS
 
 FRAME_CHOICES = ("ed-es", "all")
@@ -20,12 +21,10 @@ PATHS = ("redacted", "plain", "hashed")
 
 
 @dataclass(frozen=True)
-class HospitalOptions:
+class HospitalOptions(SegmenterOptions):
     """Options of every way to segment a hospital's studies.
 
     Args:
-        bundle: bundle of a segmenter.
-        checkpoint_path: its weights; by default the bundle's own.
         frames: ed-es writes end-diastole and end-systole, all every frame.
         view: view of the clips: auto (by their headers, else the network's opinion), a4c or a2c.
         segmentation: binary, or labelmap, which many archives do not know yet.
@@ -34,8 +33,6 @@ class HospitalOptions:
         ValueError: if a value is not among the choices.
     """
 
-    bundle: str = "echo_cris"
-    checkpoint_path: str | None = None
     frames: str = "ed-es"
     view: str = "auto"
     segmentation: str = "binary"

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files, is_path, literal, nearest
+from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files, is_path, literal
+from synboost_monai.errors import did_you_mean
 from synboost_monai.files import read_text
 from synboost_monai.study.dag import Study
 from synboost_monai.study.grid import ALL, PROMPT_LEVELS, STRATEGIES
@@ -132,7 +133,7 @@ def _study_path(study: str | os.PathLike[str]) -> Path:
         return shipped
     names = sorted(p.stem for p in STUDIES_DIR.glob("*.yaml"))
     raise FileNotFoundError(
-        f"settings.py: no study {str(study)!r}{nearest(str(study), names)}; give a YAML file (.yaml) or one of: {', '.join(names)}"
+        f"settings.py: no study {str(study)!r}{did_you_mean(str(study), names)}; give a YAML file (.yaml) or one of: {', '.join(names)}"
     )
 
 
@@ -164,7 +165,7 @@ def _merge(defaults: Mapping[str, Any], content: Mapping[str, Any], where: str, 
 
 def _nearest_setting(path: str, defaults: Mapping[str, Any]) -> str:
     """Return a hint for a misspelt setting."""
-    return nearest(path.rpartition(".")[2], list(defaults)) or f"; it takes {', '.join(defaults)}"
+    return did_you_mean(path.rpartition(".")[2], list(defaults)) or f"; it takes {', '.join(defaults)}"
 
 
 def _nested(key: str, value: Any, current: Any) -> dict[str, Any]:
@@ -210,7 +211,7 @@ def _check(study: Study, where: str) -> None:
     for key in settings["data"]["prepare"]:
         if key not in _PREPARE_KEYS:
             raise ValueError(
-                f"{where}: unknown setting data.prepare.{key}{nearest(key, _PREPARE_KEYS)}; it takes {', '.join(_PREPARE_KEYS)}"
+                f"{where}: unknown setting data.prepare.{key}{did_you_mean(key, _PREPARE_KEYS)}; it takes {', '.join(_PREPARE_KEYS)}"
             )
     for group, names, stages in (
         ("segmenters.per_model", models, _STAGE_KEYS),
@@ -244,7 +245,7 @@ def _check_axes(part: Mapping[str, Any], models: Sequence[str], num_folds: Any, 
             raise ValueError(f"{where}: segmenters.{key} must be a list with at least one entry, got {values!r}")
         for value in values:
             if key in known and value not in known[key]:
-                hint = nearest(str(value), list(known[key]))
+                hint = did_you_mean(str(value), list(known[key]))
                 raise ValueError(f"{where}: segmenters.{key} has no {value!r}{hint}; there are {', '.join(known[key])}")
             if key in rules and not rules[key][0](value):
                 raise ValueError(f"{where}: segmenters.{key} must be {rules[key][1]}, got {value!r}")
@@ -254,7 +255,7 @@ def _check_texts(part: Mapping[str, Any], keys: Sequence[str], models: Sequence[
     """Check the settings that hold a text for each model."""
     for key, name, value in ((setting, *item) for setting in keys for item in part[setting].items()):
         if name not in models:
-            hint = nearest(name, models)
+            hint = did_you_mean(name, models)
             raise ValueError(f"{where}: unknown setting segmenters.{key}.{name}{hint}; there are {', '.join(models)}")
         if not isinstance(value, str):
             raise ValueError(f"{where}: segmenters.{key}.{name} must be text, got {value!r}")
@@ -269,7 +270,7 @@ def _check_layers(
             more = f", or that and a strategy such as 20/{STRATEGIES[0]}" if group.startswith("segmenters") else ""
             raise ValueError(f"{where}: {group} takes a number of patients, a share, or {ALL}{more}; got {name}")
         if names is not None and name not in names:
-            hint = nearest(str(name), list(names))
+            hint = did_you_mean(str(name), list(names))
             raise ValueError(f"{where}: unknown setting {group}.{name}{hint}; there are {', '.join(names)}")
         for stage in layer or {}:
             if stage not in stages:

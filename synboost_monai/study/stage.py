@@ -21,8 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synboost_monai.bundle_run import nearest
-from synboost_monai.errors import LINE_VARIABLE, in_one_line
+from synboost_monai.errors import LINE_VARIABLE, did_you_mean, in_one_line
 from synboost_monai.files import atomic_write_text, read_text
 from synboost_monai.processes import end_child, ends_with_parent, module_command, safe_environment
 from synboost_monai.study.run import PARENT_VARIABLE
@@ -162,7 +161,7 @@ def main() -> None:
     with in_one_line(f"stage {arguments.name}", str(Path.cwd())):
         study = read_run(Path("."))
         if arguments.name not in study.stages:
-            raise ValueError(f"{study.name} has no such stage{nearest(arguments.name, study.stage_names)}")
+            raise ValueError(f"{study.name} has no such stage{did_you_mean(arguments.name, study.stage_names)}")
         stage = study.stages[arguments.name]
         inputs = [study.stages[name].timing for name in stage.needs]
         total = len(study.stages)

@@ -35,9 +35,9 @@ from synboost_monai.heart.landmarks import NUM_LANDMARKS, LandmarkError, find_la
 from synboost_monai.paths import refuse_overwriting
 from synboost_monai.records import PHASES, VIEWS, EchoRecord
 from synboost_monai.structures import NUM_CLASSES, SECTOR_INDEX_OF_CLASS, SECTOR_OUTSIDE_INDEX
+from synboost_monai.synthesis.options import LabelMapOptions
 from synboost_monai.synthesis.plan import stable_seed
 from synboost_monai.synthesis.shape_model import (
-    EXPLAINED_VARIANCE,
     MIN_CASES,
     Frame,
     HeartCase,
@@ -57,8 +57,6 @@ from synboost_monai.transforms.label_map_dictionary import SectorMaskd
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-METHODS = ("shape_model", "interpolate")
-"""Drawing from the model; averaging two training label maps of one view and phase."""
 INTERPOLATION_WEIGHTS = (0.25, 0.75)
 """Range of the second map's weight, drawn uniformly: closer to 0 or 1, the new map would be one of the old ones."""
 MAX_DRAWS = 500
@@ -108,54 +106,26 @@ class DrawnMap:
 def sample_label_maps(
     dataset_dir: str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
-    *,
-    num_maps: int = 200,
-    seed: int = 0,
-    method: str = "shape_model",
-    section: str | Sequence[str] = "training",
-    view: str | None = None,
-    phase: str | None = None,
-    variance_scale: float = 1.0,
-    explained_variance: float = EXPLAINED_VARIANCE,
+    options: LabelMapOptions,
 ) -> Path:
     """Make a data set of new label maps (see the module); existing files are kept.
 
     Args:
         dataset_dir: datalist folder (or folder of label maps) to learn from.
         output_dir: folder of the new data set.
-        num_maps: number of maps.
-        seed: seed of the run.
-        method: one of `METHODS`.
-        section: section of the datalist; several joined by `+`.
-        view, phase: learn only from these label maps; None: from all, each new map has the view and phase of its frame.
-        variance_scale: factor on the variances of the shape modes; 1: as in the training label maps.
-        explained_variance: share of the variance that the modes keep.
+        options: how many maps are drawn, and how. Without a view and a phase, each new map has those of its frame.
     Returns:
         Path of datalist.json.
     Raises:
         FileNotFoundError, ValueError: if the data is missing or invalid, fewer than `MIN_CASES` label maps are usable,
-            an argument is out of range, the folder was begun with other settings, or almost no draw passes the checks.
+            the folder was begun with other settings, or almost no draw passes the checks.
     """
-    if num_maps < 1:
-        raise ValueError(f"num_maps must be at least 1, got {num_maps}")
-    if method not in METHODS:
-        raise ValueError(f"method must be {' or '.join(METHODS)}, got {method!r}")
-    if variance_scale < 0:
-        raise ValueError(f"variance_scale must be 0 or more, got {variance_scale}")
-    items = list_label_maps(dataset_dir, section, view=view, phase=phase, exclude=output_dir)
+    items = list_label_maps(dataset_dir, options.section, view=options.view, phase=options.phase, exclude=output_dir)
     names = (DATALIST_NAME, "provenance.json", "summary.json", "shape_model.npz", "contact_sheet.png")
     folders = [Path(output_dir, name) for name in ("labels", "sectors")]
     refuse_overwriting([Path(output_dir, name) for name in names], [dataset_dir, items], filled=folders)
-    settings = {
-        "method": method,
-        "seed": seed,
-        "section": section if isinstance(section, str) else "+".join(section),
-        "view": view,
-        "phase": phase,
-        "variance_scale": variance_scale,
-        "explained_variance": explained_variance,
-        "data_sha256": _hash_of(items),
-    }
+    settings = {**asdict(options), "data_sha256": _hash_of(items)}
+    num_maps = settings.pop("num_maps")
     output_dir = Path(output_dir)
     before = _records_before(output_dir, settings)
     if _is_finished(output_dir, before, num_maps):
@@ -164,10 +134,12 @@ def sample_label_maps(
     training = read_training_maps(items)
     model = ShapeModel.fit(
         training.cases,
-        explained_variance=explained_variance,
+        explained_variance=options.explained_variance,
         provenance={"data_sha256": settings["data_sha256"], "synboost_monai": __version__},
     )
-    sampler = LabelMapSampler(training, model, method=method, seed=seed, variance_scale=variance_scale)
+    sampler = LabelMapSampler(
+        training, model, method=options.method, seed=options.seed, variance_scale=options.variance_scale
+    )
     header = {"settings": settings, "dataset_dir": str(dataset_dir), "versions": {"synboost_monai": __version__}}
     records = []
     _write_provenance(output_dir, header, [before[k] for k in sorted(before)], num_maps)
@@ -259,9 +231,9 @@ class LabelMapSampler:
     Args:
         training: the label maps to learn from.
         model: shape model fitted to them.
-        method: one of `METHODS`.
+        method: one of `options.METHODS`.
         seed: seed of the run.
-        variance_scale: as in `sample_label_maps`.
+        variance_scale: as in `LabelMapOptions`.
     """
 
     def __init__(

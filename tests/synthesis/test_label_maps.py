@@ -17,6 +17,7 @@ from synboost_monai.heart.anatomy import check_anatomy
 from synboost_monai.records import EchoRecord
 from synboost_monai.simulation.phantom_anatomy import draw_label_map, draw_patient
 from synboost_monai.synthesis import label_maps, sample_label_maps
+from synboost_monai.synthesis.options import LabelMapOptions
 from synboost_monai.synthesis.writers import write_nifti
 from synboost_monai.transforms.dictionary import LoadEchod
 from synboost_monai.transforms.label_map_array import default_sector_mask
@@ -62,7 +63,7 @@ def hearts_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sampled_dir(hearts_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return eight maps of the shape model, seed 3."""
     folder = tmp_path_factory.mktemp("sampled") / "maps"
-    sample_label_maps(hearts_dir, folder, num_maps=8, seed=3)
+    sample_label_maps(hearts_dir, folder, LabelMapOptions(num_maps=8, seed=3))
     return folder
 
 
@@ -145,7 +146,7 @@ def test_contact_sheet_shows_training_and_sampled_maps(sampled_dir: Path):
 
 
 def test_interpolated_maps_lie_between_two_of_one_class(hearts_dir: Path, tmp_path: Path):
-    sample_label_maps(hearts_dir, tmp_path, num_maps=4, method="interpolate")
+    sample_label_maps(hearts_dir, tmp_path, LabelMapOptions(num_maps=4, method="interpolate"))
     for record in provenance(tmp_path)["maps"]:
         first, second = record["sources"]
         assert first != second and first[-2:] == second[-2:]  # ED or ES both
@@ -155,7 +156,9 @@ def test_interpolated_maps_lie_between_two_of_one_class(hearts_dir: Path, tmp_pa
 
 
 def test_one_phase_alone(hearts_dir: Path, tmp_path: Path):
-    sample_label_maps(hearts_dir, tmp_path, num_maps=2, phase="end_systole", view="apical_four_chamber")
+    sample_label_maps(
+        hearts_dir, tmp_path, LabelMapOptions(num_maps=2, phase="end_systole", view="apical_four_chamber")
+    )
     assert {item["phase"] for item in read_datalist(tmp_path, "training")} == {"end_systole"}
 
 
@@ -163,9 +166,9 @@ def test_one_phase_alone(hearts_dir: Path, tmp_path: Path):
 
 
 def test_a_map_depends_on_seed_and_number_alone(sampled_dir: Path, hearts_dir: Path, tmp_path: Path):
-    sample_label_maps(hearts_dir, tmp_path / "few", num_maps=3, seed=3)
+    sample_label_maps(hearts_dir, tmp_path / "few", LabelMapOptions(num_maps=3, seed=3))
     assert digests(tmp_path / "few").items() <= digests(sampled_dir).items()
-    sample_label_maps(hearts_dir, tmp_path / "other", num_maps=3, seed=4)
+    sample_label_maps(hearts_dir, tmp_path / "other", LabelMapOptions(num_maps=3, seed=4))
     assert not set(digests(tmp_path / "other")) & set(digests(sampled_dir))
 
 
@@ -182,14 +185,14 @@ def test_a_run_that_was_interrupted_goes_on(sampled_dir: Path, hearts_dir: Path,
     monkeypatch.setattr(label_maps, "MAPS_BETWEEN_RECORDS", 2)
     monkeypatch.setattr(label_maps, "write_nifti", failing)
     with pytest.raises(OSError, match="disk full"):
-        sample_label_maps(hearts_dir, tmp_path, num_maps=8, seed=3)
+        sample_label_maps(hearts_dir, tmp_path, LabelMapOptions(num_maps=8, seed=3))
     record = provenance(tmp_path)
     assert not record["is_complete"] and len(record["maps"]) == 4 and not (tmp_path / "datalist.json").exists()
 
     kept = [tmp_path / m["label"] for m in record["maps"]]
     times = [file.stat().st_mtime_ns for file in kept]
     monkeypatch.setattr(label_maps, "write_nifti", write)
-    sample_label_maps(hearts_dir, tmp_path, num_maps=8, seed=3)
+    sample_label_maps(hearts_dir, tmp_path, LabelMapOptions(num_maps=8, seed=3))
     assert digests(tmp_path) == digests(sampled_dir)
     assert [file.stat().st_mtime_ns for file in kept] == times
     assert provenance(tmp_path)["maps"] == provenance(sampled_dir)["maps"]
@@ -201,25 +204,25 @@ def test_a_complete_folder_is_left_alone_and_a_lost_map_is_made_again(
     folder = tmp_path / "copy"
     shutil.copytree(sampled_dir, folder)
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
-    sample_label_maps(hearts_dir, folder, num_maps=8, seed=3)
+    sample_label_maps(hearts_dir, folder, LabelMapOptions(num_maps=8, seed=3))
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()} == before
     (folder / provenance(folder)["maps"][5]["label"]).unlink()
-    sample_label_maps(hearts_dir, folder, num_maps=8, seed=3)
+    sample_label_maps(hearts_dir, folder, LabelMapOptions(num_maps=8, seed=3))
     assert digests(folder) == digests(sampled_dir)
 
 
 def test_another_seed_or_data_in_the_same_folder_is_refused(sampled_dir: Path, hearts_dir: Path, tmp_path: Path):
     before = digests(sampled_dir)
     with pytest.raises(ValueError, match="was begun with seed 3, this run has 4; choose another output_dir"):
-        sample_label_maps(hearts_dir, sampled_dir, num_maps=8, seed=4)
+        sample_label_maps(hearts_dir, sampled_dir, LabelMapOptions(num_maps=8, seed=4))
     other = write_hearts(tmp_path / "other", num_patients=3)
     with pytest.raises(ValueError, match="was begun with data_sha256"):
-        sample_label_maps(other, sampled_dir, num_maps=8, seed=3)
+        sample_label_maps(other, sampled_dir, LabelMapOptions(num_maps=8, seed=3))
     assert digests(sampled_dir) == before
     (tmp_path / "foreign" / "labels").mkdir(parents=True)
     (tmp_path / "foreign" / "labels" / "a.nii.gz").touch()
     with pytest.raises(ValueError, match="holds label maps but no provenance.json"):
-        sample_label_maps(hearts_dir, tmp_path / "foreign", num_maps=1)
+        sample_label_maps(hearts_dir, tmp_path / "foreign", LabelMapOptions(num_maps=1))
 
 
 # ---- what is at fault
@@ -238,7 +241,7 @@ def test_another_seed_or_data_in_the_same_folder_is_refused(sampled_dir: Path, h
 )
 def test_a_wrong_argument_is_refused_before_anything_is_written(hearts_dir: Path, tmp_path: Path, options, message):
     with pytest.raises(ValueError, match=message):
-        sample_label_maps(hearts_dir, tmp_path / "out", **options)
+        sample_label_maps(hearts_dir, tmp_path / "out", LabelMapOptions(**options))
     assert not (tmp_path / "out").exists()
 
 
@@ -254,7 +257,7 @@ def test_unusable_label_maps_are_counted_and_too_few_are_an_error(tmp_path: Path
             row, column = np.argwhere(pixels == 1).mean(axis=0).astype(int)
             pixels[row : row + 6, column : column + 6] = 0
         write_nifti(pixels, plane.spacing_mm, path)
-    sample_label_maps(folder, tmp_path / "out", num_maps=1)
+    sample_label_maps(folder, tmp_path / "out", LabelMapOptions(num_maps=1))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["training"]["num_usable"] == 6
     assert summary["training"]["skipped"] == {"missing: left_atrium": 1, "hole: left_ventricular_cavity": 1}
@@ -262,7 +265,7 @@ def test_unusable_label_maps_are_counted_and_too_few_are_an_error(tmp_path: Path
         r"2 of 4 label maps can be used \(1 x missing: left_atrium; 1 x hole: .*\); a shape model needs at least 5"
     )
     with pytest.raises(ValueError, match=message):
-        sample_label_maps(folder, tmp_path / "none", num_maps=1, phase="end_diastole")
+        sample_label_maps(folder, tmp_path / "none", LabelMapOptions(num_maps=1, phase="end_diastole"))
     assert not (tmp_path / "none").exists()
 
 
@@ -274,10 +277,10 @@ def test_a_file_that_is_no_label_map_is_named(tmp_path: Path):
     with pytest.raises(
         ValueError, match=r"patient0001_4CH_ES_gt.nii.gz: expected a label map with classes 0 background"
     ):
-        sample_label_maps(folder, tmp_path / "out", num_maps=1)
+        sample_label_maps(folder, tmp_path / "out", LabelMapOptions(num_maps=1))
     write_nifti(plane.pixels[:-3], plane.spacing_mm, path)
     with pytest.raises(ValueError, match=r"patient0001_4CH_ES_gt.nii.gz: image is .* but label map is"):
-        sample_label_maps(folder, tmp_path / "out", num_maps=1)
+        sample_label_maps(folder, tmp_path / "out", LabelMapOptions(num_maps=1))
 
 
 def test_a_hopeless_run_says_why(hearts_dir: Path, tmp_path: Path, monkeypatch):
@@ -287,4 +290,4 @@ def test_a_hopeless_run_says_why(hearts_dir: Path, tmp_path: Path, monkeypatch):
         r"label map 0: none of 4 draws passed the checks of anatomy \(range: cavity_length_mm \(4\).*variance_scale"
     )
     with pytest.raises(ValueError, match=message):
-        sample_label_maps(hearts_dir, tmp_path, num_maps=1)
+        sample_label_maps(hearts_dir, tmp_path, LabelMapOptions(num_maps=1))

@@ -8,17 +8,18 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from synboost_monai.bundle_run import WEIGHTS, bundle_dir, check_overrides, config_files
-from synboost_monai.door import LOOPBACK, Door, addresses_of, checked_token, own_hosts
+from synboost_monai.door import Door, addresses_of, checked_token, own_hosts
 from synboost_monai.formats.bounded import MAX_PLANE_PIXELS
 from synboost_monai.processes import private_files
 from synboost_monai.serving.demo.sources import SESSION_PREFIX, checked_folder
+from synboost_monai.serving.options import DemoOptions
 
 if TYPE_CHECKING:
     from synboost_monai.serving.demo.synthesising import Synthesiser
@@ -47,29 +48,13 @@ synboost demo {then}
 `synboost demo --help` tells the rest."""
 
 
-def run_demo(
-    bundle: str = "echo_cris",
-    checkpoint_path: str | None = None,
-    synthesis_checkpoint_path: str | None = None,
-    port: int = 7860,
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    host: str = LOOPBACK,
-    token: str | bool | None = None,
-    folders: Sequence[str] = (),
-) -> None:
+def run_demo(options: DemoOptions, *, overrides: Mapping[str, Any] | None = None) -> None:
     """Load the networks and serve the page until Ctrl-C or SIGTERM.
 
     Args:
-        bundle: the segmenter's bundle.
-        checkpoint_path: its weights; None: those of the bundle.
-        synthesis_checkpoint_path: weights of echo_semantic_diffusion; None: those of the bundle, if it has any.
-        port: of the page.
+        options: bundle, weights, folders, address and token. A token that is True or None is that of `TOKEN_VARIABLE`; if that is not
+            set, True makes a new one, and so does None for any other host than this machine.
         overrides: keys of the segmenter's inference.yaml; with `synthesis.` before them, of echo_semantic_diffusion's.
-        host: address to listen at.
-        token: token that the page asks for; True or None: that of `TOKEN_VARIABLE`; if that is not set, True makes a new one, and so does
-            None for any other host than this machine.
-        folders: folders whose files may be opened by their paths.
     Raises:
         FileNotFoundError, ValueError: if weights or folders are missing, a key is unknown, gradio is not installed, host or token are
             not valid, or the port is taken.
@@ -79,13 +64,16 @@ def run_demo(
     }
     of_segmenter = {key: value for key, value in (overrides or {}).items() if not key.startswith(SYNTHESIS)}
     _check_gradio()
+    host, port = options.host, options.port
     addresses = addresses_of(host, port)
-    known = checked_token(token, TOKEN_VARIABLE, is_needed=not all(address.is_loopback for address in addresses))
-    opened = [checked_folder(folder) for folder in folders]
+    known = checked_token(
+        options.token, TOKEN_VARIABLE, is_needed=not all(address.is_loopback for address in addresses)
+    )
+    opened = [checked_folder(folder) for folder in options.folders.split(",") if folder]
     from synboost_monai.serving.demo.segmenting import Segmenter
 
-    segmenter = Segmenter(bundle, checkpoint_path, of_segmenter)
-    synthesiser = _synthesiser(synthesis_checkpoint_path, of_synthesis)
+    segmenter = Segmenter(options.bundle, options.checkpoint_path, of_segmenter)
+    synthesiser = _synthesiser(options.synthesis_checkpoint_path, of_synthesis)
     with session_folder() as folder:
         from synboost_monai.serving.demo.page import build_page
 

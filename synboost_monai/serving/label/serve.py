@@ -11,13 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from synboost_monai.door import LOOPBACK, Door, addresses_of, checked_token, own_hosts
+from synboost_monai.door import Door, addresses_of, checked_token, own_hosts
 from synboost_monai.files import CLIP_SUFFIXES, IMAGE_SUFFIXES, read_text
 from synboost_monai.processes import safe_environment
 from synboost_monai.serving.label.app_folder import make_app_folder, plan_bundles
 from synboost_monai.serving.label.guard import TOKEN_PATH, Guard
 from synboost_monai.serving.label.routes import Rules
 from synboost_monai.serving.label.versions import check_versions
+from synboost_monai.serving.options import LabelOptions
 
 TOKEN_VARIABLE = "SYNBOOST_LABEL_TOKEN"
 """Environment variable with the token; in the command, a list of processes would show it."""
@@ -27,35 +28,22 @@ MAX_CONNECTIONS = 64
 """Connections at a time; more are answered with 503."""
 
 
-def run_label(
-    studies: str,
-    *,
-    bundles: Sequence[str],
-    checkpoint_paths: Sequence[str] | None = None,
-    app_dir: str | None = None,
-    host: str = LOOPBACK,
-    port: int = 8000,
-    token: str | bool | None = None,
-    dry_run: bool = False,
-    overrides: Mapping[str, Any] | None = None,
-) -> Path:
+def run_label(studies: str, options: LabelOptions, *, overrides: Mapping[str, Any] | None = None) -> Path:
     """Make the app folder and serve it until somebody ends it.
 
     Args:
         studies: folder of images; MONAI Label keeps the labels in it, in `labels`.
-        bundles, checkpoint_paths, overrides: as in `plan_bundles`.
-        app_dir: folder for the app; None: `runs/label/` and the bundles' names. One made of the same things is used again.
-        host: name or address to listen at.
-        port: of the server.
-        token: token that viewers need; True or None: that of `TOKEN_VARIABLE`; if that is not set, True makes a new one, and so does None
-            for any other host than this machine.
-        dry_run: only make the app folder and check.
+        options: bundles, weights, app folder, address and token. An app folder made of the same things is used again. A token that is
+            True or None is that of `TOKEN_VARIABLE`; if that is not set, True makes a new one, and so does None for any other host
+            than this machine.
+        overrides: as in `plan_bundles`.
     Returns:
         the app folder.
     Raises:
         ValueError, FileNotFoundError: if the environment, the studies, host, port or token, a bundle, weights or a key cannot be used.
     """
-    planned = plan_bundles(bundles, checkpoint_paths, overrides or {})
+    planned = plan_bundles(options.bundles, options.checkpoint_paths, overrides or {})
+    host, port = options.host, options.port
     studies_dir = Path(studies).resolve()
     if studies.startswith(("http://", "https://")):
         raise ValueError(
@@ -64,18 +52,20 @@ def run_label(
     if not studies_dir.is_dir():
         raise FileNotFoundError(f"{studies}: no such folder of images")
     names = [bundle.name for bundle in planned]
-    folder = Path(app_dir or Path("runs/label", "-".join(names))).resolve()
+    folder = Path(options.app_dir or Path("runs/label", "-".join(names))).resolve()
     if folder.is_relative_to(studies_dir):
         raise ValueError(f"label: the app folder {folder} lies within the studies; choose another --app_dir")
     _check_studies(studies_dir)
     addresses = addresses_of(host, port)
-    known = checked_token(token, TOKEN_VARIABLE, is_needed=not all(address.is_loopback for address in addresses))
+    known = checked_token(
+        options.token, TOKEN_VARIABLE, is_needed=not all(address.is_loopback for address in addresses)
+    )
     check_versions()
-    if not dry_run:
+    if not options.dry_run:
         _check_port(host, port)
     is_new = make_app_folder(folder, planned)
     print(f"app folder: {folder} ({'made' if is_new else 'gone on with, and the weights trained in it'})", flush=True)
-    if not dry_run:
+    if not options.dry_run:
         shown = socket.gethostname() if any(address.is_unspecified for address in addresses) else host
         print(how_to_connect(shown, port, names, known), flush=True)
         _serve(folder, studies_dir, names, Door(own_hosts(host, port, addresses), known), host, port)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from synboost_monai.serving.label.serve import how_to_connect, run_label
+from synboost_monai.serving.options import LabelOptions
 
 TOKEN = "0123456789abcdef-token"
 
@@ -21,13 +22,8 @@ def test_address_with_the_token_is_told() -> None:
 def label(studies: Path, **more: object) -> Path:
     weights = studies.parent / "model.pt"
     weights.touch()
-    return run_label(
-        str(studies),
-        bundles=["echo_cris"],
-        checkpoint_paths=[str(weights)],
-        app_dir=str(studies.parent / "app"),
-        **more,
-    )  # type: ignore[arg-type]
+    options = LabelOptions("echo_cris", str(weights), app_dir=str(studies.parent / "app"), **more)  # type: ignore[arg-type]
+    return run_label(str(studies), options)
 
 
 @pytest.fixture
