@@ -4,11 +4,13 @@
     python scripts/write_bundles.py --check    name the files of the bundles that differ from the templates' output
 
 In a template `{{key}}` stands for a value of `values.yaml`. A line that begins with `{{cris}}` or `{{clipseg}}` belongs to that one only.
-The recipe of each train.yaml, also that of the diffusion model, is written from the settings at the head of that file.
+The recipe of each train.yaml, also that of the diffusion model, is written from the settings at the head of that file, and the classes
+in each metadata.json from the table of structures.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -17,10 +19,14 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from synboost_monai.structures import CLASS_NAMES, SECTOR_CLASS_NAMES, STRUCTURES  # noqa: E402
+
 TEMPLATES = Path(__file__).resolve().with_name("segmenter_bundle")
 VALUES = TEMPLATES / "values.yaml"
-DIFFUSION_TRAINING = ROOT / "bundles/echo_semantic_diffusion/configs/train.yaml"
-"""Config without a template, whose recipe is written too."""
+DIFFUSION_CONFIGS = ROOT / "bundles/echo_semantic_diffusion/configs"
+"""Configs without a template, whose recipe and classes are written too."""
 NOT_OF_THE_RECIPE = {
     *("bundle_root", "output_dir", "device", "resume", "num_workers", "cache_rate"),
     *("channels_last", "gradient_checkpointing", "threshold", "image_mean", "image_std"),
@@ -56,6 +62,21 @@ def with_recipe(config: str) -> str:
     return re.sub(r"(?m)^(recipe:.*\n)(?:  .*\n)*", lambda match: match[1] + "".join(lines), config)
 
 
+def with_classes(metadata: str) -> str:
+    """Return a metadata.json whose label maps, and tensors of label maps, have the classes of the table of structures."""
+
+    def tensor(match: re.Match[str]) -> str:
+        names = SECTOR_CLASS_NAMES if SECTOR_CLASS_NAMES["0"] in match[0] else CLASS_NAMES
+        # a segmenter has a channel for each structure, the diffusion model one for each class
+        number = len(names) if names is SECTOR_CLASS_NAMES else len(STRUCTURES)
+        head = re.sub(r'("num_channels": )\d+', rf"\g<1>{number}", match[1])
+        return head + ",".join(f"\n{' ' * 20}{json.dumps(k)}: {json.dumps(v)}" for k, v in names.items())
+
+    said = ", ".join(f"{index} {name.replace('_', ' ')}" for index, name in CLASS_NAMES.items())
+    metadata = re.sub(r'("label_classes": "single channel: )[^"]*', lambda match: match[1] + said, metadata)
+    return re.sub(r'("format": "segmentation",[^{]*"channel_def": \{)([^}]*?)(?=\s*\})', tensor, metadata)
+
+
 def bundle_files() -> Iterator[tuple[Path, str]]:
     """Yield each file of each bundle that has a template, and its expected content."""
     for name, values in yaml.safe_load(VALUES.read_text(encoding="utf-8")).items():
@@ -63,8 +84,10 @@ def bundle_files() -> Iterator[tuple[Path, str]]:
             if path.is_file() and path != VALUES:
                 text = rendered(path.read_text(encoding="utf-8"), {"bundle": name, **values})
                 text = with_recipe(text) if path.name == "train.yaml" else text
+                text = with_classes(text) if path.name == "metadata.json" else text
                 yield ROOT / "bundles" / name / path.relative_to(TEMPLATES), text
-    yield DIFFUSION_TRAINING, with_recipe(DIFFUSION_TRAINING.read_text(encoding="utf-8"))
+    for name, written in (("train.yaml", with_recipe), ("metadata.json", with_classes)):
+        yield DIFFUSION_CONFIGS / name, written((DIFFUSION_CONFIGS / name).read_text(encoding="utf-8"))
 
 
 def main(arguments: list[str]) -> int:

@@ -17,8 +17,8 @@ from draw_imports import LAW, PACKAGE, file_imports, imports_of, law_rows, room_
 LAYER = {room.strip("`"): int(layer) for layer, room, _, _ in law_rows()}
 """Room -> its layer, lowest 0: a room may import lower ones, and those of its own layer without a cycle."""
 
-KNOWS_ONLY = {"networks": {"lazy"}, "diffusion": set()}
-"""Networks know tensors alone, and so does diffusion: they import nothing else of the package."""
+KNOWS_ONLY = {"networks": {"lazy", "structures"}, "diffusion": set()}
+"""Networks and diffusion know tensors alone: they import nothing else of the package."""
 
 FORBIDDEN = {
     **{library: (room.strip("`"),) for _, room, _, alone in law_rows() for library in re.findall(r"`(\w+)`", alone)},

@@ -19,8 +19,6 @@ from synboost_monai.transforms.files import load_echo, write_label_map
 
 TABLE_NAME = "auto3dseg"
 """Stem of the table's files in the run's folder."""
-SHORT_NAMES = {"left_ventricular_cavity": "LV cavity", "myocardium": "Myocardium", "left_atrium": "Left atrium"}
-"""Structure -> heading of its Dice."""
 
 
 def write_evaluation(
@@ -74,7 +72,7 @@ def comparison(rows: Sequence[Mapping[str, Any]], note: str) -> Table:
     """
     import pandas as pd
 
-    dice = {f"dice_{s.name}": SHORT_NAMES.get(s.name, s.name) for s in STRUCTURES}
+    dice = {f"dice_{s.name}": s.title for s in STRUCTURES}
     frame = pd.DataFrame([_row(row) for row in rows])
     return Table(
         name=TABLE_NAME,

@@ -34,7 +34,7 @@ from synboost_monai.files import (
 )
 from synboost_monai.paths import PATH_KEYS
 from synboost_monai.records import IMAGE_QUALITIES, PHASES, SHAPES, VIEWS, EchoRecord
-from synboost_monai.structures import STRUCTURES
+from synboost_monai.structures import CLASS_NAMES, STRUCTURES
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def write_datalist(
         "name": name,
         "description": description,
         "modality": "ultrasound",
-        "labels": {"0": "background", **{str(s.class_index): s.name for s in STRUCTURES}},
+        "labels": CLASS_NAMES,
     }
     for section, records in splits.items():
         content[section] = [_item_of(record, base_dir) for record in records]

@@ -33,9 +33,8 @@ from synboost_monai.networks.efficientnet_lite import EfficientNetLite0
 from synboost_monai.predictor import Pipeline, open_bundle
 from synboost_monai.structures import (
     BACKGROUND_INDEX,
-    LEFT_ATRIUM,
-    LEFT_VENTRICULAR_CAVITY,
-    MYOCARDIUM,
+    BLOOD,
+    MUSCLE,
     STRUCTURES,
     structure_by_name,
 )
@@ -52,8 +51,7 @@ from synboost_monai.transforms.label_map_array import sector_mask
 from synboost_monai.transforms.label_map_dictionary import SectorMaskd
 
 TISSUES = {
-    "blood": (LEFT_VENTRICULAR_CAVITY.class_index, LEFT_ATRIUM.class_index),
-    "myocardium": (MYOCARDIUM.class_index,),
+    **{t: tuple(s.class_index for s in STRUCTURES if s.tissue == t) for t in (BLOOD, MUSCLE)},
     "other_tissue": (BACKGROUND_INDEX,),
 }
 """Tissue -> classes of the label map, taken inside the sector."""

@@ -200,13 +200,14 @@ def _lost(dice: Any) -> Any:
 def _boxes(axis: Any, frame: pd.DataFrame, groups: Groups) -> None:
     """Draw a box for each structure at each group of one row."""
     places = [i for i, group in enumerate(groups) if group is not None]
+    scale = 3 / len(STRUCTURES)  # of the boxes of three structures, which fill three quarters of a group
     for i, structure in enumerate(STRUCTURES):
         part = frame[frame["structure"] == structure.name]
         colour = _rgb(structure)
         axis.boxplot(
             [_lost(part["dice_to_right"][[g == groups[place] for g in part["group"]]]).to_numpy() for place in places],
-            positions=[place + 0.26 * (i - 1) for place in places],
-            widths=0.2,
+            positions=[place + 0.26 * scale * (i - (len(STRUCTURES) - 1) / 2) for place in places],
+            widths=0.2 * scale,
             whis=(5, 95),
             patch_artist=True,
             manage_ticks=False,

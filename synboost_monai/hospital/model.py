@@ -161,7 +161,7 @@ class EchoSegmenter(Pipeline):
             evidence.extend(restored[EVIDENCE_KEY])
         stacked = np.stack(label_maps)
         expected = [[e["structures"][s.name]["expected_dice"] for s in STRUCTURES] for e in evidence] or [
-            [np.nan] * 3
+            [np.nan] * len(STRUCTURES)
         ] * len(stacked)
         doubts = None
         if judge:

@@ -26,6 +26,7 @@ from synboost_monai.networks.spade import (
     TableModulation,
     distinct_neighbourhoods,
 )
+from synboost_monai.structures import NUM_SECTOR_CLASSES
 
 CHANNEL_MULTIPLIERS = {512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4)}
 """Published layout: image size in px -> factors of the base channels, finest level first."""
@@ -199,7 +200,7 @@ class SemanticDiffusionUNet(nn.Module):
         image_size: int = 256,
         in_channels: int = 3,
         out_channels: int = 6,
-        num_classes: int = 5,
+        num_classes: int = NUM_SECTOR_CLASSES,
         base_channels: int = 256,
         channel_multipliers: Sequence[float] | None = None,
         num_res_blocks: int = 2,

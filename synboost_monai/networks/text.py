@@ -11,20 +11,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from synboost_monai.structures import STRUCTURES
+
 VOCABULARY_SIZE = 49408
 """Tokens of CLIP's byte pair encoding; the last two mark start (49406) and end (49407) of a text."""
 CONTEXT_LENGTH = 77
 """Tokens of the longest prompt that CLIP was trained with."""
-DEFAULT_INPUT_IDS: tuple[tuple[int, ...], ...] = (
-    (49406, 1823, 1240, 9511, 4927, 43156, 539, 518, 1936, 269, 49407),  # Left ventricular cavity of the heart.
-    (49406, 16206, 811, 2903, 539, 518, 1936, 269, 49407),  # Myocardium of the heart.
-    (49406, 1823, 29725, 43156, 539, 518, 1936, 269, 49407),  # Left atrium cavity of the heart.
-)
-"""Token ids of the three P1 prompts, first phrasing; a segmenter uses them when it is given no prompt."""
+DEFAULT_INPUT_IDS = tuple(structure.token_ids for structure in STRUCTURES)
+"""Token ids of the structures' P1 prompts, first phrasing; a segmenter uses them when it is given no prompt."""
 
 
 def default_input_ids() -> Tensor:
-    """Return `DEFAULT_INPUT_IDS` as one tensor, (1, 3, L), int64, padded with 0."""
+    """Return `DEFAULT_INPUT_IDS` as one tensor, (1, S, L), int64, padded with 0."""
     length = max(len(ids) for ids in DEFAULT_INPUT_IDS)
     return torch.tensor([[list(ids) + [0] * (length - len(ids)) for ids in DEFAULT_INPUT_IDS]])
 

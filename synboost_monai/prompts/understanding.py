@@ -21,6 +21,7 @@ from synboost_monai.prompts.vocabulary import (
     FILLERS,
     JOINTS,
     NEGATIONS,
+    NUM_STRUCTURES_IN_WORDS,
     OTHER_STRUCTURES,
     SLIPS_OF_LEFT,
     SPELLINGS,
@@ -99,7 +100,7 @@ def understand_if_any(prompt: str) -> Understood | None:
     """Return what a prompt names; None if it asks for all structures, because it is empty or says so. Raises as `understand`."""
     text = checked_prompt(prompt)
     words = set(_words(text))
-    is_for_all = bool(words & ALL_WORDS) and words <= FILLERS | ALL_WORDS | {"three", "structures", ","}
+    is_for_all = bool(words & ALL_WORDS) and words <= FILLERS | ALL_WORDS | {NUM_STRUCTURES_IN_WORDS, "structures", ","}
     return None if not text or is_for_all else understand(text)
 
 

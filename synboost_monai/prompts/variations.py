@@ -44,9 +44,10 @@ STRUCTURE, PHRASING, DOMAIN = "structure", "phrasing", "domain"
 """Parts of a prompt that can be changed besides `templates.ATTRIBUTES`."""
 CHANGEABLE = (PHRASING, STRUCTURE, *ATTRIBUTES, DOMAIN)
 """Everything that can be changed, in the order of tables and plots."""
-ABSENT_STRUCTURES = (
-    Structure(0, "right_ventricular_cavity", "Right ventricular cavity", (0, 0, 0)),
-    Structure(0, "kidney", "Kidney", (0, 0, 0)),
+ABSENT_STRUCTURES = tuple(
+    Structure(0, name, name.replace("_", " ").capitalize(), (0, 0, 0))
+    for name in ("right_ventricular_cavity", "kidney")
+    if name not in {structure.name for structure in STRUCTURES}
 )
 """Structures that are not labelled in any data set here: one is visible in four-chamber views, the other in no view of the heart."""
 AGE_STEPS = (-40, -20, 20, 40)

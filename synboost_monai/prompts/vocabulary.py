@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from synboost_monai.prompts.templates import DOMAIN_WORDS, PHASE_WORDS, QUALITY_WORDS, SEX_WORDS, SHAPE_WORDS
-from synboost_monai.structures import Structure
+from synboost_monai.structures import STRUCTURES, Structure
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class OtherStructure:
     """Whether it lies apart from all structures that are taught, so that a training may ask for it with an empty mask."""
 
 
-OTHER_STRUCTURES: tuple[OtherStructure, ...] = (
+_OTHER_STRUCTURES = (
     OtherStructure("right ventricle", ("RV", "right ventricular cavity", "right ventricular wall")),
     OtherStructure("right atrium", ("RA", "right atrial cavity")),
     OtherStructure("right heart", ("right side of the heart", "right chambers")),
@@ -76,7 +76,9 @@ OTHER_STRUCTURES: tuple[OtherStructure, ...] = (
     OtherStructure("carotid artery", ("carotid", "jugular vein", "artery", "vein")),
     OtherStructure("background", (), False),
 )
-"""What people may well ask for in an image of the heart or another ultrasound image."""
+_TAUGHT = {words.lower() for s in STRUCTURES for words in (s.words, s.prompt_words, *s.synonyms)}
+OTHER_STRUCTURES = tuple(other for other in _OTHER_STRUCTURES if other.name not in _TAUGHT)
+"""What people may well ask for in an image of the heart or another ultrasound image, without what networks are taught."""
 
 APART_STRUCTURES = tuple(
     Structure(0, words.replace(" ", "_"), words, (0, 0, 0))
@@ -149,6 +151,8 @@ NUMBERS = (
     "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred".split()
 )
 """Words of an age."""
+NUM_STRUCTURES_IN_WORDS = NUMBERS[len(STRUCTURES)]
+"""How people say that they mean all structures."""
 CONTEXT_PATTERNS = (
     r"\b(?:apical |ap ?|a)?(?:two|four|2|4) ?(?:chambers?|ch|c)\b",
     r"\bapical views?\b",

@@ -39,7 +39,7 @@ from synboost_monai.data.datalist import DATALIST_NAME, list_label_maps
 from synboost_monai.distributed import launched_as
 from synboost_monai.files import image_stem, read_text, sha256_of
 from synboost_monai.paths import refuse_overwriting, result_names
-from synboost_monai.structures import STRUCTURES
+from synboost_monai.structures import CLASS_NAMES
 from synboost_monai.synthesis.writers import (
     IMAGE_FOLDER,
     LABEL_FOLDER,
@@ -476,7 +476,7 @@ def datalist_head(description: str) -> dict[str, Any]:
         "name": "Synthetic echocardiograms",
         "description": description,
         "modality": "ultrasound",
-        "labels": {"0": "background", **{str(s.class_index): s.name for s in STRUCTURES}},
+        "labels": CLASS_NAMES,
     }
 
 

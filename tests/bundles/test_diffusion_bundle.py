@@ -17,7 +17,7 @@ from monai.bundle import ConfigWorkflow, verify_net_in_out
 from monai.utils import set_determinism
 
 from synboost_monai.bundle_run import bundle_dir, run_bundle
-from synboost_monai.structures import STRUCTURES
+from synboost_monai.structures import SECTOR_CLASS_NAMES, STRUCTURES
 from tests.forked import Forked, module, ranks
 
 BUNDLE = bundle_dir("echo_semantic_diffusion")
@@ -443,8 +443,8 @@ def test_configs_agree_on_the_network():
 def test_metadata_is_complete():
     metadata = json.loads((CONFIGS / "metadata.json").read_text())
     assert metadata["version"] in metadata["changelog"]
-    classes = metadata["network_data_format"]["inputs"]["label_onehot"]["channel_def"].values()
-    assert {structure.name for structure in STRUCTURES} <= set(classes)
+    classes = metadata["network_data_format"]["inputs"]["label_onehot"]["channel_def"]
+    assert classes == SECTOR_CLASS_NAMES
     for file in ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/logging.conf"):
         assert (BUNDLE / file).stat().st_size > 0
 

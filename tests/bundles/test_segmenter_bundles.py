@@ -25,7 +25,7 @@ from synboost_monai.errors import user_error
 from synboost_monai.evaluation.clinical import clinical_measures
 from synboost_monai.evaluation.per_case import read_metrics
 from synboost_monai.model_card import PUBLISHED_FACTS, read_card
-from synboost_monai.structures import STRUCTURES
+from synboost_monai.structures import CLASS_NAMES, STRUCTURES
 from synboost_monai.transforms import load_echo
 from tests.clips import write_clip
 from tests.echonet_copy import write_echonet
@@ -644,8 +644,7 @@ def test_bundles_differ_only_where_the_networks_do() -> None:
 
 def test_metadata_names_the_classes(bundle: str) -> None:
     meta = json.loads((BUNDLES_DIR / bundle / "configs" / "metadata.json").read_text())
-    expected = {"0": "background", **{str(s.class_index): s.name for s in STRUCTURES}}
-    assert meta["network_data_format"]["outputs"]["pred"]["channel_def"] == expected
+    assert meta["network_data_format"]["outputs"]["pred"]["channel_def"] == CLASS_NAMES
     assert next(iter(meta["network_data_format"]["inputs"])) == "image"
     assert meta["version"] in meta["changelog"]
     size = PUBLISHED_FACTS[bundle.removeprefix("echo_")]["image_size"]

@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 import synboost_monai
-from synboost_monai.structures import STRUCTURES
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -157,8 +156,6 @@ def test_names_are_those_that_monai_label_and_monai_deploy_read(bundle_dir: Path
         assert list(tensor["channel_def"])[: tensor["num_channels"]] == [str(i) for i in range(tensor["num_channels"])]
     if bundle_dir.name != "echo_semantic_diffusion":
         assert list(formats["inputs"]) == ["image"]
-        labels = formats["outputs"]["pred"]["channel_def"]
-        assert labels == {"0": "background", **{str(s.class_index): s.name for s in STRUCTURES}}
 
 
 def test_readme_follows_the_template(bundle_dir: Path) -> None:
@@ -190,9 +187,25 @@ def test_the_bundles_are_written_from_one_source(capsys: pytest.CaptureFixture[s
 
 
 def test_a_new_setting_of_a_training_is_one_of_its_recipe() -> None:
-    config = write_bundles.DIFFUSION_TRAINING.read_text(encoding="utf-8")
+    config = (write_bundles.DIFFUSION_CONFIGS / "train.yaml").read_text(encoding="utf-8")
     config = config.replace("\nbatch_size: 12", "\nnovelty: 1\nbatch_size: 12", 1)
     recipe = yaml.safe_load(write_bundles.with_recipe(config))["recipe"]
     assert list(recipe)[list(recipe).index("novelty") :][:2] == ["novelty", "batch_size"]
     assert recipe["novelty"] == "@novelty" and recipe["preset"] == "$@facts['preset']"
     assert not {"output_dir", "device", "num_workers"} & set(recipe)
+
+
+def test_a_new_structure_is_a_class_of_each_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_bundles, "CLASS_NAMES", write_bundles.CLASS_NAMES | {"4": "novel_part"})
+    monkeypatch.setattr(write_bundles, "SECTOR_CLASS_NAMES", write_bundles.SECTOR_CLASS_NAMES | {"5": "novel_part"})
+    monkeypatch.setattr(write_bundles, "STRUCTURES", (None,) * 4)
+    written = {path.parts[-3]: text for path, text in write_bundles.bundle_files() if path.name == "metadata.json"}
+    for name, text in written.items():
+        content = json.loads(text)
+        formats = content["network_data_format"]
+        is_diffusion = name == "echo_semantic_diffusion"
+        tensor = formats["inputs"]["label_onehot"] if is_diffusion else formats["outputs"]["pred"]
+        assert content["label_classes"].endswith("3 left atrium, 4 novel part")
+        assert tensor["num_channels"] == (6 if is_diffusion else 4)
+        assert list(tensor["channel_def"].items())[-1] == ("5" if is_diffusion else "4", "novel_part")
+    assert set(written) == {"echo_semantic_diffusion", "echo_clipseg", "echo_cris"}

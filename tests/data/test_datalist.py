@@ -15,6 +15,7 @@ from synboost_monai.data import list_images, list_label_maps, read_camus, read_d
 from synboost_monai.files import atomic_path, atomic_write_text, image_stem
 from synboost_monai.paths import result_names
 from synboost_monai.records import EchoRecord
+from synboost_monai.structures import CLASS_NAMES
 from synboost_monai.transforms import load_echo
 
 
@@ -52,12 +53,7 @@ def test_what_is_written_is_read_again(camus_dir: Path, datalist_dir: Path) -> N
 def test_the_file_is_decathlon_form_with_relative_paths(datalist_dir: Path) -> None:
     content = json.loads((datalist_dir / "datalist.json").read_text())
     assert content["modality"] == "ultrasound"
-    assert content["labels"] == {
-        "0": "background",
-        "1": "left_ventricular_cavity",
-        "2": "myocardium",
-        "3": "left_atrium",
-    }
+    assert content["labels"] == CLASS_NAMES
     assert [len(content[section]) for section in ("training", "validation", "testing")] == [16, 4, 4]
     assert not os.path.isabs(content["training"][0]["image"])
 

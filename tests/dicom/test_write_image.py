@@ -65,7 +65,7 @@ def test_segmentation_keeps_every_pixel_of_every_structure(pair: tuple[Dataset, 
     ]
     assert numbers == [1, 2, 3]
     codes = [s.SegmentedPropertyTypeCodeSequence[0].CodeValue for s in segmentation.SegmentSequence]
-    assert codes == ["87878005", "49848007", "82471001"]
+    assert codes == [structure.code[0] for structure in STRUCTURES]
     source = segmentation.SharedFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence[0]
     series = segmentation.ReferencedSeriesSequence[0]
     for reference in (source, series.ReferencedInstanceSequence[0]):

@@ -104,7 +104,7 @@ def test_segments_say_what_they_are_and_who_drew_them(tmp_path: Path):
         assert "cd" * 32 in algorithm.AlgorithmParameters and "left ventricular cavity" in algorithm.AlgorithmParameters
         assert segment.TrackingUID.startswith("2.25.")
     codes = [s.SegmentedPropertyTypeCodeSequence[0].CodeValue for s in dataset.SegmentSequence]
-    assert codes == ["87878005", "49848007", "82471001"]
+    assert codes == [structure.code[0] for structure in STRUCTURES]
     (series,) = dataset.ReferencedSeriesSequence
     assert series.SeriesInstanceUID == fixtures.ultrasound().SeriesInstanceUID
     assert series.ReferencedInstanceSequence[0].ReferencedSOPClassUID == fixtures.ULTRASOUND_CLIP

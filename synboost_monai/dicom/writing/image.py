@@ -17,7 +17,7 @@ import numpy as np
 from synboost_monai import __version__
 from synboost_monai.files import atomic_path
 from synboost_monai.records import EchoRecord
-from synboost_monai.structures import STRUCTURES
+from synboost_monai.structures import STRUCTURES, Structure
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -36,12 +36,6 @@ NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://synboost-monai/synthetic")
 NO_DATE, NO_TIME = "19000101", "000000"
 """Date and time of study and content: nothing was acquired, and files must not depend on the clock."""
 
-CODE_OF_STRUCTURE = {
-    "left_ventricular_cavity": ("87878005", "Left ventricle"),
-    "myocardium": ("49848007", "Left Ventricle Myocardium"),
-    "left_atrium": ("82471001", "Left atrium"),
-}
-"""Structure -> SNOMED CT code and meaning (DICOM CID 12305; the cavity alone has no code, so the segment's label names it)."""
 CODE_OF_VIEW = {
     "apical_two_chamber": ("399232001", "Apical two chamber"),
     "apical_four_chamber": ("399214001", "Apical four chamber"),
@@ -215,7 +209,7 @@ def _segmentation(label_map: np.ndarray, picture: Dataset, identity: str, about:
         PixelRepresentation=0,
         SegmentationType="BINARY",
         SegmentsOverlap="NO",
-        SegmentSequence=[_segment(number, structure.name) for number, structure in enumerate(STRUCTURES, start=1)],
+        SegmentSequence=[_segment(number, structure) for number, structure in enumerate(STRUCTURES, start=1)],
         ReferencedSeriesSequence=[
             _dataset(
                 SeriesInstanceUID=str(picture.SeriesInstanceUID), ReferencedInstanceSequence=[_dataset(**reference)]
@@ -261,14 +255,14 @@ def _segmentation(label_map: np.ndarray, picture: Dataset, identity: str, about:
     return dataset
 
 
-def _segment(number: int, structure: str) -> Dataset:
+def _segment(number: int, structure: Structure) -> Dataset:
     return _dataset(
         SegmentNumber=number,
-        SegmentLabel=structure,
+        SegmentLabel=structure.name,
         SegmentAlgorithmType="AUTOMATIC",
         SegmentAlgorithmName="SynBoost-MONAI label map",
         SegmentedPropertyCategoryCodeSequence=[coded("91723000", "Anatomical Structure")],
-        SegmentedPropertyTypeCodeSequence=[coded(*CODE_OF_STRUCTURE[structure])],
+        SegmentedPropertyTypeCodeSequence=[coded(*structure.code)],
     )
 
 

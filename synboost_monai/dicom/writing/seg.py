@@ -15,7 +15,7 @@ import numpy as np
 
 from synboost_monai.dicom import elements
 from synboost_monai.dicom.reading.scanned_file import MULTI_FRAME_CAPTURES
-from synboost_monai.dicom.writing.image import CODE_OF_STRUCTURE, ULTRASOUND_IMAGE
+from synboost_monai.dicom.writing.image import ULTRASOUND_IMAGE
 from synboost_monai.dicom.writing.objects import (
     MANUFACTURER,
     MAX_PIXEL_BYTES,
@@ -236,7 +236,7 @@ def _template(
                 segment_number=structure.class_index,
                 segment_label=structure.name.replace("_", " ").capitalize(),
                 segmented_property_category=codes.SCT.AnatomicalStructure,
-                segmented_property_type=_code(*CODE_OF_STRUCTURE[structure.name]),
+                segmented_property_type=_code(*structure.code),
                 algorithm_type="AUTOMATIC",
                 algorithm_identification=algorithm,
                 tracking_uid=derived_uid(instance, provenance.key, "tracking", structure.name),

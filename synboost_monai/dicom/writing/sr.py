@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from synboost_monai.dicom.identity.identifiers import patient_text
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.writing.image import CODE_OF_STRUCTURE
 from synboost_monai.dicom.writing.objects import (
     MANUFACTURER,
     Provenance,
@@ -30,6 +29,7 @@ from synboost_monai.dicom.writing.objects import (
     uid_of,
 )
 from synboost_monai.dicom.writing.seg import names_frames
+from synboost_monai.structures import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, structure_by_name
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -45,7 +45,7 @@ NOT_VERIFIED = "Measured by software without a person; not verified by a physici
 EF_TOLERANCE = 1.0
 """Percentage points by which an ejection fraction may differ from that of the report's volumes, which were rounded."""
 
-_LV, _LA = "left_ventricular_cavity", "left_atrium"
+_LV, _LA = LEFT_VENTRICULAR_CAVITY.name, LEFT_ATRIUM.name
 _DISKS = {BIPLANE: ("125207", "Method of Disks, Biplane")} | dict.fromkeys(
     (FOUR_CHAMBER, TWO_CHAMBER), ("125208", "Method of Disks, Single Plane")
 )
@@ -352,7 +352,7 @@ def _group(structure: str, method: str, members: Sequence[Measurement], provenan
     import highdicom.sr as sr
     from pydicom.sr.codedict import codes
 
-    site = CODE_OF_STRUCTURE[structure]
+    site = structure_by_name(structure).code
     algorithm = sr.AlgorithmIdentification(
         name=ascii_text(provenance.model),
         version=ascii_text(provenance.software_version),
@@ -372,7 +372,7 @@ def _measurement(m: Measurement) -> Any:
     import highdicom.sr as sr
 
     quantity = QUANTITIES[m.quantity]
-    site = CODE_OF_STRUCTURE[quantity.structure]
+    site = structure_by_name(quantity.structure).code
     code, meaning, _ = _UNITS[m.unit]
     return sr.Measurement(
         name=sr.CodedConcept(*quantity.codes[m.method]),

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from synboost_monai.serving.demo.sources import LabelSource
-from synboost_monai.structures import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, NUM_CLASSES, STRUCTURES
+from synboost_monai.structures import BLOOD, NUM_CLASSES, STRUCTURES
 from synboost_monai.synthesis.writers import write_nifti
 from synboost_monai.transforms.label_map_array import (
     SECTOR_HALF_ANGLE_DEG,
@@ -74,7 +74,7 @@ def drawn_label_map(layers: Sequence[NDArray[Any]], shape: tuple[int, int] = CAN
         raise ValueError("nothing is drawn yet: paint the structures in their colours, or outline them")
     shares = [ndimage.uniform_filter((label_map == k).astype(np.float32), SMOOTHING_PIXELS) for k in range(NUM_CLASSES)]
     label_map = np.argmax(shares, axis=0).astype(np.uint8)
-    for structure in (LEFT_VENTRICULAR_CAVITY, LEFT_ATRIUM):
+    for structure in (s for s in STRUCTURES if s.tissue == BLOOD):
         mask = label_map == structure.class_index
         label_map[ndimage.binary_fill_holes(mask) & (label_map == 0)] = structure.class_index
     return label_map

@@ -18,6 +18,7 @@ import gradio as gr
 
 from synboost_monai.errors import one_line, user_error
 from synboost_monai.predictor import HIGHEST_STRENGTH, Condition, Synthetic
+from synboost_monai.prompts.vocabulary import NUM_STRUCTURES_IN_WORDS
 from synboost_monai.records import IMAGE_QUALITIES, PHASES, VIEWS
 from synboost_monai.serving.demo import drawing, findings, pictures
 from synboost_monai.serving.demo.segmenting import OpenImage, Segmentation, Segmenter, write_segmentation
@@ -144,11 +145,11 @@ class _SegmentTab:
         self.prompt = gr.Textbox(
             "",
             label="Prompt: words that name one structure",
-            placeholder="empty: all three structures",
+            placeholder=f"empty: all {NUM_STRUCTURES_IN_WORDS} structures",
             elem_id="prompt",
         )
         with gr.Row(elem_classes="examples"):
-            words = (*EXAMPLE_PROMPTS, "all three")
+            words = (*EXAMPLE_PROMPTS, f"all {NUM_STRUCTURES_IN_WORDS}")
             self.examples = [gr.Button(word, size="sm", min_width=60) for word in words]
         self.run = gr.Button("Segment", variant="primary", elem_id="segment")
         with gr.Accordion("Said in the prompts when yours is empty", open=True), gr.Group():

@@ -30,8 +30,6 @@ TITLES = {
     "hausdorff_512": "HD (px)",
 }
 """Metric -> its name and unit."""
-SHORT = {"left_ventricular_cavity": "LV", "myocardium": "myocardium", "left_atrium": "LA"}
-"""Structure -> its short name in headings."""
 HEADINGS = {"model": "model", "strategy": "trained on"}
 """Headings that tables share."""
 HOW_TO_READ = (
@@ -130,7 +128,7 @@ def structure_table(run: Run) -> ReportTable:
     columns = [_column(m, s.name, "mean") for m in ("dice", "hd95_mm") for s in STRUCTURES]
     frame = numbers(pd.DataFrame(rows), [c for column in columns for c in (column, f"{column}_std")])
     headings = {
-        _column(m, s.name, "mean"): f"{TITLES[m]} {SHORT[s.name]}" for m in ("dice", "hd95_mm") for s in STRUCTURES
+        _column(m, s.name, "mean"): f"{TITLES[m]} {s.short_name}" for m in ("dice", "hd95_mm") for s in STRUCTURES
     }
     headings |= {f"{c}_std": "std" for c in columns}
     formats = {f"{c}{end}": ".2f" for c in columns for end in ("", "_std")}
@@ -267,10 +265,12 @@ def _box_plot(run: Run, settings: Sequence[Setting], metric: str) -> bytes | Non
         return None
     is_share = metric == "dice"
     strategies = [s for s in run.strategies if any(key[1] == s for key in frames)]
-    rows, columns = (1, 4) if len(settings) <= 2 else (2, 2)
+    names = [*(s.name for s in STRUCTURES), None]
+    rows, columns = (1, len(names)) if len(settings) <= 2 else (2, -(-len(names) // 2))
     figure = new_figure(WIDTH, 1.0 + 3.0 * rows, DPI)
     panels = figure.subplots(rows, columns, sharey=True).ravel()
-    names = [*(s.name for s in STRUCTURES), None]
+    for panel in panels[len(names) :]:
+        panel.set_axis_off()
     for panel, name in zip(panels, names):
         for j, strategy in enumerate(strategies):
             places, values = [], []
