@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from synboost_monai import __version__
 from synboost_monai.distributed import is_launched_first
 from synboost_monai.errors import did_you_mean, user_error
 from synboost_monai.files import read_text
@@ -32,6 +33,8 @@ from synboost_monai.model_card import check_fact, read_card
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
+MODULES_SINCE = (0, 2)
+"""Version in which modules got their present names; a folder made by an older version names some that do not exist any more."""
 BUNDLES_DIR_VARIABLE = "SYNBOOST_BUNDLES"
 """Environment variable with a folder of bundles that is searched before the shipped ones."""
 BASE_OF_CONFIG = {
@@ -162,13 +165,32 @@ def config_files(bundle: str | os.PathLike[str], config: str | Sequence[str]) ->
             does not define a network is merged onto its base (`BASE_OF_CONFIG`).
     Raises:
         FileNotFoundError: if a file is missing.
+        ValueError: if the bundle was made for a version whose modules have other names.
     """
     root = bundle_dir(bundle)
+    _check_version(root)
     names = [n.strip() for n in config.split(",")] if isinstance(config, str) else [str(n) for n in config]
     files = [_config_file(root, name) for name in names]
     while len(names) == 1 and files[0].stem in BASE_OF_CONFIG and "network_def" not in _merged(files):
         files.insert(0, _config_file(root, BASE_OF_CONFIG[files[0].stem]))
     return files
+
+
+def refuse_older(version: str, folder: str | os.PathLike[str], advice: str) -> None:
+    """Refuse a folder that names modules of an older version.
+
+    Args:
+        version: version of synboost-monai that made the folder.
+        folder: the folder.
+        advice: what to do.
+    Raises:
+        ValueError: if the version is older than `MODULES_SINCE`.
+    """
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers and numbers < MODULES_SINCE:
+        raise ValueError(
+            f"{folder}: was made by synboost-monai {version[:20]}, some of whose modules have other names in {__version__}; {advice}"
+        )
 
 
 def check_overrides(files: Sequence[str | os.PathLike[str]], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -345,6 +367,16 @@ def _without_echo_of_errors() -> Iterator[None]:
         yield
     finally:
         logging.setLogRecordFactory(factory)
+
+
+def _check_version(root: Path) -> None:
+    """Refuse a bundle whose metadata asks for an older version; a bundle without such a line is taken as it is."""
+    try:
+        stated = json.loads(read_text(root / "configs/metadata.json"))["required_packages_version"]["synboost-monai"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    advice = "make it anew with `synboost package`, or with a copy of this version's bundle, and its models/model.pt"
+    refuse_older(str(stated), root, advice)
 
 
 def _config_file(root: Path, name: str) -> Path:

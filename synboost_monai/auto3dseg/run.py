@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from synboost_monai import __version__
 from synboost_monai.auto3dseg import TEMPLATES_DIR
 from synboost_monai.auto3dseg.evaluate import (
     comparison,
@@ -22,7 +23,7 @@ from synboost_monai.auto3dseg.evaluate import (
 )
 from synboost_monai.auto3dseg.settings import HYPER_PARAMETERS
 from synboost_monai.auto3dseg.source import check_training, chosen_algorithms, folded_datalist, read_source
-from synboost_monai.bundle_run import as_literal, literal, quiet_warnings
+from synboost_monai.bundle_run import as_literal, literal, quiet_warnings, refuse_older
 from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.errors import user_error
 from synboost_monai.evaluation.per_case import this_command
@@ -37,6 +38,10 @@ ENSEMBLES = {"best_n": "AlgoEnsembleBestN", "best_by_fold": "AlgoEnsembleBestByF
 """Folder of an ensemble -> MONAI's class: the networks with the best validation scores; the best network of each fold."""
 SETTINGS_NAME = "settings.json"
 """File in the run's folder with the settings that its trained networks depend on."""
+VERSION_KEY = "synboost_version"
+"""Key of these settings with the version of this package, which a run may go on with."""
+FIRST_VERSION = "0.1.0"
+"""Version of a run whose settings state none."""
 LOG_NAME = "auto_runner.txt"
 """File in the run's folder with the log of MONAI's own parts."""
 DEFAULT_SEED = 0
@@ -98,7 +103,9 @@ def run_auto3dseg(
         _check_resumed(out, settings)
         datalist = out / DATALIST_NAME
         atomic_write_text(datalist, json.dumps(content, indent=1) + "\n")
-        atomic_write_text(out / SETTINGS_NAME, json.dumps(settings, indent=1, default=str) + "\n")
+        atomic_write_text(
+            out / SETTINGS_NAME, json.dumps({VERSION_KEY: __version__, **settings}, indent=1, default=str) + "\n"
+        )
         config = {**source, "datalist": str(datalist), "dataroot": root, "num_fold": num_fold}
         config = {key: value for key, value in config.items() if key not in ("work_dir", "algos")}
         with _quiet_auto_runner(out / LOG_NAME):
@@ -308,6 +315,8 @@ def _check_resumed(out: Path, settings: Mapping[str, Any]) -> None:
             )
         return
     old, new = json.loads(read_text(path)), json.loads(json.dumps(settings, default=str))
+    made_by = str(old.pop(VERSION_KEY, FIRST_VERSION))
+    refuse_older(made_by, out, "run it anew with another --output, or go on with that version")
     if changed := sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
         what = ", ".join(key if key == "data" else f"{key} {old.get(key)} -> {new.get(key)}" for key in changed)
         raise ValueError(f"{out}: holds a run with other settings ({what}); give another folder with --output")

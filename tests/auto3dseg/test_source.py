@@ -147,3 +147,12 @@ def test_bad_arguments_are_refused(
     with pytest.raises(ValueError, match=message):
         run_auto3dseg(make_input(), output=tmp_path / "run", **{"num_fold": 2, **arguments})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_an_older_version_is_refused(make_input: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/settings.json").write_text('{"algorithms": []}')  # version 0.1.0 did not state itself
+    with pytest.raises(
+        ValueError, match="run: was made by synboost-monai 0.1.0, .*; run it anew with another --output"
+    ):
+        run_auto3dseg(make_input(), output=tmp_path / "run", num_fold=2)

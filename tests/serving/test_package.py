@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -211,3 +212,18 @@ def test_what_the_weights_are_goes_along(tmp_path: Path) -> None:
         package_bundle(
             "echo_clipseg", tmp_path / "b.zip", checkpoint_path=tmp_path / "any.pt", overrides={"image_size": 64}
         )
+
+
+def test_a_package_of_an_older_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from synboost_monai.__main__ import main
+
+    shutil.copytree(ROOT / "bundles/echo_cris/configs", tmp_path / "old/configs")
+    path = tmp_path / "old/configs/metadata.json"
+    metadata = json.loads(path.read_text())
+    metadata["required_packages_version"]["synboost-monai"] = "0.1.0"
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(SystemExit) as stop:
+        main(["segment", str(tmp_path / "old"), "--dataset_dir", "images"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert "old: was made by synboost-monai 0.1.0, some of whose modules" in said and "with `synboost package`" in said

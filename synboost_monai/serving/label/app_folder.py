@@ -16,7 +16,15 @@ from typing import Any
 import yaml
 
 from synboost_monai import __version__
-from synboost_monai.bundle_run import WEIGHTS, as_literal, bundle_dir, bundle_weights, check_overrides, is_segmenter
+from synboost_monai.bundle_run import (
+    WEIGHTS,
+    as_literal,
+    bundle_dir,
+    bundle_weights,
+    check_overrides,
+    is_segmenter,
+    refuse_older,
+)
 from synboost_monai.files import sha256_of
 from synboost_monai.model_card import known_facts, read_card, write_model
 from synboost_monai.predictor import open_bundle
@@ -224,13 +232,15 @@ def _record(bundle: ServedBundle) -> dict[str, Any]:
 
 
 def _check_same(app_dir: Path, record: Mapping[str, Any]) -> None:
-    """Refuse a folder that is not an app folder, or that has other bundles, weights or settings."""
+    """Refuse a folder that is not an app folder, is an older version's, or has other bundles, weights or settings."""
     path = app_dir / RECORD_NAME
     if not path.is_file():
         raise ValueError(
             f"{app_dir}: holds something else than an app folder of `synboost label`; choose another --app_dir"
         )
     old = json.loads(path.read_text(encoding="utf-8"))
+    advice = f"make it anew in another --app_dir; weights that were trained here are in model/BUNDLE/{WEIGHTS}, for --checkpoint_path"
+    refuse_older(str(old["synboost_version"]), app_dir, advice)
     if old["bundles"] == record["bundles"]:
         return
     names = sorted({*old["bundles"], *record["bundles"]})

@@ -82,6 +82,16 @@ def test_trained_weights_are_kept_and_other_settings_are_refused(checkpoints, st
     assert record["bundles"]["echo_clipseg"]["settings"] == {"preset": "tiny", "image_size": 32}
 
 
+def test_folder_of_an_older_version_is_refused(checkpoints, stock_dir: Path, tmp_path: Path):
+    app, planned = tmp_path / "app", plan_bundles(["echo_cris"], [str(checkpoints["echo_cris"])], TINY)
+    make_app_folder(app, planned, stock_dir)
+    record = json.loads((app / RECORD_NAME).read_text())
+    (app / RECORD_NAME).write_text(json.dumps({**record, "synboost_version": "0.1.0"}))
+    message = "app: was made by synboost-monai 0.1.0, some of whose modules .*; make it anew in another --app_dir"
+    with pytest.raises(ValueError, match=message):
+        make_app_folder(app, planned, stock_dir)
+
+
 def test_folder_of_somebody_else_is_left_alone(checkpoints, stock_dir: Path, tmp_path: Path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/notes.txt").touch()
