@@ -8,6 +8,7 @@ runs a value that begins with `$`, looks up one with `@` or `%`, and makes `::` 
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
 import inspect
 import json
@@ -19,6 +20,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,6 +214,7 @@ def check_overrides(files: Sequence[str | os.PathLike[str]], overrides: Mapping[
     config = _merged(files)
     where = "+".join(Path(f).name for f in files)
     bundle = Path(files[0]).parents[1].name
+    bases = [_merged([file]) for file in files[:-1]]
     checked: dict[str, Any] = {}
     for key, value in overrides.items():
         if not set(_OF_COMPONENTS).isdisjoint(_SEPARATOR.split(key)):
@@ -229,7 +232,7 @@ def check_overrides(files: Sequence[str | os.PathLike[str]], overrides: Mapping[
             hint = did_you_mean(key, _keys(config, key)) or f"; it has {', '.join(keys)}"
             raise ValueError(f"{bundle}/{where}: unknown key --{key}{hint}")
         # a recipe may put text where its base config has null
-        is_optional = any(_look_up(_merged([file]), key) == (True, None) for file in files[:-1])
+        is_optional = any(_look_up(base, key) == (True, None) for base in bases)
         if is_optional and value in (None, "null", "None"):
             checked[key] = None
         else:
@@ -399,12 +402,17 @@ def _is_own_weights(path: Any) -> bool:
     return isinstance(path, str) and path.replace('"', "'") == f"$@bundle_root + '/{WEIGHTS}'"
 
 
+@lru_cache(maxsize=32)
+def _parsed_text(text: str, is_json: bool) -> Any:
+    """Parse a config; a study asks for the same few once a stage."""
+    return json.loads(text) if is_json else yaml.safe_load(text)
+
+
 def _merged(files: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
     """Merge configs into one dictionary; as in MONAI, a later file replaces a key, and `+key` adds to it."""
     out: dict[str, Any] = {}
     for file in files:
-        text = read_text(file)
-        content = json.loads(text) if Path(file).suffix == ".json" else yaml.safe_load(text)
+        content = copy.deepcopy(_parsed_text(read_text(file), Path(file).suffix == ".json"))
         if not isinstance(content, dict):
             raise ValueError(f"{file}: a bundle config must be a mapping, got {type(content).__name__}")
         for key, value in content.items():

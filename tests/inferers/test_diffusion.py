@@ -44,15 +44,14 @@ def test_image_depends_on_its_label_map_and_seed_alone(sampler: str, options: di
     images = inferer(label_onehot, network, seeds)
     assert images.shape == (7, 1, SIZE, SIZE) and images.dtype == torch.float32
     assert images.abs().max() <= 1 and (images[0] - images[1]).abs().max() > 0.1
-    for batch_size in (1, 2, 7):
-        for threads in (1, 2):
-            order = torch.arange(7).flip(0).split(batch_size)
-            before = torch.get_num_threads()
-            torch.set_num_threads(threads)
-            again = torch.cat([inferer(label_onehot[part], network, seeds[part]) for part in order]).flip(0)
-            assert torch.get_num_threads() == threads  # the caller's setting is left as it was
-            torch.set_num_threads(before)
-            assert torch.equal(again, images), (batch_size, threads)
+    for batch_size, threads in ((1, 1), (2, 2), (7, 2)):
+        order = torch.arange(7).flip(0).split(batch_size)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        again = torch.cat([inferer(label_onehot[part], network, seeds[part]) for part in order]).flip(0)
+        assert torch.get_num_threads() == threads  # the caller's setting is left as it was
+        torch.set_num_threads(before)
+        assert torch.equal(again, images), (batch_size, threads)
 
 
 def test_classes_make_a_difference_where_the_network_knows_them() -> None:

@@ -7,8 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,10 @@ import pytest
 import torch
 import yaml
 
+from synboost_monai.bundle_run import run_bundle
 from synboost_monai.networks import create_segmenter, create_semantic_diffusion_unet
 from synboost_monai.serving.package import package_bundle, with_values
+from tests.forked import Forked, module
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = ("echo_semantic_diffusion", "echo_clipseg", "echo_cris")
@@ -108,27 +108,19 @@ def test_its_metadata_is_that_of_the_network(bundle: str, unpacked: Path) -> Non
 
 
 def test_it_runs_from_its_own_folder(bundle: str, unpacked: Path, datalist_dir: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "monai.bundle",
-        "run",
-        "--config_file",
-        "configs/inference.yaml",
-        "--bundle_root",
-        ".",
-    ]
-    command += ["--dataset_dir", str(datalist_dir), "--output_dir", str(tmp_path / "out")]
-    command += ["--device", "$torch.device('cpu')"]
-    if bundle == "echo_semantic_diffusion":
-        command += ["--limit", "1", "--num_variations", "1", "--num_inference_steps", "2", "--sections", "[validation]"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=unpacked, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    if bundle == "echo_semantic_diffusion":
-        assert len(list((tmp_path / "out/images").iterdir())) == 1
-    else:
-        assert len(list((tmp_path / "out").glob("*.json"))) == 4
+    words = ["run", "--config_file", "configs/inference.yaml", "--bundle_root", "."]
+    words += ["--dataset_dir", datalist_dir, "--output_dir", tmp_path / "out", "--device", "$torch.device('cpu')"]
+    options = {"sections": "validation", "limit": 1, "num_variations": 1, "num_inference_steps": 2}
+    options = options if bundle == "echo_semantic_diffusion" else {}
+    words += [word for key, value in options.items() for word in (f"--{key}", value)]
+    Forked(*module("monai.bundle", *words), folder=unpacked).done()
+    here = {"dataset_dir": str(datalist_dir), "output_dir": str(tmp_path / "here"), "device": "cpu", **options}
+    run_bundle(bundle, "inference", {**here, **OVERRIDES, "checkpoint_path": str(unpacked / "models/model.pt")})
+    found, expected = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.nii.gz")}
+        for folder in (tmp_path / "out", tmp_path / "here")
+    )
+    assert len(found) == (2 if options else 8) and found == expected  # image and label map, or label map and spread
 
 
 def test_a_calibration_is_packed_with_its_weights_alone(tmp_path: Path) -> None:
