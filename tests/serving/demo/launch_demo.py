@@ -1,12 +1,10 @@
-"""Run `synboost demo` in a process of its own, and write down whom it speaks to: `python launch_demo.py LOG [arguments]`."""
+"""Run `synboost demo`, and write down whom it speaks to; `main` is to run in a process of its own."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def listen_in(log_path: Path) -> None:
@@ -26,9 +24,8 @@ def listen_in(log_path: Path) -> None:
     sys.addaudithook(hear)
 
 
-if __name__ == "__main__":
-    listen_in(Path(sys.argv[1]))
-    sys.path.insert(0, str(ROOT))
-    from synboost_monai.__main__ import main
+def main(log_path: Path, *words: str) -> None:
+    listen_in(log_path)
+    from synboost_monai.__main__ import main as synboost
 
-    main(["demo", *sys.argv[2:]])
+    synboost(["demo", *words])

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,8 +17,9 @@ from synboost_monai.dicom.writing.clip import write_clip
 from synboost_monai.records import EchoRecord
 from synboost_monai.serving.demo.sources import draw_phantom
 from synboost_monai.transforms import load_echo
+from tests.forked import Forked
+from tests.serving.demo import launch_demo
 
-LAUNCHER = Path(__file__).with_name("launch_demo.py")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LOCAL = {"127.0.0.1", "localhost", "a file", "None", ""}
 PATIENCE_S = 300
@@ -47,27 +44,23 @@ class Demo:
         self.temporary.mkdir()
         given = ["--checkpoint_path", str(weights["echo_cris"]), "--port", str(self.port), *ARGUMENTS]
         given += ["--synthesis_checkpoint_path", str(weights["echo_semantic_diffusion"]), "--folders", str(folder)]
-        environment = {**os.environ, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
+        environment = {"TMPDIR": str(self.temporary)}
         environment |= {"HTTP_PROXY": "http://192.0.2.1:9", "http_proxy": "http://192.0.2.1:9"}  # must not be asked
-        self.output_path = folder / "output.txt"
-        with self.output_path.open("w") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, str(LAUNCHER), str(self.log_path), *given],
-                stdout=output,
-                stderr=output,
-                env=environment,
-            )
+        self.process = Forked(launch_demo.main, self.log_path, *given, environment=environment)
         self.url = f"http://127.0.0.1:{self.port}/"
 
     def wait(self) -> None:
         """Wait until the program says that it serves."""
         end = time.monotonic() + PATIENCE_S
-        while self.url.rstrip("/") not in self.output_path.read_text():
-            assert self.process.poll() is None and time.monotonic() < end, self.output_path.read_text()
+        while self.url.rstrip("/") not in self.said():
+            assert self.process.poll() is None and time.monotonic() < end, self.said()
             time.sleep(0.1)
 
+    def said(self) -> str:
+        return self.process.stdout + self.process.stderr
+
     def end(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
+        self.process.terminate()
         return self.process.wait(PATIENCE_S)
 
 
@@ -75,9 +68,7 @@ class Demo:
 def demo(weights: dict[str, Path], tmp_path: Path) -> Iterator[Demo]:
     running = Demo(tmp_path, weights)
     yield running
-    if running.process.poll() is None:
-        running.process.kill()
-        running.process.wait()
+    running.process.kill()
 
 
 COLOURFUL = "Math.abs(r - g) + Math.abs(g - b) > 30"
@@ -221,7 +212,7 @@ def test_the_page_segments_and_synthesises_and_speaks_to_nobody_else(demo: Demo,
     assert list(demo.temporary.iterdir()) == []  # nothing of it stays on the disk
     hosts = set(demo.log_path.read_text().splitlines())
     assert hosts <= LOCAL, hosts
-    assert "Traceback" not in demo.output_path.read_text()
+    assert "Traceback" not in demo.said()
 
 
 def test_mistakes_end_in_one_line(
