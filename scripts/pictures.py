@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synboost_monai.data import read_datalist
+from synboost_monai.errors import in_one_line
 from synboost_monai.files import atomic_path, image_stem, read_plane
 from synboost_monai.pages.pictures import colour_label_map, overlay
 from synboost_monai.structures import LEFT_VENTRICULAR_CAVITY
@@ -40,14 +41,15 @@ def main() -> None:
         parser_of_kind.add_argument("output", type=Path, help="PNG to write")
     kinds.choices["clip"].add_argument("--checkpoint_path", help="weights; by default those of echo_cris itself")
     options = parser.parse_args()
-    if options.kind == "clip":
-        rows, titles = clip_rows(options.source, options.checkpoint_path)
-    elif options.kind == "quickstart":
-        rows, titles = quickstart_rows(Path(options.source) / "examples")
-    else:
-        rows, titles = simulated_rows() if options.kind == "simulated" else stranger_rows()
-    with atomic_path(options.output) as temporary:
-        draw(rows, titles).savefig(temporary, format="png", dpi=110, facecolor="white")
+    with in_one_line("pictures.py", str(options.output)):
+        if options.kind == "clip":
+            rows, titles = clip_rows(options.source, options.checkpoint_path)
+        elif options.kind == "quickstart":
+            rows, titles = quickstart_rows(Path(options.source) / "examples")
+        else:
+            rows, titles = simulated_rows() if options.kind == "simulated" else stranger_rows()
+        with atomic_path(options.output) as temporary:
+            draw(rows, titles).savefig(temporary, format="png", dpi=110, facecolor="white")
 
 
 def clip_rows(source: str, checkpoint_path: str | None) -> tuple[list[list[Picture]], list[str]]:
@@ -56,8 +58,9 @@ def clip_rows(source: str, checkpoint_path: str | None) -> tuple[list[list[Pictu
     from synboost_monai.transforms.array import plain
     from synboost_monai.transforms.ultrasound_dicom import REGION_KEY
 
+    path = example_clip() if source == EXAMPLE else source
     segmenter = load_segmenter(checkpoint_path=checkpoint_path)
-    item = segmenter.read(example_clip() if source == EXAMPLE else source)
+    item = segmenter.read(path)
     found = segmenter.predict(segmenter.fit(item))
     frames = np.asarray(plain(item["image"]))  # (T, H, W)
     whole = (0, 0, *frames.shape[-2:])
@@ -84,7 +87,7 @@ def example_clip() -> str:
 
     path = get_testdata_file(EXAMPLE_FILE, download=False)
     if path is None:
-        raise FileNotFoundError(f"pictures.py: {EXAMPLE_FILE} is in the package pydicom-data; pip install pydicom-data")
+        raise FileNotFoundError(f"{EXAMPLE_FILE} is in the package pydicom-data; pip install pydicom-data")
     return str(path)
 
 

@@ -7,9 +7,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import nibabel as nib
 import numpy as np
+import pytest
 from PIL import Image
 
 from synboost_monai.structures import STRUCTURES
@@ -44,11 +46,29 @@ def test_picture_of_a_run(tmp_path: Path) -> None:
     assert not list(output.parent.glob(".*"))
 
 
-def test_sheets_of_simulated_hearts_and_strangers() -> None:
+@pytest.fixture(scope="module")
+def pictures() -> ModuleType:
     spec = importlib.util.spec_from_file_location("pictures", ROOT / "scripts/pictures.py")
     assert spec and spec.loader
-    pictures = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pictures)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_missing_example_is_one_line(
+    pictures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pydicom.data.get_testdata_file", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "argv", ["pictures.py", "clip", "example", str(tmp_path / "a.png")])
+    with pytest.raises(SystemExit) as stop:
+        pictures.main()
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("pictures.py: color3d_jpeg_baseline.dcm is in the package pydicom-data; pip install")
+    assert not list(tmp_path.iterdir())
+
+
+def test_sheets_of_simulated_hearts_and_strangers(pictures: ModuleType) -> None:
     rows, _ = pictures.simulated_rows(num_columns=2, num_rows=1)
     assert [picture.shape for row in rows for picture in row] == [(192, 192, 3)] * 4
     for plain, outlined in zip(*rows):  # the same heart

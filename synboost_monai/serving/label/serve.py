@@ -13,7 +13,7 @@ from typing import Any
 
 from synboost_monai.door import Door, addresses_of, checked_token, own_hosts
 from synboost_monai.files import CLIP_SUFFIXES, IMAGE_SUFFIXES, read_text
-from synboost_monai.processes import safe_environment
+from synboost_monai.processes import hold_folder, safe_environment
 from synboost_monai.serving.label.app_folder import make_app_folder, plan_bundles
 from synboost_monai.serving.label.guard import TOKEN_PATH, Guard
 from synboost_monai.serving.label.routes import Rules
@@ -40,7 +40,8 @@ def run_label(studies: str, options: LabelOptions, *, overrides: Mapping[str, An
     Returns:
         the app folder.
     Raises:
-        ValueError, FileNotFoundError: if the environment, the studies, host, port or token, a bundle, weights or a key cannot be used.
+        ValueError, FileNotFoundError: if the environment, the studies, host, port or token, a bundle, weights or a key cannot be used,
+            or another process serves the app folder.
     """
     planned = plan_bundles(options.bundles, options.checkpoint_paths, overrides or {})
     host, port = options.host, options.port
@@ -65,7 +66,9 @@ def run_label(studies: str, options: LabelOptions, *, overrides: Mapping[str, An
         _check_port(host, port)
     is_new = make_app_folder(folder, planned)
     print(f"app folder: {folder} ({'made' if is_new else 'gone on with, and the weights trained in it'})", flush=True)
-    if not options.dry_run:
+    if options.dry_run:
+        return folder
+    with hold_folder(folder, waits=False):  # a training of a second server would write over the weights of the first
         shown = socket.gethostname() if any(address.is_unspecified for address in addresses) else host
         print(how_to_connect(shown, port, names, known), flush=True)
         _serve(folder, studies_dir, names, Door(own_hosts(host, port, addresses), known), host, port)

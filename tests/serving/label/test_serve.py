@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 
 import pytest
 
+from synboost_monai.serving.label import serve
 from synboost_monai.serving.label.serve import how_to_connect, run_label
 from synboost_monai.serving.options import LabelOptions
 
@@ -79,3 +81,18 @@ def test_own_folder_of_images_passes(studies) -> None:
     (studies / "datastore_v2.json").write_text(json.dumps(good), encoding="utf-8")
     with pytest.raises(ValueError, match="cannot run MONAI Label|model.pt"):  # what is checked next
         label(studies)
+
+
+def test_an_app_folder_has_one_server_at_a_time(studies, monkeypatch) -> None:
+    app, served = studies.parent / "app", []
+    app.mkdir()
+    monkeypatch.setattr(serve, "check_versions", lambda: None)
+    monkeypatch.setattr(serve, "_check_port", lambda host, port: None)
+    monkeypatch.setattr(serve, "make_app_folder", lambda folder, planned: False)
+    monkeypatch.setattr(serve, "_serve", lambda *words: served.append(words[0]))
+    with open(app / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as another process would
+        with pytest.raises(ValueError, match="app: process .* is at work here"):
+            label(studies)
+        assert label(studies, dry_run=True) == app and not served
+    assert label(studies) == app and served == [app]
