@@ -80,8 +80,7 @@ def run_listen(
         allowed_peers=_words_of(wanted.allowed_peers),
         max_object_mb=wanted.max_object_mb,
     )
-    if wanted.destination is not None:
-        Destination.parse(wanted.destination)  # a wrong one is told before the network is loaded
+    destination = None if wanted.destination is None else Destination.parse(wanted.destination)
     out_dir, of_study = Path(out_dir), StudyOptions.of(wanted)
     check_own_folders(out_dir, [INBOX, RUNS, WORK])
     with (
@@ -97,7 +96,7 @@ def run_listen(
             workers=1,
         ) as engine,
     ):
-        node = Node(out_dir, engine, of_study, server, wanted)
+        node = Node(out_dir, engine, of_study, server, wanted, destination)
         with _until_signal(node):
             node.run()
     return 0
@@ -111,7 +110,8 @@ class Node:
         engine: engine that works on the studies, one at a time.
         options: the options that the engine was made with.
         server: whom the node listens to.
-        wanted: destination of the results, and times and sizes.
+        wanted: times and sizes.
+        destination: archive that results are sent to; None: they stay in `out_dir`.
         first_delay: seconds until results are sent again.
         say: called with one line for each event, which holds nothing of a patient.
     """
@@ -123,11 +123,12 @@ class Node:
         options: StudyOptions,
         server: ServerOptions,
         wanted: ListenOptions,
+        destination: Destination | None = None,
         first_delay: float = 5.0,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.out_dir, self.engine, self.options, self.server_options = out_dir, engine, options, server
-        self.destination = None if wanted.destination is None else Destination.parse(wanted.destination)
+        self.destination = destination
         self.quiet_seconds, self.keep_days = wanted.quiet_seconds, wanted.keep_days
         self.first_delay, self.say = first_delay, say or _say
         self.inbox = Inbox(out_dir / INBOX, options.limits, wanted.max_inbox_mb)

@@ -22,18 +22,18 @@ import numpy as np
 from synboost_monai import __version__
 from synboost_monai.dicom.identity.deidentify import deidentify, deidentify_header
 from synboost_monai.dicom.limits import Limits
-from synboost_monai.dicom.reading.files import file_digest
+from synboost_monai.dicom.reading.files import OpenFile, file_digest, open_regular
 from synboost_monai.dicom.reading.header import read_header
 from synboost_monai.dicom.reading.read import ClipFacts
 from synboost_monai.dicom.reading.scanned_file import ScannedFile, check_unchanged, short_hash
 from synboost_monai.dicom.reading.sector import find_sector, has_text, sample_indices
-from synboost_monai.dicom.reading.worker import ReaderPool
+from synboost_monai.dicom.reading.worker import ClipStream, ReaderPool
 from synboost_monai.dicom.reasons import REASONS, NotUsableError
 from synboost_monai.dicom.writing.objects import Provenance
 from synboost_monai.dicom.writing.overlay import Display, write_overlay, write_overlay_png
 from synboost_monai.dicom.writing.seg import write_segmentation
 from synboost_monai.dicom.writing.sr import write_report
-from synboost_monai.hospital.clip import SegmentedClip, segment_clip
+from synboost_monai.hospital.clip import ReadFrames, SegmentedClip, segment_clip
 from synboost_monai.hospital.ledger import Result
 from synboost_monai.hospital.measures import measure_study
 from synboost_monai.hospital.options import SEGMENTATION_CHOICES, VIEW_CHOICES, HospitalOptions
@@ -187,10 +187,11 @@ class StudyProcessor:
                 check_unchanged(file)
                 if file.path in too_long:
                     raise NotUsableError("study_too_long", limit=self.options.limits.max_study_frames)
-                digest = file_digest(
-                    file.path, file.size, file.mtime_ns, max_seconds=self.options.limits.seconds_per_file
-                )
-                found = self._segment(file, folder)
+                with open_regular(file.path) as opened:
+                    digest = file_digest(
+                        opened, file.size, file.mtime_ns, max_seconds=self.options.limits.seconds_per_file
+                    )
+                    found = self._segment(file, opened, folder)
             except Exception as error:  # noqa: BLE001  a file must not end the run, whatever it does to a library
                 results[file.path] = Result.of(file, problem_of(error), sha256=digest, seconds=time.monotonic() - start)
                 continue
@@ -213,28 +214,29 @@ class StudyProcessor:
 
     # --- one clip ----------------------------------------------------------------------------------------------------
 
-    def _segment(self, file: ScannedFile, folder: Path) -> _Segmented:
-        """Segment a clip and write its own outputs."""
-        path, options = file.path, self.options
-        facts = self.pool.facts(path)
+    def _segment(self, file: ScannedFile, opened: OpenFile, folder: Path) -> _Segmented:
+        """Segment a clip and write its own outputs; a worker opens the file once for its facts and all its frames."""
+        with self.pool.open(file.path, self.options.window) as stream:
+            check_unchanged(file)  # it is the file that is open here
+            return self._segment_stream(file, opened, stream, folder)
+
+    def _segment_stream(self, file: ScannedFile, opened: OpenFile, stream: ClipStream, folder: Path) -> _Segmented:
+        facts, options = stream.facts, self.options
         if options.key is not None:  # prompts are written, so they may say no more than a copy
             facts = replace(facts, sex=None, age=None)
         if facts.view is not None and facts.view not in VIEWS.values() and options.view is None:
             raise NotUsableError("other_view", view=facts.view.replace("_", " "))
 
-        def read(indices: Sequence[int] | None) -> Iterator[NDArray[np.uint8]]:
-            return self.pool.stream(path, options.window, indices)
-
         clip = segment_clip(
             self.model,
             facts,
-            read,
+            stream.read,
             view=options.view,
             given=options.given.get(file.sop_instance_uid),
             keeps_all=options.frames == "all",
             progress=self.progress,
         )
-        header = read_header(path, options.limits)
+        header = read_header(opened, options.limits)
         if options.key is not None:
             header = deidentify_header(header, options.key)
         found = _Segmented(file, short_hash(str(header.SOPInstanceUID)), header, clip)
@@ -242,10 +244,10 @@ class StudyProcessor:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             own_folder(own_folder(folder.parent) / folder.name)
             self._write_segmentation(found, folder)
-            self._write_pictures(found, folder, read)
+            self._write_pictures(found, folder, stream.read)
             if options.key is not None:
                 target = folder / f"{COPY}_{found.name}.dcm"
-                deidentify(path, target, options.key, limits=options.limits)
+                deidentify(opened, target, options.key, limits=options.limits)
                 found.outputs.append(self._relative(target))
         except BaseException:
             for part in folder.glob(f"*_{found.name}*"):  # a clip's outputs are kept whole or not at all
@@ -271,9 +273,7 @@ class StudyProcessor:
         )
         found.outputs.append(self._relative(path))
 
-    def _write_pictures(
-        self, found: _Segmented, folder: Path, read: Callable[[Sequence[int] | None], Iterator[NDArray[np.uint8]]]
-    ) -> None:
+    def _write_pictures(self, found: _Segmented, folder: Path, read: ReadFrames) -> None:
         """Write the secondary capture, and thumbnails of the judged frames; only the sector is shown."""
         clip, facts = found.clip, found.clip.facts
         shape = facts.region.rows, facts.region.columns

@@ -232,9 +232,9 @@ def _read(
         from synboost_monai.dicom.reading.worker import ReaderPool
 
         wanted = None if frames is None else list(frames)
-        with ReaderPool(1, limits) as pool, pool.open(path, frames=wanted) as stream:
+        with ReaderPool(1, limits) as pool, pool.open(path) as stream:
             indices = _indices(path, frames, stream.facts.num_frames, sequences)
-            return stream.facts, np.concatenate(list(stream)), indices
+            return stream.facts, np.concatenate(list(stream.read(wanted))), indices
     from synboost_monai.dicom.reading.read import open_ultrasound
 
     with open_ultrasound(path, limits) as clip:

@@ -64,10 +64,29 @@ def test_facts_come_through_unchanged(make_ultrasound, helpers: SimpleNamespace,
         assert there.region.spacing_mm == here.region.spacing_mm
     with pool.open(path) as stream:
         process_id = process_of(stream).pid
-        list(stream)
+        list(stream.read())
     pool.facts(path)
     with pool.open(path) as stream:
         assert process_of(stream).pid == process_id
+
+
+def test_frames_of_one_open_file_are_read_again_and_again(make_ultrasound, helpers: SimpleNamespace, pool: ReaderPool):
+    frames = helpers.moving_frames(5)
+    path = make_ultrasound(frames, name="a.dcm")
+    with pool.open(path, window=2) as stream:
+        first = np.concatenate(list(stream.read()))
+        make_ultrasound(frames[::-1], name="b.dcm").replace(
+            path
+        )  # another file under the name: not the one that is open
+        for wanted in ([3], [4, 0, 1]):
+            np.testing.assert_array_equal(np.concatenate(list(stream.read(wanted))), first[wanted])
+        with pytest.raises(ValueError, match="frames must be 0 to 4"):
+            stream.read([5])
+        assert list(stream.read([])) == []
+        process_id = process_of(stream).pid
+    with pool.open(path) as stream:
+        assert process_of(stream).pid == process_id
+        assert not np.array_equal(np.concatenate(list(stream.read())), first)
 
 
 def test_bad_files_cost_themselves_alone(make_ultrasound, helpers: SimpleNamespace, pool: ReaderPool, tmp_path: Path):
@@ -77,14 +96,14 @@ def test_bad_files_cost_themselves_alone(make_ultrasound, helpers: SimpleNamespa
     bad = make_ultrasound(frames, "jpeg", name="bad.dcm", fragments=[*parts[:2], parts[2][:300], parts[3]])
     with pool.open(good) as stream:
         worker = process_of(stream).pid
-        list(stream)
+        list(stream.read())
     with pytest.raises(NotUsableError, match="frame 3"):
         list(pool.stream(bad, 2))
     with pytest.raises(NotUsableError, match="it is not|was there"):
         list(pool.stream(tmp_path / "nothing.dcm"))
     with pool.open(good) as stream:
         assert process_of(stream).pid == worker  # an ordinary refusal needs no new process
-        assert sum(map(len, stream)) == 4
+        assert sum(map(len, stream.read())) == 4
 
 
 @pytest.mark.parametrize(
@@ -95,10 +114,11 @@ def test_worker_that_dies_costs_one_file(
 ):
     path = make_ultrasound(np.repeat(helpers.moving_frames(1, 512, 512), 60, axis=0))
     with pool.open(path, window=1) as stream:
-        next(iter(stream))
+        windows = stream.read()
+        next(windows)
         process_of(stream).send_signal(number)
         with pytest.raises(NotUsableError, match=words) as caught:
-            list(stream)
+            list(windows)
         assert caught.value.reason.code == "decoder_died"
     assert sum(map(len, pool.stream(path))) == 60
 
@@ -106,7 +126,7 @@ def test_worker_that_dies_costs_one_file(
 def test_worker_that_died_while_idle_is_replaced(make_ultrasound, helpers: SimpleNamespace, pool: ReaderPool):
     path = make_ultrasound(helpers.moving_frames(2))
     with pool.open(path) as stream:
-        list(stream)
+        list(stream.read())
         process = process_of(stream)
     process.kill()
     process.wait()
@@ -117,7 +137,7 @@ def test_time_limit(make_ultrasound, helpers: SimpleNamespace):
     path = make_ultrasound(np.repeat(helpers.moving_frames(1, 512, 512), 60, axis=0))
     with ReaderPool(1, Limits(seconds_per_file=0.5)) as pool:
         with pool.open(path, window=1) as stream:
-            windows = iter(stream)
+            windows = stream.read()
             next(windows)
             time.sleep(0.7)  # the consumer's own time does not count
             next(windows)
@@ -179,14 +199,14 @@ def test_several_workers_read_at_once(make_ultrasound, helpers: SimpleNamespace)
     paths = [make_ultrasound(helpers.moving_frames(3, seed=i), name=f"{i}.dcm") for i in range(2)]
     with ReaderPool(2) as pool, pool.open(paths[0]) as first, pool.open(paths[1]) as second:
         assert process_of(first).pid != process_of(second).pid
-        for a, b in zip(first, second):
+        for a, b in zip(first.read(), second.read()):
             assert a.shape == b.shape and not np.array_equal(a, b)
 
 
 def test_what_cannot_be_asked_for(make_ultrasound, helpers: SimpleNamespace, pool: ReaderPool):
     path = make_ultrasound(helpers.moving_frames(2))
     with pytest.raises(ValueError, match="frames must be 0 to 1"):
-        pool.open(path, frames=[2])
+        list(pool.stream(path, frames=[2]))
     with pytest.raises(ValueError, match="window must be at least 1"):
         pool.open(path, window=0)
     with pytest.raises(ValueError, match="num_workers"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from synboost_monai.dicom.network.receive import ServerOptions
+from synboost_monai.dicom.network.send import Destination
 from synboost_monai.hospital.engines import LocalEngine
 from synboost_monai.hospital.listen import Node, _until_signal
 from synboost_monai.hospital.options import ListenOptions
@@ -33,6 +34,7 @@ def make_node(
         OPTIONS,
         ServerOptions(**server),
         ListenOptions(destination=destination, **{"quiet_seconds": 0.5, **options}),
+        None if destination is None else Destination.parse(destination),
         first_delay,
         say,
     )

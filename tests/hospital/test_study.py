@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pydicom
 import pytest
 
 from synboost_monai.dicom.reading.scan import scan
-from synboost_monai.dicom.reading.worker import ReaderPool
+from synboost_monai.dicom.reading.worker import ReaderPool, _Worker
 from synboost_monai.dicom.writing.clip import MARGIN_SIDE, MARGIN_TOP
 from synboost_monai.hospital.ledger import Result
 from synboost_monai.hospital.phantom_studies import PhantomClip
@@ -162,6 +163,30 @@ def test_unsure_model_says_review_in_every_object(clips: list[PhantomClip], tmp_
     assert all("a segmentation needs review" in m["warnings"] for m in results["measures"] if m["value"] is not None)
     report = pydicom.dcmread(next((tmp_path / "out").rglob("sr.dcm")))
     assert report.CompletionFlag == "PARTIAL"
+
+
+def test_a_clip_is_opened_once_here_and_once_in_a_worker(
+    studies_dir: Path, clips: list[PhantomClip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file, *_) = [found for found in scan(studies_dir) if found.reason is None]
+    opened: list[str] = []
+    system_open, send = os.open, _Worker.send
+
+    def noted_open(path: Any, *options: Any, **more: Any) -> int:
+        opened.append(f"here {path}")
+        return system_open(path, *options, **more)
+
+    def noted_send(worker: _Worker, request: dict[str, Any]) -> None:
+        opened.extend(f"worker {request['path']}" for _ in range("path" in request))
+        send(worker, request)
+
+    monkeypatch.setattr("synboost_monai.dicom.reading.files.os.open", noted_open)
+    monkeypatch.setattr(_Worker, "send", noted_send)
+    with ReaderPool(1) as pool:
+        options = StudyOptions(frames="all", key=KEY)  # every output: segmentation, pictures, overlay, copy
+        (result,) = StudyProcessor(TruthModel.of(clips), pool, tmp_path, options)([file])
+    assert result.reason == "segmented" and len(list(tmp_path.rglob("*.dcm"))) == 4
+    assert [what for what in opened if file.path in what] == [f"here {file.path}", f"worker {file.path}"]
 
 
 def test_view_by_the_models_own_confidence_is_said(clips: list[PhantomClip], tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from synboost_monai.dicom.limits import Limits
+    from synboost_monai.dicom.reading.files import OpenFile
 
 MIN_KEY_BYTES, MAX_KEY_BYTES = 32, 4096
 """Size of a key; a shorter one could be guessed and would then reveal the patients, and a longer file was not made as a key."""
@@ -133,7 +134,7 @@ _WELL_KNOWN = "1.2.840.10008."
 
 
 def deidentify(
-    path_in: str | os.PathLike[str],
+    source: str | os.PathLike[str] | OpenFile,
     path_out: str | os.PathLike[str],
     key: bytes,
     *,
@@ -145,7 +146,7 @@ def deidentify(
     """Write a de-identified copy of an ultrasound object.
 
     Args:
-        path_in: path of the object, which is only read.
+        source: path of the object, which is only read; or the open file.
         path_out: path of the copy; written whole or not at all. Name it by the UID that is returned, never by the original.
         key: secret, at least 32 random bytes; copies made with one key belong together.
         sector: (Rows, Columns), True where pixels may be shown; None: the sector that `find_sector` finds within the header's regions.
@@ -162,7 +163,7 @@ def deidentify(
     from synboost_monai.dicom.limits import Limits
     from synboost_monai.dicom.reading.decode import frame_reader
 
-    with frame_reader(path_in, limits=limits or Limits()) as reader:
+    with frame_reader(source, limits=limits or Limits()) as reader:
         copy = deidentify_header(reader.header, key, dates=dates, keep_characteristics=keep_characteristics)
         rows, columns = reader.shape
         num_bytes = reader.num_frames * rows * columns

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synboost_monai.dicom.limits import Limits
-from synboost_monai.dicom.reading.files import OpenFile, open_regular
+from synboost_monai.dicom.reading.files import OpenFile, as_open
 from synboost_monai.dicom.reading.frame_codecs import FrameError, PixelFormat, codec_of, native_samples
 from synboost_monai.dicom.reading.grey import GreyScale
 from synboost_monai.dicom.reading.header import as_dataset
@@ -175,22 +175,22 @@ class FrameReader:
         return words.astype("<u2").tobytes()[before : before + num_bytes]
 
 
-def frame_reader(path: str | os.PathLike[str], limits: Limits | None = None) -> FrameReader:
+def frame_reader(file: str | os.PathLike[str] | OpenFile, limits: Limits | None = None) -> FrameReader:
     """Open an ultrasound object for reading its frames. Nothing is decoded yet, but sizes and lengths are checked.
 
     Args:
-        path: path of a regular file.
+        file: path of a regular file; or the open file.
         limits: of a file; the defaults if None.
     Raises:
         NotUsableError: with a reason of the scan or of reading (`reasons.py`).
     """
     limits = limits or Limits()
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open_regular(path))
-        structure = walk_file(file, limits)
+        opened = stack.enter_context(as_open(file))
+        structure = walk_file(opened, limits)
         if structure.problem is not None:
             raise structure.problem
-        return FrameReader(file, structure, limits, stack.pop_all())
+        return FrameReader(opened, structure, limits, stack.pop_all())
     raise AssertionError  # the stack swallows nothing
 
 

@@ -82,6 +82,11 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[OpenFile]:
         os.close(descriptor)
 
 
+def as_open(file: str | os.PathLike[str] | OpenFile) -> contextlib.AbstractContextManager[OpenFile]:
+    """Return a context in which a file is open: a path is opened for it (`open_regular`), an open file stays open after it."""
+    return contextlib.nullcontext(file) if isinstance(file, OpenFile) else open_regular(file)
+
+
 def check_kind(mode: int, path: str) -> None:
     """Refuse a file that is not a regular file.
 
@@ -118,7 +123,7 @@ def os_problem(error: OSError | ValueError) -> NotUsableError:
 
 
 def file_digest(
-    path: str | os.PathLike[str],
+    file: str | os.PathLike[str] | OpenFile,
     size: int | None = None,
     mtime_ns: int | None = None,
     offset: int = 0,
@@ -128,7 +133,7 @@ def file_digest(
     """Return the SHA-256 of a file (from `offset` on) as hexadecimal digits.
 
     Args:
-        path: path of a regular file.
+        file: path of a regular file; or the open file.
         size: bytes that the file had when it was listed, if a change since then should be noticed.
         mtime_ns: time of its last change when it was listed.
         offset: first byte that is hashed.
@@ -139,16 +144,16 @@ def file_digest(
     """
     digest = hashlib.sha256()
     deadline = time.monotonic() + max_seconds
-    with open_regular(path) as file:
-        listed = (file.size if size is None else size, file.mtime_ns if mtime_ns is None else mtime_ns)
+    with as_open(file) as opened:
+        listed = (opened.size if size is None else size, opened.mtime_ns if mtime_ns is None else mtime_ns)
         position = offset
-        end = file.size if max_bytes is None else min(file.size, offset + max_bytes)
-        while block := file.read(position, BLOCK if max_bytes is None else min(BLOCK, max(end - position, 0))):
+        end = opened.size if max_bytes is None else min(opened.size, offset + max_bytes)
+        while block := opened.read(position, BLOCK if max_bytes is None else min(BLOCK, max(end - position, 0))):
             digest.update(block)
             position += len(block)
             if time.monotonic() > deadline:
                 raise NotUsableError("timeout", seconds=f"{max_seconds:g}")
-        status = os.fstat(file.descriptor)
+        status = os.fstat(opened.descriptor)
         if (status.st_size, status.st_mtime_ns) != listed or position != max(offset, end):
             raise NotUsableError("changed")
     return digest.hexdigest()

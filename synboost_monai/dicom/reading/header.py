@@ -19,7 +19,7 @@ from pydicom.uid import UID
 
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.quiet import quiet
-from synboost_monai.dicom.reading.files import open_regular
+from synboost_monai.dicom.reading.files import OpenFile, as_open, open_regular
 from synboost_monai.dicom.reading.structure import (
     MAX_DEPTH,
     TRANSFER_SYNTAX,
@@ -45,7 +45,7 @@ _ONE_VALUE = _NUMBERS | _BYTES | {"LT", "ST", "UR", "UT"}  # not text, or text i
 
 
 def read_header(
-    path: str | os.PathLike[str], limits: Limits | None = None, tags: Iterable[str | int] | None = None
+    file: str | os.PathLike[str] | OpenFile, limits: Limits | None = None, tags: Iterable[str | int] | None = None
 ) -> Dataset:
     """Read everything before the pixel data of a DICOM file.
 
@@ -55,7 +55,7 @@ def read_header(
     `file_meta.TransferSyntaxUID` is always set: it is guessed from the first bytes if the file names none.
 
     Args:
-        path: path of a regular file.
+        file: path of a regular file; or the open file.
         limits: of a file; the defaults if None.
         tags: keywords or tags of the data elements wanted; all if None. Other sequences are not checked inside.
     Raises:
@@ -63,8 +63,8 @@ def read_header(
     """
     limits = limits or Limits()
     wanted = None if tags is None else as_tags(tags)
-    with open_regular(path) as file:
-        structure = walk_file(file, limits, wanted)
+    with as_open(file) as opened:
+        structure = walk_file(opened, limits, wanted)
     if structure.problem is not None:
         raise structure.problem
     return as_dataset(structure)

@@ -2,8 +2,9 @@
 
     with ReaderPool(num_workers=2, limits=limits) as pool, pool.open(path, window=32) as stream:
         stream.facts.spacing_mm
-        for frames in stream:  # (T, rows, columns) uint8 of the region; the next windows are decoded meanwhile
+        for frames in stream.read():  # (T, rows, columns) uint8 of the region; the next windows are decoded meanwhile
             ...
+        (frames,) = stream.read([3, 7])  # of the same open file
 
 A worker is a fresh Python process without torch (as `spawn` starts it, but without running the caller's main module again, so that a
 script needs no guard). It decodes ahead by two windows and sends them through a pipe. Shared memory is not used, since a killed run
@@ -28,7 +29,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -79,34 +80,33 @@ class ReaderPool:
         self._is_closed = False
         atexit.register(_close_quietly, weakref.ref(self))
 
-    def open(self, path: str | os.PathLike[str], window: int = 32, frames: Sequence[int] | None = None) -> ClipStream:
-        """Open a file in a worker and start decoding.
+    def open(self, path: str | os.PathLike[str], window: int = 32) -> ClipStream:
+        """Open a file in a worker, which keeps it open until the stream is closed.
 
         Args:
             path: path of a regular file.
             window: number of frames per window; fewer if they would take more than `MAX_WINDOW_MB`.
-            frames: indices of the frames wanted, in this order; None for all. Empty: the facts alone.
         Returns:
-            The facts, and the windows one after the other; close it, or use it in `with`.
+            The facts, and the frames as often as they are read; close it, or use it in `with`.
         Raises:
             NotUsableError: as `open_ultrasound`, and timeout, out_of_memory or decoder_died.
         """
         if window < 1:
             raise ValueError(f"worker.py: window must be at least 1 frame, got {window}")
-        request = {"path": os.fsdecode(path), "window": window, "frames": None if frames is None else list(frames)}
-        stream = self._begin(request)
-        num_frames = stream.facts.num_frames
-        if frames is not None and not all(0 <= index < num_frames for index in frames):
+        stream = ClipStream(self, self._take(), {"path": os.fsdecode(path), "window": window})
+        try:
+            stream.begin()
+        except BaseException:
             stream.close()
-            raise ValueError(f"worker.py: frames must be 0 to {num_frames - 1} of this clip, got {list(frames)}")
+            raise
         return stream
 
     def stream(
         self, path: str | os.PathLike[str], window: int = 32, frames: Sequence[int] | None = None
     ) -> Iterator[NDArray[np.uint8]]:
-        """Yield the windows of a file, (T, rows, columns) uint8 of the region; see `open`."""
-        with self.open(path, window, frames) as stream:
-            yield from stream
+        """Yield the windows of a file, (T, rows, columns) uint8 of the region; see `ClipStream.read`."""
+        with self.open(path, window) as stream:
+            yield from stream.read(frames)
 
     def check(self, path: str | os.PathLike[str]) -> None:
         """Make sure that a whole file can be read: its header and every frame.
@@ -114,9 +114,8 @@ class ReaderPool:
         Raises:
             NotUsableError: as `open`, or for the first frame that cannot be decoded.
         """
-        request = {"path": os.fsdecode(path), "window": 32, "frames": None, "is_check": True}
-        with self._begin(request) as stream:
-            list(stream)
+        with self.open(path) as stream:
+            stream.check()
 
     def look(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """Return the facts of a header that a scan needs (`scanned_file.look`), as plain values.
@@ -129,8 +128,7 @@ class ReaderPool:
 
     def facts(self, path: str | os.PathLike[str]) -> ClipFacts:
         """Return the facts of a file; its frames are read only up to the first that shows something."""
-        with self.open(path, frames=()) as stream:
-            list(stream)  # read to the end, so that the worker is free again
+        with self.open(path) as stream:
             return stream.facts
 
     def close(self) -> None:
@@ -147,16 +145,6 @@ class ReaderPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _begin(self, request: dict[str, Any]) -> ClipStream:
-        """Send a request for a clip, and return its stream once the facts have come."""
-        stream = ClipStream(self, self._take(), request)
-        try:
-            stream.begin()
-        except BaseException:
-            stream.close()
-            raise
-        return stream
 
     def _take(self) -> _Worker:
         """Return a free worker; wait for one if all are busy."""
@@ -190,50 +178,81 @@ def _close_quietly(reference: weakref.ref[ReaderPool]) -> None:
 
 
 class ClipStream:
-    """Receive the facts and windows of one file from a worker."""
+    """Receive the facts and frames of one file, which a worker keeps open."""
 
     facts: ClipFacts
 
     def __init__(self, pool: ReaderPool, worker: _Worker, request: dict[str, Any]) -> None:
         self._pool, self._worker, self._request = pool, worker, request
         self._seconds = 0.0
-        self._is_done = False
+        self._is_open = False
+        """Whether the worker has the file open."""
+        self._is_idle = True
+        """Whether the worker has answered everything."""
         self._is_closed = False
 
     def begin(self) -> None:
         """Send the request and wait for the facts."""
-        self._send()
-        self.facts = _facts_of_json(self._receive()["facts"])
+        self.facts = _facts_of_json(self.ask()["facts"])
+        self._is_open = True
 
     def ask(self) -> dict[str, Any]:
         """Send the request and wait for its only answer."""
-        self._send()
+        self._send(self._request)
         answer = self._receive()
-        self._is_done = True
+        self._is_idle = True
         return answer
 
-    def _send(self) -> None:
+    def read(self, frames: Sequence[int] | None = None) -> Iterator[NDArray[np.uint8]]:
+        """Start decoding frames of the file; each call has the file's whole time limit.
+
+        Args:
+            frames: indices of the frames wanted, in this order; None for all.
+        Returns:
+            the windows, (T, rows, columns) uint8 of the region; to be taken to the last before the next call.
+        Raises:
+            ValueError: for a frame that the clip does not have.
+            NotUsableError: for the first frame that cannot be decoded, and timeout, out_of_memory or decoder_died.
+        """
+        num_frames = self.facts.num_frames
+        if frames is not None and not all(0 <= index < num_frames for index in frames):
+            raise ValueError(f"worker.py: frames must be 0 to {num_frames - 1} of this clip, got {list(frames)}")
+        self._send({"frames": None if frames is None else list(frames)})
+        return self._windows()
+
+    def check(self) -> None:
+        """Make sure that every frame can be decoded.
+
+        Raises:
+            NotUsableError: as `read`.
+        """
+        self._send({"frames": None, "is_check": True})
+        list(self._windows())
+
+    def _send(self, request: dict[str, Any]) -> None:
+        assert self._is_idle, "worker.py: the windows before were not taken to the last"
+        self._is_idle, self._seconds = False, 0.0
         try:
-            self._worker.send(self._request)
+            self._worker.send(request)
         except OSError:
             raise self._died() from None
 
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+    def _windows(self) -> Iterator[NDArray[np.uint8]]:
         region = self.facts.region
-        while not self._is_done:
-            message = self._receive()
-            if "num_frames" not in message:
-                self._is_done = True
-                return
+        while "num_frames" in (message := self._receive()):
             frames = np.empty((message["num_frames"], region.rows, region.columns), np.uint8)
             self._fill(frames.data.cast("B"))
             yield frames
+        self._is_idle = True
 
     def close(self) -> None:
-        """Give the worker back."""
+        """Let the worker close the file, and give it back."""
         if not self._is_closed:
             self._is_closed = True
-            self._pool._give_back(self._worker, self._is_done and self._worker.is_alive())
+            if self._is_idle and self._is_open:
+                with contextlib.suppress(OSError):  # it is gone
+                    self._worker.send({"close": True})
+            self._pool._give_back(self._worker, self._is_idle and self._worker.is_alive())
 
     def __enter__(self) -> ClipStream:
         return self
@@ -251,7 +270,7 @@ class ClipStream:
         self._fill(memoryview(text))
         message: dict[str, Any] = json.loads(text)
         if "code" in message:
-            self._is_done = message["is_idle"]
+            self._is_open, self._is_idle = False, message["is_idle"]
             raise NotUsableError(message["code"], **message["facts"])
         return message
 
@@ -364,7 +383,7 @@ def main(limits_text: str) -> None:
     with contextlib.suppress(OSError):  # the pool is gone, so the worker ends too
         _write(answers, b"!")
         for line in requests:
-            _serve(json.loads(line), limits, answers)
+            _serve(json.loads(line), requests, limits, answers)
     os._exit(0)  # without waiting for a thread that still sends
 
 
@@ -390,28 +409,34 @@ def _import_all() -> None:
             importlib.import_module(module)
 
 
-def _serve(request: dict[str, Any], limits: Limits, answers: int) -> None:
-    """Answer one request: facts, windows and an end, or a failure."""
+def _serve(request: dict[str, Any], requests: Iterable[bytes], limits: Limits, answers: int) -> None:
+    """Answer one request, and those for frames of the file that it opens: facts, windows with an end each, or a failure."""
     sender = _Sender(answers)
     spare = int(limits.seconds_per_file) + ALARM_SPARE
     is_idle = True
     try:
         signal.alarm(spare)
         if "look" in request:
-            sender.finish(look(request["look"], limits))
+            sender.put(look(request["look"], limits))
+            sender.finish()
             return
         with open_ultrasound(request["path"], limits) as clip:
             region = clip.facts.region
+            signal.alarm(0)  # a slow consumer is not the file's fault
             sender.put({"facts": _json_of_facts(clip.facts)})
-            frames = range(clip.num_frames) if request["frames"] is None else request["frames"]
             window = max(1, min(request["window"], MAX_WINDOW_MB * 2**20 // (region.rows * region.columns)))
-            for start in range(0, len(frames), window):
-                signal.alarm(spare)
-                images = clip.read_frames(frames[start : start + window])
-                signal.alarm(0)  # a slow consumer is not the file's fault
-                if "is_check" not in request:
-                    sender.put(images)
-        sender.finish({})
+            for wanted in map(json.loads, requests):
+                if "close" in wanted:
+                    break
+                frames = range(clip.num_frames) if wanted["frames"] is None else wanted["frames"]
+                for start in range(0, len(frames), window):
+                    signal.alarm(spare)
+                    images = clip.read_frames(frames[start : start + window])
+                    signal.alarm(0)
+                    if "is_check" not in wanted:
+                        sender.put(images)
+                sender.put({})
+        sender.finish()
         return
     except NotUsableError as error:
         failure = error
@@ -423,7 +448,8 @@ def _serve(request: dict[str, Any], limits: Limits, answers: int) -> None:
         failure, is_idle = NotUsableError("decoder_died", how="it failed in a way of its own"), False
     finally:
         signal.alarm(0)
-    sender.finish({"code": failure.reason.code, "facts": failure.facts, "is_idle": is_idle})
+    sender.put({"code": failure.reason.code, "facts": failure.facts, "is_idle": is_idle})
+    sender.finish()
 
 
 class _Sender:
@@ -441,9 +467,8 @@ class _Sender:
             raise self._error
         self._queue.put(message)
 
-    def finish(self, message: dict[str, Any]) -> None:
-        """Send the last message and wait until all is sent."""
-        self._queue.put(message)
+    def finish(self) -> None:
+        """Wait until all is sent."""
         self._queue.put(None)
         self._thread.join()  # it writes into a pipe, which breaks when the reader is gone
         if self._error is not None:
