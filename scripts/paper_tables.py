@@ -35,11 +35,13 @@ from synboost_monai.evaluation.statistics import OVERALL, P_VALUES, add_holm, cl
 from synboost_monai.files import read_text
 from synboost_monai.pages.tables import Table, to_text, write_table
 from synboost_monai.paths import refuse_overwriting
+from synboost_monai.prompts import LEVELS
 from synboost_monai.records import PHASES, VIEWS
 from synboost_monai.structures import STRUCTURES
-from synboost_monai.study.grid import PROMPT_LEVELS
 from synboost_monai.study.grid import STRATEGIES as STUDY_STRATEGIES
 
+PROMPT_LEVELS = LEVELS[:8]
+"""Prompt levels of the paper."""
 MODELS = {"clipseg": "CLIPSeg", "cris": "CRIS"}
 """Model -> its name in the file and in tables."""
 STRATEGIES = {"synthetic": "synthetic", "real": "real", "synthetic_then_real": "synth-PT:real-FT"}

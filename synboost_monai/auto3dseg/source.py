@@ -22,7 +22,7 @@ from synboost_monai.auto3dseg.settings import (
 from synboost_monai.data.datalist import load_datalist
 from synboost_monai.errors import did_you_mean
 from synboost_monai.files import read_text
-from synboost_monai.prompts import structure_prompts
+from synboost_monai.prompts import LEVELS, structure_prompts
 from synboost_monai.transforms.files import checked_items
 
 REQUIRED = ("modality", "datalist", "dataroot")
@@ -152,6 +152,6 @@ def _check_words(sections: Mapping[str, Items], where: str) -> None:
     for name, items in sections.items():
         for number, item in enumerate(items):
             try:
-                structure_prompts("P7", item)
+                structure_prompts(LEVELS[-1], item)
             except ValueError as error:
                 raise ValueError(f"{where}: {name}[{number}]: {error}") from error

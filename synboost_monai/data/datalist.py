@@ -33,7 +33,8 @@ from synboost_monai.files import (
     read_text,
 )
 from synboost_monai.paths import PATH_KEYS
-from synboost_monai.records import IMAGE_QUALITIES, PHASES, SHAPES, VIEWS, EchoRecord
+from synboost_monai.prompts.table import ATTRIBUTE, IMAGE_ATTRIBUTES
+from synboost_monai.records import PHASES, SHAPES, VIEWS, EchoRecord
 from synboost_monai.structures import CLASS_NAMES, STRUCTURES
 
 logger = logging.getLogger(__name__)
@@ -57,13 +58,8 @@ _OTHER_DICOM = frozenset(
 """Reasons of the scan for files that were never meant to be segmented."""
 _MAX_KINDS = 8
 """Largest number of kinds of skipped files that are listed."""
-_VALUE_KEYS = ("patient", "view", "phase", "sex", "age", "image_quality", "ejection_fraction")
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "view": tuple(VIEWS.values()),
-    "phase": tuple(PHASES.values()),
-    "sex": ("male", "female"),
-    "image_quality": IMAGE_QUALITIES,
-}
+_VALUE_KEYS = ("patient", *IMAGE_ATTRIBUTES, "ejection_fraction")
+_CHOICES = {name: tuple(words) for name in IMAGE_ATTRIBUTES if (words := ATTRIBUTE[name].words)}
 _OPTIONAL_IN_EXTRA = ("validation", "testing")
 """Sections that an additional data set may lack."""
 _WHY_APART = {

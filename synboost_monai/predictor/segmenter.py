@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from synboost_monai.bundle_run import as_literal
 from synboost_monai.predictor.bundle import OpenBundle, open_bundle, unwrapped
+from synboost_monai.prompts import IMAGE_ATTRIBUTES
 from synboost_monai.prompts.understanding import Understood, understand_if_any
 from synboost_monai.structures import BACKGROUND_INDEX, STRUCTURES
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BUNDLE = "echo_cris"
 """The segmenter that is loaded by default."""
-ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality")
+ATTRIBUTES = IMAGE_ATTRIBUTES
 """Facts of an image that prompts can state, where they are known."""
 MAX_PROMPTS = 8
 """Most prompts whose text features are kept."""

@@ -1,9 +1,8 @@
 """Turn attributes of an echocardiogram into prompts (P0..P7), and prompts into token ids."""
 
 from synboost_monai.prompts.attributes import ask_shape, shape_of_mask
+from synboost_monai.prompts.table import ATTRIBUTES, IMAGE_ATTRIBUTES, LEVELS, SYNTHETIC_LEVELS
 from synboost_monai.prompts.templates import (
-    ATTRIBUTES,
-    LEVELS,
     NUM_PHRASINGS,
     RANDOM_LEVEL,
     Prompt,
@@ -15,9 +14,11 @@ from synboost_monai.prompts.tokenizer import PromptTokenizer
 
 __all__ = [
     "ATTRIBUTES",
+    "IMAGE_ATTRIBUTES",
     "LEVELS",
     "NUM_PHRASINGS",
     "RANDOM_LEVEL",
+    "SYNTHETIC_LEVELS",
     "Prompt",
     "PromptTokenizer",
     "ask_shape",

@@ -25,38 +25,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
+from operator import itemgetter
 from typing import Any
 
-from synboost_monai.records import IMAGE_QUALITIES, SHAPES
+from synboost_monai.prompts.table import ATTRIBUTE, ATTRIBUTES, DOMAIN_WORDS, LEVELS, TABLE, Attribute, attributes_of
 from synboost_monai.structures import STRUCTURES, Structure
-
-LEVELS = ("P0", "P1", "P2", "P3", "P4", "P5", "P6", "P7")
-"""All levels; each has one attribute more than the one before."""
 
 PHRASINGS = ("of the heart", "in the cardiac ultrasound")
 """Words for the structure's place, by index of phrasing."""
 NUM_PHRASINGS = len(PHRASINGS)
 """Number of phrasings to draw from in training."""
 
-VIEW_WORDS = {"apical_two_chamber": "two-chamber", "apical_four_chamber": "four-chamber"}
-"""`view` of a datalist item -> words in a prompt."""
-PHASE_WORDS = {"end_diastole": "diastole", "end_systole": "systole"}
-"""`phase` of a datalist item -> word in a prompt."""
-SEX_WORDS = {"male": "male", "female": "female"}
-"""`sex` of a datalist item -> word in a prompt."""
-QUALITY_WORDS = {quality: quality for quality in IMAGE_QUALITIES}
-"""`image_quality` of a datalist item -> word in a prompt."""
-SHAPE_WORDS = {shape: shape for shape in SHAPES}
-"""`shape` of a structure -> word in a prompt."""
-DOMAIN_WORDS = {False: "real", True: "synthetic"}
-"""`is_synthetic` of a datalist item -> word in a prompt."""
-ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality", "shape")
-"""Attributes that a prompt can say besides the structure, in the order in which the levels of real data add them."""
 RANDOM_LEVEL = "random"
 """Name for all levels that name the structure, P1 ... P7."""
-
-_REAL_ATTRIBUTES = ATTRIBUTES
-_SYNTHETIC_ATTRIBUTES = ("view", "phase", "sex", "age", "shape")
 
 
 @dataclass(frozen=True)
@@ -110,8 +91,7 @@ def prompt_text(
     if phrasing not in range(NUM_PHRASINGS):
         raise ValueError(f"templates.py: phrasing must be 0 ({PHRASINGS[0]}) or 1 ({PHRASINGS[1]}), got {phrasing!r}")
 
-    order = _SYNTHETIC_ATTRIBUTES if is_synthetic else _REAL_ATTRIBUTES
-    wanted = order[: max(LEVELS.index(level) - 1, 0)]  # P0 and P1 need no attribute
+    wanted = attributes_of(level, is_synthetic)
     words = {name: word for name in wanted if (word := _attribute_word(name, attributes, structure)) is not None}
     missing = tuple(name for name in wanted if name not in words)
     said = wanted[: wanted.index(missing[0])] if missing else wanted  # all before the first gap
@@ -193,16 +173,23 @@ def _sentence_pattern() -> re.Pattern[str]:
     def one_of(words: Iterable[str]) -> str:
         return f"(?:{'|'.join(map(re.escape, words))})"
 
-    return re.compile(
-        one_of(s.prompt_words for s in STRUCTURES)
-        + rf"(?: of {one_of(SHAPE_WORDS.values())} shape)?"
-        + rf"(?: in {one_of(VIEW_WORDS.values())} view)?"
-        + f" {one_of(PHRASINGS)}"
-        + rf"(?: at end of the {one_of(PHASE_WORDS.values())} cycle)?"
-        + rf"(?: of a (?:[a-z-]+-year-old {one_of([*SEX_WORDS.values(), 'patient'])}|{one_of(SEX_WORDS.values())}))?"
-        + rf"(?: with {one_of(QUALITY_WORDS.values())} image quality)?"
-        + rf"(?: in a {one_of(DOMAIN_WORDS.values())} image)?\."
-    )
+    def fragment(of: Attribute) -> str:
+        def hole(match: re.Match[str]) -> str:
+            filled = ATTRIBUTE[match[1]]
+            unknown = [filled.unknown] if filled is not of and filled.unknown else []
+            return one_of([*filled.words.values(), *unknown]) if filled.words else "[a-z-]+"
+
+        return re.sub(r"\{(\w+)\}", hole, of.fragment)
+
+    def fragments(side: int) -> str:
+        """Return the pattern of the fragments on one side of the phrasing, at most one at each place."""
+        places = sorted({a.place for a in TABLE if a.place * side > 0})
+        groups = ["|".join(fragment(a) for a in TABLE if a.place == p) for p in places]
+        return "".join(f"(?:{group})?" for group in groups)
+
+    domain = rf"(?: in a {one_of(DOMAIN_WORDS.values())} image)?"
+    structures = one_of(s.prompt_words for s in STRUCTURES)
+    return re.compile(rf"{structures}{fragments(-1)} {one_of(PHRASINGS)}{fragments(1)}{domain}\.")
 
 
 def _check_level(level: Any) -> None:
@@ -214,45 +201,28 @@ def _check_level(level: Any) -> None:
 
 def _sentence(structure: Structure, words: Mapping[str, str], place: str, domain: str | None) -> str:
     """Write the sentence with any set of attributes in `words`, and the domain if there is one."""
-    text = structure.prompt_words
-    if "shape" in words:
-        text += f" of {words['shape']} shape"
-    if "view" in words:
-        text += f" in {words['view']} view"
-    text += f" {place}"
-    if "phase" in words:
-        text += f" at end of the {words['phase']} cycle"
-    if "age" in words:
-        text += f" of a {words['age']}-year-old {words.get('sex', 'patient')}"
-    elif "sex" in words:
-        text += f" of a {words['sex']}"
-    if "image_quality" in words:
-        text += f" with {words['image_quality']} image quality"
-    if domain is not None:
-        text += f" in a {domain} image"
-    return text + "."
+    fillings = {a.name: words.get(a.name, a.unknown) for a in TABLE}
+    said = [a for a in TABLE if a.name in words and a.said_by not in words]
+    fragments = [(a.place, a.fragment.format_map(fillings)) for a in said]
+    fragments.append((0, f" {place}"))
+    end = "" if domain is None else f" in a {domain} image"
+    return structure.prompt_words + "".join(text for _, text in sorted(fragments, key=itemgetter(0))) + end + "."
 
 
 def _attribute_word(name: str, attributes: Mapping[str, Any], structure: Structure) -> str | None:
     """Return the word that a prompt uses for this attribute; None if the item lacks it."""
+    attribute = ATTRIBUTE[name]
     value = attributes.get(name)
-    if name == "shape" and isinstance(value, Mapping):
+    if attribute.of_structure and isinstance(value, Mapping):
         value = value.get(structure.name)
-    elif name == "shape" and value is not None:
-        raise ValueError(f"templates.py: shape must be a mapping of structure name to word, got {value!r}")
+    elif attribute.of_structure and value is not None:
+        raise ValueError(f"templates.py: {name} must be a mapping of structure name to word, got {value!r}")
     if value is None or value == "":
         return None
-    if name == "age":
+    if not attribute.words:
         return age_in_words(value)
-    tables = {
-        "view": VIEW_WORDS,
-        "phase": PHASE_WORDS,
-        "sex": SEX_WORDS,
-        "image_quality": QUALITY_WORDS,
-        "shape": SHAPE_WORDS,
-    }
-    if value not in tables[name]:
+    if value not in attribute.words:
         raise ValueError(
-            f"templates.py: {name} must be one of {', '.join(tables[name])}, got {value!r}; correct the datalist"
+            f"templates.py: {name} must be one of {', '.join(attribute.words)}, got {value!r}; correct the datalist"
         )
-    return tables[name][value]
+    return attribute.words[value]

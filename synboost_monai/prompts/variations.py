@@ -7,7 +7,7 @@ In a structure's right prompt, at the level that the image's attributes allow, o
     view             the other one                                                without the words
     phase            the other one                                                without the words
     sex              the other one                                                without the word
-    age              `AGE_STEPS` years younger or older, within `AGE_RANGE`       without the words
+    age              `wrong_steps` years younger or older, in `wrong_range`       without the words
     image_quality    each other grade                                             without the words
     shape            each other shape                                             without the words
     domain           the other one, where prompts end with a domain word          without the words
@@ -21,21 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from synboost_monai.prompts.templates import (
-    ATTRIBUTES,
-    DOMAIN_WORDS,
-    LEVELS,
-    NUM_PHRASINGS,
-    PHASE_WORDS,
-    PHRASINGS,
-    QUALITY_WORDS,
-    SEX_WORDS,
-    SHAPE_WORDS,
-    VIEW_WORDS,
-    Prompt,
-    prompt_levels,
-    prompt_text,
-)
+from synboost_monai.prompts.table import ATTRIBUTE, ATTRIBUTES, DOMAIN_WORDS, LEVELS, TABLE, attributes_of
+from synboost_monai.prompts.templates import NUM_PHRASINGS, PHRASINGS, Prompt, prompt_levels, prompt_text
 from synboost_monai.structures import STRUCTURES, Structure
 
 RIGHT, WRONG, LEFT_OUT, REPHRASED = "right", "wrong", "left_out", "rephrased"
@@ -50,19 +37,6 @@ ABSENT_STRUCTURES = tuple(
     if name not in {structure.name for structure in STRUCTURES}
 )
 """Structures that are not labelled in any data set here: one is visible in four-chamber views, the other in no view of the heart."""
-AGE_STEPS = (-40, -20, 20, 40)
-"""Differences between a wrong age and the right one, in years."""
-AGE_RANGE = (18, 100)
-"""Limits of a wrong age, in years: adults."""
-
-_VALUES: dict[str, Sequence[str]] = {
-    "view": tuple(VIEW_WORDS),
-    "phase": tuple(PHASE_WORDS),
-    "sex": tuple(SEX_WORDS),
-    "image_quality": tuple(QUALITY_WORDS),
-    "shape": tuple(SHAPE_WORDS),
-}
-"""Attribute -> values that a prompt can say."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +69,7 @@ class PromptVariations:
         ValueError: if the level does not exist or names no structure.
     """
 
-    level: str | Sequence[str] = "P7"
+    level: str | Sequence[str] = LEVELS[-1]
     domain_word: bool = False
     structures: Sequence[Structure] = STRUCTURES
 
@@ -138,16 +112,17 @@ class PromptVariations:
             text = self._prompt(structure, attributes, level, phrasing=phrasing).text
             yield variant(PHRASING, REPHRASED, PHRASINGS[0], PHRASINGS[phrasing], text)
 
-        shape = (attributes.get("shape") or {}).get(structure.name)
+        own = {a.name: (attributes.get(a.name) or {}).get(structure.name) for a in TABLE if a.of_structure}
         for other in (*(s for s in STRUCTURES if s.name != structure.name), *ABSENT_STRUCTURES):
-            text = self._prompt(other, {**attributes, "shape": {other.name: shape}}, level).text
+            of_other = {name: {other.name: value} for name, value in own.items()}
+            text = self._prompt(other, {**attributes, **of_other}, level).text
             yield variant(STRUCTURE, WRONG, structure.name, other.name, text)
         yield variant(STRUCTURE, LEFT_OUT, structure.name, None, self._prompt(structure, attributes, LEVELS[0]).text)
 
         for name in self._said(level, attributes):
-            value = shape if name == "shape" else attributes[name]
+            value = own[name] if name in own else attributes[name]
             for wrong in wrong_values(name, value):
-                changed = {**attributes, name: {structure.name: wrong} if name == "shape" else wrong}
+                changed = {**attributes, name: {structure.name: wrong} if name in own else wrong}
                 yield variant(name, WRONG, value, wrong, self._prompt(structure, changed, level).text)
             text = self._prompt(structure, attributes, level, left_out=(name,)).text
             yield variant(name, LEFT_OUT, value, None, text)
@@ -174,9 +149,7 @@ class PromptVariations:
     @staticmethod
     def _said(level: str, attributes: Mapping[str, Any]) -> list[str]:
         """List the attributes that a prompt of this level says of an image, in the order of the levels."""
-        is_synthetic = bool(attributes.get("is_synthetic", False))
-        order = [name for name in ATTRIBUTES if not (is_synthetic and name == "image_quality")]
-        return order[: LEVELS.index(level) - 1]
+        return list(attributes_of(level, bool(attributes.get("is_synthetic", False))))
 
 
 def wrong_values(attribute: str, value: Any) -> list[Any]:
@@ -188,9 +161,10 @@ def wrong_values(attribute: str, value: Any) -> list[Any]:
     Raises:
         ValueError: if there is no such attribute.
     """
-    if attribute == "age":
-        low, high = AGE_RANGE
-        return [age for step in AGE_STEPS if low <= (age := int(value) + step) <= high]
-    if attribute not in _VALUES:
+    if attribute not in ATTRIBUTE:
         raise ValueError(f"variations.py: attribute must be one of {', '.join(ATTRIBUTES)}, got {attribute!r}")
-    return [other for other in _VALUES[attribute] if other != value]
+    row = ATTRIBUTE[attribute]
+    if row.words:
+        return [other for other in row.words if other != value]
+    low, high = row.wrong_range
+    return [number for step in row.wrong_steps if low <= (number := int(value) + step) <= high]

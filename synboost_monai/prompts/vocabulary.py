@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from synboost_monai.prompts.templates import DOMAIN_WORDS, PHASE_WORDS, QUALITY_WORDS, SEX_WORDS, SHAPE_WORDS
+from synboost_monai.prompts.table import DOMAIN_WORDS, TABLE
 from synboost_monai.structures import STRUCTURES, Structure
 
 
@@ -143,7 +143,8 @@ FILLERS = frozenset(
     "human adult patient patients man woman shape shaped quality systolic diastolic ed es "
     "der die das des dem den von vom im le les du de el los las il lo gli del dello della di do da dos het van teh".split()
 ).union(
-    *(table.values() for table in (PHASE_WORDS, SEX_WORDS, QUALITY_WORDS, SHAPE_WORDS, DOMAIN_WORDS)),
+    DOMAIN_WORDS.values(),
+    *(attribute.words.values() for attribute in TABLE),
 )
 """Words that name no structure and change none: of a request, of the paper's sentences, articles of some languages."""
 NUMBERS = (

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from synboost_monai.prompts import SYNTHETIC_LEVELS
+
 STRATEGIES = ("real", "synthetic", "synthetic_then_real", "real_and_synthetic", "simulated", "simulated_then_real")
 """Training strategies of a segmenter. `synthetic_then_real` takes the weights of `synthetic` and continues with real data;
 `real_and_synthetic` trains on both together, with a word in the prompt that says which. `simulated` is not trained by the study: it
@@ -20,8 +22,6 @@ _STARTS = {
     "synthetic_then_real": "synthetic",
     "simulated_then_real": "simulated",
 }  # strategy -> strategy whose weights it starts from
-PROMPT_LEVELS = tuple(f"P{i}" for i in range(8))
-"""Prompt levels of the paper."""
 ALL = "all"
 """Value for every patient for training and validation."""
 
@@ -121,9 +121,8 @@ class Segmenter:
         start = _STARTS.get(self.strategy)
         if start is None:
             return None
-        return replace(
-            self, strategy=start, prompt="P6" if (start, self.prompt) == ("synthetic", "P7") else self.prompt
-        )
+        is_unknown = start == "synthetic" and self.prompt not in SYNTHETIC_LEVELS
+        return replace(self, strategy=start, prompt=SYNTHETIC_LEVELS[-1] if is_unknown else self.prompt)
 
     @property
     def is_trained(self) -> bool:
@@ -152,7 +151,7 @@ def segmenters_of(axes: Mapping[str, Any]) -> Iterator[Segmenter]:
     names = ("models", "strategies", "prompts", "frozen", "patients", "folds", "seeds")
     for model, strategy, prompt, frozen, patients, fold, seed in product(*(axes[name] for name in names)):
         segmenter = Segmenter(model, strategy, prompt, int(seed), frozen, patients, fold)
-        wanted = [] if strategy == "synthetic" and prompt == "P7" else [segmenter]
+        wanted = [] if strategy == "synthetic" and prompt not in SYNTHETIC_LEVELS else [segmenter]
         for one in [*filter(None, [segmenter.initial]), *wanted]:
             if one not in seen:
                 seen.add(one)

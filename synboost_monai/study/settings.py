@@ -14,8 +14,9 @@ import yaml
 from synboost_monai.bundle_run import bundle_dir, check_overrides, config_files, is_path, literal
 from synboost_monai.errors import did_you_mean
 from synboost_monai.files import read_text
+from synboost_monai.prompts import LEVELS
 from synboost_monai.study.dag import Study
-from synboost_monai.study.grid import ALL, PROMPT_LEVELS, STRATEGIES
+from synboost_monai.study.grid import ALL, STRATEGIES
 from synboost_monai.study.simulated import find_weights
 
 STUDIES_DIR = Path(__file__).with_name("studies")
@@ -229,7 +230,7 @@ def _check_axes(part: Mapping[str, Any], models: Sequence[str], num_folds: Any, 
     is_whole = lambda v, low: isinstance(v, int) and not isinstance(v, bool) and v >= low  # noqa: E731
     if not is_whole(num_folds, 2):
         raise ValueError(f"{where}: data.num_folds must be a whole number of at least 2, got {num_folds!r}")
-    known: dict[str, Sequence[str]] = {"models": models, "strategies": STRATEGIES, "prompts": PROMPT_LEVELS}
+    known: dict[str, Sequence[str]] = {"models": models, "strategies": STRATEGIES, "prompts": LEVELS}
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         "frozen": (lambda v: isinstance(v, bool), "true or false"),
         "patients": (

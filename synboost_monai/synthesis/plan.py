@@ -39,6 +39,7 @@ from synboost_monai.data.datalist import DATALIST_NAME, list_label_maps
 from synboost_monai.distributed import launched_as
 from synboost_monai.files import image_stem, read_text, sha256_of
 from synboost_monai.paths import refuse_overwriting, result_names
+from synboost_monai.prompts import IMAGE_ATTRIBUTES
 from synboost_monai.structures import CLASS_NAMES
 from synboost_monai.synthesis.writers import (
     IMAGE_FOLDER,
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SaveSyntheticd", "SynthesisPlan", "list_sources", "stable_seed", "write_nifti"]
 
-CARRIED_ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality")
+CARRIED_ATTRIBUTES = IMAGE_ATTRIBUTES
 """Attributes that a synthetic image inherits; not the ejection fraction, as ED and ES are perturbed separately and it would be wrong."""
 NUM_CONTACT_SHEET_IMAGES = 12
 """Number of images on the contact sheet."""

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from synboost_monai.prompts import LEVELS, prompt_text
+from synboost_monai.prompts.table import ATTRIBUTE
 from synboost_monai.prompts.variations import (
     ABSENT_STRUCTURES,
-    AGE_RANGE,
     LEFT_OUT,
     RIGHT,
     WRONG,
@@ -92,7 +92,8 @@ def test_wrong_shape_and_age_of_the_longest_prompt() -> None:
 @pytest.mark.parametrize(("age", "wrong"), [(19, [39, 59]), (50, [30, 70, 90]), (78, [38, 58, 98]), (95, [55, 75])])
 def test_wrong_ages_are_those_of_adults(age: int, wrong: list[int]) -> None:
     assert wrong_values("age", age) == wrong
-    assert all(AGE_RANGE[0] <= a <= AGE_RANGE[1] for a in wrong)
+    low, high = ATTRIBUTE["age"].wrong_range
+    assert all(low <= a <= high for a in wrong)
 
 
 def test_what_the_image_lacks_lowers_the_right_prompt_and_is_told() -> None:

@@ -23,8 +23,9 @@ from synboost_monai.data.datalist import DATALIST_NAME
 from synboost_monai.evaluation.per_case import METRICS, PAPER_METRICS, read_metrics
 from synboost_monai.files import FRAME_SUFFIXES, image_stem, read_plane, read_text
 from synboost_monai.pages.words import STRATEGY_TITLES, count, join, model_title
+from synboost_monai.prompts import LEVELS
 from synboost_monai.study.dag import Study
-from synboost_monai.study.grid import ALL, PROMPT_LEVELS, STRATEGIES, DataPart, Segmenter
+from synboost_monai.study.grid import ALL, STRATEGIES, DataPart, Segmenter
 from synboost_monai.study.settings import read_run
 from synboost_monai.training.history import HISTORY_NAME
 
@@ -50,7 +51,7 @@ class Setting:
 
     def order(self, models: Sequence[str]) -> tuple[Any, ...]:
         """Return a key for sorting: model, patients, encoders, prompt."""
-        return (models.index(self.model), self.size, self.frozen, PROMPT_LEVELS.index(self.prompt))
+        return (models.index(self.model), self.size, self.frozen, LEVELS.index(self.prompt))
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class Run:
 
         It is the setting with the most strategies; ties go to trained encoders, most patients, most attributes in the prompt.
         """
-        key = lambda s: (len(self.groups[s]), not s.frozen, s.size, PROMPT_LEVELS.index(s.prompt))  # noqa: E731
+        key = lambda s: (len(self.groups[s]), not s.frozen, s.size, LEVELS.index(s.prompt))  # noqa: E731
         return [max((s for s in self.groups if s.model == model), key=key) for model in self.models]
 
     @cached_property

@@ -13,8 +13,8 @@ from synboost_monai.pages.blocks import Block, Fold, Plot, ReportTable, Section,
 from synboost_monai.pages.figures import DPI, WIDTH, draw_grid, new_figure, png_of, strategy_legend
 from synboost_monai.pages.tables import Table
 from synboost_monai.pages.words import STRATEGY_COLOURS, STRATEGY_TITLES, join, model_title
+from synboost_monai.prompts import LEVELS
 from synboost_monai.structures import STRUCTURES
-from synboost_monai.study.grid import PROMPT_LEVELS
 from synboost_monai.study.report.evaluations import Evaluation, Run, Setting, mean_of
 
 PERCENT = {"dice": "dice_percent", "iou": "iou_percent", "dice_512": "dice_512_percent", "iou_512": "iou_512_percent"}
@@ -76,7 +76,7 @@ def structures_section(run: Run) -> Section:
 
 def prompt_table(run: Run) -> ReportTable:
     """Return the mean Dice as the paper prints it: a row for each strategy and model, a column for each prompt."""
-    prompts = [p for p in PROMPT_LEVELS if any(s.prompt == p for s in run.groups)]
+    prompts = [p for p in LEVELS if any(s.prompt == p for s in run.groups)]
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for setting, by_strategy in run.groups.items():
         for strategy, evaluations in by_strategy.items():
