@@ -8,6 +8,7 @@ _MODULE_OF = {
     "EarlyStop": "schedules",
     "EpochSeed": "resume",
     "ExponentialMovingAverage": "averages",
+    "FeatureOptions": "feature_cache",
     "GradientClip": "schedules",
     "HandlerGroup": "schedules",
     "HoldFolder": "resume",

@@ -10,7 +10,7 @@ from monai.data import CacheDataset, Dataset
 from monai.transforms import Compose
 from torch import nn
 
-from synboost_monai.training.feature_cache import FEATURE_FILES_KEY, ReadFeaturesd, cache_features
+from synboost_monai.training.feature_cache import FEATURE_FILES_KEY, FeatureOptions, ReadFeaturesd, cache_features
 
 Item = Mapping[Hashable, Any]
 
@@ -29,9 +29,9 @@ class FrozenFeatureDataset(Dataset):
         prompt_transform: Callable[..., Any],
         network: nn.Module,
         feature_cache_dir: str | os.PathLike[str],
-        **options: Any,
+        features: FeatureOptions,
     ) -> None:
-        cached = cache_features(data, image_transform, network, feature_cache_dir, **options)
+        cached = cache_features(data, image_transform, network, feature_cache_dir, features)
         self.num_reused, self.num_computed = cached.num_reused, cached.num_computed
         items = [{**item, FEATURE_FILES_KEY: paths} for item, paths in zip(data, cached.paths)]
         super().__init__(items, Compose([ReadFeaturesd(), *_parts(prompt_transform)]))
@@ -44,18 +44,14 @@ def training_dataset(
     *,
     network: nn.Module | None = None,
     feature_cache_dir: str | os.PathLike[str] | None = None,
-    num_copies: int = 4,
-    seed: int = 0,
-    batch_size: int = 8,
-    feature_dtype: str = "bfloat16",
-    autocast_dtype: str | None = None,
+    features: FeatureOptions | None = None,
     cache_rate: float = 1.0,
 ) -> Dataset:
     """Return a dataset of items with `image`, `label` (masks) and `input_ids`, made from a datalist's items.
 
     Without `feature_cache_dir`, it is a MONAI CacheDataset over both transforms: everything up to the first random one is kept in
     memory. With it, features of the frozen image encoder are computed once (see `feature_cache`) and `image` is a tuple of tensors, in
-    `feature_dtype`; the inferer converts them to the type that the network computes in.
+    the features' own type; the inferer converts them to the type that the network computes in.
 
     Args:
         data: items from `read_datalist`.
@@ -64,11 +60,7 @@ def training_dataset(
             in place.
         network: network whose features are kept; its image encoder is frozen.
         feature_cache_dir: folder of the features; None: no features.
-        num_copies: copies of each image: unchanged, and augmented `num_copies` - 1 times.
-        seed: seed of the copies.
-        batch_size: images that are encoded together.
-        feature_dtype: bfloat16, float16 or float32: type in which features are kept.
-        autocast_dtype: bfloat16 or float16 encodes in mixed precision.
+        features: how the copies of each image are made, encoded and kept; None: the defaults.
         cache_rate: share of the data that is kept in memory; only without features.
     Returns:
         a dataset whose `transform` has `set_random_state`.
@@ -89,11 +81,7 @@ def training_dataset(
         prompt_transform,
         network,
         feature_cache_dir,
-        num_copies=num_copies,
-        seed=seed,
-        batch_size=batch_size,
-        feature_dtype=feature_dtype,
-        autocast_dtype=autocast_dtype,
+        features or FeatureOptions(),
     )
 
 

@@ -53,6 +53,25 @@ Item = Mapping[Hashable, Any]
 
 
 @dataclass(frozen=True)
+class FeatureOptions:
+    """Options of cached features.
+
+    Args:
+        num_copies: K; 1: the unchanged image only. If nothing in the image transform is random, there is one copy whatever K is.
+        seed: seed of the copies.
+        batch_size: images that are encoded together.
+        feature_dtype: bfloat16 or float16 (half the space) or float32.
+        autocast_dtype: bfloat16 or float16 encodes in mixed precision.
+    """
+
+    num_copies: int = 4
+    seed: int = 0
+    batch_size: int = 8
+    feature_dtype: str = "bfloat16"
+    autocast_dtype: str | None = None
+
+
+@dataclass(frozen=True)
 class CachedFeatures:
     """Hold the result of `cache_features`."""
 
@@ -67,12 +86,7 @@ def cache_features(
     image_transform: Callable[..., Any],
     network: nn.Module,
     folder: str | os.PathLike[str],
-    *,
-    num_copies: int = 4,
-    seed: int = 0,
-    batch_size: int = 8,
-    feature_dtype: str = "bfloat16",
-    autocast_dtype: str | None = None,
+    options: FeatureOptions,
 ) -> CachedFeatures:
     """Return the feature files of all copies of all items, after computing those that are missing.
 
@@ -84,28 +98,24 @@ def cache_features(
         image_transform: item -> image (3, N, N) and label map (1, N, N); its random parts make the copies.
         network: a segmenter with a frozen image encoder.
         folder: folder of the files, created if missing; on a disk that all processes share.
-        num_copies: K; 1: the unchanged image only. If nothing in `image_transform` is random, there is one copy whatever K is.
-        seed: seed of the copies.
-        batch_size: images that are encoded together.
-        feature_dtype: bfloat16 or float16 (half the space) or float32.
-        autocast_dtype: bfloat16 or float16 encodes in mixed precision.
+        options: how the copies are made, encoded and kept.
     Raises:
         ValueError: if the network is not frozen, the folder holds other things or has too little space, or a number is out of range.
     """
     folder = Path(folder)
     network = getattr(network, "module", network)
-    if num_copies < 1 or batch_size < 1 or not len(data):
+    if options.num_copies < 1 or options.batch_size < 1 or not len(data):
         raise ValueError(
             "feature_cache_dir: expected items, num_feature_copies and batch_size of at least 1, got "
-            f"{len(data)}, {num_copies} and {batch_size}"
+            f"{len(data)}, {options.num_copies} and {options.batch_size}"
         )
-    encoder = FeatureEncoder(network, feature_dtype, autocast_dtype)
+    encoder = FeatureEncoder(network, options.feature_dtype, options.autocast_dtype)
     _check_all_alike(encoder.digest)
-    copies = ItemCopies(data, image_transform, seed)
+    copies = ItemCopies(data, image_transform, options.seed)
     image, label_map = copies.make(0, 0)
     example = _row(encoder(image[None]), label_map[None], 0)
     made_by = {**encoder.settings, "shapes": [list(tensor.shape) for tensor in example.values()]}
-    num_copies = num_copies if copies.has_chance else 1
+    num_copies = options.num_copies if copies.has_chance else 1
     paths = [
         [folder / f"{copies.key(item, copy, made_by)}{_SUFFIX}" for copy in range(num_copies)]
         for item in range(len(data))
@@ -118,7 +128,7 @@ def cache_features(
     what = f"{len(wanted)} files of image features ({len(data)} items, {num_copies} copies)"
     with contextlib.ExitStack() as held:
         in_all_processes(lambda: _open(files, what, held))
-        num_computed = sum(in_all_processes(lambda: _compute(files, copies, encoder, batch_size)))
+        num_computed = sum(in_all_processes(lambda: _compute(files, copies, encoder, options.batch_size)))
     return CachedFeatures(paths, len(wanted) - num_computed, num_computed)
 
 

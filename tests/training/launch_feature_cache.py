@@ -50,7 +50,11 @@ def cache(
 
     network.encode_image = counted
     cached = feature_cache.cache_features(
-        data, image_transform(), network, folder, num_copies=2, batch_size=BATCH_SIZE, feature_dtype="float32"
+        data,
+        image_transform(),
+        network,
+        folder,
+        feature_cache.FeatureOptions(num_copies=2, batch_size=BATCH_SIZE, feature_dtype="float32"),
     )
     features = [feature_cache.read_features(path)[0][0] for paths in cached.paths for path in paths]
     return {

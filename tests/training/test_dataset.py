@@ -17,7 +17,7 @@ from synboost_monai.inferers.segmentation import PreparePromptedBatch, PromptedS
 from synboost_monai.networks import create_segmenter
 from synboost_monai.training import EpochSeed
 from synboost_monai.training.dataset import FrozenFeatureDataset, training_dataset
-from synboost_monai.training.feature_cache import FEATURE_FILES_KEY, read_features
+from synboost_monai.training.feature_cache import FEATURE_FILES_KEY, FeatureOptions, read_features
 from synboost_monai.training.losses import PromptDiceCELoss
 from synboost_monai.transforms import (
     CLIP_MEAN,
@@ -58,7 +58,7 @@ def feature_dataset(data: list[dict[str, Any]], folder: Path, architecture: str 
         prompt_transform(),
         network=network(architecture),
         feature_cache_dir=folder,
-        **options,
+        features=FeatureOptions(**options),
     )
 
 

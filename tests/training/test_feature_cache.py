@@ -19,7 +19,7 @@ from synboost_monai.data import read_datalist
 from synboost_monai.networks import create_segmenter
 from synboost_monai.processes import lock
 from synboost_monai.training import feature_cache, frozen_features
-from synboost_monai.training.feature_cache import CachedFeatures, cache_features, read_features
+from synboost_monai.training.feature_cache import CachedFeatures, FeatureOptions, cache_features, read_features
 from synboost_monai.training.frozen_features import check_frozen, describe, file_hash
 from synboost_monai.transforms import CLIP_MEAN, CLIP_STD, Letterboxd, LoadEchod, NormaliseEchod, RandUltrasoundd
 from tests.forked import Forked
@@ -101,7 +101,9 @@ def cache(data: list[dict[str, Any]], network: TinySegmenter, tmp_path: Path) ->
             "network": network,
             "folder": tmp_path / "cache",
         }
-        return cache_features(**{**arguments, "num_copies": 3, "feature_dtype": "float32", **changes})
+        arguments |= {name: changes.pop(name) for name in arguments if name in changes}
+        options = FeatureOptions(**{"num_copies": 3, "feature_dtype": "float32", **changes})
+        return cache_features(**arguments, options=options)
 
     return run
 
