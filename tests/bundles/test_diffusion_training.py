@@ -47,7 +47,7 @@ EVERYTHING_RANDOM = {
     "gradient_clip": 1.0,
 }
 
-SHORT = {"max_epochs": 6, "batch_size": 2, "picture_interval": 1}
+SHORT = {"max_epochs": 6, "batch_size": 2, "picture_interval": 3}
 
 
 @pytest.fixture(autouse=True)
