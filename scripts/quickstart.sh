@@ -10,4 +10,10 @@ output=(--output "$ROOT/runs/quickstart")
 for argument in "$@"; do
     case "$argument" in --output | --output=*) output=() ;; esac
 done
+# First a real heart: a public clip, and what the weights that ship find in it.
+first="$ROOT/runs/quickstart/first_echo.png"
+if [[ ! -e "$first" ]]; then
+    "$PYTHON" "$ROOT/scripts/pictures.py" clip example "$first"
+fi
+echo "a real echocardiogram, segmented by the weights that ship: $first"
 exec "$PYTHON" -m synboost_monai experiment quickstart ${output[@]+"${output[@]}"} "$@"

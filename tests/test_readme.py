@@ -30,6 +30,7 @@ BUNDLE_VERBS = {"train": "train", "synthesise": "inference", "segment": "inferen
 """Verbs that are short for a config of a bundle."""
 PLAIN = {
     "cd",
+    "cp",
     "source",
     "deactivate",
     "mkdir",

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 NUM_VIEW_FRAMES = 4
 """Number of frames, spread over the clip, on which the model is asked for the view."""
-MIN_VIEW_PROBABILITY = 0.8
-"""Smallest mean probability of a view over these frames at which the network's view is taken."""
+MIN_VIEW_PROBABILITY = 0.95
+"""Smallest mean probability of a view over these frames at which the network's view is taken; below it, real views were often mistaken."""
 END_DIASTOLE, END_SYSTOLE = PHASES["ED"], PHASES["ES"]
 
 ReadFrames = Callable[[Sequence[int] | None], Iterator["NDArray[np.uint8]"]]
