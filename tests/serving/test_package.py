@@ -162,7 +162,7 @@ def test_what_cannot_be_packed_is_said(overrides: dict[str, Any], match: str, tm
 
 def test_weights_are_needed_and_must_be_plain(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="models/model.pt: no such weights; give --checkpoint_path"):
-        package_bundle("echo_cris", tmp_path / "a.zip")
+        package_bundle("echo_semantic_diffusion", tmp_path / "a.zip")
     torch.save({"state_dict": torch.load(make_weights("echo_cris", tmp_path / "m.pt"))}, tmp_path / "nested.pt")
     with pytest.raises(
         ValueError, match="nested.pt is no plain model.pt; make one of it with `synboost weights convert"
