@@ -203,12 +203,12 @@ def test_view_by_the_models_own_confidence_is_said(clips: list[PhantomClip], tmp
     )
 
 
-@pytest.mark.parametrize(("probability", "source"), [(0.9, "network"), (0.7, "model")])
+@pytest.mark.parametrize(("probability", "source"), [(0.96, "network"), (0.9, "model")])
 def test_a_network_that_sees_the_view_is_believed_if_it_is_sure(
     clips: list[PhantomClip], tmp_path: Path, probability: float, source: str
 ) -> None:
     """The masks suggest the other view; a tag that names a view takes precedence."""
-    views = {"no_apical_view": 0.1, "apical_two_chamber": probability, "apical_four_chamber": 0.9 - probability}
+    views = {"no_apical_view": 0.02, "apical_two_chamber": probability, "apical_four_chamber": 0.98 - probability}
     for name, overrides in (("tag", {}), (source, {"ViewCodeSequence": None, "SeriesDescription": None})):
         write_phantom_clip(clips[1], tmp_path / name / "a.dcm", overrides=overrides)
         process(tmp_path / name, tmp_path / f"out_{name}", TruthModel.of(clips, views=views))
@@ -218,7 +218,7 @@ def test_a_network_that_sees_the_view_is_believed_if_it_is_sure(
         assert clip["view"] == ("apical_two_chamber" if name == "network" else "apical_four_chamber")
     if source == "network":
         assert clip["view_confidence"]["apical_two_chamber"] == 0.9
-        words = "the view is what the network sees: apical two chamber, probability 0.90"
+        words = "the view is what the network sees: apical two chamber, probability 0.96"
         assert all(words in m["warnings"] for m in results["measures"] if m["value"] is not None)
         assert results["verdict"] == "review"
         row = {
@@ -228,7 +228,7 @@ def test_a_network_that_sees_the_view_is_believed_if_it_is_sure(
             "outputs": [f"studies/{results['study']}/a"],
         }
         page = write_report_page(tmp_path / "out_network", [row], {})
-        assert "(by the network, probability 0.90)" in page.read_text(encoding="utf-8")
+        assert "(by the network, probability 0.96)" in page.read_text(encoding="utf-8")
 
 
 def test_other_views_are_skipped(clips: list[PhantomClip], tmp_path: Path) -> None:
