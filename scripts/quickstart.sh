@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole chain on a small phantom data set, from label maps to a report, in about ten minutes on two cores, after the installation:
-#   bash scripts/quickstart.sh                        -> runs/quickstart/report.html
+#   bash scripts/quickstart.sh                        -> runs/first_echo.png, runs/quickstart/report.html
 #   bash scripts/quickstart.sh --dataset PATH         the same chain on a CAMUS folder
 #   bash scripts/quickstart.sh --output DIR           somewhere else
 # Called again it goes on where it stopped: finished stages are not done again.
@@ -11,7 +11,7 @@ for argument in "$@"; do
     case "$argument" in --output | --output=*) output=() ;; esac
 done
 # First a real heart: a public clip, and what the weights that ship find in it.
-first="$ROOT/runs/quickstart/first_echo.png"
+first="$ROOT/runs/first_echo.png"
 if [[ ! -e "$first" ]]; then
     "$PYTHON" "$ROOT/scripts/pictures.py" clip example "$first"
 fi

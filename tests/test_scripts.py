@@ -100,7 +100,8 @@ def test_quickstart_passes_its_arguments_on(clone: Path) -> None:
     asked = call(clone, "quickstart.sh", "--dataset", "my data")[1]
     assert asked[-1] == f"-m synboost_monai experiment quickstart --output {clone}/runs/quickstart --dataset my data"
     asked = call(clone, "quickstart.sh", "--output=there")[1]
-    assert asked == ["-m synboost_monai experiment quickstart --output=there"]
+    picture = f"{clone}/scripts/pictures.py clip example {clone}/runs/first_echo.png"
+    assert asked == [picture, "-m synboost_monai experiment quickstart --output=there"]
 
 
 def test_test_script_passes_its_arguments_to_pytest(clone: Path) -> None:
