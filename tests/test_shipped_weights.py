@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synboost_monai.structures import STRUCTURES
 from synboost_monai.model_card import read_card
 from synboost_monai.predictor import Segmenter, load_segmenter
+from synboost_monai.structures import STRUCTURES
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 MAX_BYTES = 20_000_000

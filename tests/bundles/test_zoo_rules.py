@@ -98,7 +98,6 @@ def test_a_bundle_says_whether_it_has_own_weights(bundle_dir: Path) -> None:
     assert bool(metadata(bundle_dir)["eval_metrics"]) is has_weights
 
 
-
 def test_metadata_is_valid(bundle_dir: Path, tmp_path: Path) -> None:
     """`python -m monai.bundle verify_metadata` runs offline: a schema that exists already is not downloaded."""
     from monai.bundle import verify_metadata

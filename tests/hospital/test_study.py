@@ -217,7 +217,7 @@ def test_a_network_that_sees_the_view_is_believed_if_it_is_sure(
         assert clip["view_source"] == name
         assert clip["view"] == ("apical_two_chamber" if name == "network" else "apical_four_chamber")
     if source == "network":
-        assert clip["view_confidence"]["apical_two_chamber"] == 0.9
+        assert clip["view_confidence"]["apical_two_chamber"] == 0.96
         words = "the view is what the network sees: apical two chamber, probability 0.96"
         assert all(words in m["warnings"] for m in results["measures"] if m["value"] is not None)
         assert results["verdict"] == "review"
