@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +53,36 @@ from synboost_monai.transforms import load_echo
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class QualityOptions:
+    """Hold what is compared in an evaluation of a synthesis, and how."""
+
+    real_section: str = "validation"
+    """Real images that are compared with the synthetic ones; neither network was trained on them."""
+    real_reference_section: str = "training"
+    """Real images against which both are measured."""
+    limit: int | None = None
+    """Largest number of images of each of the three sets, spread evenly; None: all."""
+    seed: int = 0
+    """Seed of all random choices."""
+    batch_size: int = 8
+    """Number of images in a batch of a network."""
+    dynamic_range_db: float = 60.0
+    """Range of the log compression that is undone for the speckle; the same for all sets."""
+    num_bootstrap: int = 2000
+    """Number of samples of patients for the intervals."""
+    sector_threshold: float = 0.0
+    """Brightest value outside the sector of real images, as in the synthesis."""
+    inception_path: str | None = None
+    """TorchScript file: images (B, 3, 299, 299) in [0, 1] -> features (B, F); None: no FID on Inception's features."""
+
+
 def evaluate_synthesis(
     dataset_dir: str | os.PathLike[str],
     real_dir: str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
     segmenter: JudgingSegmenter,
-    *,
-    real_section: str = "validation",
-    real_reference_section: str = "training",
-    limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 8,
-    dynamic_range_db: float = 60.0,
-    num_bootstrap: int = 2000,
-    sector_threshold: float = 0.0,
-    inception_path: str | None = None,
+    options: QualityOptions | None = None,
 ) -> dict[str, Any]:
     """Evaluate a synthetic data set, and write quality.json, metrics.csv, images.csv and quality.html when all is measured.
 
@@ -75,15 +91,7 @@ def evaluate_synthesis(
         real_dir: folder of a real data set: datalist.json with labels.
         output_dir: folder for the files.
         segmenter: segmenter that was trained on real images.
-        real_section: real images that are compared with the synthetic ones; neither network was trained on them.
-        real_reference_section: real images against which both are measured.
-        limit: largest number of images of each of the three sets, spread evenly; None: all.
-        seed: seed of all random choices.
-        batch_size: number of images in a batch of a network.
-        dynamic_range_db: range of the log compression that is undone for the speckle; the same for all sets.
-        num_bootstrap: number of samples of patients for the intervals.
-        sector_threshold: brightest value outside the sector of real images, as in the synthesis.
-        inception_path: TorchScript file: images (B, 3, 299, 299) in [0, 1] -> features (B, F); None: no FID on Inception's features.
+        options: what is compared, and how.
     Returns:
         the content of quality.json.
     Raises:
@@ -91,58 +99,77 @@ def evaluate_synthesis(
         ValueError: if a section is missing, too small or not disjoint, or the data do not fit together; then nothing is written.
     """
     dataset_dir, real_dir, output_dir = Path(dataset_dir), Path(real_dir), Path(output_dir)
-    if batch_size < 1:
-        raise ValueError(f"quality.py: batch_size is {batch_size}; expected at least 1")
+    wanted = options or QualityOptions()
+    if wanted.batch_size < 1:
+        raise ValueError(f"quality.py: batch_size is {wanted.batch_size}; expected at least 1")
     provenance = _provenance(dataset_dir)
     sections = _sections(dataset_dir)
     all_items = _with_cases(read_datalist(dataset_dir, sections))
-    items = _with_cases(read_datalist(dataset_dir, sections, limit=limit))
-    real_items = _with_cases(read_datalist(real_dir, real_section, limit=limit))
-    reference_items = _with_cases(read_datalist(real_dir, real_reference_section, limit=limit))
+    items = _with_cases(read_datalist(dataset_dir, sections, limit=wanted.limit))
+    real_items = _with_cases(read_datalist(real_dir, wanted.real_section, limit=wanted.limit))
+    reference_items = _with_cases(read_datalist(real_dir, wanted.real_reference_section, limit=wanted.limit))
     outputs = [output_dir / name for name in ("quality.json", "metrics.csv", "images.csv", "quality.html")]
     data = [dataset_dir, dataset_dir / "provenance.json", real_dir, all_items, real_items, reference_items]
-    refuse_overwriting(outputs, [*data, segmenter.checkpoint_path, inception_path])
-    _check(items, real_items, reference_items, f"{real_dir}: sections {real_section} and {real_reference_section}")
-    inception = load_inception(inception_path, segmenter.device)
+    refuse_overwriting(outputs, [*data, segmenter.checkpoint_path, wanted.inception_path])
+    _check(
+        items,
+        real_items,
+        reference_items,
+        f"{real_dir}: sections {wanted.real_section} and {wanted.real_reference_section}",
+    )
+    inception = load_inception(wanted.inception_path, segmenter.device)
 
     size = int(load_echo(items[0]["image"])[0].shape[-1])
-    reader = SyntheticReader(dataset_dir, provenance, real_dir, size, sector_threshold)
-    real_reader = RealReader(size, sector_threshold)
-    options: dict[str, Any] = {"batch_size": batch_size, "dynamic_range_db": dynamic_range_db, "inception": inception}
-    synthetic = measure(items, reader, segmenter, is_segmented=True, title="synthetic", **options)
-    real = measure(real_items, real_reader, segmenter, is_segmented=True, title=f"real, {real_section}", **options)
+    reader = SyntheticReader(dataset_dir, provenance, real_dir, size, wanted.sector_threshold)
+    real_reader = RealReader(size, wanted.sector_threshold)
+    by: dict[str, Any] = {
+        "batch_size": wanted.batch_size,
+        "dynamic_range_db": wanted.dynamic_range_db,
+        "inception": inception,
+    }
+    synthetic = measure(items, reader, segmenter, is_segmented=True, title="synthetic", **by)
+    real = measure(real_items, real_reader, segmenter, is_segmented=True, title=f"real, {wanted.real_section}", **by)
     reference = measure(
-        reference_items, real_reader, segmenter, is_segmented=False, title=f"real, {real_reference_section}", **options
+        reference_items,
+        real_reader,
+        segmenter,
+        is_segmented=False,
+        title=f"real, {wanted.real_reference_section}",
+        **by,
     )
-    sets = Comparison(synthetic, real, reference, seed)
+    sets = Comparison(synthetic, real, reference, wanted.seed)
     found = neighbours(sets)
     quality: dict[str, Any] = {
-        "faithfulness": faithfulness(sets, num_bootstrap),
+        "faithfulness": faithfulness(sets, wanted.num_bootstrap),
         **feature_distances(sets, segmenter.feature_layer),
         "speckle": speckle_comparison(sets),
         **spectrum_comparison(sets),
-        "diversity": diversity(all_items, real_items, (reader, real_reader), seed),
+        "diversity": diversity(all_items, real_items, (reader, real_reader), wanted.seed),
         "memorisation": memorisation_comparison(sets, found, reader),
         "darkness": darkness(sets),
         "data": {
             "dataset_dir": str(dataset_dir),
             "real_dir": str(real_dir),
-            "real_section": real_section,
-            "real_reference_section": real_reference_section,
+            "real_section": wanted.real_section,
+            "real_reference_section": wanted.real_reference_section,
             "image_size": size,
-            "limit": limit,
+            "limit": wanted.limit,
             "num_synthetic": len(items),
             "num_synthetic_in_all": len(all_items),
             "num_real": len(real_items),
             "num_reference": len(reference_items),
             "num_compared": sets.num_compared,
         },
-        "settings": {"dynamic_range_db": dynamic_range_db, "batch_size": batch_size, "inception_path": inception_path},
+        "settings": {
+            "dynamic_range_db": wanted.dynamic_range_db,
+            "batch_size": wanted.batch_size,
+            "inception_path": wanted.inception_path,
+        },
         "segmenter": {**segmenter.facts, "checkpoint_path": str(segmenter.checkpoint_path)},
         "segmenter_checkpoint_sha256": sha256_of(segmenter.checkpoint_path),
         "synthesis": provenance.get("settings", {}),
         "synthesis_checkpoint_sha256": provenance.get("settings", {}).get("checkpoint_sha256"),
-        "seed": seed,
+        "seed": wanted.seed,
         "command": this_command(),
         "versions": package_versions(),
     }

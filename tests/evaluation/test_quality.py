@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from synboost_monai.bundle_run import bundle_dir, config_files, run_bundle
 from synboost_monai.evaluation import quality as quality_module
-from synboost_monai.evaluation.quality import evaluate_synthesis
+from synboost_monai.evaluation.quality import QualityOptions, evaluate_synthesis
 from synboost_monai.evaluation.quality_images import Echo, JudgingSegmenter, RealReader, SyntheticReader
 from synboost_monai.evaluation.quality_page import WORDS, verdicts
 from synboost_monai.networks import create_segmenter
@@ -135,8 +135,8 @@ def judge(
     def run(synthetic: Path, segmenter: Any = None, with_page: bool = False, **options: Any) -> dict[str, Any]:
         if not with_page:
             monkeypatch.setattr(quality_module, "write_page", lambda *arguments: None)
-        options = {"num_bootstrap": 50, "real_section": "validation+testing", **options}
-        return evaluate_synthesis(synthetic, datalist_dir, tmp_path / "out", segmenter or oracle, **options)
+        wanted = QualityOptions(**{"num_bootstrap": 50, "real_section": "validation+testing", **options})
+        return evaluate_synthesis(synthetic, datalist_dir, tmp_path / "out", segmenter or oracle, wanted)
 
     return run
 
