@@ -32,7 +32,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from synboost_monai.files import atomic_write_text
 from synboost_monai.inferers import SemanticDiffusionInferer
 from synboost_monai.networks import to_inference
-from synboost_monai.networks.semantic_diffusion_unet import PRESETS, SemanticDiffusionUNet
+from synboost_monai.networks.semantic_diffusion_unet import (
+    PRESETS,
+    SemanticDiffusionUNet,
+    create_semantic_diffusion_unet,
+)
 from synboost_monai.networks.spade import join_modulations
 
 PUBLISHED_STEPS = 1000
@@ -130,7 +134,7 @@ def seeded_network(options: argparse.Namespace) -> SemanticDiffusionUNet:
     sizes = {"image_size": options.image_size}
     if options.base_channels:
         sizes["base_channels"] = options.base_channels
-    network = SemanticDiffusionUNet(**{**PRESETS[options.preset], **sizes, "channels_last": False})
+    network = create_semantic_diffusion_unet(options.preset, **sizes, channels_last=False)
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)

@@ -1,7 +1,7 @@
 """Define the noise-predicting UNet of the Semantic Diffusion Model: the label map normalises the decoder, not the encoder.
 
 Wang et al. 2022 (arXiv 2207.00050), as trained on echocardiograms by Stojanovski et al. 2023. The layers are our own code; the
-names in the state dict are the published ones, so that published checkpoints load strictly. The default arguments are the
+names in the state dict are the published ones, so that published checkpoints load strictly. The default settings are the
 published network at 256 px: 652,198,918 parameters in 766 tensors.
 
 Shapes: B batch, C image channels, K classes of the label map, H and W the image's size, F feature channels,
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -163,6 +164,48 @@ class AttentionBlock(nn.Module):
         return x + h.reshape(x.shape)
 
 
+@dataclass(frozen=True)
+class SemanticDiffusionSettings:
+    """Hold the sizes and parts of a semantic diffusion UNet; the defaults are the published network."""
+
+    image_size: int = 256
+    """In px; selects the published layout (512, 256, 128, 64) and decides at which levels `attention_resolutions` are. Images of other
+    sizes pass as well if they can be halved at each level."""
+    in_channels: int = 3
+    """Image channels C."""
+    out_channels: int = 6
+    """2 C with learned variance."""
+    num_classes: int = NUM_SECTOR_CLASSES
+    """K, channels of the label map."""
+    base_channels: int = 256
+    """Width of the finest level before its multiplier."""
+    channel_multipliers: Sequence[float] | None = None
+    """One per level, finest first; None: the published ones of `image_size`."""
+    num_res_blocks: int = 2
+    """Residual blocks per level in the encoder; the decoder has one more."""
+    attention_resolutions: Sequence[int] = (32, 16, 8)
+    """Sizes of the feature grid, in px, at which every block attends. The middle always does."""
+    num_head_channels: int = 64
+    """Channels of one attention head."""
+    spade_channels: int = 128
+    """Hidden width of each SPADE norm."""
+    num_groups: int = 32
+    """Groups of every normalisation; must divide the width of each level."""
+    patch_size: int = 1
+    """Pixels of each patch x patch block become channels at the input (pixel unshuffle) and pixels again at the output. 1 is the
+    published setting; 2 or 4 is for small CPU models: an evaluation costs a quarter, or a sixteenth."""
+    velocity_timesteps: int | None = None
+    """None: the last layer gives the noise, as published. T of the cosine schedule: it gives the velocity v = alpha eps - sigma x_0
+    (Salimans and Ho 2022), and the network returns the noise that follows from it, eps = sigma x_t + alpha v. Nearly pure noise then
+    need not pass through the layers, and an error at high noise is not amplified in x_0: short trainings get the coarse structure right
+    much sooner."""
+    num_class_embeds: int | None = None
+    """Number of classes that an image as a whole may have (its view and phase, say), class 0 being "unknown"; their embedding is added
+    to the timestep's, and starts at zero. None: no classes, as published."""
+    dropout: float = 0.0
+    """Dropout probability in the residual blocks."""
+
+
 class SemanticDiffusionUNet(nn.Module):
     """Predict the noise and the variance fraction of a noisy image from the image and its label map.
 
@@ -170,121 +213,90 @@ class SemanticDiffusionUNet(nn.Module):
     label map, `decode` once for each condition at every timestep. `forward` is their composition.
 
     Args:
-        image_size: px; selects the published layout (512, 256, 128, 64) and decides at which levels `attention_resolutions` are. Images of
-            other sizes pass as well if they can be halved at each level.
-        in_channels: image channels C.
-        out_channels: 2 C with learned variance.
-        num_classes: K, channels of the label map.
-        base_channels: width of the finest level before its multiplier.
-        channel_multipliers: one per level, finest first; None: the published ones of `image_size`.
-        num_res_blocks: residual blocks per level in the encoder; the decoder has one more.
-        attention_resolutions: sizes of the feature grid, in px, at which every block attends. The middle always does.
-        num_head_channels: channels of one attention head.
-        spade_channels: hidden width of each SPADE norm.
-        num_groups: groups of every normalisation; must divide the width of each level.
-        patch_size: pixels of each patch x patch block become channels at the input (pixel unshuffle) and pixels again at the output.
-            1 is the published setting; 2 or 4 is for small CPU models: an evaluation costs a quarter, or a sixteenth.
-        velocity_timesteps: None: the last layer gives the noise, as published. T of the cosine schedule: it gives the velocity
-            v = alpha eps - sigma x_0 (Salimans and Ho 2022), and the network returns the noise that follows from it,
-            eps = sigma x_t + alpha v. Nearly pure noise then need not pass through the layers, and an error at high noise
-            is not amplified in x_0: short trainings get the coarse structure right much sooner.
-        num_class_embeds: number of classes that an image as a whole may have (its view and phase, say), class 0 being "unknown"; their
-            embedding is added to the timestep's, and starts at zero. None: no classes, as published.
-        dropout: dropout probability in the residual blocks.
+        settings: sizes and parts; the published ones by default.
         gradient_checkpointing: recompute blocks in the backward pass; less memory, about a third more time.
         channels_last: keep weights and features in channels-last memory order (faster on CPU and in half precision).
     """
 
     def __init__(
         self,
-        image_size: int = 256,
-        in_channels: int = 3,
-        out_channels: int = 6,
-        num_classes: int = NUM_SECTOR_CLASSES,
-        base_channels: int = 256,
-        channel_multipliers: Sequence[float] | None = None,
-        num_res_blocks: int = 2,
-        attention_resolutions: Sequence[int] = (32, 16, 8),
-        num_head_channels: int = 64,
-        spade_channels: int = 128,
-        num_groups: int = 32,
-        patch_size: int = 1,
-        velocity_timesteps: int | None = None,
-        num_class_embeds: int | None = None,
-        dropout: float = 0.0,
+        settings: SemanticDiffusionSettings | None = None,
+        *,
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        multipliers = _multipliers(image_size, channel_multipliers)
-        widths = [int(base_channels * multiplier) for multiplier in multipliers]
-        _check_widths(widths, num_groups)
-        self.in_channels, self.out_channels, self.num_classes = in_channels, out_channels, num_classes
-        self.base_channels = base_channels
-        self.patch_size = patch_size
-        self.velocity_timesteps = velocity_timesteps
-        self.size_multiple = patch_size * 2 ** (len(widths) - 1)
+        s = settings or SemanticDiffusionSettings()
+        widths = [int(s.base_channels * multiplier) for multiplier in _multipliers(s.image_size, s.channel_multipliers)]
+        _check_widths(widths, s.num_groups)
+        self.in_channels, self.out_channels, self.num_classes = s.in_channels, s.out_channels, s.num_classes
+        self.base_channels = s.base_channels
+        self.patch_size = s.patch_size
+        self.velocity_timesteps = s.velocity_timesteps
+        self.size_multiple = s.patch_size * 2 ** (len(widths) - 1)
         self.gradient_checkpointing = gradient_checkpointing
         self.channels_last = channels_last
-        grid = image_size // patch_size
-        attends = [grid // 2**level in attention_resolutions for level in range(len(widths))]
-        embedding = 4 * base_channels
+        grid = s.image_size // s.patch_size
+        attends = [grid // 2**level in s.attention_resolutions for level in range(len(widths))]
+        embedding = 4 * s.base_channels
 
         def attention(channels: int) -> AttentionBlock:
-            return AttentionBlock(channels, num_head_channels, num_groups)
+            return AttentionBlock(channels, s.num_head_channels, s.num_groups)
 
         def spade(channels: int) -> SPADEGroupNorm:
-            return SPADEGroupNorm(channels, num_classes, spade_channels, num_groups)
+            return SPADEGroupNorm(channels, s.num_classes, s.spade_channels, s.num_groups)
 
-        self.time_embed = nn.Sequential(nn.Linear(base_channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        self.num_class_embeds = num_class_embeds
-        if num_class_embeds is not None:
-            self.class_embedding = _zeroed(nn.Embedding(num_class_embeds, embedding))
+        self.time_embed = nn.Sequential(
+            nn.Linear(s.base_channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.num_class_embeds = s.num_class_embeds
+        if s.num_class_embeds is not None:
+            self.class_embedding = _zeroed(nn.Embedding(s.num_class_embeds, embedding))
 
         # encoder: one list entry for each feature map that the decoder takes up again
         channels = widths[0]
         skips = [channels]
         self.input_blocks = nn.ModuleList(
-            [nn.ModuleList([nn.Conv2d(in_channels * patch_size**2, channels, 3, padding=1)])]
+            [nn.ModuleList([nn.Conv2d(s.in_channels * s.patch_size**2, channels, 3, padding=1)])]
         )
         for level, width in enumerate(widths):
-            for _ in range(num_res_blocks):
-                layers: list[nn.Module] = [ResBlock(channels, width, embedding, num_groups, dropout, down=False)]
+            for _ in range(s.num_res_blocks):
+                layers: list[nn.Module] = [ResBlock(channels, width, embedding, s.num_groups, s.dropout, down=False)]
                 if attends[level]:
                     layers.append(attention(width))
                 self.input_blocks.append(nn.ModuleList(layers))
                 channels = width
                 skips.append(channels)
             if level < len(widths) - 1:
-                down = ResBlock(channels, channels, embedding, num_groups, dropout, down=True)
+                down = ResBlock(channels, channels, embedding, s.num_groups, s.dropout, down=True)
                 self.input_blocks.append(nn.ModuleList([down]))
                 skips.append(channels)
 
         self.middle_block = nn.ModuleList(
             [
-                SPADEResBlock(channels, channels, embedding, spade, dropout, up=False),
+                SPADEResBlock(channels, channels, embedding, spade, s.dropout, up=False),
                 attention(channels),
-                SPADEResBlock(channels, channels, embedding, spade, dropout, up=False),
+                SPADEResBlock(channels, channels, embedding, spade, s.dropout, up=False),
             ]
         )
 
         # decoder: coarsest level first, each block joined with the encoder's feature map of the same size
         self.output_blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
-            for index in range(num_res_blocks + 1):
+            for index in range(s.num_res_blocks + 1):
                 width = widths[level]
-                layers = [SPADEResBlock(channels + skips.pop(), width, embedding, spade, dropout, up=False)]
+                layers = [SPADEResBlock(channels + skips.pop(), width, embedding, spade, s.dropout, up=False)]
                 channels = width
                 if attends[level]:
                     layers.append(attention(channels))
-                if level and index == num_res_blocks:
-                    layers.append(SPADEResBlock(channels, channels, embedding, spade, dropout, up=True))
+                if level and index == s.num_res_blocks:
+                    layers.append(SPADEResBlock(channels, channels, embedding, spade, s.dropout, up=True))
                 self.output_blocks.append(nn.ModuleList(layers))
 
         self.out = nn.Sequential(
-            nn.GroupNorm(num_groups, channels),
+            nn.GroupNorm(s.num_groups, channels),
             nn.SiLU(),
-            _zeroed(nn.Conv2d(channels, out_channels * patch_size**2, 3, padding=1)),
+            _zeroed(nn.Conv2d(channels, s.out_channels * s.patch_size**2, 3, padding=1)),
         )
         if channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -527,7 +539,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patch_size": 2,
     },
 }
-"""Named sets of arguments: one for the published network, one for two CPU cores, one for tests."""
+"""Preset -> what differs from the published network: one for the published network, one for two CPU cores, one for tests."""
 
 
 def create_semantic_diffusion_unet(preset: str = "published", **overrides: Any) -> SemanticDiffusionUNet:
@@ -535,10 +547,12 @@ def create_semantic_diffusion_unet(preset: str = "published", **overrides: Any) 
 
     Args:
         preset: name in `PRESETS`.
-        overrides: arguments of `SemanticDiffusionUNet` that differ from the preset.
+        overrides: fields of `SemanticDiffusionSettings` and arguments of `SemanticDiffusionUNet` that differ from the preset.
     Raises:
         ValueError: if there is no such preset.
     """
     if preset not in PRESETS:
         raise ValueError(f"semantic_diffusion_unet.py: no preset is called {preset!r}; there are {', '.join(PRESETS)}")
-    return SemanticDiffusionUNet(**{**PRESETS[preset], **overrides})
+    values = {**PRESETS[preset], **overrides}
+    modes = {name: values.pop(name) for name in ("gradient_checkpointing", "channels_last") if name in values}
+    return SemanticDiffusionUNet(SemanticDiffusionSettings(**values), **modes)

@@ -11,7 +11,12 @@ from torch.nn import functional as F
 from synboost_monai.diffusion import DiffusionPrepareBatch, HybridLoss
 from synboost_monai.inferers import SemanticDiffusionInferer, SemanticDiffusionTrainInferer
 from synboost_monai.inferers.compiled import CompiledDenoiser
-from synboost_monai.networks.semantic_diffusion_unet import SemanticDiffusionUNet, create_semantic_diffusion_unet
+from synboost_monai.networks.semantic_diffusion_unet import (
+    PRESETS,
+    SemanticDiffusionSettings,
+    SemanticDiffusionUNet,
+    create_semantic_diffusion_unet,
+)
 
 SIZE = 16
 
@@ -149,8 +154,8 @@ def test_missing_seeds_come_from_the_global_generator() -> None:
 class Counting(SemanticDiffusionUNet):
     """Count the calls of each seam."""
 
-    def __init__(self, **arguments: object) -> None:
-        super().__init__(**arguments)  # type: ignore[arg-type]
+    def __init__(self, settings: SemanticDiffusionSettings) -> None:
+        super().__init__(settings)
         self.calls = {"encode": 0, "condition": 0, "decode": 0}
 
     def encode(self, *args, **kwargs):
@@ -171,9 +176,7 @@ class Counting(SemanticDiffusionUNet):
     [(1.0, {"encode": 4, "condition": 1, "decode": 4}), (1.5, {"encode": 4, "condition": 2, "decode": 4})],
 )
 def test_no_evaluation_is_wasted(guidance_scale: float, calls: dict[str, int]) -> None:
-    from synboost_monai.networks.semantic_diffusion_unet import PRESETS
-
-    network = Counting(**PRESETS["tiny"]).eval()
+    network = Counting(SemanticDiffusionSettings(**PRESETS["tiny"])).eval()
     SemanticDiffusionInferer(num_inference_steps=4, guidance_scale=guidance_scale)(
         label_maps(2), network, torch.arange(2)
     )

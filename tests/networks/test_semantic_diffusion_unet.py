@@ -55,7 +55,7 @@ def test_default_arguments_are_the_published_layout(
     image_size: int, num_parameters: int | None, num_tensors: int
 ) -> None:
     with torch.device("meta"):
-        state = SemanticDiffusionUNet(image_size).state_dict()
+        state = create_semantic_diffusion_unet(image_size=image_size).state_dict()
     assert len(state) == num_tensors
     if num_parameters is not None:
         assert sum(tensor.numel() for tensor in state.values()) == num_parameters
@@ -69,7 +69,7 @@ def test_published_base_64_layouts_have_their_sizes() -> None:
     counts = {}
     for image_size in (64, 128):
         with torch.device("meta"):
-            network = SemanticDiffusionUNet(image_size, base_channels=64)
+            network = create_semantic_diffusion_unet(image_size=image_size, base_channels=64)
         counts[image_size] = sum(parameter.numel() for parameter in network.parameters())
     assert counts == {64: 43_935_686, 128: 46_489_606}  # of the public code
 
@@ -77,7 +77,7 @@ def test_published_base_64_layouts_have_their_sizes() -> None:
 def test_output_equals_the_public_codes() -> None:
     """The golden numbers are from the public code with the same weights (see `about` in the file)."""
     golden = GOLDEN["network"]
-    network = SemanticDiffusionUNet(
+    network = create_semantic_diffusion_unet(
         image_size=32, base_channels=32, channel_multipliers=(1, 2), attention_resolutions=(16,)
     ).eval()
     assert len(network.state_dict()) == golden["tensors"]
@@ -216,7 +216,7 @@ def test_channels_last_and_bfloat16_keep_the_output(tiny: SemanticDiffusionUNet)
 )
 def test_impossible_arguments_say_what_to_change(arguments: dict[str, int], message: str) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=message):
-        SemanticDiffusionUNet(**arguments)
+        create_semantic_diffusion_unet(**arguments)
 
 
 def test_unknown_preset_lists_those_that_exist() -> None:
