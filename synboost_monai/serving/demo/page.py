@@ -51,6 +51,8 @@ PHANTOM, FILE, DRAWN = "Phantom", "File", "Draw"
 """Sources of an image or label map."""
 OUTLINES, FILLED = "Outlines", "Filled"
 """Ways to show masks."""
+ATTRIBUTES = ("view", "phase", "sex", "age", "image_quality")
+"""Attributes of an image, in the order of their inputs."""
 NOT_KNOWN = ("not known", "")
 """(as shown, value) of an attribute that is not known."""
 EXAMPLE_PROMPTS = ("left atrium", "myocardium", "left ventricle")
@@ -254,22 +256,14 @@ class _SegmentTab:
         prompt: str,
         frame: float,
         style: str,
-        view: str,
-        phase: str,
-        sex: str,
-        age: float | None,
-        quality: str,
+        *said: Any,
     ) -> list[Any]:
-        """Return the values of `result` and `shown`."""
+        """Return the values of `result` and `shown`; what is said of the image comes in the order of `ATTRIBUTES`."""
         if image is None:
             raise ValueError("choose an image first")
-        attributes = {
-            "view": view,
-            "phase": phase,
-            "sex": sex,
-            "age": None if age is None else _whole(age, "age"),
-            "image_quality": quality,
-        }
+        attributes = dict(zip(ATTRIBUTES, said))
+        if attributes["age"] is not None:
+            attributes["age"] = _whole(attributes["age"], "age")
         index = int(frame) - 1 if len(image.frames) > 1 else 0
         result = self.segmenter.segment(image, prompt or "", attributes, index)
         return [
