@@ -25,6 +25,8 @@ from synboost_monai.structures import CLASS_NAMES, SECTOR_CLASS_NAMES, STRUCTURE
 
 TEMPLATES = Path(__file__).resolve().with_name("segmenter_bundle")
 VALUES = TEMPLATES / "values.yaml"
+ARCHITECTURES = {values["architecture"] for values in yaml.safe_load(VALUES.read_text(encoding="utf-8")).values()}
+"""Segmenters that have a bundle."""
 DIFFUSION_CONFIGS = ROOT / "bundles/echo_semantic_diffusion/configs"
 """Configs without a template, whose recipe and classes are written too."""
 NOT_OF_THE_RECIPE = {
@@ -43,9 +45,9 @@ def rendered(template: str, values: dict[str, str]) -> str:
     """
     lines = []
     for line in template.splitlines(keepends=True):
-        alone = re.match(r"\{\{(cris|clipseg)\}\}", line)
-        if alone is None or alone[1] == values["architecture"]:
-            line = line[alone.end() :] if alone else line
+        alone = re.match(r"\{\{(\w+)\}\}", line)
+        if alone is None or alone[1] not in ARCHITECTURES or alone[1] == values["architecture"]:
+            line = line[alone.end() :] if alone and alone[1] in ARCHITECTURES else line
             lines.append(re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], line))
     return "".join(lines)
 
@@ -90,12 +92,17 @@ def bundle_files() -> Iterator[tuple[Path, str]]:
         yield DIFFUSION_CONFIGS / name, written((DIFFUSION_CONFIGS / name).read_text(encoding="utf-8"))
 
 
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
 def main(arguments: list[str]) -> int:
     """Write the files, or with --check return 1 if one is out of date."""
-    stale = [(path, text) for path, text in bundle_files() if path.read_text(encoding="utf-8") != text]
+    stale = [(path, text) for path, text in bundle_files() if not _holds(path, text)]
     for path, text in stale:
         print(path.relative_to(ROOT))
         if arguments != ["--check"]:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     return int(bool(stale) and arguments == ["--check"])
 

@@ -210,3 +210,18 @@ def test_a_new_structure_is_a_class_of_each_metadata(monkeypatch: pytest.MonkeyP
         assert tensor["num_channels"] == (6 if is_diffusion else 4)
         assert list(tensor["channel_def"].items())[-1] == ("5" if is_diffusion else "4", "novel_part")
     assert set(written) == {"echo_semantic_diffusion", "echo_clipseg", "echo_cris"}
+
+
+def test_a_third_segmenter_gets_its_own_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = yaml.safe_load(write_bundles.VALUES.read_text(encoding="utf-8"))
+    table = tmp_path / "values.yaml"
+    table.write_text(yaml.safe_dump({"echo_novel": {**values["echo_clipseg"], "architecture": "novel"}}))
+    monkeypatch.setattr(write_bundles, "VALUES", table)
+    monkeypatch.setattr(write_bundles, "ARCHITECTURES", {"cris", "clipseg", "novel"})
+    monkeypatch.setattr(write_bundles, "ROOT", tmp_path)
+    assert write_bundles.main([]) == 0 and write_bundles.main(["--check"]) == 0
+    config = yaml.safe_load((tmp_path / "bundles/echo_novel/configs/inference.yaml").read_text(encoding="utf-8"))
+    assert config["network_def"]["architecture"] == "novel"
+    assert (
+        write_bundles.rendered("{{cris}}a\n{{novel}}b\n{{size}}\n", {"architecture": "novel", "size": "c"}) == "b\nc\n"
+    )
