@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from inspect import signature
 
 from synboost_monai.evaluation.quality_images import TISSUES
-from synboost_monai.networks import SemanticDiffusionUNet
+from synboost_monai.networks.semantic_diffusion_unet import SemanticDiffusionSettings
 from synboost_monai.networks.text import default_input_ids
 from synboost_monai.prompts import PromptTokenizer, structure_prompts
 from synboost_monai.prompts.variations import ABSENT_STRUCTURES
@@ -47,7 +46,7 @@ def test_classes_are_those_of_camus_and_of_the_published_weights() -> None:
         ("4", "left_atrium"),
     ]
     assert SECTOR_INDEX_OF_CLASS == {0: 2, 1: 1, 2: 3, 3: 4}
-    assert signature(SemanticDiffusionUNet).parameters["num_classes"].default == NUM_SECTOR_CLASSES == 5
+    assert SemanticDiffusionSettings().num_classes == NUM_SECTOR_CLASSES == 5
     assert [s.code[0] for s in STRUCTURES] == ["87878005", "49848007", "82471001"]
 
 
