@@ -16,6 +16,8 @@ mkdir -p "$out"
 if [[ ! -e "$out/training/model.pt" || -e "$out/training/resume.ckpt" ]]; then
     synboost run "$bundle" train_simulated --image_size 96 --max_epochs 60 --output_dir "$out/training"
 fi
-synboost weights convert "$out/training/model.pt" "$out/model.pt" --dtype float16 --licence "Apache-2.0"
+[[ -e "$out/model.pt" ]] || synboost weights convert "$out/training/model.pt" "$out/model.pt" --dtype float16 --licence "Apache-2.0"
 synboost simulate "$out/hearts" --num_images 600 --seed 20261202
-synboost run "$bundle" calibrate --dataset_dir "$out/hearts" --section training --checkpoint_path "$out/model.pt" --output_dir "$out"
+if [[ ! -e "$out/calibration.json" ]]; then
+    synboost run "$bundle" calibrate --dataset_dir "$out/hearts" --section training --checkpoint_path "$out/model.pt" --output_dir "$out"
+fi

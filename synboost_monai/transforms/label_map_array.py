@@ -261,7 +261,7 @@ def sector_label_map(label_map: np.ndarray, sector: np.ndarray) -> np.ndarray:
     """Make the five-class label map that conditions the diffusion model; labels outside the sector are cut off.
 
     0 outside the sector, 1 left-ventricular cavity, 2 other tissue in the sector, 3 myocardium, 4 left atrium
-    (`labels.SECTOR_INDEX_OF_CLASS`).
+    (`structures.SECTOR_INDEX_OF_CLASS`).
 
     Args:
         label_map: segmentation label map, (H, W), 0..3.

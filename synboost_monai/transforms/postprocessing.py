@@ -69,7 +69,7 @@ def logits_to_label_map(logits: Tensor, class_indices: Sequence[int] | None = No
 
     Args:
         logits: (S, H, W) or (B, S, H, W).
-        class_indices: class of each channel; None: `labels.STRUCTURES` in their order.
+        class_indices: class of each channel; None: `structures.STRUCTURES` in their order.
         threshold: probability, in (0, 1).
     Returns:
         (H, W) or (B, H, W), uint8.
