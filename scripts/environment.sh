@@ -4,6 +4,7 @@
 #   SYNBOOST_VENV    where it lies (default: .venv beside setup.cfg)
 #   SYNBOOST_PYTHON  the Python to make it with (default: the first of 3.10 or newer on the PATH)
 set -euo pipefail
+unset PYTHONDONTWRITEBYTECODE # which images of containers set: every process would compile what it imports again
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${SYNBOOST_VENV:-$ROOT/.venv}"
