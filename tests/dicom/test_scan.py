@@ -338,7 +338,9 @@ def test_header_that_ends_its_reader_costs_itself_alone(tmp_path: Path, write: W
     lengthened(write("a", syntax=DEFLATED), 6000, 10_000, is_deflated=True)  # it inflates to 60 MB
     write("b")
     lengthened(write("c"), 2000)
-    limits = Limits(memory_mb=40, max_header_mb=100)  # far from what c needs (some 10) and from what a needs (more than 120)
+    limits = Limits(
+        memory_mb=40, max_header_mb=100
+    )  # far from what c needs (some 10) and from what a needs (more than 120)
     found = codes(list(scan(tmp_path / "in", limits)))
     assert found.pop("a") in ("out_of_memory", "decoder_died") and found == {"b": "", "c": ""}
     assert codes(list(scan(tmp_path / "in", replace(limits, memory_mb=4096)))) == {"a": "", "b": "", "c": ""}
