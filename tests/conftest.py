@@ -23,6 +23,12 @@ FIRST_INFO = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with slow tests first, so that no worker has a long one left when the others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def make_label_map(phase: str = "ED", shift: int = 0) -> NDArray[np.uint8]:
     """Draw a label map (48, 40) with all four classes: a cavity, the muscle around it, the atrium below; smaller at ES."""
     rows, columns = np.mgrid[: IMAGE_SHAPE[0], : IMAGE_SHAPE[1]]
