@@ -281,11 +281,13 @@ def test_without_weights_the_first_line_says_what_to_do(
 
 
 def test_the_loader_comes_when_it_is_asked_for() -> None:
+    """The reader of DICOM comes with the first DICOM file: the transforms do not bring it."""
     code = (
-        "import sys, synboost_monai as s; a = 'torch' in sys.modules; s.load_segmenter; print(a, hasattr(s, 'nothing'))"
+        "import sys, synboost_monai as s; a = 'torch' in sys.modules; s.load_segmenter; import synboost_monai.transforms; "
+        "print(a, hasattr(s, 'nothing'), 'synboost_monai.dicom' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert done.stdout.split() == ["False", "False", "False"]
 
 
 def test_a_label_map_is_synthesised_as_by_the_bundles_run(tmp_path: Path) -> None:

@@ -104,8 +104,11 @@ def test_quickstart_passes_its_arguments_on(clone: Path) -> None:
     assert asked == [picture, "-m synboost_monai experiment quickstart --output=there"]
 
 
+DIST = "-n 2 --dist loadfile --no-loadscope-reorder"
+
+
 def test_test_script_passes_its_arguments_to_pytest(clone: Path) -> None:
     asked = call(clone, "test.sh", "tests/prompts", "-k", "age")[1]
-    assert asked[-1] == "-m pytest -n 2 --dist loadfile tests/prompts -k age"
+    assert asked[-1] == f"-m pytest {DIST} tests/prompts -k age"
     asked = call(clone, "test.sh")[1]
-    assert asked[-4:] == ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest -n 2 --dist loadfile"]
+    assert asked[-4:] == ["-m ruff check .", "-m ruff format --check .", "-m mypy", f"-m pytest {DIST}"]

@@ -27,12 +27,12 @@ from synboost_monai.evaluation.per_case import read_metrics
 from synboost_monai.model_card import PUBLISHED_FACTS, read_card
 from synboost_monai.structures import CLASS_NAMES, STRUCTURES
 from synboost_monai.transforms import load_echo
+from tests.bundles.conftest import both
 from tests.clips import write_clip
 from tests.echonet_copy import write_echonet
 from tests.forked import module, ranks
 
 BUNDLES_DIR = Path(__file__).parents[2] / "bundles"
-BUNDLES = ("echo_cris", "echo_clipseg")
 TINY = {"preset": "tiny", "image_size": 32, "device": "cpu"}
 """Overrides that make a run take a second."""
 
@@ -53,11 +53,6 @@ def train(bundle: str, data: Path, output_dir: Path, **overrides: Any) -> Config
     )
 
 
-@pytest.fixture(scope="module", params=BUNDLES)
-def bundle(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(scope="module")
 def trained(bundle: str, datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished tiny training."""
@@ -66,6 +61,7 @@ def trained(bundle: str, datalist_dir: Path, tmp_path_factory: pytest.TempPathFa
     return output_dir
 
 
+@both
 def test_training_writes_weights_log_and_tensorboard(trained: Path) -> None:
     assert sorted(p.name for p in trained.iterdir()) == [
         *(".lock", "history.csv", "log.txt", "model.json", "model.pt", "tensorboard")
@@ -81,6 +77,7 @@ def test_training_writes_weights_log_and_tensorboard(trained: Path) -> None:
     assert len(events.Images("image, expert, prediction")) == 2
 
 
+@both
 def test_training_says_what_its_weights_are(bundle: str, trained: Path) -> None:
     card = read_card(trained / "model.pt")
     assert card is not None and card.architecture == bundle.removeprefix("echo_")
@@ -131,7 +128,9 @@ def test_short_training_is_validated_in_the_end(bundle: str, datalist_dir: Path,
     assert (tmp_path / "model.pt").is_file()
 
 
-@pytest.mark.parametrize("knobs", ["published", "small"])
+@pytest.mark.parametrize(
+    ("bundle", "knobs"), [("echo_cris", "published"), ("echo_clipseg", "small")], indirect=["bundle"]
+)
 def test_killed_training_resumes_to_the_same_bits(bundle: str, datalist_dir: Path, tmp_path: Path, knobs: str) -> None:
     options: dict[str, Any] = {"max_epochs": 2}
     if knobs == "small":
@@ -161,6 +160,7 @@ def test_killed_training_resumes_to_the_same_bits(bundle: str, datalist_dir: Pat
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@both
 def test_finetuning_takes_weights_alone(bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path) -> None:
     run = train(bundle, datalist_dir, tmp_path, init_checkpoint=str(trained / "model.pt"))
     weights = torch.load(trained / "model.pt", weights_only=True)
@@ -190,10 +190,7 @@ def test_distributed_training_runs(datalist_dir: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_distributed_config_is_the_same_for_both() -> None:
-    assert read_yaml("echo_cris", "multi_gpu_train") == read_yaml("echo_clipseg", "multi_gpu_train")
-
-
+@both
 def test_evaluation_measures_on_the_native_grid(bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path) -> None:
     import pandas as pd
 
@@ -484,6 +481,7 @@ def test_inference_on_a_folder_of_all_formats(bundle: str, trained: Path, tmp_pa
             assert torch.equal(spread.affine, image.affine)
 
 
+@both
 def test_batch_size_does_not_change_label_maps(bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path) -> None:
     found = []
     for batch_size in (1, 3):
@@ -601,6 +599,7 @@ def read_yaml(bundle: str, name: str) -> dict[str, Any]:
     return yaml.safe_load((BUNDLES_DIR / bundle / "configs" / f"{name}.yaml").read_text())
 
 
+@both
 def test_configs_agree_with_each_other(bundle: str) -> None:
     """Settings that must be the same in training and inference are the same."""
     training, inference = read_yaml(bundle, "train"), read_yaml(bundle, "inference")
@@ -640,8 +639,11 @@ def test_bundles_differ_only_where_the_networks_do() -> None:
         assert differing <= {
             "facts", "batch_size", "learning_rate", "encoder_learning_rate_scale", "network_def", "recipe", "train",
         }  # fmt: skip
+    for name in ("export", "deploy", "multi_gpu_train"):
+        assert read_yaml("echo_cris", name) == read_yaml("echo_clipseg", name)
 
 
+@both
 def test_metadata_names_the_classes(bundle: str) -> None:
     meta = json.loads((BUNDLES_DIR / bundle / "configs" / "metadata.json").read_text())
     assert meta["network_data_format"]["outputs"]["pred"]["channel_def"] == CLASS_NAMES
@@ -653,11 +655,13 @@ def test_metadata_names_the_classes(bundle: str) -> None:
     assert (BUNDLES_DIR / bundle / "docs" / "data_license.txt").is_file()
 
 
+@both
 def test_network_takes_and_gives_what_metadata_says(bundle: str) -> None:
     """`verify_net_in_out` runs on the tiny preset; the published one is the next test."""
     verify(bundle, preset="tiny")
 
 
+@both
 @pytest.mark.slow
 def test_published_network_takes_and_gives_what_metadata_says(bundle: str) -> None:
     verify(bundle, preset="published")

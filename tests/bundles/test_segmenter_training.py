@@ -17,16 +17,11 @@ from synboost_monai.bundle_run import config_files
 from synboost_monai.errors import user_error
 from synboost_monai.model_card import read_card
 from synboost_monai.networks import create_segmenter, load_weights
+from tests.bundles.conftest import both
 from tests.forked import Forked, module, ranks
 
 BUNDLES_DIR = Path(__file__).parents[2] / "bundles"
-BUNDLES = ("echo_cris", "echo_clipseg")
 TINY = {"preset": "tiny", "image_size": 32, "device": "cpu", "max_epochs": 1, "batch_size": 8, "learning_rate": 1e-3}
-
-
-@pytest.fixture(params=BUNDLES)
-def bundle(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def workflow(bundle: str, configs: Sequence[str], data: Path, output_dir: Path, **overrides: Any) -> ConfigWorkflow:
@@ -44,12 +39,14 @@ def read_yaml(bundle: str, name: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------ recipes
 
 
+@both
 @pytest.mark.parametrize("name", ["train_small", "train_published"])
 def test_recipes_only_change_keys_of_train(bundle: str, name: str) -> None:
     assert set(read_yaml(bundle, name)) <= set(read_yaml(bundle, "train"))
     assert [path.name for path in config_files(bundle, name)] == ["train.yaml", f"{name}.yaml"]
 
 
+@both
 def test_published_recipe_is_that_of_the_published_code(bundle: str, datalist_dir: Path, tmp_path: Path) -> None:
     published = read_yaml(bundle, "train_published")
     expected: dict[str, Any] = {
@@ -79,6 +76,7 @@ def test_small_recipe_trains(bundle: str, datalist_dir: Path, tmp_path: Path) ->
     assert (tmp_path / "model.pt").is_file()
 
 
+@both
 def test_simulated_recipe_needs_no_data(bundle: str, tmp_path: Path) -> None:
     files = ["train", "train_small", "train_simulated"]
     assert [path.stem for path in config_files(bundle, "train_simulated")] == files
@@ -113,6 +111,7 @@ def test_a_head_that_nothing_teaches_is_refused(bundle: str, datalist_dir: Path,
     assert "the training data says no view; set has_view_head to false" in str(user_error(caught.value))
 
 
+@both
 def test_cross_entropy_takes_part(bundle: str, datalist_dir: Path, tmp_path: Path) -> None:
     """In the published code the cross-entropy was always 0."""
     run = workflow(bundle, ["train"], datalist_dir, tmp_path)
@@ -124,6 +123,7 @@ def test_cross_entropy_takes_part(bundle: str, datalist_dir: Path, tmp_path: Pat
     assert entropy == pytest.approx(read_yaml(bundle, "train")["lambda_ce"] * 4.01815, rel=1e-4)  # log(1 + e^4)
 
 
+@both
 def test_every_encoder_parameter_moves(bundle: str, datalist_dir: Path, tmp_path: Path) -> None:
     run = workflow(bundle, ["train"], datalist_dir, tmp_path, weight_decay=0.0, layer_decay=1.0, warm_up_steps=0)
     network = run.parser.get_parsed_content("network")
