@@ -29,6 +29,7 @@ from measuring import device_name, peak, reset_peak, timed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from synboost_monai.diffusion import SamplerOptions
 from synboost_monai.files import atomic_write_text
 from synboost_monai.inferers import SemanticDiffusionInferer
 from synboost_monai.networks import to_inference
@@ -292,7 +293,7 @@ def throughput(
     half = to_inference(copy.deepcopy(network), device, "bfloat16")
     assert isinstance(half, SemanticDiffusionUNet)
     inferer = SemanticDiffusionInferer(
-        num_inference_steps=options.num_inference_steps,
+        SamplerOptions(num_inference_steps=options.num_inference_steps),
         image_channels=network.in_channels,
         images_at_once=images_at_once,
         spade=spade,

@@ -2,7 +2,7 @@
 
 from synboost_monai.diffusion.losses import HybridLoss
 from synboost_monai.diffusion.prepare import DiffusionPrepareBatch
-from synboost_monai.diffusion.samplers import SAMPLERS, create_sampler, guide, sample
+from synboost_monai.diffusion.samplers import SAMPLERS, SamplerOptions, create_sampler, guide, sample
 from synboost_monai.diffusion.schedule import NoiseSchedule
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "DiffusionPrepareBatch",
     "HybridLoss",
     "NoiseSchedule",
+    "SamplerOptions",
     "create_sampler",
     "guide",
     "sample",

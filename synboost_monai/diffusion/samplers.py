@@ -19,6 +19,7 @@ from lambda = -5.1 to t = 0, see `log_snr_timesteps`. The test of this module me
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -173,6 +174,20 @@ class DDIMScheduler:
         return SimpleNamespace(prev_sample=x)
 
 
+@dataclass(frozen=True)
+class SamplerOptions:
+    """Name a sampler and its timesteps; see `create_sampler` for what each means and refuses."""
+
+    name: str = "dpmpp_2m"
+    num_inference_steps: int = 25
+    eta: float = 0.0
+    timestep_spacing: str | None = None
+
+    def create(self, schedule: NoiseSchedule) -> AncestralScheduler | DPMSolverScheduler | DDIMScheduler:
+        """Create the sampler for one run of `sample`."""
+        return create_sampler(self.name, schedule, self.num_inference_steps, self.eta, self.timestep_spacing)
+
+
 def create_sampler(
     name: str,
     schedule: NoiseSchedule,
@@ -215,7 +230,6 @@ def sample(
     image_shape: Sequence[int],
     generators: Sequence[torch.Generator],
     device: torch.device | str = "cpu",
-    on_step: Callable[[int, int], None] | None = None,
     on_images: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Sample images from noise.
@@ -232,9 +246,8 @@ def sample(
         image_shape: (C, H, W).
         generators: one for each image, on the CPU (the same numbers on every device).
         device: the device that `predict` runs on.
-        on_step: called with (steps done, steps in all) after each step.
-        on_images: called after each step, before `on_step`, with the images as they are then, (B, C, H, W): x_t of the next timestep,
-            after the last step the returned images; they must not be changed.
+        on_images: called after each step with the images as they are then, (B, C, H, W): x_t of the next timestep, after the last
+            step the returned images; they must not be changed.
     Returns:
         Images (B, C, H, W), float32, in [-1, 1] except for rounding.
     """
@@ -246,8 +259,6 @@ def sample(
         x = sampler.step(model_output.float(), t, x, generator=per_image).prev_sample
         if on_images is not None:
             on_images(x)
-        if on_step is not None:
-            on_step(index + 1, len(sampler.timesteps))
     return x
 
 

@@ -120,7 +120,7 @@ class PromptSensitivity:
         output_dir: folder of the two files.
         threshold: probability above which a pixel belongs to a structure.
         prompt: must be empty, as a free prompt has no attributes.
-        dataset_dir, section, seed, checkpoint_path, facts: recorded in sensitivity.json; the seed is also used for the intervals.
+        dataset_dir, seed, checkpoint_path, facts (such as section): recorded in sensitivity.json; the seed is also used for the intervals.
     Raises:
         ValueError: if there is a free prompt or the threshold is not a probability.
     """
@@ -134,7 +134,6 @@ class PromptSensitivity:
         threshold: float = 0.5,
         prompt: str = "",
         dataset_dir: str,
-        section: str,
         seed: int = 0,
         checkpoint_path: str | None = None,
         **facts: Any,
@@ -151,7 +150,7 @@ class PromptSensitivity:
         self.lowest_logit = math.log(threshold / (1 - threshold))
         self.seed = seed
         self.checkpoint_path = checkpoint_path
-        self.notes = {"dataset_dir": str(dataset_dir), "section": section, "threshold": threshold, **facts}
+        self.notes = {"dataset_dir": str(dataset_dir), "threshold": threshold, **facts}
         self.rows: list[dict[str, Any]] = []
         self.num_untested: Counter[str] = Counter()
 

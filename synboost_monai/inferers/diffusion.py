@@ -15,7 +15,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
-from synboost_monai.diffusion import NoiseSchedule, create_sampler, guide, sample
+from synboost_monai.diffusion import NoiseSchedule, SamplerOptions, guide, sample
 from synboost_monai.inferers.compiled import CompiledDenoiser
 from synboost_monai.networks.semantic_diffusion_unet import SPADE_FORMS, AnyModulation, SemanticDiffusionUNet
 from synboost_monai.networks.spade import join_modulations
@@ -84,53 +84,40 @@ class SemanticDiffusionInferer(Inferer):
     processes or cores, on one kind of processor. Another kind splits sums differently, and the last bits differ.
 
     Args:
-        sampler: `dpmpp_2m` (default), `sde_dpmpp_2m`, `ddim` or `ancestral` (published; with 1000 steps).
-        num_inference_steps: evaluations of the network per image.
+        sampler: sampler and its timesteps; None: the default of `SamplerOptions`.
         guidance_scale: s of classifier-free guidance; 1: off, exactly the conditional model. Other values need a network
             trained with label dropping.
-        num_train_timesteps: T of the cosine schedule.
         image_channels: C of the network: 1, or 3 for published weights (their mean is the image).
         autocast_dtype: "bfloat16" to compute a float32 network in it. A network whose weights are bfloat16 (`to_inference`) is
             faster and does not need it. The image itself stays float32 in both cases.
-        eta: noise of `ddim`.
         images_at_once: images that go through the network together.
         num_threads: threads for one group of images, on a CPU.
-        timestep_spacing: see `create_sampler`; None: the sampler's default.
         spade: `maps` or `table`, see `SemanticDiffusionUNet.condition`.
         compile_network: let torch.compile generate code for the network (with CUDA graphs on a GPU).
-        progress_bar: show a bar over the steps.
-        on_step: called with (steps done, total steps) after each step, over all groups of images; possibly by several threads.
-        on_images: called after each step of a group with its current images, (B, C, H, W), noise at first; likewise. It is an
-            attribute, so that it can be set anew for each call. It does not change the images that are drawn.
+    Attributes:
+        on_images: called after each step of a group with its current images, (B, C, H, W), noise at first; possibly by several threads.
+            It does not change the images that are drawn. An error that it raises ends the sampling.
     """
 
     def __init__(
         self,
-        sampler: str = "dpmpp_2m",
-        num_inference_steps: int = 25,
+        sampler: SamplerOptions | None = None,
         guidance_scale: float = 1.0,
-        num_train_timesteps: int = 1000,
         image_channels: int = 1,
         autocast_dtype: str | None = None,
-        eta: float = 0.0,
         images_at_once: int = 4,
         num_threads: int = 1,
-        timestep_spacing: str | None = None,
         spade: str = "maps",
         compile_network: bool = False,
-        progress_bar: bool = False,
-        on_step: Callable[[int, int], None] | None = None,
-        on_images: Callable[[Tensor], None] | None = None,
     ) -> None:
         for name, value in (("images_at_once", images_at_once), ("num_threads", num_threads)):
             if value < 1:
                 raise ValueError(f"diffusion.py: {name} must be at least 1, got {value}")
         if spade not in SPADE_FORMS:
             raise ValueError(f"diffusion.py: spade must be {' or '.join(SPADE_FORMS)}, got {spade!r}")
-        self.schedule = NoiseSchedule.cosine(num_train_timesteps)
-        self._sampler = lambda: create_sampler(sampler, self.schedule, num_inference_steps, eta, timestep_spacing)
-        self._sampler()  # complain now, not after the network has loaded
-        self.num_inference_steps = num_inference_steps
+        self.schedule = NoiseSchedule.cosine()
+        self.sampler = SamplerOptions() if sampler is None else sampler
+        self.sampler.create(self.schedule)  # complain now, not after the network has loaded
         self.guidance_scale = guidance_scale
         self.image_channels = image_channels
         self.autocast_dtype = _dtype(autocast_dtype)
@@ -138,9 +125,7 @@ class SemanticDiffusionInferer(Inferer):
         self.num_threads = num_threads
         self.spade = spade
         self.compile_network = compile_network
-        self.progress_bar = progress_bar
-        self.on_step = on_step
-        self.on_images = on_images
+        self.on_images: Callable[[Tensor], None] | None = None
         self._lock = threading.Lock()
         self._null: tuple[Any, list[AnyModulation]] | None = None
         self._compiled: CompiledDenoiser | None = None
@@ -172,11 +157,7 @@ class SemanticDiffusionInferer(Inferer):
             if numbers is not None and len(numbers) != batch:
                 raise ValueError(f"diffusion.py: {batch} label maps but {len(numbers)} {name}; give one a label map")
         parts = self._parts(label_onehot, seeds, class_labels)
-        step, close = self._progress(len(parts))
-        try:
-            images = self._run(network, parts, label_onehot.device, step)
-        finally:
-            close()
+        images = self._run(network, parts, label_onehot.device)
         return torch.cat(images).mean(dim=1, keepdim=True).clamp(-1, 1)
 
     def _parts(self, label_onehot: Tensor, seeds: Tensor, class_labels: Tensor | None) -> list[_Part]:
@@ -188,34 +169,27 @@ class SemanticDiffusionInferer(Inferer):
             parts.append(_Part(label_onehot[full], [int(seeds[i]) for i in full], labels, len(indices)))
         return parts
 
-    def _run(
-        self, network: SemanticDiffusionUNet, parts: Sequence[_Part], device: torch.device, step: Callable[[], None]
-    ) -> list[Tensor]:
+    def _run(self, network: SemanticDiffusionUNet, parts: Sequence[_Part], device: torch.device) -> list[Tensor]:
         """Return the images of the parts: one part after another on a GPU, several at the same time on a CPU."""
         stop = threading.Event()
-
-        def on_step(*_: int) -> None:
-            if stop.is_set():
-                raise RuntimeError("diffusion.py: sampling was stopped")
-            step()
 
         if device.type != "cpu":
             # with several GPUs, generated code runs on the current one
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                return [self._sample(network, part, on_step) for part in parts]
+                return [self._sample(network, part, stop) for part in parts]
         available = torch.get_num_threads()
         workers = 1 if self.compile_network else max(1, min(len(parts), available // self.num_threads))
         pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(self.num_threads,))
         try:
-            return list(pool.map(lambda part: self._sample(network, part, on_step), parts))
+            return list(pool.map(lambda part: self._sample(network, part, stop), parts))
         finally:
             stop.set()  # after an error or Ctrl-C the other threads end at their next step
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(available)
 
     @torch.no_grad()  # needed here too: gradients are switched off for each thread separately
-    def _sample(self, network: SemanticDiffusionUNet, part: _Part, on_step: Callable[[int, int], None]) -> Tensor:
-        """Return images (B, C, H, W) for label maps that go through the network together."""
+    def _sample(self, network: SemanticDiffusionUNet, part: _Part, stop: threading.Event) -> Tensor:
+        """Return images (B, C, H, W) for label maps that go through the network together; an error after `stop` is set."""
         label_onehot = part.label_onehot
         with _autocast(label_onehot.device, self.autocast_dtype):
             modulations = network.condition(label_onehot, self.spade)
@@ -233,15 +207,19 @@ class SemanticDiffusionInferer(Inferer):
             conditional, unconditional = output.chunk(2)
             return guide(conditional, unconditional, self.guidance_scale, self.image_channels)
 
-        show = self.on_images
+        def after_step(x: Tensor) -> None:
+            if stop.is_set():
+                raise RuntimeError("diffusion.py: sampling was stopped")
+            if self.on_images is not None:
+                self.on_images(x[: part.num_images])
+
         images = sample(
             predict,
-            self._sampler(),
+            self.sampler.create(self.schedule),
             (self.image_channels, *label_onehot.shape[2:]),
             [torch.Generator().manual_seed(seed) for seed in part.seeds],
             label_onehot.device,
-            on_step,
-            None if show is None else lambda x: show(x[: part.num_images]),
+            after_step,
         )
         return images[: part.num_images]
 
@@ -263,25 +241,6 @@ class SemanticDiffusionInferer(Inferer):
             if self._null is None or self._null[0] != key:
                 self._null = key, network.condition(torch.zeros_like(label_onehot[:1]), self.spade)
             return self._null[1]
-
-    def _progress(self, num_parts: int) -> tuple[Callable[[], None], Callable[[], None]]:
-        """Return two functions: one to call after each step, one to call at the end."""
-        total, done, lock, bar = self.num_inference_steps * num_parts, 0, threading.Lock(), None
-        if self.progress_bar:
-            from tqdm import tqdm
-
-            bar = tqdm(total=total, desc="sampling", leave=False)
-
-        def step() -> None:
-            nonlocal done
-            with lock:
-                done += 1
-                if bar is not None:
-                    bar.update()
-                if self.on_step is not None:
-                    self.on_step(done, total)
-
-        return step, bar.close if bar is not None else lambda: None
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

@@ -45,7 +45,7 @@ class PromptedSegmentationInferer(Inferer):
         prompt: words that name one structure; "" for the structures of the project.
         autocast_dtype: "bfloat16" computes in mixed precision, on CPUs too; None: in the type of the weights. Logits are always float32.
         channels_last: memory layout of the images; convolutions in mixed precision are faster with it.
-        context_length, padding_id: as in `PromptTokenizer`.
+        padding_id: as in `PromptTokenizer`.
         images_at_once: number of images, or frames of a clip, that go through the network together; None: the whole batch.
         cache_text: False encodes prompts anew each time.
         free_words: whether the text encoder knows more words than those of the paper's prompts.
@@ -59,7 +59,6 @@ class PromptedSegmentationInferer(Inferer):
         prompt: str = "",
         autocast_dtype: str | None = None,
         channels_last: bool = False,
-        context_length: int = 77,
         padding_id: int = 0,
         images_at_once: int | None = None,
         cache_text: bool = True,
@@ -82,7 +81,7 @@ class PromptedSegmentationInferer(Inferer):
         self.goes_itself = understood is not None and understood.goes_itself(free_words)
         if understood is not None:
             logger.info(f"prompt {understood.prompt!r}: {understood.reading}")
-            self._prompt_ids = PromptTokenizer(context_length, padding_id)([understood.prompt])  # (1, L)
+            self._prompt_ids = PromptTokenizer(padding_id=padding_id)([understood.prompt])  # (1, L)
         self._tables: dict[int, PromptTable] = {}
 
     def __call__(

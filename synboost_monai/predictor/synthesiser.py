@@ -103,7 +103,7 @@ class Synthesiser:
         self.network.eval()
         self.device = torch.device(opened.setting("device"))
         self.image_size = int(opened.setting("image_size"))
-        self.num_steps = int(self._inferer.num_inference_steps)
+        self.num_steps = int(self._inferer.sampler.num_inference_steps)
         multiple = int(getattr(self.network, "size_multiple", 1))
         if self.image_size % multiple:
             key = "--synthesis.image_size" if flag.startswith("--synthesis") else "image_size"

@@ -149,15 +149,13 @@ class PerturbLabelMapd(MapTransform):
 
 
 class RandAffineSectord(RandomizableTransform):
-    """Warp an image together with its sector label map by a random affine map, so that few patients yield more different hearts.
+    """Warp `image` (C, H, W) with `label_onehot` (K, H, W) by a random affine map, so that few patients yield more different hearts.
 
     A diffusion model trained on few images memorises them and then draws them whatever the label map; warped pairs make it
     follow the label map. Pixels from beyond the border are outside the sector, and dark.
 
     Args:
         probability: probability of warping an item; 0 switches it off.
-        image_key: image (C, H, W), its darkest value `dark`; bilinear.
-        onehot_key: one-hot sector label map (K, H, W), channel 0 is outside; nearest.
         rotate_degrees: largest rotation, either way.
         scale: largest change of size, as a share; up as much as down on a logarithmic scale.
         aspect: largest change of width against height, likewise.
@@ -169,8 +167,6 @@ class RandAffineSectord(RandomizableTransform):
     def __init__(
         self,
         probability: float = 1.0,
-        image_key: str = "image",
-        onehot_key: str = "label_onehot",
         rotate_degrees: float = 10.0,
         scale: float = 0.15,
         aspect: float = 0.08,
@@ -181,7 +177,6 @@ class RandAffineSectord(RandomizableTransform):
         if not 0 <= probability <= 1:
             raise ValueError(f"RandAffineSectord: probability must be 0 ... 1, got {probability}")
         super().__init__(probability)
-        self.image_key, self.onehot_key = image_key, onehot_key
         self.ranges = (math.radians(rotate_degrees), math.log1p(scale), math.log1p(aspect), math.radians(shear_degrees))
         self.shift = 2 * shift  # the grid's coordinates go from -1 to 1
         self.dark = dark
@@ -199,8 +194,8 @@ class RandAffineSectord(RandomizableTransform):
         self.randomize()
         if not self._do_transform:
             return item
-        image = torch.as_tensor(item[self.image_key]).as_subclass(torch.Tensor).float()
-        onehot = torch.as_tensor(item[self.onehot_key]).as_subclass(torch.Tensor)
+        image = torch.as_tensor(item["image"]).as_subclass(torch.Tensor).float()
+        onehot = torch.as_tensor(item["label_onehot"]).as_subclass(torch.Tensor)
         theta = torch.from_numpy(self.theta).float()[None]
         grid = torch.nn.functional.affine_grid(theta, [1, 1, *image.shape[1:]], align_corners=False)
         warp = lambda x, mode: torch.nn.functional.grid_sample(x[None], grid, mode, "zeros", align_corners=False)[0]  # noqa: E731
@@ -210,8 +205,8 @@ class RandAffineSectord(RandomizableTransform):
         warped = warp(image - self.dark, "bilinear") + self.dark  # zeros from beyond the border are dark
         warped = torch.where(is_outside, torch.full_like(warped, self.dark), warped)
         # same type as in the branch without a warp: a batch holds items of both
-        item[self.image_key] = convert_to_dst_type(warped, item[self.image_key])[0]
-        item[self.onehot_key] = convert_to_dst_type(label_onehot, item[self.onehot_key])[0]
+        item["image"] = convert_to_dst_type(warped, item["image"])[0]
+        item["label_onehot"] = convert_to_dst_type(label_onehot, item["label_onehot"])[0]
         return item
 
 

@@ -149,7 +149,6 @@ class RestoreLabelMapd(MapTransform):
         prompt: the free prompt of the inferer. The logits are always those of the three structures, arbitrated into one label map
             (see `logits_to_label_map`) that is judged as a whole; the result shows only the structure that the prompt names.
         threshold: probability above which a pixel belongs to a structure.
-        image_key: the image whose meta data the label map gets.
         keep_largest: remove stray pieces (`remove_strays`). False, as published, and fill_holes False: the plain arbitration.
         fill_holes: afterwards fill holes and enclosed gaps (`fill_enclosed`).
         free_words: as in the inferer. If the prompt itself went to the network, its logit comes first, and the result is its mask;
@@ -164,25 +163,22 @@ class RestoreLabelMapd(MapTransform):
         keys: KeysCollection = "pred",
         prompt: str = "",
         threshold: float = 0.5,
-        image_key: str = "image",
         keep_largest: bool = False,
         fill_holes: bool = False,
-        allow_missing_keys: bool = False,
         free_words: bool = False,
         with_view: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys)
         self.understood = understand_if_any(prompt)
         self.goes_itself = self.understood is not None and self.understood.goes_itself(free_words)
         self.threshold = threshold
-        self.image_key = image_key
         self.keep_largest, self.fill_holes = keep_largest, fill_holes
         self.with_view = with_view
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
         geometry = LetterboxGeometry(*(int(n) for n in item["geometry"]))
-        meta = dict(item[self.image_key].meta)
+        meta = dict(item["image"].meta)  # the label map gets it
         for key in self.key_iterator(item):
             logits, views = split_view(plain(item[key])) if self.with_view else (plain(item[key]), None)
             frames = logits if logits.ndim == 4 else logits[None]

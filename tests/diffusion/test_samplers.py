@@ -220,14 +220,6 @@ def test_nothing_in_the_loop_waits_for_the_device(name: str) -> None:
     assert copies[0] == copies[1] > 0  # the first noise and the timesteps, however many steps
 
 
-def test_steps_are_counted() -> None:
-    seen: list[tuple[int, int]] = []
-    sample(
-        formula_network, create_sampler("ddim", SCHEDULE, 3), (1, 2, 2), seeded(0), on_step=lambda *s: seen.append(s)
-    )
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-
-
 @pytest.mark.parametrize(
     ("name", "num_steps", "message"), [("euler", 10, "there are dpmpp_2m"), ("ddim", 1001, "must be 1 ... 1000")]
 )
