@@ -103,6 +103,7 @@ def run_module(name: str, words: Sequence[str]) -> None:
 
 def run_script(path: str, words: Sequence[str]) -> None:
     sys.argv = [path, *words]
+    sys.path.insert(0, str(Path(path).parent))  # as `python path` does
     runpy.run_path(path, run_name="__main__")
 
 

@@ -33,6 +33,7 @@ ELSEWHERE = {
     r"synboost listen ": "tests/hospital/test_listen.py",
     r"synboost demo ": "tests/serving/demo/test_page.py",
     r"bash scripts/test\.sh": "tests/test_scripts.py",
+    r"bash scripts/check_gpu\.sh": "tests/test_check_gpu.py",
     r"bash scripts/setup_label\.sh": ".ci/run",
     r"\.venv_label/bin/synboost label ": "scripts/check_label.py",  # which .ci/run calls
     # a CLIPSeg so small finds too little to be calibrated
