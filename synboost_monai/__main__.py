@@ -19,6 +19,7 @@ from synboost_monai.command_line import Verb, checked_arguments, written_to
 from synboost_monai.errors import did_you_mean, in_one_line
 from synboost_monai.hospital.options import BatchOptions, ListenOptions
 from synboost_monai.options import SegmenterOptions, flags_of
+from synboost_monai.processes import let_threads_wait
 from synboost_monai.serving.options import DemoOptions, LabelOptions
 from synboost_monai.synthesis.options import LabelMapOptions
 from synboost_monai.weights.options import ConvertOptions
@@ -560,6 +561,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         words = checked_arguments(argv, VERBS)
         _load_matplotlib_elsewhere()
         os.environ["PAGER"] = "cat"  # `synboost VERB --help` prints, it does not page
+        let_threads_wait()
         import fire
 
         fire.Fire(VERBS, command=words, name="synboost")

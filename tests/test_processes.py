@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from synboost_monai.processes import check_temporary_folder, hold_folder, module_command, safe_environment, take_folder
+from synboost_monai.processes import (
+    check_temporary_folder,
+    hold_folder,
+    let_threads_wait,
+    module_command,
+    safe_environment,
+    take_folder,
+)
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
@@ -178,3 +185,18 @@ def is_running(process_id: int) -> bool:
     """Return whether a process exists and is not a zombie."""
     status = Path(f"/proc/{process_id}/stat")
     return status.is_file() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_threads_wait_as_the_environment_says(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "x")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    let_threads_wait()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected == safe_environment().get("GOMP_SPINCOUNT")
