@@ -1,8 +1,6 @@
 """Test scripts/benchmark_synthesis.py: its counts against a count by hand; measured times are not tested."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -10,18 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts/benchmark_synthesis.py"
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_synthesis", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    sys.path.insert(0, str(SCRIPT.parent))  # as when the script is started
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmark_synthesis")
 
 
 def test_flop_are_those_of_the_layers(benchmark: ModuleType) -> None:

@@ -1,8 +1,6 @@
 """Test scripts/compare_finetuning.py with tiny networks: from weights to the table."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,18 +9,12 @@ import torch
 
 from synboost_monai.networks import create_segmenter
 from tests.forked import Forked, module
-
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts/compare_finetuning.py"
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare_finetuning", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("compare_finetuning")
 
 
 def test_seconds_are_read_from_a_log(script: ModuleType) -> None:

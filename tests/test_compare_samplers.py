@@ -1,6 +1,5 @@
 """Test scripts/compare_samplers.py: its commands exist, and its table agrees with the quality files."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,17 +10,12 @@ import pandas as pd
 import pytest
 
 from synboost_monai.bundle_run import check_overrides, config_files
-
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts/compare_samplers.py"
+from tests.scripts import load_script
 
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare_samplers", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("compare_samplers")
 
 
 def write_quality(folder: Path, dice: dict[str, float]) -> None:
