@@ -179,8 +179,8 @@ def let_threads_wait() -> None:
 
     They spin by default, and take the core from whatever else runs there. Beside one process on two cores, a training step of two threads
     took 14 s, and 3 s with this (small CRIS, 96 px, 8 images); the small diffusion model's 9.0 s and 0.7 s (64 px, 8 images). On quiet
-    cores steps take 1.1 and 1.3 times as long; whoever has the cores alone sets OMP_WAIT_POLICY to ACTIVE. It works for a process in
-    which torch is not loaded yet, and for its children.
+    cores steps take 1.1 and 1.3 times as long; whoever has the cores alone sets GOMP_SPINCOUNT to libgomp's own 300000. It works for a
+    process in which torch is not loaded yet, and for its children.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
