@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 from types import ModuleType
@@ -52,6 +53,7 @@ def test_a_line_that_fails_dies_or_hangs_costs_itself_alone(
         yield
 
     def hangs(options):
+        (tmp_path / "started").write_text(str(subprocess.Popen(["sleep", "60"]).pid))
         time.sleep(60)
         yield
 
@@ -62,7 +64,7 @@ def test_a_line_that_fails_dies_or_hangs_costs_itself_alone(
         "wrong": (wrong, 60),
         "fails": (fails, 60),
         "dies": (dies, 60),
-        "hangs": (hangs, 0.5),
+        "hangs": (hangs, 2),
         "works": (works, 60),
     }
     monkeypatch.setattr(check, "CHECKS", lines)
@@ -74,10 +76,14 @@ def test_a_line_that_fails_dies_or_hangs_costs_itself_alone(
             "",
             "RuntimeError: CUDA error: out of memory",
             "its process ended with code 3",
-            "it took longer than 0 seconds",
+            "it took longer than 2 seconds",
             "",
         )
     ]
+    state = Path(
+        f"/proc/{(tmp_path / 'started').read_text()}/stat"
+    )  # what it had started is gone too, or waits to be buried
+    assert not state.exists() or state.read_text().rsplit(")")[-1].split()[0] == "Z"
     assert [line["is_right"] for line in found] == [False, False, False, False, True]
     assert [len(line["rows"]) for line in found] == [1, 1, 0, 0, 1]
     assert "1 of 5 lines are right; not: wrong, fails, dies, hangs" in capfd.readouterr().out

@@ -189,7 +189,11 @@ class SemanticDiffusionInferer(Inferer):
 
     @torch.no_grad()  # needed here too: gradients are switched off for each thread separately
     def _sample(self, network: SemanticDiffusionUNet, part: _Part, stop: threading.Event) -> Tensor:
-        """Return images (B, C, H, W) for label maps that go through the network together; an error after `stop` is set."""
+        """Return images (B, C, H, W) for label maps that go through the network together.
+
+        Raises:
+            RuntimeError: at the first step after `stop` is set.
+        """
         label_onehot = part.label_onehot
         with _autocast(label_onehot.device, self.autocast_dtype):
             modulations = network.condition(label_onehot, self.spade)

@@ -38,8 +38,9 @@ ELSEWHERE = {
     r"\.venv_label/bin/synboost label ": "scripts/check_label.py",  # which .ci/run calls
     # a CLIPSeg so small finds too little to be calibrated
     r"synboost (run echo_clipseg calibrate|segment echo_clipseg .*--calibration_path)": "tests/bundles/test_segmenter_bundles.py",
-    # the same as docs/export.md's
+    # of the segmenters' pages; docs/export.md has the same, which is run
     r"synboost export echo_\w+ --checkpoint_path RUN/": "tests/serving/test_export.py",
+    # with these arguments from Python, where what is written is compared with the network
     r"python -m monai\.bundle (ckpt|onnx)_export": "tests/serving/test_export.py",
     r"python -m monai\.bundle verify_net_in_out": "tests/bundles/test_diffusion_bundle.py",
     r"python scripts/(\w+)\.py": r"tests/test_\1.py",
