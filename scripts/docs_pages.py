@@ -24,6 +24,7 @@ CONFIG_ORDER = (
     "multi_gpu_train",
     "evaluate",
     "calibrate",
+    "pseudo_label",
     "sensitivity",
 )
 """Order in which the configs of a bundle are described; others follow by name."""

@@ -47,6 +47,7 @@ BASE_OF_CONFIG = {
     "multi_gpu_evaluate": "evaluate",
     "evaluate": "inference",
     "calibrate": "inference",
+    "pseudo_label": "inference",
     "sensitivity": "inference",
     "deploy": "inference",
 }

@@ -115,7 +115,7 @@ def read_datalist(
     limit: int | None = None,
     view: str | None = None,
     phase: str | None = None,
-    extra_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    extra_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | None] | None = None,
     balance: bool = False,
     partly_labelled: bool = False,
 ) -> list[dict[str, Any]]:
@@ -131,7 +131,7 @@ def read_datalist(
         limit: largest number of items of each data set, spread evenly over its list.
         view: only items of this view (apical_two_chamber, apical_four_chamber); None: all.
         phase: only items of this phase (end_diastole, end_systole); None: all.
-        extra_dir: another data set, or several, whose items of the same section are added; None or an empty list adds nothing.
+        extra_dir: another data set, or several, whose items of the same section are added; None, also among several, adds nothing.
         balance: repeat the items of the smaller data sets a whole number of times, so that all have about as many: few real images
             then count as much as many synthetic ones.
         partly_labelled: accept items whose label maps show only some of the structures (`labelled_structures`), as in
@@ -424,12 +424,11 @@ def _names_of_sections(content: Mapping[str, Any], key: str) -> dict[str, list[s
 
 
 def _folders(
-    extra_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
+    extra_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | None] | None,
 ) -> list[str | os.PathLike[str]]:
-    """Return one folder, several or none as a list."""
-    if extra_dir is None or extra_dir == "":
-        return []
-    return [extra_dir] if isinstance(extra_dir, (str, os.PathLike)) else list(extra_dir)
+    """Return one folder, several or none as a list; None and an empty name are no folder."""
+    several = [extra_dir] if extra_dir is None or isinstance(extra_dir, (str, os.PathLike)) else extra_dir
+    return [folder for folder in several if folder is not None and folder != ""]
 
 
 def _check_joint(paths: Sequence[Path], contents: Sequence[Mapping[str, Any]]) -> None:

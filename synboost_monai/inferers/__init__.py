@@ -5,6 +5,7 @@ from synboost_monai.lazy import on_first_use
 _MODULE_OF = {
     "PreparePromptedBatch": "segmentation",
     "PromptedSegmentationInferer": "segmentation",
+    "PassesInferer": "passes",
     "SemanticDiffusionInferer": "diffusion",
     "SemanticDiffusionTrainInferer": "diffusion",
 }

@@ -15,6 +15,8 @@ STRATEGY_TITLES = {
     "real_and_synthetic": "real and synthetic",
     "simulated": "simulated",
     "simulated_then_real": "simulated, then real",
+    "pseudo_labelled": "real and pseudo-labelled",
+    "simulated_then_pseudo_labelled": "simulated, then real and pseudo-labelled",
 }
 """Strategy -> its description in tables."""
 STRATEGY_COLOURS = {
@@ -24,6 +26,8 @@ STRATEGY_COLOURS = {
     "real_and_synthetic": "#cc79a7",
     "simulated": "#56b4e9",
     "simulated_then_real": "#d55e00",
+    "pseudo_labelled": "#f0e442",
+    "simulated_then_pseudo_labelled": "#000000",
 }
 """Strategy -> its colour in plots; colour-blind readers can tell them apart (Okabe and Ito 2008)."""
 STRATEGY_MARKERS = {
@@ -33,6 +37,8 @@ STRATEGY_MARKERS = {
     "real_and_synthetic": "D",
     "simulated": "X",
     "simulated_then_real": "P",
+    "pseudo_labelled": "v",
+    "simulated_then_pseudo_labelled": "*",
 }
 """Strategy -> its marker in plots."""
 SHORT = {long: short for short, long in {**VIEWS, **PHASES}.items()}

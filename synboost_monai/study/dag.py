@@ -9,7 +9,8 @@ beside this file) only orders the stages, and `run.py` starts it.
         diffusion/model.pt  synthetic/datalist.json         synthesis
         parts/PART/{real,diffusion,synthetic}/              the same for fewer patients, or for a fold
       simulated/MODEL/model.pt                            weights trained on simulated hearts, where a strategy starts from them
-      segmenters/MODEL/STRATEGY/PROMPT/seedN/model.pt     segmenters, each with history.csv and evaluation/metrics.csv
+      segmenters/MODEL/STRATEGY/PROMPT/seedN/model.pt     segmenters, each with history.csv and evaluation/metrics.csv, and
+                                                          pseudo_labels/datalist.json where another one learns from its label maps
       examples/                                           a few synthetic images, segmented, for the report
       timing/STAGE.json  logs/STAGE.txt                   seconds and command of each finished stage; its output
       report.html results.csv results.json tables/        and cases.csv.gz: every segmenter, image and structure
@@ -33,6 +34,7 @@ KINDS = {
     "synthesise": "synthesise a data set",
     "weights": "take weights that were trained on simulated hearts",
     "train": "train a segmenter",
+    "pseudo_label": "label the images of the other patients",
     "evaluate": "evaluate a segmenter",
     "sensitivity": "try wrong words in the prompts",
     "examples": "choose synthetic examples",
@@ -122,8 +124,9 @@ class Study:
             return []
         groups: dict[tuple[str, str], list[Segmenter]] = {}
         for segmenter in self.segmenters:
-            has_real = segmenter.strategy not in ("synthetic", "simulated")
-            if has_real and segmenter.prompt != "P0":  # an empty prompt has no word that can be wrong
+            if (
+                "real" in segmenter.learns_from and segmenter.prompt != "P0"
+            ):  # an empty prompt has no word that can be wrong
                 groups.setdefault((segmenter.model, segmenter.strategy), []).append(segmenter)
         return [max(group, key=lambda s: (not s.frozen, s.part.size, s.prompt)) for group in groups.values()]
 
@@ -170,15 +173,22 @@ class Study:
             command, folder = self.weights_command(model), f"simulated/{model}"
             title = f"take the weights of {model} that were trained on simulated hearts"
             yield _stage(f"weights_{model}", "weights", title, command, (), folder, "model.pt")
-        tried = set(self.sensitivity_segmenters)
+        tried, teachers = set(self.sensitivity_segmenters), {s.teacher for s in self.segmenters}
         for s in self.segmenters:
             real, synthetic = self._real(s.part), s.part.stage("synthesise")
             if s.is_trained:
-                needs = [] if s.strategy == "synthetic" else [real]
-                needs += [synthetic] if s.strategy in ("synthetic", "real_and_synthetic") else []
+                made = {"real": real, "synthetic": synthetic}
+                if s.teacher is not None:
+                    made["pseudo_labelled"] = _labelled_by(s.teacher)
+                needs = [made[kind] for kind in s.learns_from]
                 needs += [] if s.initial is None else [_made_by(s.initial)]
                 command, folder = self.train_command(s), s.output_dir
                 yield _stage(_made_by(s), "train", f"train {s.title}", command, tuple(needs), folder, "model.pt")
+            if s in teachers:
+                command, folder = self.pseudo_label_command(s), _pseudo_labels_of(s)
+                title = f"label the images of the other patients with {s.title}"
+                needs = ["prepare", real, _made_by(s)]
+                yield _stage(_labelled_by(s), "pseudo_label", title, command, tuple(needs), folder, "datalist.json")
             command, applied = self.evaluate_command(s), ("prepare", _made_by(s))
             title, folder = f"evaluate {s.title}", f"{s.output_dir}/evaluation"
             yield _stage(f"evaluate_{s.name}", "evaluate", title, command, applied, folder, "metrics.csv")
@@ -255,16 +265,22 @@ class Study:
 
     def train_command(self, segmenter: Segmenter) -> tuple[str, ...]:
         """Train a segmenter."""
-        real, synthetic = (segmenter.part.folder(name) for name in ("real", "synthetic"))
-        paths = {"dataset_dir": synthetic if segmenter.strategy == "synthetic" else real}
-        paths["output_dir"] = segmenter.output_dir
+        folders = {name: segmenter.part.folder(name) for name in ("real", "synthetic")}
+        if segmenter.teacher is not None:
+            folders["pseudo_labelled"] = _pseudo_labels_of(segmenter.teacher)
+        first, *others = segmenter.learns_from
+        paths = {"dataset_dir": folders[first], "output_dir": segmenter.output_dir}
         if (start := segmenter.initial) is not None:
             paths["init_checkpoint"] = _weights_of(start)
-        if segmenter.strategy == "real_and_synthetic":
-            paths["synthetic_dir"] = synthetic
+        paths |= {f"{name}_dir": folders[name] for name in others}
         overrides = self.segmenter_overrides("train", segmenter)
         recipe = self.settings["segmenters"]["recipe"]
         return self._run(segmenter.model, recipe, paths, overrides, is_parallel=True)
+
+    def pseudo_label_command(self, teacher: Segmenter) -> tuple[str, ...]:
+        """Label the images of the patients whom a segmenter did not learn from."""
+        paths = {"dataset_dir": "real", "labelled_dir": teacher.part.folder("real")}
+        return self._apply(teacher, "pseudo_label", {**paths, "output_dir": _pseudo_labels_of(teacher)})
 
     def evaluate_command(self, segmenter: Segmenter) -> tuple[str, ...]:
         """Evaluate a segmenter on the real testing section, whatever it was trained on."""
@@ -299,8 +315,10 @@ class Study:
         """Return overrides of a segmenter's bundle for a stage: shared, by model, by strategy, by number of patients."""
         settings = self.settings["segmenters"]
         overrides = {**self._common(segmenter.seed), "prompt_level": segmenter.prompt}
-        if segmenter.strategy == "real_and_synthetic":
-            overrides |= {"domain_word": True, **({"balance_synthetic": True} if stage == "train" else {})}
+        if len(segmenter.learns_from) > 1 and stage == "train":
+            overrides["balance_synthetic"] = True
+        if {"real", "synthetic"} <= {*segmenter.learns_from}:
+            overrides["domain_word"] = True
         if segmenter.frozen and stage == "train":
             overrides["freeze_encoders"] = True
         layers = [
@@ -321,6 +339,8 @@ class Study:
         overrides = self.segmenter_overrides("evaluate", segmenter)
         if config != "evaluate":
             overrides.pop("paper_grid", None)  # a setting of the metrics only
+        if config == "pseudo_label":
+            overrides.pop("prompt_ensemble", None)  # its passes take the place of words
         return self._run(segmenter.model, config, {**paths, **checkpoint}, overrides)
 
     def _common(self, seed: int) -> dict[str, Any]:
@@ -350,6 +370,16 @@ def count_by_kind(stages: Sequence[Stage]) -> dict[str, int]:
 def _made_by(segmenter: Segmenter) -> str:
     """Return the name of the stage that makes a segmenter's weights."""
     return f"train_{segmenter.name}" if segmenter.is_trained else f"weights_{segmenter.model}"
+
+
+def _labelled_by(teacher: Segmenter) -> str:
+    """Return the name of the stage in which a segmenter labels the images of the other patients."""
+    return f"pseudo_label_{teacher.name}"
+
+
+def _pseudo_labels_of(teacher: Segmenter) -> str:
+    """Return the folder of the data set that a segmenter labelled."""
+    return f"{teacher.output_dir}/pseudo_labels"
 
 
 def _weights_of(segmenter: Segmenter) -> str:

@@ -12,18 +12,38 @@ from typing import Any
 
 from synboost_monai.prompts import SYNTHETIC_LEVELS
 
-STRATEGIES = ("real", "synthetic", "synthetic_then_real", "real_and_synthetic", "simulated", "simulated_then_real")
-"""Training strategies of a segmenter. `synthetic_then_real` takes the weights of `synthetic` and continues with real data;
-`real_and_synthetic` trains on both together, with a word in the prompt that says which. `simulated` is not trained by the study: it
-takes weights trained only on simulated hearts, from which `simulated_then_real` continues with real data."""
-SIMULATED = ("simulated", "simulated_then_real")
-"""Strategies that need weights from outside the study."""
-_STARTS = {
-    "synthetic_then_real": "synthetic",
-    "simulated_then_real": "simulated",
-}  # strategy -> strategy whose weights it starts from
 ALL = "all"
 """Value for every patient for training and validation."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Describe what a segmenter learns from, and which other segmenters must be trained before it."""
+
+    learns_from: tuple[str, ...]
+    """Of `real`, `synthetic` and `pseudo_labelled`, the images of the patients whom no expert labelled; empty: not trained by the study."""
+    start: str | None = None
+    """Strategy whose weights it starts from; None: those that the recipe names."""
+    teacher: str | None = None
+    """Strategy whose segmenter labels the pseudo-labelled images."""
+
+
+STRATEGIES = {
+    "real": Strategy(("real",)),
+    "synthetic": Strategy(("synthetic",)),
+    "synthetic_then_real": Strategy(("real",), start="synthetic"),
+    "real_and_synthetic": Strategy(("real", "synthetic")),
+    "simulated": Strategy(()),
+    "simulated_then_real": Strategy(("real",), start="simulated"),
+    "pseudo_labelled": Strategy(("real", "pseudo_labelled"), teacher="real"),
+    "simulated_then_pseudo_labelled": Strategy(
+        ("real", "pseudo_labelled"), start="simulated", teacher="simulated_then_real"
+    ),
+}
+"""Training strategies of a segmenter. In `real_and_synthetic` a word in the prompt says which kind an image is. `simulated` takes weights
+trained only on simulated hearts."""
+SIMULATED = tuple(name for name, strategy in STRATEGIES.items() if "simulated" in (name, strategy.start))
+"""Strategies that need weights from outside the study."""
 
 
 @dataclass(frozen=True)
@@ -118,21 +138,32 @@ class Segmenter:
     @property
     def initial(self) -> Segmenter | None:
         """Return the segmenter whose weights this one starts from, if any; P7, which synthetic data do not have, starts from P6."""
-        start = _STARTS.get(self.strategy)
+        start = STRATEGIES[self.strategy].start
         if start is None:
             return None
         is_unknown = start == "synthetic" and self.prompt not in SYNTHETIC_LEVELS
         return replace(self, strategy=start, prompt=SYNTHETIC_LEVELS[-1] if is_unknown else self.prompt)
 
     @property
+    def teacher(self) -> Segmenter | None:
+        """Return the segmenter that labels the images of the other patients, if this one learns from them."""
+        name = STRATEGIES[self.strategy].teacher
+        return None if name is None else replace(self, strategy=name)
+
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        """Return the kinds of images that it learns from (`Strategy.learns_from`)."""
+        return STRATEGIES[self.strategy].learns_from
+
+    @property
     def is_trained(self) -> bool:
         """Return whether the study trains the segmenter; if not, its weights exist from the beginning."""
-        return self.strategy != "simulated"
+        return bool(self.learns_from)
 
     @property
     def needs_synthesis(self) -> bool:
-        """Return whether synthetic images are needed."""
-        return "synthetic" in self.strategy
+        """Return whether synthetic images are needed, by itself or by the segmenter that it starts from."""
+        return "synthetic" in self.learns_from or self.initial is not None and self.initial.needs_synthesis
 
     def _words(self) -> list[str]:
         part = replace(self.part, seed=None).name
@@ -140,9 +171,10 @@ class Segmenter:
 
 
 def segmenters_of(axes: Mapping[str, Any]) -> Iterator[Segmenter]:
-    """Yield every segmenter of a grid, each before those that start from it.
+    """Yield every segmenter of a grid, each before those that start or learn from it.
 
-    P7 of `synthetic` is left out: synthetic data never have shape and image quality in one prompt.
+    P7 of `synthetic` is left out: synthetic data never have shape and image quality in one prompt. So are strategies with a teacher
+    where all patients are labelled.
 
     Args:
         axes: models, strategies, prompts, frozen, patients, folds, seeds; each a list.
@@ -151,8 +183,17 @@ def segmenters_of(axes: Mapping[str, Any]) -> Iterator[Segmenter]:
     names = ("models", "strategies", "prompts", "frozen", "patients", "folds", "seeds")
     for model, strategy, prompt, frozen, patients, fold, seed in product(*(axes[name] for name in names)):
         segmenter = Segmenter(model, strategy, prompt, int(seed), frozen, patients, fold)
+        if segmenter.teacher is not None and patients == ALL:
+            continue
         wanted = [] if strategy == "synthetic" and prompt not in SYNTHETIC_LEVELS else [segmenter]
-        for one in [*filter(None, [segmenter.initial]), *wanted]:
+        for one in [*_before(segmenter), *wanted]:
             if one not in seen:
                 seen.add(one)
                 yield one
+
+
+def _before(segmenter: Segmenter) -> Iterator[Segmenter]:
+    """Yield the segmenters that one needs, each after those that it needs itself."""
+    for needed in filter(None, (segmenter.initial, segmenter.teacher)):
+        yield from _before(needed)
+        yield needed

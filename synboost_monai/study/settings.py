@@ -216,7 +216,7 @@ def _check(study: Study, where: str) -> None:
             )
     for group, names, stages in (
         ("segmenters.per_model", models, _STAGE_KEYS),
-        ("segmenters.per_strategy", STRATEGIES, _STAGE_KEYS),
+        ("segmenters.per_strategy", tuple(STRATEGIES), _STAGE_KEYS),
         ("segmenters.per_patients", None, _STAGE_KEYS),
         ("diffusion.per_patients", None, ("both", "train", "synthesise")),
     ):
@@ -230,7 +230,7 @@ def _check_axes(part: Mapping[str, Any], models: Sequence[str], num_folds: Any, 
     is_whole = lambda v, low: isinstance(v, int) and not isinstance(v, bool) and v >= low  # noqa: E731
     if not is_whole(num_folds, 2):
         raise ValueError(f"{where}: data.num_folds must be a whole number of at least 2, got {num_folds!r}")
-    known: dict[str, Sequence[str]] = {"models": models, "strategies": STRATEGIES, "prompts": LEVELS}
+    known: dict[str, Sequence[str]] = {"models": models, "strategies": tuple(STRATEGIES), "prompts": LEVELS}
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         "frozen": (lambda v: isinstance(v, bool), "true or false"),
         "patients": (
@@ -250,6 +250,12 @@ def _check_axes(part: Mapping[str, Any], models: Sequence[str], num_folds: Any, 
                 raise ValueError(f"{where}: segmenters.{key} has no {value!r}{hint}; there are {', '.join(known[key])}")
             if key in rules and not rules[key][0](value):
                 raise ValueError(f"{where}: segmenters.{key} must be {rules[key][1]}, got {value!r}")
+    taught = [name for name in part["strategies"] if STRATEGIES[name].teacher is not None]
+    if taught and set(part["patients"]) == {ALL}:
+        raise ValueError(
+            f"{where}: {taught[0]} learns from images of patients without experts' label maps, so segmenters.patients must have a number "
+            f"of labelled patients, got {ALL}"
+        )
 
 
 def _check_texts(part: Mapping[str, Any], keys: Sequence[str], models: Sequence[str], where: str) -> None:
@@ -268,7 +274,11 @@ def _check_layers(
     """Check overrides by model, strategy or (names is None) number of patients, which need not be in the chosen grid."""
     for name, layer in layers.items():
         if names is None and not _is_size(str(name), with_strategy=group.startswith("segmenters")):
-            more = f", or that and a strategy such as 20/{STRATEGIES[0]}" if group.startswith("segmenters") else ""
+            more = (
+                f", or that and a strategy such as 20/{next(iter(STRATEGIES))}"
+                if group.startswith("segmenters")
+                else ""
+            )
             raise ValueError(f"{where}: {group} takes a number of patients, a share, or {ALL}{more}; got {name}")
         if names is not None and name not in names:
             hint = did_you_mean(str(name), list(names))
@@ -288,7 +298,10 @@ def _is_size(text: str, with_strategy: bool) -> bool:
     return is_size and (not slash or with_strategy and strategy in STRATEGIES)
 
 
-_OF_ONE_SEGMENTER = ("dataset_dir", "synthetic_dir", "output_dir", "checkpoint_path", "init_checkpoint", "seed")
+_OF_ONE_SEGMENTER = (
+    *("dataset_dir", "synthetic_dir", "pseudo_labelled_dir", "labelled_dir", "output_dir"),
+    *("checkpoint_path", "init_checkpoint", "seed"),
+)
 """Overrides that differ from stage to stage and are correct by construction."""
 
 

@@ -135,7 +135,7 @@ def _check_network(study: Study, model: str, path: Path, where: str) -> None:
         for key, value in plain.items():
             if start[key] != value:
                 raise ValueError(
-                    f"{where}: with {path}, simulated_then_real would train a network of {key} {start[key]}, the other strategies one of "
+                    f"{where}: with {path}, fine-tuning would train a network of {key} {start[key]}, the other strategies one of "
                     f"{value}; say --segmenters.both.{key} {start[key]} for all of them, or {_advice(study, model)[5:]}"
                 )
 

@@ -287,6 +287,33 @@ def test_a_calibration_serves_the_weights_it_was_fitted_to(
         assert re.search(match, str(user_error(caught.value))) and not (tmp_path / "none").exists()
 
 
+def test_images_that_a_segmenter_labelled_join_a_training(
+    bundle: str, trained: Path, datalist_dir: Path, tmp_path: Path
+) -> None:
+    from synboost_monai.data import read_datalist, write_subset
+
+    class Brightness(BrightnessInferer):
+        goes_itself = with_view = False
+
+    write_subset(datalist_dir, tmp_path / "part", patients=2)
+    found = {"dataset_dir": str(datalist_dir), "checkpoint_path": str(trained / "model.pt"), "inferer": Brightness()}
+    settings = {"labelled_dir": str(tmp_path / "part"), "output_dir": str(tmp_path / "pseudo"), "keep_largest": True}
+    workflow(bundle, ["inference", "pseudo_label"], "infer", **found, **settings).run()
+    made = read_datalist(tmp_path / "pseudo", "training")
+    assert (
+        len(made) == 9 and len({item["patient"] for item in made}) == 3
+    )  # of 12 images of 3 patients, the least sure quarter not
+    record = json.loads(Path(made[0]["label"].replace(".nii.gz", ".json")).read_text())
+    assert record["structures"]["myocardium"]["mean_spread"] > 0  # the views disagree a little
+
+    run = train(bundle, tmp_path / "part", tmp_path / "run", max_epochs=1, pseudo_labelled_dir=str(tmp_path / "pseudo"))
+    run.run()
+    images = [item["image"] for item in run.parser.get_parsed_content("train::dataset::data")]
+    assert len(images) == 4 + 9 and {item["image"] for item in made} < set(images)
+    recipe = json.loads((tmp_path / "run/model.json").read_text())["training"]
+    assert recipe["pseudo_labelled_dir"] == "pseudo"
+
+
 def test_calibrate_is_read_after_inference(bundle: str) -> None:
     assert [f.stem for f in config_files(bundle, "calibrate")] == ["inference", "calibrate"]
     files = config_files(bundle, "inference,evaluate,calibrate")

@@ -27,6 +27,7 @@ bundle_root: .
 dataset_dir: data
 output_dir: models
 synthetic_dir: null
+pseudo_labelled_dir: null
 init_checkpoint: null
 device: cpu
 seed: 0
@@ -56,6 +57,7 @@ dataset_dir: data
 output_dir: eval
 checkpoint_path: model.pt
 section: testing
+labelled_dir: null
 device: cpu
 seed: 0
 preset: published
@@ -119,7 +121,7 @@ def _write_bundles(root: Path) -> Path:
         configs = root / name / "configs"
         configs.mkdir(parents=True)
         (configs / "train.yaml").write_text(TRAIN)
-        for config in ("evaluate", "inference", "sensitivity"):
+        for config in ("evaluate", "inference", "sensitivity", "pseudo_label"):
             (configs / f"{config}.yaml").write_text(EVALUATE)
         (configs / "metadata.json").write_text(json.dumps({"version": "0.1.0"}))
         (root / name / "fake_stage.py").write_text(FAKE_STAGE)

@@ -56,6 +56,42 @@ def test_the_bundles_weights_are_where_it_starts(
     assert study.stages["evaluate_cris_simulated_P1_seed0"].needs == ("prepare", "weights_cris")
 
 
+def test_a_teacher_labels_the_other_patients_for_a_student_that_starts_as_it_did(
+    simulated_weights: Write, study_path: Path, tiny_bundles: Path
+) -> None:
+    simulated_weights(tiny_bundles / "echo_cris" / "models" / "model.pt")
+    axes = {"segmenters.strategies": "simulated_then_pseudo_labelled", "segmenters.patients": [3, "all"]}
+    study = read_study(study_path, settings=axes)
+    part, folder = "P1_patients3_seed0", "segmenters/cris/simulated_then_real/P1/patients3/seed0"
+    assert [name for name in study.stage_names if name.endswith(part)] == [
+        f"evaluate_cris_simulated_{part}",
+        f"train_cris_simulated_then_real_{part}",
+        f"pseudo_label_cris_simulated_then_real_{part}",
+        f"evaluate_cris_simulated_then_real_{part}",
+        f"train_cris_simulated_then_pseudo_labelled_{part}",
+        f"evaluate_cris_simulated_then_pseudo_labelled_{part}",
+    ]
+    assert not any(
+        "all" in str(s.patients) for s in study.segmenters
+    )  # with all patients labelled there is nothing to label
+
+    label = study.stages[f"pseudo_label_cris_simulated_then_real_{part}"]
+    options = _options(study, label.name)
+    assert options["labelled_dir"] == "parts/patients3_seed0/real" and options["dataset_dir"] == "real"
+    assert (
+        options["checkpoint_path"] == f"{folder}/model.pt" and label.product == f"{folder}/pseudo_labels/datalist.json"
+    )
+    student = study.stages[f"train_cris_simulated_then_pseudo_labelled_{part}"]
+    assert student.needs == ("subset_patients3_seed0", label.name, "weights_cris")
+    options, teacher = _options(study, student.name), _options(study, f"train_cris_simulated_then_real_{part}")
+    assert options["pseudo_labelled_dir"] == f"{folder}/pseudo_labels" and options["balance_synthetic"] == "true"
+    assert options["init_checkpoint"] == teacher["init_checkpoint"] == "simulated/cris/model.pt"
+    assert options["dataset_dir"] == teacher["dataset_dir"] and "domain_word" not in options
+
+    with pytest.raises(ValueError, match="segmenters.patients must have a number"):
+        read_study(study_path, settings={**axes, "segmenters.patients": "all"})
+
+
 def test_other_weights_make_another_command(
     simulated_weights: Write, study_path: Path, tiny_bundles: Path, tmp_path: Path
 ) -> None:

@@ -27,6 +27,9 @@ PAIRS = (
     ("simulated_then_real", "simulated", "greater"),
     ("simulated_then_real", "synthetic_then_real", "two-sided"),
     ("simulated", "synthetic", "two-sided"),
+    ("pseudo_labelled", "real", "greater"),
+    ("simulated_then_pseudo_labelled", "simulated_then_real", "greater"),
+    ("simulated_then_pseudo_labelled", "real", "greater"),
 )
 """Strategies that are compared, and the alternative tested: the first two as in the paper; each direction was fixed beforehand."""
 METRICS = ("dice", "hd95_mm")
