@@ -21,6 +21,7 @@ CONFIG_ORDER = (
     "train_small",
     "train_published",
     "train_simulated",
+    "train_adapted",
     "multi_gpu_train",
     "evaluate",
     "calibrate",

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from synboost_monai.adaptation.options import AdaptOptions
 from synboost_monai.command_line import Verb, checked_arguments, written_to
 from synboost_monai.errors import did_you_mean, in_one_line
 from synboost_monai.hospital.options import BatchOptions, ListenOptions
@@ -183,6 +184,33 @@ def synthesise(bundle: str = "echo_semantic_diffusion", **overrides: Any) -> Non
         overrides: --dataset_dir, --output_dir, --checkpoint_path, --num_variations and every other key of its config.
     """
     run(bundle, "inference", **overrides)
+
+
+@flags_of(AdaptOptions)
+def adapt(images: str, output_dir: str, *, options: AdaptOptions) -> None:
+    """Adapt a segmenter to images that nobody labelled, such as those of one scanner; a result that is worse is refused.
+
+    Writes OUT/model.pt with model.json and calibration.json, and adapt.json: what was measured before and after.
+
+    Args:
+        images: folder of images and clips, or of a data set, whose label maps are not looked at.
+        output_dir: folder to write to; an interrupted run goes on.
+        options: AdaptOptions.
+    """
+    from synboost_monai.adaptation.adapt import adapt as adapt_to
+
+    _say_weights(options)
+    result = adapt_to(images, output_dir, options)
+    before, after = result["before"], result["after"]
+    print(
+        f"adapted weights: {output_dir}/model.pt, learnt from {result['num_learnt_from']} of {result['num_images']} images"
+    )
+    for title, key in (
+        ("simulated hearts, mean Dice", "simulated_dice"),
+        (f"{result['num_held_out']} held-out images, share with a finding", "problem_share"),
+        ("on these, disagreement of seven views", "mean_spread"),
+    ):
+        print(f"{title}: {before[key]:.3f} before, {after[key]:.3f} after")
 
 
 def merge(output_dir: str, *dataset_dirs: str) -> None:
@@ -541,7 +569,7 @@ def version() -> None:
 
 
 _DATA = (phantom, phantom_studies, simulate, prepare, subset, label_maps)
-_BUNDLES = (run, train, synthesise, merge, segment, evaluate)
+_BUNDLES = (run, train, synthesise, merge, segment, evaluate, adapt)
 _STUDIES = (experiment, report, compare, clinical, auto3dseg)
 _SERVING = (dicom, listen, label, demo, weights, package, export, version)
 

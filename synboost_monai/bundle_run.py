@@ -44,6 +44,7 @@ BASE_OF_CONFIG = {
     "train_small": "train",
     "train_published": "train",
     "train_simulated": "train_small",
+    "train_adapted": "train_small",
     "multi_gpu_evaluate": "evaluate",
     "evaluate": "inference",
     "calibrate": "inference",

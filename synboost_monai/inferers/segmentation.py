@@ -105,7 +105,8 @@ class PromptedSegmentationInferer(Inferer):
             (B, S, N, N), for clips (B, T, S, N, N); float32. A prompt that is given to the network itself adds one plane in front, the
             view four at the end.
         Raises:
-            ValueError: if a network with a head for the view is trained on images whose views the batch does not contain.
+            ValueError: if a network with a head for the view, which is not frozen, is trained on images whose views the batch does not
+                contain.
         """
         features: list[Tensor] = [plain(t) for t in inputs] if not isinstance(inputs, Tensor) else [plain(inputs)]
         clip_shape = features[0].shape[:2] if isinstance(inputs, Tensor) and inputs.ndim == 5 else None
@@ -146,8 +147,10 @@ class PromptedSegmentationInferer(Inferer):
     ) -> Tensor:
         """Return the logits of images or features (B, ...)."""
         segmenter = _module(network)
-        has_head = getattr(segmenter, "view_head", None) is not None
-        if has_head and segmenter.training and not teaches_view:
+        head: nn.Module | None = getattr(segmenter, "view_head", None)
+        has_head = head is not None
+        is_taught = head is not None and any(p.requires_grad for p in head.parameters())
+        if is_taught and segmenter.training and not teaches_view:
             raise ValueError(
                 "segmentation.py: the network has a head for the view (has_view_head), but the training data says no view; set "
                 "has_view_head to false, or train with train_simulated.yaml"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .export import ExportedSegmenter
     from .lora import add_lora, merged_state_dict
     from .published import load_published, load_weights
-    from .segmenters import create_segmenter, parameter_groups, to_inference
+    from .segmenters import create_segmenter, freeze_view_head, parameter_groups, to_inference
     from .semantic_diffusion_unet import SemanticDiffusionUNet, create_semantic_diffusion_unet
 
 _MODULE_OF = {
@@ -30,6 +30,7 @@ _MODULE_OF = {
     "load_weights": "published",
     "merged_state_dict": "lora",
     "create_segmenter": "segmenters",
+    "freeze_view_head": "segmenters",
     "parameter_groups": "segmenters",
     "to_inference": "segmenters",
 }
@@ -42,6 +43,7 @@ __all__ = [
     "add_lora",
     "create_segmenter",
     "create_semantic_diffusion_unet",
+    "freeze_view_head",
     "load_published",
     "load_weights",
     "merged_state_dict",

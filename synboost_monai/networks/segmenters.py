@@ -55,6 +55,14 @@ def create_segmenter(
     return network
 
 
+def freeze_view_head(network: nn.Module) -> nn.Module:
+    """Keep the view head of a segmenter as it is, if it has one, in a training whose images do not say which view they show."""
+    head = getattr(network, "view_head", None)
+    if head is not None:
+        head.requires_grad_(False)
+    return network
+
+
 def parameter_groups(
     network: nn.Module,
     learning_rate: float,

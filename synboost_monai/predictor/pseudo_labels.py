@@ -8,6 +8,7 @@ OUT/pseudo_labels.csv   every image: its expected Dice, and whether it is kept, 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from ignite.engine import Engine, Events
 
 from synboost_monai.csv_files import csv_text
 from synboost_monai.data.datalist import DATALIST_NAME, find_datalist, list_images, load_datalist, write_datalist
+from synboost_monai.data.splits import rank_patients
 from synboost_monai.distributed import is_main_process
 from synboost_monai.files import atomic_write_text
 from synboost_monai.heart.doubt import MIN_APICAL
@@ -81,9 +83,10 @@ class WritePseudoLabels:
         items: result of `checked_items`.
         output_dir, output_format: those of `WriteLabelMaps`.
         drop_share: share of the images that are left out because the network is less sure of them than of the others.
+        held_out_share: share of the patients whose images become the validation section; at least one patient if it is above 0.
         inputs: files that the run reads besides its images (see `refuse_overwriting`).
     Raises:
-        ValueError: if `drop_share` is not in [0, 1).
+        ValueError: if a share is not in [0, 1).
     """
 
     def __init__(
@@ -92,13 +95,15 @@ class WritePseudoLabels:
         output_dir: str | os.PathLike[str],
         output_format: str = "same",
         drop_share: float = 0.25,
+        held_out_share: float = 0.0,
         inputs: Sequence[Any] = (),
     ) -> None:
-        if not 0 <= drop_share < 1:
-            raise ValueError(f"pseudo_labels.py: drop_share must be at least 0 and below 1, got {drop_share}")
+        for name, share in (("drop_share", drop_share), ("held_out_share", held_out_share)):
+            if not 0 <= share < 1:
+                raise ValueError(f"pseudo_labels.py: {name} must be at least 0 and below 1, got {share}")
         self.items = {item["case"]: item for item in items}
         self.output_dir, self.output_format = Path(output_dir), output_format
-        self.drop_share, self.inputs = drop_share, inputs
+        self.drop_share, self.held_out_share, self.inputs = drop_share, held_out_share, inputs
         self.found: dict[str, tuple[float, str]] = {}
         """Case -> expected Dice, and `KEPT` or why it is left out."""
 
@@ -131,10 +136,25 @@ class WritePseudoLabels:
         rows += [(case, f"{dice:.4f}", verdict) for case, (dice, verdict) in sorted(self.found.items())]  # type: ignore[misc]
         atomic_write_text(self.output_dir / TABLE_NAME, csv_text(rows))
         text = f"label maps of {len(kept)} of {len(self.found)} images, made by a segmenter, not by a person"
-        write_datalist(
-            self.output_dir, {"training": [self._record(case) for case in kept]}, name="pseudo-labels", description=text
-        )
+        sections = self._divided([self._record(case) for case in kept])
+        write_datalist(self.output_dir, sections, name="pseudo-labels", description=text)
         logger.info(f"{self.output_dir / DATALIST_NAME}: {text}")
+
+    def _divided(self, records: Sequence[EchoRecord]) -> dict[str, list[EchoRecord]]:
+        """Divide records into training and, if patients are held out, validation; always the same patients."""
+        patients = rank_patients([record.patient for record in records], 0, "held out")
+        num_held_out = math.ceil(self.held_out_share * len(patients))
+        if num_held_out == 0:
+            return {"training": list(records)}
+        if num_held_out == len(patients):
+            raise ValueError(
+                f"{self.output_dir}: {len(records)} images of {len(patients)} patient are left, too few to hold some out; give more images"
+            )
+        held_out = {*patients[:num_held_out]}
+        return {
+            "training": [record for record in records if record.patient not in held_out],
+            "validation": [record for record in records if record.patient in held_out],
+        }
 
     def _record(self, case: str) -> EchoRecord:
         item = self.items[case]

@@ -171,14 +171,21 @@ def _info(patient: PhantomPatient, view_name: str, num_frames: int) -> str:
     return "".join(f"{key}: {value}\n" for key, value in info.items())
 
 
-def write_frames(path: Path, frames: NDArray[np.uint8], spacing_mm: float) -> None:
-    """Write frames (T, H, W) as CAMUS does: stored (x, y) or (x, y, t), the affine negative in x and y; the same bytes each time."""
+def write_frames(path: Path, frames: NDArray[np.uint8], spacing_mm: float | tuple[float, float]) -> None:
+    """Write frames (T, H, W) as CAMUS does: stored (x, y) or (x, y, t), the affine negative in x and y; the same bytes each time.
+
+    Args:
+        path: path of the .nii.gz file.
+        frames: grey levels or classes.
+        spacing_mm: (row, column), or one number for both.
+    """
     import nibabel as nib
 
     stored = np.ascontiguousarray(frames.T)
     if stored.shape[2] == 1:
         stored = stored[..., 0]
-    image = nib.Nifti1Image(stored, np.diag([-spacing_mm, -spacing_mm, 1.0, 1.0]))
+    row, column = spacing_mm if isinstance(spacing_mm, tuple) else (spacing_mm, spacing_mm)
+    image = nib.Nifti1Image(stored, np.diag([-column, -row, 1.0, 1.0]))
     image.header.set_xyzt_units("mm")
     with atomic_path(path) as temporary:
         temporary.write_bytes(

@@ -28,6 +28,7 @@ ELSEWHERE = {
     # with the weights that ship, whose size cannot be made smaller
     r"synboost segment echo_cris --dataset_dir echo\.dcm ": "tests/test_shipped_weights.py",
     r"bash scripts/rebuild_weights\.sh": "tests/test_shipped_weights.py",
+    r"synboost adapt ": "tests/adaptation/test_adapt.py",
     r"synboost report ": "tests/study/test_report.py",
     r"synboost auto3dseg ": "tests/auto3dseg/test_run.py",
     r"synboost listen ": "tests/hospital/test_listen.py",

@@ -1,0 +1,1 @@
+"""Adapt a segmenter to images that nobody labelled."""

@@ -1,0 +1,79 @@
+"""Take frames out of clips, so that a training, which learns from single images, can learn from them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from synboost_monai.data import list_images, write_datalist
+from synboost_monai.data.datalist import DATALIST_NAME
+from synboost_monai.files import CLIP_SUFFIXES, atomic_path, image_stem, image_suffix, is_dicom
+from synboost_monai.prompts import IMAGE_ATTRIBUTES
+from synboost_monai.records import EchoRecord
+from synboost_monai.simulation.phantom import write_frames
+from synboost_monai.transforms.array import plain, scale_to_bytes
+from synboost_monai.transforms.files import load_echo
+from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY
+
+FRAMES_OF_CLIP = 8
+"""Frames that are taken from each clip, evenly spread over it: neighbours look alike."""
+
+
+def take_frames(images: str | os.PathLike[str], section: str, output_dir: str | os.PathLike[str]) -> tuple[str, str]:
+    """Write frames of the clips of a folder as images of their own, beside the single images, which stay where they are.
+
+    Only the tissue region of a DICOM clip is written, without what is burned in around it.
+
+    Args:
+        images: folder of images and clips, one file, or a data set.
+        section: sections of a data set.
+        output_dir: folder for the frames and a datalist.json of everything, in which each clip counts as a patient.
+    Returns:
+        folder and section of a data set of single images; those that were given if there is no clip.
+    Raises:
+        FileNotFoundError, ValueError: as `list_images` and `load_echo`.
+    """
+    out = Path(output_dir)
+    if (out / DATALIST_NAME).is_file():
+        return str(out), "training"
+    items = list_images(images, section, sequences=True, exclude=out.parent)
+    if not any(_may_be_clip(Path(item["image"])) for item in items):
+        return str(images), section
+    records = []
+    for number, item in enumerate(tqdm(items, desc="clips", unit="file")):
+        path = Path(item["image"])
+        known = {key: item[key] for key in IMAGE_ATTRIBUTES if item.get(key) is not None}
+        files = _frames_of(path, out / f"clip{number:05d}") if _may_be_clip(path) else [path]
+        of_clip = {"phase": None} if len(files) > 1 else {}  # it shows all of the beat
+        patient = f"clip{number:05d}" if files != [path] else str(item.get("patient") or f"image{number:05d}")
+        records += [EchoRecord(file, None, patient, **{**known, **of_clip}) for file in files]
+    write_datalist(out, {"training": records}, name="frames", description=f"frames of the clips in {Path(images).name}")
+    return str(out), "training"
+
+
+def _may_be_clip(path: Path) -> bool:
+    """Return whether a file has, or may have, several frames."""
+    return image_suffix(path) in CLIP_SUFFIXES or image_stem(path).endswith("_sequence") or is_dicom(path)
+
+
+def _frames_of(path: Path, target: Path) -> list[Path]:
+    """Write frames of a clip, evenly spread, and return their files; a file of one frame stays where it is."""
+    pixels, spacing_mm = load_echo(path, sequences=True)
+    if len(pixels) == 1:
+        return [path]
+    chosen = np.unique(np.linspace(0, len(pixels) - 1, FRAMES_OF_CLIP + 1).round().astype(int)[:-1])
+    grey = scale_to_bytes(plain(pixels))[chosen].round().to(torch.uint8).numpy()
+    suffix = ".nii.gz" if pixels.meta[CALIBRATED_KEY] else ".png"  # a picture has no spacing, and is not measured in mm
+    files = [target.with_name(f"{target.name}_frame{index:04d}{suffix}") for index in chosen.tolist()]
+    for file, frame in zip(files, grey):
+        if suffix == ".png":
+            with atomic_path(file) as temporary:
+                Image.fromarray(frame).save(temporary, format="PNG")
+        else:
+            write_frames(file, frame[None], spacing_mm)
+    return files
