@@ -115,20 +115,22 @@ class Segmenter:
 
     @property
     def name(self) -> str:
-        """Return a unique name for files and tables; axes at their default are not named."""
-        return "_".join([self.model, self.strategy, self.prompt, *self._words(), f"seed{self.seed}"])
+        """Return a name for files and tables; axes at their default are not named, nor are those that change nothing."""
+        return "_".join([self.model, self.strategy, self.prompt, *self._words()])
 
     @property
     def output_dir(self) -> str:
         """Return the folder inside the run."""
-        return "/".join(["segmenters", self.model, self.strategy, self.prompt, *self._words(), f"seed{self.seed}"])
+        return "/".join(["segmenters", self.model, self.strategy, self.prompt, *self._words()])
 
     @property
     def title(self) -> str:
         """Return a title for readers."""
         part = replace(self.part, seed=None).title
-        words = [self.model, self.strategy.replace("_", " "), self.prompt, *(["encoders frozen"] * self.frozen)]
-        return ", ".join([*words, *([part] * bool(part)), f"seed {self.seed}"])
+        words = [self.model, self.strategy.replace("_", " "), self.prompt]
+        if self.is_trained:
+            words += [*(["encoders frozen"] * self.frozen), *([part] * bool(part)), f"seed {self.seed}"]
+        return ", ".join(words)
 
     @property
     def part(self) -> DataPart:
@@ -166,8 +168,11 @@ class Segmenter:
         return "synthetic" in self.learns_from or self.initial is not None and self.initial.needs_synthesis
 
     def _words(self) -> list[str]:
+        """Return the words that tell segmenters of one model, strategy and prompt apart: weights that come from outside are one."""
+        if not self.is_trained:
+            return []
         part = replace(self.part, seed=None).name
-        return ["frozen"] * self.frozen + [part] * bool(part)
+        return ["frozen"] * self.frozen + [part] * bool(part) + [f"seed{self.seed}"]
 
 
 def segmenters_of(axes: Mapping[str, Any]) -> Iterator[Segmenter]:

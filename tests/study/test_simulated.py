@@ -37,7 +37,7 @@ def test_the_bundles_weights_are_where_it_starts(
     assert study.stage_names == [
         *("phantom", "prepare", "weights_cris"),
         *("train_cris_real_P1_seed0", "evaluate_cris_real_P1_seed0"),
-        "evaluate_cris_simulated_P1_seed0",  # zero-shot, as the other strategy starts from it; nothing is synthesised
+        "evaluate_cris_simulated_P1",  # zero-shot, as the other strategy starts from it; nothing is synthesised
         *("train_cris_simulated_then_real_P1_seed0", "evaluate_cris_simulated_then_real_P1_seed0"),
         "report",
     ]
@@ -50,10 +50,10 @@ def test_the_bundles_weights_are_where_it_starts(
     assert {**finetuned, "output_dir": ""} == {**real, **start, "output_dir": ""}  # the same epochs of the same images
     assert study.stages["train_cris_simulated_then_real_P1_seed0"].needs == ("prepare", "weights_cris")
 
-    zero_shot = _options(study, "evaluate_cris_simulated_P1_seed0")
+    zero_shot = _options(study, "evaluate_cris_simulated_P1")
     assert zero_shot["checkpoint_path"] == "simulated/cris/model.pt"
     assert {"preset", "image_size"}.isdisjoint(zero_shot)  # model.json says them
-    assert study.stages["evaluate_cris_simulated_P1_seed0"].needs == ("prepare", "weights_cris")
+    assert study.stages["evaluate_cris_simulated_P1"].needs == ("prepare", "weights_cris")
 
 
 def test_a_teacher_labels_the_other_patients_for_a_student_that_starts_as_it_did(
@@ -64,7 +64,6 @@ def test_a_teacher_labels_the_other_patients_for_a_student_that_starts_as_it_did
     study = read_study(study_path, settings=axes)
     part, folder = "P1_patients3_seed0", "segmenters/cris/simulated_then_real/P1/patients3/seed0"
     assert [name for name in study.stage_names if name.endswith(part)] == [
-        f"evaluate_cris_simulated_{part}",
         f"train_cris_simulated_then_real_{part}",
         f"pseudo_label_cris_simulated_then_real_{part}",
         f"evaluate_cris_simulated_then_real_{part}",
