@@ -129,21 +129,32 @@ def _where(profile: str | None, jobs: int | None, cores: int | None) -> list[str
     return [*chosen, *(["--jobs", str(jobs)] if jobs else []), *(["--cores", str(cores)] if cores else [])]
 
 
-def _forget_what_is_gone(study: Study, run_dir: Path) -> None:
-    """Mark stages as not done if their product was removed, or if a product that they used has changed since."""
-    changed: set[str] = set()
+def _outdated(study: Study, run_dir: Path) -> tuple[set[str], set[str]]:
+    """Return the names of finished stages that must be done again, and of those whose product was replaced since.
+
+    A stage must be done again if its product was removed, or if one that it uses is replaced or made again.
+    """
+    again: set[str] = set()
+    replaced: set[str] = set()
     for stage in study.stages.values():
         timing = run_dir / stage.timing
-        if changed.intersection(stage.needs):
-            timing.unlink(missing_ok=True)
-        if stage.product is None or not timing.is_file():
+        if not timing.is_file():
             continue
-        product = run_dir / stage.product
-        if not product.is_file():
-            timing.unlink()
-        elif product.stat().st_mtime > timing.stat().st_mtime:
-            os.utime(timing)
-            changed.add(stage.name)
+        product = None if stage.product is None else run_dir / stage.product
+        if (again | replaced).intersection(stage.needs) or product is not None and not product.is_file():
+            again.add(stage.name)
+        elif product is not None and product.stat().st_mtime > timing.stat().st_mtime:
+            replaced.add(stage.name)
+    return again, replaced
+
+
+def _forget_what_is_gone(study: Study, run_dir: Path) -> None:
+    """Mark outdated stages as not done, and replaced products as new."""
+    again, replaced = _outdated(study, run_dir)
+    for name in again:
+        (run_dir / study.stages[name].timing).unlink()
+    for name in replaced:
+        os.utime(run_dir / study.stages[name].timing)
 
 
 def _snakemake(
@@ -210,7 +221,7 @@ def _planned(study: Study, text: str, run_dir: Path) -> str:
     output = done.stdout + done.stderr
     if done.returncode:
         raise RuntimeError(f"Snakemake's dry run failed with code {done.returncode}:\n{output}")
-    named = set(re.findall(r"^ *output: timing/(\S+)\.json$", output, re.MULTILINE))
+    named = set(re.findall(r"^ *output: timing/(\S+)\.json$", output, re.MULTILINE)) | _outdated(study, run_dir)[0]
     planned = [stage for name, stage in study.stages.items() if name in named]
     width = max(map(len, KINDS))
     counts = [f"  {kind:<{width}} {count:6d}  {KINDS[kind]}" for kind, count in count_by_kind(planned).items()]

@@ -89,6 +89,9 @@ def test_a_study_runs_goes_on_after_a_failure_and_repeats_nothing(
     assert _planned(study_path, output, monkeypatch) == {evaluate, "report"}
     assert model_path.read_text().startswith("changed by hand")
     model_path.unlink()
+    capfd.readouterr()
+    run_study(study_path, output=output, dry_run=True)
+    assert capfd.readouterr().out.splitlines()[-3:] == ["train_cris_real_P1_seed0", evaluate, "report"]
     assert _planned(study_path, output, monkeypatch) == {"train_cris_real_P1_seed0", evaluate, "report"}
     assert not list(tmp_path.rglob("ran"))
 
