@@ -17,6 +17,8 @@ STRATEGY_TITLES = {
     "simulated_then_real": "simulated, then real",
     "pseudo_labelled": "real and pseudo-labelled",
     "simulated_then_pseudo_labelled": "simulated, then real and pseudo-labelled",
+    "adapted": "simulated, adapted",
+    "adapted_then_real": "simulated, adapted, then real",
 }
 """Strategy -> its description in tables."""
 STRATEGY_COLOURS = {
@@ -28,6 +30,8 @@ STRATEGY_COLOURS = {
     "simulated_then_real": "#d55e00",
     "pseudo_labelled": "#f0e442",
     "simulated_then_pseudo_labelled": "#000000",
+    "adapted": "#999999",
+    "adapted_then_real": "#882255",
 }
 """Strategy -> its colour in plots; colour-blind readers can tell them apart (Okabe and Ito 2008)."""
 STRATEGY_MARKERS = {
@@ -39,6 +43,8 @@ STRATEGY_MARKERS = {
     "simulated_then_real": "P",
     "pseudo_labelled": "v",
     "simulated_then_pseudo_labelled": "*",
+    "adapted": "<",
+    "adapted_then_real": ">",
 }
 """Strategy -> its marker in plots."""
 SHORT = {long: short for short, long in {**VIEWS, **PHASES}.items()}

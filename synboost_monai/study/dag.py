@@ -9,6 +9,7 @@ beside this file) only orders the stages, and `run.py` starts it.
         diffusion/model.pt  synthetic/datalist.json         synthesis
         parts/PART/{real,diffusion,synthetic}/              the same for fewer patients, or for a fold
       simulated/MODEL/model.pt                            weights trained on simulated hearts, where a strategy starts from them
+      adapted/MODEL/model.pt                              the same, adapted to the images of the data set
       segmenters/MODEL/STRATEGY/PROMPT/seedN/model.pt     segmenters, each with history.csv and evaluation/metrics.csv, and
                                                           pseudo_labels/datalist.json where another one learns from its label maps
       examples/                                           a few synthetic images, segmented, for the report
@@ -33,6 +34,7 @@ KINDS = {
     "train_diffusion": "train the diffusion model",
     "synthesise": "synthesise a data set",
     "weights": "take weights that were trained on simulated hearts",
+    "adapt": "adapt them to images without label maps",
     "train": "train a segmenter",
     "pseudo_label": "label the images of the other patients",
     "evaluate": "evaluate a segmenter",
@@ -173,6 +175,10 @@ class Study:
             command, folder = self.weights_command(model), f"simulated/{model}"
             title = f"take the weights of {model} that were trained on simulated hearts"
             yield _stage(f"weights_{model}", "weights", title, command, (), folder, "model.pt")
+        for model in dict.fromkeys(s.model for s in self.segmenters if s.strategy == "adapted"):
+            command, folder = self.adapt_command(model), f"adapted/{model}"
+            title, after = f"adapt the weights of {model} to images without label maps", ("prepare", f"weights_{model}")
+            yield _stage(f"adapt_{model}", "adapt", title, command, after, folder, "model.pt")
         tried, teachers = set(self.sensitivity_segmenters), {s.teacher for s in self.segmenters}
         for s in self.segmenters:
             real, synthetic = self._real(s.part), s.part.stage("synthesise")
@@ -262,6 +268,12 @@ class Study:
         part = self.settings["segmenters"]
         source, sha256 = (part[key].get(model, "") for key in ("simulated_weights", "simulated_sha256"))
         return ("python", "-m", "synboost_monai.study.simulated", source, f"simulated/{model}", sha256)
+
+    def adapt_command(self, model: str) -> tuple[str, ...]:
+        """Adapt a model's weights to all images for training and validation."""
+        bundle, weights = self.settings["bundles"][model], f"simulated/{model}/model.pt"
+        options = {"bundle": bundle, "checkpoint_path": weights, "seed": self.settings["seed"]}
+        return ("adapt", "real", f"adapted/{model}", *_flags(options))
 
     def train_command(self, segmenter: Segmenter) -> tuple[str, ...]:
         """Train a segmenter."""
@@ -369,7 +381,8 @@ def count_by_kind(stages: Sequence[Stage]) -> dict[str, int]:
 
 def _made_by(segmenter: Segmenter) -> str:
     """Return the name of the stage that makes a segmenter's weights."""
-    return f"train_{segmenter.name}" if segmenter.is_trained else f"weights_{segmenter.model}"
+    kind = {"simulated": "weights", "adapted": "adapt"}.get(segmenter.strategy)
+    return f"train_{segmenter.name}" if kind is None else f"{kind}_{segmenter.model}"
 
 
 def _labelled_by(teacher: Segmenter) -> str:
@@ -384,7 +397,8 @@ def _pseudo_labels_of(teacher: Segmenter) -> str:
 
 def _weights_of(segmenter: Segmenter) -> str:
     """Return the path of a segmenter's weights."""
-    return f"{segmenter.output_dir}/model.pt" if segmenter.is_trained else f"simulated/{segmenter.model}/model.pt"
+    folder = segmenter.output_dir if segmenter.is_trained else f"{segmenter.strategy}/{segmenter.model}"
+    return f"{folder}/model.pt"
 
 
 def _stage(

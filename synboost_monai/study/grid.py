@@ -21,7 +21,7 @@ class Strategy:
     """Describe what a segmenter learns from, and which other segmenters must be trained before it."""
 
     learns_from: tuple[str, ...]
-    """Of `real`, `synthetic` and `pseudo_labelled`, the images of the patients whom no expert labelled; empty: not trained by the study."""
+    """Of `real`, `synthetic` and `pseudo_labelled`, the images of the patients whom no expert labelled; empty: no recipe trains it."""
     start: str | None = None
     """Strategy whose weights it starts from; None: those that the recipe names."""
     teacher: str | None = None
@@ -39,10 +39,21 @@ STRATEGIES = {
     "simulated_then_pseudo_labelled": Strategy(
         ("real", "pseudo_labelled"), start="simulated", teacher="simulated_then_real"
     ),
+    "adapted": Strategy((), start="simulated"),
+    "adapted_then_real": Strategy(("real",), start="adapted"),
 }
 """Training strategies of a segmenter. In `real_and_synthetic` a word in the prompt says which kind an image is. `simulated` takes weights
-trained only on simulated hearts."""
-SIMULATED = tuple(name for name, strategy in STRATEGIES.items() if "simulated" in (name, strategy.start))
+trained only on simulated hearts; `adapted` lets them adapt to all images for training and validation, without label maps
+(`synboost adapt`)."""
+
+
+def _is_simulated(name: str) -> bool:
+    """Return whether a strategy starts, at last, from weights trained on simulated hearts."""
+    start = STRATEGIES[name].start
+    return name == "simulated" or start is not None and _is_simulated(start)
+
+
+SIMULATED = tuple(filter(_is_simulated, STRATEGIES))
 """Strategies that need weights from outside the study."""
 
 
@@ -159,7 +170,7 @@ class Segmenter:
 
     @property
     def is_trained(self) -> bool:
-        """Return whether the study trains the segmenter; if not, its weights exist from the beginning."""
+        """Return whether the study trains the segmenter; if not, it is the same whatever the labelled patients and the seed."""
         return bool(self.learns_from)
 
     @property

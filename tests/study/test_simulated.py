@@ -91,6 +91,25 @@ def test_a_teacher_labels_the_other_patients_for_a_student_that_starts_as_it_did
         read_study(study_path, settings={**axes, "segmenters.patients": "all"})
 
 
+def test_weights_adapt_once_to_all_images_whatever_the_labelled_patients(
+    simulated_weights: Write, study_path: Path, tiny_bundles: Path
+) -> None:
+    simulated_weights(tiny_bundles / "echo_cris" / "models" / "model.pt")
+    axes = {"segmenters.strategies": "adapted_then_real", "segmenters.patients": [3, "all"], "segmenters.seeds": [0, 1]}
+    study = read_study(study_path, settings=axes)
+    of_weights = [
+        name for name in study.stage_names if name.startswith(("weights", "adapt", "evaluate_cris_adapted_P1"))
+    ]
+    assert of_weights == ["weights_cris", "adapt_cris", "evaluate_cris_adapted_P1"]
+    assert study.stages["adapt_cris"].needs == ("prepare", "weights_cris")
+    assert study.stages["adapt_cris"].command[:3] == ("adapt", "real", "adapted/cris")
+    assert _options(study, "adapt_cris")["checkpoint_path"] == "simulated/cris/model.pt"
+    assert _options(study, "evaluate_cris_adapted_P1")["checkpoint_path"] == "adapted/cris/model.pt"
+    train = study.stages["train_cris_adapted_then_real_P1_patients3_seed1"]
+    assert train.needs == ("subset_patients3_seed1", "adapt_cris")
+    assert _options(study, train.name)["init_checkpoint"] == "adapted/cris/model.pt"
+
+
 def test_other_weights_make_another_command(
     simulated_weights: Write, study_path: Path, tiny_bundles: Path, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from synboost_monai.pages.blocks import Block, Plot, ReportTable, Section, Text,
 from synboost_monai.pages.figures import draw_grid, new_panels, png_of, strategy_legend
 from synboost_monai.pages.tables import Table
 from synboost_monai.pages.words import STRATEGY_COLOURS, STRATEGY_MARKERS, STRATEGY_TITLES, join, model_title
+from synboost_monai.study.grid import SIMULATED
 from synboost_monai.study.report.differences import (
     AGAINST_REAL,
     AGAINST_REAL_FORMATS,
@@ -35,7 +36,7 @@ WHY_BOTH = (
     "fine-tuning resumed the optimiser and its already reduced learning rate; here only weights are taken over."
 )
 """Text under the table."""
-FINETUNED = ("synthetic_then_real", "simulated_then_real")
+FINETUNED = ("synthetic_then_real", "simulated_then_real", "adapted_then_real")
 """Strategies that continue with real data."""
 WITHOUT_HISTORY = (
     "Weights that know simulated hearts came from outside the study; the updates of their training are not known to it."
@@ -74,7 +75,7 @@ def convergence_section(run: Run) -> Section | None:
     table = updates_table(run)
     if table is not None:
         blocks.append(folded(f"Updates to reach a Dice, {len(table.table.frame)} rows", table))
-        is_given = "simulated_then_real" in run.strategies
+        is_given = any(strategy in SIMULATED for strategy in run.strategies)
         blocks.append(Text(f"{WHY_BOTH} {WITHOUT_HISTORY}" if is_given else WHY_BOTH, is_soft=True))
     return Section("convergence", "Convergence", blocks)
 

@@ -30,6 +30,11 @@ PAIRS = (
     ("pseudo_labelled", "real", "greater"),
     ("simulated_then_pseudo_labelled", "simulated_then_real", "greater"),
     ("simulated_then_pseudo_labelled", "real", "greater"),
+    ("adapted", "simulated", "greater"),
+    ("adapted", "real", "greater"),
+    ("adapted_then_real", "real", "greater"),
+    ("adapted_then_real", "adapted", "greater"),
+    ("adapted_then_real", "simulated_then_real", "greater"),
 )
 """Strategies that are compared, and the alternative tested: the first two as in the paper; each direction was fixed beforehand."""
 METRICS = ("dice", "hd95_mm")
