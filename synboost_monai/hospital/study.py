@@ -270,6 +270,7 @@ class StudyProcessor:
             path,
             provenance=replace(self.provenance, prompts=tuple(dict.fromkeys(prompts))),
             segmentation_type=self.options.segmentation_type,
+            spacing_mm=facts.spacing_mm,
         )
         found.outputs.append(self._relative(path))
 

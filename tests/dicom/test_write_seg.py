@@ -108,10 +108,26 @@ def test_segments_say_what_they_are_and_who_drew_them(tmp_path: Path):
     (series,) = dataset.ReferencedSeriesSequence
     assert series.SeriesInstanceUID == fixtures.ultrasound().SeriesInstanceUID
     assert series.ReferencedInstanceSequence[0].ReferencedSOPClassUID == fixtures.ULTRASOUND_CLIP
-    assert (
-        "FrameOfReferenceUID" not in dataset
-        and "PixelMeasuresSequence" not in dataset.SharedFunctionalGroupsSequence[0]
-    )
+
+
+@both_types
+@pytest.mark.parametrize("spacing_mm", [(0.4, 0.51051234567891), None])
+def test_pixels_have_a_size_if_the_source_has_one_and_no_place_is_made_up(tmp_path: Path, kind: str, spacing_mm):
+    path = write(tmp_path / "seg.dcm", segmentation_type=kind, spacing_mm=spacing_mm)
+    dataset = pydicom.dcmread(path)
+    (shared,) = dataset.SharedFunctionalGroupsSequence
+    if spacing_mm is None:
+        assert len(shared) == 0
+    else:
+        (measures,) = shared.PixelMeasuresSequence  # OHIF's page ends without it
+        np.testing.assert_allclose([float(side) for side in measures.PixelSpacing], spacing_mm, rtol=1e-9)
+        assert 0 < measures.SliceThickness < 0.01  # no volume can come from it
+    geometry = ("PlaneOrientationSequence", "PlanePositionSequence", "FrameOfReferenceUID")
+    assert not any(keyword in item for keyword in geometry for item in (dataset, shared))
+    assert not any(keyword in item for keyword in geometry for item in dataset.PerFrameFunctionalGroupsSequence)
+    np.testing.assert_array_equal(read_back(path, fixtures.ultrasound(), range(1, 6)), fixtures.random_label_maps())
+    if fixtures.DCIODVFY is not None:
+        assert fixtures.errors_of(path) == []
 
 
 def test_patient_and_study_are_the_sources_and_nothing_else_is(tmp_path: Path):

@@ -42,6 +42,9 @@ SEGMENTATION_TYPES = ("BINARY", "LABELMAP")
 for each frame, in a newer SOP class that many archives do not know yet."""
 MULTI_FRAME_ULTRASOUND = ("1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.3")
 """Ultrasound Multi-frame Image Storage, and its retired form: references to them name the frame."""
+PLANE_THICKNESS_MM = "0.001"
+"""Slice Thickness of a plane whose thickness is not known: highdicom reads no pixel size without one, and the standard forbids zero. It is
+so thin that nobody takes a sum of voxels for a volume."""
 SERIES = Series(9101, "Left heart, segmented by a neural network")
 """Series of segmentations, unless another one is given."""
 
@@ -55,6 +58,7 @@ def write_segmentation(
     provenance: Provenance,
     segmentation_type: str = "BINARY",
     series: Series = SERIES,
+    spacing_mm: Sequence[float] | None = None,
 ) -> str:
     """Write a segmentation of some or all frames of an ultrasound object.
 
@@ -69,6 +73,7 @@ def write_segmentation(
         provenance: provenance of the label maps.
         segmentation_type: BINARY or LABELMAP.
         series: number and description of the series; the content has the same description.
+        spacing_mm: (row, column) size of the source's pixels, from the region that was segmented; None without a calibration.
     Returns:
         The SOP Instance UID.
     Raises:
@@ -88,6 +93,7 @@ def write_segmentation(
             "holds (4 GB); write fewer frames to each"
         )
     dataset = _template(source_header, frame_numbers, provenance, segmentation_type, series)
+    dataset.SharedFunctionalGroupsSequence = [_shared_groups(spacing_mm)]
     dataset.NumberOfFrames = num_frames
     dataset.Rows, dataset.Columns = shape
     windows = _checked_windows(label_maps, shape, len(frame_numbers))
@@ -283,6 +289,23 @@ def _code(value: str, meaning: str) -> Any:
     from highdicom.sr import CodedConcept
 
     return CodedConcept(value, "SCT", meaning)
+
+
+def _shared_groups(spacing_mm: Sequence[float] | None) -> Dataset:
+    """Return the groups that all frames share: the size of a pixel, if it is known.
+
+    OHIF's page ends with an error where it is missing. No orientation is made up: viewers that find frames by their planes would draw
+    the structures of all frames on each.
+    """
+    from pydicom.dataset import Dataset
+
+    shared = Dataset()
+    if spacing_mm is not None:
+        measures = Dataset()
+        measures.PixelSpacing = [f"{side:.10g}" for side in spacing_mm]
+        measures.SliceThickness = PLANE_THICKNESS_MM
+        shared.PixelMeasuresSequence = [measures]
+    return shared
 
 
 def _set_dimensions(dataset: Dataset, organisation: str, is_binary: bool) -> None:
