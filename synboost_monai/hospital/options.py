@@ -28,7 +28,7 @@ class HospitalOptions(SegmenterOptions):
         frames: ed-es writes end-diastole and end-systole, all every frame.
         view: view of the clips: auto (by their headers, else the network's opinion), a4c or a2c.
         segmentation: binary, or labelmap, which many archives do not know yet.
-        overlay: also write secondary captures with outlines, cut to the sector.
+        overlay: also write frames with outlines, cut to the sector.
     Raises:
         ValueError: if a value is not among the choices.
     """

@@ -66,7 +66,7 @@ class StudyOptions:
     """View of all clips, whatever their headers say; None: each clip's own."""
     segmentation_type: str = "BINARY"
     overlay: bool = True
-    """Whether secondary captures with outlines are written."""
+    """Whether overlays, frames with outlines, are written."""
     window: int = 32
     """Number of frames in memory at a time."""
     given: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -275,7 +275,7 @@ class StudyProcessor:
         found.outputs.append(self._relative(path))
 
     def _write_pictures(self, found: _Segmented, folder: Path, read: ReadFrames) -> None:
-        """Write the secondary capture, and thumbnails of the judged frames; only the sector is shown."""
+        """Write the overlay, and thumbnails of the judged frames; only the sector is shown."""
         clip, facts = found.clip, found.clip.facts
         shape = facts.region.rows, facts.region.columns
         is_region = facts.calibration_problem is None or shape != (facts.rows, facts.columns)

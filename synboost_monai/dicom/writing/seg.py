@@ -15,8 +15,9 @@ import numpy as np
 
 from synboost_monai.dicom import elements
 from synboost_monai.dicom.reading.scanned_file import MULTI_FRAME_CAPTURES
-from synboost_monai.dicom.writing.image import ULTRASOUND_IMAGE
+from synboost_monai.dicom.writing.image import EXPLICIT_LITTLE_ENDIAN, ULTRASOUND_IMAGE
 from synboost_monai.dicom.writing.objects import (
+    DEFLATED,
     MANUFACTURER,
     MAX_PIXEL_BYTES,
     Provenance,
@@ -42,6 +43,8 @@ SEGMENTATION_TYPES = ("BINARY", "LABELMAP")
 for each frame, in a newer SOP class that many archives do not know yet."""
 MULTI_FRAME_ULTRASOUND = ("1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.3")
 """Ultrasound Multi-frame Image Storage, and its retired form: references to them name the frame."""
+MAX_PLAIN_BYTES = 1 << 20
+"""Largest pixel data in bytes that are not compressed; every archive accepts uncompressed pixels."""
 PLANE_THICKNESS_MM = "0.001"
 """Slice Thickness of a plane whose thickness is not known: highdicom reads no pixel size without one, and the standard forbids zero. It is
 so thin that nobody takes a sum of voxels for a volume."""
@@ -105,7 +108,7 @@ def write_segmentation(
             file.write(part)
         file.write(bytes(num_bytes % 2))
 
-    save(dataset, path, write_tail)
+    save(dataset, path, write_tail, EXPLICIT_LITTLE_ENDIAN if num_bytes <= MAX_PLAIN_BYTES else DEFLATED)
     return str(dataset.SOPInstanceUID)
 
 
