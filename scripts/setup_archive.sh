@@ -12,7 +12,7 @@
 set -euo pipefail
 umask 077
 
-OHIF=3.12.0
+OHIF=3.13.2
 HTTP_SERVER=14.1.1
 [ $# -ge 1 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 mkdir -p "$1/orthanc"

@@ -297,8 +297,8 @@ def _code(value: str, meaning: str) -> Any:
 def _shared_groups(spacing_mm: Sequence[float] | None) -> Dataset:
     """Return the groups that all frames share: the size of a pixel, if it is known.
 
-    OHIF's page ends with an error where it is missing. No orientation is made up: viewers that find frames by their planes would draw
-    the structures of all frames on each.
+    OHIF's page ends with an error where it is missing. No orientation in the patient is made up: OHIF 3.12 would draw the structures of
+    all frames on each, since all frames then lie in one place.
     """
     from pydicom.dataset import Dataset
 
