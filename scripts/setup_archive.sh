@@ -92,7 +92,7 @@ END
 trap 'trap - EXIT; kill $(jobs -p) 2>/dev/null; wait' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-"${SYNBOOST:-synboost}" listen "$FOLDER/node" --destination ORTHANC@127.0.0.1:4243 "$@" &
+"${SYNBOOST:-synboost}" listen "$FOLDER/node" --destination ORTHANC@127.0.0.1:4243 --segmentation ohif "$@" &
 Orthanc "$FOLDER/orthanc.json" >"$FOLDER/orthanc.log" 2>&1 &
 # what is no file of OHIF is a question to Orthanc
 "$FOLDER/node_modules/.bin/http-server" "$FOLDER/ohif-$OHIF" -a 127.0.0.1 -p 3000 -c-1 --silent --proxy http://127.0.0.1:8043 &

@@ -127,23 +127,35 @@ def test_large_segmentations_are_deflated_and_hold_the_same(tmp_path: Path, kind
 
 
 @both_types
-@pytest.mark.parametrize("spacing_mm", [(0.4, 0.51051234567891), None])
-def test_pixels_have_a_size_if_the_source_has_one_and_no_place_is_made_up(tmp_path: Path, kind: str, spacing_mm):
-    path = write(tmp_path / "seg.dcm", segmentation_type=kind, spacing_mm=spacing_mm)
+@pytest.mark.parametrize("spacing_mm", [None, (0.4, 0.51051234567891)])
+def test_no_place_is_made_up_unless_it_is_asked_for(tmp_path: Path, kind: str, spacing_mm):
+    path = write(tmp_path / "seg.dcm", segmentation_type=kind, nominal_spacing_mm=spacing_mm)
     dataset = pydicom.dcmread(path)
     (shared,) = dataset.SharedFunctionalGroupsSequence
     if spacing_mm is None:
         assert len(shared) == 0
     else:
-        (measures,) = shared.PixelMeasuresSequence  # OHIF's page ends without it
+        (measures,), (orientation,) = shared.PixelMeasuresSequence, shared.PlaneOrientationSequence
         np.testing.assert_allclose([float(side) for side in measures.PixelSpacing], spacing_mm, rtol=1e-9)
         assert 0 < measures.SliceThickness < 0.01  # no volume can come from it
-    geometry = ("PlaneOrientationSequence", "PlanePositionSequence", "FrameOfReferenceUID")
+        assert [float(part) for part in orientation.ImageOrientationPatient] == [1, 0, 0, 0, 1, 0]
+    geometry = ("PlanePositionSequence", "FrameOfReferenceUID")
     assert not any(keyword in item for keyword in geometry for item in (dataset, shared))
     assert not any(keyword in item for keyword in geometry for item in dataset.PerFrameFunctionalGroupsSequence)
     np.testing.assert_array_equal(read_back(path, fixtures.ultrasound(), range(1, 6)), fixtures.random_label_maps())
     if fixtures.DCIODVFY is not None:
         assert fixtures.errors_of(path) == []
+
+
+@pytest.mark.parametrize("spacing_mm", [None, (0.4, 0.5)])
+def test_itk_reads_every_frame(tmp_path: Path, spacing_mm):
+    import itk
+
+    path = write(tmp_path / "seg.dcm", nominal_spacing_mm=spacing_mm)
+    found = np.asarray(itk.imread(str(path))) > 0  # (frames x structures, H, W)
+    expected = np.stack([maps == s.class_index for maps in fixtures.random_label_maps() for s in STRUCTURES])
+    whole_bytes = expected.size // 8 * 8  # ITK misreads a last byte that is not full
+    np.testing.assert_array_equal(found.ravel()[:whole_bytes], expected.ravel()[:whole_bytes])
 
 
 def test_patient_and_study_are_the_sources_and_nothing_else_is(tmp_path: Path):
