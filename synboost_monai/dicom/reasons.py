@@ -62,6 +62,7 @@ REASONS: dict[str, Reason] = _table(
     ("dicomdir", S, "a DICOMDIR: a table of contents without images"),
     ("other_modality", S, "a {modality} object ({sop_class}), not an ultrasound image"),
     ("not_an_image", S, "ultrasound, but not a two-dimensional image or clip: {sop_class}"),
+    ("own_result", S, "a result of this software, made from another clip"),
     ("duplicate", S, "the same object as another file of this run, byte for byte or with the same content"),
     ("unreadable", R, "the file cannot be opened: {error}"),
     ("truncated_header", R, "the file ends within its header, after {bytes} bytes"),

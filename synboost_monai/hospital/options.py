@@ -12,8 +12,10 @@ FRAME_CHOICES = ("ed-es", "all")
 """`--frames`: those of end-diastole and end-systole, or every frame."""
 VIEW_CHOICES = {"auto": None, "a4c": VIEWS["4CH"], "a2c": VIEWS["2CH"]}
 """`--view` -> view of every clip; None: each clip's own."""
-SEGMENTATION_CHOICES = {"binary": "BINARY", "labelmap": "LABELMAP"}
+SEGMENTATION_CHOICES = {"binary": "BINARY", "labelmap": "LABELMAP", "ohif": "BINARY"}
 """`--segmentation` -> type of the DICOM SEG."""
+OHIF = "ohif"
+"""The choice whose calibrated segmentations state an orientation that is not known, without which OHIF shows none."""
 ENGINES = ("local", "ray")
 """`--engine`: threads of this process, or Ray actors."""
 PATHS = ("redacted", "plain", "hashed")
@@ -27,8 +29,8 @@ class HospitalOptions(SegmenterOptions):
     Args:
         frames: ed-es writes end-diastole and end-systole, all every frame.
         view: view of the clips: auto (by their headers, else the network's opinion), a4c or a2c.
-        segmentation: binary, or labelmap, which many archives do not know yet.
-        overlay: also write secondary captures with outlines, cut to the sector.
+        segmentation: binary; labelmap, which many archives do not know yet; or ohif, binary with a nominal orientation, for OHIF from 3.13.
+        overlay: also write frames with outlines, cut to the sector.
     Raises:
         ValueError: if a value is not among the choices.
     """

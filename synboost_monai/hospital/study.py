@@ -36,7 +36,7 @@ from synboost_monai.dicom.writing.sr import write_report
 from synboost_monai.hospital.clip import ReadFrames, SegmentedClip, segment_clip
 from synboost_monai.hospital.ledger import Result
 from synboost_monai.hospital.measures import measure_study
-from synboost_monai.hospital.options import SEGMENTATION_CHOICES, VIEW_CHOICES, HospitalOptions
+from synboost_monai.hospital.options import OHIF, SEGMENTATION_CHOICES, VIEW_CHOICES, HospitalOptions
 from synboost_monai.hospital.privacy import Naming
 from synboost_monai.hospital.results import report_measurements, study_results, write_results
 from synboost_monai.paths import own_folder, remove_own_folder
@@ -64,9 +64,10 @@ class StudyOptions:
     """Which frames are written, one of `options.FRAME_CHOICES`."""
     view: str | None = None
     """View of all clips, whatever their headers say; None: each clip's own."""
-    segmentation_type: str = "BINARY"
+    segmentation: str = "binary"
+    """One of `options.SEGMENTATION_CHOICES`."""
     overlay: bool = True
-    """Whether secondary captures with outlines are written."""
+    """Whether overlays, frames with outlines, are written."""
     window: int = 32
     """Number of frames in memory at a time."""
     given: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -81,7 +82,7 @@ class StudyOptions:
         return cls(
             frames=options.frames,
             view=VIEW_CHOICES[options.view],
-            segmentation_type=SEGMENTATION_CHOICES[options.segmentation],
+            segmentation=options.segmentation,
             overlay=options.overlay,
             **more,
         )
@@ -96,7 +97,7 @@ class StudyOptions:
         return {
             "frames": self.frames,
             "view": self.view or "auto",
-            "segmentation_type": self.segmentation_type,
+            "segmentation": self.segmentation,
             "overlay": self.overlay,
             "given": dict(sorted((naming.instance(uid), list(frames)) for uid, frames in self.given.items())),
             "deidentify": "" if self.key is None else "yes",
@@ -269,12 +270,13 @@ class StudyProcessor:
             [i + 1 for i in indices],
             path,
             provenance=replace(self.provenance, prompts=tuple(dict.fromkeys(prompts))),
-            segmentation_type=self.options.segmentation_type,
+            segmentation_type=SEGMENTATION_CHOICES[self.options.segmentation],
+            nominal_spacing_mm=facts.spacing_mm if self.options.segmentation == OHIF else None,
         )
         found.outputs.append(self._relative(path))
 
     def _write_pictures(self, found: _Segmented, folder: Path, read: ReadFrames) -> None:
-        """Write the secondary capture, and thumbnails of the judged frames; only the sector is shown."""
+        """Write the overlay, and thumbnails of the judged frames; only the sector is shown."""
         clip, facts = found.clip, found.clip.facts
         shape = facts.region.rows, facts.region.columns
         is_region = facts.calibration_problem is None or shape != (facts.rows, facts.columns)

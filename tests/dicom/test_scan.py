@@ -115,10 +115,22 @@ def test_ultrasound_image_is_found_with_its_facts(tmp_path: Path, write: WriteUl
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4"}, "", ""),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4", "Manufacturer": "A company"}, "", ""),
         (
-            {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4", "Manufacturer": "SynBoost-MONAI"},  # an overlay of ours
-            "other_modality",
-            "Multi-frame True Color Secondary Capture",
+            {"Manufacturer": "SynBoost-MONAI", "ImageType": ["DERIVED", "SECONDARY"]},
+            "own_result",
+            "a result of this software",
         ),
+        (
+            {
+                "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4",
+                "Manufacturer": "SynBoost-MONAI",
+                "ImageType": ["DERIVED", "SECONDARY", "TTE"],
+            },
+            "own_result",
+            "a result of this software",
+        ),
+        ({"Manufacturer": "SynBoost-MONAI", "ImageType": ["DERIVED", "PRIMARY", "TTE"]}, "", ""),  # synthetic
+        ({"Manufacturer": "SynBoost-MONAI"}, "", ""),  # a phantom
+        ({"Manufacturer": "A company", "ImageType": ["DERIVED", "SECONDARY"]}, "", ""),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4", "Modality": "OT"}, "other_modality", "a OT object"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4", "Modality": None}, "other_modality", "a non-ultrasound object"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.3"}, "other_modality", "Multi-frame Grayscale Word"),

@@ -9,9 +9,20 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
+from pydicom.encaps import generate_frames
 
 from synboost_monai.dicom.reading.sector import find_sector, sample_indices
-from synboost_monai.dicom.writing.overlay import Display, draw_outlines, write_overlay, write_overlay_png
+from synboost_monai.dicom.writing import overlay
+from synboost_monai.dicom.writing.image import EXPLICIT_LITTLE_ENDIAN
+from synboost_monai.dicom.writing.objects import JPEG_BASELINE, MANUFACTURER
+from synboost_monai.dicom.writing.overlay import (
+    JPEG_QUALITY,
+    MULTI_FRAME_SECONDARY_CAPTURE,
+    Display,
+    draw_outlines,
+    write_overlay,
+    write_overlay_png,
+)
 from synboost_monai.structures import STRUCTURES
 
 _spec = importlib.util.spec_from_file_location("writing_fixtures", Path(__file__).with_name("writing_fixtures.py"))
@@ -51,6 +62,72 @@ def test_pixels_come_back_black_outside_and_outlined_inside(tmp_path: Path, comp
     assert (dataset.ConversionType, dataset.Modality) == ("WSD", "US")
 
 
+def test_a_clip_is_ultrasound_and_frames_without_times_are_captures(tmp_path: Path):
+    clip = pydicom.dcmread(write(tmp_path / "o.dcm", frame_times_ms=np.arange(12) * 33.3))
+    # OHIF takes a secondary capture of 90 frames or more for a video, and stays black
+    assert clip.SOPClassUID == fixtures.ULTRASOUND_CLIP and "ConversionType" not in clip
+    pages = pydicom.dcmread(write(tmp_path / "p.dcm"))
+    assert pages.SOPClassUID == MULTI_FRAME_SECONDARY_CAPTURE
+    for dataset in (clip, pages):  # so that no run takes them for an input
+        assert (dataset.Manufacturer, list(dataset.ImageType)) == (MANUFACTURER, ["DERIVED", "SECONDARY"])
+
+
+def test_jpeg_keeps_outlines_and_grey_and_counts_as_another_object(tmp_path: Path):
+    plain, coded = (pydicom.dcmread(write(tmp_path / f"{c}.dcm", compression=c)) for c in ("none", "jpeg"))
+    assert coded.file_meta.TransferSyntaxUID == JPEG_BASELINE
+    assert (
+        len(coded.PixelData) < len(plain.PixelData) / 2
+    )  # speckle from one pixel to the next; a real clip gives a twentieth
+    assert coded.SOPInstanceUID != plain.SOPInstanceUID and coded.PhotometricInterpretation == "YBR_FULL_422"
+    assert f"quality {JPEG_QUALITY}" in coded.DerivationDescription
+    smooth = np.full_like(CLIP, 60)
+    path = write(tmp_path / "smooth.dcm", [(smooth, LABELS)], compression="jpeg", frame_times_ms=np.arange(12) * 33.3)
+    pictures = pydicom.dcmread(path).pixel_array.astype(int)
+    assert pictures.shape == (12, ROWS, COLUMNS, 3) and pictures[:, :12, :40].max() < 3  # the name in the corner
+    assert np.abs(pictures[:, 50, 79] - 60).max() < 6  # within the cavity
+    for structure, (y, x) in zip(STRUCTURES, [(40, 75), (30, 80), (99, 80)]):  # hue of the outlines
+        assert all(np.argmax(picture[y, x]) == np.argmax(structure.colour) for picture in pictures)
+
+
+@pytest.mark.parametrize(
+    ("changes", "syntax", "expected"),
+    [
+        ({}, None, ([], [])),
+        (
+            {"LossyImageCompressionRatio": "19", "LossyImageCompressionMethod": "ISO_10918_1"},
+            None,
+            (["19"], ["ISO_10918_1"]),
+        ),
+        ({"LossyImageCompressionRatio": "19"}, JPEG_BASELINE, (["19"], ["ISO_10918_1"])),
+        ({"LossyImageCompressionRatio": ["7.5", "2"]}, JPEG_BASELINE, ([], [])),
+        ({"LossyImageCompressionRatio": "19"}, None, ([], [])),
+        ({"LossyImageCompressionMethod": "Ottokar"}, None, ([], [])),
+    ],
+)
+def test_lossy_compressions_are_listed_one_after_the_other(tmp_path: Path, changes: dict, syntax, expected):
+    source = fixtures.ultrasound(len(CLIP), ROWS, COLUMNS, LossyImageCompression="01", **changes)
+    if syntax is not None:
+        source.file_meta.TransferSyntaxUID = syntax
+    path = write(tmp_path / "o.dcm", source=source, compression="jpeg")
+    dataset = pydicom.dcmread(path)
+    ratios, methods = (
+        list(np.atleast_1d(dataset[f"LossyImageCompression{word}"].value)) for word in ("Ratio", "Method")
+    )
+    num_bytes = sum(len(frame) for frame in generate_frames(dataset.PixelData, number_of_frames=12))
+    assert dataset.LossyImageCompression == "01" and methods == [*expected[1], "ISO_10918_1"]
+    assert ratios[:-1] == [float(ratio) for ratio in expected[0]]
+    assert ratios[-1] == pytest.approx(12 * ROWS * COLUMNS * 3 / num_bytes, rel=1e-3)
+    if fixtures.DCIODVFY is not None:
+        assert fixtures.errors_of(path) == []
+
+
+def test_small_overlays_are_lossless_and_large_ones_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plain = pydicom.dcmread(write(tmp_path / "o.dcm"))
+    assert (plain.file_meta.TransferSyntaxUID, plain.LossyImageCompression) == (EXPLICIT_LITTLE_ENDIAN, "00")
+    monkeypatch.setattr(overlay, "MAX_PLAIN_BYTES", 1 << 16)
+    assert pydicom.dcmread(write(tmp_path / "o.dcm")).file_meta.TransferSyntaxUID == JPEG_BASELINE
+
+
 @pytest.mark.parametrize(("has_text", "claim"), [(None, "YES"), (True, "YES"), (False, "NO")])
 def test_no_text_is_claimed_only_where_somebody_has_looked(tmp_path: Path, has_text: bool | None, claim: str):
     assert pydicom.dcmread(write(tmp_path / "o.dcm", has_text=has_text)).BurnedInAnnotation == claim
@@ -62,6 +139,8 @@ def test_no_text_is_claimed_only_where_somebody_has_looked(tmp_path: Path, has_t
     [
         {},
         {"compression": "rle"},
+        {"compression": "jpeg"},
+        {"compression": "jpeg", "frame_times_ms": np.arange(12) * 33.3},
         {"frame_times_ms": np.arange(12) * 33.3},
         {"frame_times_ms": np.arange(12) ** 1.5, "spacing_mm": (0.5, 0.4)},
         {"windows": [(CLIP[:1], LABELS[:1])], "numbers": [4]},
@@ -90,7 +169,7 @@ def test_object_says_where_it_comes_from(tmp_path: Path):
 
 def test_windows_and_a_second_run_give_the_same_bytes(tmp_path: Path):
     windows = ((CLIP[i : i + 5], LABELS[i : i + 5]) for i in range(0, 12, 5))
-    for compression in ("none", "rle"):
+    for compression in ("none", "jpeg", "rle"):
         once = write(tmp_path / "once.dcm", compression=compression).read_bytes()
         assert write(tmp_path / "again.dcm", compression=compression).read_bytes() == once
     assert write(tmp_path / "parts.dcm", windows, compression="rle").read_bytes() == once
@@ -107,7 +186,7 @@ def test_windows_and_a_second_run_give_the_same_bytes(tmp_path: Path):
         ({"windows": [(CLIP, LABELS)] * 2}, "but more frames came"),
         ({"numbers": range(12)}, "rising frame numbers from 1"),
         ({"frame_times_ms": [1.0]}, "1 frame times for 12 frames"),
-        ({"compression": "jpeg"}, "compression is auto, none or rle"),
+        ({"compression": "jpeg2000"}, "compression is one of auto, none, rle, jpeg, got 'jpeg2000'"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_leaves_no_file(tmp_path: Path, change: dict, message: str):

@@ -407,6 +407,8 @@ def _other_objects(c: _Corpus) -> None:
     }
     for name, (sop_class, modality, *reasons) in classes.items():
         c.clip(f"others/{name}.dcm", SKIPPED, *reasons, SOPClassUID=sop_class, Modality=modality)
+    about_overlay = {"Manufacturer": "SynBoost-MONAI", "ImageType": ["DERIVED", "SECONDARY"]}
+    c.clip("others/own_overlay.dcm", SKIPPED, "own_result", **about_overlay)
     directory = dataset(MediaStorageSOPClassUID="1.2.840.10008.1.3.10", TransferSyntaxUID=SYNTAXES["explicit"])
     stream = io.BytesIO()
     from pydicom import dcmwrite

@@ -32,12 +32,15 @@ from synboost_monai.dicom.network.send import (  # noqa: E402
     send_files,
     write_decompressed,
 )
-from synboost_monai.dicom.writing.objects import RLE_LOSSLESS, save  # noqa: E402
+from synboost_monai.dicom.writing import seg  # noqa: E402
+from synboost_monai.dicom.writing.objects import DEFLATED, JPEG_BASELINE, RLE_LOSSLESS, save  # noqa: E402
+from synboost_monai.dicom.writing.overlay import Display, write_overlay  # noqa: E402
 from synboost_monai.hospital import delivery as delivery_module  # noqa: E402
 from synboost_monai.hospital.delivery import Delivery, deliveries  # noqa: E402
 from synboost_monai.hospital.listen import Node, run_listen  # noqa: E402
 from synboost_monai.hospital.options import ListenOptions  # noqa: E402
 from synboost_monai.hospital.phantom_studies import write_phantom_studies  # noqa: E402
+from tests.dicom import writing_fixtures  # noqa: E402
 from tests.forked import Forked  # noqa: E402
 from tests.hospital import launch_node  # noqa: E402
 from tests.hospital.launch_node import make_node  # noqa: E402
@@ -49,6 +52,7 @@ RESULTS = (
     "1.2.840.10008.5.1.4.1.1.88.33",  # Comprehensive SR
     "1.2.840.10008.5.1.4.1.1.7.4",  # Multi-frame True Color Secondary Capture
     "1.2.840.10008.5.1.4.1.1.7",
+    CLIP,  # an overlay of all frames
 )
 
 
@@ -380,6 +384,34 @@ def test_compressed_result_goes_uncompressed_where_it_must(tmp_path: Path) -> No
         with pytest.raises(NotReachableError, match="AE titles"):
             list(send_files([path], Destination("ANOTHER", "127.0.0.1", port), "NODE", tmp_path))
     assert not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["deflated segmentation", "JPEG overlay"])
+def test_lossless_or_not_a_result_keeps_its_pixels_where_it_goes_uncompressed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, maps = tmp_path / "result.dcm", writing_fixtures.random_label_maps()
+    source, about = writing_fixtures.ultrasound(), writing_fixtures.PROVENANCE
+    if kind == "JPEG overlay":
+        frames = np.full(maps.shape, 90, np.uint8)
+        display = Display(np.ones(maps.shape[1:], bool), frame_times_ms=range(5))
+        write_overlay(
+            source, [(frames, maps)], range(1, 6), path, display=display, provenance=about, compression="jpeg"
+        )
+    else:
+        monkeypatch.setattr(seg, "MAX_PLAIN_BYTES", 0)
+        seg.write_segmentation(source, maps, range(1, 6), path, provenance=about)
+    stored = str(pydicom.dcmread(path).file_meta.TransferSyntaxUID)
+    assert stored == {"JPEG overlay": JPEG_BASELINE, "deflated segmentation": DEFLATED}[kind]
+    for syntaxes, expected in (([stored, EXPLICIT], stored), ([EXPLICIT], EXPLICIT), ([IMPLICIT], IMPLICIT)):
+        with Archive(syntaxes).open() as archive, quiet_network():
+            destination = Destination.parse(archive.destination)
+            assert list(send_files([path], destination, "NODE", tmp_path / "scratch")) == [(path, "")]
+        (received,) = archive.received
+        assert archive.came_as == [expected] and received.SOPInstanceUID == pydicom.dcmread(path).SOPInstanceUID
+        if expected != stored:
+            assert np.array_equal(received.pixel_array, pydicom.dcmread(path).pixel_array)
+            assert received.PhotometricInterpretation == ("RGB" if stored == JPEG_BASELINE else "MONOCHROME2")
 
 
 def test_old_studies_are_removed_when_all_is_delivered(

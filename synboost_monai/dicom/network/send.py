@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from synboost_monai.dicom import elements
 from synboost_monai.dicom.network.common import Status, check_title
 from synboost_monai.dicom.quiet import quiet
-from synboost_monai.dicom.reading.frame_codecs import RLE
-from synboost_monai.dicom.reading.structure import EXPLICIT, IMPLICIT
-from synboost_monai.dicom.writing.objects import save
+from synboost_monai.dicom.reading.frame_codecs import JPEG_BASELINE, RLE
+from synboost_monai.dicom.reading.structure import DEFLATED, EXPLICIT, IMPLICIT
+from synboost_monai.dicom.writing.objects import recode_deflated, save
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -52,7 +53,7 @@ def send_files(
 ) -> Iterator[tuple[Path, str]]:
     """Send our own DICOM files by C-STORE in one association; call it inside `quiet_network`.
 
-    A file whose transfer syntax the destination does not accept is sent as Explicit, else Implicit VR Little Endian, without loss.
+    A file whose transfer syntax the destination does not accept is sent as Explicit, else Implicit VR Little Endian, without further loss.
 
     Args:
         paths: paths of the files.
@@ -127,7 +128,7 @@ def _in_syntax(path: Path, syntax: str, wanted: str, scratch: Path) -> Iterator[
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         plain = path
-        if syntax == RLE:
+        if syntax in (RLE, JPEG_BASELINE, DEFLATED):
             plain = Path(folder, "explicit.dcm")
             write_decompressed(path, plain)
         if wanted == IMPLICIT:
@@ -138,24 +139,32 @@ def _in_syntax(path: Path, syntax: str, wanted: str, scratch: Path) -> Iterator[
 
 
 def write_decompressed(path: Path, target: Path) -> None:
-    """Write an uncompressed copy (Explicit VR Little Endian) of a file with 8-bit RLE frames, frame by frame.
+    """Write an uncompressed copy (Explicit VR Little Endian) of a deflated file, or of one with 8-bit RLE or JPEG frames, piece by piece.
 
-    Nothing is lost, so it stays the same object (PS3.4 B.4.1.3).
+    Nothing more is lost, so it stays the same object (PS3.4 B.4.1.3).
     """
     import pydicom
+    from pydicom.filereader import read_file_meta_info
     from pydicom.pixels import iter_pixels
 
     with quiet():
+        meta = read_file_meta_info(path)
+        if meta.TransferSyntaxUID == DEFLATED:
+            meta.TransferSyntaxUID = pydicom.uid.UID(EXPLICIT)
+            with open(path, "rb") as source, open(target, "wb") as copy:
+                recode_deflated(source, copy, meta, zlib.decompressobj(-zlib.MAX_WBITS))
+            return
         dataset: Dataset = pydicom.dcmread(path, stop_before_pixels=True)
     num_bytes = (
         int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel) * int(dataset.get("NumberOfFrames", 1))
     )
     if int(dataset.SamplesPerPixel) > 1:
         dataset.PlanarConfiguration = 0
+        dataset.PhotometricInterpretation = "RGB"
 
     def write_tail(file: Any) -> None:
         file.write(elements.element_header(elements.PIXEL_DATA, "OB", num_bytes + num_bytes % 2))
-        for frame in iter_pixels(path, raw=True):
+        for frame in iter_pixels(path):  # colours of JPEG become RGB
             file.write(frame.tobytes())
         file.write(bytes(num_bytes % 2))
 

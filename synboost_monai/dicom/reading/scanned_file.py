@@ -50,13 +50,16 @@ MODALITIES = frozenset(
 """Defined terms of Modality (PS3.3, C.7.3.1.1.1, with some retired ones); no other word of a header gets into a sentence."""
 
 SOP_INSTANCE, STUDY, SERIES, MODALITY = 0x00080018, 0x0020000D, 0x0020000E, 0x00080060
-_MANUFACTURER = 0x00080070
+_MANUFACTURER, _IMAGE_TYPE = 0x00080070, 0x00080008
 _MEDIA_SOP_CLASS = 0x00020002
 _ROWS, _COLUMNS, _FRAMES = 0x00280010, 0x00280011, 0x00280008
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _IDENTIFYING = as_tags(IDENTIFYING_KEYWORDS)
 _IDENTIFYING_SEQUENCES = as_tags(name for name in IDENTIFYING_KEYWORDS if name.endswith("Sequence")) - as_tags(())
-_WANTED = _IDENTIFYING | {SOP_CLASS, SOP_INSTANCE, STUDY, SERIES, MODALITY, _MANUFACTURER, _ROWS, _COLUMNS, _FRAMES}
+_WANTED = _IDENTIFYING | {
+    *(SOP_CLASS, SOP_INSTANCE, STUDY, SERIES, MODALITY),
+    *(_MANUFACTURER, _IMAGE_TYPE, _ROWS, _COLUMNS, _FRAMES),
+}
 
 MAX_IDENTIFYING_BYTES = 1 << 14
 """Most bytes of all identifying values together; headers have a few hundred. The words in them are kept for every file of a folder."""
@@ -225,11 +228,10 @@ def _reason(structure: Structure) -> NotUsableError | None:
     modality = structure.text(MODALITY).upper()
     if DICOMDIR in (sop_class, media_class):
         return NotUsableError("dicomdir")
-    is_ours = sop_class in ULTRASOUND_CLASSES or (
-        # our own overlays are such captures too: results, not inputs of the next run
-        sop_class in MULTI_FRAME_CAPTURES and modality == "US" and structure.text(_MANUFACTURER) != MANUFACTURER
-    )
-    if sop_class and not is_ours or modality and modality != "US":
+    is_for_us = sop_class in ULTRASOUND_CLASSES or (sop_class in MULTI_FRAME_CAPTURES and modality == "US")
+    if is_for_us and modality in ("", "US") and _is_overlay(structure):
+        return NotUsableError("own_result")
+    if sop_class and not is_for_us or modality and modality != "US":
         facts = {"sop_class": _class_name(sop_class)}
         if modality == "US" and not _is_other_image(sop_class):
             return NotUsableError("not_an_image", **facts)
@@ -250,6 +252,12 @@ def _reason(structure: Structure) -> NotUsableError | None:
         if not is_uid(structure.text(tag)):
             return NotUsableError("bad_identifier", keyword=keyword)
     return None if structure.pixels else NotUsableError("no_pixels")
+
+
+def _is_overlay(structure: Structure) -> bool:
+    """Return whether an image is an overlay of ours; phantoms and synthetic images, which may be segmented, are of another type."""
+    image_type = [word.strip() for word in structure.text(_IMAGE_TYPE).split("\\")]
+    return structure.text(_MANUFACTURER) == MANUFACTURER and image_type[:2] == ["DERIVED", "SECONDARY"]
 
 
 def _is_other_image(sop_class: str) -> bool:

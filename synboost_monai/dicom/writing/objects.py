@@ -12,7 +12,9 @@ import json
 import math
 import os
 import re
+import tempfile
 import uuid
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from synboost_monai.dicom.writing.image import EXPLICIT_LITTLE_ENDIAN, LETTER_OF
 from synboost_monai.files import atomic_path
 
 if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
+    from pydicom.dataset import Dataset, FileMetaDataset
 
 MANUFACTURER = "SynBoost-MONAI"
 """Manufacturer of every object that we write."""
@@ -35,8 +37,18 @@ IMPLEMENTATION_CLASS_UID = f"2.25.{uuid.uuid5(NAMESPACE, 'implementation').int}"
 """UID in the file meta information that says which software wrote a file."""
 RLE_LOSSLESS = "1.2.840.10008.1.2.5"
 """Transfer syntax RLE Lossless."""
-LOSSY_SYNTAXES = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81, 91, 203))
-"""Transfer syntaxes that may be lossy: JPEG Baseline and Extended, JPEG-LS Near-lossless, JPEG 2000, High-Throughput JPEG 2000."""
+JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
+"""Transfer syntax JPEG Baseline, which is lossy."""
+DEFLATED = "1.2.840.10008.1.2.1.99"
+"""Transfer syntax Deflated Explicit VR Little Endian: the whole data set is compressed without loss."""
+LOSSY_SYNTAXES = {
+    JPEG_BASELINE: "ISO_10918_1",
+    "1.2.840.10008.1.2.4.51": "ISO_10918_1",
+    "1.2.840.10008.1.2.4.81": "ISO_14495_1",
+    "1.2.840.10008.1.2.4.91": "ISO_15444_1",
+    "1.2.840.10008.1.2.4.203": "ISO_15444_15",
+}
+"""Transfer syntaxes that may be lossy, and their method: JPEG Baseline and Extended, JPEG-LS Near-lossless, JPEG 2000, HTJ2K."""
 MAX_PIXEL_BYTES = 0xFFFFFFFE
 """Largest length of one data element, in bytes (PS3.5 7.1)."""
 NO_DATE, NO_TIME = "19000101", "000000"
@@ -44,6 +56,8 @@ NO_DATE, NO_TIME = "19000101", "000000"
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _DATE = re.compile(r"\d{8}")
+_DECIMAL = re.compile(r"[0-9.]{1,16}")
+_CODED = re.compile(r"[A-Z0-9_ ]{1,16}")
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d)?([0-5]\d|60)?(\.\d{1,6})?")
 _PATIENT_AND_STUDY = {
     "PatientName": "",
@@ -254,8 +268,7 @@ def evidence_of(source: Dataset) -> Dataset:
 
 def set_lossy_history(dataset: Dataset, source: Dataset) -> None:
     """Record in an object with pixels whether the source was ever compressed with loss (once lossy, always lossy)."""
-    syntax = text_of(getattr(source, "file_meta", None) or {}, "TransferSyntaxUID")
-    is_lossy = text_of(source, "LossyImageCompression") == "01" or syntax in LOSSY_SYNTAXES
+    is_lossy = text_of(source, "LossyImageCompression") == "01" or _syntax_of(source) in LOSSY_SYNTAXES
     dataset.LossyImageCompression = "01" if is_lossy else "00"
     for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
         if keyword in dataset:
@@ -263,6 +276,25 @@ def set_lossy_history(dataset: Dataset, source: Dataset) -> None:
         value = value_of(source, keyword) if is_lossy else None
         if value:
             setattr(dataset, keyword, value)
+
+
+def _syntax_of(source: Dataset) -> str:
+    return text_of(getattr(source, "file_meta", None) or {}, "TransferSyntaxUID")
+
+
+def lossy_steps(source: Dataset) -> tuple[list[str], list[str]]:
+    """Return the ratios and the methods of the source's lossy compressions, one after the other; none unless both are known.
+
+    Many scanners name the ratio alone, and the transfer syntax says which method it was.
+    """
+    ratios, methods = (
+        [str(part).strip() for part in ([value] if isinstance(value, (str, float)) else value or ())]
+        for value in (value_of(source, f"LossyImageCompression{word}") for word in ("Ratio", "Method"))
+    )
+    if len(ratios) == 1 and not methods:
+        methods = [LOSSY_SYNTAXES.get(_syntax_of(source), "")]
+    is_known = len(ratios) == len(methods) and all(_DECIMAL.fullmatch(ratio) for ratio in ratios)
+    return (ratios, methods) if is_known and all(_CODED.fullmatch(method) for method in methods) else ([], [])
 
 
 def settle(dataset: Dataset, source: Dataset) -> None:
@@ -293,7 +325,7 @@ def save(
         path: path of the file.
         write_tail: function that writes the elements that follow (long sequences and pixel data in pieces, so that memory stays flat);
             the file can be read and seeked.
-        transfer_syntax: explicit VR little endian, or an encapsulated one whose pixel data `write_tail` writes.
+        transfer_syntax: explicit VR little endian, plain or deflated, or an encapsulated one whose pixel data `write_tail` writes.
     Raises:
         NotUsableError: if the file cannot be written.
     """
@@ -310,10 +342,14 @@ def save(
     try:
         with quiet(), atomic_path(path) as temporary:
             with open(temporary, "wb+") as file:
-                dataset.save_as(file, enforce_file_format=True)
-                if write_tail is not None:
-                    file.seek(0, os.SEEK_END)
-                    write_tail(file)
+                if transfer_syntax == DEFLATED:
+                    with tempfile.TemporaryFile(dir=temporary.parent) as plain:
+                        meta.TransferSyntaxUID = UID(EXPLICIT_LITTLE_ENDIAN)
+                        _write(dataset, plain, write_tail)
+                        meta.TransferSyntaxUID = UID(DEFLATED)
+                        recode_deflated(plain, file, meta, zlib.compressobj(wbits=-zlib.MAX_WBITS))
+                else:
+                    _write(dataset, file, write_tail)
                 file.flush()
                 os.fsync(file.fileno())
         sync_folder(Path(path).parent)
@@ -321,6 +357,36 @@ def save(
         raise NotUsableError(
             "cannot_write", problem=(os.strerror(error.errno) if error.errno else "the disk refused")
         ) from error
+
+
+def _write(dataset: Dataset, file: BinaryIO, write_tail: Callable[[BinaryIO], None] | None) -> None:
+    dataset.save_as(file, enforce_file_format=True)
+    if write_tail is not None:
+        file.seek(0, os.SEEK_END)
+        write_tail(file)
+
+
+def recode_deflated(source: BinaryIO, target: BinaryIO, meta: FileMetaDataset, codec: Any) -> None:
+    """Copy a DICOM file piece by piece, and deflate or inflate its data set (PS3.5 A.5).
+
+    Args:
+        source: file in explicit VR little endian, plain or deflated.
+        target: file that is written.
+        meta: file meta information of the target.
+        codec: object of `zlib.compressobj` or `zlib.decompressobj` without header.
+    """
+    from pydicom.filebase import DicomFileLike
+    from pydicom.filewriter import write_file_meta_info
+
+    target.write(bytes(128) + b"DICM")
+    write_file_meta_info(DicomFileLike(target), meta)
+    source.seek(140)  # value of File Meta Information Group Length, which counts the bytes after it
+    source.seek(144 + int.from_bytes(source.read(4), "little"))
+    recode = codec.compress if hasattr(codec, "compress") else codec.decompress
+    while piece := source.read(1 << 14):  # which inflates to 16 MB at most
+        target.write(recode(piece))
+    target.write(codec.flush())
+    target.write(bytes(target.tell() % 2))
 
 
 def sync_folder(folder: Path) -> None:

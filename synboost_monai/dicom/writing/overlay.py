@@ -1,11 +1,14 @@
-"""Write a clip with the outlines of its label maps as DICOM Secondary Capture; everything outside the sector is black.
+"""Write a clip with the outlines of its label maps as derived ultrasound clip; everything outside the sector is black.
 
 Only the sector of the source's picture is shown, so no text burned in around it; if the sector may hold text, the object says so. The
-frames are grey, and the outlines have the structures' colours. Pixels are lossless: uncompressed in small objects, RLE in larger ones.
+frames are grey, and the outlines have the structures' colours. Small objects are uncompressed, larger ones JPEG of high quality. Frames
+without times, such as those of one beat's two phases, are a Secondary Capture; a clip is none, since OHIF takes one of 90 frames or more
+for a video, which it then cannot play.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +18,10 @@ import numpy as np
 
 from synboost_monai import __version__
 from synboost_monai.dicom import elements
+from synboost_monai.dicom.writing.clip import MULTI_FRAME
 from synboost_monai.dicom.writing.image import EXPLICIT_LITTLE_ENDIAN, coded
 from synboost_monai.dicom.writing.objects import (
+    JPEG_BASELINE,
     MANUFACTURER,
     MAX_PIXEL_BYTES,
     RLE_LOSSLESS,
@@ -25,6 +30,7 @@ from synboost_monai.dicom.writing.objects import (
     ascii_text,
     content_date_time,
     derived_uid,
+    lossy_steps,
     number_of,
     patient_and_study,
     quiet,
@@ -43,13 +49,18 @@ if TYPE_CHECKING:
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """SOP class Secondary Capture Image Storage, for one frame."""
 MULTI_FRAME_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7.4"
-"""SOP class Multi-frame True Color Secondary Capture Image Storage."""
+"""SOP class Multi-frame True Color Secondary Capture Image Storage, for frames without times."""
+COMPRESSIONS = ("auto", "none", "rle", "jpeg")
+"""auto: none for small objects, jpeg for larger ones. All but jpeg are without loss."""
+JPEG_QUALITY = 90
+"""Quality of JPEG, 1 to 100: the sector of a clip of 480 x 640 takes 26 kB a frame, about half of its source's."""
 SERIES = Series(9103, "Left heart, outlined by a neural network")
 """Series of overlays, unless another one is given."""
-MAX_PLAIN_BYTES = 32 << 20
+MAX_PLAIN_BYTES = 4 << 20
 """Largest pixel data in bytes that are not compressed; every archive accepts uncompressed pixels."""
-PIXELS_OF_LINE = 400
-"""Pixels of the picture's longer side for each pixel of an outline's width."""
+PIXELS_OF_LINE = 300
+"""Pixels of the picture's longer side for each pixel of an outline's width: two pixels keep their colour in JPEG, which halves the
+columns of colours."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ def write_overlay(
         path: path of the file; written whole or not at all.
         display: sector, size of the pixels and times of the frames.
         provenance: provenance of the label maps.
-        compression: auto, none or rle.
+        compression: one of `COMPRESSIONS`.
         series: number and description of the series.
     Returns:
         The SOP Instance UID.
@@ -98,23 +109,28 @@ def write_overlay(
     numbers = [int(number) for number in frame_numbers]
     if sector.ndim != 2 or not numbers or numbers[0] < 1 or any(b <= a for a, b in zip(numbers, numbers[1:])):
         raise ValueError("overlay.py: expected a sector (h, w) and rising frame numbers from 1")
-    if compression not in ("auto", "none", "rle"):
-        raise ValueError(f"overlay.py: compression is auto, none or rle, got {compression!r}")
+    if compression not in COMPRESSIONS:
+        raise ValueError(f"overlay.py: compression is one of {', '.join(COMPRESSIONS)}, got {compression!r}")
     num_bytes = 3 * sector.size * len(numbers)
-    is_plain = compression == "none" or (compression == "auto" and num_bytes <= MAX_PLAIN_BYTES)
-    if is_plain and num_bytes > MAX_PIXEL_BYTES:
-        raise ValueError("overlay.py: more than one DICOM object holds uncompressed (4 GB); use rle")
+    if compression == "auto":
+        compression = "none" if num_bytes <= MAX_PLAIN_BYTES else "jpeg"
+    if compression == "none" and num_bytes > MAX_PIXEL_BYTES:
+        raise ValueError("overlay.py: more than one DICOM object holds uncompressed (4 GB); use jpeg or rle")
     if times is not None and len(times) != len(numbers):
         raise ValueError(f"overlay.py: {len(times)} frame times for {len(numbers)} frames")
     with quiet():
         dataset = _describe(source_header, numbers, display, provenance, series)
+        if compression == "jpeg":
+            _set_jpeg(dataset)
         if len(numbers) > 1:
             _set_frame_times(dataset, times, numbers)
         dataset.BurnedInAnnotation = "NO" if display.has_text is False else "YES"
     pictures = _pictures(windows, sector, len(numbers))
 
     def write_tail(file: BinaryIO) -> None:
-        if is_plain:
+        if compression == "jpeg":
+            _write_jpeg(file, pictures, len(numbers), num_bytes, lossy_steps(source_header))
+        elif compression == "none":
             file.write(elements.element_header(elements.PIXEL_DATA, "OB", num_bytes + num_bytes % 2))
             for picture in pictures:
                 file.write(picture.tobytes())
@@ -127,7 +143,8 @@ def write_overlay(
                 pixels.add(encode_frame(picture.tobytes(), *picture.shape, 8, "<"))
             pixels.close()
 
-    save(dataset, path, write_tail, EXPLICIT_LITTLE_ENDIAN if is_plain else RLE_LOSSLESS)
+    syntaxes = {"none": EXPLICIT_LITTLE_ENDIAN, "rle": RLE_LOSSLESS, "jpeg": JPEG_BASELINE}
+    save(dataset, path, write_tail, syntaxes[compression])
     return str(dataset.SOPInstanceUID)
 
 
@@ -212,6 +229,45 @@ def _pictures(
         )
 
 
+def _set_jpeg(dataset: Dataset) -> None:
+    """Say that an object's pixels are JPEG; pixels of other values are another object, with another UID (PS3.3 C.7.6.1.1.5)."""
+    dataset.SOPInstanceUID = derived_uid(str(dataset.SOPInstanceUID), f"JPEG {JPEG_QUALITY}")
+    dataset.PhotometricInterpretation = "YBR_FULL_422"
+    dataset.DerivationDescription = f"JPEG of quality {JPEG_QUALITY}. {dataset.DerivationDescription}"[:1024]
+    dataset.LossyImageCompression = "01"
+    for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        if keyword in dataset:
+            delattr(dataset, keyword)  # `_write_jpeg` writes them
+
+
+def _write_jpeg(
+    file: BinaryIO,
+    pictures: Iterable[NDArray[np.uint8]],
+    num_frames: int,
+    num_bytes: int,
+    earlier: tuple[list[str], list[str]],
+) -> None:
+    """Write frames as JPEG, after the ratios and methods of all lossy compressions; the last ratio is filled in when it is known."""
+    from PIL import Image
+
+    ratios, methods = earlier
+    width = 8
+    file.write(elements.element(0x00282112, "DS", "\\".join([*ratios, " " * width])))
+    end_of_ratio = file.tell()
+    file.write(elements.element(0x00282114, "CS", "\\".join([*methods, "ISO_10918_1"])))
+    pixels = elements.EncapsulatedPixels(file, num_frames)
+    num_compressed = 0
+    for picture in pictures:
+        frame = io.BytesIO()
+        Image.fromarray(picture).save(frame, format="JPEG", quality=JPEG_QUALITY, subsampling="4:2:2")
+        pixels.add(frame.getvalue())
+        num_compressed += len(frame.getvalue())
+    pixels.close()
+    file.seek(end_of_ratio - width)
+    file.write(f"{num_bytes / max(num_compressed, 1):{width}.4g}".encode("ascii"))
+    file.seek(0, os.SEEK_END)
+
+
 def _describe(
     source: Dataset,
     numbers: Sequence[int],
@@ -242,6 +298,7 @@ def _describe(
     dataset = Dataset()
     about = patient_and_study(source) | {
         "SOPClassUID": MULTI_FRAME_SECONDARY_CAPTURE if len(numbers) > 1 else SECONDARY_CAPTURE,
+        "ConversionType": "WSD",
         "SOPInstanceUID": derived_uid(*identity),
         "Modality": "US",
         "SeriesInstanceUID": derived_uid(*identity, "series"),
@@ -251,7 +308,6 @@ def _describe(
         "ContentDate": date,
         "ContentTime": time,
         "ImageType": ["DERIVED", "SECONDARY"],
-        "ConversionType": "WSD",
         "Manufacturer": MANUFACTURER,
         "ManufacturerModelName": ascii_text(provenance.model)[:64],
         "DeviceSerialNumber": provenance.weights_sha256[:16] or "0",
@@ -274,6 +330,9 @@ def _describe(
         "HighBit": 7,
         "PixelRepresentation": 0,
     }
+    if len(numbers) > 1 and display.frame_times_ms is not None:
+        about["SOPClassUID"] = MULTI_FRAME
+        del about["ConversionType"]  # of secondary captures
     for keyword, value in about.items():
         setattr(dataset, keyword, value)
     set_lossy_history(dataset, source)

@@ -15,8 +15,9 @@ import numpy as np
 
 from synboost_monai.dicom import elements
 from synboost_monai.dicom.reading.scanned_file import MULTI_FRAME_CAPTURES
-from synboost_monai.dicom.writing.image import ULTRASOUND_IMAGE
+from synboost_monai.dicom.writing.image import EXPLICIT_LITTLE_ENDIAN, ULTRASOUND_IMAGE
 from synboost_monai.dicom.writing.objects import (
+    DEFLATED,
     MANUFACTURER,
     MAX_PIXEL_BYTES,
     Provenance,
@@ -42,6 +43,14 @@ SEGMENTATION_TYPES = ("BINARY", "LABELMAP")
 for each frame, in a newer SOP class that many archives do not know yet."""
 MULTI_FRAME_ULTRASOUND = ("1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.3")
 """Ultrasound Multi-frame Image Storage, and its retired form: references to them name the frame."""
+MAX_PLAIN_BYTES = 1 << 20
+"""Largest pixel data in bytes that are not compressed; every archive accepts uncompressed pixels."""
+NOMINAL_ORIENTATION = [1, 0, 0, 0, 1, 0]
+"""Orientation in the patient that stands for the unknown one of an ultrasound plane: OHIF from 3.13 shows a segmentation only with one.
+It is no fact, so it is written on demand alone; OHIF 3.12 then draws the structures of all frames on each."""
+PLANE_THICKNESS_MM = "0.001"
+"""Slice Thickness beside it: readers take no pixel size without one, and the standard forbids zero. It is so thin that nobody takes a
+sum of voxels for a volume."""
 SERIES = Series(9101, "Left heart, segmented by a neural network")
 """Series of segmentations, unless another one is given."""
 
@@ -55,6 +64,7 @@ def write_segmentation(
     provenance: Provenance,
     segmentation_type: str = "BINARY",
     series: Series = SERIES,
+    nominal_spacing_mm: Sequence[float] | None = None,
 ) -> str:
     """Write a segmentation of some or all frames of an ultrasound object.
 
@@ -69,6 +79,7 @@ def write_segmentation(
         provenance: provenance of the label maps.
         segmentation_type: BINARY or LABELMAP.
         series: number and description of the series; the content has the same description.
+        nominal_spacing_mm: (row, column) size of the source's pixels, to be stated with `NOMINAL_ORIENTATION`; None: neither.
     Returns:
         The SOP Instance UID.
     Raises:
@@ -88,6 +99,7 @@ def write_segmentation(
             "holds (4 GB); write fewer frames to each"
         )
     dataset = _template(source_header, frame_numbers, provenance, segmentation_type, series)
+    dataset.SharedFunctionalGroupsSequence = [_shared_groups(nominal_spacing_mm)]
     dataset.NumberOfFrames = num_frames
     dataset.Rows, dataset.Columns = shape
     windows = _checked_windows(label_maps, shape, len(frame_numbers))
@@ -99,7 +111,7 @@ def write_segmentation(
             file.write(part)
         file.write(bytes(num_bytes % 2))
 
-    save(dataset, path, write_tail)
+    save(dataset, path, write_tail, EXPLICIT_LITTLE_ENDIAN if num_bytes <= MAX_PLAIN_BYTES else DEFLATED)
     return str(dataset.SOPInstanceUID)
 
 
@@ -283,6 +295,20 @@ def _code(value: str, meaning: str) -> Any:
     from highdicom.sr import CodedConcept
 
     return CodedConcept(value, "SCT", meaning)
+
+
+def _shared_groups(nominal_spacing_mm: Sequence[float] | None) -> Dataset:
+    """Return the groups that all frames share: none, or the pixel size with an orientation that stands for an unknown one."""
+    from pydicom.dataset import Dataset
+
+    shared = Dataset()
+    if nominal_spacing_mm is not None:
+        measures, orientation = Dataset(), Dataset()
+        measures.PixelSpacing = [f"{side:.10g}" for side in nominal_spacing_mm]
+        measures.SliceThickness = PLANE_THICKNESS_MM
+        orientation.ImageOrientationPatient = NOMINAL_ORIENTATION
+        shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    return shared
 
 
 def _set_dimensions(dataset: Dataset, organisation: str, is_binary: bool) -> None:
