@@ -27,6 +27,7 @@ from typing import Any
 from synboost_monai.dicom.network.common import check_installed, quiet_network
 from synboost_monai.dicom.network.receive import ServerOptions, StorageServer
 from synboost_monai.dicom.network.send import Destination
+from synboost_monai.dicom.network.tls import Tls
 from synboost_monai.hospital.batch import RETRIED, run_settings, work_through
 from synboost_monai.hospital.delivery import Courier, Delivery, deliveries
 from synboost_monai.hospital.engines import Engine, create_engine
@@ -72,6 +73,8 @@ def run_listen(
     """
     check_installed()
     wanted = options or ListenOptions()
+    tls = Tls(wanted.tls, wanted.tls_certificate, wanted.tls_key, wanted.tls_authorities)
+    tls.client_context()  # a wrong file is an error now, not when the first result is sent
     server = ServerOptions(
         host=wanted.host,
         port=wanted.port,
@@ -79,8 +82,9 @@ def run_listen(
         allowed_titles=_words_of(wanted.allowed_titles),
         allowed_peers=_words_of(wanted.allowed_peers),
         max_object_mb=wanted.max_object_mb,
+        tls=tls,
     )
-    destination = None if wanted.destination is None else Destination.parse(wanted.destination)
+    destination = None if wanted.destination is None else Destination.parse(wanted.destination, tls)
     out_dir, of_study = Path(out_dir), StudyOptions.of(wanted)
     check_own_folders(out_dir, [INBOX, RUNS, WORK])
     with (

@@ -100,6 +100,11 @@ class ListenOptions(HospitalOptions):
         quiet_seconds: a study is complete when nothing has come of it for this long.
         max_object_mb: size of the largest object that is received; the connection of a larger one is cut.
         max_inbox_mb: size of all objects that are kept; beyond it, senders are told that there is no room.
+        tls: which connections are encrypted: none, listen (those of senders), send (those to the destination), or both.
+        tls_certificate: PEM file of the node's certificate, which it shows to senders and to the destination.
+        tls_key: PEM file of the private key of that certificate, not encrypted.
+        tls_authorities: PEM file of the authorities that must have signed the certificates of senders and of the destination; by default
+            senders need none, and the system's authorities count for the destination.
         keep_days: days after which a study is removed once its results were delivered; by default nothing is removed.
     Raises:
         ValueError: if a value is not among the choices or not above 0.
@@ -114,6 +119,10 @@ class ListenOptions(HospitalOptions):
     quiet_seconds: float = 60.0
     max_object_mb: float = 4096
     max_inbox_mb: float = 100_000
+    tls: str = "none"
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    tls_authorities: str | None = None
     keep_days: float | None = None
 
     def __post_init__(self) -> None:

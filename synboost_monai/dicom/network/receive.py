@@ -12,11 +12,12 @@ import ipaddress
 import os
 import shutil
 import socket
+import ssl
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ from synboost_monai.dicom.network.guard import (
     RefusedError,
     rejected,
 )
+from synboost_monai.dicom.network.tls import Tls, reason_of
 from synboost_monai.dicom.reading.frame_codecs import (
     JPEG_2000,
     JPEG_BASELINE,
@@ -99,6 +101,8 @@ class ServerOptions:
     """Most connections at a time; one address may have half of them, so that others get through."""
     timeout: float = 60
     """Seconds that a peer may be silent or too slow."""
+    tls: Tls = field(default_factory=Tls)
+    """How connections of peers are encrypted."""
 
     def __post_init__(self) -> None:
         for title in (self.ae_title, *self.allowed_titles):
@@ -158,6 +162,7 @@ class StorageServer:
         folder.mkdir(parents=True)
         self._connections: dict[tuple[str, int], _Connection] = {}
         self._lock = threading.Lock()
+        self._tls = options.tls.server_context()
         entity = AE(ae_title=options.ae_title)
         entity.maximum_pdu_size = options.max_pdu
         entity.maximum_associations = (
@@ -277,6 +282,8 @@ class StorageServer:
         machine.do_action = connection.guarding(machine.do_action)
         negotiation.negotiate_association = connection.guarding(negotiation.negotiate_association)
         association._run_reactor = connection.guarding(association._run_reactor)
+        if self._tls is not None:
+            connection.encrypt(self._tls, wrapped)  # in this thread, which is the peer's own
 
     def _on_accepted(self, event: Any) -> None:
         """Report an accepted association that has no usable presentation context."""
@@ -385,6 +392,18 @@ class _Connection:
         """Whether it no longer counts towards the limits: it is cut, released, or closed by the peer."""
         self._unchecked = 0
         self._num_waiting = 0
+
+    def encrypt(self, context: ssl.SSLContext, wrapped: Any) -> None:
+        """Begin TLS; a peer that fails, or is not done in the time that a request may take, is cut off."""
+        try:
+            self.socket.settimeout(min(self._server._options.timeout, NEGOTIATION_SECONDS))  # for all of the handshake
+            encrypted = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+            self.socket = wrapped.socket = encrypted
+            encrypted.do_handshake()
+            encrypted.settimeout(self._server._options.timeout + LATER)
+        except (OSError, ValueError) as error:
+            if not self.is_cut:
+                self.cut(reason_of(error))
 
     def _admit(self, called: str, calling: str) -> None:
         self._server._admit(self, called, calling)

@@ -6,12 +6,13 @@ import contextlib
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synboost_monai.dicom import elements
 from synboost_monai.dicom.network.common import Status, check_title
+from synboost_monai.dicom.network.tls import Tls
 from synboost_monai.dicom.quiet import quiet
 from synboost_monai.dicom.reading.frame_codecs import JPEG_BASELINE, RLE
 from synboost_monai.dicom.reading.structure import DEFLATED, EXPLICIT, IMPLICIT
@@ -28,9 +29,11 @@ class Destination:
     ae_title: str
     host: str
     port: int
+    tls: Tls = field(default_factory=Tls)
+    """How connections to it are encrypted."""
 
     @classmethod
-    def parse(cls, text: str) -> Destination:
+    def parse(cls, text: str, tls: Tls | None = None) -> Destination:
         """Parse a destination of the form `TITLE@HOST:PORT`.
 
         Raises:
@@ -41,7 +44,7 @@ class Destination:
         if not (at and colon and host and port.isascii() and port.isdigit() and 0 < int(port) <= 65535):
             raise ValueError(f"{text!r} is no destination; expected TITLE@HOST:PORT, such as ARCHIVE@10.1.2.3:104")
         check_title(title)
-        return cls(title.strip(), host.strip("[]"), int(port))
+        return cls(title.strip(), host.strip("[]"), int(port), tls or Tls())
 
 
 class NotReachableError(Exception):
@@ -78,8 +81,17 @@ def send_files(
                 (c.abstract_syntax, c.transfer_syntax) for c in entity.requested_contexts
             ]:
                 entity.add_requested_context(sop_class, offered)
-    association = entity.associate(destination.host, destination.port, ae_title=destination.ae_title)
+    context = destination.tls.client_context()
+    association = entity.associate(
+        destination.host,
+        destination.port,
+        ae_title=destination.ae_title,
+        tls_args=None if context is None else (context, destination.host),
+    )
     if not association.is_established:
+        is_answered = association.is_rejected or association.acceptor.primitive is not None
+        if context is not None and context.problem and not is_answered:
+            raise NotReachableError(f"no encrypted connection: {context.problem}")
         how = "it refuses the association (AE titles?)" if association.is_rejected else "nobody answers, or not in time"
         if association.is_aborted and not association.is_rejected and association.acceptor.primitive is not None:
             how = "it takes none of the objects' classes"
