@@ -86,7 +86,6 @@ REASONS: dict[str, Reason] = _table(
     ("too_many_frames", R, "{frames} frames are more than the limit of {limit}"),
     ("study_too_long", R, "its study would have more than {limit} frames with it"),
     ("inflates_too_far", R, "compressed {ratio} times: it would inflate to more than the limit of {limit_mb} MB"),
-    ("video", R, "{syntax} is video, which is not decoded; ask the archive for frames (JPEG, RLE or uncompressed)"),
     ("unsupported_syntax", R, "the transfer syntax {syntax} is not supported"),
     (
         "missing_decoder",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
@@ -34,6 +34,9 @@ SIZE, FRAME, FAILURE = b"S", b"F", b"E"
 """First byte of the messages of `clip_decoder`: size (rows and columns), pixels of a frame, or the reason of a failure (length, UTF-8)."""
 NUMBERS = struct.Struct("<II")
 """Numbers of a message: rows and columns, or the length of the text and 0."""
+
+MAX_WAIT_SECONDS = 60
+"""Most seconds that decoding one picture of a video may take."""
 
 _MAX_PARTS = 100_000
 """Most parts of a file, which are all checked before it is decoded; the index of a long clip is a single part."""
@@ -87,6 +90,55 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
         child.kill()
         child.stdout.close()
         child.wait()
+
+
+class VideoDecoder:
+    """Decode the pictures of a video that is part of an open file, one after the other, in a process of its own; close it in the end.
+
+    Args:
+        descriptor: descriptor of a regular file, whose position is not changed.
+        parts: (offset, bytes) of each part of the video, in order.
+        kind: FFmpeg's name of the format: mp4, mpegts, mpeg, mpegvideo, h264 or hevc.
+    """
+
+    def __init__(self, descriptor: int, parts: Sequence[tuple[int, int]], kind: str) -> None:
+        words = ",".join(f"{offset}:{length}" for offset, length in parts)
+        self._child = subprocess.Popen(
+            [*module_command("synboost_monai.formats.clip_decoder"), "-", kind, words],
+            stdin=descriptor,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # C libraries may print
+            env=safe_environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
+        )
+
+    def next_frame(self) -> NDArray[np.uint8] | None:
+        """Return the next picture in grey, (H, W); None at the end.
+
+        Raises:
+            ValueError: if it cannot be decoded.
+        """
+        assert self._child.stdout is not None
+        timer = threading.Timer(MAX_WAIT_SECONDS, self._child.kill)
+        timer.start()
+        try:
+            kind = _exactly(self._child.stdout, 1)
+            first, second = NUMBERS.unpack(_exactly(self._child.stdout, NUMBERS.size))
+            if kind == FRAME and first * second <= MAX_PIXELS:
+                return np.frombuffer(_exactly(self._child.stdout, first * second), np.uint8).reshape(first, second)
+            if kind == FAILURE:
+                raise ValueError(_exactly(self._child.stdout, min(first, 4096)).decode("utf-8", "replace"))
+        except EOFError:
+            raise ValueError("its decoder ended or took too long") from None
+        finally:
+            timer.cancel()
+        return None
+
+    def close(self) -> None:
+        """End the process."""
+        self._child.kill()
+        assert self._child.stdout is not None
+        self._child.stdout.close()
+        self._child.wait()
 
 
 def check_pyav(path: Path) -> None:

@@ -1,6 +1,8 @@
-"""Decode an AVI or MP4 file with PyAV into grey frames, one at a time; `main` runs in the process that `formats.clip` starts.
+"""Decode an AVI or MP4 file, or a video inside another file, with PyAV into grey frames, one at a time.
 
-FFmpeg is restricted: only the two kinds of file, only the codings of `CODECS`, no other file than this one, and no pictures beyond the
+`main` runs in the process that `formats.clip` starts.
+
+FFmpeg is restricted: only the kind of file that is asked for, only the codings of `CODECS`, no other file than this one, and no pictures beyond the
 size limit. Grey is luma, as for DICOM: taken directly from luma and chroma (16..235 of video becomes 0..255), or computed from red,
 green and blue (`formats.colour`).
 """
@@ -8,9 +10,10 @@ green and blue (`formats.colour`).
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +28,7 @@ from synboost_monai.processes import ends_with_parent, limit_memory
 CODECS = (
     "h264",
     "hevc",
+    "mpeg2video",
     "mpeg4",
     "msmpeg4",
     "msmpeg4v2",
@@ -59,19 +63,31 @@ def grey_frames(path: Path, kind: str) -> Iterator[NDArray[np.uint8]]:
     Raises:
         ValueError: if it cannot be decoded to its end, or exceeds the limits.
     """
+    with path.open("rb") as file:
+        yield from video_frames(file, kind, path)
+
+
+def video_frames(file: BinaryIO, kind: str, path: Path) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of an open video in grey, as `grey_frames`; `kind` is FFmpeg's name of its format, `path` is for messages."""
     import av
 
     av.logging.set_level(None)
     try:
-        with path.open("rb") as file, _opened(av, file, kind) as container:
+        with _opened(av, file, kind) as container:
             yield from _frames(path, container)
     except (av.error.FFmpegError, ArithmeticError) as error:
         words = str(getattr(error, "strerror", "") or error).splitlines() or [""]
         raise ValueError(f"{path}: not a readable clip ({words[0] or type(error).__name__}); fetch it again") from error
 
 
-def main(path: str, kind: str) -> None:
-    """Send a clip's frames to standard output as messages of `formats.clip`, then their size, or the reason of a failure."""
+def main(path: str, kind: str, parts: str = "") -> None:
+    """Send a clip's frames to standard output as messages of `formats.clip`, then their size, or the reason of a failure.
+
+    Args:
+        path: path of a clip; `-` for a video inside the file that is standard input.
+        kind: `avi` or `mp4`; of a video, FFmpeg's name of its format.
+        parts: of a video, `offset:bytes` of each of its parts, with commas between.
+    """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # C libraries may print
     if end_with_parent := ends_with_parent():
@@ -80,7 +96,7 @@ def main(path: str, kind: str) -> None:
     limit_memory(_MEMORY_BYTES)
     height = width = 0
     try:
-        for frame in grey_frames(Path(path), kind):
+        for frame in _video(kind, parts) if path == "-" else grey_frames(Path(path), kind):
             height, width = frame.shape
             answers.write(FRAME + NUMBERS.pack(height, width))
             answers.write(np.ascontiguousarray(frame).data)
@@ -92,6 +108,46 @@ def main(path: str, kind: str) -> None:
 
 
 # --- helpers
+
+
+def _video(kind: str, parts: str) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of the video inside standard input."""
+    numbers = [tuple(map(int, part.split(":"))) for part in parts.split(",")]
+    with io.BufferedReader(_Parts(0, [(offset, length) for offset, length in numbers])) as file:
+        yield from video_frames(file, kind, Path("-"))
+
+
+class _Parts(io.RawIOBase):
+    """Read parts of a file as one, wherever the position of its descriptor is."""
+
+    def __init__(self, descriptor: int, parts: Sequence[tuple[int, int]]) -> None:
+        self._descriptor, self._parts, self._at = descriptor, parts, 0
+        self._size = sum(length for _, length in parts)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        start = 0  # of the part, in the whole
+        for offset, length in self._parts:
+            if self._at < start + length:
+                inside = self._at - start
+                data = os.pread(self._descriptor, min(len(buffer), length - inside), offset + inside)
+                buffer[: len(data)] = data
+                self._at += len(data)
+                return len(data)
+            start += length
+        return 0
 
 
 def _opened(av: Any, file: BinaryIO, kind: str) -> Any:

@@ -439,10 +439,6 @@ def test_object_without_pixels_or_with_floats(make_ultrasound, helpers: SimpleNa
 @pytest.mark.parametrize(
     ("uid", "expected", "words"),
     [
-        ("1.2.840.10008.1.2.4.100", "video", "MPEG2"),
-        ("1.2.840.10008.1.2.4.102", "video", "MPEG-4"),
-        ("1.2.840.10008.1.2.4.104", "video", "MPEG-4"),
-        ("1.2.840.10008.1.2.4.107", "video", "HEVC"),
         ("1.2.840.10008.1.2.4.94", "unsupported_syntax", "JPIP"),
         ("1.2.840.10008.1.2.4.53", "unsupported_syntax", "JPEG"),
         ("1.2.3.4711", "unsupported_syntax", "unknown identifier"),

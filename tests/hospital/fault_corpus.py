@@ -492,7 +492,7 @@ def _no_decoder(c: _Corpus) -> None:
         c.clip(
             f"syntaxes/video_{uid.removeprefix('1.2.840.10008.1.2.4.')}.dcm",
             REFUSED,
-            "video",
+            "broken_frame",  # what it holds is no video
             frames=frames,
             encoding="jpeg",
             syntax=uid,

@@ -45,6 +45,7 @@ from synboost_monai.dicom.reading.frame_codecs import (
 )
 from synboost_monai.dicom.reading.scanned_file import ULTRASOUND_CLASSES
 from synboost_monai.dicom.reading.structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
+from synboost_monai.dicom.reading.video import VIDEO, video_decoder
 from synboost_monai.paths import remove_own_folder
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -502,6 +503,7 @@ def received_syntaxes() -> list[str]:
     """Return the transfer syntaxes that a server accepts, lossless ones first: only those that can be decoded here."""
     lossless = sorted(JPEG_LOSSLESS) if importlib.util.find_spec("libjpeg") else []
     jpeg_2000 = sorted(JPEG_2000) if importlib.util.find_spec("openjpeg") else []
+    video = [syntax + end for syntax in VIDEO for end in ("", ".1")] if video_decoder() else []
     jpeg_ls = sorted(JPEG_LS) if importlib.util.find_spec("jpeg_ls") else []
     return [
         EXPLICIT,
@@ -514,6 +516,7 @@ def received_syntaxes() -> list[str]:
         *jpeg_2000,
         JPEG_BASELINE,
         JPEG_EXTENDED,
+        *video,
     ]
 
 

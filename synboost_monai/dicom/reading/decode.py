@@ -24,8 +24,9 @@ from synboost_monai.dicom.reading.files import OpenFile, as_open
 from synboost_monai.dicom.reading.frame_codecs import FrameError, PixelFormat, codec_of, native_samples
 from synboost_monai.dicom.reading.grey import GreyScale
 from synboost_monai.dicom.reading.header import as_dataset
-from synboost_monai.dicom.reading.pixel_data import InflatedSource, Source, index_frames
+from synboost_monai.dicom.reading.pixel_data import InflatedSource, Source, index_frames, index_video
 from synboost_monai.dicom.reading.structure import BIG_ENDIAN, DEFLATED, PixelData, Structure, walk_file
+from synboost_monai.dicom.reading.video import MAX_PARTS, VideoFrames, is_video
 from synboost_monai.dicom.reasons import NotUsableError
 
 if TYPE_CHECKING:
@@ -70,6 +71,12 @@ class FrameReader:
         self.shape = self._format.rows, self._format.columns
         self._grey = GreyScale(self._format, self.header, structure.is_little_endian)
         self._source: Source = file
+        self._video: VideoFrames | None = None
+        if is_video(syntax):
+            parts = index_video(file, pixels, MAX_PARTS)
+            self._video = VideoFrames(file, parts, syntax, self.num_frames, self.shape)
+            close.callback(self._video.close)
+            return
         if self._codec:
             self._frames = index_frames(file, pixels, self.num_frames)
             return
@@ -106,6 +113,8 @@ class FrameReader:
         """
         if not 0 <= frame_index < self.num_frames:
             raise ValueError(f"decode.py: frame {frame_index} of a clip of {self.num_frames} frames (counted from 0)")
+        if self._video is not None:
+            return self._video.read(frame_index)
         try:
             if self._codec is None:
                 samples = native_samples(self._native_bytes(frame_index), self._format, self._is_little_endian)

@@ -7,6 +7,7 @@
 | JPEG-LS | pyjpegls (CharLS) | MIT |
 | JPEG 2000, High-Throughput JPEG 2000 | pylibjpeg-openjpeg | MIT |
 | RLE | pylibjpeg-rle | MIT |
+| MPEG-2, MPEG-4, HEVC | PyAV (FFmpeg), optional, by `video.py` | BSD, LGPL |
 
 They are called directly and not through pydicom, which takes whichever is installed. `python-gdcm` is never used: it can end the
 process. A JPEG whose data end early decodes without an error, the rest filled up; `_is_hungry` detects that.
@@ -26,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synboost_monai.dicom.reading.pixel_data import NATIVE_SYNTAXES
+from synboost_monai.dicom.reading.video import is_video, video_decoder
 from synboost_monai.dicom.reasons import NotUsableError
 
 JPEG_BASELINE, JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
@@ -35,8 +37,6 @@ JPEG_2000 = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203
 RLE = "1.2.840.10008.1.2.5"
 ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
 DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
-VIDEO = tuple(f"1.2.840.10008.1.2.4.{n}" for n in range(100, 109))
-"""Transfer syntaxes of MPEG-2, MPEG-4 and HEVC; their fragmentable variants end in .1."""
 
 _FILLER = 128
 """Grey level of the blocks that a baseline JPEG decoder makes up when its data have ended."""
@@ -121,13 +121,15 @@ def codec_of(syntax: str, bits_stored: int) -> Codec | None:
     """Return the decoder of a transfer syntax; None for native pixels.
 
     Raises:
-        NotUsableError: video, unsupported_syntax or missing_decoder.
+        NotUsableError: unsupported_syntax or missing_decoder.
     """
     if syntax in NATIVE_SYNTAXES:
         return None
     name = syntax_name(syntax)
-    if syntax.removesuffix(".1") in VIDEO or syntax in VIDEO:
-        raise NotUsableError("video", syntax=name)
+    if is_video(syntax):
+        if (decoder := video_decoder()) is None:
+            raise NotUsableError("missing_decoder", syntax=name, extra="video")
+        return Codec(decoder, _decode_video)
     if syntax == JPEG_BASELINE or (syntax == JPEG_EXTENDED and bits_stored <= 8):
         return _pillow()
     if syntax in JPEG_LOSSLESS or syntax == JPEG_EXTENDED:
@@ -143,6 +145,11 @@ def codec_of(syntax: str, bits_stored: int) -> Codec | None:
     if syntax == DEFLATED_FRAMES:
         return Codec(f"zlib {zlib.ZLIB_RUNTIME_VERSION}", _decode_deflated)
     raise NotUsableError("unsupported_syntax", syntax=name)
+
+
+def _decode_video(data: bytes, pixels: PixelFormat) -> Samples:
+    """Refuse to decode a frame of a video by itself: `FrameReader` takes it from `VideoFrames`."""
+    raise NotImplementedError
 
 
 def _plugin(syntax: str, module: str, distribution: str, extra: str, decode: Decode) -> Codec:

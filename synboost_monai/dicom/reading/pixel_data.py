@@ -159,6 +159,23 @@ def index_frames(file: OpenFile, pixels: PixelData, num_frames: int) -> FrameInd
     return FrameIndex([tuple(fragments[first:end]) for first, end in zip(starts, ends)])
 
 
+def index_video(file: OpenFile, pixels: PixelData, max_parts: int) -> list[tuple[int, int]]:
+    """Return (offset, bytes) of each fragment of a video.
+
+    Raises:
+        NotUsableError: truncated_pixels, broken_header or broken_frame.
+    """
+    if pixels.length is not None:
+        raise NotUsableError("broken_header", problem="its video is not in fragments, as its transfer syntax demands")
+    _, fragments, is_cut = _read_items(file, pixels.offset)
+    if is_cut or not any(length for _, length in fragments):
+        raise NotUsableError("truncated_pixels", got=0, expected=1, unit="videos")
+    if len(fragments) > max_parts:
+        problem = f"its video is in {len(fragments)} fragments; at most {max_parts} are read"
+        raise NotUsableError("broken_frame", frame=1, problem=problem)
+    return fragments
+
+
 def _read_items(file: OpenFile, offset: int) -> tuple[tuple[int, ...], list[tuple[int, int]], bool]:
     """Return the offset table, (offset, bytes) of each whole fragment, and whether the file ends within a fragment."""
     table: tuple[int, ...] | None = None
