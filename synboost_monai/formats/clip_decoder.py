@@ -2,9 +2,9 @@
 
 `main` runs in the process that `formats.clip` starts.
 
-FFmpeg is restricted: only the kind of file that is asked for, only the codings of `CODECS`, no other file than this one, and no pictures beyond the
-size limit. Grey is luma, as for DICOM: taken directly from luma and chroma (16..235 of video becomes 0..255), or computed from red,
-green and blue (`formats.colour`).
+FFmpeg is restricted: only the kind of file that is asked for, only the codings of `CODECS`, no other file than this one, and no pictures
+beyond the size limit. Grey is luma, as for DICOM: taken directly from luma and chroma (16..235 of video becomes 0..255), or computed
+from red, green and blue (`formats.colour`).
 """
 
 from __future__ import annotations
