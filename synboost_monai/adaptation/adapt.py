@@ -34,7 +34,7 @@ from synboost_monai.files import atomic_path, atomic_write_text, image_stem, rea
 from synboost_monai.heart.doubt import CALIBRATION_NAME, MIN_APICAL, PREDICTION_CODES
 from synboost_monai.model_card import card_path
 from synboost_monai.paths import refuse_overwriting
-from synboost_monai.processes import hold_folder
+from synboost_monai.processes import hold_folder, private_files
 from synboost_monai.simulation.write import SimulatedSettings, write_simulated
 from synboost_monai.structures import STRUCTURES
 from synboost_monai.transforms.files import load_echo
@@ -89,7 +89,7 @@ def adapt(images: str | os.PathLike[str], output_dir: str | os.PathLike[str], op
     found = list_images(images, options.section, sequences=True, exclude=out)
     refuse_overwriting([out / "model.pt", out / RESULT_NAME], [found, checkpoint])
     run = _Run(options.bundle, checkpoint, out, options.seed)
-    with hold_folder(out):
+    with private_files(), hold_folder(out):  # frames of clips are patients' images
         _keep_settings(out, found, checkpoint, options)
         pseudo = out / "pseudo_labels"
         folder, section = take_frames(images, options.section, out / "frames")

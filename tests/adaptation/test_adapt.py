@@ -21,6 +21,7 @@ from synboost_monai.data import list_images
 from synboost_monai.model_card import read_card
 from synboost_monai.simulation.phantom import write_frames
 from synboost_monai.simulation.write import SimulatedSettings, write_simulated
+from tests.clips import write_clip
 
 GOOD = Measures(simulated_dice=0.87, mean_spread=0.05, expected_dice=0.9, problem_share=0.1)
 BETTER = Measures(simulated_dice=0.85, mean_spread=0.03, expected_dice=0.95, problem_share=0.05)
@@ -115,6 +116,15 @@ def test_frames_are_taken_from_all_of_a_clip(tmp_path: Path) -> None:
     levels = [float(read_plane(item["image"]).pixels.mean()) for item in items[:-1]]
     assert levels == sorted(set(levels)) and levels[0] == 0 and levels[-1] >= 160  # 0 to 190
     assert read_plane(items[0]["image"]).spacing_mm == pytest.approx((0.5, 0.4))
+
+    pytest.importorskip("av")
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    write_clip(videos / "b.avi", clip)
+    dataset, section = take_frames(videos, "training", tmp_path / "from_avi/frames")
+    pictures = [Path(item["image"]) for item in list_images(dataset, section)]
+    assert len(pictures) == FRAMES_OF_CLIP and {path.suffix for path in pictures} == {".png"}  # no spacing is made up
+    assert [int(np.asarray(Image.open(path)).mean()) for path in pictures] == [int(level) for level in levels]
 
     stills = tmp_path / "stills"
     stills.mkdir()
