@@ -126,9 +126,8 @@ class Study:
             return []
         groups: dict[tuple[str, str], list[Segmenter]] = {}
         for segmenter in self.segmenters:
-            if (
-                "real" in segmenter.learns_from and segmenter.prompt != "P0"
-            ):  # an empty prompt has no word that can be wrong
+            has_words = segmenter.prompt != "P0"  # an empty prompt has no word that can be wrong
+            if "real" in segmenter.learns_from and has_words:
                 groups.setdefault((segmenter.model, segmenter.strategy), []).append(segmenter)
         return [max(group, key=lambda s: (not s.frozen, s.part.size, s.prompt)) for group in groups.values()]
 
