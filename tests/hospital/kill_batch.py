@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import os
 import random
 import shutil
 import sqlite3
@@ -82,10 +83,11 @@ def kill(in_dir: Path, out: Path, delay_s: float, within_study: bool = True) -> 
 
 def has_newer(folder: Path, moment: float) -> bool:
     """Return whether a file in a folder was written after a moment."""
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            if path.is_file() and path.stat().st_mtime > moment:
-                return True
+    for parent, _, names in os.walk(folder):  # passes over a folder that the batch takes away meanwhile, as `rglob` does not
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(os.path.join(parent, name)).st_mtime > moment:
+                    return True
     return False
 
 
