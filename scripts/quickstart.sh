@@ -4,6 +4,7 @@
 #   bash scripts/quickstart.sh --dataset PATH         the same chain on a CAMUS folder
 #   bash scripts/quickstart.sh --output DIR           somewhere else
 # Called again it goes on where it stopped: finished stages are not done again.
+EXTRAS=experiments,weights,example
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 output=(--output "$ROOT/runs/quickstart")

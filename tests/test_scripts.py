@@ -15,7 +15,7 @@ STUB = """#!/usr/bin/env bash
 case "$*" in
     *version_info*) exit "${STUB_TOO_OLD:-0}" ;;
     "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
-    "-m pip "*-e*) exit "${STUB_PIP_FAILS:-0}" ;;
+    "-m pip "*-e*) echo "$*" >>"$STUB_LOG"; exit "${STUB_PIP_FAILS:-0}" ;;
 esac
 echo "$*" >>"$STUB_LOG"
 """
@@ -67,6 +67,16 @@ def test_change_of_setup_installs_again_without_a_new_environment(clone: Path) -
         file.write("# changed\n")
     asked = call(clone, "environment.sh")[1]
     assert asked and not any(line.startswith("-m venv") for line in asked)
+
+
+def test_only_extras_that_a_script_needs_are_installed(clone: Path) -> None:
+    asked = call(clone, "quickstart.sh")[1]
+    assert [line.split("-e ")[1] for line in asked if "-e " in line] == [f"{clone}[experiments,weights,example]"]
+    assert not any("-m pip" in line for line in call(clone, "quickstart.sh")[1])
+    (asked,) = [line.split("-e ")[1] for line in call(clone, "environment.sh")[1] if "-e " in line]
+    assert asked.startswith(f"{clone}[experiments,weights,example,lora,")  # what is there stays
+    assert not any("-m pip" in line for line in call(clone, "quickstart.sh")[1])
+    assert not any("-m pip" in line for line in call(clone, "environment.sh")[1])
 
 
 def test_interrupted_installation_starts_over(clone: Path) -> None:
