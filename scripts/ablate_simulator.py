@@ -1,6 +1,6 @@
 """Train the small CRIS on simulated hearts with one part of the simulator left out, to see what that part brings.
 
-    python scripts/ablate_simulator.py PART OUT [--seed 0]     1,000 updates at 96 px; PART is `nothing` or one that `--help` lists
+    python scripts/ablate_simulator.py PART OUT [--seed 0]     500 updates at 96 px; PART is `nothing` or one that `--help` lists
 
 Everything else is as in `scripts/rebuild_weights.sh`. Compare the trainings on data that none of them has seen:
 
@@ -23,7 +23,7 @@ from synboost_monai.simulation.draw import Draw
 
 NARROW = 1 / 3
 """Share of each range that is left where variety is left out."""
-EPOCHS = 10
+EPOCHS = 5
 
 
 class NarrowDraw(Draw):
