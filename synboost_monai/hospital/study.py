@@ -224,7 +224,7 @@ class StudyProcessor:
     def _segment_stream(self, file: ScannedFile, opened: OpenFile, stream: ClipStream, folder: Path) -> _Segmented:
         facts, options = stream.facts, self.options
         if options.key is not None:  # prompts are written, so they may say no more than a copy
-            facts = replace(facts, sex=None, age=None)
+            facts = replace(facts, sex=None, age=None, height_m=None, weight_kg=None)
         if facts.view is not None and facts.view not in VIEWS.values() and options.view is None:
             raise NotUsableError("other_view", view=facts.view.replace("_", " "))
 
@@ -344,7 +344,7 @@ class StudyProcessor:
         )
         paths = write_results(results, folder)
         classes = {name: (str(header.SOPClassUID), instances[name]) for name, header in headers.items()}
-        if numbers := report_measurements(measures, classes):
+        if numbers := report_measurements(measures, classes, results["sex"]):
             used = sorted({name for m in measures for name, _ in m.sources})
             prompts = dict.fromkeys(
                 text for name in used for i in clips[name].frames for text in clips[name].prompts[i]
