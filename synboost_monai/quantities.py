@@ -123,7 +123,7 @@ _EDV_PER_BSA = "Left ventricular end diastolic volume"
 _ESV_PER_BSA = "Left ventricular end systolic volume"
 _MASS = Code("18087-7", "LN", "Left Ventricle Mass")
 _STRAIN = _own("GLS_CONTOUR", "Global longitudinal strain, experimental, from contours")
-_STRAIN_NOTE = ("about −20 (speckle tracking)", "etwa −20 (Speckle-Tracking)")
+_STRAIN_NOTE = ("≈ −20 (speckle tracking)", "≈ −20 (Speckle-Tracking)")
 
 EF_RANGE = Reference(female=(54, 74), male=(52, 72))
 
@@ -163,7 +163,7 @@ QUANTITIES: dict[str, Quantity] = {
         ),
         Quantity(
             "ejection_fraction_sd",
-            ("ejection fraction, standard deviation of the beats", "Ejektionsfraktion, Standardabweichung der Schläge"),
+            ("ejection fraction, spread (SD) of the beats", "Ejektionsfraktion, Streuung (SD) der Schläge"),
             *("%", (0, 100), 1),
             structure=_LV,
             codes=_EF_CODES,
@@ -215,8 +215,8 @@ QUANTITIES: dict[str, Quantity] = {
         Quantity(
             "longitudinal_strain",
             (
-                "global longitudinal strain (experimental, from contours)",
-                "Globaler longitudinaler Strain (experimentell, aus Konturen)",
+                "strain, GLS (experimental, from contours)",
+                "Strain, GLS (experimentell, aus Konturen)",
             ),
             *("%", (-60, 60), 1),
             structure=_LV,

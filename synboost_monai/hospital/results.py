@@ -218,6 +218,11 @@ def _clip(
         "ventricle_pixels": [int(a) for a in clip.areas],
         "verdict": clip.verdict,
         "reasons": clip.reasons,
+        "reason_codes": [
+            {"frame": i + 1, "phase": clip.phases.get(i), "code": reason["code"], "structure": reason["structure"]}
+            for i in clip.frames
+            for reason in clip.doubts[i]["reasons"]
+        ],
         "predicted_dice": round(clip.predicted_dice, 4),
         "prompts": {str(i + 1): clip.prompts[i] for i in clip.frames},
         "prompts_of_other_frames": clip.first_prompts,
