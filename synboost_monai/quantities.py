@@ -84,9 +84,8 @@ class Quantity:
             return "" if self.note is None else self.note[LANGUAGES.index(language)]
         if (found := self.reference.of(sex)) is not None:
             return f"{found[0]:g}–{found[1]:g}"
-        letters = ("w", "m")  # women and men, weiblich and männlich
-        ranges = zip(letters, (self.reference.female, self.reference.male))
-        return ", ".join(f"{letter} {low:g}–{high:g}" for letter, (low, high) in ranges)
+        ranges = zip("♀♂", (self.reference.female, self.reference.male))
+        return "  ".join(f"{sign} {low:g}–{high:g}" for sign, (low, high) in ranges)
 
     def is_outside(self, value: float, sex: str | None) -> bool:
         """Return whether a value, rounded as pages show it, is outside the reference range, as far as one is known."""

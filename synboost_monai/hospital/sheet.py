@@ -134,7 +134,8 @@ def _card(study: Mapping[str, Any], names: Sequence[str], language: str) -> Card
     if found is None:
         return Card(label, "–", "", say("not_measured", language))
     reference = quantity.reference_words(study["sex"], language)
-    note = say("normal", language, range=reference) if reference else say(found["method"], language)
+    note = say("normal", language, range=reference) if reference[:1].isdigit() else reference
+    note = note or say(found["method"], language)
     mark = say("in_doubt", language) if found["needs_review"] else ""
     return Card(label, number(found["value"], quantity.decimals, language), quantity.unit, note, mark)
 

@@ -147,5 +147,5 @@ def draw_curves(axes: Any, sheet: Sheet, size: float) -> None:
 def curves_png(sheet: Sheet) -> bytes:
     """Return a sheet's curves as PNG."""
     figure = new_figure(6.4, 2.7, 150)
-    draw_curves(figure.subplots(), sheet, 8)
+    draw_curves(figure.subplots(), sheet, 9.5)
     return png_of(figure)

@@ -38,7 +38,7 @@ MAX_LINES, MAX_ROWS, MAX_SIDE_ROWS = 5, 18, 8
 there are."""
 MIDDLE, FOOT = 42.0, 22.5
 """Height of the curves with the table beside them, and of the foot of the page."""
-PICTURE_HEIGHTS = 26.0, 44.0
+PICTURE_HEIGHTS = 26.0, 58.0
 """Least and largest height of the pictures, which get the room that is left."""
 FONT = "DejaVu Sans"
 """Font that matplotlib brings along."""
@@ -179,9 +179,10 @@ def _pictures(page: _Page, sheet: Sheet, top: float, height: float) -> float:
 
     if not sheet.pictures:
         return top
-    gap = 3.0
-    width = (WIDTH - 2 * MARGIN - 3 * gap) / 4
-    for i, picture in enumerate(sheet.pictures[:4]):
+    gap, columns = 3.0, min(4, max(2, len(sheet.pictures)))
+    width = (WIDTH - 2 * MARGIN - (columns - 1) * gap) / columns
+    height = min(height, width)
+    for i, picture in enumerate(sheet.pictures[:columns]):
         x = MARGIN + i * (width + gap)
         page.box(x, top, width, height, "black")
         with Image.open(io.BytesIO(picture.png)) as image:
