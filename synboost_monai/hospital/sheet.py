@@ -179,7 +179,8 @@ def _curve(clip: Mapping[str, Any], language: str) -> Curve | None:
 
 
 def _main_table(study: Mapping[str, Any], language: str) -> SheetTable:
-    rows, marked = [], set()
+    rows: list[tuple[str, ...]] = []
+    marked: set[int] = set()
     for quantity in QUANTITIES.values():
         found = best_measure(study, quantity.name)
         if quantity.name in LEFT_OUT or found is None:
@@ -214,7 +215,8 @@ def _beat_table(study: Mapping[str, Any], language: str) -> SheetTable:
     for m in study["measures"]:
         if m["beat"] is not None and m["value"] is not None:
             beats.setdefault((m["method"], m["beat"]), {})[m["measure"]] = m
-    rows, marked = [], set()
+    rows: list[tuple[str, ...]] = []
+    marked: set[int] = set()
     for (method, beat), found in beats.items():
         is_doubted = any(m["needs_review"] for m in found.values())
         marked |= {len(rows)} if is_doubted else set()

@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from synboost_monai.pages.figures import draw_grid, new_figure, png_of
 
+FONT = "DejaVu Sans"
+"""Font that matplotlib brings along."""
 MAX_TEXT = 300
 """Longest text of a sheet, in characters; the rest is cut."""
 CURVE_COLOURS = ("#c0392b", "#2c6fbb")
@@ -117,11 +120,24 @@ def cleaned(part: Any) -> Any:
     return part
 
 
+@lru_cache(maxsize=1)
+def _letters() -> frozenset[int]:
+    """Return the letters of the font."""
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont(FONT)).get_charmap())
+
+
+def drawable(text: str) -> str:
+    """Return a text with a question mark for each letter that the font does not have."""
+    return "".join(c if ord(c) in _letters() else "?" for c in text)
+
+
 def draw_curves(axes: Any, sheet: Sheet, size: float) -> None:
     """Draw a sheet's curves with their marks into matplotlib's axes, with letters of a size in points."""
-    _, x_words, y_words, top_words, bottom_words = sheet.curve_words
+    _, x_words, y_words, top_words, bottom_words = map(drawable, sheet.curve_words)
     for colour, curve in zip(CURVE_COLOURS, sheet.curves):
-        axes.plot(curve.x, curve.y, color=colour, lw=1.2, label=plain(curve.label))
+        axes.plot(curve.x, curve.y, color=colour, lw=1.2, label=drawable(curve.label))
         for indices, marker in ((curve.tops, "^"), (curve.bottoms, "v")):
             axes.plot([curve.x[i] for i in indices], [curve.y[i] for i in indices], marker, color=colour, ms=4.5)
     for words, marker in ((top_words, "^"), (bottom_words, "v")):
@@ -133,7 +149,7 @@ def draw_curves(axes: Any, sheet: Sheet, size: float) -> None:
     axes.tick_params(labelsize=size, colors=SOFT, length=2)
     axes.spines[["bottom", "left"]].set_color(LINE)
     draw_grid(axes, "y")
-    axes.legend(
+    legend = axes.legend(
         fontsize=size,
         ncols=4,
         loc="lower left",
@@ -142,6 +158,8 @@ def draw_curves(axes: Any, sheet: Sheet, size: float) -> None:
         handlelength=1.3,
         columnspacing=1.2,
     )
+    for text in (*legend.get_texts(), axes.xaxis.label, axes.yaxis.label):
+        text.set_parse_math(False)
 
 
 def curves_png(sheet: Sheet) -> bytes:

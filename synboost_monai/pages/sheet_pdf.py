@@ -9,13 +9,13 @@ import io
 import textwrap
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from synboost_monai.pages.sheet import (
     CAUTION,
+    FONT,
     GOOD,
     LINE,
     PANEL,
@@ -26,6 +26,7 @@ from synboost_monai.pages.sheet import (
     SheetTable,
     cleaned,
     draw_curves,
+    drawable,
     plain,
 )
 
@@ -40,8 +41,6 @@ MIDDLE, FOOT = 42.0, 22.5
 """Height of the curves with the table beside them, and of the foot of the page."""
 PICTURE_HEIGHTS = 26.0, 58.0
 """Least and largest height of the pictures, which get the room that is left."""
-FONT = "DejaVu Sans"
-"""Font that matplotlib brings along."""
 RC = {"pdf.fonttype": 3, "font.family": FONT, "axes.unicode_minus": True, "text.usetex": False}
 """Settings of matplotlib; a font of type 3 is written in half the time of type 42, and its text can be searched as well."""
 _LOCK = threading.Lock()
@@ -79,7 +78,7 @@ class _Page:
 
     def text(self, x: float, y: float, text: str, size: float = 8, colour: str = TEXT, **options: Any) -> None:
         """Write a line whose letters stand on y."""
-        shown = _drawable(text)
+        shown = drawable(text)
         self.figure.text(x / WIDTH, 1 - y / HEIGHT, shown, fontsize=size, color=colour, parse_math=False, **options)
 
     def box(self, x: float, y: float, width: float, height: float, colour: str, edge: str = "none") -> None:
@@ -107,19 +106,6 @@ class _Page:
         about = {"Title": title, "Creator": "SynBoost-MONAI", "Producer": "matplotlib", "CreationDate": None}
         self.figure.savefig(buffer, format="pdf", metadata=about)
         return buffer.getvalue()
-
-
-@lru_cache(maxsize=1)
-def _letters() -> frozenset[int]:
-    """Return the letters of the font."""
-    from matplotlib.font_manager import findfont, get_font
-
-    return frozenset(get_font(findfont(FONT)).get_charmap())
-
-
-def _drawable(text: str) -> str:
-    """Return a text with a question mark for each letter that the font does not have."""
-    return "".join(c if ord(c) in _letters() else "?" for c in text)
 
 
 def _wrapped(text: str, width: float, size: float, most: int) -> list[str]:

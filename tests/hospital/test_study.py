@@ -107,6 +107,7 @@ def test_every_result_names_files_that_exist(done: tuple[Path, list[Result]]) ->
         "overlay",
         "frame",
         "sr",
+        "report",
         "measurements",
     }
 
@@ -185,7 +186,7 @@ def test_a_clip_is_opened_once_here_and_once_in_a_worker(
     with ReaderPool(1) as pool:
         options = StudyOptions(frames="all", key=KEY)  # every output: segmentation, pictures, overlay, copy
         (result,) = StudyProcessor(TruthModel.of(clips), pool, tmp_path, options)([file])
-    assert result.reason == "segmented" and len(list(tmp_path.rglob("*.dcm"))) == 4
+    assert result.reason == "segmented" and len(list(tmp_path.rglob("*.dcm"))) == 5
     assert [what for what in opened if file.path in what] == [f"here {file.path}", f"worker {file.path}"]
 
 
