@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import textwrap
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 
 from synboost_monai.pages.sheet import (
     CAUTION,
-    FONT,
     GOOD,
     LINE,
     PANEL,
@@ -28,6 +26,7 @@ from synboost_monai.pages.sheet import (
     draw_curves,
     drawable,
     plain,
+    settings_of_matplotlib,
 )
 
 WIDTH, HEIGHT, MARGIN = 210.0, 297.0, 14.0
@@ -41,20 +40,14 @@ MIDDLE, FOOT = 42.0, 22.5
 """Height of the curves with the table beside them, and of the foot of the page."""
 PICTURE_HEIGHTS = 26.0, 58.0
 """Least and largest height of the pictures, which get the room that is left."""
-RC = {"pdf.fonttype": 3, "font.family": FONT, "axes.unicode_minus": True, "text.usetex": False}
-"""Settings of matplotlib; a font of type 3 is written in half the time of type 42, and its text can be searched as well."""
-_LOCK = threading.Lock()
-"""Settings of matplotlib are those of the whole process, and studies are processed at the same time."""
 _MM = 1 / 25.4
 _POINT = 25.4 / 72
 
 
 def sheet_pdf(sheet: Sheet) -> bytes:
     """Return a sheet as the content of a PDF file."""
-    import matplotlib
-
     sheet = cleaned(sheet)
-    with _LOCK, matplotlib.rc_context(RC):
+    with settings_of_matplotlib():
         page = _Page()
         _head(page, sheet)
         top = _verdict(page, sheet, 37.0 + 8.4 * ((len(sheet.details) - 1) // 4))

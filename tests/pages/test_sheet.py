@@ -6,6 +6,7 @@ import dataclasses
 import io
 import re
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -129,3 +130,12 @@ def test_the_text_of_the_pdf_is_text() -> None:
         zlib.decompress(s) for s in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL) if s[:1] == b"x"
     ]
     assert any(b"Zeitreise" in re.sub(rb"\)\s*-?[\d.]+\s*\(", b"", stream) for stream in streams)
+
+
+def test_several_threads_draw_the_same() -> None:
+    sheet = make_sheet("words", 3)
+    wanted = sheet_html(sheet), sheet_pdf(sheet)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(sheet_pdf, [sheet] * 6)) == {wanted[1]}
+        jobs = [pool.submit(draw, sheet) for draw in (sheet_html, sheet_pdf) * 6]
+        assert {job.result() for job in jobs} == set(wanted)
