@@ -31,6 +31,8 @@ NUM_VIEW_FRAMES = 4
 """Number of frames, spread over the clip, on which the model is asked for the view."""
 MIN_VIEW_PROBABILITY = 0.95
 """Smallest mean probability of a view over these frames at which the network's view is taken; below it, real views were often mistaken."""
+MAX_BEATS = 30
+"""Largest number of whole beats of a clip that are measured, the first ones: usual clips have 1 to 5."""
 END_DIASTOLE, END_SYSTOLE = PHASES["ED"], PHASES["ES"]
 
 ReadFrames = Callable[[Sequence[int] | None], Iterator["NDArray[np.uint8]"]]
@@ -92,8 +94,9 @@ class SegmentedClip:
 
     @property
     def measured_beats(self) -> dict[int, Beat]:
-        """Return number of a beat, from 1 -> the beat, of all whole beats and the one that stands for the clip."""
-        return {n: beat for n, beat in enumerate(self.beats, start=1) if beat.is_whole or beat == self.beat}
+        """Return number of a beat, from 1 -> the beat, of the first `MAX_BEATS` whole beats and the one that stands for the clip."""
+        whole = [beat for beat in self.beats if beat.is_whole][:MAX_BEATS]
+        return {n: beat for n, beat in enumerate(self.beats, start=1) if beat in whole or beat == self.beat}
 
     @property
     def frames(self) -> list[int]:

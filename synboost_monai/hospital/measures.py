@@ -104,7 +104,8 @@ def measure_study(clips: Mapping[str, SegmentedClip]) -> list[StudyMeasure]:
         if len(METHODS[method][1]) > 1 or name is None:
             continue
         clip = clips[name]
-        of_clip = [m for n, beat in enumerate(clip.beats, start=1) for m in _of_beat(clip, name, method, n, beat)]
+        beats_of_clip = {n: b for n, b in enumerate(clip.beats, start=1) if n in clip.measured_beats or not b.is_whole}
+        of_clip = [m for n, beat in beats_of_clip.items() for m in _of_beat(clip, name, method, n, beat)]
         found += [*_spread(of_clip, method), _heart_rate(clip, name, method)]
         beats += of_clip
     surface = _body_surface(clips, chosen)

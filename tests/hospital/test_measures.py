@@ -144,6 +144,17 @@ def replace_beats(clip: SegmentedClip, beats: list) -> SegmentedClip:  # type: i
     return replace(clip, beats=tuple(beats), beat=beats[-1])
 
 
+def test_only_the_first_beats_of_many_are_judged_and_measured(hearts, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("synboost_monai.hospital.clip.MAX_BEATS", 1)
+    clips = make_clips(hearts[0][0])
+    whole = [n for n, beat in enumerate(clips["4CH"].beats, 1) if beat.is_whole]
+    measured = {whole[0], clips["4CH"].beats.index(clips["4CH"].beat) + 1}
+    assert set(clips["4CH"].measured_beats) == measured and len(clips["4CH"].doubts) == 2 * len(measured)
+    found = by_name(measure_study(clips))
+    with_value = {n for (name, method, n), m in found.items() if method == "four_chamber" and n and m.value is not None}
+    assert with_value == measured and len(whole) == 3
+
+
 def test_a_beat_that_grows_has_no_ejection_fraction(hearts) -> None:  # type: ignore[no-untyped-def]
     _, clips = hearts[0]
     first = clips["4CH"].beats[0]
