@@ -117,7 +117,8 @@ def _reasons(study: Mapping[str, Any], language: str) -> list[str]:
             where = [say(_view_key(clip), language)] if _view_key(clip) else []
             where += [say(reason["phase"], language)] if reason["phase"] else []
             what = [] if key == "not_apical" else [say(reason["structure"] or "all_structures", language)]
-            found.append(_capital(", ".join([*where, *what]) + ": " + say(key, language)))
+            subject = ", ".join([*where, *what])
+            found.append(_capital(": ".join(filter(None, [subject, say(key, language)]))))
     if not any(clip["is_measured"] for clip in study["clips"]):
         found.append(_capital(say("nothing", language)))
     warnings = [w for m in study["measures"] for w in m["warnings"] if w != NEEDS_REVIEW]
