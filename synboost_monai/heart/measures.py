@@ -1,4 +1,4 @@
-"""Compute the clinical measures of a patient from label maps of two views and two phases: volumes, ejection fraction, lengths.
+"""Compute the clinical measures of a patient from label maps of two views and two phases: volumes, ejection fraction, mass, lengths.
 
 A measure that cannot be computed is None with a reason, never a number: the mask is empty, a view or a phase is missing, or the
 pixel spacing is not known.
@@ -14,15 +14,21 @@ from synboost_monai.heart.volumes import (
     MAX_LENGTH_DIFFERENCE,
     Atrium,
     CannotMeasureError,
+    Disks,
     Ventricle,
     area_length_volume_ml,
     camus_volumes_ml,
     disk_volume_ml,
     ejection_fraction,
     length_difference,
+    longitudinal_strain,
     measure_atrium,
+    measure_epicardium,
     measure_ventricle,
+    sphericity_index,
+    wall_mass_g,
 )
+from synboost_monai.quantities import QUANTITIES
 from synboost_monai.records import PHASES, VIEWS
 
 if TYPE_CHECKING:
@@ -36,15 +42,19 @@ TWO_CHAMBER, FOUR_CHAMBER = VIEWS.values()
 END_DIASTOLE, END_SYSTOLE = PHASES.values()
 
 MEASURES: dict[str, tuple[str, str]] = {
-    "end_diastolic_volume_ml": ("end-diastolic volume", "ml"),
-    "end_systolic_volume_ml": ("end-systolic volume", "ml"),
-    "ejection_fraction": ("ejection fraction", "%"),
-    "end_diastolic_length_mm": ("left ventricular length at end-diastole", "mm"),
-    "end_systolic_length_mm": ("left ventricular length at end-systole", "mm"),
-    "end_diastolic_atrial_volume_ml": ("left atrial volume at end-diastole", "ml"),
-    "end_systolic_atrial_volume_ml": ("left atrial volume at end-systole", "ml"),
+    name: (QUANTITIES[name].words[0], QUANTITIES[name].unit)
+    for name in (
+        "end_diastolic_volume_ml",
+        "end_systolic_volume_ml",
+        "ejection_fraction",
+        "end_diastolic_length_mm",
+        "end_systolic_length_mm",
+        "end_diastolic_atrial_volume_ml",
+        "end_systolic_atrial_volume_ml",
+    )
 }
-"""Measure -> its description and unit. Differences of ejection fractions are in percentage points."""
+"""Measure -> its description and unit: what evaluations compare with experts. Differences of ejection fractions are in percentage
+points."""
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "biplane": ("biplane", (TWO_CHAMBER, FOUR_CHAMBER)),
     "biplane_camus": ("biplane, CAMUS's rule", (TWO_CHAMBER, FOUR_CHAMBER)),
@@ -54,6 +64,8 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Method -> its description and the views that it needs. Left ventricular volumes come from Simpson's method of disks in both planes
 or one, and from `camus_volumes_ml`, whose ejection fraction compares with Info_*.cfg of CAMUS; left atrial volumes come from the
 area-length method (see `volumes.py`)."""
+HEIGHTS_M, WEIGHTS_KG = (0.4, 2.5), (2.0, 400.0)
+"""Lowest and highest plausible height and weight; a height in centimetres is not plausible in metres."""
 _WORDS = {TWO_CHAMBER: "two-chamber view", FOUR_CHAMBER: "four-chamber view"}
 _PHASE_WORDS = {END_DIASTOLE: "end-diastole", END_SYSTOLE: "end-systole"}
 
@@ -63,7 +75,7 @@ class ClinicalMeasure:
     """Hold one measure by one method."""
 
     measure: str
-    """A key of `MEASURES`."""
+    """A key of `quantities.QUANTITIES`."""
     method: str
     """A key of `METHODS`."""
     value: float | None
@@ -74,7 +86,9 @@ class ClinicalMeasure:
     """Why the value is in doubt."""
 
 
-def measure_patient(frames: Mapping[tuple[str, str], Frame], *, is_one_clip: bool = False) -> list[ClinicalMeasure]:
+def measure_patient(
+    frames: Mapping[tuple[str, str], Frame], *, is_one_clip: bool = False, more: bool = False
+) -> list[ClinicalMeasure]:
     """Compute every measure of `MEASURES` by every method that applies, in that order.
 
     Args:
@@ -83,6 +97,7 @@ def measure_patient(frames: Mapping[tuple[str, str], Frame], *, is_one_clip: boo
             is left out counts as missing.
         is_one_clip: both phases of a view come from one clip, at one scale and with square pixels, so that its ejection fraction, a
             ratio, can be computed without a spacing.
+        more: also compute stroke volume, sphericity, mass, longitudinal strain and the area of the atrium, but nothing by CAMUS's rule.
     Raises:
         ValueError: if a view or phase is unknown, or an array is not a label map.
     """
@@ -98,11 +113,14 @@ def measure_patient(frames: Mapping[tuple[str, str], Frame], *, is_one_clip: boo
         {key: _attempt(measure_ventricle, key, frames) for key in known},
         {key: _attempt(measure_atrium, key, frames) for key in known},
         {key: _attempt(measure_ventricle, key, unscaled) for key in unscaled},
+        {key: _attempt(measure_epicardium, key, frames) for key in known if more and key[1] == END_DIASTOLE},
     )
     found = []
     for method in METHODS:
-        found += [*heart.ventricular(method), *heart.lengths(method), *heart.atrial(method)]
-    order = list(MEASURES)
+        if not (more and method == "biplane_camus"):
+            found += [*heart.ventricular(method), *heart.lengths(method), *heart.atrial(method)]
+            found += heart.further(method) if more else []
+    order = list(QUANTITIES)
     return sorted(found, key=lambda m: order.index(m.measure))  # stable: methods keep their order
 
 
@@ -114,6 +132,8 @@ class _Heart:
     atria: Mapping[tuple[str, str], Atrium | str]
     unscaled: Mapping[tuple[str, str], Ventricle | str]
     """Ventricles of frames whose spacing is not known, with a pixel taken as 1 mm; used only for ratios within a view."""
+    epicardia: Mapping[tuple[str, str], Disks | str]
+    """Ventricles with their walls at end-diastole; empty if they are not wanted."""
 
     def ventricular(self, method: str) -> list[ClinicalMeasure]:
         """Return left ventricular volumes and ejection fraction."""
@@ -158,6 +178,43 @@ class _Heart:
             found.append(_measured(f"{prefix}_atrial_volume_ml", method, value))
         return found
 
+    def further(self, method: str) -> list[ClinicalMeasure]:
+        """Return stroke volume, sphericity, mass, longitudinal strain, and for methods with a single view the area of the atrium."""
+        views = METHODS[method][1]
+        volumes = diastolic, systolic = [self._volume(method, phase) for phase in (END_DIASTOLE, END_SYSTOLE)]
+        warnings = dict.fromkeys(w for p in (END_DIASTOLE, END_SYSTOLE) if (w := self._warning(method, p)))
+        both, diastole = "; ".join(warnings), self._warning(method, END_DIASTOLE)
+        stroke = (
+            "; ".join(v for v in volumes if isinstance(v, str))
+            if isinstance(diastolic, str) or isinstance(systolic, str)
+            else diastolic - systolic
+        )
+
+        def sphericity(*cavities: Ventricle) -> float:
+            return sphericity_index(disk_volume_ml(*cavities), *cavities)
+
+        def strain(*cavities: Ventricle) -> float:
+            return longitudinal_strain(cavities[: len(views)], cavities[len(views) :])
+
+        def mass(*parts: Any) -> float:
+            return wall_mass_g(parts[: len(views)], parts[len(views) :])
+
+        walls = {**self.ventricles, **{(view, "wall"): self.epicardia[view, END_DIASTOLE] for view in views}}
+        found = [
+            _measured("stroke_volume_ml", method, stroke, both),
+            _measured("sphericity", method, _from_all(sphericity, self.ventricles, views, [END_DIASTOLE]), diastole),
+            _measured("mass_g", method, _from_all(mass, walls, views, [END_DIASTOLE, "wall"]), diastole),
+            _measured(
+                "longitudinal_strain",
+                method,
+                _from_all(strain, self.ventricles, views, [END_DIASTOLE, END_SYSTOLE]),
+            ),
+        ]
+        if len(views) == 1:
+            area = _from_all(lambda atrium: atrium.area_mm2 / 100, self.atria, views, [END_SYSTOLE])
+            found.append(_measured("end_systolic_atrial_area_cm2", method, area))
+        return found
+
     def _volume(self, method: str, phase: str) -> float | str:
         views = METHODS[method][1]
         if method != "biplane_camus":
@@ -175,6 +232,24 @@ class _Heart:
         if len(ventricles) < 2 or length_difference(*ventricles) <= MAX_LENGTH_DIFFERENCE:
             return ""
         return f"the views' long axes differ by more than {100 * MAX_LENGTH_DIFFERENCE:.0f} % at {_PHASE_WORDS[phase]}"
+
+
+def body_surface_m2(height_m: float | None, weight_kg: float | None) -> float:
+    """Return the surface of a body: 0.007184 W^0.425 H^0.725, with H in cm (DuBois and DuBois, Arch Intern Med 1916;17:863-871).
+
+    Raises:
+        CannotMeasureError: if height or weight is not known or not plausible.
+    """
+    for words, value, (low, high), unit in (
+        ("height", height_m, HEIGHTS_M, "m"),
+        ("weight", weight_kg, WEIGHTS_KG, "kg"),
+    ):
+        if not value:  # headers write 0 for a value that nobody entered
+            raise CannotMeasureError(f"the header gives no {words}")
+        if not low <= value <= high:
+            raise CannotMeasureError(f"the header's {words} is not plausible: {low:g} to {high:g} {unit} were expected")
+    assert height_m is not None and weight_kg is not None
+    return float(0.007184 * weight_kg**0.425 * (100 * height_m) ** 0.725)
 
 
 def _attempt(
@@ -199,7 +274,7 @@ def _from_all(
     """Apply `value` to the parts of all views and phases, phase by phase; or return the reasons of those that are missing."""
     needed = [parts[view, phase] for phase in phases for view in views]
     missing = [part for part in needed if isinstance(part, str)]
-    return "; ".join(missing) if missing else value(*needed)
+    return "; ".join(dict.fromkeys(missing)) if missing else value(*needed)
 
 
 def _measured(measure: str, method: str, value: float | str, warning: str = "") -> ClinicalMeasure:

@@ -1,4 +1,4 @@
-"""Measure the left ventricle and the left atrium in an apical view, and compute volumes from one or two such views.
+"""Measure the left ventricle, its wall and the left atrium in an apical view; compute volumes and mass from one or two such views.
 
 The long axis is defined as in CAMUS: from the middle of the mitral annulus, a point on the cavity's outline, to the apex, the point of
 the outline farthest from it. The annulus is the stretch of the outline that is nearer to the left atrium than to the myocardium, so
@@ -12,6 +12,9 @@ Two rules for the disks of a biplane volume:
 - `camus_volumes_ml` follows the script of CAMUS's authors (script_camus_ef.ipynb, on the data set's site), which gave the
   ejection fractions of Info_*.cfg: diameters at the basal side of each disk, and one height for both phases, from the longest of
   the four axes. As the shortening of the long axis does not count, its ejection fractions are lower.
+
+The mass of the wall is the volume within the epicardium minus the cavity's, both by disks, times the density of muscle. Area and length
+of short axes, as in Lang et al. 2015, need a view that is not apical.
 
 Outlines run between the centres of pixels (marching squares), so that lengths and areas are exact to a fraction of a pixel at any
 rotation. All lengths are in millimetres; points are (y, x) from the centre of the first pixel.
@@ -55,6 +58,14 @@ MAX_WALL_GAP_MM = 3.0
 MAX_ATRIUM_REACH_MM = 5.0
 """How much farther from the atrium the annulus may be than the cavity's nearest point; it limits the annulus where there is no
 myocardium."""
+MAX_BARE_SHARE = 0.05
+"""Largest share of the cavity's border, without the annulus, that may lie farther than `MAX_WALL_GAP_MM` from myocardium: a wall with a
+larger gap has no mass."""
+MUSCLE_DENSITY_G_PER_ML = 1.05
+"""Density of myocardium (Lang et al. 2015)."""
+CONTOUR_SMOOTHING_PIXELS = 3.0
+"""Standard deviation of the Gaussian along a contour before its length is measured: an outline between pixels is a staircase, up to 8 %
+longer than the line that it follows."""
 BRIDGED_POINTS = 6
 """Gap in the annulus that is bridged, in points of the outline, which are half a pixel to a pixel apart."""
 
@@ -64,17 +75,25 @@ class CannotMeasureError(ValueError):
 
 
 @dataclass(frozen=True)
-class Ventricle:
-    """Represent the left ventricular cavity of one view, cut into disks across its long axis, the first one at the base."""
+class Disks:
+    """Represent what lies around the left ventricle's long axis in one view, cut into disks across it, the first one at the base."""
 
     length_mm: float
     """Length from base to apex."""
     diameters_mm: FloatArray
     """(D,): mean diameter in each disk."""
+
+
+@dataclass(frozen=True)
+class Ventricle(Disks):
+    """Represent the left ventricular cavity of one view."""
+
     camus_diameters_mm: FloatArray
     """(D,): diameter where each disk begins, as CAMUS's script measures it (`CAMUS_REACH_PIXELS`)."""
     base_mm: FloatArray
     apex_mm: FloatArray
+    contour_mm: float = math.nan
+    """Length of the endocardium from one side of the mitral annulus over the apex to the other; NaN if there is no contour."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +120,8 @@ def measure_ventricle(
     """
     chambers = _Chambers.of(label_map, spacing_mm)
     outline = chambers.cavity_outline
-    base = chambers.annulus_middle()
-    apex = outline[_farthest(outline, base, float(chambers.spacing.max()))]
+    base, apex = chambers.long_axis()
     length = float(np.linalg.norm(apex - base))
-    if length < MIN_AXIS_PIXELS * float(chambers.spacing.max()):
-        raise CannotMeasureError("the left ventricular cavity is a few pixels only")
     z, w = _along_and_across(outline, base, apex)
     edges = np.linspace(0.0, length, num_disks + 1)
     pixel = float(chambers.spacing.min())
@@ -116,7 +132,31 @@ def measure_ventricle(
         camus_diameters_mm=_diameters_beyond(z, w, begins, CAMUS_REACH_PIXELS * pixel),
         base_mm=base,
         apex_mm=apex,
+        contour_mm=_smooth_length(chambers.border[1], CONTOUR_SMOOTHING_PIXELS * pixel),
     )
+
+
+def measure_epicardium(
+    label_map: NDArray[Any], spacing_mm: Sequence[float] | None, num_disks: int = NUM_DISKS
+) -> Disks:
+    """Cut the left ventricle with its wall into disks across the cavity's long axis, from the mitral annulus to the apex outside.
+
+    Args:
+        label_map, spacing_mm, num_disks: as `measure_ventricle`.
+    Raises:
+        CannotMeasureError: as `measure_ventricle`, and if the myocardium does not surround the cavity.
+        ValueError: as `measure_ventricle`.
+    """
+    chambers = _Chambers.of(label_map, spacing_mm)
+    base, apex = chambers.long_axis()
+    wall = chambers.label_map == MYOCARDIUM.class_index
+    gaps = _distance_to(wall, chambers.border[1], chambers.spacing, chambers.corner)
+    if np.mean(gaps > MAX_WALL_GAP_MM) > MAX_BARE_SHARE:
+        raise CannotMeasureError("the myocardium does not surround the left ventricular cavity")
+    whole = wall | (chambers.label_map == LEFT_VENTRICULAR_CAVITY.class_index)
+    z, w = _along_and_across(_outline(whole, chambers.spacing, chambers.corner), base, apex)
+    length = float(z.max())
+    return Disks(length, _slice_areas(z, w, np.linspace(0.0, length, num_disks + 1)) * num_disks / length)
 
 
 def measure_atrium(label_map: NDArray[Any], spacing_mm: Sequence[float] | None) -> Atrium:
@@ -145,7 +185,7 @@ def measure_atrium(label_map: NDArray[Any], spacing_mm: Sequence[float] | None) 
     return Atrium(area, length)
 
 
-def disk_volume_ml(first: Ventricle, second: Ventricle | None = None) -> float:
+def disk_volume_ml(first: Disks, second: Disks | None = None) -> float:
     """Return the volume by Simpson's method of disks: pi / 4 * sum of a_k b_k * L / D.
 
     Args:
@@ -157,6 +197,32 @@ def disk_volume_ml(first: Ventricle, second: Ventricle | None = None) -> float:
     second = second or first
     length = max(first.length_mm, second.length_mm)
     return _stack_ml(first.diameters_mm, second.diameters_mm, length)
+
+
+def wall_mass_g(cavities: Sequence[Disks], epicardia: Sequence[Disks]) -> float:
+    """Return the mass of the left ventricle's wall: what is within the epicardium but not in the cavity, times `MUSCLE_DENSITY_G_PER_ML`.
+
+    Args:
+        cavities, epicardia: of the same one or two views of one phase, in the same order.
+    Returns:
+        grams.
+    """
+    return MUSCLE_DENSITY_G_PER_ML * (disk_volume_ml(*epicardia) - disk_volume_ml(*cavities))
+
+
+def sphericity_index(volume_ml: float, *views: Disks) -> float:
+    """Return a ventricle's volume as a share of the sphere whose diameter is its long axis, the longest of these views: 1 is a ball."""
+    return volume_ml * 1000 / (math.pi / 6 * max(view.length_mm for view in views) ** 3)
+
+
+def longitudinal_strain(end_diastole: Sequence[Ventricle], end_systole: Sequence[Ventricle]) -> float:
+    """Return by how much the endocardium is longer at end-systole than at end-diastole, in percent; below 0 as it shortens.
+
+    100 (L_ES - L_ED) / L_ED of each view's contour without the mitral annulus, averaged over the views. Contours do not follow the same
+    points of muscle, as speckle tracking does.
+    """
+    strains = [100 * (es.contour_mm / ed.contour_mm - 1) for ed, es in zip(end_diastole, end_systole, strict=True)]
+    return math.fsum(strains) / len(strains)
 
 
 def camus_volumes_ml(
@@ -237,17 +303,26 @@ class _Chambers:
         """Outline of the cavity, (M, 2), in mm."""
         return _outline(self.label_map == LEFT_VENTRICULAR_CAVITY.class_index, self.spacing, self.corner)
 
+    def long_axis(self) -> tuple[FloatArray, FloatArray]:
+        """Return base and apex of the cavity."""
+        base = self.annulus_middle()
+        apex = self.cavity_outline[_farthest(self.cavity_outline, base, float(self.spacing.max()))]
+        if np.linalg.norm(apex - base) < MIN_AXIS_PIXELS * float(self.spacing.max()):
+            raise CannotMeasureError("the left ventricular cavity is a few pixels only")
+        return base, apex
+
     def annulus_middle(self) -> FloatArray:
         """Return the point of the cavity's outline half way along the mitral annulus."""
-        points = self._annulus()
+        points = self.border[0]
         steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
         run = np.concatenate([[0.0], np.cumsum(steps)])
         if run[-1] > MAX_ANNULUS_SHARE * _perimeter(self.cavity_outline):
             raise CannotMeasureError("most of the left ventricular cavity's border is open, so its base is not known")
         return np.array([np.interp(run[-1] / 2, run, points[:, k]) for k in (0, 1)])
 
-    def _annulus(self) -> FloatArray:
-        """Return the part of the outline that is the annulus, (K, 2), in the outline's order."""
+    @cached_property
+    def border(self) -> tuple[FloatArray, FloatArray]:
+        """Annulus, (K, 2), and endocardium, (M, 2), which share their ends: both parts of the outline in its order."""
         outline = self.cavity_outline
         to_wall = _distance_to(self.label_map == MYOCARDIUM.class_index, outline, self.spacing, self.corner)
         to_atrium = _distance_to(self.label_map == LEFT_ATRIUM.class_index, outline, self.spacing, self.corner)
@@ -265,7 +340,8 @@ class _Chambers:
         padded = np.pad(is_annulus, BRIDGED_POINTS)
         runs, _ = ndimage.label(ndimage.binary_closing(padded, np.ones(BRIDGED_POINTS + 1)))
         runs = runs[BRIDGED_POINTS:-BRIDGED_POINTS]
-        return points[runs == 1 + np.bincount(runs)[1:].argmax()]
+        first, last = np.flatnonzero(runs == 1 + np.bincount(runs)[1:].argmax())[[0, -1]]
+        return points[first : last + 1], np.roll(points, -last, axis=0)[: len(points) - (last - first) + 1]
 
 
 # ---- outlines
@@ -292,6 +368,18 @@ def _farthest(polygon: FloatArray, point: FloatArray, tolerance: float) -> int:
 
 def _perimeter(polygon: FloatArray) -> float:
     return float(np.linalg.norm(polygon - np.roll(polygon, -1, axis=0), axis=1).sum())
+
+
+def _smooth_length(line: FloatArray, sigma: float) -> float:
+    """Return the length of an open line (M, 2) after a Gaussian along it, which leaves its ends where they are."""
+    run = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
+    step = sigma / 6
+    at = np.linspace(0.0, run[-1], max(2, round(run[-1] / step)))
+    even = np.stack([np.interp(at, run, line[:, k]) for k in (0, 1)], axis=1)
+    reach = min(24, len(even) - 1)  # four standard deviations
+    padded = np.pad(even, ((reach, reach), (0, 0)), mode="reflect", reflect_type="odd")
+    smooth = ndimage.gaussian_filter1d(padded, sigma / step, axis=0, mode="nearest")[reach : len(padded) - reach]
+    return float(np.linalg.norm(np.diff(smooth, axis=0), axis=1).sum())
 
 
 def _along_and_across(points: FloatArray, start: FloatArray, end: FloatArray) -> tuple[FloatArray, FloatArray]:

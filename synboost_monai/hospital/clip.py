@@ -1,8 +1,8 @@
-"""Segment a clip or still frame by frame, find its view and a beat, and segment the beat's two frames again with richer prompts.
+"""Segment a clip or still frame by frame, find its view and beats, and segment the beats' frames again with richer prompts.
 
-Every frame is first segmented with the prompts that need no attributes (P1). The left ventricle's area over time gives the beats; the
-frames at the beat's end-diastole and end-systole are then segmented again with view, phase, sex and age in the prompt, as far as the
-bundle's prompt level uses them and the file gives them, and judged. Only those two are measured.
+Every frame is first segmented with the prompts that need no attributes (P1). The left ventricle's area over time gives the beats, and its
+volume a curve. The frames at end-diastole and end-systole of each whole beat are then segmented again with view, phase, sex and age in
+the prompt, as far as the bundle's prompt level uses them and the file gives them, and judged. Only those are measured.
 
 T: frames of the clip. h, w: rows and columns of the ultrasound region.
 """
@@ -10,7 +10,7 @@ T: frames of the clip. h, w: rows and columns of the ultrasound region.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from synboost_monai.dicom.reading.read import ClipFacts
 from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.heart.volumes import CannotMeasureError, disk_volume_ml, measure_ventricle
 from synboost_monai.hospital.beats import Beat, NoBeatError, find_beats, frames_of_r_waves
 from synboost_monai.records import PHASES, VIEWS
 
@@ -30,6 +31,8 @@ NUM_VIEW_FRAMES = 4
 """Number of frames, spread over the clip, on which the model is asked for the view."""
 MIN_VIEW_PROBABILITY = 0.95
 """Smallest mean probability of a view over these frames at which the network's view is taken; below it, real views were often mistaken."""
+MAX_BEATS = 30
+"""Largest number of whole beats of a clip that are measured, the first ones: usual clips have 1 to 5."""
 END_DIASTOLE, END_SYSTOLE = PHASES["ED"], PHASES["ES"]
 
 ReadFrames = Callable[[Sequence[int] | None], Iterator["NDArray[np.uint8]"]]
@@ -70,12 +73,15 @@ class SegmentedClip:
     """For each view, the network's probability, or the model's expected Dice with that view in the prompt."""
     beats: tuple[Beat, ...] = ()
     beat: Beat | None = None
-    """The beat that is measured."""
+    """The beat that stands for the clip."""
+    volumes_ml: NDArray[np.float64] | None = None
+    """Volume of the left ventricle in each frame by disks in this one plane, (T,), with the first prompts, not judged; NaN where it cannot
+    be measured; None without a calibration."""
     phase_source: str = "none"
     """area, ecg, given, or none."""
     no_beat_reason: str = ""
     doubts: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """Doubts about the frames that were segmented again, by index."""
+    """Doubts about the frames that were segmented again, by index: those of `measured_beats`, or one frame where there is no beat."""
     prompts: dict[int, list[str]] = field(default_factory=dict)
     """Prompts of the same frames."""
     first_prompts: list[str] = field(default_factory=list)
@@ -83,23 +89,33 @@ class SegmentedClip:
 
     @property
     def phases(self) -> dict[int, str]:
-        """Return index of a frame -> its phase, where it is known."""
-        return {} if self.beat is None else {self.beat.end_diastole: END_DIASTOLE, self.beat.end_systole: END_SYSTOLE}
+        """Return index of a frame of the clip's beat -> its phase."""
+        return {} if self.beat is None else phases_of(self.beat)
+
+    @property
+    def measured_beats(self) -> dict[int, Beat]:
+        """Return number of a beat, from 1 -> the beat, of the first `MAX_BEATS` whole beats and the one that stands for the clip."""
+        whole = [beat for beat in self.beats if beat.is_whole][:MAX_BEATS]
+        return {n: beat for n, beat in enumerate(self.beats, start=1) if beat in whole or beat == self.beat}
 
     @property
     def frames(self) -> list[int]:
-        """Return the indices of the frames that were segmented again: the beat's two, or one of a still or a clip without a beat."""
-        return sorted(self.doubts)
+        """Return the indices of the frames that stand for the clip: the beat's two, or one of a still or a clip without a beat."""
+        return sorted(self.phases or self.doubts)
 
     @property
     def verdict(self) -> str:
-        """Return accept if there are judged frames and all are accepted, else review."""
-        return "accept" if self.doubts and all(d["verdict"] == "accept" for d in self.doubts.values()) else "review"
+        """Return accept if the frames that stand for the clip are all accepted, else review."""
+        return "accept" if self.frames and not self.is_doubted(self.frames) else "review"
+
+    def is_doubted(self, frames: Iterable[int]) -> bool:
+        """Return whether any of these frames, which were judged, needs review."""
+        return any(self.doubts[i]["verdict"] == "review" for i in frames)
 
     @property
     def reasons(self) -> list[str]:
         """Return why the verdict is review, in words."""
-        words = {frame: self.phases.get(frame, "frame").replace("_", "-") for frame in self.doubts}
+        words = {frame: self.phases.get(frame, "frame").replace("_", "-") for frame in self.frames}
         return [
             f"{words[i]} (frame {i + 1}): {reason['message']}"
             for i in self.frames
@@ -108,8 +124,13 @@ class SegmentedClip:
 
     @property
     def predicted_dice(self) -> float:
-        """Return the mean predicted Dice of the judged frames, 0..1."""
-        return float(np.mean([d["predicted_dice"] for d in self.doubts.values()])) if self.doubts else 0.0
+        """Return the mean predicted Dice of the frames that stand for the clip, 0..1."""
+        return float(np.mean([self.doubts[i]["predicted_dice"] for i in self.frames])) if self.doubts else 0.0
+
+
+def phases_of(beat: Beat) -> dict[int, str]:
+    """Return index of a beat's frame -> its phase."""
+    return {beat.end_diastole: END_DIASTOLE, beat.end_systole: END_SYSTOLE}
 
 
 def segment_clip(
@@ -151,15 +172,35 @@ def _first_pass(
     """Segment every frame with the prompts that need no attributes; where only areas are wanted, on the network's own grid."""
     maps = PackedMaps()
     areas: list[float] = []
+    volumes: list[float] = []
     for window in read(None):
         found = model.segment(window, facts.spacing_mm, {}, is_first=True, is_small=not keeps_all)
         if keeps_all:
             for index, label_map in enumerate(found.label_maps, start=len(areas)):
                 maps[index] = label_map
         areas.extend(float(a) for a in found.areas)
+        if facts.spacing_mm is not None:
+            scale = [
+                spacing * n / m for spacing, n, m in zip(facts.spacing_mm, window.shape[1:], found.label_maps.shape[1:])
+            ]
+            volumes.extend(_volume_ml(label_map, scale) for label_map in found.label_maps)
         if progress is not None:
             progress(len(window))
-    return SegmentedClip(facts, maps, np.array(areas, dtype=np.float64), first_prompts=model.prompts({}, is_first=True))
+    return SegmentedClip(
+        facts,
+        maps,
+        np.array(areas, dtype=np.float64),
+        volumes_ml=np.array(volumes) if facts.spacing_mm is not None else None,
+        first_prompts=model.prompts({}, is_first=True),
+    )
+
+
+def _volume_ml(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> float:
+    """Return the volume of the left ventricle by disks in one plane; NaN if it cannot be measured."""
+    try:
+        return disk_volume_ml(measure_ventricle(label_map, spacing_mm))
+    except CannotMeasureError:
+        return float("nan")
 
 
 def _choose_beat(clip: SegmentedClip, given: tuple[int, int] | None) -> None:
@@ -201,11 +242,12 @@ def _choose_view(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames, vi
 
 
 def _second_pass(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames) -> None:
-    """Segment the beat's frames, or one frame where there is no beat, with all known attributes, and judge them."""
-    indices = [*clip.phases] or [int(np.argmax(clip.areas))]
+    """Segment the frames of the measured beats, or one where there is no beat, with all known attributes, and judge them."""
+    phases = {i: phase for beat in clip.measured_beats.values() for i, phase in phases_of(beat).items()}
+    indices = [*phases] or [int(np.argmax(clip.areas))]
     known = {"view": clip.view, "sex": clip.facts.sex, "age": clip.facts.age}
     for index in sorted(indices):
-        attributes = {k: v for k, v in {**known, "phase": clip.phases.get(index)}.items() if v is not None}
+        attributes = {k: v for k, v in {**known, "phase": phases.get(index)}.items() if v is not None}
         frame = np.concatenate(list(read([index])))
         found = model.segment(frame, clip.facts.spacing_mm, attributes, judge=True)
         clip.label_maps[index] = found.label_maps[0]

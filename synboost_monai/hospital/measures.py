@@ -1,13 +1,21 @@
-"""Measure a study on the clip of each view that can be trusted most: single plane, and biplane where there are both views."""
+"""Measure a study on the clip of each view that can be trusted most: single plane, and biplane where there are both views.
+
+The numbers of a study come from one beat of each of these clips. Volumes and ejection fraction are also computed for every whole beat of
+each clip by itself: beats of two clips are not the same ones, so that these are of single planes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from synboost_monai.heart.measures import MEASURES, METHODS, ClinicalMeasure, measure_patient
+from synboost_monai.heart.measures import METHODS, ClinicalMeasure, body_surface_m2, measure_patient
+from synboost_monai.heart.volumes import CannotMeasureError, disk_volume_ml, ejection_fraction, measure_ventricle
+from synboost_monai.hospital.beats import Beat, frames_of_r_waves
 from synboost_monai.hospital.clip import END_DIASTOLE, END_SYSTOLE, SegmentedClip
+from synboost_monai.quantities import HEADER, QUANTITIES
 from synboost_monai.records import VIEWS
 
 if TYPE_CHECKING:
@@ -17,6 +25,12 @@ REPORTED_METHODS = tuple(method for method in METHODS if method != "biplane_camu
 """Methods used for patients; CAMUS's own rule is only for comparison with CAMUS."""
 NEEDS_REVIEW = "a segmentation needs review"
 """Warning of a measure if one of its frames has the verdict review."""
+BEAT_AT_END = "the beat reaches an end of the clip"
+"""Warning of a measure, or reason why there is none, if a beat's end-diastole or end-systole may be out of sight."""
+LARGER_SYSTOLE = "the end-systolic volume is the larger one"
+"""Reason why there is no ejection fraction: frames or contours must be wrong."""
+BEAT_MEASURES = ("end_diastolic_volume_ml", "end_systolic_volume_ml", "ejection_fraction")
+"""Measures of each beat."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +47,19 @@ class StudyMeasure:
     """Why the value is in doubt."""
     sources: tuple[tuple[str, tuple[int, ...]], ...]
     """Name of each clip that the value was measured on, and the indices of its frames."""
+    beat: int | None = None
+    """Number of the beat in its clip, from 1; None for a number of the study."""
+    basis: str = ""
+    """What the value comes from, where that is not always the same."""
 
     def __post_init__(self) -> None:
         if (self.value is None) != bool(self.reason):
             raise ValueError(f"measures.py: {self.measure} has a value or a reason why not, not both and not neither")
+
+    @property
+    def is_doubted(self) -> bool:
+        """Return whether one of the contours that it was measured on needs review."""
+        return NEEDS_REVIEW in self.warnings
 
 
 def choose_clips(clips: Mapping[str, SegmentedClip]) -> dict[str, str]:
@@ -57,21 +80,39 @@ def choose_clips(clips: Mapping[str, SegmentedClip]) -> dict[str, str]:
 
 
 def measure_study(clips: Mapping[str, SegmentedClip]) -> list[StudyMeasure]:
-    """Measure the volumes, ejection fraction, lengths and atrial volumes of a study.
+    """Measure the volumes, ejection fraction, mass, lengths, atrial volumes and heart rate of a study, and each of its beats.
 
     Args:
         clips: name -> clip, all of one patient.
     Returns:
-        every measure by every method of `REPORTED_METHODS`, with a value or the reason why there is none.
+        every measure by every method of `REPORTED_METHODS` that it has, with a value or the reason why there is none; those of single
+        beats come last.
     """
     chosen = choose_clips(clips)
     frames: dict[tuple[str, str], tuple[NDArray[Any], Sequence[float] | None] | str] = {}
     for view in VIEWS.values():
         for phase in (END_DIASTOLE, END_SYSTOLE):
             frames[view, phase] = _frame(clips, chosen.get(view), view, phase)
-    return [
-        _of_study(measure, clips, chosen) for measure in measure_patient(frames) if measure.method in REPORTED_METHODS
+    found = [
+        _of_study(measure, clips, chosen)
+        for measure in measure_patient(frames, more=True)
+        if measure.method in REPORTED_METHODS
     ]
+    beats: list[StudyMeasure] = []
+    for method in REPORTED_METHODS:
+        name = chosen.get(METHODS[method][1][0])
+        if len(METHODS[method][1]) > 1 or name is None:
+            continue
+        clip = clips[name]
+        beats_of_clip = {n: b for n, b in enumerate(clip.beats, start=1) if n in clip.measured_beats or not b.is_whole}
+        of_clip = [m for n, beat in beats_of_clip.items() for m in _of_beat(clip, name, method, n, beat)]
+        found += [*_spread(of_clip, method), _heart_rate(clip, name, method)]
+        beats += of_clip
+    surface = _body_surface(clips, chosen)
+    indices = {q.index_of: q.name for q in QUANTITIES.values() if q.index_of}
+    found += [surface, *(_index(m, indices[m.measure], surface) for m in found if m.measure in indices)]
+    order = list(QUANTITIES)
+    return [*sorted(found, key=lambda m: order.index(m.measure)), *beats]  # stable: methods keep their order
 
 
 def _frame(
@@ -93,31 +134,24 @@ def _frame(
 
 def _of_study(found: ClinicalMeasure, clips: Mapping[str, SegmentedClip], chosen: Mapping[str, str]) -> StudyMeasure:
     """Return a measure with its sources and warnings."""
-    views = METHODS[found.method][1]
     phases = _phases_of(found.measure)
-    names = [chosen[view] for view in views if view in chosen]
+    names = [chosen[view] for view in METHODS[found.method][1] if view in chosen]
     sources = [(n, tuple(sorted(i for i, p in clips[n].phases.items() if p in phases))) for n in names]
     warnings = [found.warning] if found.warning else []
-    for name in names:
-        clip = clips[name]
-        if any(clip.doubts[i]["verdict"] == "review" for i, p in clip.phases.items() if p in phases):
-            warnings.append(NEEDS_REVIEW)
-        if clip.view_source == "model":
-            warnings.append("the view is the model's opinion")
-        if clip.view_source == "network":
-            words = str(clip.view).replace("_", " ")
-            warnings.append(
-                f"the view is what the network sees: {words}, probability {clip.view_confidence[str(clip.view)]:.2f}"
-            )
-        if clip.beat is not None and not clip.beat.is_whole:
-            warnings.append("the beat reaches an end of the clip")
+    for name, indices in sources:
+        warnings += _warnings(clips[name], indices)
+        beat = clips[name].beat
+        if beat is not None and not beat.is_whole:
+            warnings.append(BEAT_AT_END)
     value, reason = found.value, found.reason
-    if value is not None and value < 0:  # ECG's or somebody's choice of frames may be wrong
-        value, reason = None, "the end-systolic volume is the larger one"
+    if (
+        value is not None and value < QUANTITIES[found.measure].limits[0]
+    ):  # ECG's or somebody's choice of frames may be wrong
+        value, reason = None, LARGER_SYSTOLE
     return StudyMeasure(
         found.measure,
         found.method,
-        MEASURES[found.measure][1],
+        QUANTITIES[found.measure].unit,
         value,
         reason,
         tuple(dict.fromkeys(warnings)) if found.value is not None else (),
@@ -125,8 +159,143 @@ def _of_study(found: ClinicalMeasure, clips: Mapping[str, SegmentedClip], chosen
     )
 
 
+def _warnings(clip: SegmentedClip, frames: Iterable[int]) -> list[str]:
+    """Return why a number that was measured on these frames of a clip is in doubt."""
+    warnings = [NEEDS_REVIEW] if clip.is_doubted(frames) else []
+    if clip.view_source == "model":
+        warnings.append("the view is the model's opinion")
+    if clip.view_source == "network":
+        words = str(clip.view).replace("_", " ")
+        warnings.append(
+            f"the view is what the network sees: {words}, probability {clip.view_confidence[str(clip.view)]:.2f}"
+        )
+    return warnings
+
+
+def _of_beat(clip: SegmentedClip, name: str, method: str, number: int, beat: Beat) -> list[StudyMeasure]:
+    """Return volumes and ejection fraction of one beat; of a beat that is not whole only the reason why there are none."""
+    values: list[float] = []
+    reason = "" if beat.is_whole else BEAT_AT_END
+    try:
+        for index in (beat.end_diastole, beat.end_systole) if beat.is_whole else ():
+            values.append(disk_volume_ml(measure_ventricle(clip.label_maps[index], clip.facts.spacing_mm)))
+    except CannotMeasureError as error:
+        reason = str(error)
+    if not reason and values[1] > values[0]:
+        reason = LARGER_SYSTOLE
+    if not reason:
+        values.append(ejection_fraction(*values))
+    sources = ((beat.end_diastole,), (beat.end_systole,), (beat.end_diastole, beat.end_systole))
+    return [
+        StudyMeasure(
+            measure,
+            method,
+            QUANTITIES[measure].unit,
+            None if reason else values[i],
+            reason,
+            () if reason else tuple(_warnings(clip, sources[i])),
+            () if reason else ((name, sources[i]),),
+            beat=number,
+        )
+        for i, measure in enumerate(BEAT_MEASURES)
+    ]
+
+
+def _spread(beats: Sequence[StudyMeasure], method: str) -> list[StudyMeasure]:
+    """Return mean and standard deviation of the ejection fractions of a clip's beats; doubted if one of them is."""
+    known = [m for m in beats if m.measure == "ejection_fraction" and m.value is not None]
+    fractions = [m.value for m in known if m.value is not None]
+    is_known = len(fractions) > 1
+    found = []
+    for measure, of_all in (("ejection_fraction_mean", statistics.mean), ("ejection_fraction_sd", statistics.stdev)):
+        found.append(
+            StudyMeasure(
+                measure,
+                method,
+                QUANTITIES[measure].unit,
+                float(of_all(fractions)) if is_known else None,
+                "" if is_known else f"{len(fractions)} whole beats were measured; at least 2 are needed",
+                tuple(dict.fromkeys(w for m in known for w in m.warnings)) if is_known else (),
+                tuple(_joined(m.sources for m in known)) if is_known else (),
+                basis=f"{len(fractions)} whole beats" if is_known else "",
+            )
+        )
+    return found
+
+
+def _joined(sources: Iterable[tuple[tuple[str, tuple[int, ...]], ...]]) -> list[tuple[str, tuple[int, ...]]]:
+    """Return all frames of each clip."""
+    frames: dict[str, set[int]] = {}
+    for name, indices in (source for of_one in sources for source in of_one):
+        frames.setdefault(name, set()).update(indices)
+    return [(name, tuple(sorted(indices))) for name, indices in frames.items()]
+
+
+def _heart_rate(clip: SegmentedClip, name: str, method: str) -> StudyMeasure:
+    """Return the heart rate by the clip's R waves, or the times between its end-diastoles or end-systoles, or else by the header."""
+    times = clip.facts.frame_times_ms
+    r_waves = frames_of_r_waves(times, clip.facts.r_wave_times_ms)
+    last = clip.facts.num_frames - 1
+    ways = (
+        (r_waves, "R waves"),
+        ([b.end_diastole for b in clip.beats if b.end_diastole > 0], "end-diastoles"),
+        ([b.end_systole for b in clip.beats if b.end_systole < last], "end-systoles"),
+    )
+    value, basis, frames = clip.facts.heart_rate, "header (Heart Rate)", tuple(sorted(clip.phases))
+    warnings: list[str] = []
+    for indices, words in ways:
+        if times is not None and len(indices) > 1:
+            value = 60_000 / statistics.median(times[b] - times[a] for a, b in zip(indices, indices[1:]))
+            basis, frames = f"frame times of {len(indices)} {words}", tuple(indices)
+            if words != "R waves" and clip.is_doubted(i for i in indices if i in clip.doubts):
+                warnings.append(NEEDS_REVIEW)
+            break
+    low, high = QUANTITIES["heart_rate"].limits
+    if value is not None and not low <= value <= high:
+        value = None
+    reason = "" if value is not None else "neither two beats with frame times nor a plausible heart rate in the header"
+    return StudyMeasure(
+        "heart_rate",
+        method,
+        QUANTITIES["heart_rate"].unit,
+        value,
+        reason,
+        tuple(warnings) if value is not None else (),
+        ((name, frames),) if value is not None else (),
+        basis=basis if value is not None else "",
+    )
+
+
+def _body_surface(clips: Mapping[str, SegmentedClip], chosen: Mapping[str, str]) -> StudyMeasure:
+    """Return the body surface area by the headers of the measured clips, which must agree."""
+    bodies = {(clips[name].facts.height_m, clips[name].facts.weight_kg) for name in chosen.values()}
+    value, reason = None, ""
+    if len(bodies) != 1:
+        reason = "the headers of the clips disagree about height or weight" if bodies else "no clip is measured"
+    else:
+        try:
+            value = body_surface_m2(*bodies.pop())
+        except CannotMeasureError as error:
+            reason = str(error)
+    sources = tuple((name, tuple(sorted(clips[name].phases))) for name in chosen.values())
+    unit, basis = QUANTITIES["body_surface_m2"].unit, "height and weight of the header, DuBois"
+    is_known = value is not None
+    return StudyMeasure(
+        "body_surface_m2", HEADER, unit, value, reason, (), sources if is_known else (), basis=basis if is_known else ""
+    )
+
+
+def _index(of: StudyMeasure, measure: str, surface: StudyMeasure) -> StudyMeasure:
+    """Return a measure divided by body surface area, as doubtful as the measure."""
+    unit = QUANTITIES[measure].unit
+    if of.value is None or surface.value is None:
+        reason = of.reason or f"body surface area: {surface.reason}"
+        return StudyMeasure(measure, of.method, unit, None, reason, (), ())
+    return replace(of, measure=measure, unit=unit, value=of.value / surface.value, basis=surface.basis)
+
+
 def _phases_of(measure: str) -> tuple[str, ...]:
     """Return the phases whose frames a measure uses."""
-    if measure.startswith("end_diastolic"):
+    if measure.startswith("end_diastolic") or measure in ("sphericity", "mass_g"):
         return (END_DIASTOLE,)
     return (END_SYSTOLE,) if measure.startswith("end_systolic") else (END_DIASTOLE, END_SYSTOLE)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from synboost_monai.options import SegmenterOptions
+from synboost_monai.quantities import LANGUAGES
 from synboost_monai.records import VIEWS
 
 FRAME_CHOICES = ("ed-es", "all")
@@ -14,6 +15,8 @@ VIEW_CHOICES = {"auto": None, "a4c": VIEWS["4CH"], "a2c": VIEWS["2CH"]}
 """`--view` -> view of every clip; None: each clip's own."""
 SEGMENTATION_CHOICES = {"binary": "BINARY", "labelmap": "LABELMAP", "ohif": "BINARY"}
 """`--segmentation` -> type of the DICOM SEG."""
+REPORT_CHOICES = ("none", *LANGUAGES)
+"""`--report`: no page of each study for people, or one in this language."""
 OHIF = "ohif"
 """The choice whose calibrated segmentations state an orientation that is not known, without which OHIF shows none."""
 ENGINES = ("local", "ray")
@@ -31,6 +34,7 @@ class HospitalOptions(SegmenterOptions):
         view: view of the clips: auto (by their headers, else the network's opinion), a4c or a2c.
         segmentation: binary; labelmap, which many archives do not know yet; or ohif, binary with a nominal orientation, for OHIF from 3.13.
         overlay: also write frames with outlines, cut to the sector.
+        report: language of the page that is written for people, as HTML and as encapsulated PDF: en or de; none writes no page.
     Raises:
         ValueError: if a value is not among the choices.
     """
@@ -39,9 +43,11 @@ class HospitalOptions(SegmenterOptions):
     view: str = "auto"
     segmentation: str = "binary"
     overlay: bool = True
+    report: str = "en"
 
     def __post_init__(self) -> None:
         self._check("frames", FRAME_CHOICES)
+        self._check("report", REPORT_CHOICES)
         self._check("view", VIEW_CHOICES)
         self._check("segmentation", SEGMENTATION_CHOICES)
 

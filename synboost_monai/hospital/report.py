@@ -18,11 +18,12 @@ import pandas as pd
 from synboost_monai import __version__
 from synboost_monai.dicom.reasons import Outcome
 from synboost_monai.files import atomic_write_text
-from synboost_monai.hospital.results import JSON_NAME, NOTE, measures_csv
+from synboost_monai.hospital.results import JSON_NAME, NOTE, best_measure, measures_csv
 from synboost_monai.pages.blocks import Block, Fold, PictureRow, ReportTable, Section, Text
 from synboost_monai.pages.page import render
 from synboost_monai.pages.pictures import picture_cell
 from synboost_monai.pages.tables import Table
+from synboost_monai.quantities import QUANTITIES
 
 REPORT_NAME, MEASURES_NAME = "report.html", "measurements.csv"
 """Names of the page, and of the table of all studies' measures, in OUT."""
@@ -31,12 +32,11 @@ MAX_STUDIES = 200
 MAX_OPEN = 20
 """Largest number of studies that are shown unfolded."""
 METHOD_WORDS = {"biplane": "biplane", "four_chamber": "four-chamber", "two_chamber": "two-chamber"}
-_MEASURES = {
-    "ejection_fraction": ("ejection fraction", "%"),
-    "end_diastolic_volume_ml": ("end-diastolic volume", "ml"),
-    "end_systolic_volume_ml": ("end-systolic volume", "ml"),
-    "end_systolic_atrial_volume_ml": ("left atrial volume", "ml"),
-}
+SHOWN = (
+    *("ejection_fraction", "end_diastolic_volume_ml", "end_systolic_volume_ml", "end_systolic_atrial_volume_ml"),
+    *("mass_g", "heart_rate"),
+)
+"""Quantities in the table of studies."""
 
 
 def write_report_page(out_dir: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Path:
@@ -102,14 +102,17 @@ def _overview(rows: Sequence[Mapping[str, Any]], studies: Sequence[Mapping[str, 
 def _study_table(studies: Sequence[Mapping[str, Any]]) -> list[Block]:
     lines = []
     for study in studies:
-        found = {(m["measure"], m["method"]): m["value"] for m in study["measures"]}
         line: dict[str, Any] = {"study": study["study"], "verdict": study["verdict"]}
-        for measure, (words, unit) in _MEASURES.items():
-            method = next((m for m in METHOD_WORDS if found.get((measure, m)) is not None), None)
-            value = None if method is None else found[measure, method]
-            line[f"{words}, {unit}"] = np.nan if value is None else round(float(value), 1)
+        marked = []
+        for measure in SHOWN:
+            quantity, found = QUANTITIES[measure], best_measure(study, measure)
+            words = f"{quantity.words[0]}, {quantity.unit}"
+            line[words] = np.nan if found is None else round(float(found["value"]), 1)
             if measure == "ejection_fraction":
-                line["method"] = "" if method is None else METHOD_WORDS[method]
+                line["method"] = "" if found is None else METHOD_WORDS[found["method"]]
+            if found is not None and found["needs_review"]:
+                marked.append(quantity.words[0])
+        line["contours in doubt"] = ", ".join(marked)
         line["clips"] = len(study["clips"])
         lines.append(line)
     if not lines:

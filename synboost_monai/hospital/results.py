@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +15,33 @@ from synboost_monai.heart.measures import METHODS
 from synboost_monai.hospital.clip import SegmentedClip
 from synboost_monai.hospital.measures import NEEDS_REVIEW, StudyMeasure
 from synboost_monai.hospital.privacy import visible
+from synboost_monai.quantities import BIPLANE, FOUR_CHAMBER, QUANTITIES, TWO_CHAMBER
 
-FORMAT = 1
+FORMAT = 2
 """Version of measurements.json; raised when readers have to know of a change."""
 JSON_NAME, CSV_NAME = "measurements.json", "measurements.csv"
 NOTE = "Made by software for research. Not for diagnosis."
 """Note in every result."""
 
-REPORTED = {
-    "end_diastolic_volume_ml": ("end_diastolic_volume", "mL"),
-    "end_systolic_volume_ml": ("end_systolic_volume", "mL"),
-    "ejection_fraction": ("ejection_fraction", "%"),
-    "end_diastolic_length_mm": ("left_ventricular_length", "mm"),
-    "end_systolic_atrial_volume_ml": ("left_atrial_volume", "mL"),
-}
-"""Measure -> quantity and unit of the structured report; the others have no code in the simplified adult echo report."""
-REPORTED_METHODS = {
-    "biplane": "biplane",
-    "four_chamber": "single_plane_four_chamber",
-    "two_chamber": "single_plane_two_chamber",
-}
-"""Method -> its name in the structured report."""
-CSV_COLUMNS = ("study", "measure", "method", "value", "unit", "verdict", "warnings", "reason", "sources")
+CSV_COLUMNS = (
+    *(
+        "study",
+        "measure",
+        "method",
+        "beat",
+        "value",
+        "unit",
+        "needs_review",
+        "reference",
+        "verdict",
+        "warnings",
+        "reason",
+    ),
+    *("basis", "sources"),
+)
+"""Columns of measurements.csv; `needs_review` is the mark of a number whose contours are in doubt."""
+BEST_FIRST = (BIPLANE, FOUR_CHAMBER, TWO_CHAMBER)
+"""Methods in the order in which tables that show one number of each quantity take it."""
 
 
 def study_results(
@@ -75,7 +80,8 @@ def study_results(
         "model": dict(provenance),
         "verdict": "review" if told else "accept",
         "reasons": told,
-        "measures": [_measure(m) for m in measures],
+        "sex": sex_of(clips.values()),
+        "measures": [_measure(m, sex_of(clips.values())) for m in measures],
         "clips": [
             _clip(name, clips[name], instances[name], problems.get(name), name in used, texts.get(name))
             for name in sorted(clips)
@@ -96,55 +102,86 @@ def measures_csv(studies: Sequence[Mapping[str, Any]]) -> str:
     rows: list[Sequence[str]] = [CSV_COLUMNS]
     for study in studies:
         for m in study["measures"]:
-            value = "" if m["value"] is None else f"{m['value']:.1f}"
+            digits = max(1, QUANTITIES[m["measure"]].decimals)
+            value = "" if m["value"] is None else f"{m['value']:.{digits}f}"
             sources = " ".join(f"{s['clip']}:{'+'.join(map(str, s['frames']))}" for s in m["sources"])
             row = [
                 study["study"],
                 m["measure"],
                 m["method"],
+                "" if m["beat"] is None else m["beat"],
                 value,
                 m["unit"],
+                "yes" if m["needs_review"] else "",
+                "" if m["reference"] is None else "{:g} to {:g}".format(*m["reference"]),
                 study["verdict"],
                 "; ".join(m["warnings"]),
+                m["reason"],
+                m["basis"],
+                sources,
             ]
-            rows.append([visible(str(cell)) for cell in (*row, m["reason"], sources)])
+            rows.append([visible(str(cell)) for cell in row])
     return csv_text(rows)
 
 
+def best_measure(study: Mapping[str, Any], measure: str) -> Mapping[str, Any] | None:
+    """Return a study's number of a quantity by the best method that gave one (`BEST_FIRST`, then any other); None without a number."""
+    found = {m["method"]: m for m in study["measures"] if m["measure"] == measure and m["beat"] is None}
+    methods = [*BEST_FIRST, *(method for method in found if method not in BEST_FIRST)]
+    return next((found[m] for m in methods if m in found and found[m]["value"] is not None), None)
+
+
+def sex_of(clips: Iterable[SegmentedClip]) -> str | None:
+    """Return the patient's sex, female or male; None if the headers give none or disagree."""
+    known = {clip.facts.sex for clip in clips} - {None}
+    return known.pop() if len(known) == 1 else None
+
+
 def report_measurements(
-    measures: Sequence[StudyMeasure], instances: Mapping[str, tuple[str, str]]
+    measures: Sequence[StudyMeasure], instances: Mapping[str, tuple[str, str]], sex: str | None = None
 ) -> list[Measurement]:
-    """Return the believable measures that a structured report has codes for; an ejection fraction only with both its volumes.
+    """Return the believable measures that have codes, as a structured report holds them; an ejection fraction only with both its volumes.
 
     Args:
         measures: measures of a study.
         instances: name of a clip -> SOP class and instance UID.
+        sex: female or male, on which normal ranges depend; None: not known.
     """
-    found: dict[tuple[str, str], Measurement] = {}
+    found: dict[tuple[str, str, int | None], Measurement] = {}
     for m in measures:
-        if m.value is None or m.measure not in REPORTED:
+        quantity = QUANTITIES[m.measure]
+        if m.value is None or m.method not in quantity.codes:
             continue
-        quantity, unit = REPORTED[m.measure]
         sources = tuple(SourceFrames(*instances[name], tuple(i + 1 for i in frames)) for name, frames in m.sources)
-        measurement = Measurement(quantity, REPORTED_METHODS[m.method], m.value, unit, sources)
+        comments = [f"In doubt: {warning}" for warning in m.warnings] + ([f"From: {m.basis}"] if m.basis else [])
+        reference = None if quantity.reference is None else quantity.reference.of(sex)
+        measurement = Measurement(m.measure, m.method, m.value, sources, m.beat, tuple(comments), reference)
         if is_believable(measurement):
-            found[quantity, m.method] = measurement
-    volumes = ("end_diastolic_volume", "end_systolic_volume")
+            found[m.measure, m.method, m.beat] = measurement
+    volumes = ("end_diastolic_volume_ml", "end_systolic_volume_ml")
     return [
         measurement
-        for (quantity, method), measurement in found.items()
-        if quantity != "ejection_fraction" or all((volume, method) in found for volume in volumes)
+        for (measure, method, beat), measurement in found.items()
+        if measure != "ejection_fraction" or all((volume, method, beat) in found for volume in volumes)
     ]
 
 
-def _measure(m: StudyMeasure) -> dict[str, Any]:
+def _measure(m: StudyMeasure, sex: str | None) -> dict[str, Any]:
+    quantity = QUANTITIES[m.measure]
+    reference = None if quantity.reference is None else quantity.reference.of(sex)
+    code = quantity.codes.get(m.method)
     return {
         "measure": m.measure,
         "method": m.method,
+        "beat": m.beat,
         "unit": m.unit,
         "value": None if m.value is None else round(m.value, 3),
+        "needs_review": m.is_doubted,
+        "reference": None if reference is None else list(reference),
+        "code": None if code is None else list(code),
         "reason": m.reason,
         "warnings": list(m.warnings),
+        "basis": m.basis,
         "sources": [{"clip": name, "frames": [i + 1 for i in frames]} for name, frames in m.sources],
     }
 
@@ -171,10 +208,21 @@ def _clip(
             {"end_diastolic_frame": b.end_diastole + 1, "end_systolic_frame": b.end_systole + 1, "is_whole": b.is_whole}
             for b in clip.beats
         ],
+        "frame_times_ms": None
+        if clip.facts.frame_times_ms is None
+        else [round(t, 3) for t in clip.facts.frame_times_ms],
+        "volumes_ml": None
+        if clip.volumes_ml is None
+        else [round(v, 2) if v == v else None for v in clip.volumes_ml.tolist()],
         "no_beat_reason": clip.no_beat_reason,
         "ventricle_pixels": [int(a) for a in clip.areas],
         "verdict": clip.verdict,
         "reasons": clip.reasons,
+        "reason_codes": [
+            {"frame": i + 1, "phase": clip.phases.get(i), "code": reason["code"], "structure": reason["structure"]}
+            for i in clip.frames
+            for reason in clip.doubts[i]["reasons"]
+        ],
         "predicted_dice": round(clip.predicted_dice, 4),
         "prompts": {str(i + 1): clip.prompts[i] for i in clip.frames},
         "prompts_of_other_frames": clip.first_prompts,

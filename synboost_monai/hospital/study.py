@@ -31,14 +31,19 @@ from synboost_monai.dicom.reading.worker import ClipStream, ReaderPool
 from synboost_monai.dicom.reasons import REASONS, NotUsableError
 from synboost_monai.dicom.writing.objects import Provenance
 from synboost_monai.dicom.writing.overlay import Display, write_overlay, write_overlay_png
+from synboost_monai.dicom.writing.pdf import write_pdf
 from synboost_monai.dicom.writing.seg import write_segmentation
 from synboost_monai.dicom.writing.sr import write_report
+from synboost_monai.files import atomic_write_text
 from synboost_monai.hospital.clip import ReadFrames, SegmentedClip, segment_clip
 from synboost_monai.hospital.ledger import Result
 from synboost_monai.hospital.measures import measure_study
 from synboost_monai.hospital.options import OHIF, SEGMENTATION_CHOICES, VIEW_CHOICES, HospitalOptions
 from synboost_monai.hospital.privacy import Naming
 from synboost_monai.hospital.results import report_measurements, study_results, write_results
+from synboost_monai.hospital.sheet import patient_details, study_sheet
+from synboost_monai.pages.sheet_html import sheet_html
+from synboost_monai.pages.sheet_pdf import sheet_pdf
 from synboost_monai.paths import own_folder, remove_own_folder
 from synboost_monai.records import VIEWS
 
@@ -51,7 +56,7 @@ Study = Sequence[ScannedFile]
 
 STUDIES = "studies"
 """Folder of the outputs, with one folder per study in it."""
-SEGMENTATION, OVERLAY, REPORT, COPY = "seg", "overlay", "sr", "deidentified"
+SEGMENTATION, OVERLAY, REPORT, SHEET, COPY = "seg", "overlay", "sr", "report", "deidentified"
 """First words of the names of the outputs."""
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -68,6 +73,8 @@ class StudyOptions:
     """One of `options.SEGMENTATION_CHOICES`."""
     overlay: bool = True
     """Whether overlays, frames with outlines, are written."""
+    report: str = "en"
+    """Language of the page for people, one of `options.REPORT_CHOICES`."""
     window: int = 32
     """Number of frames in memory at a time."""
     given: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -84,6 +91,7 @@ class StudyOptions:
             view=VIEW_CHOICES[options.view],
             segmentation=options.segmentation,
             overlay=options.overlay,
+            report=options.report,
             **more,
         )
 
@@ -99,6 +107,7 @@ class StudyOptions:
             "view": self.view or "auto",
             "segmentation": self.segmentation,
             "overlay": self.overlay,
+            "report": self.report,
             "given": dict(sorted((naming.instance(uid), list(frames)) for uid, frames in self.given.items())),
             "deidentify": "" if self.key is None else "yes",
         }
@@ -224,7 +233,7 @@ class StudyProcessor:
     def _segment_stream(self, file: ScannedFile, opened: OpenFile, stream: ClipStream, folder: Path) -> _Segmented:
         facts, options = stream.facts, self.options
         if options.key is not None:  # prompts are written, so they may say no more than a copy
-            facts = replace(facts, sex=None, age=None)
+            facts = replace(facts, sex=None, age=None, height_m=None, weight_kg=None)
         if facts.view is not None and facts.view not in VIEWS.values() and options.view is None:
             raise NotUsableError("other_view", view=facts.view.replace("_", " "))
 
@@ -344,7 +353,7 @@ class StudyProcessor:
         )
         paths = write_results(results, folder)
         classes = {name: (str(header.SOPClassUID), instances[name]) for name, header in headers.items()}
-        if numbers := report_measurements(measures, classes):
+        if numbers := report_measurements(measures, classes, results["sex"]):
             used = sorted({name for m in measures for name, _ in m.sources})
             prompts = dict.fromkeys(
                 text for name in used for i in clips[name].frames for text in clips[name].prompts[i]
@@ -359,8 +368,19 @@ class StudyProcessor:
                 review_reasons=results["reasons"],
             )
             paths.append(path)
+        if self.options.report != "none":
+            paths += self._write_sheet(results, folder, segmented)
         for found in segmented:
             found.outputs += [self._relative(path) for path in paths]
+
+    def _write_sheet(self, results: Mapping[str, Any], folder: Path, segmented: Sequence[_Segmented]) -> list[Path]:
+        """Write the page for people: as HTML without the patient, and as PDF for the archive with the patient."""
+        language, headers = self.options.report, [found.header for found in segmented]
+        html, pdf = folder / f"{SHEET}.html", folder / f"{SHEET}.dcm"
+        atomic_write_text(html, sheet_html(study_sheet(results, folder, language)))
+        sheet = study_sheet(results, folder, language, patient_details(headers[0], language))
+        write_pdf(headers, sheet_pdf(sheet), pdf, title=sheet.title, provenance=self.provenance)
+        return [html, pdf]
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.out_dir).as_posix()

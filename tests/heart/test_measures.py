@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from synboost_monai.heart.measures import MEASURES, METHODS, ClinicalMeasure, measure_patient
-from synboost_monai.heart.volumes import camus_volumes_ml, disk_volume_ml, measure_ventricle
+from synboost_monai.heart.measures import MEASURES, METHODS, ClinicalMeasure, body_surface_m2, measure_patient
+from synboost_monai.heart.volumes import CannotMeasureError, camus_volumes_ml, disk_volume_ml, measure_ventricle
+from synboost_monai.quantities import QUANTITIES
 from synboost_monai.records import PHASES, VIEWS
 from synboost_monai.simulation.phantom_anatomy import draw_label_map, draw_patient
 
@@ -137,3 +138,60 @@ def test_axes_that_differ_and_a_growing_ventricle_are_warned_of():
 def test_an_unknown_view_is_refused():
     with pytest.raises(ValueError, match="got .*'4CH', 'ED'"):
         measure_patient({("4CH", "ED"): "no image"})
+
+
+def test_more_measures_of_a_patient_follow_from_its_views():
+    frames = make_frames()
+    measures = {(m.measure, m.method): m for m in measure_patient(frames, more=True)}
+    assert "biplane_camus" not in {method for _, method in measures}
+    assert [m.measure for m in measures.values()] == sorted((m for m, _ in measures), key=list(QUANTITIES).index)
+    views = {key: measure_ventricle(*frame) for key, frame in frames.items()}
+    for method in ("biplane", "four_chamber", "two_chamber"):
+        diastolic, systolic, stroke = (
+            measures[name, method].value
+            for name in ("end_diastolic_volume_ml", "end_systolic_volume_ml", "stroke_volume_ml")
+        )
+        assert stroke == pytest.approx(diastolic - systolic)
+    length = max(views[view, DIASTOLE].length_mm for view in (TWO, FOUR))
+    assert measures["sphericity", "biplane"].value == pytest.approx(
+        measures["end_diastolic_volume_ml", "biplane"].value * 1000 / (math.pi / 6 * length**3)
+    )
+    strains = [100 * (views[v, SYSTOLE].contour_mm / views[v, DIASTOLE].contour_mm - 1) for v in (TWO, FOUR)]
+    assert measures["longitudinal_strain", "biplane"].value == pytest.approx(sum(strains) / 2)
+    assert measures["end_systolic_atrial_area_cm2", "four_chamber"].value == pytest.approx(
+        (frames[FOUR, SYSTOLE][0] == 3).sum() * math.prod(SPACING) / 100, rel=0.02
+    )
+
+
+def test_what_is_missing_is_missing_in_every_measure_that_needs_it():
+    frames = make_frames()
+    label_map, spacing = frames[FOUR, DIASTOLE]
+    frames[FOUR, DIASTOLE] = (np.where(label_map == 2, 0, label_map), spacing)
+    measures = {(m.measure, m.method): m for m in measure_patient(frames, more=True)}
+    assert measures["mass_g", "two_chamber"].value is not None
+    for method in ("four_chamber", "biplane"):
+        mass = measures["mass_g", method]
+        assert mass.value is None
+        assert (
+            mass.reason
+            == "four-chamber view, end-diastole: the myocardium does not surround the left ventricular cavity"
+        )
+    del frames[FOUR, SYSTOLE]
+    measures = {(m.measure, m.method): m for m in measure_patient(frames, more=True)}
+    for name in ("stroke_volume_ml", "longitudinal_strain"):
+        assert measures[name, "biplane"].reason == "four-chamber view, end-systole: no image"
+        assert measures[name, "two_chamber"].value is not None
+
+
+def test_body_surface_of_dubois_table_and_of_what_cannot_be_right():
+    assert body_surface_m2(1.70, 70.0) == pytest.approx(1.81, abs=0.005)  # DuBois and DuBois 1916, figure 1
+    assert body_surface_m2(1.50, 50.0) == pytest.approx(1.43, abs=0.005)
+    for height, weight, message in (
+        (None, 70.0, "the header gives no height"),
+        (0.0, 70.0, "the header gives no height"),
+        (1.7, None, "the header gives no weight"),
+        (170.0, 70.0, "height is not plausible: 0.4 to 2.5 m"),
+        (1.7, 7000.0, "weight is not plausible: 2 to 400 kg"),
+    ):
+        with pytest.raises(CannotMeasureError, match=message):
+            body_surface_m2(height, weight)

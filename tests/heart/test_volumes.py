@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.integrate import quad
 
 from synboost_monai.heart.volumes import (
     NUM_DISKS,
@@ -17,8 +19,12 @@ from synboost_monai.heart.volumes import (
     disk_volume_ml,
     ejection_fraction,
     length_difference,
+    longitudinal_strain,
     measure_atrium,
+    measure_epicardium,
     measure_ventricle,
+    sphericity_index,
+    wall_mass_g,
 )
 from synboost_monai.simulation.phantom_anatomy import draw_label_map, draw_patient
 
@@ -256,3 +262,45 @@ def test_a_few_pixels_are_no_ventricle():
 def test_what_is_no_label_map_is_refused(label_map, message):
     with pytest.raises(ValueError, match=message):
         measure_ventricle(label_map, (1.0, 1.0))
+
+
+@pytest.mark.parametrize("angle", [0.0, 33.0, 90.0])
+@pytest.mark.parametrize("spacing_mm", SPACINGS)
+def test_mass_of_a_shell_between_two_ellipsoids(spacing_mm: tuple[float, float], angle: float) -> None:
+    """Cavity of half axes 26 x 48 mm within an ellipsoid that is 10 mm larger, both cut off in the plane of the annulus."""
+    label_map = make_view(48, 26, spacing_mm, angle, cut=0.8)
+    cavity, epicardium = measure_ventricle(label_map, spacing_mm), measure_epicardium(label_map, spacing_mm)
+    wall_ml = ellipsoid_ml(36, 36, 58, 0.8 * 48 / 58) - ellipsoid_ml(26, 26, 48, 0.8)
+    assert wall_mass_g([cavity], [epicardium]) == pytest.approx(1.05 * wall_ml, rel=0.02)
+    assert wall_mass_g([cavity] * 2, [epicardium] * 2) == pytest.approx(wall_mass_g([cavity], [epicardium]))
+
+
+@pytest.mark.parametrize("angle", [0.0, 33.0, 77.0])
+@pytest.mark.parametrize("spacing_mm", SPACINGS)
+def test_contour_of_an_ellipse_has_its_arc_length(spacing_mm: tuple[float, float], angle: float) -> None:
+    cut = 0.932  # where the cavity is as wide as the atrium that hangs there
+    arc = 2 * quad(lambda t: math.hypot(26 * math.cos(t), 48 * math.sin(t)), 0, math.acos(-cut))[0]
+    found = measure_ventricle(make_view(48, 26, spacing_mm, angle, cut=cut), spacing_mm)
+    assert found.contour_mm == pytest.approx(arc, rel=0.015)
+
+
+def test_strain_is_the_share_by_which_the_contours_shorten() -> None:
+    diastole, systole = (replace(make_ventricle(80, 40), contour_mm=length) for length in (200.0, 160.0))
+    other = replace(make_ventricle(80, 40), contour_mm=180.0)
+    assert longitudinal_strain([diastole], [systole]) == pytest.approx(-20)
+    assert longitudinal_strain([diastole, diastole], [systole, other]) == pytest.approx(-15)
+
+
+def test_sphericity_of_a_ball_is_one() -> None:
+    assert sphericity_index(math.pi / 6 * 60**3 / 1000, make_ventricle(50, 1), make_ventricle(60, 1)) == pytest.approx(
+        1
+    )
+
+
+def test_a_wall_with_a_large_gap_has_no_mass() -> None:
+    label_map = make_view(48, 26, (0.5, 0.5), cut=0.8)
+    half = label_map.copy()
+    half[:, half.shape[1] // 2 :][half[:, half.shape[1] // 2 :] == 2] = 0
+    assert measure_epicardium(label_map, (0.5, 0.5)).length_mm > 80
+    with pytest.raises(CannotMeasureError, match="the myocardium does not surround"):
+        measure_epicardium(half, (0.5, 0.5))

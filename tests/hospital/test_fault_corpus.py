@@ -207,7 +207,7 @@ def test_nothing_outside_of_the_output_is_touched(whole: Run) -> None:
 
 
 def test_output_has_only_names_that_are_ours(whole: Run) -> None:
-    ours = re.compile(r"(ledger\.(csv|sqlite)|report\.html|measurements\.(csv|json)|\.lock|studies|[0-9a-f]{16}|sr\.dcm"
+    ours = re.compile(r"(ledger\.(csv|sqlite)|report\.(html|dcm)|measurements\.(csv|json)|\.lock|studies|[0-9a-f]{16}|sr\.dcm"
                       r"|(seg|overlay|deidentified)_[0-9a-f]{16}\.dcm|frame_[0-9a-f]{16}_\d+\.png)")  # fmt: skip
     for path in whole.out.rglob("*"):
         assert ours.fullmatch(path.name), path

@@ -53,6 +53,7 @@ RESULTS = (
     "1.2.840.10008.5.1.4.1.1.7.4",  # Multi-frame True Color Secondary Capture
     "1.2.840.10008.5.1.4.1.1.7",
     CLIP,  # an overlay of all frames
+    "1.2.840.10008.5.1.4.1.1.104.1",  # Encapsulated PDF
 )
 
 

@@ -22,8 +22,7 @@ def reported(*measures: StudyMeasure) -> dict[tuple[str, str], float]:
 def test_volumes_and_fraction_are_reported_with_frames_from_one() -> None:
     volumes = [measure("end_diastolic_volume_ml", 100.0), measure("end_systolic_volume_ml", 40.0)]
     found = report_measurements([*volumes, measure("ejection_fraction", 60.0)], INSTANCES)
-    assert [m.quantity for m in found] == ["end_diastolic_volume", "end_systolic_volume", "ejection_fraction"]
-    assert {m.method for m in found} == {"single_plane_four_chamber"}
+    assert [m.quantity for m in found] == ["end_diastolic_volume_ml", "end_systolic_volume_ml", "ejection_fraction"]
     assert found[0].sources[0].frame_numbers == (5, 12)
 
 
@@ -34,7 +33,7 @@ def test_no_ejection_fraction_without_both_volumes(volume: float | None) -> None
         measure("end_systolic_volume_ml", 40.0),
         measure("ejection_fraction", 60.0),
     )
-    assert found == {("end_systolic_volume", "single_plane_four_chamber"): 40.0}
+    assert found == {("end_systolic_volume_ml", "four_chamber"): 40.0}
 
 
 def test_negative_fraction_is_not_reported() -> None:
@@ -43,8 +42,9 @@ def test_negative_fraction_is_not_reported() -> None:
         measure("end_systolic_volume_ml", 50.0),
         measure("ejection_fraction", -25.0),
     )
-    assert set(quantity for quantity, _ in found) == {"end_diastolic_volume", "end_systolic_volume"}
+    assert set(quantity for quantity, _ in found) == {"end_diastolic_volume_ml", "end_systolic_volume_ml"}
 
 
 def test_what_has_no_code_is_left_out() -> None:
-    assert reported(measure("end_diastolic_atrial_volume_ml", 40.0), measure("end_systolic_length_mm", 70.0)) == {}
+    assert reported(measure("end_diastolic_atrial_volume_ml", 40.0)) == {}
+    assert reported(measure("end_systolic_atrial_area_cm2", 20.0, "biplane")) == {}

@@ -66,6 +66,10 @@ class ClipFacts:
     """Age in years."""
     decoder: str
     """Name and version of the decoder of the frames."""
+    height_m: float | None = None
+    """Height of the patient as the header has it, plausible or not; None if it is not known."""
+    weight_kg: float | None = None
+    """Weight of the patient, as `height_m`."""
 
     @property
     def spacing_mm(self) -> tuple[float, float] | None:
@@ -185,6 +189,8 @@ def read_facts(reader: FrameReader) -> ClipFacts:
         sex=_SEXES.get(_text(header, "PatientSex").upper()),
         age=age_in_years(header),
         decoder=reader.decoder,
+        height_m=_first_number(header, "PatientSize"),
+        weight_kg=_first_number(header, "PatientWeight"),
     )
 
 

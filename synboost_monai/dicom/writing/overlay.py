@@ -179,16 +179,21 @@ def write_overlay_png(
         labels = np.asarray(Image.fromarray(label_map.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
     inside = np.asarray(Image.fromarray(np.asarray(sector).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0
     with atomic_path(path) as temporary:
-        Image.fromarray(draw_outlines(small, labels, inside)).save(temporary, format="PNG")
+        Image.fromarray(draw_outlines(small, labels, inside, 2)).save(temporary, format="PNG")
 
 
-def draw_outlines(grey: NDArray[Any], label_map: NDArray[Any], sector: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return a frame (h, w) as (h, w, 3) with its label map's outlines in the structures' colours, black outside `sector` (bool)."""
+def draw_outlines(
+    grey: NDArray[Any], label_map: NDArray[Any], sector: NDArray[Any], min_width: int = 1
+) -> NDArray[np.uint8]:
+    """Return a frame (h, w) as (h, w, 3) with its label map's outlines in the structures' colours, black outside `sector` (bool).
+
+    An outline is as wide as `PIXELS_OF_LINE` says, and at least `min_width` pixels.
+    """
     picture = np.empty((*grey.shape, 3), np.uint8)
     shown = np.where(sector, grey, 0)
     for channel in range(3):  # several times faster than all at once
         picture[..., channel] = shown
-    width = max(1, round(max(grey.shape) / PIXELS_OF_LINE))
+    width = max(min_width, round(max(grey.shape) / PIXELS_OF_LINE))
     for structure in STRUCTURES:
         mask = label_map == structure.class_index
         rows = np.flatnonzero(mask.any(axis=1))

@@ -1,7 +1,8 @@
-"""Write measurements of a study as DICOM Structured Report: TID 1500 with LOINC codes of the simplified adult echocardiography report.
+"""Write measurements of a study as DICOM Structured Report: TID 1500 with the names of the adult echocardiography reports (TID 5200, 5300).
 
-Each number has its method, structure, algorithm and weights, and the frames and objects that it was measured on. If a person should
-review the numbers, the report itself says so. Impossible numbers are refused, not written.
+Each number has its method, structure, algorithm and weights, the frames and objects that it was measured on, the normal range where there
+is one, and a comment if it is in doubt. If a person should review the numbers, the report itself says so. Impossible numbers are refused,
+not written. Names, units, limits and codes are those of `quantities.QUANTITIES`.
 """
 
 from __future__ import annotations
@@ -29,15 +30,14 @@ from synboost_monai.dicom.writing.objects import (
     uid_of,
 )
 from synboost_monai.dicom.writing.seg import names_frames
-from synboost_monai.structures import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, structure_by_name
+from synboost_monai.quantities import BIPLANE, QUANTITIES, RANGE_SOURCE, Code, Range
+from synboost_monai.structures import structure_by_name
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 SERIES = Series(9102, "Left heart, measured on segmentations of a neural network")
 """Series of reports, unless another one is given."""
-BIPLANE, FOUR_CHAMBER, TWO_CHAMBER = "biplane", "single_plane_four_chamber", "single_plane_two_chamber"
-"""Methods of measurement: from both apical views, or from one."""
 NEEDS_REVIEW = "Needs review by a physician before use"
 """First statement of a report in doubt."""
 NOT_VERIFIED = "Measured by software without a person; not verified by a physician"
@@ -45,107 +45,19 @@ NOT_VERIFIED = "Measured by software without a person; not verified by a physici
 EF_TOLERANCE = 1.0
 """Percentage points by which an ejection fraction may differ from that of the report's volumes, which were rounded."""
 
-_LV, _LA = LEFT_VENTRICULAR_CAVITY.name, LEFT_ATRIUM.name
-_DISKS = {BIPLANE: ("125207", "Method of Disks, Biplane")} | dict.fromkeys(
-    (FOUR_CHAMBER, TWO_CHAMBER), ("125208", "Method of Disks, Single Plane")
-)
-_AREA_LENGTH = {BIPLANE: ("125204", "Area-Length Biplane")} | dict.fromkeys(
-    (FOUR_CHAMBER, TWO_CHAMBER), ("125205", "Area-Length Single Plane")
-)
-_ATRIAL_VOLUME = ("399235004", "SCT", "Left Atrium Systolic Volume")
-
-
-@dataclass(frozen=True)
-class _Quantity:
-    """Codes and limits of a quantity."""
-
-    structure: str
-    units: tuple[str, ...]
-    """UCUM units in which it may be given."""
-    largest: float
-    """Largest possible value, in the first unit."""
-    codes: dict[str, tuple[str, str, str]]
-    """Method -> value, scheme and meaning (CID 12300, 12201 and 12205); methods without a code are refused."""
-    methods: dict[str, tuple[str, str]] | None
-    """Method -> DCM code and meaning (CID 12227)."""
-
-
-QUANTITIES: dict[str, _Quantity] = {
-    "end_diastolic_volume": _Quantity(
-        _LV,
-        ("mL",),
-        2000,
-        {
-            BIPLANE: ("79996-5", "LN", "Left ventricular end diastolic volume biplane (MOD)"),
-            FOUR_CHAMBER: ("79999-9", "LN", "Left ventricular end diastolic volume single plane 4C (MOD)"),
-            TWO_CHAMBER: ("79998-1", "LN", "Left ventricular end diastolic volume single plane 2C (MOD)"),
-        },
-        _DISKS,
-    ),
-    "end_systolic_volume": _Quantity(
-        _LV,
-        ("mL",),
-        2000,
-        {
-            BIPLANE: ("80001-1", "LN", "Left ventricular end systolic volume biplane (MOD)"),
-            FOUR_CHAMBER: ("80004-5", "LN", "Left ventricular end systolic volume single plane 4C (MOD)"),
-            TWO_CHAMBER: ("80003-7", "LN", "Left ventricular end systolic volume single plane 2C (MOD)"),
-        },
-        _DISKS,
-    ),
-    "ejection_fraction": _Quantity(
-        _LV,
-        ("%",),
-        100,
-        {
-            BIPLANE: ("79991-6", "LN", "Left ventricular ejection fraction biplane (MOD)"),
-            FOUR_CHAMBER: ("79993-2", "LN", "Left ventricular ejection fraction single plane 4C (MOD)"),
-            TWO_CHAMBER: ("79992-4", "LN", "Left ventricular ejection fraction single plane 2C (MOD)"),
-        },
-        _DISKS,
-    ),
-    "left_atrial_volume": _Quantity(
-        _LA,
-        ("mL",),
-        2000,
-        {
-            BIPLANE: ("79981-7", "LN", "Left atrial end systolic volume biplane (area-length)"),
-            FOUR_CHAMBER: _ATRIAL_VOLUME,
-            TWO_CHAMBER: _ATRIAL_VOLUME,
-        },
-        _AREA_LENGTH,
-    ),
-    "left_ventricular_length": _Quantity(
-        _LV,
-        ("cm", "mm"),
-        30,
-        {
-            FOUR_CHAMBER: ("79994-0", "LN", "Left ventricular end diastolic length 4C"),
-            TWO_CHAMBER: ("18077-8", "LN", "Left Ventricle diastolic major axis"),
-        },
-        None,
-    ),
-    "left_atrial_area": _Quantity(
-        _LA,
-        ("cm2", "mm2"),
-        300,
-        {
-            FOUR_CHAMBER: ("79974-2", "LN", "Left atrial end systolic area 4C"),
-            TWO_CHAMBER: ("79973-4", "LN", "Left atrial end systolic area 2C"),
-        },
-        None,
-    ),
+UCUM = {
+    "ml": ("mL", "milliliter"),
+    "%": ("%", "percent"),
+    "mm": ("mm", "millimeter"),
+    "cm²": ("cm2", "square centimeter"),
+    "m²": ("m2", "square meter"),
+    "g": ("g", "gram"),
+    "ml/m²": ("mL/m2", "milliliter per square meter"),
+    "g/m²": ("g/m2", "gram per square meter"),
+    "/min": ("{H.B.}/min", "heart beats per minute"),
+    "1": ("1", "no units"),
 }
-"""Quantities that a report can hold. Ventricular volumes are by the method of disks, atrial ones by area and length."""
-_UNITS = {
-    "mL": ("mL", "milliliter", 1.0),
-    "%": ("%", "percent", 1.0),
-    "cm": ("cm", "centimeter", 1.0),
-    "mm": ("mm", "millimeter", 0.1),
-    "cm2": ("cm2", "square centimeter", 1.0),
-    "mm2": ("mm2", "square millimeter", 0.01),
-}
-"""Unit -> UCUM code, meaning, and factor to the quantity's first unit."""
+"""Unit of the table of quantities -> UCUM code and meaning."""
 
 
 @dataclass(frozen=True)
@@ -165,12 +77,17 @@ class Measurement:
     quantity: str
     """A key of `QUANTITIES`."""
     method: str
-    """biplane, single_plane_four_chamber or single_plane_two_chamber."""
+    """A method that the quantity has a code for."""
     value: float
-    unit: str
-    """UCUM unit: mL, %, cm, mm, cm2 or mm2."""
+    """Value in the quantity's unit."""
     sources: tuple[SourceFrames, ...]
     """Frames measured; those of an ejection fraction include end diastole and end systole of each view."""
+    beat: int | None = None
+    """Number of the beat in its clip, from 1; None for a number of the study."""
+    comments: tuple[str, ...] = ()
+    """Why the number is in doubt, and what it comes from; in our own words, without text of the header."""
+    reference: Range | None = None
+    """Lower and upper limit of the normal range of the patient's sex."""
 
 
 def write_report(
@@ -197,8 +114,8 @@ def write_report(
     Returns:
         The SOP Instance UID.
     Raises:
-        ValueError: if a number is not valid: not finite, negative, of an unknown quantity, method or unit, an ejection fraction
-            without both phases or different from that of its volumes, or not measured on frames of these sources.
+        ValueError: if a number is not valid: not finite, possible, of an unknown quantity or method, an ejection fraction without
+             both phases or different from that of its volumes, or not measured on frames of these sources.
         NotUsableError: if the sources are of several patients or studies, lack an identifier, or the file cannot be written.
     """
     if not sources or not measurements:
@@ -236,8 +153,9 @@ def write_report(
 
 
 def is_believable(m: Measurement) -> bool:
-    """Return whether a number of a known quantity is finite, not negative, and possible for a heart."""
-    return math.isfinite(m.value) and 0 <= m.value * _UNITS[m.unit][2] <= QUANTITIES[m.quantity].largest
+    """Return whether a number of a known quantity is finite and possible for a heart."""
+    low, high = QUANTITIES[m.quantity].limits
+    return math.isfinite(m.value) and low <= m.value <= high
 
 
 def _check_one_patient(sources: Sequence[Dataset]) -> None:
@@ -250,21 +168,17 @@ def _check_one_patient(sources: Sequence[Dataset]) -> None:
 
 def _check(measurements: Sequence[Measurement], source_of: dict[str, Dataset]) -> None:
     """Refuse numbers that are not valid."""
-    numbers: dict[tuple[str, str], float] = {}
+    numbers: dict[tuple[str, str, int | None], float] = {}
     for m in measurements:
         quantity = QUANTITIES.get(m.quantity)
-        if quantity is None or m.method not in quantity.codes or m.unit not in quantity.units:
-            raise ValueError(
-                f"sr.py: no code for {m.quantity!r} by {m.method!r} in {m.unit!r}; there are "
-                + ", ".join(
-                    f"{name} ({' or '.join(q.units)}) by {', '.join(q.codes)}" for name, q in QUANTITIES.items()
-                )
-            )
+        if quantity is None or m.method not in quantity.codes:
+            known = (f"{name} by {', '.join(q.codes)}" for name, q in QUANTITIES.items() if q.codes)
+            raise ValueError(f"sr.py: no code for {m.quantity!r} by {m.method!r}; there are {'; '.join(known)}")
         if not is_believable(m):
-            raise ValueError(f"sr.py: {m.quantity} of {m.value} {m.unit} cannot be right")
-        if (m.quantity, m.method) in numbers:
+            raise ValueError(f"sr.py: {m.quantity} of {m.value} {quantity.unit} cannot be right")
+        if (m.quantity, m.method, m.beat) in numbers:
             raise ValueError(f"sr.py: {m.quantity} by {m.method} comes twice")
-        numbers[m.quantity, m.method] = m.value
+        numbers[m.quantity, m.method, m.beat] = m.value
         if not m.sources or any(s.sop_instance_uid not in source_of or not s.frame_numbers for s in m.sources):
             raise ValueError(f"sr.py: {m.quantity} names no frame, or an object that is not among the sources")
         if any(uid_of(source_of[s.sop_instance_uid], "SOPClassUID") != s.sop_class_uid for s in m.sources):
@@ -276,9 +190,9 @@ def _check(measurements: Sequence[Measurement], source_of: dict[str, Dataset]) -
             _check_ejection_fraction(m, numbers)
 
 
-def _check_ejection_fraction(m: Measurement, numbers: dict[tuple[str, str], float]) -> None:
+def _check_ejection_fraction(m: Measurement, numbers: dict[tuple[str, str, int | None], float]) -> None:
     end_diastolic, end_systolic = (
-        numbers.get((f"end_{phase}_volume", m.method)) for phase in ("diastolic", "systolic")
+        numbers.get((f"end_{phase}_volume_ml", m.method, m.beat)) for phase in ("diastolic", "systolic")
     )
     frames = {(source.sop_instance_uid, number) for source in m.sources for number in source.frame_numbers}
     if end_diastolic is None or end_systolic is None or len(frames) < (4 if m.method == BIPLANE else 2):
@@ -314,15 +228,15 @@ def _content(
             serial_number=provenance.weights_sha256[:16] or "0",
         ),
     )
-    groups: dict[tuple[str, str], list[Measurement]] = {}
+    groups: dict[tuple[str, str, int | None], list[Measurement]] = {}
     for m in measurements:
-        groups.setdefault((QUANTITIES[m.quantity].structure, m.method), []).append(m)
+        groups.setdefault((QUANTITIES[m.quantity].structure, m.method, m.beat), []).append(m)
     report = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=sr.CodedConcept("433236007", "SCT", "Transthoracic echocardiography"),
         imaging_measurements=[
-            _group(structure, method, members, provenance, derived_uid(*identity, structure, method))
-            for (structure, method), members in groups.items()
+            _group(members, provenance, derived_uid(*identity, structure, method, str(beat or "")))
+            for (structure, method, beat), members in groups.items()
         ],
         title=codes.DCM.ImagingMeasurementReport,
     )
@@ -347,12 +261,14 @@ def _content(
     return report
 
 
-def _group(structure: str, method: str, members: Sequence[Measurement], provenance: Provenance, uid: str) -> Any:
-    """Return the measurements of one structure by one method."""
+def _group(members: Sequence[Measurement], provenance: Provenance, uid: str) -> Any:
+    """Return the measurements of one structure by one method, of the study or of one beat."""
     import highdicom.sr as sr
     from pydicom.sr.codedict import codes
 
-    site = structure_by_name(structure).code
+    first = members[0]
+    words = [QUANTITIES[first.quantity].structure or "patient", first.method]
+    words += [] if first.beat is None else ["beat", str(first.beat)]
     algorithm = sr.AlgorithmIdentification(
         name=ascii_text(provenance.model),
         version=ascii_text(provenance.software_version),
@@ -361,27 +277,61 @@ def _group(structure: str, method: str, members: Sequence[Measurement], provenan
         manufacturer=MANUFACTURER,
     )
     return sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(uid=uid, identifier=f"{structure} {method}"),
-        finding_type=sr.CodedConcept(site[0], "SCT", site[1]),
+        tracking_identifier=sr.TrackingIdentifier(uid=uid, identifier=" ".join(words)),
+        finding_type=_site(first),
         algorithm_id=algorithm,
         measurements=[_measurement(m) for m in members],
     )
 
 
-def _measurement(m: Measurement) -> Any:
+def _site(m: Measurement) -> Any:
+    """Return the code of the structure that was measured; None if it is none of a label map."""
+    from highdicom.sr import CodedConcept
+
+    name = QUANTITIES[m.quantity].structure
+    if not name:
+        return None
+    value, meaning = structure_by_name(name).code
+    return CodedConcept(value, "SCT", meaning)
+
+
+def _concept(code: Code | None) -> Any:
+    from highdicom.sr import CodedConcept
+
+    return None if code is None else CodedConcept(code.value, code.scheme, code.meaning)
+
+
+def _normal_range(limits: Range, unit: Any) -> Any:
+    """Return the normal range of a number (TID 310 and 312)."""
     import highdicom.sr as sr
 
+    names = (("385524004", "Normal Range Lower Limit"), ("371933006", "Normal Range Upper Limit"))
+    values = [
+        sr.NumContentItem(
+            name=sr.CodedConcept(code, "SCT", meaning),
+            value=float(limit),
+            unit=unit,
+            relationship_type=sr.RelationshipTypeValues.HAS_PROPERTIES,
+        )
+        for (code, meaning), limit in zip(names, limits)
+    ]
+    return sr.MeasurementProperties(normal_range_properties=sr.NormalRangeProperties(values, authority=RANGE_SOURCE))
+
+
+def _measurement(m: Measurement) -> Any:
+    import highdicom.sr as sr
+    from pydicom.sr.codedict import codes
+
     quantity = QUANTITIES[m.quantity]
-    site = structure_by_name(quantity.structure).code
-    code, meaning, _ = _UNITS[m.unit]
-    return sr.Measurement(
-        name=sr.CodedConcept(*quantity.codes[m.method]),
+    unit, site = sr.CodedConcept(*_ucum(quantity.unit)), _site(m)
+    measurement = sr.Measurement(
+        name=_concept(quantity.codes[m.method]),
         value=round(float(m.value), 2),
-        unit=sr.CodedConcept(code, "UCUM", meaning),
-        method=sr.CodedConcept(quantity.methods[m.method][0], "DCM", quantity.methods[m.method][1])
-        if quantity.methods
-        else None,
-        finding_sites=[sr.FindingSite(sr.CodedConcept(site[0], "SCT", site[1]))],
+        unit=unit,
+        derivation=_concept(quantity.derivation),
+        method=_concept(quantity.methods.get(m.method)),
+        finding_sites=None if site is None else [sr.FindingSite(site)],
+        properties=None if m.reference is None else _normal_range(m.reference, unit),
         referenced_images=[
             sr.SourceImageForMeasurement(
                 source.sop_class_uid,
@@ -391,3 +341,16 @@ def _measurement(m: Measurement) -> Any:
             for source in m.sources
         ],
     )
+    property_of = sr.RelationshipTypeValues.HAS_PROPERTIES
+    children = measurement[0].ContentSequence
+    if m.beat is not None:  # not in the group, where readers take every number for a measurement
+        no_unit = sr.CodedConcept(*_ucum("1"))
+        children.append(sr.NumContentItem(codes.DCM.BeatNumber, m.beat, no_unit, relationship_type=property_of))
+    for comment in m.comments:
+        children.append(sr.TextContentItem(codes.DCM.Comment, ascii_text(comment), relationship_type=property_of))
+    return measurement
+
+
+def _ucum(unit: str) -> tuple[str, str, str]:
+    code, meaning = UCUM[unit]
+    return code, "UCUM", meaning
