@@ -1,8 +1,9 @@
 """Segment a clip or still frame by frame, find its view and beats, and segment the beats' frames again with richer prompts.
 
 Every frame is first segmented with the prompts that need no attributes (P1), by a small network if the segmenter has a scout. The left
-ventricle's area over time gives the beats, and its volume a curve. The frames at end-diastole and end-systole of each whole beat are then segmented again with view, phase, sex and age in
-the prompt, as far as the bundle's prompt level uses them and the file gives them, and judged. Only those are measured.
+ventricle's area over time gives the beats, and its volume a curve. The frames at end-diastole and end-systole of each whole beat are then
+segmented again with view, phase, sex and age in the prompt, as far as the bundle's prompt level uses them and the file gives them, and
+judged. Only those are measured.
 
 T: frames of the clip. h, w: rows and columns of the ultrasound region.
 """
