@@ -159,7 +159,7 @@ def model_of(arguments: argparse.Namespace) -> Any:
     from synboost_monai.hospital.model import EchoSegmenter
 
     overrides = {"preset": arguments.preset, "image_size": arguments.image_size}
-    return EchoSegmenter(arguments.bundle, arguments.checkpoint_path, overrides)
+    return EchoSegmenter(arguments.bundle, arguments.checkpoint_path, overrides, arguments.scout)
 
 
 def random_weights(arguments: argparse.Namespace, folder: Path) -> str:
@@ -181,6 +181,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", default="echo_cris")
     parser.add_argument("--checkpoint_path", help="weights; random ones by default")
+    parser.add_argument(
+        "--scout", help="weights that look for the beats, or shipped; by default the network itself does"
+    )
     parser.add_argument("--preset", default="small")
     parser.add_argument("--image_size", type=int, default=160)
     parser.add_argument("--clip", help="a DICOM clip; one is made by default")

@@ -83,7 +83,7 @@ def run_dicom(
         raise ValueError(
             f"{wanted.deidentify}: the key would lie among the outputs, and be given away with them; move it elsewhere"
         )
-    read = [wanted.given, wanted.deidentify, wanted.checkpoint_path]
+    read = [wanted.given, wanted.deidentify, wanted.checkpoint_path, wanted.scout]
     outputs = [out_dir / name for name in (DATABASE, TABLE, REPORT_NAME, MEASURES_NAME)]
     refuse_overwriting(outputs, read, "give another folder for the results")
     of_study = StudyOptions.of(

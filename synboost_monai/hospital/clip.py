@@ -1,8 +1,9 @@
 """Segment a clip or still frame by frame, find its view and beats, and segment the beats' frames again with richer prompts.
 
-Every frame is first segmented with the prompts that need no attributes (P1). The left ventricle's area over time gives the beats, and its
-volume a curve. The frames at end-diastole and end-systole of each whole beat are then segmented again with view, phase, sex and age in
-the prompt, as far as the bundle's prompt level uses them and the file gives them, and judged. Only those are measured.
+Every frame is first segmented with the prompts that need no attributes (P1), by a small network if the segmenter has a scout. The left
+ventricle's area over time gives the beats, and its volume a curve. The frames at end-diastole and end-systole of each whole beat are then
+segmented again with view, phase, sex and age in the prompt, as far as the bundle's prompt level uses them and the file gives them, and
+judged. Only those are measured.
 
 T: frames of the clip. h, w: rows and columns of the ultrasound region.
 """
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 NUM_VIEW_FRAMES = 4
 """Number of frames, spread over the clip, on which the model is asked for the view."""
+REACH = 2
+"""Number of frames to either side of a scout's end-diastole and end-systole among which the segmenter itself looks for the extreme."""
 MIN_VIEW_PROBABILITY = 0.95
 """Smallest mean probability of a view over these frames at which the network's view is taken; below it, real views were often mistaken."""
 MAX_BEATS = 30
@@ -159,8 +162,11 @@ def segment_clip(
     if given is not None and not all(0 <= i < facts.num_frames for i in given):
         first, second = (index + 1 for index in given)
         raise NotUsableError("given_frames", first=first, second=second, frames=facts.num_frames)
-    clip = _first_pass(model, facts, read, keeps_all, progress)
+    finder = model if keeps_all or model.scout is None else model.scout
+    clip = _first_pass(finder, facts, read, keeps_all, progress)
     _choose_beat(clip, given)
+    if finder is not model and given is None and clip.beat is not None:
+        _look_closer(clip, model, read)
     _choose_view(clip, model, read, view)
     _second_pass(clip, model, read)
     return clip
@@ -218,6 +224,30 @@ def _choose_beat(clip: SegmentedClip, given: tuple[int, int] | None) -> None:
     candidates = [b for b in clip.beats if b.is_whole] or list(clip.beats)
     candidates.sort(key=lambda b: (clip.areas[b.end_systole] / max(clip.areas[b.end_diastole], 1.0), b.end_diastole))
     clip.beat = candidates[len(candidates) // 2]
+
+
+def _look_closer(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames) -> None:
+    """Move the beat that a scout found to the extremes of the area that the segmenter itself sees near them."""
+    assert clip.beat is not None
+    last = clip.facts.num_frames - 1
+
+    def extreme(at: int, sign: float) -> int:
+        near = list(range(max(0, at - REACH), min(last, at + REACH) + 1))
+        around = sorted({min(max(i + step, 0), last) for i in near for step in (-1, 0, 1)})
+        frames = np.concatenate(list(read(around)))
+        found = model.segment(frames, clip.facts.spacing_mm, {}, is_first=True, is_small=True)
+        area = dict(zip(around, found.areas))
+        # means of three frames, as in `find_beats`
+        means = [sum(area[min(max(i + step, 0), last)] for step in (-1, 0, 1)) for i in near]
+        return near[int(np.argmax(sign * np.array(means)))]
+
+    is_kept = clip.phase_source == "ecg" or not clip.beat.is_whole
+    end_diastole = clip.beat.end_diastole if is_kept else extreme(clip.beat.end_diastole, 1.0)
+    end_systole = extreme(clip.beat.end_systole, -1.0) if clip.beat.is_whole else clip.beat.end_systole
+    if end_diastole < end_systole:
+        seen = Beat(end_diastole, end_systole, clip.beat.is_whole)
+        clip.beats = tuple(seen if beat == clip.beat else beat for beat in clip.beats)
+        clip.beat = seen
 
 
 def _choose_view(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames, view: str | None) -> None:

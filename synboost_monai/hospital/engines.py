@@ -58,7 +58,7 @@ def create_engine(
     if engine == "local":
         from synboost_monai.hospital.model import EchoSegmenter  # late, for torch: wrong options are reported at once
 
-        return LocalEngine(EchoSegmenter(bundle, checkpoint_path, overrides), options, out_dir, workers)
+        return LocalEngine(EchoSegmenter(bundle, checkpoint_path, overrides, options.scout), options, out_dir, workers)
     from synboost_monai.hospital.ray_engine import RayEngine
 
     return RayEngine(bundle, checkpoint_path, overrides, options, out_dir, workers, ray_address)

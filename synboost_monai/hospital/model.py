@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 FIRST_LEVEL = "P1"
 """Level of prompts that say nothing but the structure."""
+SHIPPED = "shipped"
+"""`scout`: the bundle's own weights."""
 RESULT_KEYS = (
     *("preset", "image_size", "keep_aspect", "mask_padding", "padding_id", "image_mean", "image_std", "dtype", "autocast_dtype"),
     *("prompt_level", "prompt_ensemble", "domain_word", "threshold", "keep_largest", "fill_holes", "review_below", "anatomy_ranges"),
@@ -68,13 +70,18 @@ class EchoSegmenter(Pipeline):
         bundle: name or folder.
         checkpoint_path: weights; None: those of the bundle.
         overrides: values for keys of inference.yaml, such as preset, image_size, prompt_level, calibration_path, device.
+        scout: weights of a small network of the same bundle that looks for the beats, or `SHIPPED`; None: this network does.
     Raises:
         FileNotFoundError: if there is no such bundle, or no weights.
         ValueError: if a key does not exist, or weights and settings do not belong together.
     """
 
     def __init__(
-        self, bundle: str, checkpoint_path: str | None = None, overrides: Mapping[str, Any] | None = None
+        self,
+        bundle: str,
+        checkpoint_path: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        scout: str | None = None,
     ) -> None:
         opened = open_bundle(bundle, checkpoint_path, overrides)
         if opened.setting("prompt"):
@@ -84,6 +91,10 @@ class EchoSegmenter(Pipeline):
         self.settings: dict[str, Any] = {key: opened.setting(key) if key in keys else None for key in RESULT_KEYS}
         self.assessor, self.batch_size = opened.setting("doubt"), int(opened.setting("batch_size"))
         self.network_seconds = 0.0
+        self.scout: EchoSegmenter | None = None
+        if scout is not None:
+            device = {"device": str(self.device)}
+            self.scout = EchoSegmenter(bundle, None if scout == SHIPPED else scout, device)
         known = {"padding_id": self.tokens.padding_id, "domain_word": self.tokens.domain_word}
         self._first_tokens = PromptTokensd(FIRST_LEVEL, **known)
 
@@ -97,6 +108,8 @@ class EchoSegmenter(Pipeline):
         """Return 16 hex digits that change with any setting that results depend on."""
         calibration = self.assessor.calibration
         facts = {**self.settings, "calibration": None if calibration is None else calibration.settings}
+        if self.scout is not None:
+            facts["scout"] = [self.scout.settings_digest, self.scout.weights_sha256]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def prompts(self, attributes: Mapping[str, Any], is_first: bool = False) -> list[str]:

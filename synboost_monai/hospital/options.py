@@ -34,6 +34,8 @@ class HospitalOptions(SegmenterOptions):
         view: view of the clips: auto (by their headers, else the network's opinion), a4c or a2c.
         segmentation: binary; labelmap, which many archives do not know yet; or ohif, binary with a nominal orientation, for OHIF from 3.13.
         overlay: also write frames with outlines, cut to the sector.
+        scout: weights of a small network that looks for the beats, or shipped for the bundle's own: a large network then sees a few frames
+            of a clip only. It has no effect with frames all.
         report: language of the page that is written for people, as HTML and as encapsulated PDF: en or de; none writes no page.
     Raises:
         ValueError: if a value is not among the choices.
@@ -43,6 +45,7 @@ class HospitalOptions(SegmenterOptions):
     view: str = "auto"
     segmentation: str = "binary"
     overlay: bool = True
+    scout: str | None = None
     report: str = "en"
 
     def __post_init__(self) -> None:

@@ -274,7 +274,7 @@ class StudyActor:
         with contextlib.suppress(OSError):
             os.chdir(folder)
         torch.set_num_threads(num_threads)  # Ray would allow an actor of one CPU one thread
-        model = EchoSegmenter(*self._model_arguments)
+        model = EchoSegmenter(*self._model_arguments, self._options.scout)
         pool = ReaderPool(1, self._options.limits)
         self._processor = StudyProcessor(model, pool, self._out_dir, self._options)
         return self._processor.identity

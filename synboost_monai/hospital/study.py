@@ -73,6 +73,8 @@ class StudyOptions:
     """One of `options.SEGMENTATION_CHOICES`."""
     overlay: bool = True
     """Whether overlays, frames with outlines, are written."""
+    scout: str | None = None
+    """Weights of the network that looks for the beats, as in `model.EchoSegmenter`; None: the segmenter itself."""
     report: str = "en"
     """Language of the page for people, one of `options.REPORT_CHOICES`."""
     window: int = 32
@@ -91,6 +93,7 @@ class StudyOptions:
             view=VIEW_CHOICES[options.view],
             segmentation=options.segmentation,
             overlay=options.overlay,
+            scout=options.scout,
             report=options.report,
             **more,
         )

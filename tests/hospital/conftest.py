@@ -35,6 +35,7 @@ class TruthModel:
     weights_sha256: str = "0" * 64
     settings_digest: str = "1" * 16
     network_seconds: float = 0.0
+    scout: Any = None
     asked: list[Mapping[str, Any]] = field(default_factory=list)
     """Attributes of each call."""
 

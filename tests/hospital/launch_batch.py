@@ -20,6 +20,7 @@ class EllipseModel:
     """Find an ellipse in every frame, larger where the frame is brighter: a function of the frame alone."""
 
     name, weights_sha256, settings_digest, network_seconds = "ellipse", "2" * 64, "3" * 16, 0.0
+    scout = None
 
     def prompts(self, attributes: Mapping[str, Any], is_first: bool = False) -> list[str]:
         return [s.name for s in STRUCTURES]
