@@ -23,7 +23,7 @@ from synboost_monai.dicom.network.web_session import WebLimits
 
 BOUNDARY = "a boundary"
 MULTIPART = f'multipart/related; type="application/dicom"; boundary="{BOUNDARY}"'
-QUICK = WebLimits(max_object_mb=1, max_json_mb=0.1, min_free_mb=1, silent_seconds=1, tries=3, first_delay=0.01, page=3)
+QUICK = WebLimits(max_object_mb=1, max_json_mb=0.1, min_free_mb=1, silent_seconds=5, tries=3, first_delay=0.01, page=3)
 
 Misbehave = Callable[["Handler", str], bool]
 """Is called with each request and its method; returns whether it has answered in the service's place."""
@@ -121,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
         self, body: bytes = b"", kind: str = "application/dicom+json", status: int = 200, **headers: str
     ) -> bool:
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
+        for name, value in {"Content_Type": kind, "Content_Length": str(len(body)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(body)

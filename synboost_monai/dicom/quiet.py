@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 
-LOGGERS = ("pydicom", "highdicom", "dicomweb_client", "urllib3")
+LOGGERS = ("pydicom", "highdicom", "dicomweb_client", "retrying", "urllib3")
 """Loggers that are silenced, with all loggers below them."""
 _SILENT = logging.CRITICAL + 1
 

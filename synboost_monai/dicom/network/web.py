@@ -302,7 +302,8 @@ def _all(page: Callable[[int], Any], key: str, limit: int, what: str) -> Iterato
 def _searched(page: Callable[[int], Any], offset: int) -> list[Mapping[str, Any]]:
     """Return one page of a search."""
     try:
-        entries = page(offset)
+        with quiet():
+            entries = page(offset)
         if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):
             return entries
     except (NotReachableError, AnswerError):

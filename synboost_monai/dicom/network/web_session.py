@@ -36,6 +36,8 @@ from synboost_monai.dicom.quiet import quiet
 T = TypeVar("T")
 NETWORK_ERRORS = (requests.RequestException, HTTPError, HTTPException)
 """What a network, or the other end of it, can raise; an error of our disk is none of these."""
+SLOW = "it was silent or too slow"
+"""Why a service was cut off."""
 PIECE_BYTES = 1 << 16
 """Bytes that are read at a time."""
 SPACE_CHECK = 16 << 20
@@ -178,11 +180,11 @@ class WebSession(requests.Session):
                     finally:
                         is_slow = watch.has_cut
                 if is_slow:
-                    problem = "it was silent or too slow"
+                    problem = SLOW
             except NETWORK_ERRORS as error:
                 problem = self._words(error, is_slow)
             except BrokenAnswerError as error:
-                problem = str(error)
+                problem = SLOW if is_slow else str(error)
             if self._stop.is_set():
                 raise NotReachableError("this process is ending")
             if number + 1 < self.limits.tries:
@@ -274,7 +276,7 @@ class WebSession(requests.Session):
             NotReachableError: if trying again is of no use, as the other end is not whom we expect.
         """
         if is_slow or isinstance(error, requests.Timeout):
-            return "it was silent or too slow"
+            return SLOW
         if isinstance(error, requests.exceptions.SSLError):
             context = self.get_adapter("https://")._context  # type: ignore[attr-defined]
             raise NotReachableError(
@@ -282,7 +284,8 @@ class WebSession(requests.Session):
             ) from None
         if isinstance(error, requests.exceptions.ChunkedEncodingError):
             return "its answer ended early"
-        return "nobody answers, or the connection was lost"
+        is_lost = isinstance(error, requests.ConnectionError)
+        return "nobody answers, or the connection was lost" if is_lost else "its answer is damaged"
 
 
 class _Adapter(HTTPAdapter):
