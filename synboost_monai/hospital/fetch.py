@@ -90,25 +90,30 @@ class Fetcher:
         """Fetch what is new of a study; return the numbers of objects that came and that failed."""
         from synboost_monai.dicom.network.web_session import AnswerError
 
-        instances = list(self._archive.instances(study_uid))
-        missing = [one for one in instances if not self._inbox.has(study_uid, one.uid)]
-        num_failed = 0
+        try:
+            instances = list(self._archive.instances(study_uid))
+        except AnswerError as error:  # the other studies go on
+            self._say(f"study {name}: its objects cannot be listed: {error}")
+            return 0, 1
+        away = [one for one in instances if not self._inbox.has(study_uid, one.uid)]
+        missing = [one for one in away if self._failures.get(short_hash(one.uid), 0) < MAX_FAILURES]
+        num_failed = len(away) - len(missing)
+        if all(self._inbox.had(study_uid, one.uid) for one in missing):
+            return 0, num_failed  # a removed study that grew comes whole once more, as its measures need all
+        num_new = 0
         for one in missing:
             which = short_hash(one.uid)
-            if self._failures.get(which, 0) >= MAX_FAILURES:
-                num_failed += 1
-                continue
             try:
                 problem = self._fetch_one(one)
             except AnswerError as error:
                 problem = str(error)
             if problem:
-                num_failed += 1
                 self._failures[which] = self._failures.get(which, 0) + 1
                 self._say(f"study {name}: object {which} was not fetched: {problem}")
-        if len(missing) > num_failed:
-            self._say(f"study {name}: {len(missing) - num_failed} objects fetched")
-        return len(missing) - num_failed, num_failed
+            num_new, num_failed = num_new + (not problem), num_failed + bool(problem)
+        if num_new:
+            self._say(f"study {name}: {num_new} objects fetched")
+        return num_new, num_failed
 
     def _fetch_one(self, instance: WebInstance) -> str:
         """Fetch an object into the inbox, and return why it was not kept."""

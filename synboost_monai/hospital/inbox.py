@@ -118,10 +118,13 @@ class Inbox:
         return []
 
     def has(self, study_instance_uid: str, sop_instance_uid: str) -> bool:
-        """Return whether an object is here, or was and has been removed because it was done."""
+        """Return whether an object is here."""
         study, name = short_hash(study_instance_uid), short_hash(sop_instance_uid)
-        is_here = next((self.folder / study).glob(f"{name}_*.dcm"), None) is not None
-        return is_here or name in self._removed(study)
+        return next((self.folder / study).glob(f"{name}_*.dcm"), None) is not None
+
+    def had(self, study_instance_uid: str, sop_instance_uid: str) -> bool:
+        """Return whether an object was here and has been removed, because its study was done."""
+        return short_hash(sop_instance_uid) in self._removed(short_hash(study_instance_uid))
 
     def put_off(self, study: str, seconds: float = 0) -> None:
         """Count a study as not done, as if something last came for it `seconds` from now."""

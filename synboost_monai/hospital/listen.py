@@ -91,7 +91,12 @@ def run_listen(
     )
     stop = threading.Event()
     peers = Peers.of(
-        ("poll", wanted.poll), ("destination", wanted.destination), ae_title=wanted.ae_title, tls=tls, stop=stop
+        ("poll", wanted.poll),
+        ("destination", wanted.destination),
+        ae_title=wanted.ae_title,
+        tls=tls,
+        max_object_mb=wanted.max_object_mb,
+        stop=stop,
     )
     out_dir, of_study = Path(out_dir), StudyOptions.of(wanted)
     check_own_folders(out_dir, [INBOX, RUNS, WORK, REMOVED])

@@ -40,6 +40,7 @@ class Peers:
         *,
         ae_title: str | None = None,
         tls: Tls | None = None,
+        max_object_mb: float = 4096,
         stop: threading.Event | None = None,
     ) -> Peers:
         """Return the peers that two options name, with their secrets from the environment.
@@ -49,6 +50,7 @@ class Peers:
             destination: the same without a query; with `ae_title` also TITLE@HOST:PORT.
             ae_title: AE title of the sender.
             tls: how connections to TITLE@HOST:PORT are encrypted.
+            max_object_mb: size of the largest object that is fetched, in MB (2^20 bytes).
             stop: when it is set, requests end at once.
         Raises:
             ValueError: if an option, or a variable of the environment, is wrong.
@@ -65,11 +67,19 @@ class Peers:
         if addresses:
             check_web_installed()
             from synboost_monai.dicom.network.web import WebArchive
+            from synboost_monai.dicom.network.web_session import WebLimits
+
+            limits = WebLimits(max_object_mb=max_object_mb)
+        if destination[0] in addresses and tls is not None and tls.is_client:
+            raise ValueError(
+                f"tls {tls.use} is for TITLE@HOST:PORT; an address with https:// is encrypted anyway, with certificates of the "
+                f"variables {VARIABLES}...: say tls none or listen"
+            )
         is_same = len({address.origin for address in addresses.values()}) < len(addresses)
         for name, address in addresses.items():
             if access is None or not is_same:
                 access = Access.of_environment(address, VARIABLES if access is None else OTHER)
-            found[name] = WebArchive(address, access, stop=stop)
+            found[name] = WebArchive(address, access, limits, stop)
         if destination[0] in found:
             send = found[destination[0]].send
         elif destination[1] is not None and ae_title is not None:

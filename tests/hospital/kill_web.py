@@ -2,8 +2,8 @@
 
     python tests/hospital/kill_web.py [--studies 40] [--seed 0]
 
-`synboost dicom --from ... --to ...` is killed with SIGKILL while it fetches, segments and stores, and goes on by `--resume` each time; Orthanc is
-killed while results are stored. Needs Debian's packages orthanc and orthanc-dicomweb.
+`synboost dicom --from ... --to ...` is killed with SIGKILL while it fetches, segments and stores, and goes on by `--resume` each time.
+Orthanc is killed while results are stored. Needs Debian's packages orthanc and orthanc-dicomweb.
 """
 
 from __future__ import annotations
