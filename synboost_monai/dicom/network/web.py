@@ -7,6 +7,7 @@ that they are: dicomweb-client would hold them in memory, and read what it fetch
 from __future__ import annotations
 
 import itertools
+import json
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*, applic
 MAX_HEAD = 1 << 14
 """Most bytes before the content of a part."""
 ALREADY_STORED = (0x0111, 0xB00E)
-"""Failure reasons of an object that is there already: of PS3.4 (duplicate), and of Azure. Ours are the same object whenever the UID is."""
+"""Failure reasons of an object that is there already: of PS3.7 (C.5.7), and of Azure. Of ours, the same UID means the same object."""
 _SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES = "00080016", "00080018", "0020000D", "0020000E"
 _MODALITY, _MANUFACTURER, _IMAGE_TYPE, _NUM_INSTANCES = "00080060", "00080070", "00080008", "00201208"
 _FAILED, _FAILURE, _STORED, _OF_INSTANCE = "00081198", "00081197", "00081199", "00081155"
@@ -189,7 +190,7 @@ class WebArchive:
 
         headers = {
             "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
-            "Accept": "application/dicom+json",
+            "Accept": "application/dicom+json, application/dicom+xml;q=0.1",  # some know only the second
         }
         bodies: list[_Body] = []
 
@@ -354,8 +355,6 @@ def _refusal(status: int, body: bytes, uid: str, words: str = "") -> str:
         uid: of the object.
         words: why the request was refused, if it was.
     """
-    import json
-
     answer: Any = None
     try:
         answer = json.loads(body)
