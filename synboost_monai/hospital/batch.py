@@ -85,6 +85,8 @@ def run_dicom(
     place, written = in_dir.resolve(), out_dir.resolve()
     if place == written or (written / STUDIES) in (place, *place.parents):
         raise ValueError(f"{out_dir}: the output would lie among the input; give another folder")
+    if wanted.from_ is not None and in_dir.exists() and not in_dir.is_dir():
+        raise ValueError(f"{in_dir}: this is a file; give a folder into which studies are fetched")
     if wanted.from_ is not None and written in place.parents:
         raise ValueError(
             f"{in_dir}: patients' images would be fetched into the outputs; give a folder outside {out_dir}"

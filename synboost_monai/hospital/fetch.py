@@ -63,6 +63,8 @@ class Fetcher:
         self._whole: dict[str, int] = {}
         """Study all of whose images are here -> number of its objects in the archive, then."""
         self._failures: dict[str, int] = {}
+        self._unlisted: dict[str, str] = {}
+        """Study whose objects could not be listed -> why, the last time."""
 
     def run(self, progress: Callable[[], None] = lambda: None) -> Fetched:
         """Search once, and fetch what is new.
@@ -93,7 +95,9 @@ class Fetcher:
         try:
             instances = list(self._archive.instances(study_uid))
         except AnswerError as error:  # the other studies go on
-            self._say(f"study {name}: its objects cannot be listed: {error}")
+            if self._unlisted.get(name) != str(error):  # a node comes here again and again
+                self._unlisted[name] = str(error)
+                self._say(f"study {name}: its objects cannot be listed: {error}")
             return 0, 1
         away = [one for one in instances if not self._inbox.has(study_uid, one.uid)]
         missing = [one for one in away if self._failures.get(short_hash(one.uid), 0) < MAX_FAILURES]

@@ -151,8 +151,9 @@ class Node:
             wanted.keep_days,
             wanted.poll_seconds,
         )
-        self.first_delay, self.say = 5.0, say or _say
-        """Seconds until results are sent again; called with one line for each event."""
+        self.say = say or _say
+        self.first_delay = 5.0
+        """Seconds until results are sent again."""
         self.inbox = Inbox(out_dir / INBOX, options.limits, wanted.max_inbox_mb)
         self.stop = stop or threading.Event()
         self.is_ready = threading.Event()

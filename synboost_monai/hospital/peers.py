@@ -75,15 +75,16 @@ class Peers:
                 f"tls {tls.use} is for TITLE@HOST:PORT; an address with https:// is encrypted anyway, with certificates of the "
                 f"variables {VARIABLES}...: say tls none or listen"
             )
-        is_same = len({address.origin for address in addresses.values()}) < len(addresses)
+        is_one_server = len({address.origin for address in addresses.values()}) == 1
         for name, address in addresses.items():
-            if access is None or not is_same:
+            if access is None or not is_one_server:
                 access = Access.of_environment(address, VARIABLES if access is None else OTHER)
             found[name] = WebArchive(address, access, limits, stop)
         if destination[0] in found:
             send = found[destination[0]].send
         elif destination[1] is not None and ae_title is not None:
             send = send_by_dimse(Destination.parse(destination[1], tls), ae_title)
+        is_same = len({address.base for address in addresses.values()}) < len(addresses)
         return cls(found.get(source[0]), send, is_same)
 
 

@@ -50,7 +50,7 @@ ELSEWHERE = {
     r"python scripts/(\w+)\.py": r"tests/test_\1.py",
 }
 """Start of a command -> what runs it."""
-IN_A_SHELL = r"(cd|cp|export|source|pip install|unzip|curl|pre-commit) ?"
+IN_A_SHELL = r"(cd|cp|source|pip install|unzip|curl|pre-commit) ?"
 """What is not ours; test_readme.py checks what it names."""
 
 SMALLER = {

@@ -2,8 +2,9 @@
 
     python tests/hospital/kill_web.py [--studies 40] [--seed 0] [--node]
 
-`synboost dicom --from ... --to ...`, or `synboost listen --poll ... --destination ...`, is killed with SIGKILL while it fetches, segments and
-stores, and goes on when it is called again. Orthanc is killed while results are stored. Needs Debian's packages orthanc and orthanc-dicomweb.
+`synboost dicom --from ... --to ...`, or `synboost listen --poll ... --destination ...`, is killed with SIGKILL while it fetches, segments
+and stores, and goes on when it is called again. Orthanc is killed while results are stored. Needs Debian's packages orthanc and
+orthanc-dicomweb.
 """
 
 from __future__ import annotations

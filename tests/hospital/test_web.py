@@ -237,13 +237,18 @@ def test_deidentified_copies_go_to_another_archive_with_its_own_secret(
 def test_fetched_images_do_not_come_into_the_outputs(archive: FakeArchive, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="patients' images would be fetched into the outputs"):
         launch_batch.run(tmp_path / "out/in", tmp_path / "out", from_=archive.url)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="this is a file; give a folder"):
+        launch_batch.run(tmp_path / "file", tmp_path / "out", from_=archive.url)
 
 
 def test_study_that_cannot_be_listed_leaves_the_others(archive: FakeArchive, tmp_path: Path) -> None:
     said: list[str] = []
     first = archive.search("", {"limit": ["1"]})[0]["0020000D"]["Value"][0]
     archive.misbehave = lambda handler, _: f"/{first}/instances" in handler.path and handler.answer(status=404)
-    found = fetcher_of(tmp_path, archive, said).run()
+    fetcher = fetcher_of(tmp_path, archive, said)
+    found = fetcher.run()
+    assert fetcher.run().num_failed == 1 and sum("cannot be listed" in line for line in said) == 1
     assert (found.num_studies, found.num_new, found.num_failed) == (2, 2, 1)
     assert any("its objects cannot be listed: it answers with status 404" in line for line in said)
 

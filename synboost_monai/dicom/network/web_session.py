@@ -56,7 +56,7 @@ class WebLimits:
 
     max_object_mb: float = 4096
     """Largest object, in MB (2^20 bytes)."""
-    max_json_mb: float = 32
+    max_json_mb: float = 16
     """Largest answer to a search, in MB (2^20 bytes); a page of it has 1 to 2 kB for each entry."""
     min_free_mb: float = 1024
     """MB (2^20 bytes) that stay free on the disk."""
