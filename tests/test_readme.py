@@ -48,7 +48,8 @@ PLAIN = {
 LABEL_ENVIRONMENT = ".venv_label/bin/"
 """Where scripts/setup_label.sh puts its commands."""
 MARKER = re.compile(
-    r"needs? (?:an? |two |eight |the |your )*(?:GPUs?|cluster|downloaded weights|CAMUS|EchoNet-Dynamic|scanner|Ray|server|archive|paper's file)\b",
+    r"needs? (?:an? |two |eight |the |your )*"
+    r"(?:GPUs?|cluster|downloaded weights|CAMUS|EchoNet-Dynamic|scanner|Ray|server|archive|paper's file)\b",
     re.IGNORECASE,
 )
 """How a comment in a block says what its commands need that no test has."""

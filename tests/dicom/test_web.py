@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import threading
 import time
@@ -19,7 +20,7 @@ from synboost_monai.dicom.elements import EncapsulatedPixels  # noqa: E402
 from synboost_monai.dicom.network.address import Access, WebAddress  # noqa: E402
 from synboost_monai.dicom.network.common import NotReachableError  # noqa: E402
 from synboost_monai.dicom.network.web import WebInstance, single_part  # noqa: E402
-from synboost_monai.dicom.network.web_session import AnswerError, BrokenAnswerError, WebLimits  # noqa: E402
+from synboost_monai.dicom.network.web_session import AnswerError, PassingError, WebLimits  # noqa: E402
 from synboost_monai.dicom.writing.objects import (
     RLE_LOSSLESS,  # noqa: E402
     save,  # noqa: E402
@@ -52,7 +53,7 @@ def test_part_is_found_however_it_is_cut(size: int) -> None:
     pieces = [whole[i : i + size] for i in range(0, len(whole), size)]
     assert b"".join(single_part(pieces, BOUNDARY)) == CONTENT
     for end in (10, 100, len(whole) - 20):
-        with pytest.raises(BrokenAnswerError):
+        with pytest.raises(PassingError):
             list(single_part([whole[:end]], BOUNDARY))
     with pytest.raises(AnswerError, match="more than the one"):
         list(single_part([enveloped(b"1").removesuffix(b"--\r\n") + enveloped(b"2")], BOUNDARY))
@@ -335,8 +336,6 @@ def test_secrets_that_do_not_fit_are_told(
 
 
 def test_secrets_are_taken_out_of_the_environment(monkeypatch: pytest.MonkeyPatch, archive: FakeArchive) -> None:
-    import os
-
     monkeypatch.setenv("SYNBOOST_DICOMWEB_USER", "me")
     monkeypatch.setenv("SYNBOOST_DICOMWEB_PASSWORD", "wörd")
     access = Access.of_environment(WebAddress.parse(archive.url, "from"))
@@ -380,12 +379,29 @@ def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(NotReachableError, match="certificate is not valid here"):
             retrieve(archive)
         monkeypatch.setenv("SYNBOOST_DICOMWEB_AUTHORITIES", str(tmp_path / "authorities.pem"))
-        with pytest.raises(NotReachableError):
-            retrieve(archive)  # it wants our certificate
+        with pytest.raises(NotReachableError, match="demands a certificate of ours|connection was lost"):
+            retrieve(archive)
         monkeypatch.setenv("SYNBOOST_DICOMWEB_CERTIFICATE", str(tmp_path / "certificate.pem"))
         monkeypatch.setenv("SYNBOOST_DICOMWEB_KEY", str(tmp_path / "key.pem"))
         retrieve(archive)
         assert (tmp_path / "one").read_bytes() == CONTENT
+        died = []
+
+        def dies_once(handler: Handler, _: str) -> bool:
+            if not died:
+                died.append(handler.answer(CONTENT[:5000], MULTIPART, Content_Length="99999"))
+                handler.close_connection = True
+                os.close(handler.connection.detach())  # without an end of TLS, as when a process dies
+                return True
+            return False
+
+        archive.misbehave = dies_once
+        retrieve(archive)
+        assert (tmp_path / "one").read_bytes() == CONTENT and len(died) == 1
+    with FakeArchive().open() as plain:
+        with pytest.raises(NotReachableError, match="no encrypted connection: it does not speak TLS"):
+            plain.scheme = "https"
+            retrieve(plain)
     with pytest.raises(FileNotFoundError, match="no such file"):
         monkeypatch.setenv("SYNBOOST_DICOMWEB_AUTHORITIES", str(tmp_path / "nothing.pem"))
         Access.of_environment(WebAddress.parse("https://archive/web", "from"))

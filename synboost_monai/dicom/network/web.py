@@ -23,7 +23,7 @@ from synboost_monai.dicom.network.address import Access, WebAddress
 from synboost_monai.dicom.network.common import NotReachableError
 from synboost_monai.dicom.network.guard import Patience
 from synboost_monai.dicom.network.send import in_syntax, kind_of
-from synboost_monai.dicom.network.web_session import SPACE_CHECK, AnswerError, BrokenAnswerError, WebLimits, WebSession
+from synboost_monai.dicom.network.web_session import SPACE_CHECK, AnswerError, PassingError, WebLimits, WebSession
 from synboost_monai.dicom.quiet import quiet
 from synboost_monai.dicom.reading.scanned_file import is_own_overlay, is_uid, is_ultrasound
 from synboost_monai.dicom.reading.structure import EXPLICIT
@@ -241,7 +241,7 @@ def single_part(pieces: Iterable[bytes], boundary: str) -> Iterator[bytes]:
 
     Raises:
         AnswerError: if it is not one DICOM object in such an envelope.
-        BrokenAnswerError: if the message ends early.
+        PassingError: if the message ends early.
     """
     if not (0 < len(boundary) <= 70 and boundary.isascii()):
         raise AnswerError("its answer has several parts and does not say where they end")
@@ -251,7 +251,7 @@ def single_part(pieces: Iterable[bytes], boundary: str) -> Iterator[bytes]:
     def take() -> None:
         piece = next(coming, None)
         if piece is None:
-            raise BrokenAnswerError("its answer ended early")
+            raise PassingError("its answer ended early")
         waiting.extend(piece)
 
     while (start := waiting.find(delimiter)) < 0 or (end := waiting.find(b"\r\n\r\n", start + len(delimiter))) < 0:

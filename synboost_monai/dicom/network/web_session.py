@@ -11,6 +11,7 @@ import contextlib
 import random
 import shutil
 import socket
+import ssl
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
@@ -31,11 +32,14 @@ from urllib3.exceptions import HTTPError
 from synboost_monai.dicom.network.address import Access
 from synboost_monai.dicom.network.common import NotReachableError
 from synboost_monai.dicom.network.guard import Patience
+from synboost_monai.dicom.network.tls import reason_of
 from synboost_monai.dicom.quiet import quiet
 
 T = TypeVar("T")
 NETWORK_ERRORS = (requests.RequestException, HTTPError, HTTPException)
 """What a network, or the other end of it, can raise; an error of our disk is none of these."""
+_LOST = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+"""Errors of an encrypted connection that ended, and may be made again."""
 SLOW = "it was silent or too slow"
 """Why a service was cut off."""
 PIECE_BYTES = 1 << 16
@@ -97,8 +101,17 @@ class AnswerError(Exception):
         self.status, self.body = status, body
 
 
-class BrokenAnswerError(Exception):
-    """Say that an answer ended early; it is asked for again."""
+class PassingError(Exception):
+    """Say why an answer is of no use now; it is asked for again.
+
+    Args:
+        words: reason for the log, without any text of the service.
+        wished: seconds that the service wishes to pass first.
+    """
+
+    def __init__(self, words: str, wished: float = 0.0) -> None:
+        super().__init__(words)
+        self.wished = wished
 
 
 class WebSession(requests.Session):
@@ -155,43 +168,56 @@ class WebSession(requests.Session):
             NotReachableError: if the service cannot be reached, or takes nothing from us.
             AnswerError: if this one request is refused, or its answer is of no use.
         """
-        problem = ""
         for number in range(self.limits.tries):
-            wished = 0.0
+            is_last = number + 1 == self.limits.tries
             try:
-                with quiet(), _Watch(self.limits.silent_seconds, self._stop, self._cut) as watch:
-                    try:
-                        response = super().request(
-                            method,
-                            url,
-                            headers=dict(headers or {}),
-                            data=None if body is None else body(watch.patience),
-                            stream=True,
-                            allow_redirects=False,
-                            timeout=(self.limits.connect_seconds, self.limits.silent_seconds),
-                        )
-                        with contextlib.closing(response):
-                            if not self._may_pass(response, watch.patience, is_last=number + 1 == self.limits.tries):
-                                found = read(response, watch.patience)
-                                if not watch.has_cut:  # an end that we made is no end of the answer
-                                    return found
-                            problem = f"it answers with status {response.status_code}"
-                            wished = _seconds_of(response.headers.get("Retry-After", ""))
-                    finally:
-                        is_slow = watch.has_cut
-                if is_slow:
-                    problem = SLOW
-            except NETWORK_ERRORS as error:
-                problem = self._words(error, is_slow)
-            except BrokenAnswerError as error:
-                problem = SLOW if is_slow else str(error)
+                return self._ask(method, url, read, is_last, headers=dict(headers or {}), body=body)
+            except PassingError as error:
+                problem, wished = str(error), error.wished
             if self._stop.is_set():
                 raise NotReachableError("this process is ending")
-            if number + 1 < self.limits.tries:
+            if not is_last:
                 delay = min(self.limits.first_delay * 2**number, self.limits.longest_delay)
                 delay *= random.uniform(0.5, 1)  # noqa: S311  so that not all clients come back at once
                 self._stop.wait(max(delay, min(wished, self.limits.longest_delay)))
         raise NotReachableError(f"{problem} ({self.limits.tries} times)")
+
+    def _ask(
+        self,
+        method: str,
+        url: str,
+        read: Callable[[requests.Response, Patience], T],
+        is_last: bool,
+        *,
+        headers: dict[str, str],
+        body: Callable[[Patience], Any] | None,
+    ) -> T:
+        """Ask once; `is_last` says that it is not asked again.
+
+        Raises:
+            PassingError: if asking again may help.
+        """
+        with quiet(), _Watch(self.limits.silent_seconds, self._stop, self._cut) as watch:
+            try:
+                response = super().request(
+                    method,
+                    url,
+                    headers=headers,
+                    data=None if body is None else body(watch.patience),
+                    stream=True,
+                    allow_redirects=False,
+                    timeout=(self.limits.connect_seconds, self.limits.silent_seconds),
+                )
+                with contextlib.closing(response):
+                    self._check(response, watch.patience, is_last)
+                    found = read(response, watch.patience)
+            except (PassingError, *NETWORK_ERRORS) as error:
+                if watch.has_cut:
+                    raise PassingError(SLOW) from None
+                raise error if isinstance(error, PassingError) else PassingError(self._words(error)) from None
+        if watch.has_cut:  # an end that we made is no end of the answer
+            raise PassingError(SLOW)
+        return found
 
     def pieces(self, response: requests.Response, patience: Patience, max_mb: float) -> Iterator[bytes]:
         """Yield a body piece by piece.
@@ -222,15 +248,16 @@ class WebSession(requests.Session):
                 f"{folder}: less than {self.limits.min_free_mb:g} MB are free on this disk; make room there"
             )
 
-    def _may_pass(self, response: requests.Response, patience: Patience, is_last: bool) -> bool:
-        """Return whether an answer is one of failure that may pass; False: one of success.
+    def _check(self, response: requests.Response, patience: Patience, is_last: bool) -> None:
+        """Make sure that an answer is one of success.
 
         Raises:
-            NotReachableError, AnswerError: if asking again is of no use.
+            PassingError: if asking again may help.
+            NotReachableError, AnswerError: if it is of no use.
         """
         status = response.status_code
         if status in BUSY or (status == FAILED and not is_last):
-            return True
+            raise PassingError(f"it answers with status {status}", _seconds_of(response.headers.get("Retry-After", "")))
         if 300 <= status < 400:
             raise NotReachableError(
                 f"it redirects (status {status}), which is not followed; give the address that it redirects to"
@@ -246,7 +273,6 @@ class WebSession(requests.Session):
             body = b"".join(self.pieces(response, patience, MAX_FAULT_BYTES / 2**20))
             advice = {403: "; our user may not do this", 404: "; is the path of the address right?"}.get(status, "")
             raise AnswerError(f"it answers with status {status}{advice}", status, body)
-        return False
 
     def _identified(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         access = self._access
@@ -269,19 +295,19 @@ class WebSession(requests.Session):
             with contextlib.suppress(OSError):
                 self._line.shutdown(socket.SHUT_RDWR)
 
-    def _words(self, error: Exception, is_slow: bool) -> str:
+    def _words(self, error: Exception) -> str:
         """Say what went wrong without the words of the error, which hold the address and its query.
 
         Raises:
             NotReachableError: if trying again is of no use, as the other end is not whom we expect.
         """
-        if is_slow or isinstance(error, requests.Timeout):
+        if isinstance(error, requests.Timeout):
             return SLOW
-        if isinstance(error, requests.exceptions.SSLError):
-            context = self.get_adapter("https://")._context  # type: ignore[attr-defined]
-            raise NotReachableError(
-                f"no encrypted connection: {context.problem or 'the TLS handshake failed'}"
-            ) from None
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ssl.SSLError) and not isinstance(cause, _LOST):
+                raise NotReachableError(f"no encrypted connection: {reason_of(cause)}") from None
+            cause = cause.__context__
         if isinstance(error, requests.exceptions.ChunkedEncodingError):
             return "its answer ended early"
         is_lost = isinstance(error, requests.ConnectionError)
