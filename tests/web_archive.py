@@ -69,6 +69,7 @@ class FakeArchive:
             service = archive
 
         server = ThreadingHTTPServer(("127.0.0.1", self.port), Bound)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who is cut off hangs up
         server.daemon_threads, server.block_on_close = True, False
         if context is not None:
             server.socket = context.wrap_socket(server.socket, server_side=True)

@@ -16,7 +16,6 @@ pytest.importorskip("dicomweb_client", reason='it is not installed: pip install 
 from synboost_monai.command_line import checked_arguments  # noqa: E402
 from synboost_monai.dicom.network.common import Status  # noqa: E402
 from synboost_monai.dicom.network.tls import Tls  # noqa: E402
-from synboost_monai.hospital import delivery as delivery_module  # noqa: E402
 from synboost_monai.hospital import fetch  # noqa: E402
 from synboost_monai.hospital import peers as peers_module  # noqa: E402
 from synboost_monai.hospital.delivery import Delivery  # noqa: E402
@@ -53,7 +52,13 @@ def archive(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake
 
 
 def run(tmp_path: Path, archive: FakeArchive, query: str = "", **options: Any) -> int:
-    given = {"from_": archive.url + query, "to": archive.url, "resume": (tmp_path / "out").exists(), **options}
+    given = {
+        "from_": archive.url + query,
+        "to": archive.url,
+        "workers": 1,
+        "resume": (tmp_path / "out").exists(),
+        **options,
+    }
     return launch_batch.run(tmp_path / "fetched", tmp_path / "out", **given)
 
 
@@ -91,7 +96,9 @@ def test_study_that_grew_is_fetched_and_done_whole(files: list[Path], archive: F
     assert run(tmp_path, archive) == 0 and len(fetched(tmp_path)) == 3
     archive.objects[uid] = late
     assert run(tmp_path, archive) == 0 and len(fetched(tmp_path)) == 4
-    launch_batch.run(files[0].parents[1], tmp_path / "whole")
+    with FakeArchive().open() as other:  # results of a folder are stored, too
+        assert launch_batch.run(files[0].parents[1], tmp_path / "whole", workers=1, to=other.url) == 0
+    assert set(other.stored) == results(tmp_path)
     whole = {path.relative_to(tmp_path / "whole"): path.read_bytes() for path in tmp_path.glob("whole/studies/*/*")}
     assert whole == {path.relative_to(tmp_path / "out"): path.read_bytes() for path in tmp_path.glob("out/studies/*/*")}
 
@@ -185,7 +192,7 @@ def fetcher_of(tmp_path: Path, archive: FakeArchive, said: list[str], max_mb: fl
     return fetch.Fetcher(archive.client(), inbox, tmp_path / "fetched/work", said.append)
 
 
-def test_results_that_are_refused_stay_and_are_stored_later(
+def test_results_that_are_not_taken_stay_and_are_stored_later_and_once(
     archive: FakeArchive, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     archive.failure = 0xA700
@@ -194,25 +201,12 @@ def test_results_that_are_refused_stay_and_are_stored_later(
     delivery = Delivery.load(tmp_path / "out")
     assert delivery is not None and {item.refusals for item in delivery.items.values()} == {1}
     archive.failure = None
-    assert run(tmp_path, archive) == 0 and sorted(archive.stored) == sorted(results(tmp_path))
-
-
-def test_results_stored_before_the_archive_went_are_not_sent_again(
-    archive: FakeArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(delivery_module, "SAVED_EVERY", 1)
     archive.misbehave = lambda handler, method: (
         method == "POST" and len(archive.stored) >= 3 and handler.answer(status=503)
     )
     assert run(tmp_path, archive) == 1 and len(archive.stored) == 3
     archive.misbehave = lambda handler, method: False
-    assert run(tmp_path, archive) == 0
-    assert len(archive.stored) == len(set(archive.stored)) == len(results(tmp_path))
-
-
-def test_results_of_a_folder_are_stored_too(files: list[Path], archive: FakeArchive, tmp_path: Path) -> None:
-    assert launch_batch.run(files[0].parents[1], tmp_path / "out", to=archive.url) == 0
-    assert sorted(archive.stored) == sorted(results(tmp_path))
+    assert run(tmp_path, archive) == 0 and sorted(archive.stored) == sorted(results(tmp_path))
 
 
 def test_deidentified_copies_go_to_another_archive_with_its_own_secret(
