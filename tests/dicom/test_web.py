@@ -61,10 +61,13 @@ def test_part_is_found_however_it_is_cut(size: int) -> None:
         list(single_part([bytes(1 << 15)], BOUNDARY))
 
 
-def endless(handler: Handler, kind: str, piece: bytes = bytes(1 << 16), pause: float = 0.0) -> bool:
+def endless(
+    handler: Handler, kind: str, piece: bytes = bytes(1 << 16), pause: float = 0.0, status: int = 200, **headers: str
+) -> bool:
     """Send a body that does not end until the other end hangs up; returns True."""
-    handler.send_response(200)
-    handler.send_header("Content-Type", kind)
+    handler.send_response(status)
+    for name, value in {"Content-Type": kind, **headers}.items():
+        handler.send_header(name, value)
     handler.end_headers()
     try:
         handler.wfile.write(f"\r\n--{BOUNDARY}\r\n\r\n".encode())
@@ -140,6 +143,14 @@ def test_redirect_is_not_followed_and_no_secret_goes_elsewhere(archive: FakeArch
             with pytest.raises(NotReachableError, match="redirects"):
                 list(client.studies())
         assert other.asked == []
+
+        def endless_redirect(handler: Handler, _: str) -> bool:
+            return endless(handler, MULTIPART, bytes(1 << 16), 0.01, status=302, Location=other.url)
+
+        archive.misbehave, began = endless_redirect, time.monotonic()
+        with pytest.raises(NotReachableError, match="redirects"):
+            archive.client(access=Access(token="secret")).retrieve(ONE, tmp_path / "one")
+        assert time.monotonic() - began < 4  # its body is not read
     assert {headers["Authorization"] for headers in archive.headers} == {"Bearer secret"}
 
 
@@ -218,6 +229,7 @@ def test_pages_are_all_read_and_those_that_repeat_end(archive: FakeArchive) -> N
 def test_empty_answer_finds_nothing(archive: FakeArchive) -> None:
     archive.misbehave = lambda handler, _: handler.answer(status=204)
     assert list(archive.client().studies()) == []
+    assert archive.headers[0]["Host"] == f"127.0.0.1:{archive.port}"
 
 
 # --- store

@@ -16,6 +16,7 @@ pytest.importorskip("dicomweb_client", reason='it is not installed: pip install 
 from synboost_monai.command_line import checked_arguments  # noqa: E402
 from synboost_monai.dicom.network.common import Status  # noqa: E402
 from synboost_monai.dicom.network.tls import Tls  # noqa: E402
+from synboost_monai.hospital import delivery as delivery_module  # noqa: E402
 from synboost_monai.hospital import fetch  # noqa: E402
 from synboost_monai.hospital import peers as peers_module  # noqa: E402
 from synboost_monai.hospital.delivery import Delivery  # noqa: E402
@@ -193,11 +194,15 @@ def fetcher_of(tmp_path: Path, archive: FakeArchive, said: list[str], max_mb: fl
 
 
 def test_results_that_are_not_taken_stay_and_are_stored_later_and_once(
-    archive: FakeArchive, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    archive: FakeArchive, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(delivery_module, "MAX_REFUSALS", 1)
     archive.failure = 0xA700
     assert run(tmp_path, archive) == 1
-    assert "(the archive does not store it (failure reason 0xA700)); --resume tries again" in capfd.readouterr().err
+    assert (
+        "(the archive does not store it (failure reason 0xA700)); they stay here; --resume tries again"
+        in capfd.readouterr().err
+    )
     delivery = Delivery.load(tmp_path / "out")
     assert delivery is not None and {item.refusals for item in delivery.items.values()} == {1}
     archive.failure = None
