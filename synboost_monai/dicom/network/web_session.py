@@ -74,10 +74,10 @@ class WebLimits:
     """Seconds until a connection is made."""
     silent_seconds: float = 60
     """Seconds that a service may be silent, or too slow (`guard.Patience`)."""
-    tries: int = 7
-    """Times that something is asked; with the delays below, over about two minutes."""
+    tries: int = 8
+    """Times that something is asked; the delays below add up to one to two minutes."""
     first_delay: float = 1
-    """Seconds until something is asked again; doubled each time."""
+    """Seconds until something is asked again; doubled each time, and shortened by chance to half of that at most."""
     longest_delay: float = 60
     """Longest such time, whatever the service wishes."""
 
