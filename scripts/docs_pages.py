@@ -301,6 +301,8 @@ def arguments_of(doc: str) -> dict[str, str]:
 
 
 def _verb(name: str, verb: Callable[..., None]) -> Iterator[str]:
+    from synboost_monai.command_line import flag_of
+
     doc = inspect.getdoc(verb) or ""
     told = arguments_of(doc)
     parameters = inspect.signature(verb).parameters.values()
@@ -318,7 +320,13 @@ def _verb(name: str, verb: Callable[..., None]) -> Iterator[str]:
         yield from ("", "| argument | default | |", "|---|---|---|")
     for p in parameters:
         is_word = p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
-        shown = f"`{p.name.upper()}`" if is_word else f"`--{p.name}`" if p.kind is p.KEYWORD_ONLY else "`--key value`"
+        shown = (
+            f"`{p.name.upper()}`"
+            if is_word
+            else f"`--{flag_of(p.name)}`"
+            if p.kind is p.KEYWORD_ONLY
+            else "`--key value`"
+        )
         default = "" if p.default in (p.empty, None) else _code(str(p.default))
         yield f"| {shown} | {default} | {_cell(told.get(p.name, ''))} |"
 

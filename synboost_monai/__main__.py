@@ -423,7 +423,7 @@ def dicom(in_dir: str, out_dir: str, *, options: BatchOptions, **overrides: Any)
     Ends with code 0 if every file was processed or is not for us, 1 if some were refused, 2 if the run itself failed.
 
     Args:
-        in_dir: folder with any tree of files; it is only read.
+        in_dir: folder with any tree of files; it is only read. With --from, a folder that studies are fetched into.
         out_dir: folder for ledger.csv, report.html, measurements.csv and studies/.
         options: BatchOptions.
         overrides: keys of the bundle's inference.yaml, such as prompt_level, calibration_path, device.
@@ -437,7 +437,7 @@ def dicom(in_dir: str, out_dir: str, *, options: BatchOptions, **overrides: Any)
 
 @flags_of(ListenOptions)
 def listen(out_dir: str, *, options: ListenOptions, **overrides: Any) -> None:
-    """Receive studies as a DICOM node, segment and measure each once it is complete, and send the results on.
+    """Receive studies as a DICOM node, or fetch them, segment and measure each once it is complete, and send the results on.
 
     Args:
         out_dir: folder of the node, for received images, results and what is still to be sent; it holds patients' data.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import keyword
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -83,7 +84,7 @@ def _sorted_out(words: list[str], kinds: Mapping[str, str], takes_any: bool) -> 
             positional.append(word)
             continue
         flag, has_value, value = word.lstrip("-").partition("=")
-        flag = flag.replace("-", "_")
+        flag = parameter_of(flag)
         kind = kinds.get(flag, "any" if takes_any else "")
         if not has_value:
             is_next = words and not _is_flag(words[0]) and (kind != "bool" or _is_bool(words[0]))
@@ -94,12 +95,22 @@ def _sorted_out(words: list[str], kinds: Mapping[str, str], takes_any: bool) -> 
             elif kind in (*_BARE, "any"):
                 value = "true"
             elif kind:
-                raise ValueError(f"--{flag} needs a value")
+                raise ValueError(f"--{flag_of(flag)} needs a value")
         if not kind:
-            takes = f"it takes {', '.join(f'--{k}' for k in kinds)}" if kinds else "it takes none"
+            takes = f"it takes {', '.join(f'--{flag_of(k)}' for k in kinds)}" if kinds else "it takes none"
             raise ValueError(f"unknown flag --{flag}{did_you_mean(flag, kinds)}; {takes}")
         values[flag] = value
     return positional, values
+
+
+def parameter_of(flag: str) -> str:
+    """Return the parameter of a flag: `from_` of --from, since a word of Python cannot be its name."""
+    return f"{flag}_" if keyword.iskeyword(flag) else flag.replace("-", "_")
+
+
+def flag_of(parameter: str) -> str:
+    """Return the flag of a parameter, without its hyphens."""
+    return parameter.removesuffix("_")
 
 
 def _read(flag: str, text: str, kind: str) -> Any:

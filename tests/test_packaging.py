@@ -95,6 +95,7 @@ def test_every_requirement_is_pinned() -> None:
         "jpeg-lossless",
         "ray",
         "listen",
+        "dicomweb",
         "export",
         "demo",
         "docs",

@@ -48,7 +48,8 @@ PLAIN = {
 LABEL_ENVIRONMENT = ".venv_label/bin/"
 """Where scripts/setup_label.sh puts its commands."""
 MARKER = re.compile(
-    r"needs? (?:an? |two |eight |the |your )*(?:GPUs?|cluster|downloaded weights|CAMUS|EchoNet-Dynamic|scanner|Ray|server|paper's file)\b",
+    r"needs? (?:an? |two |eight |the |your )*"
+    r"(?:GPUs?|cluster|downloaded weights|CAMUS|EchoNet-Dynamic|scanner|Ray|server|archive|paper's file)\b",
     re.IGNORECASE,
 )
 """How a comment in a block says what its commands need that no test has."""
@@ -58,6 +59,7 @@ NEEDS = {
     r"--dataset PATH|\bCAMUS_DIR\b|paper_tables\.py \S": "CAMUS|paper's file",
     r"\bECHONET_DIR\b": "EchoNet-Dynamic",
     r"train_published": "GPU",
+    r"--(from|poll|destination) ": "archive",
 }
 """Command -> what its block's comment must say that it needs."""
 

@@ -1,4 +1,4 @@
-"""Silence pydicom and highdicom, whose warnings and logs repeat header values, which may be names.
+"""Silence libraries whose warnings and logs repeat header values or addresses, in which there may be names.
 
 Warning filters, pydicom's settings and loggers belong to the whole process, and several threads work on studies. So the first thread
 that asks for quiet turns it on, and the last that leaves turns it off; otherwise one thread would restore what another still needs.
@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 
-LOGGERS = ("pydicom", "highdicom")
+LOGGERS = ("pydicom", "highdicom", "dicomweb_client", "retrying", "urllib3")
 """Loggers that are silenced, with all loggers below them."""
 _SILENT = logging.CRITICAL + 1
 

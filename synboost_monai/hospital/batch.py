@@ -1,5 +1,6 @@
 """A folder of studies in, a folder of results out: scan, ledger, studies one after the other or several at a time, report.
 
+The input may first be fetched from an archive by DICOMweb, and the results stored in one at the end.
 Every file of the input has one row in the ledger before the first study begins, and one result in the end. Studies are recorded when
 their outputs lie on the disk, so that a run that was ended in any way goes on with `resume` and ends as if nothing had happened.
 """
@@ -26,9 +27,12 @@ from synboost_monai.dicom.reading.scan import mark_duplicates, scan
 from synboost_monai.dicom.reading.scanned_file import ScannedFile, is_uid
 from synboost_monai.dicom.reasons import NotUsableError, Outcome
 from synboost_monai.files import read_text
+from synboost_monai.hospital.delivery import RECORD, Delivery, Send
 from synboost_monai.hospital.engines import Engine, create_engine
+from synboost_monai.hospital.fetch import INBOX, fetch_into
 from synboost_monai.hospital.ledger import DATABASE, TABLE, Ledger, Result
 from synboost_monai.hospital.options import BatchOptions
+from synboost_monai.hospital.peers import Peers
 from synboost_monai.hospital.privacy import Naming, path_display
 from synboost_monai.hospital.report import MEASURES_NAME, REPORT_NAME, write_report_page
 from synboost_monai.hospital.study import STUDIES, StudyOptions
@@ -43,6 +47,8 @@ RETRIED = frozenset(
 """Reasons that may lie in the machine and not in the file: `resume` tries these files again."""
 HASH_SECONDS = 60
 """Time that the hash of a file that is not for us may take; one that takes longer (a file with terabytes of holes) has none."""
+SENDING = ".sending"
+"""Folder in OUT for copies of results in other transfer syntaxes, while they are sent."""
 _UNFINISHED = re.compile(r"\.\d+-[0-9a-f]{8}\.(ledger\.csv|report\.html|measurements\.csv)")
 """Names of files in OUT that were being written (`files.atomic_path`): ours alone, OUT may hold other things."""
 _STUDY_FOLDER = re.compile(r"[0-9a-f]{16}")
@@ -61,31 +67,42 @@ def run_dicom(
     """Segment and measure all studies below a folder.
 
     Args:
-        in_dir: any tree, or one file; it is only read.
+        in_dir: any tree, or one file; it is only read. With `options.from_`, a folder into which studies are fetched, made if missing.
         out_dir: folder for ledger.sqlite, ledger.csv, report.html and studies/; made if missing.
         options: what is wanted.
         overrides: keys of the bundle's inference.yaml.
         limits: largest sizes and longest times of a file.
         progress: show bars on stderr.
     Returns:
-        `ALL_DONE` or `SOME_REFUSED`.
+        `ALL_DONE`; or `SOME_REFUSED`, also if something could not be fetched, or not be stored in the archive.
     Raises:
         FileNotFoundError, ValueError: if the run itself fails: there is no input, or `out_dir` belongs to another run or cannot be
             written.
     """
     in_dir, out_dir, wanted = Path(in_dir), Path(out_dir), options or BatchOptions()
-    if not in_dir.exists():
+    if wanted.from_ is None and not in_dir.exists():
         raise FileNotFoundError(f"{in_dir}: no such folder; give the folder of the studies")
     place, written = in_dir.resolve(), out_dir.resolve()
     if place == written or (written / STUDIES) in (place, *place.parents):
         raise ValueError(f"{out_dir}: the output would lie among the input; give another folder")
+    if wanted.from_ is not None and in_dir.exists() and not in_dir.is_dir():
+        raise ValueError(f"{in_dir}: this is a file; give a folder into which studies are fetched")
+    if wanted.from_ is not None and written in place.parents:
+        raise ValueError(
+            f"{in_dir}: patients' images would be fetched into the outputs; give a folder outside {out_dir}"
+        )
     if wanted.deidentify is not None and written in Path(wanted.deidentify).resolve().parents:
         raise ValueError(
             f"{wanted.deidentify}: the key would lie among the outputs, and be given away with them; move it elsewhere"
         )
     read = [wanted.given, wanted.deidentify, wanted.checkpoint_path, wanted.scout]
-    outputs = [out_dir / name for name in (DATABASE, TABLE, REPORT_NAME, MEASURES_NAME)]
+    outputs = [out_dir / name for name in (DATABASE, TABLE, REPORT_NAME, MEASURES_NAME, RECORD)]
     refuse_overwriting(outputs, read, "give another folder for the results")
+    peers = Peers.of(("from", wanted.from_), ("to", wanted.to))
+    if peers.is_same and wanted.deidentify is not None:
+        raise ValueError(
+            "to is the archive of from: de-identified copies would come among the originals; give another one"
+        )
     of_study = StudyOptions.of(
         wanted,
         given={} if wanted.given is None else read_given(wanted.given),
@@ -107,12 +124,20 @@ def run_dicom(
             wanted.ray_address,
         ) as runner,
     ):
-        rows = work_through(
-            in_dir, out_dir, runner, of_study, paths=wanted.paths, resume=wanted.resume, progress=progress
-        )
+        is_whole, resume = True, wanted.resume
+        if peers.source is not None:
+            with hold_folder(in_dir):
+                settings = run_settings(in_dir / INBOX, runner, of_study, wanted.paths)
+                # a folder of another run is refused now, and not when all has been fetched
+                Ledger.open(out_dir, settings, resume, Naming(of_study.key)).close()
+                is_whole = not fetch_into(in_dir, peers.source, of_study.limits, progress).num_failed
+            in_dir, resume = in_dir / INBOX, True
+        rows = work_through(in_dir, out_dir, runner, of_study, paths=wanted.paths, resume=resume, progress=progress)
+        if peers.send is not None:
+            is_whole = _deliver(out_dir, rows, peers.send) and is_whole
     counts = Counter(str(row["outcome"]) for row in rows)
     _say(out_dir, {outcome.value: counts[outcome.value] for outcome in Outcome})
-    return SOME_REFUSED if counts[Outcome.REFUSED.value] else ALL_DONE
+    return ALL_DONE if is_whole and not counts[Outcome.REFUSED.value] else SOME_REFUSED
 
 
 def work_through(
@@ -156,6 +181,20 @@ def work_through(
         rows = list(ledger.rows())
         write_report_page(out_dir, rows, {**settings, "options": options.settings()})
     return rows
+
+
+def _deliver(out_dir: Path, rows: Iterable[Mapping[str, Any]], send: Send) -> bool:
+    """Store the results in an archive that has not all of them; return whether it has them now."""
+    delivery = Delivery.load(out_dir) or Delivery([])
+    delivery.update(out_dir, [], {output for row in rows for output in row["outputs"] if output.endswith(".dcm")})
+    delivery.take_up()
+    delivery.save(out_dir)
+    remove_own_folder(out_dir / SENDING)
+    words = delivery.send(out_dir, send, out_dir / SENDING)
+    remove_own_folder(out_dir / SENDING)
+    again = "" if delivery.is_delivered else "; --resume tries again"
+    print(f"archive: {words or 'it has all results'}{again}", file=sys.stderr)
+    return delivery.is_delivered
 
 
 def run_settings(in_dir: Path, runner: Engine, options: StudyOptions, paths: str = "redacted") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Deliver results to an archive: each is kept and tried again until it is taken.
 
 `delivery.json` beside a run's outputs says from which objects of the study they were made, and for each result its hash and what became
-of it. It is written whole after the outputs, and after each association. A process that ends in between sends a result once more;
+of it. It is written whole after the outputs, and whenever some were sent. A process that ends in between sends a result once more;
 archives take the same object twice without harm.
 """
 
@@ -12,16 +12,19 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synboost_monai.dicom.network.send import Destination, NotReachableError, send_files
+from synboost_monai.dicom.network.common import NotReachableError
 from synboost_monai.dicom.writing.objects import sync_folder
 from synboost_monai.files import atomic_path, sha256_of
 from synboost_monai.paths import is_real_folder
 
+Send = Callable[[Sequence[Path], Path], Iterator[tuple[Path, str]]]
+"""Send files, given a folder for copies in other transfer syntaxes: yields each with '' if it was taken, or else the reason; raises
+`NotReachableError`."""
 RECORD = "delivery.json"
 """Name of the record, in a run's folder."""
 FORMAT = 1
@@ -30,6 +33,8 @@ WAITING, DELIVERED, REFUSED = "waiting", "delivered", "refused"
 """States of a result."""
 MAX_REFUSALS = 10
 """Number of times that a destination may refuse a result before it is left on the disk; a new start of the node tries again."""
+SAVED_EVERY = 50
+"""Results between two writings of the record while they are sent."""
 LONGEST_DELAY = 600.0
 """Longest time between two tries, in seconds."""
 
@@ -82,6 +87,55 @@ class Delivery:
             known = before.get(name)
             self.items[name] = known if known is not None and known.sha256 == digest else Item(digest)
 
+    def take_up(self) -> bool:
+        """Let results wait again that were refused too often, at a new start; return whether any waits."""
+        for item in self.items.values():
+            if item.state == REFUSED:
+                item.state, item.refusals = WAITING, 0
+        return not self.is_done
+
+    def send(self, run_dir: Path, send: Send, scratch: Path) -> str | None:
+        """Send the results that wait, and record what became of them.
+
+        Args:
+            run_dir: the run's folder.
+            send, scratch: as in `Send`.
+        Returns:
+            What was done, in words; None if there was nothing to send.
+        """
+        waiting = {run_dir / name: item for name, item in self.items.items() if item.state == WAITING}
+        # one that differs is of a run that was ended while it made it again; it is repeated, and then has a new record
+        whole = [path for path, item in waiting.items() if path.is_file() and sha256_of(path) == item.sha256]
+        if not whole:
+            return None
+        problem, num_sent = "", 0
+        try:
+            for number, (path, refusal) in enumerate(send(whole, scratch), start=1):
+                item = waiting[path]
+                item.reason = refusal
+                if refusal:
+                    problem = refusal
+                    item.refusals += 1
+                    item.state = REFUSED if item.refusals >= MAX_REFUSALS else WAITING
+                else:
+                    num_sent += 1
+                    item.state = DELIVERED
+                if number % SAVED_EVERY == 0:
+                    self.save(run_dir)
+        except NotReachableError as error:
+            problem = str(error)
+        finally:
+            with contextlib.suppress(OSError):
+                self.save(run_dir)
+        return self._words(num_sent, problem)
+
+    def _words(self, num_sent: int, problem: str) -> str:
+        left = sum(item.state == WAITING for item in self.items.values())
+        refused = sum(item.state == REFUSED for item in self.items.values())
+        words = f"{num_sent} results delivered"
+        words += f", {left} are tried again later ({problem or 'the association was lost'})" if left else ""
+        return words + (f", {refused} refused for good ({problem}); they stay here" if refused else "")
+
     @property
     def is_done(self) -> bool:
         """Return whether no result waits."""
@@ -97,27 +151,23 @@ class Courier:
     """A Courier sends results in its own thread.
 
     Args:
-        destination: where all results go.
-        ae_title: AE title of the sender.
+        send: sends files to where all results go.
         scratch: folder for files in other transfer syntaxes.
         lock_of: run's folder -> lock, held while its results are sent or made.
         say: called with one line that says what was sent.
         first_delay: seconds after the first failure; it doubles with each further one.
-        timeout: seconds that the destination may be silent.
     """
 
     def __init__(
         self,
-        destination: Destination,
-        ae_title: str,
+        send: Send,
         scratch: Path,
         lock_of: Callable[[Path], threading.Lock],
         say: Callable[[str], None],
         first_delay: float = 5.0,
-        timeout: float = 60.0,
     ) -> None:
-        self._destination, self._ae_title, self._scratch, self._lock_of = destination, ae_title, scratch, lock_of
-        self._say, self._first_delay, self._timeout = say, first_delay, timeout
+        self._send, self._scratch, self._lock_of = send, scratch, lock_of
+        self._say, self._first_delay = say, first_delay
         self._waiting: dict[Path, tuple[float, float]] = {}
         """Run's folder -> time of its next try (monotonic seconds), and the delay after that."""
         self._condition = threading.Condition()
@@ -128,10 +178,7 @@ class Courier:
     def take(self, run_dir: Path, is_new_start: bool = False) -> None:
         """Deliver the waiting results of a run; at a new start, also those that were refused too often."""
         if is_new_start and (delivery := Delivery.load(run_dir)) is not None:
-            for item in delivery.items.values():
-                if item.state == REFUSED:
-                    item.state, item.refusals = WAITING, 0
-            if delivery.is_done:
+            if not delivery.take_up():
                 return
             delivery.save(run_dir)
         with self._condition:
@@ -179,38 +226,10 @@ class Courier:
             delivery = Delivery.load(run_dir)
             if delivery is None:
                 return True
-            paths = {run_dir / name: item for name, item in delivery.items.items() if item.state == WAITING}
-            for path in [path for path, item in paths.items() if not path.is_file() or sha256_of(path) != item.sha256]:
-                del paths[
-                    path
-                ]  # their run was ended while it made them again; it is repeated, and then has a new record
-            if not paths:
-                return True
-            problem, num_sent = "", 0
-            try:
-                for path, refusal in send_files(
-                    list(paths), self._destination, self._ae_title, self._scratch, self._timeout
-                ):
-                    item = paths[path]
-                    item.reason = refusal
-                    if not refusal:
-                        item.state = DELIVERED
-                        num_sent += 1
-                        continue
-                    item.refusals += 1
-                    item.state = REFUSED if item.refusals >= MAX_REFUSALS else WAITING
-                    problem = refusal
-            except NotReachableError as error:
-                problem = str(error)
-            finally:
-                with contextlib.suppress(OSError):
-                    delivery.save(run_dir)
-        left = sum(item.state == WAITING for item in delivery.items.values())
-        refused = sum(item.state == REFUSED for item in delivery.items.values())
-        words = f"study {study}: {num_sent} results delivered"
-        words += f", {left} are tried again later ({problem or 'the association was lost'})" if left else ""
-        words += f", {refused} refused for good ({problem}); they stay here" if refused else ""
-        self._say(words)
+            words = delivery.send(run_dir, self._send, self._scratch)
+        if words is None:
+            return True
+        self._say(f"study {study}: {words}")
         return delivery.is_done
 
 

@@ -19,8 +19,11 @@ from synboost_monai.dicom.reading.scanned_file import SOP_INSTANCE, STUDY, is_ui
 from synboost_monai.dicom.reading.structure import walk_file
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.dicom.writing.objects import sync_folder
+from synboost_monai.files import atomic_write_text, read_text
 from synboost_monai.paths import is_real_folder, own_folder
 
+REMOVED = "removed"
+"""Folder beside the inbox: for each study that was removed, a file with the hashes of its objects' UIDs."""
 MIN_BYTES = 1 << 16
 """Smallest size that an object counts as: files cost the disk more than their bytes, and studies take time."""
 
@@ -38,6 +41,7 @@ class Inbox:
         self.folder, self._limits, self._max_bytes = folder, limits, max_mb * 2**20
         folder.parent.mkdir(parents=True, exist_ok=True)
         own_folder(folder)
+        self._record = folder.parent / REMOVED
         self._lock = threading.Lock()
         self._num_bytes = sum(_counted(path.stat().st_size) for path in folder.glob("*/*.dcm"))
         self._last: dict[str, float] = {}
@@ -45,8 +49,13 @@ class Inbox:
         self._study_of: dict[int, str] = {}
         """Connection -> study of its last object."""
 
-    def store(self, path: Path, sop_instance_uid: str, connection: int) -> Status:
-        """Keep an object, and return the status for its sender (see `dicom/network/receive.py`)."""
+    def store(self, path: Path, sop_instance_uid: str, connection: int, study_instance_uid: str = "") -> Status:
+        """Keep an object, and return the status for its sender (see `dicom/network/receive.py`).
+
+        Args:
+            path, sop_instance_uid, connection: as for a `Receiver`.
+            study_instance_uid: UID of the study that it must be of, if that is known.
+        """
         try:
             with open_regular(path) as file:
                 structure = walk_file(file, self._limits, frozenset({SOP_INSTANCE, STUDY}))
@@ -57,7 +66,7 @@ class Inbox:
         study_uid = structure.text(STUDY)
         if not is_uid(study_uid) or not is_uid(sop_instance_uid):
             return Status.CANNOT_UNDERSTAND
-        if structure.text(SOP_INSTANCE) != sop_instance_uid:
+        if structure.text(SOP_INSTANCE) != sop_instance_uid or study_instance_uid not in ("", study_uid):
             return Status.MISMATCH
         study = short_hash(study_uid)
         target = self.folder / study / f"{short_hash(sop_instance_uid)}_{content[:16]}.dcm"
@@ -108,6 +117,15 @@ class Inbox:
             return sorted(path.name for path in (self.folder / study).iterdir())
         return []
 
+    def has(self, study_instance_uid: str, sop_instance_uid: str) -> bool:
+        """Return whether an object is here."""
+        study, name = short_hash(study_instance_uid), short_hash(sop_instance_uid)
+        return next((self.folder / study).glob(f"{name}_*.dcm"), None) is not None
+
+    def had(self, study_instance_uid: str, sop_instance_uid: str) -> bool:
+        """Return whether an object was here and has been removed, because its study was done."""
+        return short_hash(sop_instance_uid) in self._removed(short_hash(study_instance_uid))
+
     def put_off(self, study: str, seconds: float = 0) -> None:
         """Count a study as not done, as if something last came for it `seconds` from now."""
         with self._lock:
@@ -123,18 +141,25 @@ class Inbox:
             return study
 
     def remove(self, study: str) -> None:
-        """Remove a study's objects, unless more of it has come."""
+        """Remove a study's objects, unless more of it has come; their names stay on record, so that none is fetched again."""
         with self._lock:
             if study in self._last:
                 return
             folder = self.folder / study
             if not is_real_folder(folder):
                 return
+            names = self._removed(study) | {path.name.partition("_")[0] for path in folder.glob("*.dcm")}
+            atomic_write_text(own_folder(self._record) / study, "\n".join(sorted(names)))
             for path in sorted(folder.glob("*")):
                 self._num_bytes -= _counted(path.stat().st_size)
                 path.unlink()
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+    def _removed(self, study: str) -> frozenset[str]:
+        """Return the hashes of the UIDs of a study's objects that were removed."""
+        path = self._record / study
+        return frozenset(read_text(path).split()) if path.is_file() else frozenset()
 
 
 def _counted(size: int) -> int:

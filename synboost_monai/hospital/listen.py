@@ -1,8 +1,9 @@
-"""A DICOM node: studies come by C-STORE, are segmented and measured as a batch does it, and their results go to an archive.
+"""A DICOM node: studies come by C-STORE or are fetched, are segmented and measured as a batch does it, and their results go to an archive.
 
     OUT/inbox/STUDY/OBJECT.dcm        what came; names are hashes
     OUT/runs/STUDY/SETTINGS/          a run of the batch on the study: ledger, report, outputs, delivery.json
-    OUT/work/                         what is being received or sent; emptied at each start
+    OUT/removed/STUDY                 which objects of a removed study were here (`inbox.py`)
+    OUT/work/                         what is being received, fetched or sent; emptied at each start
 
 A study is complete when nothing has come of it for a while. Objects that come later make it incomplete again: the run goes on and does
 the study whole once more, so that a second view still gives a biplane volume; results that did not change are not sent again.
@@ -24,21 +25,23 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from synboost_monai.dicom.network.common import check_installed, quiet_network
+from synboost_monai.dicom.network.common import NotReachableError, check_installed, quiet_network
+from synboost_monai.dicom.network.guard import RefusalLog
 from synboost_monai.dicom.network.receive import ServerOptions, StorageServer
-from synboost_monai.dicom.network.send import Destination
 from synboost_monai.dicom.network.tls import Tls
 from synboost_monai.hospital.batch import RETRIED, run_settings, work_through
 from synboost_monai.hospital.delivery import Courier, Delivery, deliveries
 from synboost_monai.hospital.engines import Engine, create_engine
-from synboost_monai.hospital.inbox import Inbox
+from synboost_monai.hospital.fetch import FETCHING, INBOX, WORK, Fetcher
+from synboost_monai.hospital.inbox import REMOVED, Inbox
 from synboost_monai.hospital.options import ListenOptions
+from synboost_monai.hospital.peers import Peers
 from synboost_monai.hospital.study import StudyOptions
 from synboost_monai.paths import check_own_folders, own_folder, remove_own_folder
 from synboost_monai.processes import hold_folder, private_files
 
-INBOX, RUNS, WORK = "inbox", "runs", "work"
-"""Folders in OUT."""
+RUNS = "runs"
+"""Folder in OUT, beside those of `fetch.py`."""
 MAX_REPEATS = 3
 """Times that files are tried again whose reason may lie in the machine."""
 FIRST_DELAY, LONGEST_DELAY = 30.0, 3600.0
@@ -47,6 +50,8 @@ POLL_SECONDS = 0.2
 """Between two looks for a complete study."""
 CLEANING_SECONDS = 600.0
 """Between two looks for what is older than it is kept."""
+JOIN_SECONDS = 10.0
+"""Longest time that fetching may take to end."""
 DAY = 86400.0
 
 
@@ -84,9 +89,17 @@ def run_listen(
         max_object_mb=wanted.max_object_mb,
         tls=tls,
     )
-    destination = None if wanted.destination is None else Destination.parse(wanted.destination, tls)
+    stop = threading.Event()
+    peers = Peers.of(
+        ("poll", wanted.poll),
+        ("destination", wanted.destination),
+        ae_title=wanted.ae_title,
+        tls=tls,
+        max_object_mb=wanted.max_object_mb,
+        stop=stop,
+    )
     out_dir, of_study = Path(out_dir), StudyOptions.of(wanted)
-    check_own_folders(out_dir, [INBOX, RUNS, WORK])
+    check_own_folders(out_dir, [INBOX, RUNS, WORK, REMOVED])
     with (
         private_files(),
         hold_folder(out_dir),
@@ -100,7 +113,7 @@ def run_listen(
             workers=1,
         ) as engine,
     ):
-        node = Node(out_dir, engine, of_study, server, wanted, destination)
+        node = Node(out_dir, engine, of_study, server, wanted, peers, stop)
         with _until_signal(node):
             node.run()
     return 0
@@ -115,8 +128,8 @@ class Node:
         options: the options that the engine was made with.
         server: whom the node listens to.
         wanted: times and sizes.
-        destination: archive that results are sent to; None: they stay in `out_dir`.
-        first_delay: seconds until results are sent again.
+        peers: archives that studies are fetched from and results are sent to.
+        stop: ends the node, and the requests of `peers`.
         say: called with one line for each event, which holds nothing of a patient.
     """
 
@@ -127,16 +140,22 @@ class Node:
         options: StudyOptions,
         server: ServerOptions,
         wanted: ListenOptions,
-        destination: Destination | None = None,
-        first_delay: float = 5.0,
+        peers: Peers | None = None,
+        stop: threading.Event | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.out_dir, self.engine, self.options, self.server_options = out_dir, engine, options, server
-        self.destination = destination
-        self.quiet_seconds, self.keep_days = wanted.quiet_seconds, wanted.keep_days
-        self.first_delay, self.say = first_delay, say or _say
+        self.peers = peers or Peers()
+        self.quiet_seconds, self.keep_days, self.poll_seconds = (
+            wanted.quiet_seconds,
+            wanted.keep_days,
+            wanted.poll_seconds,
+        )
+        self.say = say or _say
+        self.first_delay = 5.0
+        """Seconds until results are sent again."""
         self.inbox = Inbox(out_dir / INBOX, options.limits, wanted.max_inbox_mb)
-        self.stop = threading.Event()
+        self.stop = stop or threading.Event()
         self.is_ready = threading.Event()
         """Set while it listens."""
         self.port = 0
@@ -156,23 +175,22 @@ class Node:
         remove_own_folder(work)
         with quiet_network(), StorageServer(self.inbox, work / "receiving", self.server_options, self.say) as server:
             self.port = server.port
-            if self.destination is not None:
-                self._courier = Courier(
-                    self.destination,
-                    self.server_options.ae_title,
-                    work / "sending",
-                    self._lock_of,
-                    self.say,
-                    self.first_delay,
-                )
+            if self.peers.send is not None:
+                self._courier = Courier(self.peers.send, work / "sending", self._lock_of, self.say, self.first_delay)
+            poller = threading.Thread(target=self._poll, args=(work / FETCHING,), name="poller", daemon=True)
             try:
                 self._take_up()
+                if self.peers.source is not None:
+                    poller.start()
                 self.say(f"listening on {self.server_options.host}:{self.port} as {self.server_options.ae_title}")
                 self.is_ready.set()
                 self._work()
                 self.say("ending: no new connections")
             finally:
                 self.is_ready.clear()
+                self.stop.set()
+                if poller.ident is not None:
+                    poller.join(JOIN_SECONDS)
                 if self._courier is not None:
                     self._courier.close()
 
@@ -198,6 +216,22 @@ class Node:
                 next_cleaning = time.monotonic() + CLEANING_SECONDS
             else:
                 self.stop.wait(POLL_SECONDS)
+
+    def _poll(self, folder: Path) -> None:
+        """Fetch what is new in an archive, again and again; whatever fails is tried again the next time."""
+        from synboost_monai.dicom.network.web_session import AnswerError
+
+        assert self.peers.source is not None
+        tell, fetcher = RefusalLog(self.say), Fetcher(self.peers.source, self.inbox, folder, self.say)
+        while not self.stop.is_set():
+            try:
+                fetcher.run()
+            except (NotReachableError, AnswerError) as error:
+                if not self.stop.is_set():
+                    tell(f"the archive cannot be searched: {error}")
+            except Exception as error:  # noqa: BLE001  no room, a full disk: the node goes on with what it has
+                tell(f"fetching was broken off: {_words(error)}")
+            self.stop.wait(self.poll_seconds)
 
     # --- one study ---------------------------------------------------------------------------------------------------
 
@@ -251,7 +285,7 @@ class Node:
             runs.setdefault(run_dir.parent.name, {})[run_dir] = delivery
         for study, of_study in runs.items():
             age = time.time() - max(delivery.finished for delivery in of_study.values())
-            is_through = self.destination is None or all(delivery.is_delivered for delivery in of_study.values())
+            is_through = self.peers.send is None or all(delivery.is_delivered for delivery in of_study.values())
             names = self.inbox.names(study)
             if (
                 age < keep_days * DAY
@@ -295,7 +329,7 @@ def _words(error: Exception) -> str:
     """What went wrong, without text that may be of a file."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno).lower()
-    if type(error) is ValueError and "ledger" in str(error):
+    if type(error) is ValueError and ("ledger" in str(error) or "room" in str(error)):
         return str(error).rpartition(": ")[2]
     return f"an unforeseen error ({type(error).__name__})"
 

@@ -71,6 +71,8 @@ class BatchOptions(HospitalOptions):
         paths: how the ledger shows the input's paths: redacted, plain or hashed.
         given: CSV with columns sop_instance_uid, end_diastole, end_systole: frames that a person chose.
         ray_address: address of a Ray cluster; by default one is started on this machine.
+        from_: URL?QUERY of a DICOMweb service, whose studies are first fetched into in_dir.
+        to: URL of a DICOMweb service, in which the results are stored at the end.
     Raises:
         ValueError: if a value is not among the choices, or two do not go together.
     """
@@ -82,6 +84,8 @@ class BatchOptions(HospitalOptions):
     paths: str = "redacted"
     given: str | None = None
     ray_address: str | None = None
+    from_: str | None = None
+    to: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,7 +109,9 @@ class ListenOptions(HospitalOptions):
         ae_title: AE title of the node; senders have to call it by this title.
         allowed_titles: AE titles of senders, with commas between.
         allowed_peers: addresses or networks of senders, with commas between.
-        destination: TITLE@HOST:PORT that results are sent to; by default they stay in out_dir.
+        destination: TITLE@HOST:PORT, or URL of a DICOMweb service, that results are sent to; by default they stay in out_dir.
+        poll: URL?QUERY of a DICOMweb service, whose studies are fetched again and again, for archives that do not send.
+        poll_seconds: time between two such searches.
         quiet_seconds: a study is complete when nothing has come of it for this long.
         max_object_mb: size of the largest object that is received; the connection of a larger one is cut.
         max_inbox_mb: size of all objects that are kept; beyond it, senders are told that there is no room.
@@ -125,6 +131,8 @@ class ListenOptions(HospitalOptions):
     allowed_titles: str = ""
     allowed_peers: str = ""
     destination: str | None = None
+    poll: str | None = None
+    poll_seconds: float = 60.0
     quiet_seconds: float = 60.0
     max_object_mb: float = 4096
     max_inbox_mb: float = 100_000
@@ -136,7 +144,7 @@ class ListenOptions(HospitalOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("quiet_seconds", "keep_days", "max_inbox_mb"):
+        for name in ("quiet_seconds", "poll_seconds", "keep_days", "max_inbox_mb"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value!r}")

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from synboost_monai.__main__ import VERBS
+from synboost_monai.command_line import flag_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/metadata.json"))
@@ -92,7 +93,7 @@ def test_command_line_has_every_verb_and_flag(docs_pages: ModuleType) -> None:
         part = page[start : (page + "\n## ").index("\n## ", start + 1)]
         for p in inspect.signature(verb).parameters.values():
             if p.kind is p.KEYWORD_ONLY:
-                assert f"| `--{p.name}` |" in part, f"{name}: {p.name}"
+                assert f"| `--{flag_of(p.name)}` |" in part, f"{name}: {p.name}"
             elif p.kind is p.POSITIONAL_OR_KEYWORD:
                 assert f"| `{p.name.upper()}` |" in part, f"{name}: {p.name}"
 

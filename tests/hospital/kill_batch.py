@@ -83,9 +83,8 @@ def kill(in_dir: Path, out: Path, delay_s: float, within_study: bool = True) -> 
 
 def has_newer(folder: Path, moment: float) -> bool:
     """Return whether a file in a folder was written after a moment."""
-    for parent, _, names in os.walk(
-        folder
-    ):  # passes over a folder that the batch takes away meanwhile, as `rglob` does not
+    # passes over a folder that the batch takes away meanwhile, as `rglob` does not
+    for parent, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(os.path.join(parent, name)).st_mtime > moment:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from synboost_monai.dicom.network.receive import ServerOptions
-from synboost_monai.dicom.network.send import Destination
 from synboost_monai.hospital.engines import LocalEngine
 from synboost_monai.hospital.listen import Node, _until_signal
 from synboost_monai.hospital.options import ListenOptions
+from synboost_monai.hospital.peers import Peers
 from synboost_monai.hospital.study import StudyOptions
 from synboost_monai.processes import hold_folder
 from tests.hospital.launch_batch import EllipseModel
@@ -28,16 +29,13 @@ def make_node(
 ) -> Node:
     """Make a node on a free port, to be used with its engine's `with`."""
     server = {"port": 0, "timeout": 5, "min_free_mb": 1, **options.pop("server", {})}
-    return Node(
-        out_dir,
-        LocalEngine(EllipseModel(), OPTIONS, out_dir, 1),  # type: ignore[arg-type]
-        OPTIONS,
-        ServerOptions(**server),
-        ListenOptions(destination=destination, **{"quiet_seconds": 0.5, **options}),
-        None if destination is None else Destination.parse(destination),
-        first_delay,
-        say,
-    )
+    stop = threading.Event()
+    wanted = ListenOptions(destination=destination, **{"quiet_seconds": 0.5, **options})
+    peers = Peers.of(("poll", wanted.poll), ("destination", wanted.destination), ae_title=wanted.ae_title, stop=stop)
+    engine = LocalEngine(EllipseModel(), OPTIONS, out_dir, 1)  # type: ignore[arg-type]
+    node = Node(out_dir, engine, OPTIONS, ServerOptions(**server), wanted, peers, stop, say)
+    node.first_delay = first_delay
+    return node
 
 
 def main(out: Path, destination: str) -> None:

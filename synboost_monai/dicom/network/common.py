@@ -27,6 +27,10 @@ class Status(IntEnum):
     CANNOT_UNDERSTAND = 0xC000
 
 
+class NotReachableError(Exception):
+    """Say why nothing can be sent to or fetched from a peer now: nobody answers, or it refuses us."""
+
+
 def check_title(title: str) -> None:
     """Make sure that a text is a valid AE title.
 
@@ -45,6 +49,16 @@ def check_installed() -> None:
     """
     if importlib.util.find_spec("pynetdicom") is None:
         raise ValueError('a DICOM node needs pynetdicom: pip install "synboost-monai[listen]"')
+
+
+def check_web_installed() -> None:
+    """Make sure that dicomweb-client is installed.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    if importlib.util.find_spec("dicomweb_client") is None:
+        raise ValueError('DICOMweb needs dicomweb-client: pip install "synboost-monai[dicomweb]"')
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synboost_monai.dicom import elements
-from synboost_monai.dicom.network.common import Status, check_title
+from synboost_monai.dicom.network.common import NotReachableError, Status, check_title
 from synboost_monai.dicom.network.tls import Tls
 from synboost_monai.dicom.quiet import quiet
 from synboost_monai.dicom.reading.frame_codecs import JPEG_BASELINE, RLE
@@ -47,10 +47,6 @@ class Destination:
         return cls(title.strip(), host.strip("[]"), int(port), tls or Tls())
 
 
-class NotReachableError(Exception):
-    """Say why there is no association with the destination: nobody answers, or it refuses."""
-
-
 def send_files(
     paths: Sequence[Path], destination: Destination, ae_title: str, scratch: Path, timeout: float = 60
 ) -> Iterator[tuple[Path, str]]:
@@ -71,7 +67,7 @@ def send_files(
     """
     from pynetdicom import AE
 
-    kinds = {path: _kind_of(path) for path in paths}
+    kinds = {path: kind_of(path) for path in paths}
     entity = AE(ae_title=ae_title)
     entity.acse_timeout = entity.network_timeout = entity.connection_timeout = timeout
     entity.dimse_timeout = max(timeout, 120)  # archives process an object before they answer
@@ -103,7 +99,7 @@ def send_files(
             if target is None:
                 yield path, "the destination does not take objects of this class"
                 continue
-            with _in_syntax(path, syntax, target, scratch) as ready:
+            with in_syntax(path, syntax, target, scratch) as ready:
                 if not association.is_established:
                     return
                 answer = association.send_c_store(ready)
@@ -122,7 +118,7 @@ def _refusal(status: int) -> str:
     return f"the destination answers with status 0x{status:04X}"
 
 
-def _kind_of(path: Path) -> tuple[str, str]:
+def kind_of(path: Path) -> tuple[str, str]:
     """Return the SOP class and transfer syntax of one of our own files."""
     from pydicom.filereader import read_file_meta_info
 
@@ -132,7 +128,7 @@ def _kind_of(path: Path) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _in_syntax(path: Path, syntax: str, wanted: str, scratch: Path) -> Iterator[Path]:
+def in_syntax(path: Path, syntax: str, wanted: str, scratch: Path) -> Iterator[Path]:
     """Yield a file in the wanted transfer syntax: the file itself, or a copy that is removed afterwards."""
     if syntax == wanted:
         yield path

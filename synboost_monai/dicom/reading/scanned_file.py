@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -142,6 +142,16 @@ def is_uid(text: str) -> bool:
     return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
+def is_ultrasound(sop_class: str, modality: str) -> bool:
+    """Return whether objects of a SOP class and a modality are segmented."""
+    return sop_class in ULTRASOUND_CLASSES or (sop_class in MULTI_FRAME_CAPTURES and modality == "US")
+
+
+def is_own_overlay(manufacturer: str, image_type: Sequence[str]) -> bool:
+    """Return whether an image is an overlay of ours; phantoms and synthetic images, which may be segmented, are of another type."""
+    return manufacturer == MANUFACTURER and list(image_type[:2]) == ["DERIVED", "SECONDARY"]
+
+
 def look_at(path: str, relative: str, problem: NotUsableError | None, limits: Limits, known: Known) -> ScannedFile:
     """Return a file with its reason and the facts of its header."""
     try:
@@ -228,8 +238,9 @@ def _reason(structure: Structure) -> NotUsableError | None:
     modality = structure.text(MODALITY).upper()
     if DICOMDIR in (sop_class, media_class):
         return NotUsableError("dicomdir")
-    is_for_us = sop_class in ULTRASOUND_CLASSES or (sop_class in MULTI_FRAME_CAPTURES and modality == "US")
-    if is_for_us and modality in ("", "US") and _is_overlay(structure):
+    is_for_us = is_ultrasound(sop_class, modality)
+    image_type = [word.strip() for word in structure.text(_IMAGE_TYPE).split("\\")]
+    if is_for_us and modality in ("", "US") and is_own_overlay(structure.text(_MANUFACTURER), image_type):
         return NotUsableError("own_result")
     if sop_class and not is_for_us or modality and modality != "US":
         facts = {"sop_class": _class_name(sop_class)}
@@ -252,12 +263,6 @@ def _reason(structure: Structure) -> NotUsableError | None:
         if not is_uid(structure.text(tag)):
             return NotUsableError("bad_identifier", keyword=keyword)
     return None if structure.pixels else NotUsableError("no_pixels")
-
-
-def _is_overlay(structure: Structure) -> bool:
-    """Return whether an image is an overlay of ours; phantoms and synthetic images, which may be segmented, are of another type."""
-    image_type = [word.strip() for word in structure.text(_IMAGE_TYPE).split("\\")]
-    return structure.text(_MANUFACTURER) == MANUFACTURER and image_type[:2] == ["DERIVED", "SECONDARY"]
 
 
 def _is_other_image(sop_class: str) -> bool:
