@@ -10,7 +10,7 @@ unset PYTHONDONTWRITEBYTECODE # which images of containers set: every process wo
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${SYNBOOST_VENV:-$ROOT/.venv}"
 PYTHON="$VENV/bin/python"
-EXTRAS="${EXTRAS:-experiments,lora,weights,example,video,dicom,listen,ray,export,demo,docs,dev}"
+EXTRAS="${EXTRAS:-experiments,lora,weights,example,video,dicom,listen,dicomweb,ray,export,demo,docs,dev}"
 
 find_python() {
     local candidate

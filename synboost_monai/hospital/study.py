@@ -378,7 +378,8 @@ class StudyProcessor:
 
     def _write_sheet(self, results: Mapping[str, Any], folder: Path, segmented: Sequence[_Segmented]) -> list[Path]:
         """Write the page for people: as HTML without the patient, and as PDF for the archive with the patient."""
-        language, headers = self.options.report, [found.header for found in segmented]
+        language = self.options.report
+        headers = sorted((found.header for found in segmented), key=lambda header: str(header.SOPInstanceUID))
         html, pdf = folder / f"{SHEET}.html", folder / f"{SHEET}.dcm"
         atomic_write_text(html, sheet_html(study_sheet(results, folder, language)))
         sheet = study_sheet(results, folder, language, patient_details(headers[0], language))
