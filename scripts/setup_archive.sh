@@ -95,6 +95,9 @@ trap 'trap - EXIT; kill $(jobs -p) 2>/dev/null; wait' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 "${SYNBOOST:-synboost}" listen "$FOLDER/node" --destination ORTHANC@127.0.0.1:$DICOM --port "$NODE" --segmentation ohif "$@" &
+node=$!
+# before the node listens, a clip that is stored would not go to it
+until (: <"/dev/tcp/127.0.0.1/$NODE") 2>/dev/null || ! kill -0 "$node" 2>/dev/null; do sleep 1; done
 Orthanc "$FOLDER/orthanc.json" >"$FOLDER/orthanc.log" 2>&1 &
 # what is no file of OHIF is a question to Orthanc, which has to know the address that the browser sees: it names it in its answers
 "$FOLDER/node_modules/.bin/http-server" "$FOLDER/ohif-$OHIF" -a 127.0.0.1 -p "$VIEWER" -c-1 --silent --proxy "http://127.0.0.1:$WEB" \
