@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check that a clip stored in the archive of setup_archive.sh is seen in OHIF with its results: every contour on its frame and in its place.
+"""Check that a clip stored in the archive of setup_archive.sh is seen in OHIF with its results: each contour on its frame and in its place.
 
     python scripts/check_archive.py [--work_dir DIR] [--shots SHOTS] [--clip CLIP] [--ports "3000 8043 4243 11112"]
 
@@ -190,8 +190,9 @@ class Viewer:
             button = self.page.get_by_text(words)
             if button.count() and button.first.is_visible():
                 button.first.click()
-        series = self.page.locator("[data-cy^='study-browser-thumbnail']")
-        series.filter(has_text=re.compile(rf"S:{series_number}\b")).first.dblclick()
+        thumbnails = self.page.locator("[data-cy^='study-browser-thumbnail']").all()
+        (series,) = [item for item in thumbnails if f"S:{series_number}" in item.inner_text().split()]
+        series.dblclick()
         self.page.wait_for_timeout(5000)
 
     def picture(self, frame: int, name: str) -> NDArray[np.uint8]:
@@ -269,10 +270,9 @@ def _likeness(found: Placement) -> float:
 
 
 def _correlate(image: NDArray[np.float64], picture: NDArray[np.float64], scale: float, reduction: int) -> Placement:
-    """Return the best place of an image of a given scale, by cross-correlation of both made smaller."""
+    """Return the best place of an image of a given scale, by cross-correlation of both made smaller; around it the screen is black."""
     small = ndimage.zoom(picture, 1 / reduction, order=1, grid_mode=True, mode="nearest")
     shown = ndimage.zoom(image, scale / reduction, order=1, grid_mode=True, mode="nearest")
-    small, shown = small - small.mean(), shown - shown.mean()
     shape = [a + b for a, b in zip(small.shape, shown.shape)]
     product = np.fft.irfft2(np.fft.rfft2(small, shape) * np.conj(np.fft.rfft2(shown, shape)), shape)
     row, column = (int(i) for i in np.unravel_index(product.argmax(), product.shape))
