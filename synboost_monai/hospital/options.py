@@ -34,6 +34,7 @@ class HospitalOptions(SegmenterOptions):
         view: view of the clips: auto (by their headers, else the network's opinion), a4c or a2c.
         segmentation: binary; labelmap, which many archives do not know yet; or ohif, binary with a nominal orientation, for OHIF from 3.13.
         overlay: also write frames with outlines, cut to the sector.
+        contours: also write the outlines of end-diastole and end-systole as structured report, which OHIF draws on the clip itself.
         scout: weights of a small network that looks for the beats, or shipped for the bundle's own: a large network then sees a few frames
             of a clip only. It has no effect with frames all.
         report: language of the page that is written for people, as HTML and as encapsulated PDF: en or de; none writes no page.
@@ -45,6 +46,7 @@ class HospitalOptions(SegmenterOptions):
     view: str = "auto"
     segmentation: str = "binary"
     overlay: bool = True
+    contours: bool = False
     scout: str | None = None
     report: str = "en"
 

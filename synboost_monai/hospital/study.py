@@ -29,6 +29,7 @@ from synboost_monai.dicom.reading.scanned_file import ScannedFile, check_unchang
 from synboost_monai.dicom.reading.sector import find_sector, has_text, sample_indices
 from synboost_monai.dicom.reading.worker import ClipStream, ReaderPool
 from synboost_monai.dicom.reasons import REASONS, NotUsableError
+from synboost_monai.dicom.writing.contours import write_contours
 from synboost_monai.dicom.writing.objects import Provenance
 from synboost_monai.dicom.writing.overlay import Display, write_overlay, write_overlay_png
 from synboost_monai.dicom.writing.pdf import write_pdf
@@ -56,7 +57,7 @@ Study = Sequence[ScannedFile]
 
 STUDIES = "studies"
 """Folder of the outputs, with one folder per study in it."""
-SEGMENTATION, OVERLAY, REPORT, SHEET, COPY = "seg", "overlay", "sr", "report", "deidentified"
+SEGMENTATION, OVERLAY, CONTOURS, REPORT, SHEET, COPY = "seg", "overlay", "contours", "sr", "report", "deidentified"
 """First words of the names of the outputs."""
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -73,6 +74,8 @@ class StudyOptions:
     """One of `options.SEGMENTATION_CHOICES`."""
     overlay: bool = True
     """Whether overlays, frames with outlines, are written."""
+    contours: bool = False
+    """Whether the outlines are also written as structured reports."""
     scout: str | None = None
     """Weights of the network that looks for the beats, as in `model.EchoSegmenter`; None: the segmenter itself."""
     report: str = "en"
@@ -93,6 +96,7 @@ class StudyOptions:
             view=VIEW_CHOICES[options.view],
             segmentation=options.segmentation,
             overlay=options.overlay,
+            contours=options.contours,
             scout=options.scout,
             report=options.report,
             **more,
@@ -110,6 +114,7 @@ class StudyOptions:
             "view": self.view or "auto",
             "segmentation": self.segmentation,
             "overlay": self.overlay,
+            "contours": self.contours,
             "report": self.report,
             "given": dict(sorted((naming.instance(uid), list(frames)) for uid, frames in self.given.items())),
             "deidentify": "" if self.key is None else "yes",
@@ -257,6 +262,7 @@ class StudyProcessor:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             own_folder(own_folder(folder.parent) / folder.name)
             self._write_segmentation(found, folder)
+            self._write_contours(found, folder)
             self._write_pictures(found, folder, stream.read)
             if options.key is not None:
                 target = folder / f"{COPY}_{found.name}.dcm"
@@ -285,6 +291,17 @@ class StudyProcessor:
             segmentation_type=SEGMENTATION_CHOICES[self.options.segmentation],
             nominal_spacing_mm=facts.spacing_mm if self.options.segmentation == OHIF else None,
         )
+        found.outputs.append(self._relative(path))
+
+    def _write_contours(self, found: _Segmented, folder: Path) -> None:
+        """Write the outlines of the judged frames as structured report, if it is wanted and there are any."""
+        clip = found.clip
+        maps = {i + 1: _in_full_frame(clip.label_maps[i], clip.facts) for i in clip.frames}
+        if not self.options.contours or not any(label_map.any() for label_map in maps.values()):
+            return
+        prompts = tuple(dict.fromkeys(text for i in clip.frames for text in clip.prompts[i]))
+        path = folder / f"{CONTOURS}_{found.name}.dcm"
+        write_contours(found.header, maps, path, provenance=replace(self.provenance, prompts=prompts))
         found.outputs.append(self._relative(path))
 
     def _write_pictures(self, found: _Segmented, folder: Path, read: ReadFrames) -> None:

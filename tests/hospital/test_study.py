@@ -112,6 +112,17 @@ def test_every_result_names_files_that_exist(done: tuple[Path, list[Result]]) ->
     }
 
 
+def test_contours_are_those_of_the_judged_frames(clips: list[PhantomClip], tmp_path: Path) -> None:
+    write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
+    (result,) = process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips), contours=True, overlay=False)
+    (path,) = (tmp_path / "out").rglob("contours_*.dcm")
+    assert path.relative_to(tmp_path / "out").as_posix() in result.outputs
+    references = [e.value for e in pydicom.dcmread(path).iterall() if e.keyword == "ReferencedSOPSequence"]
+    frames = {item[0].ReferencedFrameNumber for item in references if "ReferencedFrameNumber" in item[0]}
+    (results,) = results_of(tmp_path / "out")
+    assert frames == {int(frame) for frame in results["clips"][0]["prompts"]}
+
+
 def test_second_pass_is_told_view_phase_sex_and_age(clips: list[PhantomClip], tmp_path: Path) -> None:
     write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
     model = TruthModel.of(clips)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from synboost_monai.dicom.identity.identifiers import patient_text
@@ -127,29 +127,84 @@ def write_report(
     instances = sorted(uid_of(source, "SOPInstanceUID") for source in sources)
     identity = (study, *instances, provenance.key, str(series.number), str(series.instance_number), "report")
 
-    import highdicom
-
+    statements = [NOT_VERIFIED]
+    if needs_review:
+        statements = [NEEDS_REVIEW + "".join(f"; {reason}" for reason in review_reasons), *statements]
+    groups: dict[tuple[str, str, int | None], list[Measurement]] = {}
+    for m in measurements:
+        groups.setdefault((QUANTITIES[m.quantity].structure, m.method, m.beat), []).append(m)
     with quiet():
-        content = _content(measurements, provenance, needs_review, review_reasons, identity)
-        dataset = highdicom.sr.ComprehensiveSR(
-            evidence=[evidence_of(source) for source in sources],
-            content=content[0],
-            series_instance_uid=derived_uid(study, provenance.key, "report series", str(series.number)),
-            series_number=series.number,
-            sop_instance_uid=derived_uid(*identity),
-            instance_number=series.instance_number,
-            manufacturer=MANUFACTURER,
+        dataset = report_of(
+            sources,
+            [
+                _group(members, provenance, derived_uid(*identity, structure, method, str(beat or "")))
+                for (structure, method, beat), members in groups.items()
+            ],
+            statements,
+            provenance=provenance,
+            uids=(derived_uid(study, provenance.key, "report series", str(series.number)), derived_uid(*identity)),
+            series=replace(series, description=description),
             is_complete=not needs_review,
-            series_description=ascii_text(description)[:64],
-            manufacturer_model_name=ascii_text(provenance.model)[:64],
-            software_versions=ascii_text(provenance.software_version)[:64],
-            device_serial_number=provenance.weights_sha256[:16] or "0",
         )
         if needs_review:
             dataset.CompletionFlagDescription = NEEDS_REVIEW
-        settle(dataset, sources[0])
     save(dataset, path)
     return str(dataset.SOPInstanceUID)
+
+
+def report_of(
+    sources: Sequence[Dataset],
+    groups: Sequence[Any],
+    statements: Sequence[str],
+    *,
+    provenance: Provenance,
+    uids: tuple[str, str],
+    series: Series,
+    is_complete: bool = True,
+) -> Dataset:
+    """Return a Comprehensive SR (TID 1500) in the study of its sources.
+
+    Args:
+        sources: headers of the objects that it refers to.
+        groups: groups of measurements, of highdicom.
+        statements: sentences about the whole report.
+        provenance: provenance of its content.
+        uids: Series and SOP Instance UID.
+        series: number and description of the series.
+        is_complete: whether nothing is left to be reviewed.
+    """
+    import highdicom
+
+    dataset = highdicom.sr.ComprehensiveSR(
+        evidence=[evidence_of(source) for source in sources],
+        content=_content(groups, statements, provenance)[0],
+        series_instance_uid=uids[0],
+        series_number=series.number,
+        sop_instance_uid=uids[1],
+        instance_number=series.instance_number,
+        manufacturer=MANUFACTURER,
+        is_complete=is_complete,
+        series_description=ascii_text(series.description)[:64],
+        manufacturer_model_name=ascii_text(provenance.model)[:64],
+        software_versions=ascii_text(provenance.software_version)[:64],
+        device_serial_number=provenance.weights_sha256[:16] or "0",
+    )
+    settle(dataset, sources[0])
+    return dataset
+
+
+def algorithm_of(provenance: Provenance) -> Any:
+    """Return the model as the algorithm of a group of measurements."""
+    import highdicom.sr as sr
+    from pydicom.sr.codedict import codes
+
+    return sr.AlgorithmIdentification(
+        name=ascii_text(provenance.model),
+        version=ascii_text(provenance.software_version),
+        parameters=[f"{name}={value}" for name, value in provenance.parameters().items()] or None,
+        family=codes.DCM.ArtificialIntelligence,
+        manufacturer=MANUFACTURER,
+    )
 
 
 def is_believable(m: Measurement) -> bool:
@@ -207,13 +262,7 @@ def _check_ejection_fraction(m: Measurement, numbers: dict[tuple[str, str, int |
         )
 
 
-def _content(
-    measurements: Sequence[Measurement],
-    provenance: Provenance,
-    needs_review: bool,
-    review_reasons: Sequence[str],
-    identity: tuple[str, ...],
-) -> Any:
+def _content(groups: Sequence[Any], statements: Sequence[str], provenance: Provenance) -> Any:
     """Return the content tree of the report."""
     import highdicom.sr as sr
     from pydicom.sr.codedict import codes
@@ -228,21 +277,12 @@ def _content(
             serial_number=provenance.weights_sha256[:16] or "0",
         ),
     )
-    groups: dict[tuple[str, str, int | None], list[Measurement]] = {}
-    for m in measurements:
-        groups.setdefault((QUANTITIES[m.quantity].structure, m.method, m.beat), []).append(m)
     report = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=sr.CodedConcept("433236007", "SCT", "Transthoracic echocardiography"),
-        imaging_measurements=[
-            _group(members, provenance, derived_uid(*identity, structure, method, str(beat or "")))
-            for (structure, method, beat), members in groups.items()
-        ],
+        imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
-    statements = [NOT_VERIFIED]
-    if needs_review:
-        statements = [NEEDS_REVIEW + "".join(f"; {reason}" for reason in review_reasons), *statements]
     evaluations = sr.ContainerContentItem(
         name=sr.CodedConcept("C0034375", "UMLS", "Qualitative Evaluations"),
         relationship_type=sr.RelationshipTypeValues.CONTAINS,
@@ -264,22 +304,14 @@ def _content(
 def _group(members: Sequence[Measurement], provenance: Provenance, uid: str) -> Any:
     """Return the measurements of one structure by one method, of the study or of one beat."""
     import highdicom.sr as sr
-    from pydicom.sr.codedict import codes
 
     first = members[0]
     words = [QUANTITIES[first.quantity].structure or "patient", first.method]
     words += [] if first.beat is None else ["beat", str(first.beat)]
-    algorithm = sr.AlgorithmIdentification(
-        name=ascii_text(provenance.model),
-        version=ascii_text(provenance.software_version),
-        parameters=[f"{name}={value}" for name, value in provenance.parameters().items()] or None,
-        family=codes.DCM.ArtificialIntelligence,
-        manufacturer=MANUFACTURER,
-    )
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=uid, identifier=" ".join(words)),
         finding_type=_site(first),
-        algorithm_id=algorithm,
+        algorithm_id=algorithm_of(provenance),
         measurements=[_measurement(m) for m in members],
     )
 
