@@ -83,21 +83,31 @@ def find_beats(
     beats = _between(smooth, triggers) if triggers else _at_minima(smooth, change, step_ms)
     if not beats:
         raise NoBeatError("the area has no minimum after a maximum: the clip shows no contraction")
-    return [_refined(beat, areas, sigma, bool(triggers)) for beat in beats]
+    return _refined(beats, areas, sigma, bool(triggers))
 
 
-def _refined(beat: Beat, area: NDArray[np.float64], sigma: float, is_triggered: bool) -> Beat:
-    """Move a beat to the extremes of the area itself, near the smoothed ones: smoothing shifts them away from the steeper side."""
+def _refined(beats: Sequence[Beat], area: NDArray[np.float64], sigma: float, is_triggered: bool) -> list[Beat]:
+    """Move beats to the extremes of the area itself, near the smoothed ones: smoothing shifts them away from the steeper side.
+
+    A beat stays behind the one before it and ahead of the next: beats of few frames lie within each other's reach.
+    """
     reach = max(1, round(sigma))
     near = np.convolve(np.pad(area, 1, mode="edge"), np.full(3, 1 / 3), mode="valid")
 
-    def extreme(at: int, sign: float) -> int:
-        first, last = max(0, at - reach), min(len(area), at + reach + 1)
+    def extreme(at: int, sign: float, begin: int, end: int) -> int:
+        first, last = max(begin, at - reach), min(end, at + reach + 1)
         return first + int((sign * near[first:last]).argmax())
 
-    end_diastole = beat.end_diastole if is_triggered or not beat.is_whole else extreme(beat.end_diastole, 1.0)
-    end_systole = extreme(beat.end_systole, -1.0) if beat.is_whole else beat.end_systole
-    return Beat(end_diastole, end_systole, beat.is_whole) if end_diastole < end_systole else beat
+    refined: list[Beat] = []
+    for beat, end in zip(beats, [*(following.end_diastole for following in beats[1:]), len(area)]):
+        begin = refined[-1].end_systole + 1 if refined else 0
+        end_diastole, end_systole = beat.end_diastole, beat.end_systole
+        if beat.is_whole:
+            end_diastole = end_diastole if is_triggered else extreme(end_diastole, 1.0, begin, len(area))
+            end_systole = extreme(end_systole, -1.0, begin, end)
+        is_ordered = end_diastole < end_systole
+        refined.append(Beat(end_diastole, end_systole, beat.is_whole) if is_ordered else beat)
+    return refined
 
 
 def _filled(area: NDArray[np.float64]) -> NDArray[np.float64]:

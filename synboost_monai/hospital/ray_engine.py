@@ -3,7 +3,7 @@
 Only the driver writes the ledger; actors read the input and write the outputs, so both folders must be on storage that all machines
 share, under the same paths, and so must the bundle and its weights. An actor that dies, with its process, its machine or for want of
 memory, is replaced, and its study is done again from the start; a study on which actors die time after time is refused, so that one
-bad file does not end a run.
+bad file does not end a run. Without the head of its cluster a run cannot go on, and says so.
 
 A Ray that is started here listens on this machine's loopback only, asks whoever connects for a secret, sends no usage statistics, and
 keeps its files where others cannot read them.
@@ -33,6 +33,7 @@ from synboost_monai.bundle_run import is_path
 from synboost_monai.dicom.reading.files import file_digest
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.hospital.ledger import Result
+from synboost_monai.hospital.ray_head import BETWEEN_SECONDS, HeadLostError, HeadWatch, end_without_head
 from synboost_monai.hospital.study import Study, StudyOptions, StudyProcessor, study_folder
 from synboost_monai.paths import remove_own_folder
 from synboost_monai.processes import ends_with_parent
@@ -91,6 +92,7 @@ class RayEngine:
                 self._cleanup.enter_context(ray_session(ray_address, workers))
             import ray
 
+            self._head = HeadWatch(ray.get_runtime_context().gcs_address)
             self._cleanup.callback(self._kill_actors)
             gpus = _gpus_of_actor(ray.cluster_resources().get("GPU", 0), workers, overrides)
             # no retries by Ray: they would repeat a study at once, and start an actor that never comes up again and again
@@ -107,7 +109,11 @@ class RayEngine:
     # --- work --------------------------------------------------------------------------------------------------------
 
     def run(self, studies: Sequence[Study], out_dir: Path | None = None) -> Iterator[list[Result]]:
-        """Yield the results of each study, in the order in which they end; `out_dir` replaces the engine's own."""
+        """Yield the results of each study, in the order in which they end; `out_dir` replaces the engine's own.
+
+        Raises:
+            ValueError: if the head of the cluster is lost, or actors keep dying before they can work.
+        """
         target = self.out_dir if out_dir is None else out_dir.resolve()
         waiting = deque(range(len(studies)))
         running: dict[Any, int] = {}
@@ -143,13 +149,27 @@ class RayEngine:
             yield answer
 
     def _next_done(self) -> Any:
-        """Wait for a reference whose actor has answered or died."""
+        """Wait for a reference whose actor has answered or died.
+
+        Raises:
+            ValueError: if the head of the cluster is lost.
+        """
         import ray
 
         while True:
-            done, _ = ray.wait(list(self._actors), num_returns=1, timeout=10)
+            self._check_head()
+            done, _ = ray.wait(list(self._actors), num_returns=1, timeout=BETWEEN_SECONDS)
             if done:
                 return done[0]
+
+    def _check_head(self, at_once: bool = False) -> None:
+        try:
+            self._head.check(at_once)
+        except HeadLostError as error:
+            raise ValueError(
+                "ray_engine.py: the head of the Ray cluster does not answer any more; start the cluster again, or take engine local, "
+                "and go on by --resume"
+            ) from error
 
     def _answer(self, reference: Any) -> Any:
         """Return what an actor answers.
@@ -176,10 +196,11 @@ class RayEngine:
         """Start a new actor for one that is dead.
 
         Raises:
-            ValueError: if actors keep dying before they have loaded their network.
+            ValueError: if actors keep dying before they have loaded their network, or the head of the cluster is lost.
         """
         import ray
 
+        self._check_head(at_once=True)  # without it, starting an actor would wait until Ray ends this process
         with contextlib.suppress(Exception):
             ray.kill(actor)  # one that merely cannot be reached must not go on writing
         self._failed_starts += 1
@@ -196,7 +217,10 @@ class RayEngine:
 
         end = time.monotonic() + START_SECONDS
         while not self._idle:
-            done, _ = ray.wait(list(self._actors), num_returns=1, timeout=max(end - time.monotonic(), 0.1))
+            self._check_head()
+            done, _ = ray.wait(list(self._actors), num_returns=1, timeout=BETWEEN_SECONDS)
+            if not done and time.monotonic() < end:
+                continue
             if not done:
                 raise ValueError(
                     f"ray_engine.py: no actor could start within {START_SECONDS:.0f} s; has the cluster a free CPU (and GPU)?"
@@ -261,6 +285,7 @@ class StudyActor:
             folder: folder that relative paths among the overrides start from.
             num_threads: threads of the network on a CPU.
         """
+        import ray
         import torch
 
         from synboost_monai.dicom.reading.worker import ReaderPool
@@ -270,6 +295,7 @@ class StudyActor:
             end_with_parent := ends_with_parent()
         ):  # Ray's own processes end with the driver; an actor may not go on writing
             end_with_parent()
+        end_without_head(ray.get_runtime_context().gcs_address)
         os.umask(0o077)  # as `processes.private_files` sets it on the driver's machine
         with contextlib.suppress(OSError):
             os.chdir(folder)

@@ -37,6 +37,11 @@ SHOWN = (
     *("mass_g", "heart_rate"),
 )
 """Quantities in the table of studies."""
+OF_CLIP = (
+    *("clip", "num_frames", "spacing_mm", "text_in_sector", "view", "view_source", "view_confidence", "phase_source"),
+    *("end_diastolic_frame", "end_systolic_frame", "beats", "no_beat_reason", "reasons"),
+)
+"""Facts of a clip that the page shows."""
 
 
 def write_report_page(out_dir: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Path:
@@ -48,7 +53,7 @@ def write_report_page(out_dir: Path, rows: Sequence[Mapping[str, Any]], settings
         settings: settings of the run, shown to readers.
     """
     folders = sorted({Path(output).parent for row in rows for output in row["outputs"]})
-    studies = [json.loads((out_dir / folder / JSON_NAME).read_text(encoding="utf-8")) for folder in folders]
+    studies = [_read_study(out_dir / folder / JSON_NAME) for folder in folders]
     studies.sort(key=lambda study: (study["verdict"] != "review", study["study"]))
     atomic_write_text(out_dir / MEASURES_NAME, measures_csv(studies))
     sections = [
@@ -71,6 +76,13 @@ def write_report_page(out_dir: Path, rows: Sequence[Mapping[str, Any]], settings
     path = out_dir / REPORT_NAME
     atomic_write_text(path, page)
     return path
+
+
+def _read_study(path: Path) -> dict[str, Any]:
+    """Return a study's results without its clips' curves and prompts: the results of thousands of studies are in memory together."""
+    study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    study["clips"] = [{name: clip[name] for name in OF_CLIP if name in clip} for clip in study["clips"]]
+    return study
 
 
 def _overview(rows: Sequence[Mapping[str, Any]], studies: Sequence[Mapping[str, Any]]) -> list[Block]:

@@ -79,3 +79,19 @@ def test_what_is_no_beat_says_why(values: list[float], message: str) -> None:
 def test_times_must_fit() -> None:
     with pytest.raises(ValueError, match="120 areas and 119 times"):
         find_beats(area(), TIMES[1:])
+
+
+def test_beats_of_few_frames_do_not_overlap() -> None:
+    """Beats within each other's reach once shared an end-diastole, and the heart rate divided by no time at all."""
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        num_frames = int(generator.integers(6, 40))
+        beating = 30 * np.cos(np.arange(num_frames) * generator.uniform(0.3, 2.5))
+        times = np.arange(num_frames) * 50.0
+        r_waves = sorted(generator.uniform(0, times[-1], int(generator.integers(0, 4))))
+        try:
+            found = find_beats(100 + beating + generator.normal(0, 20, num_frames), times, r_waves)
+        except NoBeatError:
+            continue
+        order = [index for beat in found for index in (beat.end_diastole, beat.end_systole)]
+        assert order == sorted(set(order))

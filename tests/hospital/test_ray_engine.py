@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,12 +17,13 @@ import torch
 from synboost_monai.dicom.reading.scan import scan
 from synboost_monai.dicom.reading.scanned_file import ScannedFile
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.hospital import ray_engine
+from synboost_monai.hospital import ray_engine, ray_head
 from synboost_monai.hospital.batch import ALL_DONE, SOME_REFUSED, run_dicom
 from synboost_monai.hospital.ledger import Result
 from synboost_monai.hospital.options import BatchOptions
 from synboost_monai.hospital.phantom_studies import write_phantom_studies
 from synboost_monai.hospital.ray_engine import StudyActor, _check_loopback, _gpus_of_actor, ray_session
+from synboost_monai.hospital.ray_head import HeadLostError, HeadWatch
 from synboost_monai.networks import create_segmenter
 
 TINY = {"preset": "tiny", "image_size": 32, "device": "cpu"}
@@ -123,6 +125,38 @@ def test_same_bytes_as_the_local_engine_though_actors_die(
 def test_wrong_weights_are_told_in_words(studies: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such weights"):
         run(studies, tmp_path / "out", tmp_path / "none.pt", workers=1)
+
+
+def test_a_head_that_falls_silent_is_lost_and_one_never_reached_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        watch = HeadWatch(address, patience_s=0.5)
+        watch.check(at_once=True)
+    watch.check()  # it was looked at a moment ago
+    with pytest.raises(HeadLostError):
+        watch.check(at_once=True)
+    monkeypatch.setattr(ray_head, "BETWEEN_SECONDS", 0.0)
+    with pytest.raises(HeadLostError):
+        watch.check()
+    HeadWatch(address, patience_s=0.5).check(at_once=True)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_run_that_loses_its_head_says_how_to_go_on(
+    studies: Path, weights: Path, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head seems lost after the first study; tests/hospital/kill_ray.py kills a real one."""
+
+    def lose(watch: HeadWatch, at_once: bool = False) -> None:
+        if any((tmp_path / "out").glob("studies/*/report.html")):
+            raise HeadLostError
+
+    monkeypatch.setattr(HeadWatch, "check", lose)
+    with pytest.raises(ValueError, match="head of the Ray cluster does not answer.*go on by --resume"):
+        run(studies, tmp_path / "out", weights, workers=1)
+    assert run(studies, tmp_path / "out", weights, "local", resume=True) == ALL_DONE
+    assert outputs(tmp_path / "out") == outputs(expected)
 
 
 def test_ray_that_listens_to_the_network_is_refused() -> None:
