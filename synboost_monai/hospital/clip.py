@@ -227,12 +227,14 @@ def _choose_beat(clip: SegmentedClip, given: tuple[int, int] | None) -> None:
 
 
 def _look_closer(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames) -> None:
-    """Move the beat that a scout found to the extremes of the area that the segmenter itself sees near them."""
+    """Move the beat that a scout found to the extremes of the area that the segmenter itself sees near them, between its neighbours."""
     assert clip.beat is not None
-    last = clip.facts.num_frames - 1
+    last, place = clip.facts.num_frames - 1, clip.beats.index(clip.beat)
+    begin = max((beat.end_systole + 1 for beat in clip.beats[:place]), default=0)
+    end = min((beat.end_diastole for beat in clip.beats[place + 1 :]), default=last + 1)
 
     def extreme(at: int, sign: float) -> int:
-        near = list(range(max(0, at - REACH), min(last, at + REACH) + 1))
+        near = list(range(max(begin, at - REACH), min(end - 1, at + REACH) + 1)) or [at]
         around = sorted({min(max(i + step, 0), last) for i in near for step in (-1, 0, 1)})
         frames = np.concatenate(list(read(around)))
         found = model.segment(frames, clip.facts.spacing_mm, {}, is_first=True, is_small=True)

@@ -31,21 +31,20 @@ VIEW_KEYS = {"apical_four_chamber": "four_chamber", "apical_two_chamber": "two_c
 """View -> key of its words."""
 
 
-def study_sheet(study: Mapping[str, Any], folder: Path, language: str, about: Sequence[tuple[str, str]] = ()) -> Sheet:
-    """Return the sheet of a study.
+def study_sheet(study: Mapping[str, Any], folder: Path, language: str) -> Sheet:
+    """Return the sheet of a study, which does not name the patient.
 
     Args:
         study: content of measurements.json.
         folder: folder of the study's pictures.
         language: one of `quantities.LANGUAGES`.
-        about: label and value of what names the patient; empty for a sheet that does not.
     """
 
     def words(key: str, **facts: object) -> str:
         return say(key, language, **facts)
 
     shown = _shown_clips(study)
-    details = [*about, (words("study"), study["study"])]
+    details = [(words("study"), study["study"])]
     if study["sex"] is not None:
         details.append((words("sex"), words(study["sex"])))
     details += [

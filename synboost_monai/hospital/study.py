@@ -398,9 +398,10 @@ class StudyProcessor:
         language = self.options.report
         headers = sorted((found.header for found in segmented), key=lambda header: str(header.SOPInstanceUID))
         html, pdf = folder / f"{SHEET}.html", folder / f"{SHEET}.dcm"
-        atomic_write_text(html, sheet_html(study_sheet(results, folder, language)))
-        sheet = study_sheet(results, folder, language, patient_details(headers[0], language))
-        write_pdf(headers, sheet_pdf(sheet), pdf, title=sheet.title, provenance=self.provenance)
+        sheet = study_sheet(results, folder, language)
+        atomic_write_text(html, sheet_html(sheet))
+        named = replace(sheet, details=[*patient_details(headers[0], language), *sheet.details])
+        write_pdf(headers, sheet_pdf(named), pdf, title=sheet.title, provenance=self.provenance)
         return [html, pdf]
 
     def _relative(self, path: Path) -> str:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from synboost_monai.dicom.reading.read import ClipFacts
 from synboost_monai.dicom.reading.regions import Region
-from synboost_monai.hospital.clip import REACH, SegmentedClip, segment_clip
+from synboost_monai.hospital.beats import Beat
+from synboost_monai.hospital.clip import REACH, SegmentedClip, _look_closer, segment_clip
 from synboost_monai.hospital.model import SHIPPED, EchoSegmenter
 from synboost_monai.hospital.options import BatchOptions
 from synboost_monai.hospital.study import StudyOptions
@@ -85,6 +86,18 @@ def test_frames_are_those_that_the_segmenter_finds_alone(delay: int) -> None:
     assert found.beat == alone.beat and found.beat in found.beats
     assert scout.num_frames == NUM_FRAMES
     assert model.num_frames <= 2 * (2 * REACH + 3) + len(found.doubts)
+
+
+def test_beat_stays_between_its_neighbours() -> None:
+    model, scout, frames = models(0)
+    model.scout = scout
+    found = segmented(model, frames)
+    assert found.beat is not None
+    short = Beat(34, 36, True), Beat(37, 39, True), Beat(40, 42, True)  # the area falls on and on there
+    found.beats, found.beat = short, short[1]
+    _look_closer(found, model, lambda indices: iter([frames if indices is None else frames[list(indices)]]))
+    assert found.beats == (short[0], found.beat, short[2])
+    assert found.beat == short[1]
 
 
 def test_scout_alone_would_be_wrong() -> None:
