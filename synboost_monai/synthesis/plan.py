@@ -48,7 +48,6 @@ from synboost_monai.synthesis.writers import (
     shape_words,
     write_contact_sheet,
     write_json,
-    write_nifti,
 )
 from synboost_monai.transforms.files import check_label_map, load_echo
 from synboost_monai.transforms.label_map_array import LabelMapPerturbation
@@ -56,8 +55,6 @@ from synboost_monai.transforms.label_map_dictionary import SectorMaskd
 
 if TYPE_CHECKING:
     from monai.engines import Evaluator
-
-__all__ = ["SaveSyntheticd", "SynthesisPlan", "list_sources", "stable_seed", "write_nifti"]
 
 CARRIED_ATTRIBUTES = IMAGE_ATTRIBUTES
 """Attributes that a synthetic image inherits; not the ejection fraction, as ED and ES are perturbed separately and it would be wrong."""
@@ -404,27 +401,18 @@ class PlannedItems(Sequence[dict[str, Any]]):
 
 
 class SaveSyntheticd(Transform):
-    """Write one synthetic image and its label map with the plan's writer.
+    """Write one synthetic image `pred`, (1, N, N), 0..255, and its `label`, (1, N, N), 0..3, with the plan's writer.
 
     Items hold `name`, the square's `geometry` and the native `spacing_mm`, from which the square's own spacing follows.
-
-    Args:
-        plan: plan of the run.
-        image_key: key of the image, (1, N, N), 0..255.
-        label_key: key of the label map, (1, N, N), 0..3.
     """
 
-    def __init__(self, plan: SynthesisPlan, image_key: str = "pred", label_key: str = "label") -> None:
+    def __init__(self, plan: SynthesisPlan) -> None:
         self.plan = plan
-        self.image_key = image_key
-        self.label_key = label_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         spacing_mm = spacing_in_square(item["geometry"], item["spacing_mm"])
-        image, label_map = (
-            convert_to_numpy(item[key])[0].round().astype(np.uint8) for key in (self.image_key, self.label_key)
-        )
+        image, label_map = (convert_to_numpy(item[key])[0].round().astype(np.uint8) for key in ("pred", "label"))
         self.plan.writer.write(item["name"], image, label_map, spacing_mm, self.plan.attributes_of(item["name"]))
         return item
 

@@ -202,20 +202,15 @@ class RandUltrasound(Randomizable, Transform):
 
 
 class RandUltrasoundd(RandomizableTransform):
-    """`RandUltrasound` on image and label map; `is_enabled: false` changes nothing (the published experiments had none).
+    """Apply `RandUltrasound` to `image` and `label`, (1, N, N) uint8 as `Letterboxd` makes them; the image becomes float32 in [0, 1].
 
     Args:
-        image_key, label_key: of an image (1, N, N) and its label map (1, N, N), both uint8, as `Letterboxd` makes them; the image
-            becomes float32 in [0, 1].
-        is_enabled: False leaves the item as it is.
+        is_enabled: False leaves the item as it is (the published experiments had no augmentation).
         limits: fields of `UltrasoundRanges`.
     """
 
-    def __init__(
-        self, image_key: str = "image", label_key: str = "label", is_enabled: bool = True, **limits: Any
-    ) -> None:
+    def __init__(self, is_enabled: bool = True, **limits: Any) -> None:
         super().__init__(prob=1.0)
-        self.image_key, self.label_key = image_key, label_key
         self.is_enabled = is_enabled
         self.augment = RandUltrasound(UltrasoundRanges(**limits))
 
@@ -227,7 +222,7 @@ class RandUltrasoundd(RandomizableTransform):
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
         if self.is_enabled:
-            item[self.image_key], item[self.label_key] = self.augment(item[self.image_key], item[self.label_key])
+            item["image"], item["label"] = self.augment(item["image"], item["label"])
         return item
 
 

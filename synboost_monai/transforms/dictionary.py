@@ -104,19 +104,16 @@ class EchoInMemoryd(MapTransform):
 
 
 class CheckLabelMapd(MapTransform):
-    """Refuse label maps with other classes than 0..3 or of another shape than the image (see `check_label_map`)."""
+    """Refuse label maps with other classes than 0..3 or of another shape than the item's `image` (see `check_label_map`)."""
 
-    def __init__(
-        self, keys: KeysCollection = "label", image_key: str = "image", allow_missing_keys: bool = False
-    ) -> None:
+    def __init__(self, keys: KeysCollection = "label", allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.image_key = image_key
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
             path = str(item[key].meta.get("filename_or_obj", key)) if isinstance(item[key], MetaTensor) else str(key)
-            image = item.get(self.image_key)
+            image = item.get("image")
             check_label_map(item[key], None if image is None else image.shape, path)
         return item
 
@@ -165,19 +162,14 @@ class Letterboxd(MapTransform):
 
 
 class ViewPhaseClassd(Transform):
-    """Add the class of an item's `view` and `phase`, for a diffusion model conditioned on them.
+    """Add `class_label`, the class of an item's `view` and `phase`, for a diffusion model conditioned on them.
 
-    0 if either is unknown, else 1 + 2 view index + phase index: 1 apical two-chamber at end-diastole, 2 at end-systole,
+    It is 0 if either is unknown, else 1 + 2 view index + phase index: 1 apical two-chamber at end-diastole, 2 at end-systole,
     3 apical four-chamber at end-diastole, 4 at end-systole (5 in all).
 
-    Args:
-        output_key: key for the class, an int.
     Raises:
         ValueError: if the item has an unsupported view or phase.
     """
-
-    def __init__(self, output_key: str = "class_label") -> None:
-        self.output_key = output_key
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         indices = []
@@ -189,7 +181,7 @@ class ViewPhaseClassd(Transform):
                 )
             indices.append(None if word is None else words.index(word))
         view, phase = indices
-        return {**data, self.output_key: 0 if view is None or phase is None else 1 + len(PHASES) * view + phase}
+        return {**data, "class_label": 0 if view is None or phase is None else 1 + len(PHASES) * view + phase}
 
 
 class MasksOfLabelMapd(MapTransform):

@@ -92,7 +92,7 @@ def _say_once(message: str) -> None:
 class PromptTokensd(Transform):
     """Add `input_ids` (E * S, L): the prompts of the item's structures, always in the same words.
 
-    An image that is a MetaTensor also gets them in its meta data, so that they reach an inferer that receives the image alone.
+    An `image` that is a MetaTensor also gets them in its meta data, so that they reach an inferer that receives the image alone.
 
     With an ensemble every item has E = levels x phrasings groups, so that items fit into one batch; an item whose attributes allow
     fewer different groups repeats them from the first on. The groups are ordered by level, and within a level by phrasing, 0 and 1.
@@ -104,7 +104,6 @@ class PromptTokensd(Transform):
         context_length, padding_id: as in `PromptTokenizer`.
         domain_word: the sentence ends by saying whether the image is real or synthetic; for networks that were trained so.
         ensemble: None, one group (E = 1); "paper", all levels from P1 to `level` in both phrasings; or a list of levels.
-        image_key: key of the image.
     Raises:
         ValueError: if a level, phrasing or ensemble does not exist.
     """
@@ -117,9 +116,7 @@ class PromptTokensd(Transform):
         padding_id: int = 0,
         domain_word: bool = False,
         ensemble: str | Sequence[str] | None = None,
-        image_key: str = "image",
     ) -> None:
-        self.image_key = image_key
         self.level = max(prompt_levels(level), key=LEVELS.index)
         self.phrasing = phrasing
         self.context_length, self.padding_id = context_length, padding_id
@@ -128,10 +125,10 @@ class PromptTokensd(Transform):
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = {**data, PROMPT_IDS_KEY: _tokenizer(self.context_length, self.padding_id)(self.texts(data))}
-        image = item.get(self.image_key)
+        image = item.get("image")
         if isinstance(image, MetaTensor):
             meta = {**image.meta, PROMPT_IDS_KEY: item[PROMPT_IDS_KEY]}
-            item[self.image_key] = MetaTensor(image.as_tensor(), meta=meta)
+            item["image"] = MetaTensor(image.as_tensor(), meta=meta)
         return item
 
     def texts(self, data: Item) -> tuple[str, ...]:
@@ -196,7 +193,7 @@ class RandPromptTokensd(Randomizable, Transform):
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         drawn = [pair for _ in range(self.num_groups) for pair in self._draw_group(data)]  # type: ignore[arg-type]
         texts, is_absent = zip(*drawn)
-        item = {**data, "input_ids": _tokenizer(self.context_length, self.padding_id)(texts)}
+        item = {**data, PROMPT_IDS_KEY: _tokenizer(self.context_length, self.padding_id)(texts)}
         return {**item, ABSENT_KEY: torch.tensor(is_absent)} if self.absent_structures > 0 else item
 
     def _draw_group(self, attributes: Mapping[str, Any]) -> list[tuple[str, bool]]:
@@ -227,28 +224,25 @@ class RandPromptTokensd(Randomizable, Transform):
 
 
 class TileMasksd(MapTransform):
-    """Repeat masks (S, N, N) for each group of prompts, (E * S, N, N), in the order of the prompts; `is_absent` masks are emptied.
+    """Repeat masks (S, N, N) for each group of `input_ids` (E * S, L), in the order of the prompts; `is_absent` masks are emptied.
 
     Args:
         keys: keys of the masks.
-        by: key of the prompts' token ids, (E * S, L), or of anything else that has a row for each prompt.
-        allow_missing_keys: as in MONAI.
     Raises:
         ValueError: in the call, if the number of groups is not whole.
     """
 
-    def __init__(self, keys: KeysCollection = "label", by: str = "input_ids", allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.by = by
+    def __init__(self, keys: KeysCollection = "label") -> None:
+        super().__init__(keys)
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
             masks: Tensor = item[key]
-            num_prompts, num_masks = len(item[self.by]), len(masks)
+            num_prompts, num_masks = len(item[PROMPT_IDS_KEY]), len(masks)
             if num_prompts % num_masks:
                 raise ValueError(
-                    f"prompt_tokens.py: {self.by} has {num_prompts} prompts, no whole number of groups for the {num_masks} masks "
+                    f"prompt_tokens.py: {PROMPT_IDS_KEY} has {num_prompts} prompts, no whole number of groups for the {num_masks} masks "
                     f"of {key}; make both of the same structures"
                 )
             if num_prompts > num_masks:

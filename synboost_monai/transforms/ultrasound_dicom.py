@@ -174,28 +174,17 @@ class RestoreFullFramed(MapTransform):
     is the whole frame, all except those from DICOM, stay as they are.
 
     Args:
-        keys: label maps, or anything else of their shape.
-        image_key: the image from `LoadUltrasoundDicomd`, whose meta data say where the region is.
-        is_display_order: take and return (T, H, W) instead.
-        background: value outside of the region.
+        keys: label maps, or anything else of their shape; the meta data of `image` say where the region is.
     Raises:
         ValueError: in the call, if a label map does not have the region's size.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection = "pred",
-        image_key: str = "image",
-        is_display_order: bool = False,
-        background: float = 0,
-        allow_missing_keys: bool = False,
-    ) -> None:
+    def __init__(self, keys: KeysCollection = "pred", allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.image_key, self.is_display_order, self.background = image_key, is_display_order, background
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
-        image = item[self.image_key]
+        image = item["image"]
         meta = image.meta if isinstance(image, MetaTensor) else {}
         if REGION_KEY not in meta:
             return item
@@ -205,22 +194,18 @@ class RestoreFullFramed(MapTransform):
             return item
         for key in self.key_iterator(item):
             label_map = item[key]
-            pixels = plain(label_map)
-            shown = pixels if self.is_display_order else pixels.transpose(1, 2)  # (..., H, W) or (1, H, W, T)
+            shown = plain(label_map).transpose(1, 2)  # (1, H, W, T)
             if tuple(shown.shape[1:3]) != (rows, columns):
                 raise ValueError(
                     f"ultrasound_dicom.py: {key} is {tuple(shown.shape[1:3])} but the region of its image is {(rows, columns)} "
                     "(rows, columns); restore it to the image's own grid first"
                 )
-            full = pixels.new_full((shown.shape[0], full_rows, full_columns, *shown.shape[3:]), self.background)
+            full = shown.new_zeros(shown.shape[0], full_rows, full_columns, *shown.shape[3:])
             full[:, first_row : first_row + rows, first_column : first_column + columns] = shown
-            full = full if self.is_display_order else full.transpose(1, 2).contiguous()
-            item[key] = (
-                MetaTensor(full, meta=_full_meta(label_map.meta, image.meta))
-                if isinstance(label_map, MetaTensor)
-                else full
-            )
-        item[self.image_key] = MetaTensor(image.as_tensor(), meta=_full_meta(image.meta, image.meta))
+            full = full.transpose(1, 2).contiguous()
+            is_meta = isinstance(label_map, MetaTensor)
+            item[key] = MetaTensor(full, meta=_full_meta(label_map.meta, image.meta)) if is_meta else full
+        item["image"] = MetaTensor(image.as_tensor(), meta=_full_meta(image.meta, image.meta))
         return item
 
 
