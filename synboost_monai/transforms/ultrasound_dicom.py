@@ -5,8 +5,9 @@ Display order, H, W, T: as in `array.py`; here H and W are those of the tissue r
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,11 @@ from synboost_monai.records import VIEWS
 from synboost_monai.transforms.array import plain
 
 if TYPE_CHECKING:
-    from synboost_monai.dicom.limits import Limits
-    from synboost_monai.dicom.reading.read import ClipFacts
+    from synboost_monai.dicom.reading.read import ClipFacts, UltrasoundClip
     from synboost_monai.dicom.reading.regions import Region
 
 Item = Mapping[Hashable, Any]
 
-ALL_FRAMES = "all"
-"""Value of `frames`: every frame of the object."""
 REGION_KEY, FULL_SHAPE_KEY = "region", "full_shape"
 """Meta keys: [first row, first column, rows, columns] of the region, and [rows, columns] of the frame around it."""
 ORDER_KEY = "display_order"
@@ -38,21 +36,12 @@ CALIBRATED_KEY = "is_calibrated"
 """Meta key, and key of an item: whether the spacing is the file's own, in mm."""
 
 
-def load_ultrasound(
-    path: str | os.PathLike[str],
-    frames: Sequence[int] | None = None,
-    sequences: bool = False,
-    in_worker: bool = False,
-    limits: Limits | None = None,
-) -> tuple[MetaTensor, ClipFacts]:
+def load_ultrasound(path: str | os.PathLike[str], sequences: bool = False) -> tuple[MetaTensor, ClipFacts]:
     """Read an ultrasound DICOM object: its tissue region in grey, in display order.
 
     Args:
         path: path of a regular file.
-        frames: indices of the frames to read, in that order, from 0; None: all.
         sequences: take several frames; without it, more than one is an error.
-        in_worker: decode in a separate process, which a damaged file may crash (`dicom.worker`); for files of unknown origin.
-        limits: limits of a file, see `dicom.limits.Limits`; None: the defaults.
     Returns:
         pixels (T, H, W), 0..255, uint8 with `sequences`, else float32, with meta data as from `LoadUltrasoundDicomd`; and the facts
         in the header.
@@ -60,16 +49,16 @@ def load_ultrasound(
         FileNotFoundError: if there is no such file.
         ValueError: with the file's name and the reason, if it cannot be used.
     """
-    from synboost_monai.dicom.reasons import NotUsableError
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        facts, pixels, indices = _read(path, frames, sequences, in_worker, limits)
-    except NotUsableError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return _meta_tensor(path, facts, pixels if sequences else pixels.astype(np.float32), indices, sequences), facts
+    with _opened(path) as clip:
+        if clip.num_frames > 1 and not sequences:
+            raise ValueError(
+                f"{path}: expected one frame, got {clip.num_frames}; set sequences: true (--sequences true) to take every one of them"
+            )
+        pixels = clip.read_frames(range(clip.num_frames))
+    return _meta_tensor(path, clip.facts, pixels if sequences else pixels.astype(np.float32), sequences), clip.facts
 
 
 def frame_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, int], NDArray[np.float64]]:
@@ -78,14 +67,8 @@ def frame_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, int], NDArr
     Raises:
         ValueError: if the object cannot be used.
     """
-    from synboost_monai.dicom.reading.read import open_ultrasound
-    from synboost_monai.dicom.reasons import NotUsableError
-
-    try:
-        with open_ultrasound(path) as clip:
-            facts = clip.facts
-    except NotUsableError as error:
-        raise ValueError(f"{path}: {error}") from error
+    with _opened(path) as clip:
+        facts = clip.facts
     affine = _affine(facts.region)
     affine[:2, 3] = 0
     return (facts.rows, facts.columns), affine
@@ -117,43 +100,27 @@ class LoadUltrasoundDicomd(MapTransform):
     """Load the tissue region of a DICOM object as MetaTensor (T, H, W), in display order, and add `spacing_mm`.
 
     Grey levels 0..255: uint8 with `sequences`, else float32, as `LoadEchod`. Meta data: `filename_or_obj`, `affine` (of the region within
-    the frame), `original_affine`, `spatial_shape` (W, H, T), `sop_instance_uid`, `frame_times_ms` (of the frames read; empty if
-    unknown, and without `sequences`), `frame_indices` (from 0), `region`, `full_shape`, `decoder`, `is_calibrated`, `calibration_problem`
+    the frame), `original_affine`, `spatial_shape` (W, H, T), `sop_instance_uid`, `frame_times_ms` (empty if unknown, and without
+    `sequences`), `region`, `full_shape`, `decoder`, `is_calibrated`, `calibration_problem`
     (a sentence; empty if there is none). Without a calibration a pixel counts as 1 mm x 1 mm: the image can be segmented, not measured.
     The item gets `is_calibrated` and, if the object has them and the item does not, `sex`, `age` and `view` (only views that there are
     prompts for).
 
     Args:
         keys: images.
-        frames: "all", or the index of a frame, or several indices in the order to read, counted from 0.
         sequences: take several frames; the item gets `is_sequence`, as with `LoadEchod`. Without it, more than one is an error.
-        in_worker: decode in a separate process, which a damaged file may crash (`dicom.worker`); for files of unknown origin.
-        limits: limits of a file, see `dicom.limits.Limits`; None: the defaults.
     Raises:
         ValueError: in the call: with the file's name and the reason, if it cannot be used.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        frames: str | int | Sequence[int] = ALL_FRAMES,
-        sequences: bool = False,
-        in_worker: bool = False,
-        limits: Limits | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
+    def __init__(self, keys: KeysCollection, sequences: bool = False, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        if isinstance(frames, str) and frames != ALL_FRAMES:
-            raise ValueError(f"ultrasound_dicom.py: frames must be {ALL_FRAMES!r} or frame indices, got {frames!r}")
-        self.frames: list[int] | None = None
-        if not isinstance(frames, str):
-            self.frames = [frames] if isinstance(frames, int) else [int(index) for index in frames]
-        self.sequences, self.in_worker, self.limits = sequences, in_worker, limits
+        self.sequences = sequences
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
         for i, key in enumerate(self.key_iterator(item)):
-            item[key], facts = load_ultrasound(item[key], self.frames, self.sequences, self.in_worker, self.limits)
+            item[key], facts = load_ultrasound(item[key], self.sequences)
             if i == 0:
                 item["spacing_mm"] = torch.tensor(facts.spacing_mm or (1.0, 1.0), dtype=torch.float64)
                 item[CALIBRATED_KEY] = facts.spacing_mm is not None
@@ -209,55 +176,31 @@ class RestoreFullFramed(MapTransform):
         return item
 
 
-def _read(
-    path: Path, frames: Sequence[int] | None, sequences: bool, in_worker: bool, limits: Limits | None
-) -> tuple[ClipFacts, NDArray[np.uint8], list[int]]:
-    """Read facts, frames (T, H, W) and their indices."""
-    if in_worker:
-        from synboost_monai.dicom.reading.worker import ReaderPool
-
-        wanted = None if frames is None else list(frames)
-        with ReaderPool(1, limits) as pool, pool.open(path) as stream:
-            indices = _indices(path, frames, stream.facts.num_frames, sequences)
-            return stream.facts, np.concatenate(list(stream.read(wanted))), indices
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[UltrasoundClip]:
+    """Open an ultrasound DICOM object; a reason why it is not usable becomes an error with its path."""
     from synboost_monai.dicom.reading.read import open_ultrasound
+    from synboost_monai.dicom.reasons import NotUsableError
 
-    with open_ultrasound(path, limits) as clip:
-        indices = _indices(path, frames, clip.num_frames, sequences)
-        return clip.facts, clip.read_frames(indices), indices
-
-
-def _indices(path: Path, frames: Sequence[int] | None, num_frames: int, sequences: bool) -> list[int]:
-    """Return the indices of the frames to read."""
-    indices = list(range(num_frames)) if frames is None else list(frames)
-    if not indices or not all(0 <= index < num_frames for index in indices):
-        raise ValueError(
-            f"{path}: has {num_frames} frames, but frames (from 0) {indices} were asked for; correct `frames`"
-        )
-    if len(indices) > 1 and not sequences:
-        raise ValueError(
-            f"{path}: expected one frame, got {len(indices)}; set sequences: true (--sequences true) to take every one of them, or "
-            "frames to the index of one"
-        )
-    return indices
+    try:
+        with open_ultrasound(path) as clip:
+            yield clip
+    except NotUsableError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def _meta_tensor(
-    path: Path, facts: ClipFacts, pixels: NDArray[Any], indices: Sequence[int], sequences: bool
-) -> MetaTensor:
+def _meta_tensor(path: Path, facts: ClipFacts, pixels: NDArray[Any], sequences: bool) -> MetaTensor:
     """Combine frames (T, H, W) with their meta data; no value is None, which a batch could not hold."""
     region = facts.region
     affine = torch.from_numpy(_affine(region))
-    times = (
-        facts.frame_times_ms if sequences and facts.frame_times_ms else ()
-    )  # still images are batched: arrays must have one length
+    # still images are batched: arrays must have one length
+    times = facts.frame_times_ms if sequences and facts.frame_times_ms else ()
     meta = {
         "filename_or_obj": str(path),
         "original_affine": affine.numpy().copy(),
         "spatial_shape": np.array([region.columns, region.rows, len(pixels)]),
         "sop_instance_uid": facts.sop_instance_uid,
-        "frame_indices": np.array(indices),
-        "frame_times_ms": np.array([times[i] for i in indices] if times else [], dtype=np.float64),
+        "frame_times_ms": np.array(times, dtype=np.float64),
         REGION_KEY: np.array([region.first_row, region.first_column, region.rows, region.columns]),
         FULL_SHAPE_KEY: np.array([facts.rows, facts.columns]),
         "decoder": facts.decoder,
