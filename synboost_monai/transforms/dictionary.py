@@ -23,7 +23,7 @@ from synboost_monai.transforms.array import (
     plain,
 )
 from synboost_monai.transforms.files import check_image_size, check_label_map, load_echo
-from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY, LoadUltrasoundDicomd, crop_to_region
+from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY, crop_to_region, load_ultrasound
 
 Item = Mapping[Hashable, Any]
 
@@ -31,8 +31,9 @@ Item = Mapping[Hashable, Any]
 class LoadEchod(MapTransform):
     """Load a path as MetaTensor (T, H, W) in display order (see `load_echo`); add `spacing_mm` and `is_calibrated` of the first key.
 
-    From an ultrasound DICOM object the tissue region is loaded, and the item gets facts of the header (see `LoadUltrasoundDicomd`);
-    label maps of its whole frame are cropped to the region.
+    From an ultrasound DICOM object the tissue region is loaded (see `load_ultrasound`), and the item gets `sex`, `age` and `view` (only
+    views that there are prompts for) if the object has them and the item does not; label maps of its whole frame are cropped to the
+    region.
 
     Args:
         keys: images and label maps; the first must have at least `files.MIN_IMAGE_SIDE` pixels per side.
@@ -55,12 +56,17 @@ class LoadEchod(MapTransform):
                 continue
             first_path = path
             if is_dicom(path):
-                item = LoadUltrasoundDicomd(key, sequences=self.sequences)(item)
+                first, facts = load_ultrasound(path, self.sequences)
+                spacing_mm = facts.spacing_mm or (1.0, 1.0)
+                view = facts.view if facts.view in VIEWS.values() else None
+                for name, value in (("sex", facts.sex), ("age", facts.age), ("view", view)):
+                    if value is not None and item.get(name) is None:
+                        item[name] = value
             else:
-                item[key], spacing_mm = load_echo(path, self.sequences)
-                item["spacing_mm"] = torch.tensor(spacing_mm, dtype=torch.float64)
-                item[CALIBRATED_KEY] = item[key].meta[CALIBRATED_KEY]
-            first = item[key]
+                first, spacing_mm = load_echo(path, self.sequences)
+            item[key] = first
+            item["spacing_mm"] = torch.tensor(spacing_mm, dtype=torch.float64)
+            item[CALIBRATED_KEY] = first.meta[CALIBRATED_KEY]
             check_image_size(first, path)
         if self.sequences:
             item["is_sequence"] = True

@@ -1,4 +1,4 @@
-"""Load ultrasound DICOM objects in MONAI's pipelines, as `LoadEchod` loads other files, and restore label maps to the whole frame.
+"""Load ultrasound DICOM objects as other files are loaded, and restore label maps to the whole frame.
 
 Display order, H, W, T: as in `array.py`; here H and W are those of the tissue region, a part of a larger frame.
 """
@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
 from synboost_monai.formats.grid import AS_STORED, DisplayOrder
-from synboost_monai.records import VIEWS
 from synboost_monai.transforms.array import plain
 
 if TYPE_CHECKING:
@@ -43,8 +41,10 @@ def load_ultrasound(path: str | os.PathLike[str], sequences: bool = False) -> tu
         path: path of a regular file.
         sequences: take several frames; without it, more than one is an error.
     Returns:
-        pixels (T, H, W), 0..255, uint8 with `sequences`, else float32, with meta data as from `LoadUltrasoundDicomd`; and the facts
-        in the header.
+        pixels (T, H, W), 0..255, uint8 with `sequences`, else float32; and the facts in the header. Meta data: `filename_or_obj`,
+        `affine` (of the region within the frame), `original_affine`, `spatial_shape` (W, H, T), `sop_instance_uid`, `frame_times_ms`
+        (empty if unknown, and without `sequences`), `region`, `full_shape`, `decoder`, `is_calibrated`, `calibration_problem` (a
+        sentence; empty if there is none). Without a calibration a pixel counts as 1 mm x 1 mm: the image can be segmented, not measured.
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: with the file's name and the reason, if it cannot be used.
@@ -62,7 +62,7 @@ def load_ultrasound(path: str | os.PathLike[str], sequences: bool = False) -> tu
 
 
 def frame_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, int], NDArray[np.float64]]:
-    """Return (rows, columns) and the 4 x 4 affine of an ultrasound DICOM object's whole frame, as in `LoadUltrasoundDicomd`.
+    """Return (rows, columns) and the 4 x 4 affine of an ultrasound DICOM object's whole frame, as in `load_ultrasound`.
 
     Raises:
         ValueError: if the object cannot be used.
@@ -96,43 +96,6 @@ def crop_to_region(label_map: MetaTensor, image_meta: Mapping[str, Any]) -> Meta
     return MetaTensor(part.contiguous(), meta=dict(label_map.meta))
 
 
-class LoadUltrasoundDicomd(MapTransform):
-    """Load the tissue region of a DICOM object as MetaTensor (T, H, W), in display order, and add `spacing_mm`.
-
-    Grey levels 0..255: uint8 with `sequences`, else float32, as `LoadEchod`. Meta data: `filename_or_obj`, `affine` (of the region within
-    the frame), `original_affine`, `spatial_shape` (W, H, T), `sop_instance_uid`, `frame_times_ms` (empty if unknown, and without
-    `sequences`), `region`, `full_shape`, `decoder`, `is_calibrated`, `calibration_problem`
-    (a sentence; empty if there is none). Without a calibration a pixel counts as 1 mm x 1 mm: the image can be segmented, not measured.
-    The item gets `is_calibrated` and, if the object has them and the item does not, `sex`, `age` and `view` (only views that there are
-    prompts for).
-
-    Args:
-        keys: images.
-        sequences: take several frames; the item gets `is_sequence`, as with `LoadEchod`. Without it, more than one is an error.
-    Raises:
-        ValueError: in the call: with the file's name and the reason, if it cannot be used.
-    """
-
-    def __init__(self, keys: KeysCollection, sequences: bool = False, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.sequences = sequences
-
-    def __call__(self, data: Item) -> dict[Hashable, Any]:
-        item = dict(data)
-        for i, key in enumerate(self.key_iterator(item)):
-            item[key], facts = load_ultrasound(item[key], self.sequences)
-            if i == 0:
-                item["spacing_mm"] = torch.tensor(facts.spacing_mm or (1.0, 1.0), dtype=torch.float64)
-                item[CALIBRATED_KEY] = facts.spacing_mm is not None
-                view = facts.view if facts.view in VIEWS.values() else None
-                for name, value in (("sex", facts.sex), ("age", facts.age), ("view", view)):
-                    if value is not None and item.get(name) is None:
-                        item[name] = value
-        if self.sequences:
-            item["is_sequence"] = True
-        return item
-
-
 class RestoreFullFramed(MapTransform):
     """Place a label map of the region into the whole frame, with background around it.
 
@@ -145,9 +108,6 @@ class RestoreFullFramed(MapTransform):
     Raises:
         ValueError: in the call, if a label map does not have the region's size.
     """
-
-    def __init__(self, keys: KeysCollection = "pred", allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)

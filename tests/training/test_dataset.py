@@ -20,8 +20,6 @@ from synboost_monai.training.dataset import FrozenFeatureDataset, training_datas
 from synboost_monai.training.feature_cache import FEATURE_FILES_KEY, FeatureOptions, read_features
 from synboost_monai.training.losses import PromptDiceCELoss
 from synboost_monai.transforms import (
-    CLIP_MEAN,
-    CLIP_STD,
     CheckLabelMapd,
     Letterboxd,
     LoadEchod,
@@ -39,7 +37,7 @@ def data(datalist_dir: Path) -> list[dict[str, Any]]:
 
 def image_transform() -> Compose:
     transforms = [LoadEchod(["image", "label"]), CheckLabelMapd(), Letterboxd("image", 32), RandUltrasoundd()]
-    return Compose([*transforms, NormaliseEchod("image", CLIP_MEAN, CLIP_STD)])
+    return Compose([*transforms, NormaliseEchod("image", (0.5, 0.4, 0.4), (0.25, 0.25, 0.25))])
 
 
 def prompt_transform() -> Compose:

@@ -16,7 +16,6 @@ from synboost_monai.records import EchoRecord
 from synboost_monai.transforms import (
     Letterboxd,
     LoadEchod,
-    LoadUltrasoundDicomd,
     RestoreFullFramed,
     RestoreLabelMapd,
     checked_items,
@@ -56,7 +55,7 @@ def crop(frames: np.ndarray) -> np.ndarray:
 def test_clip_comes_in_display_order_with_all_that_is_known(tmp_path: Path):
     path = tmp_path / "clip.dcm"
     frames = write_clip(path)
-    item = LoadUltrasoundDicomd("image", sequences=True)({"image": str(path), "sex": "male"})
+    item = LoadEchod("image", sequences=True)({"image": str(path), "sex": "male"})
     image = item["image"]
     assert isinstance(image, MetaTensor) and image.dtype == torch.uint8
     np.testing.assert_array_equal(image.as_tensor().numpy(), crop(frames))
@@ -74,7 +73,7 @@ def test_clip_comes_in_display_order_with_all_that_is_known(tmp_path: Path):
 def test_a_still_image_is_float_and_without_times(tmp_path: Path):
     path = tmp_path / "still.dcm"
     frames = crop(write_clip(path, num_frames=1))
-    one = LoadUltrasoundDicomd("image")({"image": path})
+    one = LoadEchod("image")({"image": path})
     assert one["image"].dtype == torch.float32 and "is_sequence" not in one
     np.testing.assert_array_equal(one["image"].as_tensor().numpy(), frames)
     assert one["image"].meta["frame_times_ms"].tolist() == []
@@ -84,16 +83,16 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path):
     path = tmp_path / "clip.dcm"
     write_clip(path)
     with pytest.raises(ValueError, match="clip.dcm: expected one frame, got 3; set sequences"):
-        LoadUltrasoundDicomd("image")({"image": path})
+        LoadEchod("image")({"image": path})
     write_clip(path, NumberOfFrames=9)
     with pytest.raises(ValueError, match="clip.dcm: the pixel data end early"):
-        LoadUltrasoundDicomd("image", sequences=True)({"image": path})
+        LoadEchod("image", sequences=True)({"image": path})
 
 
 def test_image_without_scale_is_loaded_all_the_same(tmp_path: Path):
     path = tmp_path / "clip.dcm"
     write_clip(path, num_frames=1, SequenceOfUltrasoundRegions=[], PatientSex="", PatientAge=None, ViewCodeSequence=[])
-    item = LoadUltrasoundDicomd("image")({"image": path})
+    item = LoadEchod("image")({"image": path})
     assert item["spacing_mm"].tolist() == [1, 1] and item["is_calibrated"] is False
     assert "no ultrasound region" in item["image"].meta["calibration_problem"]
     assert item["image"].shape == (1, *FULL) and not {"sex", "age"} & item.keys()
@@ -103,7 +102,7 @@ def test_label_map_returns_to_its_place_in_the_frame(tmp_path: Path):
     path = tmp_path / "clip.dcm"
     write_clip(path)
     label_map = np.random.default_rng(0).integers(0, 4, (3, BOX[2], BOX[3])).astype(np.uint8)
-    item = LoadUltrasoundDicomd("image", sequences=True)({"image": path})
+    item = LoadEchod("image", sequences=True)({"image": path})
     stored = MetaTensor(torch.from_numpy(label_map).permute(2, 1, 0)[None], meta=dict(item["image"].meta))
     full = RestoreFullFramed("pred")({**item, "pred": stored})["pred"]
     assert full.shape == (1, FULL[1], FULL[0], 3) and full.dtype == torch.uint8
@@ -121,7 +120,7 @@ def test_label_map_returns_to_its_place_in_the_frame(tmp_path: Path):
 def test_the_way_through_a_network_and_back(tmp_path: Path):
     path = tmp_path / "clip.dcm"
     write_clip(path)
-    load = Compose([LoadUltrasoundDicomd("image", sequences=True), Letterboxd("image", size=64, keep_meta=True)])
+    load = Compose([LoadEchod("image", sequences=True), Letterboxd("image", size=64, keep_meta=True)])
     item = load({"image": str(path)})
     assert item["image"].shape == (3, 64, 64)
     logits = torch.full((3, 3, 64, 64), -5.0)
@@ -137,7 +136,7 @@ def test_items_can_be_batched(tmp_path: Path):
     paths = [tmp_path / f"{number}.dcm" for number in range(2)]
     for path in paths:
         write_clip(path)
-    load = LoadUltrasoundDicomd("image", sequences=True)
+    load = LoadEchod("image", sequences=True)
     batch = list_data_collate([load({"image": str(path)}) for path in paths])
     assert batch["image"].shape == (2, 3, BOX[2], BOX[3])
 
