@@ -32,7 +32,7 @@ from synboost_monai.data.splits import (
     divide_official,
     take_subset,
 )
-from synboost_monai.data.summary import count_records, some, summary_text
+from synboost_monai.data.summary import count_records, some, strict_message, summary_text
 from synboost_monai.files import (
     METAIMAGE_SUFFIXES,
     NIFTI_SUFFIXES,
@@ -186,7 +186,7 @@ def read_camus(
     counts = {section: count_records(part) for section, part in splits.items()}
     summary = CamusSummary(root, layout.release, counts, tuple(notes), tuple(lacks), tuple(reading.problems))
     if strict and (lacks or reading.problems):
-        raise ValueError(_strict_message(summary))
+        raise ValueError(strict_message("camus.py", root, [*lacks, *reading.problems]))
     return CamusDataset(splits, summary)
 
 
@@ -594,16 +594,6 @@ def _lacks_of(reading: _Reading) -> list[str]:
         for key, count in sorted(reading.absent_keys.items())
     ]
     return lacks
-
-
-def _strict_message(summary: CamusSummary) -> str:
-    """Return one line that lists what is missing or damaged."""
-    entries = [*summary.lacks, *summary.problems]
-    listed = "; ".join(entries[:10]) + (f"; and {len(entries) - 10} more" if len(entries) > 10 else "")
-    return (
-        f"camus.py: expected a complete and sound copy in {summary.root}, found {len(entries)} things amiss: {listed}. "
-        "Mend them or leave out strict"
-    )
 
 
 def _patients(records: list[EchoRecord]) -> set[str]:

@@ -74,6 +74,24 @@ def stable_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def check_same_settings(output_dir: Path, before: Mapping[str, Any], settings: Mapping[str, Any], what: str) -> None:
+    """Refuse to go on in a folder that was begun with other settings.
+
+    Args:
+        output_dir: the folder.
+        before: settings in the folder's file.
+        settings: settings of this run.
+        what: what the run makes, for the message.
+    """
+    now = json.loads(json.dumps(settings))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"{output_dir}: was begun with {key} {before.get(key)}, this run has {now.get(key)}; "
+                f"choose another output_dir, or remove this one to make all {what} anew"
+            )
+
+
 @dataclass(frozen=True)
 class SynthesisOptions:
     """Hold which images a synthesis run makes, from which label maps, and the settings that affect the images.
@@ -249,14 +267,7 @@ class SynthesisPlan:
             if len(self.items.without(self.writer.names_on_disk())) < len(self.items):
                 raise ValueError(f"{self.output_dir}: holds images but no settings.json; choose another output_dir")
             return
-        before = json.loads(read_text(path))
-        now = json.loads(json.dumps(self.settings))
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
-                raise ValueError(
-                    f"{self.output_dir}: was begun with {key} {before.get(key)}, this run has {now.get(key)}; "
-                    "choose another output_dir, or remove this one to make all images anew"
-                )
+        check_same_settings(self.output_dir, json.loads(read_text(path)), self.settings, "images")
 
     def _check_sources(self) -> None:
         """Open the files of every source with missing images in any share, so that a bad one stops the run before the first image."""
