@@ -133,7 +133,7 @@ def read_camus(
     *,
     split: str = "official",
     strict: bool = False,
-    shape_source: str | os.PathLike[str] | ShapeRule = "rule",
+    shape_source: str | os.PathLike[str] = "rule",
     max_training_patients: int | None = None,
     training_fraction: float | None = None,
     seed: int = 0,
@@ -152,8 +152,8 @@ def read_camus(
             that contains training/ and testing/ of the first release.
         split: `official` or `paper`.
         strict: whether anything missing or damaged is an error.
-        shape_source: `rule` (`prompts.attributes.shape_of_mask`), `none`, the folder of a visual question answering
-            model (`prompts.attributes.ask_shape`), or a function of image, mask, spacing_mm and structure.
+        shape_source: `rule` (`prompts.attributes.shape_of_mask`), `none`, or the folder of a visual question answering
+            model (`prompts.attributes.ask_shape`).
         max_training_patients: largest number of training patients; a smaller part is contained in a larger one.
         training_fraction: the same limit as a share, 0 < fraction <= 1.
         seed: seed for all draws of patients.
@@ -396,10 +396,8 @@ def _shapes(shape_rule: ShapeRule | None, image: Plane, label_map: NDArray[Any])
     return words
 
 
-def _shape_rule(shape_source: str | os.PathLike[str] | ShapeRule) -> ShapeRule | None:
+def _shape_rule(shape_source: str | os.PathLike[str]) -> ShapeRule | None:
     """Return the function that `shape_source` names."""
-    if callable(shape_source):
-        return shape_source
     if shape_source == "none":
         return None
     from synboost_monai.prompts.attributes import ask_shape, shape_of_mask

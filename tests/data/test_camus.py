@@ -377,18 +377,6 @@ def test_shape_comes_from_the_rule_by_default_and_sees_millimetres(camus_dir: Pa
     assert record.shape["left_ventricular_cavity"] == "oval" and record.shape["left_atrium"] == "oval"
 
 
-def test_shape_source_may_be_a_function(camus_dir: Path) -> None:
-    seen = []
-
-    def rule(image, mask, spacing_mm, structure):  # type: ignore[no-untyped-def]
-        seen.append((image.shape, mask.dtype, tuple(spacing_mm), structure.name))
-        return "square" if structure.name == "myocardium" else None
-
-    record = read(camus_dir, shape_source=rule).splits["training"][0]
-    assert record.shape == {"myocardium": "square"}
-    assert seen[0][0] == (48, 40) and seen[0][1] == np.dtype(bool) and seen[0][2] == pytest.approx((1.5, 2.0))
-
-
 def test_an_unknown_shape_source_is_refused(camus_dir: Path) -> None:
     with pytest.raises(ValueError, match="shape_source must be rule, none or the folder"):
         read(camus_dir, shape_source="vqa")
