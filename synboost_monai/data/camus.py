@@ -32,7 +32,7 @@ from synboost_monai.data.splits import (
     divide_official,
     take_subset,
 )
-from synboost_monai.data.summary import count_records, some, summary_text
+from synboost_monai.data.summary import count_records, some, strict_message, summary_text
 from synboost_monai.files import (
     METAIMAGE_SUFFIXES,
     NIFTI_SUFFIXES,
@@ -133,7 +133,7 @@ def read_camus(
     *,
     split: str = "official",
     strict: bool = False,
-    shape_source: str | os.PathLike[str] | ShapeRule = "rule",
+    shape_source: str | os.PathLike[str] = "rule",
     max_training_patients: int | None = None,
     training_fraction: float | None = None,
     seed: int = 0,
@@ -152,8 +152,8 @@ def read_camus(
             that contains training/ and testing/ of the first release.
         split: `official` or `paper`.
         strict: whether anything missing or damaged is an error.
-        shape_source: `rule` (`prompts.attributes.shape_of_mask`), `none`, the folder of a visual question answering
-            model (`prompts.attributes.ask_shape`), or a function of image, mask, spacing_mm and structure.
+        shape_source: `rule` (`prompts.attributes.shape_of_mask`), `none`, or the folder of a visual question answering
+            model (`prompts.attributes.ask_shape`).
         max_training_patients: largest number of training patients; a smaller part is contained in a larger one.
         training_fraction: the same limit as a share, 0 < fraction <= 1.
         seed: seed for all draws of patients.
@@ -186,7 +186,7 @@ def read_camus(
     counts = {section: count_records(part) for section, part in splits.items()}
     summary = CamusSummary(root, layout.release, counts, tuple(notes), tuple(lacks), tuple(reading.problems))
     if strict and (lacks or reading.problems):
-        raise ValueError(_strict_message(summary))
+        raise ValueError(strict_message("camus.py", root, [*lacks, *reading.problems]))
     return CamusDataset(splits, summary)
 
 
@@ -396,10 +396,8 @@ def _shapes(shape_rule: ShapeRule | None, image: Plane, label_map: NDArray[Any])
     return words
 
 
-def _shape_rule(shape_source: str | os.PathLike[str] | ShapeRule) -> ShapeRule | None:
+def _shape_rule(shape_source: str | os.PathLike[str]) -> ShapeRule | None:
     """Return the function that `shape_source` names."""
-    if callable(shape_source):
-        return shape_source
     if shape_source == "none":
         return None
     from synboost_monai.prompts.attributes import ask_shape, shape_of_mask
@@ -594,16 +592,6 @@ def _lacks_of(reading: _Reading) -> list[str]:
         for key, count in sorted(reading.absent_keys.items())
     ]
     return lacks
-
-
-def _strict_message(summary: CamusSummary) -> str:
-    """Return one line that lists what is missing or damaged."""
-    entries = [*summary.lacks, *summary.problems]
-    listed = "; ".join(entries[:10]) + (f"; and {len(entries) - 10} more" if len(entries) > 10 else "")
-    return (
-        f"camus.py: expected a complete and sound copy in {summary.root}, found {len(entries)} things amiss: {listed}. "
-        "Mend them or leave out strict"
-    )
 
 
 def _patients(records: list[EchoRecord]) -> set[str]:

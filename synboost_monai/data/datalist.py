@@ -18,7 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from synboost_monai.data.splits import SECTIONS, check_disjoint
 from synboost_monai.files import (
@@ -38,6 +38,8 @@ from synboost_monai.records import PHASES, SHAPES, VIEWS, EchoRecord
 from synboost_monai.structures import CLASS_NAMES, STRUCTURES
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DATALIST_NAME = "datalist.json"
 """Name of the file in a data set's folder."""
@@ -157,7 +159,7 @@ def read_datalist(
         if not partly_labelled:
             check_fully_labelled(of_path, f"{path}: section {_joined(there)}")
         base_dir = path.parent.resolve()
-        groups.append([_with_absolute_paths(item, base_dir, path) for item in _spread(of_path, limit)])
+        groups.append([_with_absolute_paths(item, base_dir, path) for item in spread(of_path, limit)])
     largest = max(map(len, groups))
     return [item for group in groups for item in group * (max(1, round(largest / len(group))) if balance else 1)]
 
@@ -201,7 +203,7 @@ def list_images(
             f"{path}: no images ({', '.join(IMAGE_SUFFIXES)}; label maps ..._gt and results of `segment` do not count, clips with "
             f"--sequences true alone) and no {DATALIST_NAME}; give a folder of images or of a data set"
         )
-    return _spread(items, limit)
+    return spread(items, limit)
 
 
 def list_label_maps(
@@ -231,7 +233,7 @@ def list_label_maps(
             raise ValueError(
                 f"{path}: no item of section {_joined(section)} has a label map; give a section with labels"
             )
-        return _spread(items, limit)
+        return spread(items, limit)
     files, not_taken = _image_files(path, exclude=exclude, left_out=("spread",))
     _log_not_taken(path, not_taken)
     label_paths = [file for file in files if _is_label_map(file)] or [file for file in files if not is_dicom(file)]
@@ -242,7 +244,7 @@ def list_label_maps(
             "or of a data set"
         )
     items = _of_view_and_phase([_item_of_label(file) for file in label_paths], view, phase, str(path))
-    return _spread(items, limit)
+    return spread(items, limit)
 
 
 # ---- items
@@ -655,10 +657,10 @@ def _of_view_and_phase(
     return kept
 
 
-def _spread(items: list[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
+def spread(items: Sequence[T], limit: int | None) -> list[T]:
     """Return at most `limit` items, spread evenly over the list."""
     if limit is None or limit >= len(items):
-        return items
+        return list(items)
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     return [items[i * len(items) // limit] for i in range(limit)]

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synboost_monai.data.splits import SECTIONS, take_subset
-from synboost_monai.data.summary import count_records, some, summary_text
+from synboost_monai.data.summary import count_records, some, strict_message, summary_text
 from synboost_monai.files import atomic_path, image_suffix, read_frames, read_text
 from synboost_monai.formats.clip import CLIP_SUFFIXES, check_pyav
 from synboost_monai.paths import refuse_overwriting
@@ -127,7 +127,7 @@ def read_echonet(
     reading = _read_lists(folder)
     _take_part(reading, max_training_patients, training_fraction, seed)
     if strict and (reading.lacks or reading.problems):
-        raise ValueError(_strict_message(folder, reading))
+        raise ValueError(strict_message("echonet.py", folder, [*reading.lacks, *reading.problems]))
     images_dir = Path(output_dir) / IMAGES_NAME
     outputs = [path for clip in reading.clips for phase in PHASES for path in _paths_of(clip, phase, images_dir)]
     inputs = [folder / LIST_NAME, folder / TRACINGS_NAME, *(clip.path for clip in reading.clips)]
@@ -140,7 +140,7 @@ def read_echonet(
         else:
             splits[clip.section] += found
     if strict and reading.problems:
-        raise ValueError(_strict_message(folder, reading))
+        raise ValueError(strict_message("echonet.py", folder, [*reading.lacks, *reading.problems]))
     if not any(splits.values()):
         first = f" ({reading.problems[0]})" if reading.problems else ""
         raise ValueError(
@@ -398,13 +398,3 @@ def _summary(folder: Path, splits: Mapping[str, list[EchoRecord]], reading: _Rea
     counts = {section: count_records(records) for section, records in splits.items()}
     groups = {"Decided": notes, "This copy lacks": reading.lacks, "Problems": reading.problems}
     return summary_text(f"EchoNet-Dynamic: {folder}", counts, groups)
-
-
-def _strict_message(folder: Path, reading: _Reading) -> str:
-    """Return one line that lists what is missing or damaged."""
-    entries = [*reading.lacks, *reading.problems]
-    listed = "; ".join(entries[:10]) + (f"; and {len(entries) - 10} more" if len(entries) > 10 else "")
-    return (
-        f"echonet.py: expected a complete and sound copy in {folder}, found {len(entries)} things amiss: {listed}. "
-        "Mend them or leave out strict"
-    )

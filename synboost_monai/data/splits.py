@@ -43,14 +43,12 @@ def check_disjoint(splits: Mapping[str, Iterable[str]], *, where: str, what: str
         )
 
 
-def divide_official(
-    lists: Mapping[str, Sequence[str]], seed: int, notes: list[str], *, carve_fraction: float = 0.1
-) -> dict[str, list[str]]:
+def divide_official(lists: Mapping[str, Sequence[str]], seed: int, notes: list[str]) -> dict[str, list[str]]:
     """Return the official splits, filled up where a copy lacks one; each decision is added to `notes`.
 
     - No testing patients: the official validation patients become the test set (or, where there are none,
-      `carve_fraction` of the training patients).
-    - No validation patients then: `carve_fraction` of the training patients, drawn by `rank_patients`.
+      a tenth of the training patients).
+    - No validation patients then: a tenth of the training patients, drawn by `rank_patients`.
 
     Args:
         lists: official section -> patients that can be used; sections may be missing or empty.
@@ -58,7 +56,7 @@ def divide_official(
         notes: sentences for the summary; new ones are added.
     """
     divided = {section: sorted(lists.get(section, ())) for section in SECTIONS}
-    num_carved = _share(len(divided["training"]), carve_fraction)
+    num_carved = _share(len(divided["training"]), 0.1)
     if not divided["testing"]:
         divided["testing"] = _stand_in_for_testing(divided, num_carved, seed, notes)
     if not divided["validation"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from synboost_monai.records import PHASES, VIEWS, EchoRecord
 
@@ -28,6 +29,15 @@ def summary_text(title: str, counts: Mapping[str, Mapping[str, int]], groups: Ma
             lines += [f"  - {entry}" for entry in entries[:_MAX_ENTRIES]]
             lines += [f"  - and {len(entries) - _MAX_ENTRIES} more"] if len(entries) > _MAX_ENTRIES else []
     return "\n".join(lines)
+
+
+def strict_message(reader: str, folder: Path, entries: Sequence[str]) -> str:
+    """Return one line that lists what is missing or damaged in a copy that has to be complete."""
+    listed = "; ".join(entries[:10]) + (f"; and {len(entries) - 10} more" if len(entries) > 10 else "")
+    return (
+        f"{reader}: expected a complete and sound copy in {folder}, found {len(entries)} things amiss: {listed}. "
+        "Mend them or leave out strict"
+    )
 
 
 def count_records(records: Sequence[EchoRecord]) -> dict[str, int]:

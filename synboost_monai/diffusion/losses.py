@@ -23,7 +23,6 @@ class HybridLoss(nn.Module):
     pixels, as published, and not multiplied by T: it is one image's bound at one timestep.
 
     Args:
-        schedule: noise schedule of training; None: cosine, T = 1000.
         vb_weight: weight of the bound; 0 leaves the variance untrained (suits dpmpp_2m and ddim, which do not use it).
         min_snr_gamma: if given, weights the squared error with min(SNR, gamma) / SNR (Hang et al. 2023, eq. 6): less effort on
             the least noisy timesteps. None: all timesteps alike, as published.
@@ -34,13 +33,12 @@ class HybridLoss(nn.Module):
 
     def __init__(
         self,
-        schedule: NoiseSchedule | None = None,
         vb_weight: float = 1e-3,
         min_snr_gamma: float | None = None,
         velocity_weighting: bool = False,
     ) -> None:
         super().__init__()
-        self.schedule = schedule or NoiseSchedule.cosine()
+        self.schedule = NoiseSchedule.cosine()
         self.vb_weight = vb_weight
         self.min_snr_gamma = min_snr_gamma
         self.velocity_weighting = velocity_weighting

@@ -21,25 +21,19 @@ class DiffusionPrepareBatch:
         schedule: noise schedule; None: cosine, T = 1000.
         label_drop_probability: probability of replacing a label map by the all-zero one, for classifier-free guidance. The
             class of view and phase is kept: guidance pulls towards the label map alone. 0: as published for echocardiograms.
-        image_key: key of the images, (B, 1 or C, H, W), in [-1, 1].
-        label_key: key of the label maps, (B, K, H, W), one-hot.
         image_channels: repeat one-channel images to this many channels; None: leave them as they are.
         stratified_timesteps: draw one timestep from each of B equal parts of 0 ... T-1. Each is still uniform over all, but
             the loss varies less from batch to batch. False: independent, as published.
         flip_probability: probability of mirroring an image and its label map, left and right. 0.5: as published.
-        class_key: key of the classes of view and phase, (B,); they are passed on where the batch has them.
     """
 
     def __init__(
         self,
         schedule: NoiseSchedule | None = None,
         label_drop_probability: float = 0.0,
-        image_key: str = "image",
-        label_key: str = "label_onehot",
         image_channels: int | None = None,
         stratified_timesteps: bool = False,
         flip_probability: float = 0.0,
-        class_key: str = "class_label",
     ) -> None:
         for name, value in (
             ("label_drop_probability", label_drop_probability),
@@ -49,12 +43,9 @@ class DiffusionPrepareBatch:
                 raise ValueError(f"prepare.py: {name} is a probability, 0 ... 1, got {value}")
         self.schedule = schedule or NoiseSchedule.cosine()
         self.label_drop_probability = label_drop_probability
-        self.image_key = image_key
-        self.label_key = label_key
         self.image_channels = image_channels
         self.stratified_timesteps = stratified_timesteps
         self.flip_probability = flip_probability
-        self.class_key = class_key
 
     def __call__(
         self,
@@ -66,7 +57,8 @@ class DiffusionPrepareBatch:
         """Make one training task.
 
         Args:
-            batchdata: holds `image_key` and `label_key`, and `class_key` if the network takes classes.
+            batchdata: holds `image` (B, 1 or C, H, W), in [-1, 1], `label_onehot` (B, K, H, W) and, if the network takes classes of view
+                and phase, `class_label` (B,).
             device: the device that the task is moved to.
             non_blocking: as in `Tensor.to`.
             kwargs: more arguments of `Tensor.to`.
@@ -74,8 +66,8 @@ class DiffusionPrepareBatch:
             x_t; targets (`x_0`, `x_t`, `eps`, `timesteps`) for `HybridLoss`; no positional arguments; keyword arguments of the
             inferer: `timesteps`, `label_onehot`, and `class_labels` (B,) int64 if the batch has classes.
         """
-        x_0 = self._plain(batchdata[self.image_key])
-        label_onehot = self._plain(batchdata[self.label_key])
+        x_0 = self._plain(batchdata["image"])
+        label_onehot = self._plain(batchdata["label_onehot"])
         if self.image_channels is not None and x_0.shape[1] != self.image_channels:
             x_0 = x_0.expand(-1, self.image_channels, -1, -1)
         batch = x_0.shape[0]
@@ -96,8 +88,8 @@ class DiffusionPrepareBatch:
         x_t = self.schedule.q_sample(x_0, t, eps)
         targets = {"x_0": x_0, "x_t": x_t, "eps": eps, "timesteps": t}
         arguments = {"timesteps": t, "label_onehot": to(label_onehot)}
-        if self.class_key in batchdata:
-            class_labels = torch.as_tensor(batchdata[self.class_key]).as_subclass(torch.Tensor)
+        if "class_label" in batchdata:
+            class_labels = torch.as_tensor(batchdata["class_label"]).as_subclass(torch.Tensor)
             arguments["class_labels"] = class_labels.to(device, torch.int64, non_blocking=non_blocking)
         return x_t, targets, (), arguments
 

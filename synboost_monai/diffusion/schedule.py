@@ -50,12 +50,6 @@ class NoiseSchedule:
         ]
         return cls([min(1 - after / before, MAX_BETA) for before, after in zip(level[:-1], level[1:])])
 
-    @classmethod
-    def linear(cls, num_train_timesteps: int = 1000) -> NoiseSchedule:
-        """Make Ho et al.'s schedule, used by the general semantic diffusion model: 1e-4 ... 0.02 at T = 1000, scaled to other T."""
-        scale = 1000 / num_train_timesteps
-        return cls(torch.linspace(1e-4 * scale, 0.02 * scale, num_train_timesteps, dtype=torch.float64))
-
     @property
     def num_train_timesteps(self) -> int:
         """Return T."""

@@ -68,18 +68,11 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
     """
     kind = check_clip(path)
     check_pyav(path)
-    child = subprocess.Popen(
-        [*module_command("synboost_monai.formats.clip_decoder"), str(path), kind],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # C libraries may print
-        env=safe_environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
-    )
-    assert child.stdout is not None
+    child, answers = _started(subprocess.DEVNULL, str(path), kind)
     timer = threading.Timer(MAX_CLIP_SECONDS, child.kill)
     timer.start()
     try:
-        return _received(child.stdout, path)
+        return _received(answers, path)
     except EOFError:
         status = child.wait()
         took_long = not timer.is_alive()
@@ -87,9 +80,7 @@ def read_clip(path: Path) -> NDArray[np.uint8]:
         raise ValueError(f"{path}: {why}; export it again, as H.264 in MP4 or Motion JPEG in AVI") from None
     finally:
         timer.cancel()
-        child.kill()
-        child.stdout.close()
-        child.wait()
+        _end(child, answers)
 
 
 class VideoDecoder:
@@ -103,13 +94,7 @@ class VideoDecoder:
 
     def __init__(self, descriptor: int, parts: Sequence[tuple[int, int]], kind: str) -> None:
         words = ",".join(f"{offset}:{length}" for offset, length in parts)
-        self._child = subprocess.Popen(
-            [*module_command("synboost_monai.formats.clip_decoder"), "-", kind, words],
-            stdin=descriptor,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # C libraries may print
-            env=safe_environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
-        )
+        self._child, self._answers = _started(descriptor, "-", kind, words)
 
     def next_frame(self) -> NDArray[np.uint8] | None:
         """Return the next picture in grey, (H, W); None at the end.
@@ -117,16 +102,12 @@ class VideoDecoder:
         Raises:
             ValueError: if it cannot be decoded.
         """
-        assert self._child.stdout is not None
         timer = threading.Timer(MAX_WAIT_SECONDS, self._child.kill)
         timer.start()
         try:
-            kind = _exactly(self._child.stdout, 1)
-            first, second = NUMBERS.unpack(_exactly(self._child.stdout, NUMBERS.size))
+            kind, first, second = _next_message(self._answers)
             if kind == FRAME and first * second <= MAX_PIXELS:
-                return np.frombuffer(_exactly(self._child.stdout, first * second), np.uint8).reshape(first, second)
-            if kind == FAILURE:
-                raise ValueError(_exactly(self._child.stdout, min(first, 4096)).decode("utf-8", "replace"))
+                return np.frombuffer(_exactly(self._answers, first * second), np.uint8).reshape(first, second)
         except EOFError:
             raise ValueError("its decoder ended or took too long") from None
         finally:
@@ -135,10 +116,7 @@ class VideoDecoder:
 
     def close(self) -> None:
         """End the process."""
-        self._child.kill()
-        assert self._child.stdout is not None
-        self._child.stdout.close()
-        self._child.wait()
+        _end(self._child, self._answers)
 
 
 def check_pyav(path: Path) -> None:
@@ -198,6 +176,39 @@ def check_frames(path: Path, num_frames: int, width: int, height: int) -> None:
 # --- helpers
 
 
+def _started(stdin: int, *arguments: str) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    """Start `clip_decoder` with these arguments, and return its process and what it sends."""
+    child = subprocess.Popen(
+        [*module_command("synboost_monai.formats.clip_decoder"), *arguments],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # C libraries may print
+        env=safe_environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
+    )
+    assert child.stdout is not None
+    return child, child.stdout
+
+
+def _end(child: subprocess.Popen[bytes], answers: IO[bytes]) -> None:
+    child.kill()
+    answers.close()
+    child.wait()
+
+
+def _next_message(stream: IO[bytes]) -> tuple[bytes, int, int]:
+    """Return the kind of the decoder's next message and its two numbers.
+
+    Raises:
+        EOFError: if there is none.
+        ValueError: with the decoder's reason, if it reports a failure.
+    """
+    kind = _exactly(stream, 1)
+    first, second = NUMBERS.unpack(_exactly(stream, NUMBERS.size))
+    if kind == FAILURE:
+        raise ValueError(_exactly(stream, min(first, 4096)).decode("utf-8", "replace"))
+    return kind, first, second
+
+
 def _received(stream: IO[bytes], path: Path) -> NDArray[np.uint8]:
     """Return the frames (T, H, W) that the decoder sends.
 
@@ -208,10 +219,10 @@ def _received(stream: IO[bytes], path: Path) -> NDArray[np.uint8]:
     content = bytearray()
     height = width = 0
     while True:
-        kind = _exactly(stream, 1)
-        first, second = NUMBERS.unpack(_exactly(stream, NUMBERS.size))
-        if kind == FAILURE:
-            raise ValueError(f"{path}: {_exactly(stream, min(first, 4096)).decode('utf-8', 'replace')}")
+        try:
+            kind, first, second = _next_message(stream)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         if kind == SIZE:
             height, width = first, second
             break

@@ -23,7 +23,13 @@ import numpy as np
 
 from synboost_monai.files import known_sha256
 from synboost_monai.heart.anatomy import ADULT_RANGES, MEASURES, AnatomyProblem, examine_anatomy, out_of_range
-from synboost_monai.heart.calibration import FEATURES, Calibration, rank_correlation, read_calibration
+from synboost_monai.heart.calibration import (
+    FEATURES,
+    Calibration,
+    StructureCalibration,
+    rank_correlation,
+    read_calibration,
+)
 from synboost_monai.structures import STRUCTURES, VIEW_CLASSES
 
 if TYPE_CHECKING:
@@ -285,9 +291,7 @@ class DoubtAssessor:
             if values["is_empty"]:
                 reasons.append(_reason("empty", name, f"no {words} was found"))
                 continue
-            reasons += self._low(
-                name, f"of the {words}", values["predicted_dice"], None if fitted is None else fitted.review_below
-            )
+            reasons += self._low(name, f"of the {words}", values["predicted_dice"], fitted)
             limit = MAX_SPREAD if fitted is None else fitted.highest_spread
             if values["mean_spread"] is not None and values["mean_spread"] > limit:
                 text = f"the prompts disagree about the {words}: mean spread {values['mean_spread']:.3f}; expected at most {limit:.3f}"
@@ -297,10 +301,7 @@ class DoubtAssessor:
                     text = f"{values[key]:.0%} of the {words} was {done}; expected at most {MAX_CHANGED_SHARE:.0%}"
                     reasons.append(_reason(key.removesuffix("_share"), name, text))
         frame["predicted_dice"] = _mean([v["predicted_dice"] for v in frame["structures"].values()])
-        text = "of the structures together"
-        reasons += self._low(
-            None, text, frame["predicted_dice"], None if calibration is None else calibration.review_below
-        )
+        reasons += self._low(None, "of the structures together", frame["predicted_dice"], calibration)
         reasons += _other_mask(frame.get(FREE_PROMPT, {}))
         for problem in frame["anatomy"]["problems"]:
             if problem["code"] != "missing":  # already reported as empty
@@ -308,9 +309,13 @@ class DoubtAssessor:
                 reasons.append(_reason(f"anatomy_{problem['code']}", structure, problem["message"]))
         return {**frame, "verdict": VERDICTS[bool(reasons)], "reasons": reasons}
 
-    def _low(self, structure: str | None, words: str, predicted: float, limit: float | None) -> list[dict[str, Any]]:
+    def _low(
+        self, structure: str | None, words: str, predicted: float, fitted: Calibration | StructureCalibration | None
+    ) -> list[dict[str, Any]]:
         """Return a reason if a predicted Dice is too low."""
-        below = self.review_below if self.review_below is not None else REVIEW_BELOW if limit is None else limit
+        below = REVIEW_BELOW if fitted is None else fitted.review_below
+        if self.review_below is not None:
+            below = self.review_below
         if predicted >= below:
             return []
         text = f"predicted Dice {words} is {predicted:.3f}; expected at least {below:.3f}"
@@ -318,11 +323,9 @@ class DoubtAssessor:
 
     def _clip(self, frames: list[dict[str, Any]]) -> dict[str, Any]:
         """Judge a clip: means over its frames, and a verdict on them."""
-        clip: dict[str, Any] = {
-            "calibrated": all(f["calibrated"] for f in frames),
-            "num_frames": len(frames),
-            "structures": {},
-        }
+        is_calibrated = all(f["calibrated"] for f in frames)
+        calibration = self.calibration if is_calibrated else None
+        clip: dict[str, Any] = {"calibrated": is_calibrated, "num_frames": len(frames), "structures": {}}
         if FREE_PROMPT in frames[0]:
             clip[FREE_PROMPT] = {key: value for key, value in frames[0][FREE_PROMPT].items() if key != "overlaps"}
         if "view" in frames[0]:
@@ -339,16 +342,10 @@ class DoubtAssessor:
             words = _words(name)
             if num_empty:
                 reasons.append(_reason("empty", name, f"no {words} was found in {num_empty} of {len(frames)} frames"))
-            fitted = self.calibration.structures[name] if self.calibration is not None and clip["calibrated"] else None
-            reasons += self._low(
-                name,
-                f"of the {words}, mean over the frames,",
-                values["predicted_dice"],
-                None if fitted is None else fitted.review_below,
-            )
+            fitted = None if calibration is None else calibration.structures[name]
+            reasons += self._low(name, f"of the {words}, mean over the frames,", values["predicted_dice"], fitted)
         clip["predicted_dice"] = _mean([f["predicted_dice"] for f in frames])
-        limit = self.calibration.review_below if self.calibration is not None and clip["calibrated"] else None
-        reasons += self._low(None, "of the structures and frames together", clip["predicted_dice"], limit)
+        reasons += self._low(None, "of the structures and frames together", clip["predicted_dice"], calibration)
         num_sent = sum(f["verdict"] == "review" for f in frames)
         if num_sent > MAX_REVIEW_FRAMES * len(frames):
             text = f"{num_sent} of {len(frames)} frames need review by themselves; expected at most {MAX_REVIEW_FRAMES:.0%}"

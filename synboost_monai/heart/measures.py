@@ -6,6 +6,7 @@ pixel spacing is not known.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -148,13 +149,9 @@ class _Heart:
             diastolic, systolic = (
                 _from_all(disk_volume_ml, self.unscaled, views, [phase]) for phase in (END_DIASTOLE, END_SYSTOLE)
             )
-        fraction: float | str
-        if isinstance(diastolic, str) or isinstance(systolic, str):
-            fraction = "; ".join(dict.fromkeys(v for v in (diastolic, systolic) if isinstance(v, str)))
-        else:
-            fraction = ejection_fraction(diastolic, systolic)
-            if fraction < 0:
-                warnings.append("the end-systolic volume is the larger one")
+        fraction = _of_known(ejection_fraction, diastolic, systolic)
+        if not isinstance(fraction, str) and fraction < 0:
+            warnings.append("the end-systolic volume is the larger one")
         return [*found, _measured("ejection_fraction", method, fraction, "; ".join(warnings))]
 
     def lengths(self, method: str) -> list[ClinicalMeasure]:
@@ -181,14 +178,9 @@ class _Heart:
     def further(self, method: str) -> list[ClinicalMeasure]:
         """Return stroke volume, sphericity, mass, longitudinal strain, and for methods with a single view the area of the atrium."""
         views = METHODS[method][1]
-        volumes = diastolic, systolic = [self._volume(method, phase) for phase in (END_DIASTOLE, END_SYSTOLE)]
+        volumes = [self._volume(method, phase) for phase in (END_DIASTOLE, END_SYSTOLE)]
         warnings = dict.fromkeys(w for p in (END_DIASTOLE, END_SYSTOLE) if (w := self._warning(method, p)))
         both, diastole = "; ".join(warnings), self._warning(method, END_DIASTOLE)
-        stroke = (
-            "; ".join(v for v in volumes if isinstance(v, str))
-            if isinstance(diastolic, str) or isinstance(systolic, str)
-            else diastolic - systolic
-        )
 
         def sphericity(*cavities: Ventricle) -> float:
             return sphericity_index(disk_volume_ml(*cavities), *cavities)
@@ -201,7 +193,7 @@ class _Heart:
 
         walls = {**self.ventricles, **{(view, "wall"): self.epicardia[view, END_DIASTOLE] for view in views}}
         found = [
-            _measured("stroke_volume_ml", method, stroke, both),
+            _measured("stroke_volume_ml", method, _of_known(operator.sub, *volumes), both),
             _measured("sphericity", method, _from_all(sphericity, self.ventricles, views, [END_DIASTOLE]), diastole),
             _measured("mass_g", method, _from_all(mass, walls, views, [END_DIASTOLE, "wall"]), diastole),
             _measured(
@@ -272,9 +264,13 @@ def _from_all(
     value: Callable[..., float], parts: Mapping[tuple[str, str], Any], views: Sequence[str], phases: Sequence[str]
 ) -> float | str:
     """Apply `value` to the parts of all views and phases, phase by phase; or return the reasons of those that are missing."""
-    needed = [parts[view, phase] for phase in phases for view in views]
-    missing = [part for part in needed if isinstance(part, str)]
-    return "; ".join(dict.fromkeys(missing)) if missing else value(*needed)
+    return _of_known(value, *(parts[view, phase] for phase in phases for view in views))
+
+
+def _of_known(value: Callable[..., float], *parts: Any) -> float | str:
+    """Apply `value` to these parts; or return the reasons of those that are missing."""
+    missing = [part for part in parts if isinstance(part, str)]
+    return "; ".join(dict.fromkeys(missing)) if missing else value(*parts)
 
 
 def _measured(measure: str, method: str, value: float | str, warning: str = "") -> ClinicalMeasure:

@@ -105,15 +105,12 @@ class Atrium:
     """Length from the middle of the mitral annulus through the atrium's centre to its far wall."""
 
 
-def measure_ventricle(
-    label_map: NDArray[Any], spacing_mm: Sequence[float] | None, num_disks: int = NUM_DISKS
-) -> Ventricle:
-    """Cut the largest piece of the left ventricular cavity, holes filled, into disks.
+def measure_ventricle(label_map: NDArray[Any], spacing_mm: Sequence[float] | None) -> Ventricle:
+    """Cut the largest piece of the left ventricular cavity, holes filled, into `NUM_DISKS` disks of one height.
 
     Args:
         label_map: (H, W) integers, classes 0..3, on the image's native grid.
         spacing_mm: (row, column); None if it is not known.
-        num_disks: number of disks from base to apex, all of the same height.
     Raises:
         CannotMeasureError: if there is no cavity or spacing, or the base cannot be found.
         ValueError: if `label_map` is not (H, W) or holds other classes.
@@ -123,12 +120,12 @@ def measure_ventricle(
     base, apex = chambers.long_axis()
     length = float(np.linalg.norm(apex - base))
     z, w = _along_and_across(outline, base, apex)
-    edges = np.linspace(0.0, length, num_disks + 1)
+    edges = np.linspace(0.0, length, NUM_DISKS + 1)
     pixel = float(chambers.spacing.min())
     begins = np.maximum(edges[:-1], 0.02 * pixel)  # on the base itself, the line runs along the outline
     return Ventricle(
         length_mm=length,
-        diameters_mm=_slice_areas(z, w, edges) * num_disks / length,
+        diameters_mm=_slice_areas(z, w, edges) * NUM_DISKS / length,
         camus_diameters_mm=_diameters_beyond(z, w, begins, CAMUS_REACH_PIXELS * pixel),
         base_mm=base,
         apex_mm=apex,
@@ -136,13 +133,11 @@ def measure_ventricle(
     )
 
 
-def measure_epicardium(
-    label_map: NDArray[Any], spacing_mm: Sequence[float] | None, num_disks: int = NUM_DISKS
-) -> Disks:
+def measure_epicardium(label_map: NDArray[Any], spacing_mm: Sequence[float] | None) -> Disks:
     """Cut the left ventricle with its wall into disks across the cavity's long axis, from the mitral annulus to the apex outside.
 
     Args:
-        label_map, spacing_mm, num_disks: as `measure_ventricle`.
+        label_map, spacing_mm: as `measure_ventricle`.
     Raises:
         CannotMeasureError: as `measure_ventricle`, and if the myocardium does not surround the cavity.
         ValueError: as `measure_ventricle`.
@@ -156,7 +151,7 @@ def measure_epicardium(
     whole = wall | (chambers.label_map == LEFT_VENTRICULAR_CAVITY.class_index)
     z, w = _along_and_across(_outline(whole, chambers.spacing, chambers.corner), base, apex)
     length = float(z.max())
-    return Disks(length, _slice_areas(z, w, np.linspace(0.0, length, num_disks + 1)) * num_disks / length)
+    return Disks(length, _slice_areas(z, w, np.linspace(0.0, length, NUM_DISKS + 1)) * NUM_DISKS / length)
 
 
 def measure_atrium(label_map: NDArray[Any], spacing_mm: Sequence[float] | None) -> Atrium:

@@ -11,8 +11,6 @@ from torch import Tensor
 from synboost_monai.networks.semantic_diffusion_unet import AnyModulation, SemanticDiffusionUNet
 from synboost_monai.networks.spade import TableModulation
 
-__all__ = ["CompiledDenoiser"]
-
 
 class CompiledDenoiser:
     """Call `decode(encode(x, t), modulations)` of one network through torch.compile.

@@ -20,8 +20,6 @@ from synboost_monai.inferers.compiled import CompiledDenoiser
 from synboost_monai.networks.semantic_diffusion_unet import SPADE_FORMS, AnyModulation, SemanticDiffusionUNet
 from synboost_monai.networks.spade import join_modulations
 
-__all__ = ["SemanticDiffusionInferer", "SemanticDiffusionTrainInferer"]
-
 
 class SemanticDiffusionTrainInferer(Inferer):
     """Call the network once at given timesteps, for training and for the validation loss.

@@ -17,8 +17,6 @@ from synboost_monai.inferers.segmentation import PromptedSegmentationInferer
 from synboost_monai.networks.view_head import NUM_VIEW_LOGITS
 from synboost_monai.transforms.array import plain
 
-__all__ = ["PASSES", "Pass", "PassesInferer"]
-
 
 @dataclass(frozen=True)
 class Pass:

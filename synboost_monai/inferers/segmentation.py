@@ -21,8 +21,6 @@ from synboost_monai.prompts.understanding import understand_if_any
 from synboost_monai.transforms.array import plain
 from synboost_monai.transforms.prompt_tokens import PROMPT_IDS_KEY
 
-__all__ = ["PreparePromptedBatch", "PromptedSegmentationInferer"]
-
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """Names of the types for mixed precision, as configs write them."""
 

@@ -4,20 +4,7 @@
 (two CPU cores) and `tiny` (tests). Classes are imported on first use: transformers takes a second.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from synboost_monai.lazy import on_first_use
-
-if TYPE_CHECKING:
-    from .clipseg import CLIPSeg
-    from .cris import CRIS
-    from .export import ExportedSegmenter
-    from .lora import add_lora, merged_state_dict
-    from .published import load_published, load_weights
-    from .segmenters import create_segmenter, freeze_view_head, parameter_groups, to_inference
-    from .semantic_diffusion_unet import SemanticDiffusionUNet, create_semantic_diffusion_unet
 
 _MODULE_OF = {
     "CLIPSeg": "clipseg",
@@ -34,21 +21,7 @@ _MODULE_OF = {
     "parameter_groups": "segmenters",
     "to_inference": "segmenters",
 }
+"""Public name -> module of this folder that defines it."""
 
-__all__ = [
-    "CLIPSeg",
-    "CRIS",
-    "ExportedSegmenter",
-    "SemanticDiffusionUNet",
-    "add_lora",
-    "create_segmenter",
-    "create_semantic_diffusion_unet",
-    "freeze_view_head",
-    "load_published",
-    "load_weights",
-    "merged_state_dict",
-    "parameter_groups",
-    "to_inference",
-]
-
+__all__ = sorted(_MODULE_OF)
 __getattr__, __dir__ = on_first_use(__name__, _MODULE_OF)

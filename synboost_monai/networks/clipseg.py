@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from .efficientnet_lite import FEATURE_CHANNELS, EfficientNetLite0
-from .prompted import PromptedSegmenter
+from .prompted import PromptedSegmenter, attended
 from .text import (
     CONTEXT_LENGTH,
     VOCABULARY_SIZE,
@@ -274,11 +274,9 @@ class CLIPSeg(PromptedSegmenter):
     def _position_codes(self, num_rows: int, num_columns: int) -> Tensor:
         """Return (1 + num_rows * num_columns, D) position codes; resized once for each size, unless they are being trained."""
         stored = self.clip.vision_model.embeddings.position_embedding.weight
-        if self._positions.is_usable([stored]):
-            return self._positions.get(
-                [(num_rows, num_columns)], lambda _: [_resize_positions(stored, num_rows, num_columns)]
-            )[0]
-        return _resize_positions(stored, num_rows, num_columns)
+        return self._positions.one(
+            [stored], (num_rows, num_columns), lambda: _resize_positions(stored, num_rows, num_columns)
+        )
 
     def encode_image(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return features of images (B, 3, H, W): activations (B, T, D) of the extracted layers, first to last, and, with skips, the map
@@ -384,23 +382,14 @@ def _resize_positions(stored: Tensor, num_rows: int, num_columns: int) -> Tensor
     return torch.cat([stored[:1], grid[0].flatten(1).T])
 
 
-def _attention(module: nn.Module, x: Tensor, is_causal: bool = False) -> Tensor:
-    """Apply self-attention (N, T, D) with the layers of transformers' `CLIPSegAttention`."""
-    heads = module.num_heads
-    q, k, v = (
-        layer(x).unflatten(-1, (heads, -1)).transpose(1, 2) for layer in (module.q_proj, module.k_proj, module.v_proj)
-    )
-    h = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
-    return module.out_proj(h.transpose(1, 2).flatten(2))
-
-
 def _encoder_layer(layer: nn.Module, x: Tensor, is_causal: bool = False) -> Tensor:
     """Apply a `CLIPSegEncoderLayer`, which normalises before each part."""
-    x = x + _attention(layer.self_attn, layer.layer_norm1(x), is_causal)
+    attention = layer.self_attn
+    x = x + attention.out_proj(attended(attention, layer.layer_norm1(x), is_causal))
     return x + layer.mlp(layer.layer_norm2(x))
 
 
 def _decoder_layer(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply a `CLIPSegDecoderLayer`, which normalises after each part."""
-    x = layer.layer_norm1(x + _attention(layer.self_attn, x))
+    x = layer.layer_norm1(x + layer.self_attn.out_proj(attended(layer.self_attn, x)))
     return layer.layer_norm2(x + layer.mlp(x))

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .efficientnet_lite import FEATURE_CHANNELS, EfficientNetLite0
-from .prompted import PromptedSegmenter
+from .prompted import PromptedSegmenter, attended
 from .text import (
     CONTEXT_LENGTH,
     VOCABULARY_SIZE,
@@ -176,19 +176,12 @@ class _AttentionPool(nn.Module):
             stored = stored.reshape(1, -1, self.grid_size, self.grid_size)
             return F.interpolate(stored, size=(height, width), mode="bicubic", align_corners=False)
 
-        if self._positions.is_usable([self.positional_embedding]):
-            return self._positions.get([(height, width)], lambda _: [resized()])[0]
-        return resized()
+        return self._positions.one([self.positional_embedding], (height, width), resized)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         tokens = (x + self._position_codes(height, width).to(x.dtype)).flatten(2).transpose(1, 2)  # (B, hw, C)
-        q, k, v = (
-            layer(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for layer in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        h = self.c_proj(h).transpose(1, 2).unflatten(-1, (height, width))  # (B, E, h, w)
+        h = self.c_proj(attended(self, tokens)).transpose(1, 2).unflatten(-1, (height, width))  # (B, E, h, w)
         return F.relu(h + self.connect(x), inplace=True)
 
 
@@ -285,7 +278,7 @@ class _TextBlock(nn.Module):
         if isinstance(self.attn, nn.MultiheadAttention):
             x = x + _attend(self.attn, h, h, h, is_causal=True)
         else:  # with adapters the attention is another module, with its own layers
-            x = x + self.attn(h, h, h, is_causal=True)[0]
+            x = x + self.attn(h, is_causal=True)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -303,26 +296,17 @@ class _Transformer(nn.Module):
 class ClipBackbone(nn.Module):
     """Hold CLIP's two encoders as CRIS uses them: maps of the image, words and sentence state of the text."""
 
-    def __init__(
-        self,
-        visual: nn.Module,
-        state_width: int,
-        context_length: int,
-        vocabulary_size: int,
-        width: int,
-        heads: int,
-        layers: int,
-    ) -> None:
+    def __init__(self, visual: nn.Module, settings: CRISSettings) -> None:
         super().__init__()
+        width, layers = settings.text_width, settings.text_layers
         self.visual = visual
-        self.transformer = _Transformer(width, layers, heads)
-        self.token_embedding = nn.Embedding(vocabulary_size, width)
-        self.positional_embedding = nn.Parameter(torch.randn(context_length, width) * 0.01)
+        self.transformer = _Transformer(width, layers, settings.text_heads)
+        self.token_embedding = nn.Embedding(settings.vocabulary_size, width)
+        self.positional_embedding = nn.Parameter(torch.randn(settings.context_length, width) * 0.01)
         self.ln_final = nn.LayerNorm(width)
-        self.text_projection = nn.Parameter(torch.randn(width, state_width) * width**-0.5)
-        self.logit_scale = nn.Parameter(
-            torch.tensor(math.log(1 / 0.07))
-        )  # CLIP's temperature, kept for its checkpoints
+        self.text_projection = nn.Parameter(torch.randn(width, settings.state_width) * width**-0.5)
+        # CLIP's temperature, kept for its checkpoints
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         for block in self.transformer.resblocks:
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
@@ -667,9 +651,7 @@ class CRIS(PromptedSegmenter):
         else:
             visual = EfficientNetPyramid()
         width = s.neck_channels[1]
-        self.backbone = ClipBackbone(
-            visual, s.state_width, s.context_length, s.vocabulary_size, s.text_width, s.text_heads, s.text_layers
-        )
+        self.backbone = ClipBackbone(visual, s)
         self.neck = FeaturePyramidNeck(visual.channels, s.state_width, s.neck_channels)
         self.decoder = TextImageDecoder(s.decoder_layers, width, s.decoder_heads, s.decoder_ffn_width, s.dropout)
         first, last = s.projector_channels or (width, width // 2)

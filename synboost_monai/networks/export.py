@@ -25,20 +25,18 @@ class ExportedSegmenter(nn.Module):
     Args:
         network: a segmenter; the traced segmenter takes over its layers.
         image_size: N; other sizes are refused by the exported program.
-        context_length: L.
     """
 
-    def __init__(self, network: nn.Module, image_size: int, context_length: int = CONTEXT_LENGTH) -> None:
+    def __init__(self, network: nn.Module, image_size: int) -> None:
         super().__init__()
         if not isinstance(network, PromptedSegmenter):
             raise ValueError(
                 f"export.py: expected a segmenter (CLIPSeg or CRIS), got {type(network).__name__}; other networks cannot be exported"
             )
         self.image_size = int(image_size)
-        self.context_length = min(int(context_length), network_context_length(network))
-        self._weight_names = frozenset(
-            network.state_dict()
-        )  # tracing makes every other buffer a part of the state dict too
+        self.context_length = min(CONTEXT_LENGTH, network_context_length(network))
+        # tracing makes every other buffer a part of the state dict too
+        self._weight_names = frozenset(network.state_dict())
         self.network = trace_segmenter(network, self.image_size, self.context_length)
         ids = network.default_input_ids
         padded = nn.functional.pad(ids, (0, self.context_length - ids.shape[-1]))
@@ -72,7 +70,7 @@ def network_context_length(network: nn.Module) -> int:
     return int(network.context_length if backbone is None else len(backbone.positional_embedding))  # type: ignore[arg-type]
 
 
-def example_inputs(image_size: int, context_length: int = CONTEXT_LENGTH) -> tuple[Tensor, Tensor]:
+def example_inputs(image_size: int, context_length: int) -> tuple[Tensor, Tensor]:
     """Make two images with three prompts each for tracing; a tracer would take a size of 1 for fixed."""
     input_ids = torch.zeros(2, 3, context_length, dtype=torch.int64)
     input_ids[..., :3] = torch.tensor([49406, 1823, 49407])
@@ -97,9 +95,7 @@ def quiet_recording() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def trace_segmenter(
-    network: nn.Module, image_size: int, context_length: int = CONTEXT_LENGTH
-) -> torch.jit.ScriptModule:
+def trace_segmenter(network: nn.Module, image_size: int, context_length: int) -> torch.jit.ScriptModule:
     """Trace `network` to TorchScript: (image (B, 3, N, N), input_ids (B, S, L)) -> logits (B, S, N, N), for any B and S.
 
     Args:

@@ -11,8 +11,9 @@ from types import MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .prompted import attended
 
 ADAPTER_NAME = "default"
 """PEFT's name of the one adapter of each layer."""
@@ -41,31 +42,9 @@ class SplitAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = (_linear(weight, bias) for weight, bias in zip(weights, biases))
         self.out_proj = _linear(attention.out_proj.weight.detach(), attention.out_proj.bias.detach())
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, None]:
-        """Return the attention's output (N, L, D) and None for its weights; query, key and value must be the same tensor.
-
-        Args:
-            attn_mask: true where a token must not look, and the causal mask if `is_causal`, both as in `nn.MultiheadAttention`.
-        """
-        assert query is key is value and not need_weights, "self-attention without its weights"
-        q, k, v = (
-            layer(query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for layer in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if is_causal:
-            h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:  # in scaled_dot_product_attention, true means the opposite
-            allowed = ~attn_mask if attn_mask is not None and attn_mask.dtype == torch.bool else attn_mask
-            h = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        return self.out_proj(h.transpose(1, 2).flatten(2)), None
+    def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:
+        """Return the output (N, L, D) of self-attention over x (N, L, D); if `is_causal`, no token sees those after it."""
+        return self.out_proj(attended(self, x, is_causal))
 
 
 def add_lora(network: nn.Module, rank: int = 0, alpha: float | None = None, dropout: float = 0.0) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .text import check_input_ids
@@ -70,3 +71,12 @@ class PromptedSegmenter(nn.Module):
             text = self.encode_prompts(input_ids.flatten(0, 1))
         logits = self.decode(image, text, size)
         return join_view(logits, self.view_logits(image)) if with_view else logits
+
+
+def attended(module: nn.Module, x: Tensor, is_causal: bool = False) -> Tensor:
+    """Compute self-attention over x (N, T, D) with a module's `q_proj`, `k_proj` and `v_proj`, up to its last layer."""
+    q, k, v = (
+        layer(x).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+        for layer in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal).transpose(1, 2).flatten(2)

@@ -19,15 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = [
-    "Modulation",
-    "Neighbourhoods",
-    "SPADEGroupNorm",
-    "TableModulation",
-    "distinct_neighbourhoods",
-    "join_modulations",
-]
-
 WINDOW = 5
 """Side of the neighbourhood that two 3x3 convolutions see, in px."""
 ROWS_AT_ONCE = 256

@@ -146,6 +146,12 @@ class Memo:
             self._known = known
         return [known[key] for key in keys]
 
+    def one(self, parameters: Sequence[Tensor], key: Hashable, compute: Callable[[], Any]) -> Any:
+        """Return the result for one key; it is computed anew where nothing may be remembered."""
+        if not self.is_usable(parameters):
+            return compute()
+        return self.get([key], lambda _: [compute()])[0]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Memo:
         """Return an empty memo: a copy of a network has its own parameters."""
         return Memo(self.max_entries)

@@ -104,20 +104,9 @@ def prompt_text(
     return Prompt(text, LEVELS[1 + len(said)], missing)
 
 
-def structure_prompts(
-    level: str,
-    attributes: Mapping[str, Any],
-    *,
-    structures: Sequence[Structure] = STRUCTURES,
-    phrasing: int = 0,
-    is_synthetic: bool = False,
-    domain_word: bool = False,
-) -> tuple[Prompt, ...]:
+def structure_prompts(level: str, attributes: Mapping[str, Any]) -> tuple[Prompt, ...]:
     """Write one prompt for each structure, in their order: the S prompts of one image. Arguments as in `prompt_text`."""
-    return tuple(
-        prompt_text(s, level, attributes, phrasing=phrasing, is_synthetic=is_synthetic, domain_word=domain_word)
-        for s in structures
-    )
+    return tuple(prompt_text(structure, level, attributes) for structure in STRUCTURES)
 
 
 def prompt_levels(level: str | Sequence[str]) -> tuple[str, ...]:

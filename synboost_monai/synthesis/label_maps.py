@@ -28,7 +28,7 @@ import numpy as np
 from scipy import ndimage, stats
 
 from synboost_monai import __version__
-from synboost_monai.data.datalist import DATALIST_NAME, list_label_maps, write_datalist
+from synboost_monai.data.datalist import DATALIST_NAME, list_label_maps, spread, write_datalist
 from synboost_monai.files import atomic_path, atomic_write_text, image_stem, read_plane, read_text, sha256_of
 from synboost_monai.heart.anatomy import MEASURES, anatomy_ranges, check_anatomy, examine_anatomy, out_of_range
 from synboost_monai.heart.landmarks import NUM_LANDMARKS, LandmarkError, find_landmarks
@@ -36,7 +36,7 @@ from synboost_monai.paths import refuse_overwriting
 from synboost_monai.records import PHASES, VIEWS, EchoRecord
 from synboost_monai.structures import NUM_CLASSES, SECTOR_INDEX_OF_CLASS, SECTOR_OUTSIDE_INDEX
 from synboost_monai.synthesis.options import LabelMapOptions
-from synboost_monai.synthesis.plan import stable_seed
+from synboost_monai.synthesis.plan import check_same_settings, stable_seed
 from synboost_monai.synthesis.shape_model import (
     MIN_CASES,
     Frame,
@@ -48,6 +48,7 @@ from synboost_monai.synthesis.shape_model import (
     interpolate,
     pose_in,
     read_case,
+    whole_cases,
 )
 from synboost_monai.synthesis.writers import write_nifti
 from synboost_monai.transforms.files import check_label_map, load_echo
@@ -246,8 +247,7 @@ class LabelMapSampler:
         self.variance_scale = variance_scale
         cases = training.cases
         self.shapes, self.poses = align(np.stack([case.points for case in cases]))
-        whole = [i for i, case in enumerate(cases) if not case.is_cut]
-        self.whole = whole if len(whole) >= MIN_CASES else list(range(len(cases)))
+        self.whole = whole_cases(cases)
 
     def draw(self, number: int) -> DrawnMap:
         """Return map `number`: the first of its draws that passes the anatomical checks.
@@ -291,7 +291,7 @@ class LabelMapSampler:
         sample = self.model.sample(generator, self.variance_scale)
         facts = {
             "frame_of": image_stem(self.training.cases[sample.frame_index].name).removesuffix("_gt"),
-            "pose": {key: round(value, 5) for key, value in asdict(sample.pose).items()},
+            "pose": {key: round(value, 5) for key, value in sample.pose._asdict().items()},
             "coefficients": [round(float(value), 4) for value in sample.coefficients],
         }
         return sample.points, self.model.frames[sample.frame_index], facts
@@ -328,7 +328,7 @@ def _write_summary(
     """Write summary.json."""
     measures, canonical = [], []
     problems: Counter[str] = Counter()
-    compared = _spread(records, MAX_COMPARED)
+    compared = spread(records, MAX_COMPARED)
     for record in compared:
         label = read_plane(output_dir / record["label"])
         sector = read_plane(output_dir / record["sector"]).pixels
@@ -387,8 +387,7 @@ def _model_quality(training: TrainingMaps, model: ShapeModel, seed: int, explain
     Specificity is the distance of a drawn shape to the nearest training shape; compare it with the distance of a training shape to the
     nearest of another patient. Both are at the mean size.
     """
-    whole = [i for i, case in enumerate(training.cases) if not case.is_cut]
-    whole = whole if len(whole) >= MIN_CASES else list(range(len(training.cases)))
+    whole = whole_cases(training.cases)
     cases, patients = [training.cases[i] for i in whole], np.array([training.patients[i] for i in whole])
     real = np.stack([pose_in(case.points, model.mean).unplace(case.points) for case in cases])
     samples = [model.sample(np.random.default_rng(stable_seed(seed, "specificity", i))) for i in range(MAX_COMPARED)]
@@ -443,12 +442,6 @@ def _mean_dice(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[n
     return total / (NUM_CLASSES - 1)
 
 
-def _spread(items: Sequence[Any], limit: int) -> list[Any]:
-    """Return at most `limit` items, spread evenly."""
-    count = min(limit, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
-
-
 def _quantiles(values: NDArray[Any]) -> dict[str, float] | None:
     """Return mean and quantiles; None without values."""
     if not len(values):
@@ -485,13 +478,7 @@ def _records_before(output_dir: Path, settings: Mapping[str, Any]) -> dict[int, 
         before, records = content["settings"], content["maps"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: is not the record of a run of label-maps; choose another output_dir") from error
-    now = json.loads(json.dumps(settings))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise ValueError(
-                f"{output_dir}: was begun with {key} {before.get(key)}, this run has {now.get(key)}; "
-                "choose another output_dir, or remove this one to make all label maps anew"
-            )
+    check_same_settings(output_dir, before, settings, "label maps")
     return {r["number"]: r for r in records if all((output_dir / r[key]).is_file() for key in ("label", "sector"))}
 
 
@@ -530,10 +517,10 @@ def _write_contact_sheet(
     from matplotlib.figure import Figure
 
     old = []
-    for item in _spread(items, NUM_SHEET_COLUMNS):
+    for item in spread(items, NUM_SHEET_COLUMNS):
         label_map, frame = _read_item(item)
         old.append(_tile(label_map, frame.sector, frame.spacing_mm))
-    shown = _spread(records, NUM_SHEET_COLUMNS * MAX_SHEET_ROWS)
+    shown = spread(records, NUM_SHEET_COLUMNS * MAX_SHEET_ROWS)
     paths = [(output_dir / record["label"], output_dir / record["sector"]) for record in shown]
     new = [
         _tile(read_plane(label).pixels, read_plane(sector).pixels, read_plane(label).spacing_mm)

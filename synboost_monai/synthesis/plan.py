@@ -48,7 +48,6 @@ from synboost_monai.synthesis.writers import (
     shape_words,
     write_contact_sheet,
     write_json,
-    write_nifti,
 )
 from synboost_monai.transforms.files import check_label_map, load_echo
 from synboost_monai.transforms.label_map_array import LabelMapPerturbation
@@ -56,8 +55,6 @@ from synboost_monai.transforms.label_map_dictionary import SectorMaskd
 
 if TYPE_CHECKING:
     from monai.engines import Evaluator
-
-__all__ = ["SaveSyntheticd", "SynthesisPlan", "list_sources", "stable_seed", "write_nifti"]
 
 CARRIED_ATTRIBUTES = IMAGE_ATTRIBUTES
 """Attributes that a synthetic image inherits; not the ejection fraction, as ED and ES are perturbed separately and it would be wrong."""
@@ -75,6 +72,24 @@ def stable_seed(*parts: object) -> int:
     """Return a 63-bit seed that depends only on the parts' text: not on the order of work, the machine or Python's hash."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def check_same_settings(output_dir: Path, before: Mapping[str, Any], settings: Mapping[str, Any], what: str) -> None:
+    """Refuse to go on in a folder that was begun with other settings.
+
+    Args:
+        output_dir: the folder.
+        before: settings in the folder's file.
+        settings: settings of this run.
+        what: what the run makes, for the message.
+    """
+    now = json.loads(json.dumps(settings))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise ValueError(
+                f"{output_dir}: was begun with {key} {before.get(key)}, this run has {now.get(key)}; "
+                f"choose another output_dir, or remove this one to make all {what} anew"
+            )
 
 
 @dataclass(frozen=True)
@@ -252,14 +267,7 @@ class SynthesisPlan:
             if len(self.items.without(self.writer.names_on_disk())) < len(self.items):
                 raise ValueError(f"{self.output_dir}: holds images but no settings.json; choose another output_dir")
             return
-        before = json.loads(read_text(path))
-        now = json.loads(json.dumps(self.settings))
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key):
-                raise ValueError(
-                    f"{self.output_dir}: was begun with {key} {before.get(key)}, this run has {now.get(key)}; "
-                    "choose another output_dir, or remove this one to make all images anew"
-                )
+        check_same_settings(self.output_dir, json.loads(read_text(path)), self.settings, "images")
 
     def _check_sources(self) -> None:
         """Open the files of every source with missing images in any share, so that a bad one stops the run before the first image."""
@@ -404,27 +412,18 @@ class PlannedItems(Sequence[dict[str, Any]]):
 
 
 class SaveSyntheticd(Transform):
-    """Write one synthetic image and its label map with the plan's writer.
+    """Write one synthetic image `pred`, (1, N, N), 0..255, and its `label`, (1, N, N), 0..3, with the plan's writer.
 
     Items hold `name`, the square's `geometry` and the native `spacing_mm`, from which the square's own spacing follows.
-
-    Args:
-        plan: plan of the run.
-        image_key: key of the image, (1, N, N), 0..255.
-        label_key: key of the label map, (1, N, N), 0..3.
     """
 
-    def __init__(self, plan: SynthesisPlan, image_key: str = "pred", label_key: str = "label") -> None:
+    def __init__(self, plan: SynthesisPlan) -> None:
         self.plan = plan
-        self.image_key = image_key
-        self.label_key = label_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         spacing_mm = spacing_in_square(item["geometry"], item["spacing_mm"])
-        image, label_map = (
-            convert_to_numpy(item[key])[0].round().astype(np.uint8) for key in (self.image_key, self.label_key)
-        )
+        image, label_map = (convert_to_numpy(item[key])[0].round().astype(np.uint8) for key in ("pred", "label"))
         self.plan.writer.write(item["name"], image, label_map, spacing_mm, self.plan.attributes_of(item["name"]))
         return item
 

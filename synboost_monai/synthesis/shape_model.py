@@ -31,7 +31,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -150,6 +150,12 @@ def read_case(name: str, label_map: NDArray[Any], frame: Frame) -> HeartCase:
     return HeartCase(name, points - frame.origin_mm, frame, bool(is_beyond.sum() > _MAX_CUT_LANDMARKS))
 
 
+def whole_cases(cases: Sequence[HeartCase]) -> NDArray[np.int64]:
+    """Return the indices of the cases that show the left atrium whole; of all cases if these are fewer than `MIN_CASES`."""
+    whole = np.flatnonzero([not case.is_cut for case in cases])
+    return whole if len(whole) >= MIN_CASES else np.arange(len(cases))
+
+
 def draw_in_frame(points: Points, frame: Frame) -> NDArray[np.uint8]:
     """Draw landmarks (mm from the origin) as a label map (H, W) in a frame; the atrium ends with the sector, as experts draw it."""
     label_map = draw_landmarks(points + frame.origin_mm, frame.shape, frame.spacing_mm)
@@ -160,8 +166,7 @@ def draw_in_frame(points: Points, frame: Frame) -> NDArray[np.uint8]:
 # ---- the model
 
 
-@dataclass(frozen=True)
-class Pose:
+class Pose(NamedTuple):
     """Hold size, direction and place of a ventricle."""
 
     log_size: float
@@ -257,8 +262,7 @@ class ShapeModel:
             )
         if not 0 < explained_variance <= 1:
             raise ValueError(f"shape_model.py: explained_variance is {explained_variance}; expected above 0, at most 1")
-        whole = np.array([not case.is_cut for case in cases])
-        whole = whole if whole.sum() >= MIN_CASES else np.ones(len(cases), bool)
+        whole = whole_cases(cases)
         shapes, poses = align(np.stack([case.points for case in cases]))
         classes = tuple(sorted({(c.frame.view, c.frame.phase) for c in cases}, key=lambda c: (c[0] or "", c[1] or "")))
         class_index = np.array([classes.index((case.frame.view, case.frame.phase)) for case in cases])
@@ -288,11 +292,10 @@ class ShapeModel:
         kept = singular[singular**2 > _NO_VARIANCE] ** 2
         num_modes = int((np.cumsum(kept) < explained_variance * kept.sum()).sum()) + 1 if len(kept) else 0
 
-        numbers = np.array([[pose.log_size, pose.angle, pose.x_mm, pose.y_mm] for pose in poses])
-        of_pose = _regress(numbers, class_index, len(classes), log_depth - mean_log_depth)
+        of_pose = _regress(np.array(poses), class_index, len(classes), log_depth - mean_log_depth)
         facts = {
             "num_cases": len(cases),
-            "num_whole_atria": int(whole.sum()),
+            "num_whole_atria": len(whole),
             "explained_variance": explained_variance,
             **(provenance or {}),
         }
@@ -588,7 +591,7 @@ def interpolate(shapes: Points, poses: Sequence[Pose], weight: float) -> Points:
     Returns:
         (NUM_LANDMARKS, 2), mm from the frame's origin.
     """
-    first, second = (np.array([p.log_size, p.angle, p.x_mm, p.y_mm]) for p in poses)
+    first, second = np.array(poses)
     pose = Pose(*(float(number) for number in (1 - weight) * first + weight * second))
     return pose.place((1 - weight) * shapes[0] + weight * shapes[1])
 

@@ -105,20 +105,17 @@ class SyntheticWriter:
         write_nifti(label_map, spacing_mm, self.label_path(name), description=_SHAPE_MARK + words)
         write_nifti(image, spacing_mm, self.image_path(name))
 
-    def add_formats(self, names: Iterable[str], attributes_of: Callable[[str], Mapping[str, Any]]) -> int:
+    def add_formats(self, names: Iterable[str], attributes_of: Callable[[str], Mapping[str, Any]]) -> None:
         """Write the other formats of pairs that exist only as NIfTI.
 
         Args:
             names: names of the pairs; those without a NIfTI image are skipped.
             attributes_of: returns the attributes that `write` takes.
-        Returns:
-            number of pairs written, counted once per format.
         """
         if not self.other_formats:
-            return 0
+            return
         complete = self.names_on_disk()
         present = {file_format: self.names_on_disk(file_format) for file_format in self.other_formats}
-        num_made = 0
         for name in names:
             wanted = [file_format for file_format in self.other_formats if name not in present[file_format]]
             if name not in complete or not wanted:
@@ -126,8 +123,6 @@ class SyntheticWriter:
             image, label = read_plane(self.image_path(name)), read_plane(self.label_path(name))
             for file_format in wanted:
                 self._write_other(file_format, name, image.pixels, label.pixels, label.spacing_mm, attributes_of(name))
-                num_made += 1
-        return num_made
 
     def _write_other(
         self,

@@ -15,28 +15,6 @@ from synboost_monai.training.feature_cache import FEATURE_FILES_KEY, FeatureOpti
 Item = Mapping[Hashable, Any]
 
 
-class FrozenFeatureDataset(Dataset):
-    """Hold items whose `image` is a tuple of feature tensors, of a randomly drawn copy of the image.
-
-    MONAI's DataLoader collates them to a list of batched tensors, as `network.decode` takes them. The copies are drawn from the random
-    state of `transform`, which `handlers.EpochSeed` seeds at each epoch. All arguments are those of `training_dataset`.
-    """
-
-    def __init__(
-        self,
-        data: Sequence[Item],
-        image_transform: Callable[..., Any],
-        prompt_transform: Callable[..., Any],
-        network: nn.Module,
-        feature_cache_dir: str | os.PathLike[str],
-        features: FeatureOptions,
-    ) -> None:
-        cached = cache_features(data, image_transform, network, feature_cache_dir, features)
-        self.num_reused, self.num_computed = cached.num_reused, cached.num_computed
-        items = [{**item, FEATURE_FILES_KEY: paths} for item, paths in zip(data, cached.paths)]
-        super().__init__(items, Compose([ReadFeaturesd(), *_parts(prompt_transform)]))
-
-
 def training_dataset(
     data: Sequence[Item],
     image_transform: Callable[..., Any],
@@ -50,8 +28,9 @@ def training_dataset(
     """Return a dataset of items with `image`, `label` (masks) and `input_ids`, made from a datalist's items.
 
     Without `feature_cache_dir`, it is a MONAI CacheDataset over both transforms: everything up to the first random one is kept in
-    memory. With it, features of the frozen image encoder are computed once (see `feature_cache`) and `image` is a tuple of tensors, in
-    the features' own type; the inferer converts them to the type that the network computes in.
+    memory. With it, features of the frozen image encoder are computed once (see `feature_cache`) and `image` is a tuple of tensors of a
+    randomly drawn copy, in the features' own type; MONAI's DataLoader collates them to a list of batched tensors, as `network.decode`
+    takes them, and the inferer converts them to the type that the network computes in. `handlers.EpochSeed` seeds the draw of copies.
 
     Args:
         data: items from `read_datalist`.
@@ -75,14 +54,9 @@ def training_dataset(
         raise ValueError(
             "feature_cache_dir is set, but no network whose features are to be kept; give `network`, or set feature_cache_dir to null"
         )
-    return FrozenFeatureDataset(
-        data,
-        image_transform,
-        prompt_transform,
-        network,
-        feature_cache_dir,
-        features or FeatureOptions(),
-    )
+    cached = cache_features(data, image_transform, network, feature_cache_dir, features or FeatureOptions())
+    items = [{**item, FEATURE_FILES_KEY: paths} for item, paths in zip(data, cached.paths)]
+    return Dataset(items, Compose([ReadFeaturesd(), *_parts(prompt_transform)]))
 
 
 def _parts(transform: Callable[..., Any]) -> list[Callable[..., Any]]:

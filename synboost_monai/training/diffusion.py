@@ -13,8 +13,6 @@ from torch import Tensor
 from synboost_monai.training.pictures import PictureGrid
 from synboost_monai.transforms.label_map_array import colour_sector_label_map
 
-__all__ = ["DiffusionPictures", "FixedNoise", "loss_of", "num_images"]
-
 
 class FixedNoise:
     """Give a validator the same timesteps and noise in every run, and restore torch's global generator afterwards.

@@ -13,27 +13,8 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import Tensor
 
-from synboost_monai.letterbox import LetterboxGeometry, byte_scale, letterbox_geometry
+from synboost_monai.letterbox import LetterboxGeometry, byte_scale
 from synboost_monai.structures import BACKGROUND_INDEX, NUM_CLASSES, STRUCTURES
-
-__all__ = [
-    "LetterboxGeometry",
-    "letterbox_frames",
-    "letterbox_geometry",
-    "letterbox_image",
-    "letterbox_label_map",
-    "masks_of_label_map",
-    "normalise_image",
-    "plain",
-    "resize",
-    "scale_to_bytes",
-]
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of each colour channel, for intensities in [0, 1], that normalise CLIPSeg's published input."""
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Mean and standard deviation of each colour channel, for intensities in [0, 1], that normalise CRIS's published input."""
-
 
 # --- geometry --------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.transforms import Randomizable, RandomizableTransform, Transform
+from monai.transforms import RandomizableTransform
 from torch import Tensor
 
 from synboost_monai.structures import BACKGROUND_INDEX, STRUCTURES
@@ -33,7 +33,7 @@ GRAIN_SIDE = 160
 
 @dataclass(frozen=True)
 class UltrasoundRanges:
-    """Limits and chances of the effects of `RandUltrasound`; a limit of 0 switches an effect off.
+    """Limits and chances of the effects of `RandUltrasoundd`; a limit of 0 switches an effect off.
 
     Raises:
         ValueError: if a limit is negative, or a probability outside 0 ... 1.
@@ -82,20 +82,30 @@ class UltrasoundRanges:
                 _check_limit(name, number, largest)
 
 
-class RandUltrasound(Randomizable, Transform):
-    """Change an image as another patient, probe position and machine setting would.
+class RandUltrasoundd(RandomizableTransform):
+    """Change `image` and `label` of an item, (1, N, N) uint8 as `Letterboxd` makes them, as another patient, probe and machine would.
 
     One warp, then haze, gain over depth, speckle, gamma, gain, noise. Each effect is drawn by itself, so that to switch one off leaves the
-    others as they were. What is black outside the sector stays black. Left is left unless `flip_probability` is more than 0.
+    others as they were. What is black outside the sector stays black. Left is left unless `flip_probability` is more than 0. The image
+    becomes float32 in [0, 1].
 
     Args:
-        ranges: limits and chances of the effects.
+        is_enabled: False leaves the item as it is (the published experiments had no augmentation).
+        limits: fields of `UltrasoundRanges`.
     """
 
-    def __init__(self, ranges: UltrasoundRanges | None = None) -> None:
-        self.ranges = ranges or UltrasoundRanges()
+    def __init__(self, is_enabled: bool = True, **limits: Any) -> None:
+        super().__init__(prob=1.0)
+        self.is_enabled = is_enabled
+        self.ranges = UltrasoundRanges(**limits)
 
-    def __call__(self, image: Tensor, label_map: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, data: Item) -> dict[Hashable, Any]:
+        if not self.is_enabled:
+            return dict(data)
+        image, label_map = self.augment(data["image"], data["label"])
+        return {**data, "image": image, "label": label_map}
+
+    def augment(self, image: Tensor, label_map: Tensor) -> tuple[Tensor, Tensor]:
         """Draw once and change image and label map alike.
 
         Args:
@@ -199,36 +209,6 @@ class RandUltrasound(Randomizable, Transform):
             opacity = on_pixels[1:2].clamp_(0, 1) * _inside_sector(grey)
             grey = grey + opacity * (1 - grey)
         return grey * factor
-
-
-class RandUltrasoundd(RandomizableTransform):
-    """`RandUltrasound` on image and label map; `is_enabled: false` changes nothing (the published experiments had none).
-
-    Args:
-        image_key, label_key: of an image (1, N, N) and its label map (1, N, N), both uint8, as `Letterboxd` makes them; the image
-            becomes float32 in [0, 1].
-        is_enabled: False leaves the item as it is.
-        limits: fields of `UltrasoundRanges`.
-    """
-
-    def __init__(
-        self, image_key: str = "image", label_key: str = "label", is_enabled: bool = True, **limits: Any
-    ) -> None:
-        super().__init__(prob=1.0)
-        self.image_key, self.label_key = image_key, label_key
-        self.is_enabled = is_enabled
-        self.augment = RandUltrasound(UltrasoundRanges(**limits))
-
-    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandUltrasoundd:
-        super().set_random_state(seed, state)
-        self.augment.set_random_state(seed, state)
-        return self
-
-    def __call__(self, data: Item) -> dict[Hashable, Any]:
-        item = dict(data)
-        if self.is_enabled:
-            item[self.image_key], item[self.label_key] = self.augment(item[self.image_key], item[self.label_key])
-        return item
 
 
 class _Draw(NamedTuple):

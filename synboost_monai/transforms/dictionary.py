@@ -23,7 +23,7 @@ from synboost_monai.transforms.array import (
     plain,
 )
 from synboost_monai.transforms.files import check_image_size, check_label_map, load_echo
-from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY, LoadUltrasoundDicomd, crop_to_region
+from synboost_monai.transforms.ultrasound_dicom import CALIBRATED_KEY, crop_to_region, load_ultrasound
 
 Item = Mapping[Hashable, Any]
 
@@ -31,8 +31,9 @@ Item = Mapping[Hashable, Any]
 class LoadEchod(MapTransform):
     """Load a path as MetaTensor (T, H, W) in display order (see `load_echo`); add `spacing_mm` and `is_calibrated` of the first key.
 
-    From an ultrasound DICOM object the tissue region is loaded, and the item gets facts of the header (see `LoadUltrasoundDicomd`);
-    label maps of its whole frame are cropped to the region.
+    From an ultrasound DICOM object the tissue region is loaded (see `load_ultrasound`), and the item gets `sex`, `age` and `view` (only
+    views that there are prompts for) if the object has them and the item does not; label maps of its whole frame are cropped to the
+    region.
 
     Args:
         keys: images and label maps; the first must have at least `files.MIN_IMAGE_SIDE` pixels per side.
@@ -55,12 +56,17 @@ class LoadEchod(MapTransform):
                 continue
             first_path = path
             if is_dicom(path):
-                item = LoadUltrasoundDicomd(key, sequences=self.sequences)(item)
+                first, facts = load_ultrasound(path, self.sequences)
+                spacing_mm = facts.spacing_mm or (1.0, 1.0)
+                view = facts.view if facts.view in VIEWS.values() else None
+                for name, value in (("sex", facts.sex), ("age", facts.age), ("view", view)):
+                    if value is not None and item.get(name) is None:
+                        item[name] = value
             else:
-                item[key], spacing_mm = load_echo(path, self.sequences)
-                item["spacing_mm"] = torch.tensor(spacing_mm, dtype=torch.float64)
-                item[CALIBRATED_KEY] = item[key].meta[CALIBRATED_KEY]
-            first = item[key]
+                first, spacing_mm = load_echo(path, self.sequences)
+            item[key] = first
+            item["spacing_mm"] = torch.tensor(spacing_mm, dtype=torch.float64)
+            item[CALIBRATED_KEY] = first.meta[CALIBRATED_KEY]
             check_image_size(first, path)
         if self.sequences:
             item["is_sequence"] = True
@@ -104,19 +110,16 @@ class EchoInMemoryd(MapTransform):
 
 
 class CheckLabelMapd(MapTransform):
-    """Refuse label maps with other classes than 0..3 or of another shape than the image (see `check_label_map`)."""
+    """Refuse label maps with other classes than 0..3 or of another shape than the item's `image` (see `check_label_map`)."""
 
-    def __init__(
-        self, keys: KeysCollection = "label", image_key: str = "image", allow_missing_keys: bool = False
-    ) -> None:
+    def __init__(self, keys: KeysCollection = "label", allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.image_key = image_key
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
             path = str(item[key].meta.get("filename_or_obj", key)) if isinstance(item[key], MetaTensor) else str(key)
-            image = item.get(self.image_key)
+            image = item.get("image")
             check_label_map(item[key], None if image is None else image.shape, path)
         return item
 
@@ -165,19 +168,14 @@ class Letterboxd(MapTransform):
 
 
 class ViewPhaseClassd(Transform):
-    """Add the class of an item's `view` and `phase`, for a diffusion model conditioned on them.
+    """Add `class_label`, the class of an item's `view` and `phase`, for a diffusion model conditioned on them.
 
-    0 if either is unknown, else 1 + 2 view index + phase index: 1 apical two-chamber at end-diastole, 2 at end-systole,
+    It is 0 if either is unknown, else 1 + 2 view index + phase index: 1 apical two-chamber at end-diastole, 2 at end-systole,
     3 apical four-chamber at end-diastole, 4 at end-systole (5 in all).
 
-    Args:
-        output_key: key for the class, an int.
     Raises:
         ValueError: if the item has an unsupported view or phase.
     """
-
-    def __init__(self, output_key: str = "class_label") -> None:
-        self.output_key = output_key
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         indices = []
@@ -189,7 +187,7 @@ class ViewPhaseClassd(Transform):
                 )
             indices.append(None if word is None else words.index(word))
         view, phase = indices
-        return {**data, self.output_key: 0 if view is None or phase is None else 1 + len(PHASES) * view + phase}
+        return {**data, "class_label": 0 if view is None or phase is None else 1 + len(PHASES) * view + phase}
 
 
 class MasksOfLabelMapd(MapTransform):

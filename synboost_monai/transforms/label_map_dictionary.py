@@ -31,35 +31,30 @@ MIN_LABEL_FRACTION_IN_SECTOR = 0.5
 class SectorMaskd(Transform):
     """Add the mask of the ultrasound sector: the item's own mask, else one found in its image, else the default geometry.
 
+    `sector` is (1, H, W) uint8, with the meta data of its source. An item that already has one, loaded from a file (1, H, W), keeps it:
+    non-zero is inside. `image`, (1, H, W), is on its native grid and before its intensities are changed. The default geometry takes the
+    shape of `label`, (1, H, W), and the item's `spacing_mm`.
+
     Args:
-        image_key: image (1, H, W), on its native grid and before its intensities are changed; may be missing.
-        label_key: label map (1, H, W); the default geometry takes its shape, with the item's `spacing_mm`.
-        sector_key: key for the mask, (1, H, W) uint8, with the meta data of its source. An item that already has a mask,
-            loaded from a file (1, H, W), keeps it: non-zero is inside.
         threshold: brightest image value that still counts as dark.
     Raises:
         ValueError: in a call, if an item's own sector was not loaded, is empty, or has another shape than the label map; or if
             the default geometry does not fit the label map.
     """
 
-    def __init__(
-        self, image_key: str = "image", label_key: str = "label", sector_key: str = "sector", threshold: float = 0.0
-    ) -> None:
-        self.image_key = image_key
-        self.label_key = label_key
-        self.sector_key = sector_key
+    def __init__(self, threshold: float = 0.0) -> None:
         self.threshold = threshold
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        if self.sector_key in item:
-            source = item[self.sector_key]
-            sector = self._own_sector(source, item)
-        elif self.image_key in item:
-            source = item[self.image_key]
+        if "sector" in item:
+            source = item["sector"]
+            sector = _own_sector(source, item.get("label"))
+        elif "image" in item:
+            source = item["image"]
             sector = sector_mask(_plane(source), self.threshold)
         else:
-            source = item[self.label_key]
+            source = item["label"]
             row, column = (float(step) for step in item.get("spacing_mm", (1.0, 1.0)))
             sector = default_sector_mask(tuple(source.shape[1:]), (row, column))
             labelled = _plane(source) > 0
@@ -68,82 +63,62 @@ class SectorMaskd(Transform):
                     f"SectorMaskd: {sector[labelled].mean():.0%} of the labelled pixels of {_file_name(source)} lie in the default "
                     "sector (apex at the top centre); give the images beside the label maps, the sector is then taken from them"
                 )
-        item[self.sector_key] = convert_to_dst_type(sector[None].astype(np.uint8), source, dtype=torch.uint8)[0]
+        item["sector"] = convert_to_dst_type(sector[None].astype(np.uint8), source, dtype=torch.uint8)[0]
         return item
 
-    def _own_sector(self, source: Any, item: Mapping[Hashable, Any]) -> np.ndarray:
-        """Return the item's own sector, (H, W) bool."""
-        if isinstance(source, (str, os.PathLike)):
-            raise ValueError(f"SectorMaskd: {source} is not loaded; name the key {self.sector_key!r} in LoadEchod")
-        sector = _plane(source) > 0
-        if not sector.any():
-            raise ValueError(f"SectorMaskd: {_file_name(source, 'the sector')} is empty; expected 1 inside the sector")
-        label = item.get(self.label_key)
-        if label is not None and tuple(label.shape[1:]) != sector.shape:
-            raise ValueError(
-                f"SectorMaskd: {_file_name(source, 'the sector')} is {sector.shape} but label map is "
-                f"{tuple(label.shape[1:])}; the sector must be on the label map's grid"
-            )
-        return sector
+
+def _own_sector(source: Any, label: Any | None) -> np.ndarray:
+    """Return the sector that an item already has, (H, W) bool, on the grid of its label map."""
+    if isinstance(source, (str, os.PathLike)):
+        raise ValueError(f"SectorMaskd: {source} is not loaded; name the key 'sector' in LoadEchod")
+    sector = _plane(source) > 0
+    if not sector.any():
+        raise ValueError(f"SectorMaskd: {_file_name(source, 'the sector')} is empty; expected 1 inside the sector")
+    if label is not None and tuple(label.shape[1:]) != sector.shape:
+        raise ValueError(
+            f"SectorMaskd: {_file_name(source, 'the sector')} is {sector.shape} but label map is "
+            f"{tuple(label.shape[1:])}; the sector must be on the label map's grid"
+        )
+    return sector
 
 
 class SectorLabelMapd(Transform):
-    """Add the five-class sector label map of a label map and its sector, and its one-hot form; cut off labels outside the sector.
+    """Add `sector_label_map`, (1, H, W) uint8, of an item's `label` and `sector`, and its one-hot form; cut off labels outside the sector.
 
     Args:
-        label_key: segmentation label map, (1, H, W).
-        sector_key: mask of the sector, (1, H, W).
-        output_key: key for the sector label map, (1, H, W) uint8.
-        onehot_key: key for its one-hot form, (K, H, W) uint8: a quarter of the memory of floats in a cache.
+        onehot_key: key for the one-hot form, (K, H, W) uint8: a quarter of the memory of floats in a cache.
     """
 
-    def __init__(
-        self,
-        label_key: str = "label",
-        sector_key: str = "sector",
-        output_key: str = "sector_label_map",
-        onehot_key: str = "label_onehot",
-    ) -> None:
-        self.label_key = label_key
-        self.sector_key = sector_key
-        self.output_key = output_key
+    def __init__(self, onehot_key: str = "label_onehot") -> None:
         self.onehot_key = onehot_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        label, sector = item[self.label_key], item[self.sector_key]
-        label_map = sector_label_map(_plane(label), _plane(sector) > 0)
-        item[self.output_key] = torch.from_numpy(label_map)[None]
+        label_map = torch.from_numpy(sector_label_map(_plane(data["label"]), _plane(data["sector"]) > 0))[None]
         class_indices = torch.arange(NUM_SECTOR_CLASSES)[:, None, None]
-        item[self.onehot_key] = (item[self.output_key] == class_indices).to(torch.uint8)
-        return item
+        return {
+            **data,
+            "sector_label_map": label_map,
+            self.onehot_key: (label_map == class_indices).to(torch.uint8),
+        }
 
 
 class PerturbLabelMapd(MapTransform):
-    """Perturb label maps by the seed in their item, so that neither order nor workers matter.
+    """Perturb label maps by the `perturbation_seed` in their item, so that neither order nor workers matter.
 
     Args:
-        keys: label maps, (1, H, W).
+        keys: label maps, (1, H, W). All get the same perturbation.
         perturbation: ranges of the perturbation; None: the published ones.
-        seed_key: item key of the seed, a non-negative integer. All `keys` get the same perturbation.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        perturbation: LabelMapPerturbation | None = None,
-        seed_key: str = "perturbation_seed",
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
+    def __init__(self, keys: KeysCollection, perturbation: LabelMapPerturbation | None = None) -> None:
+        super().__init__(keys)
         self.perturbation = perturbation or LabelMapPerturbation()
-        self.seed_key = seed_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
             label_map = _plane(item[key])
-            perturbed = self.perturbation(label_map, int(item[self.seed_key]))
+            perturbed = self.perturbation(label_map, int(item["perturbation_seed"]))
             item[key] = convert_to_dst_type(np.ascontiguousarray(perturbed[None]), item[key])[0]
         return item
 
@@ -211,25 +186,13 @@ class RandAffineSectord(RandomizableTransform):
 
 
 class DarkOutsideSectord(MapTransform):
-    """Set an image to its darkest value outside the sector, according to the sector label map.
-
-    Args:
-        keys: images, (C, H, W).
-        sector_label_map_key: (1, H, W); class 0 is outside.
-        dark: the darkest value.
-    """
-
-    def __init__(self, keys: KeysCollection, sector_label_map_key: str = "sector_label_map", dark: float = 0.0) -> None:
-        super().__init__(keys)
-        self.sector_label_map_key = sector_label_map_key
-        self.dark = dark
+    """Set images (C, H, W) to 0 outside the sector, according to the item's `sector_label_map`, (1, H, W)."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
-            is_outside = torch.as_tensor(item[self.sector_label_map_key]) == SECTOR_OUTSIDE_INDEX
-            is_outside = is_outside.to(item[key].device)
-            item[key] = torch.where(is_outside, torch.full_like(item[key], self.dark), item[key])
+            is_outside = torch.as_tensor(item["sector_label_map"]) == SECTOR_OUTSIDE_INDEX
+            item[key] = torch.where(is_outside.to(item[key].device), torch.zeros_like(item[key]), item[key])
         return item
 
 

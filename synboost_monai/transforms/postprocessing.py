@@ -266,36 +266,32 @@ class AssessDoubtd(Transform):
     Args:
         assessor: the assessor that judges the label map.
         key: key of the label map.
-        calibrated_key: key that says whether `spacing_mm` is in mm, set by the loading transforms; if not, nothing is judged in mm.
     """
 
-    def __init__(self, assessor: DoubtAssessor, key: str = "pred", calibrated_key: str = CALIBRATED_KEY) -> None:
-        self.assessor, self.key, self.calibrated_key = assessor, key, calibrated_key
+    def __init__(self, assessor: DoubtAssessor, key: str = "pred") -> None:
+        self.assessor, self.key = assessor, key
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
         label_map = shown_frames(item.pop(JUDGED_KEY, item[self.key])).cpu().numpy()
         spacing = [float(s) for s in item["spacing_mm"]]
-        known = spacing if item[self.calibrated_key] else None
+        known = spacing if item[CALIBRATED_KEY] else None  # else nothing is judged in mm
         doubt = self.assessor(label_map, item[EVIDENCE_KEY], known, spacing)
         return {**item, DOUBT_KEY: doubt, RESULT_KEY: {**item.get(RESULT_KEY, {}), DOUBT_KEY: doubt}}
 
 
-class LogitsToMasksd(MapTransform):
-    """Turn logits (S, N, N) into masks (S, N, N) under `output_key`, by the same arbitration as the label map.
+class LogitsToMasksd(Transform):
+    """Add `pred_masks` (S, N, N) of the logits `pred` (S, N, N), by the same arbitration as the label map.
 
     The logits stay, for the validation loss.
     """
 
-    def __init__(self, keys: KeysCollection = "pred", output_key: str = "pred_masks", threshold: float = 0.5) -> None:
-        super().__init__(keys)
-        self.output_key, self.threshold = output_key, threshold
+    def __init__(self, threshold: float = 0.5) -> None:
+        self.threshold = threshold
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[self.output_key] = masks_of_label_map(logits_to_label_map(item[key], threshold=self.threshold)[None])
-        return item
+        label_map = logits_to_label_map(data["pred"], threshold=self.threshold)
+        return {**data, "pred_masks": masks_of_label_map(label_map[None])}
 
 
 def display_order(label_map: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -35,14 +34,9 @@ PAPER_ENSEMBLE = "paper"
 logger = logging.getLogger(__name__)
 
 
-def draw_phrasings(random_state: np.random.RandomState) -> list[int]:
-    """Draw a phrasing for each structure."""
-    return [int(i) for i in random_state.randint(NUM_PHRASINGS, size=len(STRUCTURES))]
-
-
 @cache
-def _tokenizer(context_length: int, padding_id: int) -> PromptTokenizer:
-    return PromptTokenizer(context_length, padding_id)
+def _tokenizer(padding_id: int) -> PromptTokenizer:
+    return PromptTokenizer(padding_id=padding_id)
 
 
 def _prompt_texts(
@@ -92,7 +86,7 @@ def _say_once(message: str) -> None:
 class PromptTokensd(Transform):
     """Add `input_ids` (E * S, L): the prompts of the item's structures, always in the same words.
 
-    An image that is a MetaTensor also gets them in its meta data, so that they reach an inferer that receives the image alone.
+    An `image` that is a MetaTensor also gets them in its meta data, so that they reach an inferer that receives the image alone.
 
     With an ensemble every item has E = levels x phrasings groups, so that items fit into one batch; an item whose attributes allow
     fewer different groups repeats them from the first on. The groups are ordered by level, and within a level by phrasing, 0 and 1.
@@ -101,10 +95,9 @@ class PromptTokensd(Transform):
         level: P0 ... P7; missing attributes of the item lower it (logged once). Of "random" or a list of levels, from which
             training draws, the highest is taken.
         phrasing: 0 "of the heart", 1 "in the cardiac ultrasound"; ignored with an ensemble.
-        context_length, padding_id: as in `PromptTokenizer`.
+        padding_id: as in `PromptTokenizer`.
         domain_word: the sentence ends by saying whether the image is real or synthetic; for networks that were trained so.
         ensemble: None, one group (E = 1); "paper", all levels from P1 to `level` in both phrasings; or a list of levels.
-        image_key: key of the image.
     Raises:
         ValueError: if a level, phrasing or ensemble does not exist.
     """
@@ -113,25 +106,22 @@ class PromptTokensd(Transform):
         self,
         level: str | Sequence[str],
         phrasing: int = 0,
-        context_length: int = 77,
         padding_id: int = 0,
         domain_word: bool = False,
         ensemble: str | Sequence[str] | None = None,
-        image_key: str = "image",
     ) -> None:
-        self.image_key = image_key
         self.level = max(prompt_levels(level), key=LEVELS.index)
         self.phrasing = phrasing
-        self.context_length, self.padding_id = context_length, padding_id
+        self.padding_id = padding_id
         self.domain_word = domain_word
         self.ensemble = _ensemble_levels(ensemble, self.level)
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
-        item = {**data, PROMPT_IDS_KEY: _tokenizer(self.context_length, self.padding_id)(self.texts(data))}
-        image = item.get(self.image_key)
+        item = {**data, PROMPT_IDS_KEY: _tokenizer(self.padding_id)(self.texts(data))}
+        image = item.get("image")
         if isinstance(image, MetaTensor):
             meta = {**image.meta, PROMPT_IDS_KEY: item[PROMPT_IDS_KEY]}
-            item[self.image_key] = MetaTensor(image.as_tensor(), meta=meta)
+            item["image"] = MetaTensor(image.as_tensor(), meta=meta)
         return item
 
     def texts(self, data: Item) -> tuple[str, ...]:
@@ -157,7 +147,7 @@ class RandPromptTokensd(Randomizable, Transform):
     Args:
         level: P0 ... P7; "random", any of P1 ... P7; or a list of levels to draw from. Missing attributes of the item lower it
             (as in `PromptTokensd`).
-        context_length, padding_id: as in `PromptTokenizer`.
+        padding_id: as in `PromptTokenizer`.
         num_groups: E; the masks are repeated as often by `TileMasksd`.
         attribute_dropout: probability with which each attribute of the level is left out of a sentence, independently.
         domain_word: the sentence ends by saying whether the image is real or synthetic, for joint training on both.
@@ -172,7 +162,6 @@ class RandPromptTokensd(Randomizable, Transform):
     def __init__(
         self,
         level: str | Sequence[str],
-        context_length: int = 77,
         padding_id: int = 0,
         num_groups: int = 1,
         attribute_dropout: float = 0.0,
@@ -188,7 +177,7 @@ class RandPromptTokensd(Randomizable, Transform):
                 raise ValueError(f"prompt_tokens.py: {name} must be a probability, 0 ... 1, got {chance!r}")
         self.levels = prompt_levels(level)
         self.is_random = isinstance(level, str) and len(self.levels) > 1
-        self.context_length, self.padding_id = context_length, padding_id
+        self.padding_id = padding_id
         self.num_groups, self.attribute_dropout = num_groups, attribute_dropout
         self.domain_word = domain_word
         self.synonyms, self.absent_structures = synonyms, absent_structures
@@ -196,13 +185,13 @@ class RandPromptTokensd(Randomizable, Transform):
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         drawn = [pair for _ in range(self.num_groups) for pair in self._draw_group(data)]  # type: ignore[arg-type]
         texts, is_absent = zip(*drawn)
-        item = {**data, "input_ids": _tokenizer(self.context_length, self.padding_id)(texts)}
+        item = {**data, PROMPT_IDS_KEY: _tokenizer(self.padding_id)(texts)}
         return {**item, ABSENT_KEY: torch.tensor(is_absent)} if self.absent_structures > 0 else item
 
     def _draw_group(self, attributes: Mapping[str, Any]) -> list[tuple[str, bool]]:
         """Draw S prompts, each with whether its structure is absent; disabled options draw no random numbers."""
         level = self.levels[self.R.randint(len(self.levels))] if len(self.levels) > 1 else self.levels[0]
-        phrasings = draw_phrasings(self.R)
+        phrasings = [int(i) for i in self.R.randint(NUM_PHRASINGS, size=len(STRUCTURES))]
         left_out = None
         if self.attribute_dropout > 0:
             is_left_out = self.R.uniform(size=(len(STRUCTURES), len(ATTRIBUTES))) < self.attribute_dropout
@@ -227,28 +216,25 @@ class RandPromptTokensd(Randomizable, Transform):
 
 
 class TileMasksd(MapTransform):
-    """Repeat masks (S, N, N) for each group of prompts, (E * S, N, N), in the order of the prompts; `is_absent` masks are emptied.
+    """Repeat masks (S, N, N) for each group of `input_ids` (E * S, L), in the order of the prompts; `is_absent` masks are emptied.
 
     Args:
         keys: keys of the masks.
-        by: key of the prompts' token ids, (E * S, L), or of anything else that has a row for each prompt.
-        allow_missing_keys: as in MONAI.
     Raises:
         ValueError: in the call, if the number of groups is not whole.
     """
 
-    def __init__(self, keys: KeysCollection = "label", by: str = "input_ids", allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.by = by
+    def __init__(self, keys: KeysCollection = "label") -> None:
+        super().__init__(keys)
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
             masks: Tensor = item[key]
-            num_prompts, num_masks = len(item[self.by]), len(masks)
+            num_prompts, num_masks = len(item[PROMPT_IDS_KEY]), len(masks)
             if num_prompts % num_masks:
                 raise ValueError(
-                    f"prompt_tokens.py: {self.by} has {num_prompts} prompts, no whole number of groups for the {num_masks} masks "
+                    f"prompt_tokens.py: {PROMPT_IDS_KEY} has {num_prompts} prompts, no whole number of groups for the {num_masks} masks "
                     f"of {key}; make both of the same structures"
                 )
             if num_prompts > num_masks:

@@ -1,35 +1,31 @@
-"""Load ultrasound DICOM objects in MONAI's pipelines, as `LoadEchod` loads other files, and restore label maps to the whole frame.
+"""Load ultrasound DICOM objects as other files are loaded, and restore label maps to the whole frame.
 
 Display order, H, W, T: as in `array.py`; here H and W are those of the tissue region, a part of a larger frame.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
 from synboost_monai.formats.grid import AS_STORED, DisplayOrder
-from synboost_monai.records import VIEWS
 from synboost_monai.transforms.array import plain
 
 if TYPE_CHECKING:
-    from synboost_monai.dicom.limits import Limits
-    from synboost_monai.dicom.reading.read import ClipFacts
+    from synboost_monai.dicom.reading.read import ClipFacts, UltrasoundClip
     from synboost_monai.dicom.reading.regions import Region
 
 Item = Mapping[Hashable, Any]
 
-ALL_FRAMES = "all"
-"""Value of `frames`: every frame of the object."""
 REGION_KEY, FULL_SHAPE_KEY = "region", "full_shape"
 """Meta keys: [first row, first column, rows, columns] of the region, and [rows, columns] of the frame around it."""
 ORDER_KEY = "display_order"
@@ -38,54 +34,41 @@ CALIBRATED_KEY = "is_calibrated"
 """Meta key, and key of an item: whether the spacing is the file's own, in mm."""
 
 
-def load_ultrasound(
-    path: str | os.PathLike[str],
-    frames: Sequence[int] | None = None,
-    sequences: bool = False,
-    in_worker: bool = False,
-    limits: Limits | None = None,
-) -> tuple[MetaTensor, ClipFacts]:
+def load_ultrasound(path: str | os.PathLike[str], sequences: bool = False) -> tuple[MetaTensor, ClipFacts]:
     """Read an ultrasound DICOM object: its tissue region in grey, in display order.
 
     Args:
         path: path of a regular file.
-        frames: indices of the frames to read, in that order, from 0; None: all.
         sequences: take several frames; without it, more than one is an error.
-        in_worker: decode in a separate process, which a damaged file may crash (`dicom.worker`); for files of unknown origin.
-        limits: limits of a file, see `dicom.limits.Limits`; None: the defaults.
     Returns:
-        pixels (T, H, W), 0..255, uint8 with `sequences`, else float32, with meta data as from `LoadUltrasoundDicomd`; and the facts
-        in the header.
+        pixels (T, H, W), 0..255, uint8 with `sequences`, else float32; and the facts in the header. Meta data: `filename_or_obj`,
+        `affine` (of the region within the frame), `original_affine`, `spatial_shape` (W, H, T), `sop_instance_uid`, `frame_times_ms`
+        (empty if unknown, and without `sequences`), `region`, `full_shape`, `decoder`, `is_calibrated`, `calibration_problem` (a
+        sentence; empty if there is none). Without a calibration a pixel counts as 1 mm x 1 mm: the image can be segmented, not measured.
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: with the file's name and the reason, if it cannot be used.
     """
-    from synboost_monai.dicom.reasons import NotUsableError
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        facts, pixels, indices = _read(path, frames, sequences, in_worker, limits)
-    except NotUsableError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return _meta_tensor(path, facts, pixels if sequences else pixels.astype(np.float32), indices, sequences), facts
+    with _opened(path) as clip:
+        if clip.num_frames > 1 and not sequences:
+            raise ValueError(
+                f"{path}: expected one frame, got {clip.num_frames}; set sequences: true (--sequences true) to take every one of them"
+            )
+        pixels = clip.read_frames(range(clip.num_frames))
+    return _meta_tensor(path, clip.facts, pixels if sequences else pixels.astype(np.float32), sequences), clip.facts
 
 
 def frame_geometry(path: str | os.PathLike[str]) -> tuple[tuple[int, int], NDArray[np.float64]]:
-    """Return (rows, columns) and the 4 x 4 affine of an ultrasound DICOM object's whole frame, as in `LoadUltrasoundDicomd`.
+    """Return (rows, columns) and the 4 x 4 affine of an ultrasound DICOM object's whole frame, as in `load_ultrasound`.
 
     Raises:
         ValueError: if the object cannot be used.
     """
-    from synboost_monai.dicom.reading.read import open_ultrasound
-    from synboost_monai.dicom.reasons import NotUsableError
-
-    try:
-        with open_ultrasound(path) as clip:
-            facts = clip.facts
-    except NotUsableError as error:
-        raise ValueError(f"{path}: {error}") from error
+    with _opened(path) as clip:
+        facts = clip.facts
     affine = _affine(facts.region)
     affine[:2, 3] = 0
     return (facts.rows, facts.columns), affine
@@ -113,59 +96,6 @@ def crop_to_region(label_map: MetaTensor, image_meta: Mapping[str, Any]) -> Meta
     return MetaTensor(part.contiguous(), meta=dict(label_map.meta))
 
 
-class LoadUltrasoundDicomd(MapTransform):
-    """Load the tissue region of a DICOM object as MetaTensor (T, H, W), in display order, and add `spacing_mm`.
-
-    Grey levels 0..255: uint8 with `sequences`, else float32, as `LoadEchod`. Meta data: `filename_or_obj`, `affine` (of the region within
-    the frame), `original_affine`, `spatial_shape` (W, H, T), `sop_instance_uid`, `frame_times_ms` (of the frames read; empty if
-    unknown, and without `sequences`), `frame_indices` (from 0), `region`, `full_shape`, `decoder`, `is_calibrated`, `calibration_problem`
-    (a sentence; empty if there is none). Without a calibration a pixel counts as 1 mm x 1 mm: the image can be segmented, not measured.
-    The item gets `is_calibrated` and, if the object has them and the item does not, `sex`, `age` and `view` (only views that there are
-    prompts for).
-
-    Args:
-        keys: images.
-        frames: "all", or the index of a frame, or several indices in the order to read, counted from 0.
-        sequences: take several frames; the item gets `is_sequence`, as with `LoadEchod`. Without it, more than one is an error.
-        in_worker: decode in a separate process, which a damaged file may crash (`dicom.worker`); for files of unknown origin.
-        limits: limits of a file, see `dicom.limits.Limits`; None: the defaults.
-    Raises:
-        ValueError: in the call: with the file's name and the reason, if it cannot be used.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        frames: str | int | Sequence[int] = ALL_FRAMES,
-        sequences: bool = False,
-        in_worker: bool = False,
-        limits: Limits | None = None,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        if isinstance(frames, str) and frames != ALL_FRAMES:
-            raise ValueError(f"ultrasound_dicom.py: frames must be {ALL_FRAMES!r} or frame indices, got {frames!r}")
-        self.frames: list[int] | None = None
-        if not isinstance(frames, str):
-            self.frames = [frames] if isinstance(frames, int) else [int(index) for index in frames]
-        self.sequences, self.in_worker, self.limits = sequences, in_worker, limits
-
-    def __call__(self, data: Item) -> dict[Hashable, Any]:
-        item = dict(data)
-        for i, key in enumerate(self.key_iterator(item)):
-            item[key], facts = load_ultrasound(item[key], self.frames, self.sequences, self.in_worker, self.limits)
-            if i == 0:
-                item["spacing_mm"] = torch.tensor(facts.spacing_mm or (1.0, 1.0), dtype=torch.float64)
-                item[CALIBRATED_KEY] = facts.spacing_mm is not None
-                view = facts.view if facts.view in VIEWS.values() else None
-                for name, value in (("sex", facts.sex), ("age", facts.age), ("view", view)):
-                    if value is not None and item.get(name) is None:
-                        item[name] = value
-        if self.sequences:
-            item["is_sequence"] = True
-        return item
-
-
 class RestoreFullFramed(MapTransform):
     """Place a label map of the region into the whole frame, with background around it.
 
@@ -174,28 +104,14 @@ class RestoreFullFramed(MapTransform):
     is the whole frame, all except those from DICOM, stay as they are.
 
     Args:
-        keys: label maps, or anything else of their shape.
-        image_key: the image from `LoadUltrasoundDicomd`, whose meta data say where the region is.
-        is_display_order: take and return (T, H, W) instead.
-        background: value outside of the region.
+        keys: label maps, or anything else of their shape; the meta data of `image` say where the region is.
     Raises:
         ValueError: in the call, if a label map does not have the region's size.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection = "pred",
-        image_key: str = "image",
-        is_display_order: bool = False,
-        background: float = 0,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.image_key, self.is_display_order, self.background = image_key, is_display_order, background
-
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         item = dict(data)
-        image = item[self.image_key]
+        image = item["image"]
         meta = image.meta if isinstance(image, MetaTensor) else {}
         if REGION_KEY not in meta:
             return item
@@ -205,74 +121,46 @@ class RestoreFullFramed(MapTransform):
             return item
         for key in self.key_iterator(item):
             label_map = item[key]
-            pixels = plain(label_map)
-            shown = pixels if self.is_display_order else pixels.transpose(1, 2)  # (..., H, W) or (1, H, W, T)
+            shown = plain(label_map).transpose(1, 2)  # (1, H, W, T)
             if tuple(shown.shape[1:3]) != (rows, columns):
                 raise ValueError(
                     f"ultrasound_dicom.py: {key} is {tuple(shown.shape[1:3])} but the region of its image is {(rows, columns)} "
                     "(rows, columns); restore it to the image's own grid first"
                 )
-            full = pixels.new_full((shown.shape[0], full_rows, full_columns, *shown.shape[3:]), self.background)
+            full = shown.new_zeros(shown.shape[0], full_rows, full_columns, *shown.shape[3:])
             full[:, first_row : first_row + rows, first_column : first_column + columns] = shown
-            full = full if self.is_display_order else full.transpose(1, 2).contiguous()
-            item[key] = (
-                MetaTensor(full, meta=_full_meta(label_map.meta, image.meta))
-                if isinstance(label_map, MetaTensor)
-                else full
-            )
-        item[self.image_key] = MetaTensor(image.as_tensor(), meta=_full_meta(image.meta, image.meta))
+            full = full.transpose(1, 2).contiguous()
+            is_meta = isinstance(label_map, MetaTensor)
+            item[key] = MetaTensor(full, meta=_full_meta(label_map.meta, image.meta)) if is_meta else full
+        item["image"] = MetaTensor(image.as_tensor(), meta=_full_meta(image.meta, image.meta))
         return item
 
 
-def _read(
-    path: Path, frames: Sequence[int] | None, sequences: bool, in_worker: bool, limits: Limits | None
-) -> tuple[ClipFacts, NDArray[np.uint8], list[int]]:
-    """Read facts, frames (T, H, W) and their indices."""
-    if in_worker:
-        from synboost_monai.dicom.reading.worker import ReaderPool
-
-        wanted = None if frames is None else list(frames)
-        with ReaderPool(1, limits) as pool, pool.open(path) as stream:
-            indices = _indices(path, frames, stream.facts.num_frames, sequences)
-            return stream.facts, np.concatenate(list(stream.read(wanted))), indices
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[UltrasoundClip]:
+    """Open an ultrasound DICOM object; a reason why it is not usable becomes an error with its path."""
     from synboost_monai.dicom.reading.read import open_ultrasound
+    from synboost_monai.dicom.reasons import NotUsableError
 
-    with open_ultrasound(path, limits) as clip:
-        indices = _indices(path, frames, clip.num_frames, sequences)
-        return clip.facts, clip.read_frames(indices), indices
-
-
-def _indices(path: Path, frames: Sequence[int] | None, num_frames: int, sequences: bool) -> list[int]:
-    """Return the indices of the frames to read."""
-    indices = list(range(num_frames)) if frames is None else list(frames)
-    if not indices or not all(0 <= index < num_frames for index in indices):
-        raise ValueError(
-            f"{path}: has {num_frames} frames, but frames (from 0) {indices} were asked for; correct `frames`"
-        )
-    if len(indices) > 1 and not sequences:
-        raise ValueError(
-            f"{path}: expected one frame, got {len(indices)}; set sequences: true (--sequences true) to take every one of them, or "
-            "frames to the index of one"
-        )
-    return indices
+    try:
+        with open_ultrasound(path) as clip:
+            yield clip
+    except NotUsableError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def _meta_tensor(
-    path: Path, facts: ClipFacts, pixels: NDArray[Any], indices: Sequence[int], sequences: bool
-) -> MetaTensor:
+def _meta_tensor(path: Path, facts: ClipFacts, pixels: NDArray[Any], sequences: bool) -> MetaTensor:
     """Combine frames (T, H, W) with their meta data; no value is None, which a batch could not hold."""
     region = facts.region
     affine = torch.from_numpy(_affine(region))
-    times = (
-        facts.frame_times_ms if sequences and facts.frame_times_ms else ()
-    )  # still images are batched: arrays must have one length
+    # still images are batched: arrays must have one length
+    times = facts.frame_times_ms if sequences and facts.frame_times_ms else ()
     meta = {
         "filename_or_obj": str(path),
         "original_affine": affine.numpy().copy(),
         "spatial_shape": np.array([region.columns, region.rows, len(pixels)]),
         "sop_instance_uid": facts.sop_instance_uid,
-        "frame_indices": np.array(indices),
-        "frame_times_ms": np.array([times[i] for i in indices] if times else [], dtype=np.float64),
+        "frame_times_ms": np.array(times, dtype=np.float64),
         REGION_KEY: np.array([region.first_row, region.first_column, region.rows, region.columns]),
         FULL_SHAPE_KEY: np.array([facts.rows, facts.columns]),
         "decoder": facts.decoder,

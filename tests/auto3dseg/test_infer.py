@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 
 from synboost_monai.auto3dseg import infer
 from synboost_monai.auto3dseg.infer import InferClass, class_probabilities, name_below
-from synboost_monai.transforms.array import LetterboxGeometry, letterbox_geometry
+from synboost_monai.letterbox import LetterboxGeometry, letterbox_geometry
 from synboost_monai.transforms.postprocessing import RestoreLabelMapd, display_order
 
 GEOMETRY = letterbox_geometry((83, 61), (0.5, 0.8), 32)

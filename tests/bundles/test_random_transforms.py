@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from monai.transforms import Compose, Randomizable
 
 from synboost_monai.bundle_run import config_files
 from synboost_monai.data import read_datalist
+from synboost_monai.transforms import RandUltrasoundd
 
 CHANCES = {
     "echo_semantic_diffusion": {"affine_probability"},
@@ -23,7 +25,7 @@ CHANCES = {
 """Bundle -> its keys that are probabilities of a transform."""
 KEYS = [(bundle, key) for bundle, keys in CHANCES.items() for key in sorted(keys)]
 EFFECTS = ("warp", "gain", "depth_attenuation", "speckle", "haze", "noise", "flip")
-"""Chances of `RandUltrasound`."""
+"""Chances of `RandUltrasoundd`."""
 
 
 def pipeline(bundle: str, dataset_dir: Path, **changes: Any) -> Compose:
@@ -69,9 +71,9 @@ def test_items_of_every_chance_are_alike(bundle: str, key: str, probability: flo
 @pytest.mark.parametrize("effect", EFFECTS)
 def test_ultrasound_effects_leave_items_alike(effect: str, probability: float, datalist_dir: Path) -> None:
     transform = pipeline("echo_cris", datalist_dir)
-    (augment,) = [t.augment for t in transform.transforms if hasattr(t, "augment")]
+    (augment,) = [t for t in transform.transforms if isinstance(t, RandUltrasoundd)]
     expected = {k: form_of(v) for k, v in next(random_items(transform, datalist_dir)).items()}
-    setattr(augment, f"{effect}_probability", probability)
+    augment.ranges = replace(augment.ranges, **{f"{effect}_probability": probability})
     for item in random_items(transform, datalist_dir):
         assert {k: form_of(v) for k, v in item.items()} == expected
         assert torch.isfinite(item["image"]).all()

@@ -225,20 +225,6 @@ IMAGE_DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("kind", IMAGE_DAMAGE)
-def test_a_damaged_image_is_named_and_the_rest_goes_on(make_camus: MakeCamus, kind: str) -> None:
-    damage, message = IMAGE_DAMAGE[kind]
-    root = make_camus(views=("4CH",))
-    damage(root / "database_nifti/patient0002/patient0002_4CH_ED.nii.gz")
-    dataset = read(root)
-    assert len(dataset.summary.problems) == 1
-    with pytest.raises(ValueError, match=message) as error:
-        read(root, strict=True)
-    assert "patient0002 4CH" in str(error.value) and "\n" not in str(error.value)
-    assert str(root / "database_nifti/patient0002") not in dataset.summary.problems[0]
-    assert len(dataset.splits["training"]) == 7
-
-
 LABEL_DAMAGE = {
     "missing": (lambda path: path.unlink(), "patient0002_4CH_ED.nii.gz: has no label map"),
     "cut off": (cut, "cut off or damaged"),
@@ -258,17 +244,6 @@ LABEL_DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("kind", LABEL_DAMAGE)
-def test_a_damaged_label_map_is_named_and_the_rest_goes_on(make_camus: MakeCamus, kind: str) -> None:
-    damage, message = LABEL_DAMAGE[kind]
-    root = make_camus(views=("4CH",))
-    damage(root / "database_nifti/patient0002/patient0002_4CH_ED_gt.nii.gz")
-    dataset = read(root)
-    assert len(dataset.summary.problems) == 1 and len(dataset.splits["training"]) == 7
-    with pytest.raises(ValueError, match=message):
-        read(root, strict=True)
-
-
 METAIMAGE_DAMAGE = {
     "data missing": (lambda path: path.with_suffix(".raw").unlink(), "its data file patient0002_4CH_ED.raw is missing"),
     "data cut off": (lambda path: cut(path.with_suffix(".raw")), r"cut off \(expected 1920 bytes, got 1900\)"),
@@ -280,15 +255,28 @@ METAIMAGE_DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("kind", METAIMAGE_DAMAGE)
-def test_a_damaged_metaimage_is_named_and_the_rest_goes_on(make_first_camus: MakeCamus, kind: str) -> None:
-    damage, message = METAIMAGE_DAMAGE[kind]
-    root = make_first_camus(num_training=3, num_testing=1)
-    damage(root / "training/patient0002/patient0002_4CH_ED.mhd")
+DAMAGE = {
+    ("image", "database_nifti/patient0002/patient0002_4CH_ED.nii.gz"): IMAGE_DAMAGE,
+    ("label map", "database_nifti/patient0002/patient0002_4CH_ED_gt.nii.gz"): LABEL_DAMAGE,
+    ("metaimage", "training/patient0002/patient0002_4CH_ED.mhd"): METAIMAGE_DAMAGE,
+}
+
+
+@pytest.mark.parametrize(("what", "file", "kind"), [(*key, kind) for key, kinds in DAMAGE.items() for kind in kinds])
+def test_a_damaged_file_is_named_and_the_rest_goes_on(
+    make_camus: MakeCamus, make_first_camus: MakeCamus, what: str, file: str, kind: str
+) -> None:
+    damage, message = DAMAGE[what, file][kind]
+    is_first = what == "metaimage"
+    root = make_first_camus(num_training=3, num_testing=1) if is_first else make_camus(views=("4CH",))
+    num_images = 16 if is_first else 12
+    damage(root / file)
     dataset = read(root)
-    assert len(dataset.summary.problems) == 1 and sum(map(len, dataset.splits.values())) == 15
-    with pytest.raises(ValueError, match=message):
+    assert len(dataset.summary.problems) == 1 and sum(map(len, dataset.splits.values())) == num_images - 1
+    assert str((root / file).parent) not in dataset.summary.problems[0]
+    with pytest.raises(ValueError, match=message) as error:
         read(root, strict=True)
+    assert "patient0002" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_damaged_half_sequences_are_named_but_the_images_stay(make_camus: MakeCamus) -> None:
@@ -387,18 +375,6 @@ def test_shape_comes_from_the_rule_by_default_and_sees_millimetres(camus_dir: Pa
     assert set(record.shape) == {"left_ventricular_cavity", "myocardium", "left_atrium"}
     # 28 rows of 1.5 mm by 16 columns of 2 mm: 42 by 32 mm; the atrium, 12 by 14 pixels, is 18 by 28 mm
     assert record.shape["left_ventricular_cavity"] == "oval" and record.shape["left_atrium"] == "oval"
-
-
-def test_shape_source_may_be_a_function(camus_dir: Path) -> None:
-    seen = []
-
-    def rule(image, mask, spacing_mm, structure):  # type: ignore[no-untyped-def]
-        seen.append((image.shape, mask.dtype, tuple(spacing_mm), structure.name))
-        return "square" if structure.name == "myocardium" else None
-
-    record = read(camus_dir, shape_source=rule).splits["training"][0]
-    assert record.shape == {"myocardium": "square"}
-    assert seen[0][0] == (48, 40) and seen[0][1] == np.dtype(bool) and seen[0][2] == pytest.approx((1.5, 2.0))
 
 
 def test_an_unknown_shape_source_is_refused(camus_dir: Path) -> None:

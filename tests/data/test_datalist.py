@@ -152,32 +152,25 @@ def test_a_value_that_prompts_do_not_know_is_not_written(tmp_path: Path) -> None
 # ---- reading what is at fault
 
 
-def test_crossing_patients_are_refused_whatever_section_is_read(tmp_path: Path) -> None:
-    path = write_json(
-        tmp_path,
-        training=[{"image": "a.png", "patient": "p1"}],
-        validation=[{"image": "b.png", "patient": "p2"}],
-        testing=[{"image": "c.png", "patient": "p1"}],
-    )
-    with pytest.raises(ValueError, match="patient p1 is in two splits, training and testing; take it out of one"):
-        read_datalist(path, "validation")
-
-
-def test_an_image_in_two_sections_is_refused(tmp_path: Path) -> None:
-    path = write_json(tmp_path, training=[{"image": "a.png"}], testing=[{"image": "a.png"}])
-    with pytest.raises(ValueError, match="image a.png is in two splits"):
-        read_datalist(path, "testing")
-
-
-def test_a_missing_section_lists_those_that_exist(datalist_dir: Path) -> None:
-    with pytest.raises(ValueError, match=r"no section is called 'test'; there are training \(16\), validation \(4\)"):
-        read_datalist(datalist_dir, "test")
-
-
-def test_an_empty_section_is_refused(tmp_path: Path) -> None:
-    path = write_json(tmp_path, training=[{"image": "a.png"}], testing=[])
-    with pytest.raises(ValueError, match=r"section 'testing' is empty; there are training \(1\)"):
-        read_datalist(path, "testing")
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        # crossing patients, whatever section is read
+        (
+            "validation",
+            {"testing": [{"image": "c.png", "patient": "p1"}]},
+            "p1 is in two splits, training and testing; take it",
+        ),
+        ("testing", {"testing": [{"image": "a.png"}]}, "image a.png is in two splits"),
+        ("test", {}, r"no section is called 'test'; there are training \(1\), validation \(1\)"),
+        ("testing", {"testing": []}, r"section 'testing' is empty; there are training \(1\), validation \(1\)"),
+    ],
+)
+def test_wrong_sections_are_refused(tmp_path: Path, section: str, changes: dict[str, Any], message: str) -> None:
+    sections = {name: [{"image": f"{p}.png", "patient": p}] for name, p in (("training", "p1"), ("validation", "p2"))}
+    sections["training"][0]["image"] = "a.png"
+    with pytest.raises(ValueError, match=message):
+        read_datalist(write_json(tmp_path, **sections, **changes), section)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

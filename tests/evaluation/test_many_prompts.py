@@ -16,11 +16,12 @@ from monai.data import MetaTensor
 
 from synboost_monai.evaluation import ManyPromptsInferer, PromptSensitivity, SensitivityPromptsd
 from synboost_monai.inferers import PromptedSegmentationInferer
+from synboost_monai.letterbox import letterbox_geometry
 from synboost_monai.networks import create_segmenter
 from synboost_monai.prompts import PromptTokenizer
 from synboost_monai.prompts.variations import PromptVariations
 from synboost_monai.structures import STRUCTURES
-from synboost_monai.transforms.array import letterbox_geometry, letterbox_label_map
+from synboost_monai.transforms.array import letterbox_label_map
 
 ITEM = {"view": "apical_two_chamber", "phase": "end_systole"}
 

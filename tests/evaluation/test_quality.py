@@ -23,7 +23,7 @@ from synboost_monai.evaluation.quality import QualityOptions, evaluate_synthesis
 from synboost_monai.evaluation.quality_images import Echo, JudgingSegmenter, RealReader, SyntheticReader
 from synboost_monai.evaluation.quality_page import WORDS, verdicts
 from synboost_monai.networks import create_segmenter
-from synboost_monai.synthesis.plan import write_nifti
+from synboost_monai.synthesis.writers import write_nifti
 from synboost_monai.transforms import load_echo
 
 SIZE = 32

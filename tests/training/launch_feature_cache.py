@@ -19,7 +19,7 @@ from monai.transforms import Compose
 from synboost_monai.data import read_datalist
 from synboost_monai.networks import create_segmenter
 from synboost_monai.training import feature_cache
-from synboost_monai.transforms import CLIP_MEAN, CLIP_STD, Letterboxd, LoadEchod, NormaliseEchod, RandUltrasoundd
+from synboost_monai.transforms import Letterboxd, LoadEchod, NormaliseEchod, RandUltrasoundd
 
 TIME_LIMIT_S = 120
 """Of one process."""
@@ -30,7 +30,7 @@ KILLED_AT = 3
 
 def image_transform() -> Compose:
     transforms = [LoadEchod(["image", "label"]), Letterboxd("image", 32), RandUltrasoundd()]
-    return Compose([*transforms, NormaliseEchod("image", CLIP_MEAN, CLIP_STD)])
+    return Compose([*transforms, NormaliseEchod("image", (0.5, 0.4, 0.4), (0.25, 0.25, 0.25))])
 
 
 def cache(

@@ -21,7 +21,7 @@ from synboost_monai.processes import lock
 from synboost_monai.training import feature_cache, frozen_features
 from synboost_monai.training.feature_cache import CachedFeatures, FeatureOptions, cache_features, read_features
 from synboost_monai.training.frozen_features import check_frozen, describe, file_hash
-from synboost_monai.transforms import CLIP_MEAN, CLIP_STD, Letterboxd, LoadEchod, NormaliseEchod, RandUltrasoundd
+from synboost_monai.transforms import Letterboxd, LoadEchod, NormaliseEchod, RandUltrasoundd
 from tests.forked import Forked
 from tests.training import launch_feature_cache
 
@@ -69,7 +69,7 @@ def image_transform(size: int = SIZE, is_enabled: bool = True, **limits: Any) ->
         Letterboxd("image", size),
         RandUltrasoundd(is_enabled=is_enabled, **limits),
     ]
-    return Compose([*transforms, NormaliseEchod("image", CLIP_MEAN, CLIP_STD)])
+    return Compose([*transforms, NormaliseEchod("image", (0.5, 0.4, 0.4), (0.25, 0.25, 0.25))])
 
 
 @pytest.fixture

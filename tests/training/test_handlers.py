@@ -141,19 +141,16 @@ def test_finished_training_starts_anew(tmp_path: Path) -> None:
     assert losses[: len(losses) // 2] == losses[len(losses) // 2 :]
 
 
-def test_a_training_from_before_a_setting_goes_on_while_that_is_off(tmp_path: Path) -> None:
+def test_an_unfinished_training_goes_on_with_its_settings_alone(tmp_path: Path) -> None:
+    """A setting that it does not know, because it is older, must be off."""
+    settings = {"learning_rate": 0.01}
     with pytest.raises(Killed):
-        train(tmp_path / "a.ckpt", kill_at=3, settings={"learning_rate": 0.01})
-    with pytest.raises(ValueError, match=r"synonyms None -> 0.5"):
-        train(tmp_path / "a.ckpt", settings={"learning_rate": 0.01, "synonyms": 0.5})
-    train(tmp_path / "a.ckpt", settings={"learning_rate": 0.01, "synonyms": 0.0})
-
-
-def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Killed):
-        train(tmp_path / "a.ckpt", kill_at=3, settings={"learning_rate": 0.01})
+        train(tmp_path / "a.ckpt", kill_at=3, settings=settings)
     with pytest.raises(ValueError, match=r"learning_rate 0.01 -> 0.02.*delete this file"):
         train(tmp_path / "a.ckpt", settings={"learning_rate": 0.02})
+    with pytest.raises(ValueError, match=r"synonyms None -> 0.5"):
+        train(tmp_path / "a.ckpt", settings={**settings, "synonyms": 0.5})
+    train(tmp_path / "a.ckpt", settings={**settings, "synonyms": 0.0})
 
 
 def test_resuming_with_other_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +260,15 @@ def test_last_weights_without_metric(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "model.pt", weights_only=True)["weight"].item() == 3.0
 
 
-def test_cosine_schedule_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("schedule", "warm_up_steps", "num_steps", "expected"),
+    [
+        ("cosine", 2, 4, [min(1, (n + 1) / 2) * 0.5 * (1 + math.cos(math.pi * n / 8)) for n in range(8)]),
+        # the published rule: after step n the rate becomes lr (1 - n / N), so a step's rate is that of the step before it
+        ("linear", 50, 2, [1.0, 1.0, 0.75, 0.5]),
+    ],
+)
+def test_rates_of_a_schedule_by_hand(schedule: str, warm_up_steps: int, num_steps: int, expected: list[float]) -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     rates: list[float] = []
 
@@ -272,27 +277,10 @@ def test_cosine_schedule_by_hand() -> None:
         optimizer.step()
 
     engine = Engine(step)
-    engine.state.max_epochs, engine.state.epoch_length = 2, 4
-    LearningRateSchedule("cosine", optimizer, warm_up_steps=2).attach(engine)
-    engine.run(range(4), max_epochs=2)
-    expected = [min(1, (n + 1) / 2) * 0.5 * (1 + math.cos(math.pi * n / 8)) for n in range(8)]
+    engine.state.max_epochs, engine.state.epoch_length = 2, num_steps
+    LearningRateSchedule(schedule, optimizer, warm_up_steps=warm_up_steps).attach(engine)
+    engine.run(range(num_steps), max_epochs=2)
     assert rates == pytest.approx(expected)
-
-
-def test_linear_schedule_by_hand() -> None:
-    """In the published rule, after step n the rate becomes lr (1 - n / N), so a step's rate is that of the step before it."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    rates: list[float] = []
-
-    def step(engine: Engine, batch: Any) -> None:
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-
-    engine = Engine(step)
-    engine.state.max_epochs, engine.state.epoch_length = 2, 2
-    LearningRateSchedule("linear", optimizer, warm_up_steps=50).attach(engine)
-    engine.run(range(2), max_epochs=2)
-    assert rates == pytest.approx([1.0, 1.0, 0.75, 0.5])
 
 
 @pytest.mark.parametrize(

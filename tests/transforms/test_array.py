@@ -5,13 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from synboost_monai.transforms.array import (
-    LetterboxGeometry,
-    letterbox_geometry,
-    letterbox_image,
-    normalise_image,
-    scale_to_bytes,
-)
+from synboost_monai.letterbox import LetterboxGeometry, letterbox_geometry
+from synboost_monai.transforms.array import letterbox_image, normalise_image, scale_to_bytes
 
 
 def test_frames_of_a_sequence_share_one_scale() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from synboost_monai.transforms.augmentation import RandUltrasound, RandUltrasoundd, UltrasoundRanges
+from synboost_monai.transforms.augmentation import RandUltrasoundd
 
 OFF: dict[str, Any] = {
     "rotation_degrees": 0.0,
@@ -50,19 +50,19 @@ def sector(side: int = 128) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def augmented(seed: int, image: torch.Tensor, label_map: torch.Tensor, **limits: Any) -> torch.Tensor:
     """Return the image (N, N) after one draw."""
-    augment = RandUltrasound(UltrasoundRanges(**{**OFF, **ALWAYS, **limits}))
+    augment = RandUltrasoundd(**{**OFF, **ALWAYS, **limits})
     augment.set_random_state(seed)
-    return augment(image, label_map)[0][0]
+    return augment.augment(image, label_map)[0][0]
 
 
 def test_augmentation_moves_image_and_label_map_together() -> None:
     label_map = boxed_label_map()
     image = label_map * 80
     warp = {name: value for name, value in OFF.items() if name in ("log_gamma", "gain", "noise")}
-    augment = RandUltrasound(UltrasoundRanges(**warp, depth_attenuation=0.0, time_gain=0.0, speckle=0.0, haze=0.0))
+    augment = RandUltrasoundd(**warp, depth_attenuation=0.0, time_gain=0.0, speckle=0.0, haze=0.0)
     augment.set_random_state(3)
     for _ in range(5):
-        warped_image, warped_label_map = augment(image, label_map)
+        warped_image, warped_label_map = augment.augment(image, label_map)
         read_off = (warped_image * 255 / 80).round()
         is_same = read_off == warped_label_map
         assert is_same.float().mean() > 0.93  # all but the rims between classes
@@ -71,14 +71,14 @@ def test_augmentation_moves_image_and_label_map_together() -> None:
 
 def test_augmentation_follows_its_seed_alone() -> None:
     image, label_map, _ = sector(32)
-    augment = RandUltrasound(UltrasoundRanges(**ALWAYS))
+    augment = RandUltrasoundd(**ALWAYS)
     pictures = []
     for global_seed in (0, 1):
         torch.manual_seed(global_seed)
         augment.set_random_state(7)
-        pictures.append(augment(image, label_map)[0])
+        pictures.append(augment.augment(image, label_map)[0])
     assert torch.equal(*pictures)
-    assert not torch.equal(pictures[1], augment(image, label_map)[0])
+    assert not torch.equal(pictures[1], augment.augment(image, label_map)[0])
     assert pictures[0].min() >= 0 and pictures[0].max() <= 1
 
 
@@ -86,23 +86,23 @@ def test_augmentation_never_flips() -> None:
     label_map = torch.zeros(1, 64, 64, dtype=torch.uint8)
     label_map[:, 16:48, 8:20] = 1
     label_map[:, 16:48, 44:56] = 3
-    augment = RandUltrasound()
+    augment = RandUltrasoundd()
     augment.set_random_state(0)
     for _ in range(20):
-        warped = augment(label_map, label_map)[1][0]
+        warped = augment.augment(label_map, label_map)[1][0]
         assert (warped == 1).nonzero()[:, 1].float().mean() < (warped == 3).nonzero()[:, 1].float().mean()
 
 
 def test_a_flip_that_is_asked_for_exchanges_left_and_right_of_both() -> None:
     label_map = boxed_label_map()
-    augment = RandUltrasound(UltrasoundRanges(**OFF, flip_probability=1.0))
+    augment = RandUltrasoundd(**OFF, flip_probability=1.0)
     augment.set_random_state(0)
-    image, flipped = augment(label_map * 80, label_map)
+    image, flipped = augment.augment(label_map * 80, label_map)
     assert torch.equal(flipped, label_map.flip(-1))
     assert torch.allclose(image, label_map.flip(-1) * (80 / 255), atol=1e-4)
-    sometimes = RandUltrasound(UltrasoundRanges(**OFF, flip_probability=0.5))
+    sometimes = RandUltrasoundd(**OFF, flip_probability=0.5)
     sometimes.set_random_state(0)
-    num_flipped = sum(torch.equal(sometimes(label_map, label_map)[1], label_map.flip(-1)) for _ in range(40))
+    num_flipped = sum(torch.equal(sometimes.augment(label_map, label_map)[1], label_map.flip(-1)) for _ in range(40))
     assert 10 <= num_flipped <= 30
 
 
@@ -110,12 +110,12 @@ def test_all_limits_at_0_or_all_probabilities_at_0_change_nothing() -> None:
     image, label_map, _ = sector()
     names = ("warp", "gain", "depth_attenuation", "speckle", "haze", "noise")
     for augment in (
-        RandUltrasound(UltrasoundRanges(**OFF)),
-        RandUltrasound(UltrasoundRanges(**{f"{name}_probability": 0.0 for name in names})),
+        RandUltrasoundd(**OFF),
+        RandUltrasoundd(**{f"{name}_probability": 0.0 for name in names}),
     ):
         augment.set_random_state(0)
         for _ in range(3):
-            same, same_label_map = augment(image, label_map)
+            same, same_label_map = augment.augment(image, label_map)
             assert torch.allclose(same, image / 255, atol=1e-5) and torch.equal(same_label_map, label_map)
 
 
@@ -130,16 +130,18 @@ def test_each_effect_comes_as_often_as_its_probability_says_and_leaves_the_other
         "haze": {"haze": 0.5},
         "noise": {"noise": 0.05},
     }
-    augment = RandUltrasound(UltrasoundRanges(**{**OFF, **ALWAYS, **limits[name], f"{name}_probability": 0.3}))
+    augment = RandUltrasoundd(**{**OFF, **ALWAYS, **limits[name], f"{name}_probability": 0.3})
     augment.set_random_state(1)
-    num_changed = sum(not torch.allclose(augment(image, label_map)[0], image / 255, atol=1e-4) for _ in range(100))
+    num_changed = sum(
+        not torch.allclose(augment.augment(image, label_map)[0], image / 255, atol=1e-4) for _ in range(100)
+    )
     assert 18 <= num_changed <= 42
     if name != "warp":  # the same warp, whether this effect is there or not
         label_maps = []
         for probability in (0.0, 1.0):
-            augment = RandUltrasound(UltrasoundRanges(**{f"{name}_probability": probability}))
+            augment = RandUltrasoundd(**{f"{name}_probability": probability})
             augment.set_random_state(2)
-            label_maps.append([augment(image, label_map)[1] for _ in range(4)])
+            label_maps.append([augment.augment(image, label_map)[1] for _ in range(4)])
         assert all(torch.equal(*pair) for pair in zip(*label_maps))
 
 
@@ -211,12 +213,10 @@ def test_haze_is_stronger_near_the_probe_and_fills_the_cavity_but_not_the_outsid
 @pytest.mark.parametrize("side", [61, 128])
 def test_black_stays_black_outside_the_sector(side: int) -> None:
     image, label_map, depth = sector(side)
-    augment = RandUltrasound(
-        UltrasoundRanges(**{**ALWAYS, "warp_probability": 0.0, "haze": 1.0, "speckle": 1.0, "noise": 0.2})
-    )
+    augment = RandUltrasoundd(**{**ALWAYS, "warp_probability": 0.0, "haze": 1.0, "speckle": 1.0, "noise": 0.2})
     augment.set_random_state(0)
     for _ in range(10):
-        grey, _ = augment(image, label_map)
+        grey, _ = augment.augment(image, label_map)
         assert grey[0][depth.isnan()].max() < 1e-4 and grey.shape == image.shape
         assert grey.min() >= 0 and grey.max() <= 1 and grey.dtype == torch.float32
 
@@ -224,15 +224,15 @@ def test_black_stays_black_outside_the_sector(side: int) -> None:
 def test_beams_follow_the_warp() -> None:
     image, label_map, _ = sector()
     limits = {**OFF, "depth_attenuation": 1.0, "depth_attenuation_probability": 1.0}
-    upright = RandUltrasound(UltrasoundRanges(**limits))
-    turned = RandUltrasound(UltrasoundRanges(**{**limits, "rotation_degrees": 30.0}))
+    upright = RandUltrasoundd(**limits)
+    turned = RandUltrasoundd(**{**limits, "rotation_degrees": 30.0})
     for augment in (upright, turned):
         augment.set_random_state(5)
-    bright, _ = upright(image, label_map)
-    turned_bright, _ = turned(image, label_map)
-    only_turned = RandUltrasound(UltrasoundRanges(**{**OFF, "rotation_degrees": 30.0}))
+    bright, _ = upright.augment(image, label_map)
+    turned_bright, _ = turned.augment(image, label_map)
+    only_turned = RandUltrasoundd(**{**OFF, "rotation_degrees": 30.0})
     only_turned.set_random_state(5)
-    expected, _ = only_turned((bright * 255).round().to(torch.uint8), label_map)
+    expected, _ = only_turned.augment((bright * 255).round().to(torch.uint8), label_map)
     assert not torch.allclose(turned_bright, bright, atol=0.05)
     assert (turned_bright - expected).abs().mean() < 0.005
 
@@ -276,4 +276,4 @@ def test_the_dictionary_version_can_be_switched_off_and_drops_meta_data() -> Non
 )
 def test_limits_out_of_range_are_refused(limits: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RandUltrasound(UltrasoundRanges(**limits))
+        RandUltrasoundd(**limits)

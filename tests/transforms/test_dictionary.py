@@ -199,7 +199,7 @@ def test_anisotropic_pixels_are_padded_or_squashed(tmp_path: Path, keep_aspect: 
 def test_class_of_view_and_phase(view: str | None, phase: str | None, expected: int) -> None:
     item = {key: word for key, word in (("view", view), ("phase", phase)) if word is not None}
     assert ViewPhaseClassd()(item) == {**item, "class_label": expected}
-    assert ViewPhaseClassd("told")({"view": view, "phase": phase})["told"] == expected
+    assert ViewPhaseClassd()({"view": view, "phase": phase})["class_label"] == expected
 
 
 def test_classes_of_a_batch_are_integers() -> None:

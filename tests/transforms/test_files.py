@@ -9,12 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from synboost_monai.letterbox import letterbox_geometry
 from synboost_monai.structures import STRUCTURES
-from synboost_monai.transforms.array import (
-    letterbox_geometry,
-    letterbox_label_map,
-    masks_of_label_map,
-)
+from synboost_monai.transforms.array import letterbox_label_map, masks_of_label_map
 from synboost_monai.transforms.files import (
     MIN_IMAGE_SIDE,
     check_image_size,

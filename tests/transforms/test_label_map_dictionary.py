@@ -86,10 +86,8 @@ def test_perturbation_depends_on_the_item_s_seed_alone(item):
 
 def test_dark_outside_the_sector():
     image = torch.ones(2, 2, 2)
-    out = DarkOutsideSectord(keys="pred", dark=-1)(
-        {"pred": image, "sector_label_map": torch.tensor([[[0, 2], [3, 0]]])}
-    )
-    assert out["pred"].tolist() == [[[-1, 1], [1, -1]]] * 2
+    out = DarkOutsideSectord("pred")({"pred": image, "sector_label_map": torch.tensor([[[0, 2], [3, 0]]])})
+    assert out["pred"].tolist() == [[[0, 1], [1, 0]]] * 2
 
 
 def disk_pair() -> dict[str, torch.Tensor]:

@@ -10,7 +10,8 @@ import torch
 from monai.data import MetaTensor
 
 from synboost_monai.heart.doubt import DoubtAssessor
-from synboost_monai.transforms import AssessDoubtd, RestoreLabelMapd, display_order, letterbox_geometry
+from synboost_monai.letterbox import letterbox_geometry
+from synboost_monai.transforms import AssessDoubtd, RestoreLabelMapd, display_order
 from synboost_monai.transforms.postprocessing import (
     fill_enclosed,
     logits_to_label_map,

@@ -265,9 +265,9 @@ def test_masks_are_repeated_in_the_order_of_the_prompts() -> None:
 
 
 def test_one_group_leaves_masks_as_they_are() -> None:
-    item = {"mask": torch.ones(3, 4, 4), "prompts": torch.zeros(3, 77)}
-    assert TileMasksd("mask", by="prompts")(item)["mask"] is item["mask"]
-    with pytest.raises(ValueError, match="prompts has 4 prompts, no whole number of groups for the 3 masks of mask"):
-        TileMasksd("mask", by="prompts")({**item, "prompts": torch.zeros(4, 77)})
+    item = {"mask": torch.ones(3, 4, 4), "input_ids": torch.zeros(3, 77)}
+    assert TileMasksd("mask")(item)["mask"] is item["mask"]
+    with pytest.raises(ValueError, match="input_ids has 4 prompts, no whole number of groups for the 3 masks of mask"):
+        TileMasksd("mask")({**item, "input_ids": torch.zeros(4, 77)})
     with pytest.raises(KeyError, match="label"):
         TileMasksd()(item)
