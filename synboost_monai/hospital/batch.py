@@ -113,16 +113,7 @@ def run_dicom(
         private_files(),
         _what_the_system_refuses(in_dir, out_dir),
         hold_folder(out_dir),
-        create_engine(
-            wanted.engine,
-            wanted.bundle,
-            wanted.checkpoint_path,
-            dict(overrides or {}),
-            of_study,
-            out_dir,
-            wanted.workers,
-            wanted.ray_address,
-        ) as runner,
+        create_engine(wanted.engine, of_study, dict(overrides or {}), wanted.workers, wanted.ray_address) as runner,
     ):
         is_whole, resume = True, wanted.resume
         if peers.source is not None:
@@ -154,8 +145,8 @@ def work_through(
 
     Args:
         in_dir, out_dir, progress: as for `run_dicom`; paths, resume: as in `BatchOptions`.
-        runner: its outputs go to `out_dir`.
-        options: that the engine was made with.
+        runner: an engine.
+        options: the options that the engine was made with.
     Returns:
         the ledger's rows.
     Raises:
