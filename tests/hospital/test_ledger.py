@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from synboost_monai.dicom.reading.scanned_file import ScannedFile, short_hash
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.hospital.ledger import APPLICATION_ID, COLUMNS, Ledger, Result
 from synboost_monai.hospital.privacy import path_display, path_sha256
+from tests.forked import Forked
 
 SETTINGS = {"model_sha256": "ab" * 32, "frames": "all", "input": "cd" * 32}
 PLAIN = path_display("plain")
@@ -191,32 +190,27 @@ def test_our_own_mistakes_are_found() -> None:
         Result.of(scanned("a"))
 
 
-KILLED = """
-import sys
-from synboost_monai.hospital.ledger import Ledger, Result
-from synboost_monai.dicom.reading.scanned_file import ScannedFile
-files = [ScannedFile(f"/in/{i}", f"{i}", 1, 1, study_uid=f"1.{i // 2}") for i in range(2000)]
-with Ledger.open(sys.argv[1], {}, resume=True) as ledger:
-    ledger.begin(files, str)
-    waiting = ledger.pending(files)
-    print("begun", flush=True)
-    for i in range(0, len(waiting), 2):
-        ledger.record(*(Result(file, "segmented", "segmented: 1 frames") for file in waiting[i : i + 2]))
-        print(i, flush=True)
-"""
+def record_in_pairs(folder: Path) -> None:
+    """Record 2000 files of studies of two, and print a line at the beginning and for each study that is recorded."""
+    files = [scanned(f"{i}", study=f"1.{i // 2}") for i in range(2000)]
+    with Ledger.open(folder, {}, resume=True) as ledger:
+        ledger.begin(files, PLAIN)
+        waiting = ledger.pending(files)
+        print("begun")
+        for i in range(0, len(waiting), 2):
+            ledger.record(*(Result(file, "segmented", "segmented: 1 frames") for file in waiting[i : i + 2]))
+            print(i)
 
 
 def test_kill_at_any_time_loses_nothing_that_was_recorded(tmp_path: Path) -> None:
     num_recorded = 0
     for num_lines in (1, 2, 5, 9):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(num_lines)]
-        assert lines[0] == "begun\n"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        num_recorded += 2 * (num_lines - 1)
+        process = Forked(record_in_pairs, tmp_path)
+        while process.stdout.count("\n") < num_lines:
+            assert process.poll() is None, process.stderr
+            time.sleep(0.001)
+        process.kill()
+        num_recorded += 2 * (process.stdout.count("\n") - 1)
         with Ledger.open(tmp_path, {}, resume=True) as ledger:
             found = counts(ledger)
         assert found["processed"] >= num_recorded and found["processed"] % 2 == 0
