@@ -85,22 +85,18 @@ def measures_csv(studies: Sequence[Mapping[str, Any]]) -> str:
             digits = max(1, QUANTITIES[m["measure"]].decimals)
             value = "" if m["value"] is None else f"{m['value']:.{digits}f}"
             sources = " ".join(f"{s['clip']}:{'+'.join(map(str, s['frames']))}" for s in m["sources"])
-            row = [
-                study["study"],
-                m["measure"],
-                m["method"],
-                "" if m["beat"] is None else m["beat"],
-                value,
-                m["unit"],
-                "yes" if m["needs_review"] else "",
-                "" if m["reference"] is None else "{:g} to {:g}".format(*m["reference"]),
-                study["verdict"],
-                "; ".join(m["warnings"]),
-                m["reason"],
-                m["basis"],
-                sources,
-            ]
-            rows.append([visible(str(cell)) for cell in row])
+            cells = {
+                **m,
+                "study": study["study"],
+                "verdict": study["verdict"],
+                "beat": "" if m["beat"] is None else m["beat"],
+                "value": value,
+                "needs_review": "yes" if m["needs_review"] else "",
+                "reference": "" if m["reference"] is None else "{:g} to {:g}".format(*m["reference"]),
+                "warnings": "; ".join(m["warnings"]),
+                "sources": sources,
+            }
+            rows.append([visible(str(cells[column])) for column in CSV_COLUMNS])
     return csv_text(rows)
 
 

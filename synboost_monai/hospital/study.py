@@ -107,7 +107,7 @@ class _Segmented:
     header: Any  # pydicom's Dataset
     """Header of the file, or of its de-identified copy."""
     clip: SegmentedClip
-    outputs: list[str] = field(default_factory=list)
+    outputs: list[Path] = field(default_factory=list)
 
 
 class StudyProcessor:
@@ -184,7 +184,8 @@ class StudyProcessor:
         for found in segmented:
             before = results[found.file.path]
             if failure is None:
-                results[found.file.path] = replace(before, outputs=tuple(sorted(found.outputs)))
+                outputs = sorted(path.relative_to(out_dir).as_posix() for path in found.outputs)
+                results[found.file.path] = replace(before, outputs=tuple(outputs))
             else:
                 facts = {"sha256": before.sha256, "seconds": before.seconds}
                 results[found.file.path] = Result.of(found.file, failure, **facts)
@@ -222,7 +223,7 @@ class StudyProcessor:
             if options.key is not None:
                 target = folder / f"{COPY}_{found.name}.dcm"
                 deidentify(opened, target, options.key, limits=options.limits)
-                found.outputs.append(_relative(target))
+                found.outputs.append(target)
         except BaseException:
             for part in folder.glob(f"*_{found.name}*"):  # a clip's outputs are kept whole or not at all
                 part.unlink(missing_ok=True)
@@ -245,7 +246,7 @@ class StudyProcessor:
             segmentation_type=SEGMENTATION_CHOICES[self.options.segmentation],
             nominal_spacing_mm=facts.spacing_mm if self.options.segmentation == OHIF else None,
         )
-        found.outputs.append(_relative(path))
+        found.outputs.append(path)
 
     def _write_contours(self, found: _Segmented, folder: Path) -> None:
         """Write the outlines of the judged frames as structured report, if it is wanted and there are any."""
@@ -255,7 +256,7 @@ class StudyProcessor:
             return
         path = folder / f"{CONTOURS}_{found.name}.dcm"
         write_contours(found.header, maps, path, provenance=replace(self.provenance, prompts=_prompts(clip)))
-        found.outputs.append(_relative(path))
+        found.outputs.append(path)
 
     def _write_pictures(self, found: _Segmented, folder: Path, read: ReadFrames) -> None:
         """Write the overlay, and thumbnails of the judged frames; only the sector is shown."""
@@ -272,7 +273,7 @@ class StudyProcessor:
             frame = np.concatenate(list(read([index])))[0]
             path = folder / f"frame_{found.name}_{index + 1}.png"
             write_overlay_png(frame, clip.label_maps[index], sector, path, facts.spacing_mm)
-            found.outputs.append(_relative(path))
+            found.outputs.append(path)
         if not self.options.overlay:
             return
         indices = self._frames_of(clip)
@@ -287,7 +288,7 @@ class StudyProcessor:
             display=Display(sector, clip.has_text, facts.spacing_mm, times if is_all else None),
             provenance=self.provenance,
         )
-        found.outputs.append(_relative(path))
+        found.outputs.append(path)
 
     def _frames_of(self, clip: SegmentedClip) -> list[int]:
         """Return the indices of the frames that are written."""
@@ -338,7 +339,7 @@ class StudyProcessor:
         if self.options.report != "none":
             paths += self._write_sheet(results, folder, segmented)
         for found in segmented:
-            found.outputs += [_relative(path) for path in paths]
+            found.outputs += paths
 
     def _write_sheet(self, results: Mapping[str, Any], folder: Path, segmented: Sequence[_Segmented]) -> list[Path]:
         """Write the page for people: as HTML without the patient, and as PDF for the archive with the patient."""
@@ -396,11 +397,6 @@ def _too_long(files: Sequence[ScannedFile], max_frames: int) -> frozenset[str]:
         else:
             num_frames += file.frames or 0
     return frozenset(found)
-
-
-def _relative(path: Path) -> str:
-    """Return the path of an output below the run's folder."""
-    return path.relative_to(path.parents[2]).as_posix()
 
 
 def _prompts(*clips: SegmentedClip) -> tuple[str, ...]:
