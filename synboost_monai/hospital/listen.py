@@ -309,7 +309,7 @@ def _words_of(text: str) -> tuple[str, ...]:
 
 
 def _words(error: Exception) -> str:
-    """What went wrong, without text that may be of a file."""
+    """Return what went wrong, without text that may be of a file."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno).lower()
     if type(error) is ValueError and ("ledger" in str(error) or "room" in str(error)):
@@ -318,5 +318,5 @@ def _words(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    """One line on stderr, with the time."""
+    """Print a line on stderr, with the time."""
     print(f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} {text}", file=sys.stderr, flush=True)

@@ -360,13 +360,14 @@ def study_folder(out_dir: Path, options: StudyOptions, study_uid: str) -> Path:
 
 def refused(files: Study, problem: NotUsableError, limits: Limits) -> list[Result]:
     """Return the results of a study whose files are all refused for one reason, with their hashes where these can be had in time."""
-    results = []
-    for file in files:
-        digest = ""
-        with contextlib.suppress(NotUsableError):
-            digest = file_digest(file.path, file.size, file.mtime_ns, max_seconds=limits.seconds_per_file)
-        results.append(Result.of(file, problem, sha256=digest))
-    return results
+    return [Result.of(file, problem, sha256=digest_of(file, limits.seconds_per_file)) for file in files]
+
+
+def digest_of(file: ScannedFile, max_seconds: float) -> str:
+    """Return the SHA-256 of a file; '' where it cannot be read, or not in time."""
+    with contextlib.suppress(NotUsableError):
+        return file_digest(file.path, file.size, file.mtime_ns, max_seconds=max_seconds)
+    return ""
 
 
 def problem_of(error: Exception) -> NotUsableError:
