@@ -35,10 +35,11 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
     with hold_folder(folder):
         assert (folder / ".lock").read_text() == f"{os.getpid()} on {platform.node()}"
         second = subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, stdout=-1, stderr=-1, text=True)
+        assert second.stderr is not None
+        assert f"process {os.getpid()} on {platform.node()} is at work here; waiting" in second.stderr.readline()
         with pytest.raises(subprocess.TimeoutExpired):
-            second.wait(2)
-    out, err = second.communicate(timeout=150)
-    assert out == "in\n" and f"process {os.getpid()} on {platform.node()} is at work here; waiting" in err
+            second.wait(0.5)
+    assert second.communicate(timeout=150)[0] == "in\n"
 
 
 def test_memory_of_a_process_is_limited() -> None:
