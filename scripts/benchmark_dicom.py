@@ -96,13 +96,15 @@ def clip_overhead(path: Path, arguments: argparse.Namespace, frames: str, repeat
     walls, networks = [], []
     with tempfile.TemporaryDirectory() as folder:
         options = StudyOptions(frames=frames)
-        with LocalEngine(model_of(arguments), options, Path(folder), 1) as engine:
+        with LocalEngine(model_of(arguments), options, 1) as engine:
             make_clip(Path(folder) / "short.dcm", NUM_WARM_UP_FRAMES)
-            list(engine.run([list(scan(Path(folder) / "short.dcm"))]))  # once, for everything that is made on first use
+            list(
+                engine.run([list(scan(Path(folder) / "short.dcm"))], Path(folder))
+            )  # once, for everything that is made on first use
             (file,) = scan(path)
             for _ in range(repeats):
                 before, start = network_seconds(engine.model), time.perf_counter()
-                ((result,),) = engine.run([[file]])
+                ((result,),) = engine.run([[file]], Path(folder))
                 walls.append(time.perf_counter() - start)
                 networks.append(network_seconds(engine.model) - before)
                 assert result.outputs, result.sentence
@@ -154,8 +156,8 @@ def only_memory(arguments: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         options = StudyOptions(frames="all")
-        with LocalEngine(model_of(arguments), options, Path(folder), 1) as engine:
-            list(engine.run([list(scan(arguments.only_memory))]))
+        with LocalEngine(model_of(arguments), options, 1) as engine:
+            list(engine.run([list(scan(arguments.only_memory))], Path(folder)))
     usage = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {"batch_mb": round(usage[0]), "reader_mb": round(usage[1])}
 

@@ -98,22 +98,20 @@ def take_folder(folder: str | os.PathLike[str], *, waits: bool) -> Callable[[], 
     return give_back
 
 
-def lock(descriptor: int, where: object, *, exclusive: bool = True, waits: bool = False) -> bool:
-    """Lock an open file, or change the kind of its lock; return whether that worked (always, with `waits`).
+def lock(descriptor: int, where: object, *, waits: bool = False) -> bool:
+    """Lock an open file for this process alone; return whether that worked (always, with `waits`).
 
     Args:
         descriptor: of the file.
         where: its path or folder, for the line that says that the file system has no locks; the result is then True.
-        exclusive: lock for this process alone, instead of sharing with others that only read.
         waits: wait until no other process holds the lock.
     """
     try:
         import fcntl
     except ImportError:  # no such locks on this system
         return True
-    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     try:
-        fcntl.flock(descriptor, kind if waits else kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -167,9 +165,8 @@ def safe_environment(**more: str) -> dict[str, str]:
     """
     package_parent = str(Path(__file__).resolve().parents[1])
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if package_parent not in map(
-        os.path.realpath, sysconfig.get_paths().values()
-    ):  # its modules must not hide Python's own
+    # the modules beside an installed package must not hide Python's own
+    if package_parent not in map(os.path.realpath, sysconfig.get_paths().values()):
         paths.insert(0, package_parent)
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", **more}
 

@@ -23,16 +23,23 @@ from synboost_monai.processes import (
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code in another process."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, check=False)
+
+
 def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     code = f"from synboost_monai.processes import hold_folder\nwith hold_folder({str(folder)!r}): print('in')"
     with hold_folder(folder):
         assert (folder / ".lock").read_text() == f"{os.getpid()} on {platform.node()}"
         second = subprocess.Popen([sys.executable, "-c", code], env=ENVIRONMENT, stdout=-1, stderr=-1, text=True)
+        assert second.stderr is not None
+        assert f"process {os.getpid()} on {platform.node()} is at work here; waiting" in second.stderr.readline()
         with pytest.raises(subprocess.TimeoutExpired):
-            second.wait(2)
-    out, err = second.communicate(timeout=150)
-    assert out == "in\n" and f"process {os.getpid()} on {platform.node()} is at work here; waiting" in err
+            second.wait(0.5)
+    assert second.communicate(timeout=150)[0] == "in\n"
 
 
 def test_memory_of_a_process_is_limited() -> None:
@@ -40,7 +47,7 @@ def test_memory_of_a_process_is_limited() -> None:
         "from synboost_monai.processes import limit_memory; limit_memory(1 << 27); small = bytearray(1 << 24)\n"
         "try: bytearray(1 << 28)\nexcept MemoryError: print('refused')"
     )
-    assert subprocess.check_output([sys.executable, "-c", code], env=ENVIRONMENT, text=True) == "refused\n"
+    assert run_python(code).stdout == "refused\n"
 
 
 def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
@@ -59,9 +66,7 @@ def test_a_folder_is_refused_while_another_process_is_at_work_there(tmp_path: Pa
     give_back = take_folder(tmp_path, waits=False)
     take_folder(tmp_path, waits=False)()  # of the same process: nothing changes, then or later
     for is_held in (True, False):
-        other = subprocess.run(
-            [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False
-        )
+        other = run_python(code)
         said = f"ValueError: {tmp_path}: process {os.getpid()} on {platform.node()} is at work here; wait until it ends"
         assert (said in other.stderr, other.stdout) == ((True, "") if is_held else (False, "in\n"))
         give_back()
@@ -77,7 +82,7 @@ def test_a_lock_is_not_handed_on_to_forked_children(tmp_path: Path) -> None:
         os._exit(0)
     give_back()
     code = f"from synboost_monai.processes import take_folder\ntake_folder({str(tmp_path)!r}, waits=False)"
-    other = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    other = run_python(code)
     os.write(writer, b"x")
     os.waitpid(child, 0)
     assert other.returncode == 0, other.stderr
@@ -95,11 +100,8 @@ def test_without_locks_a_run_says_so_and_goes_on(
     monkeypatch.setattr(fcntl, "flock", flock)
     with hold_folder(tmp_path / "run"):
         (tmp_path / "run" / "a").touch()
-    err = capsys.readouterr().err
-    assert (
-        err
-        == f"{tmp_path}/run: no file locks here ({os.strerror(number)}); let no other process use this folder meanwhile\n"
-    )
+    words = f"no file locks here ({os.strerror(number)}); let no other process use this folder meanwhile"
+    assert capsys.readouterr().err == f"{tmp_path}/run: {words}\n"
 
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
@@ -145,8 +147,7 @@ Listener(family="AF_UNIX").close()
 with tempfile.NamedTemporaryFile() as file:
     print(os.path.realpath(file.name))
 """
-    environment = {**ENVIRONMENT, "TMPDIR": str(folder)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = run_python(code, TMPDIR=str(folder))
     assert done.returncode == 0, done.stderr
     link, file = map(Path, done.stdout.split())
     assert len(str(link)) < 40 and not link.parent.exists()
@@ -159,10 +160,9 @@ def test_a_temporary_folder_that_is_none_is_refused(tmp_path: Path, monkeypatch:
         monkeypatch.setenv("TMPDIR", str(tmp_path / name))
         with pytest.raises(kind, match="TMPDIR, the folder of temporary files"):
             check_temporary_folder()
-    before = str(tmp_path)[:0] or "/tmp"
-    monkeypatch.setenv("TMPDIR", before)
+    monkeypatch.setenv("TMPDIR", "/tmp")
     check_temporary_folder()
-    assert os.environ["TMPDIR"] == before
+    assert os.environ["TMPDIR"] == "/tmp"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")

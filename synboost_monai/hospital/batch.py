@@ -22,10 +22,9 @@ from tqdm import tqdm
 
 from synboost_monai.dicom.identity.deidentify import read_key
 from synboost_monai.dicom.limits import Limits
-from synboost_monai.dicom.reading.files import file_digest
 from synboost_monai.dicom.reading.scan import mark_duplicates, scan
 from synboost_monai.dicom.reading.scanned_file import ScannedFile, is_uid
-from synboost_monai.dicom.reasons import NotUsableError, Outcome
+from synboost_monai.dicom.reasons import Outcome
 from synboost_monai.files import read_text
 from synboost_monai.hospital.delivery import RECORD, Delivery, Send
 from synboost_monai.hospital.engines import Engine, create_engine
@@ -35,7 +34,7 @@ from synboost_monai.hospital.options import BatchOptions
 from synboost_monai.hospital.peers import Peers
 from synboost_monai.hospital.privacy import Naming, path_display
 from synboost_monai.hospital.report import MEASURES_NAME, REPORT_NAME, write_report_page
-from synboost_monai.hospital.study import STUDIES, StudyOptions
+from synboost_monai.hospital.study import STUDIES, StudyOptions, digest_of
 from synboost_monai.paths import check_own_folders, refuse_overwriting, remove_own_folder
 from synboost_monai.processes import hold_folder, private_files
 
@@ -113,16 +112,7 @@ def run_dicom(
         private_files(),
         _what_the_system_refuses(in_dir, out_dir),
         hold_folder(out_dir),
-        create_engine(
-            wanted.engine,
-            wanted.bundle,
-            wanted.checkpoint_path,
-            dict(overrides or {}),
-            of_study,
-            out_dir,
-            wanted.workers,
-            wanted.ray_address,
-        ) as runner,
+        create_engine(wanted.engine, of_study, dict(overrides or {}), wanted.workers, wanted.ray_address) as runner,
     ):
         is_whole, resume = True, wanted.resume
         if peers.source is not None:
@@ -154,8 +144,8 @@ def work_through(
 
     Args:
         in_dir, out_dir, progress: as for `run_dicom`; paths, resume: as in `BatchOptions`.
-        runner: its outputs go to `out_dir`.
-        options: that the engine was made with.
+        runner: an engine.
+        options: the options that the engine was made with.
     Returns:
         the ledger's rows.
     Raises:
@@ -198,7 +188,7 @@ def _deliver(out_dir: Path, rows: Iterable[Mapping[str, Any]], send: Send) -> bo
 
 
 def run_settings(in_dir: Path, runner: Engine, options: StudyOptions, paths: str = "redacted") -> dict[str, Any]:
-    """All that must be the same for a run to go on."""
+    """Return all that must be the same for a run to go on."""
     return {
         **Naming(options.key).settings(in_dir),
         "paths": paths,
@@ -208,7 +198,7 @@ def run_settings(in_dir: Path, runner: Engine, options: StudyOptions, paths: str
 
 
 def studies_of(waiting: Sequence[ScannedFile], files: Sequence[ScannedFile]) -> list[list[ScannedFile]]:
-    """Files for the network by study, in the order of the scan; a study with one file to do is done whole."""
+    """Return the files for the network by study, in the order of the scan; a study with one file to do is done whole."""
     open_studies = {file.study_uid for file in waiting if file.reason is None}
     studies: dict[str, list[ScannedFile]] = {}
     for file in files:
@@ -218,7 +208,7 @@ def studies_of(waiting: Sequence[ScannedFile], files: Sequence[ScannedFile]) -> 
 
 
 def read_given(path: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
-    """Chosen frames: SOP Instance UID -> indices of end-diastole and end-systole.
+    """Read the chosen frames: SOP Instance UID -> indices of end-diastole and end-systole.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -244,7 +234,7 @@ def read_given(path: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
 
 
 def _scanned(in_dir: Path, out_dir: Path, limits: Limits, progress: bool) -> list[ScannedFile]:
-    """Every file of the input, those that are the same object told apart."""
+    """Return every file of the input, with copies and contradictions of the same object marked."""
     found = scan(in_dir, limits, exclude=[out_dir])
     return mark_duplicates(list(_bar(found, "scan", "file", progress)), limits=limits)
 
@@ -258,23 +248,18 @@ def _remove_unlisted(out_dir: Path, ledger: Ledger) -> None:
 
 
 def _record_unused(ledger: Ledger, waiting: Iterable[ScannedFile], progress: bool) -> None:
-    """Results of files that are not for the network, with their hashes."""
+    """Record the files that are not for the network, with their hashes."""
     results = []
     for file in _bar([f for f in waiting if f.reason is not None], "hash", "file", progress):
-        digest = ""
-        if file.reason.reason.code not in ("special_file", "symlink", "vanished", "unreadable"):
-            try:
-                digest = file_digest(file.path, file.size, file.mtime_ns, max_seconds=HASH_SECONDS)
-            except NotUsableError:
-                digest = ""
-        results.append(Result.of(file, sha256=digest))
+        is_readable = file.reason.reason.code not in ("special_file", "symlink", "vanished", "unreadable")
+        results.append(Result.of(file, sha256=digest_of(file, HASH_SECONDS) if is_readable else ""))
     ledger.record(*results)
 
 
 def _run_studies(
     ledger: Ledger, runner: Engine, out_dir: Path, studies: list[list[ScannedFile]], progress: bool
 ) -> None:
-    """Every study by the engine; each is recorded as it ends."""
+    """Let the engine work on every study, and record each as it ends."""
     with tqdm(total=len(studies), desc="studies", unit="study", disable=not progress or not studies) as bar:
         for results in runner.run(studies, out_dir):
             ledger.record(*results)
@@ -287,7 +272,7 @@ def _bar(items: Iterable[Any], what: str, unit: str, progress: bool) -> Iterator
 
 @contextmanager
 def _what_the_system_refuses(in_dir: Path, out_dir: Path) -> Iterator[None]:
-    """A full or read-only disk, or a folder that cannot be read, as what makes the run fail."""
+    """Report a full or read-only disk, or a folder that cannot be read, as what makes the run fail."""
     try:
         yield
     except FileNotFoundError:
@@ -301,7 +286,7 @@ def _what_the_system_refuses(in_dir: Path, out_dir: Path) -> Iterator[None]:
 
 
 def _say(out_dir: Path, counts: Mapping[str, int]) -> None:
-    """What became of the files, and where to look."""
+    """Say what became of the files, and where to look."""
     parts = [f"{count} {outcome}" for outcome, count in counts.items() if count]
     print(f"{sum(counts.values())} files: {', '.join(parts) or 'none'}", file=sys.stderr)
     shown = os.fsencode(out_dir).decode("utf-8", "backslashreplace")

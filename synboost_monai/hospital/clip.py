@@ -87,6 +87,8 @@ class SegmentedClip:
     """Doubts about the frames that were segmented again, by index: those of `measured_beats`, or one frame where there is no beat."""
     prompts: dict[int, list[str]] = field(default_factory=dict)
     """Prompts of the same frames."""
+    has_text: bool | None = None
+    """Whether there may be text within the sector; None where that is not known."""
     first_prompts: list[str] = field(default_factory=list)
     """Prompts of all other frames."""
 
@@ -144,7 +146,6 @@ def segment_clip(
     view: str | None = None,
     given: tuple[int, int] | None = None,
     keeps_all: bool = False,
-    progress: Callable[[int], None] | None = None,
 ) -> SegmentedClip:
     """Segment a clip or still.
 
@@ -155,7 +156,6 @@ def segment_clip(
         view: the view, whatever the header says; None: the header's, else the model's opinion.
         given: indices of end-diastole and end-systole, where somebody has chosen them; None: they are looked for.
         keeps_all: keep the label maps of all frames, not only of those that are measured.
-        progress: called with the number of frames of each window that is done.
     Raises:
         NotUsableError: if a given frame does not exist.
     """
@@ -163,7 +163,7 @@ def segment_clip(
         first, second = (index + 1 for index in given)
         raise NotUsableError("given_frames", first=first, second=second, frames=facts.num_frames)
     finder = model if keeps_all or model.scout is None else model.scout
-    clip = _first_pass(finder, facts, read, keeps_all, progress)
+    clip = _first_pass(finder, facts, read, keeps_all)
     _choose_beat(clip, given)
     if finder is not model and given is None and clip.beat is not None:
         _look_closer(clip, model, read)
@@ -172,9 +172,7 @@ def segment_clip(
     return clip
 
 
-def _first_pass(
-    model: EchoSegmenter, facts: ClipFacts, read: ReadFrames, keeps_all: bool, progress: Callable[[int], None] | None
-) -> SegmentedClip:
+def _first_pass(model: EchoSegmenter, facts: ClipFacts, read: ReadFrames, keeps_all: bool) -> SegmentedClip:
     """Segment every frame with the prompts that need no attributes; where only areas are wanted, on the network's own grid."""
     maps = PackedMaps()
     areas: list[float] = []
@@ -190,8 +188,6 @@ def _first_pass(
                 spacing * n / m for spacing, n, m in zip(facts.spacing_mm, window.shape[1:], found.label_maps.shape[1:])
             ]
             volumes.extend(_volume_ml(label_map, scale) for label_map in found.label_maps)
-        if progress is not None:
-            progress(len(window))
     return SegmentedClip(
         facts,
         maps,

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from synboost_monai.dicom.network.common import NotReachableError
 from synboost_monai.dicom.writing.objects import sync_folder
@@ -171,7 +170,7 @@ class Courier:
         self._waiting: dict[Path, tuple[float, float]] = {}
         """Run's folder -> time of its next try (monotonic seconds), and the delay after that."""
         self._condition = threading.Condition()
-        self._is_closed = self._is_busy = False
+        self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="courier", daemon=True)
         self._thread.start()
 
@@ -203,7 +202,6 @@ class Courier:
                 )
                 is_done = False
             with self._condition:
-                self._is_busy = False
                 if not is_done:  # new results of the same run may wait by now: they come at once
                     self._waiting.setdefault(run_dir, (time.monotonic() + delay, min(2 * delay, LONGEST_DELAY)))
 
@@ -214,7 +212,6 @@ class Courier:
                 now = time.monotonic()
                 run_dir = min(self._waiting, key=lambda path: self._waiting[path][0], default=None)
                 if run_dir is not None and self._waiting[run_dir][0] <= now:
-                    self._is_busy = True
                     return run_dir, self._waiting.pop(run_dir)[1]
                 self._condition.wait(None if run_dir is None else self._waiting[run_dir][0] - now)
         return None
@@ -239,10 +236,8 @@ def deliveries(runs_dir: Path) -> dict[Path, Delivery]:
     for path in sorted(runs_dir.glob(f"*/*/{RECORD}")):
         if not (is_real_folder(path.parent) and is_real_folder(path.parent.parent)):
             continue  # a link
-        with contextlib.suppress(
-            ValueError, KeyError, TypeError
-        ):  # records are written whole or not at all; this one is foreign
-            delivery: Any = Delivery.load(path.parent)
-            if delivery is not None:
+        # records are written whole or not at all; others are foreign
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if (delivery := Delivery.load(path.parent)) is not None:
                 found[path.parent] = delivery
     return found

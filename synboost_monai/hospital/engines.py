@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from synboost_monai.dicom.reading.worker import ReaderPool
@@ -23,34 +22,23 @@ class Engine(Protocol):
     def identity(self) -> Mapping[str, str]:
         """Return the model's name, the hashes of its weights and settings, and the software's version."""
 
-    def run(self, studies: Sequence[Study], out_dir: Path | None = None) -> Iterator[list[Result]]:
-        """Yield the results of each study, in the order in which they end; `out_dir` replaces the engine's own."""
+    def run(self, studies: Sequence[Study], out_dir: Path) -> Iterator[list[Result]]:
+        """Write the outputs of studies into the folder of a run, and yield the results of each study as it ends."""
 
     def __enter__(self) -> Engine: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 def create_engine(
-    engine: str,
-    bundle: str,
-    checkpoint_path: str | None,
-    overrides: Mapping[str, Any],
-    options: StudyOptions,
-    out_dir: Path,
-    workers: int,
-    ray_address: str | None = None,
+    engine: str, options: StudyOptions, overrides: Mapping[str, Any], workers: int, ray_address: str | None = None
 ) -> Engine:
     """Create the engine of this name.
 
     Args:
-        engine, bundle, checkpoint_path, workers, ray_address: as in `options.BatchOptions`.
+        engine, workers, ray_address: as in `options.BatchOptions`.
+        options: the model, and what is wanted of each study.
         overrides: keys of the bundle's inference.yaml.
-        options: what is wanted of each study.
-        out_dir: folder of the run.
-
     Raises:
         ValueError: if Ray is asked for and not installed.
         FileNotFoundError: if the bundle or its weights are not there.
@@ -58,10 +46,11 @@ def create_engine(
     if engine == "local":
         from synboost_monai.hospital.model import EchoSegmenter  # late, for torch: wrong options are reported at once
 
-        return LocalEngine(EchoSegmenter(bundle, checkpoint_path, overrides, options.scout), options, out_dir, workers)
+        model = EchoSegmenter(options.bundle, options.checkpoint_path, overrides, options.scout)
+        return LocalEngine(model, options, workers)
     from synboost_monai.hospital.ray_engine import RayEngine
 
-    return RayEngine(bundle, checkpoint_path, overrides, options, out_dir, workers, ray_address)
+    return RayEngine(options, overrides, workers, ray_address)
 
 
 class LocalEngine:
@@ -69,21 +58,20 @@ class LocalEngine:
 
     Args:
         model: the segmenter.
-        options, out_dir: the run's options and folder.
+        options: the run's options.
         workers: studies at a time.
     """
 
-    def __init__(self, model: EchoSegmenter, options: StudyOptions, out_dir: Path, workers: int) -> None:
+    def __init__(self, model: EchoSegmenter, options: StudyOptions, workers: int) -> None:
         self.workers, self.model = workers, model
         self.pool = ReaderPool(workers, options.limits)
-        self.processor = StudyProcessor(model, self.pool, out_dir, options)
+        self.processor = StudyProcessor(model, self.pool, options)
         self.identity = self.processor.identity
 
-    def run(self, studies: Sequence[Study], out_dir: Path | None = None) -> Iterator[list[Result]]:
-        """Yield the results of each study, in the order in which they end; `out_dir` replaces the engine's own."""
-        processor = self.processor if out_dir is None else self.processor.writing_to(out_dir)
+    def run(self, studies: Sequence[Study], out_dir: Path) -> Iterator[list[Result]]:
+        """Write the outputs of studies into the folder of a run, and yield the results of each study as it ends."""
         if self.workers == 1:
-            yield from map(processor, studies)
+            yield from (self.processor(study, out_dir) for study in studies)
             return
         with ThreadPoolExecutor(self.workers, thread_name_prefix="study") as threads:
             waiting = iter(studies)
@@ -91,7 +79,7 @@ class LocalEngine:
             try:
                 while True:
                     while len(running) < self.workers and (study := next(waiting, None)) is not None:
-                        running.add(threads.submit(processor, study))
+                        running.add(threads.submit(self.processor, study, out_dir))
                     if not running:
                         return
                     done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -103,7 +91,5 @@ class LocalEngine:
     def __enter__(self) -> LocalEngine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.pool.close()

@@ -41,19 +41,8 @@ PENDING = "pending"
 """Value in place of an outcome: the file has not been dealt with."""
 
 COLUMNS = (
-    "path",
-    "path_sha256",
-    "size",
-    "sha256",
-    "study",
-    "sop_instance_uid",
-    "outcome",
-    "reason",
-    "sentence",
-    "model_sha256",
-    "outputs",
-    "seconds",
-    "finished_at",
+    *("path", "path_sha256", "size", "sha256", "study", "sop_instance_uid", "outcome", "reason", "sentence"),
+    *("model_sha256", "outputs", "seconds", "finished_at"),
 )
 """Columns of `ledger.csv`."""
 
@@ -305,12 +294,6 @@ class Ledger:
             values = dict(zip(COLUMNS, row))
             values["outputs"] = json.loads(values["outputs"])
             yield values
-
-    def counts(self) -> dict[str, int]:
-        """Return the number of files by outcome, including `pending`; 0 where there are none."""
-        counts = {outcome.value: 0 for outcome in Outcome} | {PENDING: 0}
-        counts.update(self._read("SELECT outcome, COUNT(*) FROM files GROUP BY outcome"))
-        return counts
 
     def write_csv(self) -> Path:
         """Write `ledger.csv` whole; it is on the disk when this returns, and its cells are safe in a spreadsheet."""

@@ -19,7 +19,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
@@ -103,18 +105,10 @@ def run_listen(
     with (
         private_files(),
         hold_folder(out_dir),
-        create_engine(
-            "local",
-            wanted.bundle,
-            wanted.checkpoint_path,
-            dict(overrides or {}),
-            of_study,
-            out_dir / WORK,
-            workers=1,
-        ) as engine,
+        create_engine("local", of_study, dict(overrides or {}), workers=1) as engine,
     ):
         node = Node(out_dir, engine, of_study, server, wanted, peers, stop)
-        with _until_signal(node):
+        with until_signal(stop):
             node.run()
     return 0
 
@@ -145,12 +139,7 @@ class Node:
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.out_dir, self.engine, self.options, self.server_options = out_dir, engine, options, server
-        self.peers = peers or Peers()
-        self.quiet_seconds, self.keep_days, self.poll_seconds = (
-            wanted.quiet_seconds,
-            wanted.keep_days,
-            wanted.poll_seconds,
-        )
+        self.wanted, self.peers = wanted, peers or Peers()
         self.say = say or _say
         self.first_delay = 5.0
         """Seconds until results are sent again."""
@@ -208,11 +197,11 @@ class Node:
     def _work(self) -> None:
         next_cleaning = 0.0
         while not self.stop.is_set():
-            study = self.inbox.take_complete(self.quiet_seconds)
+            study = self.inbox.take_complete(self.wanted.quiet_seconds)
             if study is not None:
                 self._process(study)
-            elif self.keep_days is not None and time.monotonic() >= next_cleaning:
-                self._clean(self.keep_days)
+            elif self.wanted.keep_days is not None and time.monotonic() >= next_cleaning:
+                self._clean(self.wanted.keep_days)
                 next_cleaning = time.monotonic() + CLEANING_SECONDS
             else:
                 self.stop.wait(POLL_SECONDS)
@@ -231,7 +220,7 @@ class Node:
                     tell(f"the archive cannot be searched: {error}")
             except Exception as error:  # noqa: BLE001  no room, a full disk: the node goes on with what it has
                 tell(f"fetching was broken off: {_words(error)}")
-            self.stop.wait(self.poll_seconds)
+            self.stop.wait(self.wanted.poll_seconds)
 
     # --- one study ---------------------------------------------------------------------------------------------------
 
@@ -259,9 +248,7 @@ class Node:
             return
         if self._courier is not None:
             self._courier.take(run_dir)
-        counts: dict[str, int] = {}
-        for row in rows:
-            counts[row["outcome"]] = counts.get(row["outcome"], 0) + 1
+        counts = Counter(row["outcome"] for row in rows)
         self.say(f"study {study}: {', '.join(f'{n} {outcome}' for outcome, n in sorted(counts.items()))}")
         if is_final:
             self._failures.pop(study, None)
@@ -272,7 +259,7 @@ class Node:
         failures = self._failures[study] = self._failures.get(study, 0) + 1
         delay = min(FIRST_DELAY * 2 ** (failures - 1), LONGEST_DELAY)
         self.say(f"study {study}: {why}; tried again in {delay:.0f} s")
-        self.inbox.put_off(study, delay - self.quiet_seconds)
+        self.inbox.put_off(study, delay - self.wanted.quiet_seconds)
 
     def _lock_of(self, run_dir: Path) -> threading.Lock:
         with self._locks_lock:
@@ -287,38 +274,34 @@ class Node:
             age = time.time() - max(delivery.finished for delivery in of_study.values())
             is_through = self.peers.send is None or all(delivery.is_delivered for delivery in of_study.values())
             names = self.inbox.names(study)
-            if (
-                age < keep_days * DAY
-                or not is_through
-                or not (not names or any(d.inputs == names for d in of_study.values()))
-            ):
+            is_done = not names or any(delivery.inputs == names for delivery in of_study.values())
+            if age < keep_days * DAY or not is_through or not is_done:
                 continue
             self.inbox.remove(study)  # first: what is left of a run without its objects is found again the next time
             remove_own_folder(self.out_dir / RUNS / study)
             self.say(f"study {study}: removed after {age / DAY:.1f} days")
 
 
-class _until_signal:  # noqa: N801  read as `with _until_signal(node)`
-    """SIGTERM and SIGINT stop a node after the study at hand, a second one at once; only in the main thread."""
+@contextmanager
+def until_signal(stop: threading.Event) -> Iterator[None]:
+    """Let SIGTERM and SIGINT set an event that stops a node after the study at hand, and end it at once the second time.
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._before: dict[int, Any] = {}
+    Outside the main thread nothing changes.
+    """
 
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._on_signal)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._node.stop.is_set():
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
             raise KeyboardInterrupt
-        self._node.stop.set()
+        stop.set()
         os.write(2, b"ending after the study at hand; a second signal ends at once\n")  # a handler must not use print
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n, on_signal) for n in (signal.SIGTERM, signal.SIGINT)} if is_main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _words_of(text: str) -> tuple[str, ...]:
@@ -326,7 +309,7 @@ def _words_of(text: str) -> tuple[str, ...]:
 
 
 def _words(error: Exception) -> str:
-    """What went wrong, without text that may be of a file."""
+    """Return what went wrong, without text that may be of a file."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno).lower()
     if type(error) is ValueError and ("ledger" in str(error) or "room" in str(error)):
@@ -335,5 +318,5 @@ def _words(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    """One line on stderr, with the time."""
+    """Print a line on stderr, with the time."""
     print(f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} {text}", file=sys.stderr, flush=True)

@@ -39,13 +39,12 @@ class StudyMeasure:
 
     measure: str
     method: str
-    unit: str
     value: float | None
-    reason: str
+    reason: str = ""
     """Why there is no value."""
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
     """Why the value is in doubt."""
-    sources: tuple[tuple[str, tuple[int, ...]], ...]
+    sources: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """Name of each clip that the value was measured on, and the indices of its frames."""
     beat: int | None = None
     """Number of the beat in its clip, from 1; None for a number of the study."""
@@ -55,6 +54,11 @@ class StudyMeasure:
     def __post_init__(self) -> None:
         if (self.value is None) != bool(self.reason):
             raise ValueError(f"measures.py: {self.measure} has a value or a reason why not, not both and not neither")
+
+    @property
+    def unit(self) -> str:
+        """Return the unit of the value."""
+        return QUANTITIES[self.measure].unit
 
     @property
     def is_doubted(self) -> bool:
@@ -144,19 +148,13 @@ def _of_study(found: ClinicalMeasure, clips: Mapping[str, SegmentedClip], chosen
         if beat is not None and not beat.is_whole:
             warnings.append(BEAT_AT_END)
     value, reason = found.value, found.reason
-    if (
-        value is not None and value < QUANTITIES[found.measure].limits[0]
-    ):  # ECG's or somebody's choice of frames may be wrong
-        value, reason = None, LARGER_SYSTOLE
-    return StudyMeasure(
-        found.measure,
-        found.method,
-        QUANTITIES[found.measure].unit,
-        value,
-        reason,
-        tuple(dict.fromkeys(warnings)) if found.value is not None else (),
-        tuple(sources) if value is not None else (),
-    )
+    # ECG's or somebody's choice of frames may be wrong
+    if value is not None and value < QUANTITIES[found.measure].limits[0]:
+        value, reason, sources = None, LARGER_SYSTOLE, []
+    if found.value is None:
+        return StudyMeasure(found.measure, found.method, None, reason)
+    kept = tuple(dict.fromkeys(warnings))
+    return StudyMeasure(found.measure, found.method, value, reason, kept, tuple(sources))
 
 
 def _warnings(clip: SegmentedClip, frames: Iterable[int]) -> list[str]:
@@ -174,30 +172,23 @@ def _warnings(clip: SegmentedClip, frames: Iterable[int]) -> list[str]:
 
 def _of_beat(clip: SegmentedClip, name: str, method: str, number: int, beat: Beat) -> list[StudyMeasure]:
     """Return volumes and ejection fraction of one beat; of a beat that is not whole only the reason why there are none."""
+    frames, reason = (beat.end_diastole, beat.end_systole), ""
     values: list[float] = []
-    reason = "" if beat.is_whole else BEAT_AT_END
     try:
-        for index in (beat.end_diastole, beat.end_systole) if beat.is_whole else ():
+        for index in frames if beat.is_whole else ():
             values.append(disk_volume_ml(measure_ventricle(clip.label_maps[index], clip.facts.spacing_mm)))
     except CannotMeasureError as error:
         reason = str(error)
-    if not reason and values[1] > values[0]:
+    if not beat.is_whole:
+        reason = BEAT_AT_END
+    elif not reason and values[1] > values[0]:
         reason = LARGER_SYSTOLE
-    if not reason:
-        values.append(ejection_fraction(*values))
-    sources = ((beat.end_diastole,), (beat.end_systole,), (beat.end_diastole, beat.end_systole))
+    if reason:
+        return [StudyMeasure(measure, method, None, reason, beat=number) for measure in BEAT_MEASURES]
+    found = zip(BEAT_MEASURES, [*values, ejection_fraction(*values)], (frames[:1], frames[1:], frames))
     return [
-        StudyMeasure(
-            measure,
-            method,
-            QUANTITIES[measure].unit,
-            None if reason else values[i],
-            reason,
-            () if reason else tuple(_warnings(clip, sources[i])),
-            () if reason else ((name, sources[i]),),
-            beat=number,
-        )
-        for i, measure in enumerate(BEAT_MEASURES)
+        StudyMeasure(m, method, value, "", tuple(_warnings(clip, indices)), ((name, indices),), beat=number)
+        for m, value, indices in found
     ]
 
 
@@ -205,30 +196,18 @@ def _spread(beats: Sequence[StudyMeasure], method: str) -> list[StudyMeasure]:
     """Return mean and standard deviation of the ejection fractions of a clip's beats; doubted if one of them is."""
     known = [m for m in beats if m.measure == "ejection_fraction" and m.value is not None]
     fractions = [m.value for m in known if m.value is not None]
-    is_known = len(fractions) > 1
-    found = []
-    for measure, of_all in (("ejection_fraction_mean", statistics.mean), ("ejection_fraction_sd", statistics.stdev)):
-        found.append(
-            StudyMeasure(
-                measure,
-                method,
-                QUANTITIES[measure].unit,
-                float(of_all(fractions)) if is_known else None,
-                "" if is_known else f"{len(fractions)} whole beats were measured; at least 2 are needed",
-                tuple(dict.fromkeys(w for m in known for w in m.warnings)) if is_known else (),
-                tuple(_joined(m.sources for m in known)) if is_known else (),
-                basis=f"{len(fractions)} whole beats" if is_known else "",
-            )
-        )
-    return found
-
-
-def _joined(sources: Iterable[tuple[tuple[str, tuple[int, ...]], ...]]) -> list[tuple[str, tuple[int, ...]]]:
-    """Return all frames of each clip."""
-    frames: dict[str, set[int]] = {}
-    for name, indices in (source for of_one in sources for source in of_one):
-        frames.setdefault(name, set()).update(indices)
-    return [(name, tuple(sorted(indices))) for name, indices in frames.items()]
+    ways = {"ejection_fraction_mean": statistics.mean, "ejection_fraction_sd": statistics.stdev}
+    if len(fractions) < 2:
+        reason = f"{len(fractions)} whole beats were measured; at least 2 are needed"
+        return [StudyMeasure(measure, method, None, reason) for measure in ways]
+    warnings = tuple(dict.fromkeys(w for m in known for w in m.warnings))
+    name = known[0].sources[0][0]  # they are all of one clip
+    frames = {i for m in known for _, indices in m.sources for i in indices}
+    sources, basis = ((name, tuple(sorted(frames))),), f"{len(fractions)} whole beats"
+    return [
+        StudyMeasure(measure, method, float(of_all(fractions)), "", warnings, sources, basis=basis)
+        for measure, of_all in ways.items()
+    ]
 
 
 def _heart_rate(clip: SegmentedClip, name: str, method: str) -> StudyMeasure:
@@ -251,47 +230,32 @@ def _heart_rate(clip: SegmentedClip, name: str, method: str) -> StudyMeasure:
                 warnings.append(NEEDS_REVIEW)
             break
     low, high = QUANTITIES["heart_rate"].limits
-    if value is not None and not low <= value <= high:
-        value = None
-    reason = "" if value is not None else "neither two beats with frame times nor a plausible heart rate in the header"
-    return StudyMeasure(
-        "heart_rate",
-        method,
-        QUANTITIES["heart_rate"].unit,
-        value,
-        reason,
-        tuple(warnings) if value is not None else (),
-        ((name, frames),) if value is not None else (),
-        basis=basis if value is not None else "",
-    )
+    if value is None or not low <= value <= high:
+        reason = "neither two beats with frame times nor a plausible heart rate in the header"
+        return StudyMeasure("heart_rate", method, None, reason)
+    return StudyMeasure("heart_rate", method, value, "", tuple(warnings), ((name, frames),), basis=basis)
 
 
 def _body_surface(clips: Mapping[str, SegmentedClip], chosen: Mapping[str, str]) -> StudyMeasure:
     """Return the body surface area by the headers of the measured clips, which must agree."""
     bodies = {(clips[name].facts.height_m, clips[name].facts.weight_kg) for name in chosen.values()}
-    value, reason = None, ""
     if len(bodies) != 1:
         reason = "the headers of the clips disagree about height or weight" if bodies else "no clip is measured"
-    else:
-        try:
-            value = body_surface_m2(*bodies.pop())
-        except CannotMeasureError as error:
-            reason = str(error)
+        return StudyMeasure("body_surface_m2", HEADER, None, reason)
+    try:
+        value = body_surface_m2(*bodies.pop())
+    except CannotMeasureError as error:
+        return StudyMeasure("body_surface_m2", HEADER, None, str(error))
     sources = tuple((name, tuple(sorted(clips[name].phases))) for name in chosen.values())
-    unit, basis = QUANTITIES["body_surface_m2"].unit, "height and weight of the header, DuBois"
-    is_known = value is not None
-    return StudyMeasure(
-        "body_surface_m2", HEADER, unit, value, reason, (), sources if is_known else (), basis=basis if is_known else ""
-    )
+    basis = "height and weight of the header, DuBois"
+    return StudyMeasure("body_surface_m2", HEADER, value, "", (), sources, basis=basis)
 
 
 def _index(of: StudyMeasure, measure: str, surface: StudyMeasure) -> StudyMeasure:
     """Return a measure divided by body surface area, as doubtful as the measure."""
-    unit = QUANTITIES[measure].unit
     if of.value is None or surface.value is None:
-        reason = of.reason or f"body surface area: {surface.reason}"
-        return StudyMeasure(measure, of.method, unit, None, reason, (), ())
-    return replace(of, measure=measure, unit=unit, value=of.value / surface.value, basis=surface.basis)
+        return StudyMeasure(measure, of.method, None, of.reason or f"body surface area: {surface.reason}")
+    return replace(of, measure=measure, value=of.value / surface.value, basis=surface.basis)
 
 
 def _phases_of(measure: str) -> tuple[str, ...]:

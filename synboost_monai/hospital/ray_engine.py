@@ -24,17 +24,16 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from synboost_monai.bundle_run import is_path
-from synboost_monai.dicom.reading.files import file_digest
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.hospital.ledger import Result
-from synboost_monai.hospital.ray_head import BETWEEN_SECONDS, HeadLostError, HeadWatch, end_without_head
-from synboost_monai.hospital.study import Study, StudyOptions, StudyProcessor, study_folder
+from synboost_monai.hospital.ray_head import BETWEEN_SECONDS, HeadWatch, end_without_head
+from synboost_monai.hospital.study import Study, StudyOptions, StudyProcessor, refused, study_folder
 from synboost_monai.paths import remove_own_folder
 from synboost_monai.processes import ends_with_parent
 
@@ -54,9 +53,8 @@ class RayEngine:
     """Run studies on Ray actors; use it in a `with`.
 
     Args:
-        bundle, checkpoint_path, overrides: the model's; all machines must see the files under the same paths.
-        options: the run's options.
-        out_dir: the run's folder, on storage that all machines share.
+        options: the run's options; all machines must see the model's files under the same paths.
+        overrides: keys of the bundle's inference.yaml.
         workers: actors, each with one study at a time.
         ray_address: address of a cluster (`auto`, HOST:PORT, ray://...); None: a Ray on this machine only, which ends with the engine.
     Raises:
@@ -65,23 +63,15 @@ class RayEngine:
     """
 
     def __init__(
-        self,
-        bundle: str,
-        checkpoint_path: str | None,
-        overrides: Mapping[str, Any],
-        options: StudyOptions,
-        out_dir: Path,
-        workers: int,
-        ray_address: str | None = None,
+        self, options: StudyOptions, overrides: Mapping[str, Any], workers: int, ray_address: str | None = None
     ) -> None:
         _check_installed()
-        self.workers, self.options, self.out_dir = workers, options, out_dir.resolve()
-        self._arguments = (
-            str(Path(bundle).resolve()) if is_path(bundle) else bundle,
-            None if checkpoint_path is None else str(Path(checkpoint_path).resolve()),
-            dict(overrides),
+        bundle, checkpoint_path = options.bundle, options.checkpoint_path
+        self.workers, self._overrides = workers, dict(overrides)
+        self.options = replace(
             options,
-            self.out_dir,
+            bundle=str(Path(bundle).resolve()) if is_path(bundle) else bundle,
+            checkpoint_path=None if checkpoint_path is None else str(Path(checkpoint_path).resolve()),
         )
         self._cleanup = contextlib.ExitStack()
         self._actors: dict[Any, Any] = {}
@@ -108,13 +98,16 @@ class RayEngine:
 
     # --- work --------------------------------------------------------------------------------------------------------
 
-    def run(self, studies: Sequence[Study], out_dir: Path | None = None) -> Iterator[list[Result]]:
-        """Yield the results of each study, in the order in which they end; `out_dir` replaces the engine's own.
+    def run(self, studies: Sequence[Study], out_dir: Path) -> Iterator[list[Result]]:
+        """Write the outputs of studies into the folder of a run, and yield the results of each study as it ends.
 
+        Args:
+            studies: files of each study.
+            out_dir: folder of the run, on storage that all machines share.
         Raises:
             ValueError: if the head of the cluster is lost, or actors keep dying before they can work.
         """
-        target = self.out_dir if out_dir is None else out_dir.resolve()
+        target = out_dir.resolve()
         waiting = deque(range(len(studies)))
         running: dict[Any, int] = {}
         attempts: Counter[int] = Counter()
@@ -138,7 +131,9 @@ class RayEngine:
                 if attempts[index] < MAX_ATTEMPTS:
                     waiting.append(index)  # behind the others: should it be the study's fault, they are done first
                     continue
-                answer = _refuse(studies[index], self.options, target, attempts[index])
+                files, problem = studies[index], NotUsableError("worker_lost", times=attempts[index])
+                remove_own_folder(study_folder(target, self.options, files[0].study_uid))
+                answer = refused(files, problem, self.options.limits)
             else:
                 self._idle.append(actor)
                 if reference not in running:  # it has loaded its network
@@ -148,28 +143,23 @@ class RayEngine:
             num_open -= 1
             yield answer
 
-    def _next_done(self) -> Any:
-        """Wait for a reference whose actor has answered or died.
+    def _next_done(self, until: float = math.inf) -> Any:
+        """Wait for a reference whose actor has answered or died; `until`: the moment at which an actor must have started.
 
         Raises:
-            ValueError: if the head of the cluster is lost.
+            ValueError: if the head of the cluster is lost, or no actor could start.
         """
         import ray
 
         while True:
-            self._check_head()
+            self._head.check()
             done, _ = ray.wait(list(self._actors), num_returns=1, timeout=BETWEEN_SECONDS)
             if done:
                 return done[0]
-
-    def _check_head(self, at_once: bool = False) -> None:
-        try:
-            self._head.check(at_once)
-        except HeadLostError as error:
-            raise ValueError(
-                "ray_engine.py: the head of the Ray cluster does not answer any more; start the cluster again, or take engine local, "
-                "and go on by --resume"
-            ) from error
+            if time.monotonic() > until:
+                raise ValueError(
+                    f"ray_engine.py: no actor could start within {START_SECONDS:.0f} s; has the cluster a free CPU (and GPU)?"
+                )
 
     def _answer(self, reference: Any) -> Any:
         """Return what an actor answers.
@@ -189,7 +179,7 @@ class RayEngine:
     # --- actors ------------------------------------------------------------------------------------------------------
 
     def _start_actor(self) -> None:
-        actor = self._actor_class.remote(*self._arguments)
+        actor = self._actor_class.remote(self.options, self._overrides)
         self._actors[actor.load.remote(os.getcwd(), _num_threads(self.workers))] = actor
 
     def _replace(self, actor: Any) -> None:
@@ -200,7 +190,7 @@ class RayEngine:
         """
         import ray
 
-        self._check_head(at_once=True)  # without it, starting an actor would wait until Ray ends this process
+        self._head.check(at_once=True)  # without it, starting an actor would wait until Ray ends this process
         with contextlib.suppress(Exception):
             ray.kill(actor)  # one that merely cannot be reached must not go on writing
         self._failed_starts += 1
@@ -213,21 +203,12 @@ class RayEngine:
 
     def _wait_for_first(self) -> None:
         """Wait until one actor has loaded its network: the others may come later, as a cluster finds room."""
-        import ray
-
-        end = time.monotonic() + START_SECONDS
+        until = time.monotonic() + START_SECONDS
         while not self._idle:
-            self._check_head()
-            done, _ = ray.wait(list(self._actors), num_returns=1, timeout=BETWEEN_SECONDS)
-            if not done and time.monotonic() < end:
-                continue
-            if not done:
-                raise ValueError(
-                    f"ray_engine.py: no actor could start within {START_SECONDS:.0f} s; has the cluster a free CPU (and GPU)?"
-                )
-            actor = self._actors.pop(done[0])
+            reference = self._next_done(until)
+            actor = self._actors.pop(reference)
             try:
-                identity = self._answer(done[0])
+                identity = self._answer(reference)
             except ActorLostError:
                 self._replace(actor)
                 continue
@@ -254,9 +235,7 @@ class RayEngine:
     def __enter__(self) -> RayEngine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
 
@@ -267,16 +246,8 @@ class ActorLostError(Exception):
 class StudyActor:
     """A StudyActor works on studies with its own network, in a process of Ray."""
 
-    def __init__(
-        self,
-        bundle: str,
-        checkpoint_path: str | None,
-        overrides: Mapping[str, Any],
-        options: StudyOptions,
-        out_dir: Path,
-    ) -> None:
-        self._model_arguments = (bundle, checkpoint_path, overrides)
-        self._options, self._out_dir = options, out_dir
+    def __init__(self, options: StudyOptions, overrides: Mapping[str, Any]) -> None:
+        self._options, self._overrides = options, overrides
 
     def load(self, folder: str, num_threads: int) -> Mapping[str, str]:
         """Load the network, and return its identity.
@@ -291,23 +262,22 @@ class StudyActor:
         from synboost_monai.dicom.reading.worker import ReaderPool
         from synboost_monai.hospital.model import EchoSegmenter
 
-        if (
-            end_with_parent := ends_with_parent()
-        ):  # Ray's own processes end with the driver; an actor may not go on writing
+        # Ray's own processes end with the driver; an actor may not go on writing
+        if end_with_parent := ends_with_parent():
             end_with_parent()
         end_without_head(ray.get_runtime_context().gcs_address)
         os.umask(0o077)  # as `processes.private_files` sets it on the driver's machine
         with contextlib.suppress(OSError):
             os.chdir(folder)
         torch.set_num_threads(num_threads)  # Ray would allow an actor of one CPU one thread
-        model = EchoSegmenter(*self._model_arguments, self._options.scout)
-        pool = ReaderPool(1, self._options.limits)
-        self._processor = StudyProcessor(model, pool, self._out_dir, self._options)
+        options = self._options
+        model = EchoSegmenter(options.bundle, options.checkpoint_path, self._overrides, options.scout)
+        self._processor = StudyProcessor(model, ReaderPool(1, options.limits), options)
         return self._processor.identity
 
     def process(self, files: Study, out_dir: Path) -> list[Result]:
         """Make the outputs of one study."""
-        return self._processor.writing_to(out_dir)(files)
+        return self._processor(files, out_dir)
 
 
 @contextlib.contextmanager
@@ -324,9 +294,8 @@ def ray_session(address: str | None = None, num_cpus: int = 1) -> Iterator[None]
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     with contextlib.ExitStack() as cleanup:
         if address is None:
-            folder = Path(
-                tempfile.mkdtemp(prefix="synboost-", dir=_temporary_folder())
-            )  # mode 0700; Ray's own is open to all
+            # mode 0700; Ray's own is open to all
+            folder = Path(tempfile.mkdtemp(prefix="synboost-", dir=_temporary_folder()))
             cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
             cleanup.enter_context(_environment())
             options |= {"address": "local", "num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES}
@@ -348,19 +317,6 @@ def ray_session(address: str | None = None, num_cpus: int = 1) -> Iterator[None]
         if address is None:
             _check_loopback(ray.util.get_node_ip_address())
         yield
-
-
-def _refuse(files: Study, options: StudyOptions, out_dir: Path, times: int) -> list[Result]:
-    """Refuse a study on which actors die: remove its outputs, and return its results."""
-    remove_own_folder(study_folder(out_dir, options, files[0].study_uid))
-    results = []
-    for file in files:
-        digest = ""
-        with contextlib.suppress(NotUsableError):
-            seconds = options.limits.seconds_per_file
-            digest = file_digest(file.path, file.size, file.mtime_ns, max_seconds=seconds)
-        results.append(Result.of(file, NotUsableError("worker_lost", times=times), sha256=digest))
-    return results
 
 
 def _gpus_of_actor(num_gpus: float, workers: int, overrides: Mapping[str, Any]) -> float:

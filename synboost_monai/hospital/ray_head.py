@@ -19,8 +19,14 @@ CONNECT_SECONDS = 3.0
 """Longest time for connecting to it."""
 
 
-class HeadLostError(Exception):
+class HeadLostError(ValueError):
     """Report that the head of the cluster does not answer any more."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "ray_engine.py: the head of the Ray cluster does not answer any more; start the cluster again, or take engine local, "
+            "and go on by --resume"
+        )
 
 
 class HeadWatch:

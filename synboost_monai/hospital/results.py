@@ -24,20 +24,8 @@ NOTE = "Made by software for research. Not for diagnosis."
 """Note in every result."""
 
 CSV_COLUMNS = (
-    *(
-        "study",
-        "measure",
-        "method",
-        "beat",
-        "value",
-        "unit",
-        "needs_review",
-        "reference",
-        "verdict",
-        "warnings",
-        "reason",
-    ),
-    *("basis", "sources"),
+    *("study", "measure", "method", "beat", "value", "unit", "needs_review", "reference", "verdict", "warnings"),
+    *("reason", "basis", "sources"),
 )
 """Columns of measurements.csv; `needs_review` is the mark of a number whose contours are in doubt."""
 BEST_FIRST = (BIPLANE, FOUR_CHAMBER, TWO_CHAMBER)
@@ -50,9 +38,7 @@ def study_results(
     provenance: Mapping[str, Any],
     clips: Mapping[str, SegmentedClip],
     instances: Mapping[str, str],
-    problems: Mapping[str, str],
     measures: Sequence[StudyMeasure],
-    texts: Mapping[str, bool | None] | None = None,
 ) -> dict[str, Any]:
     """Collect all results of a study, ready for JSON; frames are numbered from 1, as in DICOM.
 
@@ -62,11 +48,8 @@ def study_results(
         provenance: the model's names, hashes and settings.
         clips: name -> clip.
         instances: name of a clip -> its SOP Instance UID.
-        problems: name of a clip -> code of the problem with its calibration.
         measures: measures of the study.
-        texts: name of a clip -> whether there may be text within its sector; None where that is not known.
     """
-    texts = texts or {}
     used = {name for measure in measures for name, _ in measure.sources}
     reasons = [f"clip {name}: {reason}" for name in sorted(used) for reason in clips[name].reasons]
     doubts = [f"{METHODS[m.method][0]}: {w}" for m in measures for w in m.warnings if w != NEEDS_REVIEW]
@@ -82,10 +65,7 @@ def study_results(
         "reasons": told,
         "sex": sex_of(clips.values()),
         "measures": [_measure(m, sex_of(clips.values())) for m in measures],
-        "clips": [
-            _clip(name, clips[name], instances[name], problems.get(name), name in used, texts.get(name))
-            for name in sorted(clips)
-        ],
+        "clips": [_clip(name, clips[name], instances[name], name in used) for name in sorted(clips)],
     }
 
 
@@ -105,22 +85,18 @@ def measures_csv(studies: Sequence[Mapping[str, Any]]) -> str:
             digits = max(1, QUANTITIES[m["measure"]].decimals)
             value = "" if m["value"] is None else f"{m['value']:.{digits}f}"
             sources = " ".join(f"{s['clip']}:{'+'.join(map(str, s['frames']))}" for s in m["sources"])
-            row = [
-                study["study"],
-                m["measure"],
-                m["method"],
-                "" if m["beat"] is None else m["beat"],
-                value,
-                m["unit"],
-                "yes" if m["needs_review"] else "",
-                "" if m["reference"] is None else "{:g} to {:g}".format(*m["reference"]),
-                study["verdict"],
-                "; ".join(m["warnings"]),
-                m["reason"],
-                m["basis"],
-                sources,
-            ]
-            rows.append([visible(str(cell)) for cell in row])
+            cells = {
+                **m,
+                "study": study["study"],
+                "verdict": study["verdict"],
+                "beat": "" if m["beat"] is None else m["beat"],
+                "value": value,
+                "needs_review": "yes" if m["needs_review"] else "",
+                "reference": "" if m["reference"] is None else "{:g} to {:g}".format(*m["reference"]),
+                "warnings": "; ".join(m["warnings"]),
+                "sources": sources,
+            }
+            rows.append([visible(str(cells[column])) for column in CSV_COLUMNS])
     return csv_text(rows)
 
 
@@ -186,18 +162,16 @@ def _measure(m: StudyMeasure, sex: str | None) -> dict[str, Any]:
     }
 
 
-def _clip(
-    name: str, clip: SegmentedClip, instance: str, problem: str | None, is_measured: bool, has_text: bool | None
-) -> dict[str, Any]:
-    beat = clip.beat
+def _clip(name: str, clip: SegmentedClip, instance: str, is_measured: bool) -> dict[str, Any]:
+    beat, problem = clip.beat, clip.facts.calibration_problem
     return {
         "clip": name,
         "sop_instance_uid": instance,
         "is_measured": is_measured,
         "num_frames": clip.facts.num_frames,
         "spacing_mm": None if clip.facts.spacing_mm is None else [round(s, 6) for s in clip.facts.spacing_mm],
-        "calibration_problem": problem,
-        "text_in_sector": {True: "possible", False: "none found", None: "not known"}[has_text],
+        "calibration_problem": None if problem is None else problem.reason.code,
+        "text_in_sector": {True: "possible", False: "none found", None: "not known"}[clip.has_text],
         "view": clip.view,
         "view_source": clip.view_source,
         "view_confidence": {view: round(value, 4) for view, value in clip.view_confidence.items()},

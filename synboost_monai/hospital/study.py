@@ -6,14 +6,14 @@ they are the same bytes in the same places.
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import hashlib
 import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,23 +63,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
-class StudyOptions:
+class StudyOptions(HospitalOptions):
     """Hold what a run wants of each study."""
 
-    frames: str = "ed-es"
-    """Which frames are written, one of `options.FRAME_CHOICES`."""
-    view: str | None = None
-    """View of all clips, whatever their headers say; None: each clip's own."""
-    segmentation: str = "binary"
-    """One of `options.SEGMENTATION_CHOICES`."""
-    overlay: bool = True
-    """Whether overlays, frames with outlines, are written."""
-    contours: bool = False
-    """Whether the outlines are also written as structured reports."""
-    scout: str | None = None
-    """Weights of the network that looks for the beats, as in `model.EchoSegmenter`; None: the segmenter itself."""
-    report: str = "en"
-    """Language of the page for people, one of `options.REPORT_CHOICES`."""
     window: int = 32
     """Number of frames in memory at a time."""
     given: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -91,16 +77,7 @@ class StudyOptions:
     @classmethod
     def of(cls, options: HospitalOptions, **more: Any) -> StudyOptions:
         """Return what the options of a run mean for each study, and further fields."""
-        return cls(
-            frames=options.frames,
-            view=VIEW_CHOICES[options.view],
-            segmentation=options.segmentation,
-            overlay=options.overlay,
-            contours=options.contours,
-            scout=options.scout,
-            report=options.report,
-            **more,
-        )
+        return cls(**{f.name: getattr(options, f.name) for f in fields(HospitalOptions)}, **more)
 
     def settings(self) -> dict[str, Any]:
         """Return all settings that outputs depend on, ready for JSON.
@@ -111,7 +88,7 @@ class StudyOptions:
         naming = Naming(self.key)
         return {
             "frames": self.frames,
-            "view": self.view or "auto",
+            "view": VIEW_CHOICES[self.view] or "auto",
             "segmentation": self.segmentation,
             "overlay": self.overlay,
             "contours": self.contours,
@@ -130,9 +107,7 @@ class _Segmented:
     header: Any  # pydicom's Dataset
     """Header of the file, or of its de-identified copy."""
     clip: SegmentedClip
-    outputs: list[str] = field(default_factory=list)
-    has_text: bool | None = None
-    """Whether there may be text within its sector; None where that is not known."""
+    outputs: list[Path] = field(default_factory=list)
 
 
 class StudyProcessor:
@@ -141,20 +116,11 @@ class StudyProcessor:
     Args:
         model: the segmenter.
         pool: reads the files in separate processes.
-        out_dir: the run's folder.
         options: what is wanted.
-        progress: called with the number of frames that are done.
     """
 
-    def __init__(
-        self,
-        model: EchoSegmenter,
-        pool: ReaderPool,
-        out_dir: Path,
-        options: StudyOptions,
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
-        self.model, self.pool, self.out_dir, self.options, self.progress = model, pool, out_dir, options, progress
+    def __init__(self, model: EchoSegmenter, pool: ReaderPool, options: StudyOptions) -> None:
+        self.model, self.pool, self.options = model, pool, options
         digest = hashlib.sha256(json.dumps(options.settings(), sort_keys=True).encode()).hexdigest()[:16]
         self.provenance = Provenance(
             model.name,
@@ -174,26 +140,18 @@ class StudyProcessor:
             "software": self.provenance.software_version,
         }
 
-    def writing_to(self, out_dir: Path) -> StudyProcessor:
-        """Return the same processor with another folder."""
-        other = copy.copy(self)
-        other.out_dir = out_dir
-        return other
-
-    def __call__(self, files: Study) -> list[Result]:
+    def __call__(self, files: Study, out_dir: Path) -> list[Result]:
         """Make the outputs of one study, and return what became of each of its files.
 
         Args:
             files: all files of the study that are for us, in the order of the scan.
+            out_dir: the run's folder.
         Returns:
             one result for each file; nothing is recorded here.
         """
         if len({file.patient_key for file in files}) > 1:
-            return [
-                Result.of(file, NotUsableError("patients_mixed"), sha256=_digest(file, self.options.limits))
-                for file in files
-            ]
-        folder = study_folder(self.out_dir, self.options, files[0].study_uid)
+            return refused(files, NotUsableError("patients_mixed"), self.options.limits)
+        folder = study_folder(out_dir, self.options, files[0].study_uid)
         remove_own_folder(folder)  # from an attempt that was cut short
         results: dict[str, Result] = {}
         segmented: list[_Segmented] = []
@@ -206,10 +164,12 @@ class StudyProcessor:
                 if file.path in too_long:
                     raise NotUsableError("study_too_long", limit=self.options.limits.max_study_frames)
                 with open_regular(file.path) as opened:
-                    digest = file_digest(
-                        opened, file.size, file.mtime_ns, max_seconds=self.options.limits.seconds_per_file
-                    )
-                    found = self._segment(file, opened, folder)
+                    seconds = self.options.limits.seconds_per_file
+                    digest = file_digest(opened, file.size, file.mtime_ns, max_seconds=seconds)
+                    # a worker opens the file once for its facts and all its frames
+                    with self.pool.open(file.path, self.options.window) as stream:
+                        check_unchanged(file)  # it is the file that is open here
+                        found = self._segment(file, opened, stream, folder)
             except Exception as error:  # noqa: BLE001  a file must not end the run, whatever it does to a library
                 results[file.path] = Result.of(file, problem_of(error), sha256=digest, seconds=time.monotonic() - start)
                 continue
@@ -224,7 +184,8 @@ class StudyProcessor:
         for found in segmented:
             before = results[found.file.path]
             if failure is None:
-                results[found.file.path] = replace(before, outputs=tuple(sorted(found.outputs)))
+                outputs = sorted(path.relative_to(out_dir).as_posix() for path in found.outputs)
+                results[found.file.path] = replace(before, outputs=tuple(outputs))
             else:
                 facts = {"sha256": before.sha256, "seconds": before.seconds}
                 results[found.file.path] = Result.of(found.file, failure, **facts)
@@ -232,34 +193,29 @@ class StudyProcessor:
 
     # --- one clip ----------------------------------------------------------------------------------------------------
 
-    def _segment(self, file: ScannedFile, opened: OpenFile, folder: Path) -> _Segmented:
-        """Segment a clip and write its own outputs; a worker opens the file once for its facts and all its frames."""
-        with self.pool.open(file.path, self.options.window) as stream:
-            check_unchanged(file)  # it is the file that is open here
-            return self._segment_stream(file, opened, stream, folder)
-
-    def _segment_stream(self, file: ScannedFile, opened: OpenFile, stream: ClipStream, folder: Path) -> _Segmented:
+    def _segment(self, file: ScannedFile, opened: OpenFile, stream: ClipStream, folder: Path) -> _Segmented:
+        """Segment a clip and write its own outputs."""
         facts, options = stream.facts, self.options
         if options.key is not None:  # prompts are written, so they may say no more than a copy
             facts = replace(facts, sex=None, age=None, height_m=None, weight_kg=None)
-        if facts.view is not None and facts.view not in VIEWS.values() and options.view is None:
+        view = VIEW_CHOICES[options.view]
+        if facts.view is not None and facts.view not in VIEWS.values() and view is None:
             raise NotUsableError("other_view", view=facts.view.replace("_", " "))
 
         clip = segment_clip(
             self.model,
             facts,
             stream.read,
-            view=options.view,
+            view=view,
             given=options.given.get(file.sop_instance_uid),
             keeps_all=options.frames == "all",
-            progress=self.progress,
         )
         header = read_header(opened, options.limits)
         if options.key is not None:
             header = deidentify_header(header, options.key)
         found = _Segmented(file, short_hash(str(header.SOPInstanceUID)), header, clip)
         try:
-            self.out_dir.mkdir(parents=True, exist_ok=True)
+            folder.parents[1].mkdir(parents=True, exist_ok=True)
             own_folder(own_folder(folder.parent) / folder.name)
             self._write_segmentation(found, folder)
             self._write_contours(found, folder)
@@ -267,7 +223,7 @@ class StudyProcessor:
             if options.key is not None:
                 target = folder / f"{COPY}_{found.name}.dcm"
                 deidentify(opened, target, options.key, limits=options.limits)
-                found.outputs.append(self._relative(target))
+                found.outputs.append(target)
         except BaseException:
             for part in folder.glob(f"*_{found.name}*"):  # a clip's outputs are kept whole or not at all
                 part.unlink(missing_ok=True)
@@ -280,8 +236,7 @@ class StudyProcessor:
         indices = self._frames_of(clip)
         maps = (_in_full_frame(clip.label_maps[i], facts)[None] for i in indices)
         path = folder / f"{SEGMENTATION}_{found.name}.dcm"
-        prompts = [text for i in clip.frames for text in clip.prompts[i]]
-        prompts += clip.first_prompts if self.options.frames == "all" else []
+        prompts = [*_prompts(clip), *(clip.first_prompts if self.options.frames == "all" else ())]
         write_segmentation(
             found.header,
             maps,
@@ -291,7 +246,7 @@ class StudyProcessor:
             segmentation_type=SEGMENTATION_CHOICES[self.options.segmentation],
             nominal_spacing_mm=facts.spacing_mm if self.options.segmentation == OHIF else None,
         )
-        found.outputs.append(self._relative(path))
+        found.outputs.append(path)
 
     def _write_contours(self, found: _Segmented, folder: Path) -> None:
         """Write the outlines of the judged frames as structured report, if it is wanted and there are any."""
@@ -299,10 +254,9 @@ class StudyProcessor:
         maps = {i + 1: _in_full_frame(clip.label_maps[i], clip.facts) for i in clip.frames}
         if not self.options.contours or not any(label_map.any() for label_map in maps.values()):
             return
-        prompts = tuple(dict.fromkeys(text for i in clip.frames for text in clip.prompts[i]))
         path = folder / f"{CONTOURS}_{found.name}.dcm"
-        write_contours(found.header, maps, path, provenance=replace(self.provenance, prompts=prompts))
-        found.outputs.append(self._relative(path))
+        write_contours(found.header, maps, path, provenance=replace(self.provenance, prompts=_prompts(clip)))
+        found.outputs.append(path)
 
     def _write_pictures(self, found: _Segmented, folder: Path, read: ReadFrames) -> None:
         """Write the overlay, and thumbnails of the judged frames; only the sector is shown."""
@@ -314,12 +268,12 @@ class StudyProcessor:
         sector = find_sector(samples, within)
         if not sector.any():
             return  # nothing may be shown
-        found.has_text = has_text(samples, sector)
+        clip.has_text = has_text(samples, sector)
         for index in clip.frames:
             frame = np.concatenate(list(read([index])))[0]
             path = folder / f"frame_{found.name}_{index + 1}.png"
             write_overlay_png(frame, clip.label_maps[index], sector, path, facts.spacing_mm)
-            found.outputs.append(self._relative(path))
+            found.outputs.append(path)
         if not self.options.overlay:
             return
         indices = self._frames_of(clip)
@@ -331,10 +285,10 @@ class StudyProcessor:
             _pairs(read(None if is_all else indices), clip, indices),
             [i + 1 for i in indices],
             path,
-            display=Display(sector, found.has_text, facts.spacing_mm, times if is_all else None),
+            display=Display(sector, clip.has_text, facts.spacing_mm, times if is_all else None),
             provenance=self.provenance,
         )
-        found.outputs.append(self._relative(path))
+        found.outputs.append(path)
 
     def _frames_of(self, clip: SegmentedClip) -> list[int]:
         """Return the indices of the frames that are written."""
@@ -359,7 +313,6 @@ class StudyProcessor:
         clips = {found.name: found.clip for found in segmented}
         headers = {found.name: found.header for found in segmented}
         instances = {name: str(header.SOPInstanceUID) for name, header in headers.items()}
-        problems = {n: c.facts.calibration_problem.reason.code for n, c in clips.items() if c.facts.calibration_problem}
         measures = measure_study(clips)
         results = study_results(
             folder.name,
@@ -367,23 +320,18 @@ class StudyProcessor:
             {**self.provenance.parameters(), "model": self.provenance.model, "options": self.options.settings()},
             clips,
             instances,
-            problems,
             measures,
-            {found.name: found.has_text for found in segmented},
         )
         paths = write_results(results, folder)
         classes = {name: (str(header.SOPClassUID), instances[name]) for name, header in headers.items()}
         if numbers := report_measurements(measures, classes, results["sex"]):
             used = sorted({name for m in measures for name, _ in m.sources})
-            prompts = dict.fromkeys(
-                text for name in used for i in clips[name].frames for text in clips[name].prompts[i]
-            )
             path = folder / f"{REPORT}.dcm"
             write_report(
                 [headers[name] for name in used],
                 numbers,
                 path,
-                provenance=replace(self.provenance, prompts=tuple(prompts)),
+                provenance=replace(self.provenance, prompts=_prompts(*(clips[name] for name in used))),
                 needs_review=results["verdict"] == "review",
                 review_reasons=results["reasons"],
             )
@@ -391,7 +339,7 @@ class StudyProcessor:
         if self.options.report != "none":
             paths += self._write_sheet(results, folder, segmented)
         for found in segmented:
-            found.outputs += [self._relative(path) for path in paths]
+            found.outputs += paths
 
     def _write_sheet(self, results: Mapping[str, Any], folder: Path, segmented: Sequence[_Segmented]) -> list[Path]:
         """Write the page for people: as HTML without the patient, and as PDF for the archive with the patient."""
@@ -404,13 +352,22 @@ class StudyProcessor:
         write_pdf(headers, sheet_pdf(named), pdf, title=sheet.title, provenance=self.provenance)
         return [html, pdf]
 
-    def _relative(self, path: Path) -> str:
-        return path.relative_to(self.out_dir).as_posix()
-
 
 def study_folder(out_dir: Path, options: StudyOptions, study_uid: str) -> Path:
     """Return the folder of a study's outputs: a hash of its UID, or of the UID of its de-identified copies."""
     return out_dir / STUDIES / Naming(options.key).study(study_uid)
+
+
+def refused(files: Study, problem: NotUsableError, limits: Limits) -> list[Result]:
+    """Return the results of a study whose files are all refused for one reason, with their hashes where these can be had in time."""
+    return [Result.of(file, problem, sha256=digest_of(file, limits.seconds_per_file)) for file in files]
+
+
+def digest_of(file: ScannedFile, max_seconds: float) -> str:
+    """Return the SHA-256 of a file; '' where it cannot be read, or not in time."""
+    with contextlib.suppress(NotUsableError):
+        return file_digest(file.path, file.size, file.mtime_ns, max_seconds=max_seconds)
+    return ""
 
 
 def problem_of(error: Exception) -> NotUsableError:
@@ -443,12 +400,9 @@ def _too_long(files: Sequence[ScannedFile], max_frames: int) -> frozenset[str]:
     return frozenset(found)
 
 
-def _digest(file: ScannedFile, limits: Limits) -> str:
-    """SHA-256 of a file; '' where it cannot be read, or not in time."""
-    try:
-        return file_digest(file.path, file.size, file.mtime_ns, max_seconds=limits.seconds_per_file)
-    except NotUsableError:
-        return ""
+def _prompts(*clips: SegmentedClip) -> tuple[str, ...]:
+    """Return the prompts of the frames that stand for these clips, each once."""
+    return tuple(dict.fromkeys(text for clip in clips for i in clip.frames for text in clip.prompts[i]))
 
 
 def _in_full_frame(label_map: NDArray[np.uint8], facts: ClipFacts) -> NDArray[np.uint8]:

@@ -27,16 +27,7 @@ from pydicom.uid import UID_dictionary
 from synboost_monai.dicom.elements import SEQUENCE_END as SEQUENCE_DELIMITER
 from synboost_monai.dicom.elements import element, element_header, item, sequence
 from synboost_monai.dicom.writing.objects import quiet
-from tests.dicom.conftest import (
-    SYNTAXES,
-    US_CLIP,
-    compressed,
-    dataset,
-    jpeg,
-    make,
-    tissue_region,
-    without_jfif,
-)
+from tests.dicom.conftest import SYNTAXES, US_CLIP, compressed, dataset, jpeg, make, tissue_region, without_jfif
 
 SECRETS = (
     "zwyxpatient",
@@ -63,15 +54,33 @@ PIXELS = b"\xe0\x7f\x10\x00"
 Edit = Callable[[bytes], bytes]
 
 
+OUTCOMES = {
+    PROCESSED: ("segmented",),
+    UNCALIBRATED: (
+        *("no_regions", "no_tissue_region", "several_tissue_regions", "region_outside", "region_too_small"),
+        *("region_malformed", "units_not_cm", "delta_not_positive", "delta_implausible", "depth_implausible"),
+        "pixels_not_square",
+    ),
+    SKIPPED: (
+        *("not_dicom", "empty_file", "operating_system_file", "special_file", "symlink", "dicomdir", "other_modality"),
+        *("not_an_image", "own_result", "duplicate", "other_view"),
+    ),
+}
+"""Outcome -> its reasons; every other reason refuses a file."""
+
+
 @dataclass(frozen=True)
 class Expected:
     """Hold one entry of the corpus."""
 
     relative: str
     """Path below the corpus's folder."""
-    outcome: str
     reasons: tuple[str, ...]
     """Codes, one of which is right."""
+
+    @property
+    def outcome(self) -> str:
+        return next((outcome for outcome, reasons in OUTCOMES.items() if self.reasons[0] in reasons), REFUSED)
 
 
 def write_corpus(folder: Path) -> list[Expected]:
@@ -121,24 +130,23 @@ class _Corpus:
         self._good = b""
         self._deep: list[tuple[Path, int]] = []
 
-    def expect(self, relative: str, outcome: str, *reasons: str) -> Path:
-        """Record an entry that is written elsewhere, and return its path."""
+    def expect(self, relative: str, *reasons: str) -> Path:
+        """Record an entry that is written elsewhere, and return its path; without a reason it is to be segmented."""
         if any(known.relative == relative for known in self.expected):
             raise ValueError(f"fault_corpus.py: {relative!r} occurs twice")
-        self.expected.append(Expected(relative, outcome, reasons))
+        self.expected.append(Expected(relative, reasons or ("segmented",)))
         path = self.folder / relative
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def file(self, relative: str, data: bytes, outcome: str, *reasons: str) -> Path:
-        path = self.expect(relative, outcome, *reasons)
+    def file(self, relative: str, data: bytes, *reasons: str) -> Path:
+        path = self.expect(relative, *reasons)
         path.write_bytes(data)
         return path
 
     def clip(
         self,
         relative: str,
-        outcome: str = PROCESSED,
         *reasons: str,
         frames: NDArray[Any] | None = None,
         encoding: str = "explicit",
@@ -147,8 +155,6 @@ class _Corpus:
         **options: Any,
     ) -> Path:
         """Make an ultrasound object, good except for `options` (of `tests.dicom.conftest.make`) and `edit` (of its bytes)."""
-        if not reasons:
-            reasons = {PROCESSED: ("segmented",)}[outcome]
         self.number += 1
         values = {
             "SOPInstanceUID": f"{ROOT}.1.{self.number}",
@@ -170,7 +176,7 @@ class _Corpus:
         made.unlink()
         if syntax is not None:
             data = swapped(data, 0x00020010, element(0x00020010, "UI", syntax), is_meta=True)
-        return self.file(relative, edit(data) if edit else data, outcome, *reasons)
+        return self.file(relative, edit(data) if edit else data, *reasons)
 
     def good(self) -> bytes:
         """Return the bytes of a good clip, always the same object."""
@@ -181,9 +187,20 @@ class _Corpus:
             path.unlink()
         return self._good
 
-    def cut(self, relative: str, outcome: str, *reasons: str, at: Callable[[bytes], int], **options: Any) -> None:
+    def cut(self, relative: str, *reasons: str, at: Callable[[bytes], int], **options: Any) -> None:
         """Write a clip that ends early."""
-        self.clip(relative, outcome, *reasons, edit=lambda data: data[: at(data)], **options)
+        self.clip(relative, *reasons, edit=lambda data: data[: at(data)], **options)
+
+    def of(self, chapter: str) -> tuple[Callable[..., Path], Callable[..., None]]:
+        """Return `clip` and `cut` for objects `chapter`/NAME.dcm."""
+
+        def clip(name: str, *reasons: str, **options: Any) -> Path:
+            return self.clip(f"{chapter}/{name}.dcm", *reasons, **options)
+
+        def cut(name: str, *reasons: str, **options: Any) -> None:
+            self.cut(f"{chapter}/{name}.dcm", *reasons, **options)
+
+        return clip, cut
 
     def end(self) -> None:
         """Do what has to be done last."""
@@ -244,8 +261,8 @@ def after(data: bytes, tag: int) -> int:
 
 def _file_system(c: _Corpus) -> None:
     good = c.good()
-    os.mkfifo(c.expect("system/pipe.dcm", SKIPPED, "special_file"))
-    path = c.expect("system/socket.dcm", SKIPPED, "special_file")
+    os.mkfifo(c.expect("system/pipe.dcm", "special_file"))
+    path = c.expect("system/socket.dcm", "special_file")
     try:
         os.mknod(path, stat.S_IFSOCK | 0o600)
     except OSError:
@@ -256,8 +273,8 @@ def _file_system(c: _Corpus) -> None:
             os.mknod(c.folder / f"system/{name}.dcm", kind | 0o600, os.makedev(*number))
         except OSError:  # for root alone
             continue
-        c.expect(f"system/{name}.dcm", SKIPPED, "special_file")
-    c.file("system/target.dcm", good, PROCESSED, "segmented")
+        c.expect(f"system/{name}.dcm", "special_file")
+    c.file("system/target.dcm", good)
     for name, target in {
         "link_to_file": "target.dcm",
         "link_to_folder": "../system",
@@ -271,22 +288,22 @@ def _file_system(c: _Corpus) -> None:
         "link_to_terminal": "/dev/tty",
         "link_endless": "/dev/zero",
     }.items():
-        c.expect(f"system/{name}", SKIPPED, "symlink").symlink_to(target)
-    c.file("system/empty.dcm", b"", SKIPPED, "empty_file")
+        c.expect(f"system/{name}", "symlink").symlink_to(target)
+    c.file("system/empty.dcm", b"", "empty_file")
     for name, seconds in {"future": 2**34 - 10, "past": -(2**31)}.items():  # of a wrong clock
         path = c.clip(f"system/{name}.dcm")
         os.utime(path, (seconds, seconds))
     (c.folder / "system/empty folder/inside").mkdir(parents=True)
     if os.geteuid() != 0:
-        c.lock(c.file("system/locked.dcm", good, REFUSED, "unreadable"))
-        locked = c.expect("system/locked folder", REFUSED, "unreadable")
+        c.lock(c.file("system/locked.dcm", good, "unreadable"))
+        locked = c.expect("system/locked folder", "unreadable")
         locked.mkdir()
         c.lock(locked)
     for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._clip.dcm", "ehthumbs.db", "~$brief.doc"):
-        c.file(f"litter/{name}", good, SKIPPED, "operating_system_file")
+        c.file(f"litter/{name}", good, "operating_system_file")
     for folder in ("__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information", ".Trashes"):
-        c.file(f"litter/{folder}/some.dcm", good, SKIPPED, "operating_system_file")
-    with open(c.expect("system/sparse", SKIPPED, "not_dicom"), "wb") as file:
+        c.file(f"litter/{folder}/some.dcm", good, "operating_system_file")
+    with open(c.expect("system/sparse", "not_dicom"), "wb") as file:
         file.truncate(64 << 20)
 
 
@@ -344,7 +361,7 @@ def _names(c: _Corpus) -> None:
         while len(os.fspath(c.folder)) + 1 + len("/".join(shown[:-1])) > 4095:
             shown.pop()
         relative = "/".join(shown)
-        c.expected.append(Expected(relative, REFUSED, ("unreadable",)))
+        c.expected.append(Expected(relative, ("unreadable",)))
 
 
 def _not_dicom(c: _Corpus) -> None:
@@ -375,18 +392,17 @@ def _not_dicom(c: _Corpus) -> None:
         "group_2_by_chance.bin": b"\x02\x00\x10\x00UI\xff\xff" + b"x" * 100,
     }
     for name, data in files.items():
-        c.file(f"not_dicom/{name}", data, SKIPPED, "not_dicom")
+        c.file(f"not_dicom/{name}", data, "not_dicom")
     bare = bytes(128) + b"DICM"
-    c.file("not_dicom/prefix_alone.dcm", bare, REFUSED, "truncated_header")
-    c.file(
-        "not_dicom/text_with_prefix.txt", b"A letter. ".ljust(128) + b"DICM is a word " * 30, REFUSED, "broken_header"
-    )
-    c.file("not_dicom/prefix_and_zeros.dcm", bare + bytes(4000), REFUSED, "broken_header")
-    c.file("not_dicom/prefix_and_noise.dcm", bare + chance.bytes(4000), REFUSED, "broken_header", "truncated_header")
+    c.file("not_dicom/prefix_alone.dcm", bare, "truncated_header")
+    c.file("not_dicom/text_with_prefix.txt", b"A letter. ".ljust(128) + b"DICM is a word " * 30, "broken_header")
+    c.file("not_dicom/prefix_and_zeros.dcm", bare + bytes(4000), "broken_header")
+    c.file("not_dicom/prefix_and_noise.dcm", bare + chance.bytes(4000), "broken_header", "truncated_header")
 
 
 def _other_objects(c: _Corpus) -> None:
     """Write objects that are not ultrasound images."""
+    clip, _ = c.of("others")
     classes = {
         "ct": ("1.2.840.10008.5.1.4.1.1.2", "CT", "other_modality"),
         "mr": ("1.2.840.10008.5.1.4.1.1.4", "MR", "other_modality"),
@@ -406,9 +422,9 @@ def _other_objects(c: _Corpus) -> None:
         "hostile_class": ("1.2.3.zwyxpatient", "US", "not_an_image", "other_modality"),
     }
     for name, (sop_class, modality, *reasons) in classes.items():
-        c.clip(f"others/{name}.dcm", SKIPPED, *reasons, SOPClassUID=sop_class, Modality=modality)
+        clip(name, *reasons, SOPClassUID=sop_class, Modality=modality)
     about_overlay = {"Manufacturer": "SynBoost-MONAI", "ImageType": ["DERIVED", "SECONDARY"]}
-    c.clip("others/own_overlay.dcm", SKIPPED, "own_result", **about_overlay)
+    clip("own_overlay", "own_result", **about_overlay)
     directory = dataset(MediaStorageSOPClassUID="1.2.840.10008.1.3.10", TransferSyntaxUID=SYNTAXES["explicit"])
     stream = io.BytesIO()
     from pydicom import dcmwrite
@@ -418,80 +434,73 @@ def _other_objects(c: _Corpus) -> None:
     root.file_meta = FileMetaDataset(directory)
     root.file_meta.MediaStorageSOPInstanceUID = f"{ROOT}.8"
     dcmwrite(stream, root, enforce_file_format=True)
-    c.file("others/DICOMDIR", stream.getvalue(), SKIPPED, "dicomdir")
-    c.file("others/dicomdir_renamed.dcm", stream.getvalue(), SKIPPED, "dicomdir")
-    c.clip("others/us_without_pixels.dcm", REFUSED, "no_pixels", edit=lambda d: d[: d.rindex(PIXELS)])
-    c.clip("others/us_without_class.dcm", REFUSED, "missing_identifier", edit=swap(0x00080016, b""))
-    c.clip("others/us_without_modality.dcm", edit=swap(0x00080060, b""))
+    c.file("others/DICOMDIR", stream.getvalue(), "dicomdir")
+    c.file("others/dicomdir_renamed.dcm", stream.getvalue(), "dicomdir")
+    clip("us_without_pixels", "no_pixels", edit=lambda d: d[: d.rindex(PIXELS)])
+    clip("us_without_class", "missing_identifier", edit=swap(0x00080016, b""))
+    clip("us_without_modality", edit=swap(0x00080060, b""))
     for sop_class in ("1.2.840.10008.5.1.4.1.1.6", "1.2.840.10008.5.1.4.1.1.3"):
-        c.clip(f"others/retired_{sop_class[-1]}.dcm", SOPClassUID=sop_class)
+        clip(f"retired_{sop_class[-1]}", SOPClassUID=sop_class)
 
 
 def _encodings(c: _Corpus) -> None:
     """Write good objects of every kind, which must be processed."""
+    clip, _ = c.of("good")
     grey = beating(6)
     colour = np.repeat(grey[..., None], 3, axis=-1)
     for encoding in (
-        "implicit",
-        "explicit",
-        "deflated",
-        "big_endian",
-        "encapsulated",
+        *("implicit", "explicit", "deflated", "big_endian", "encapsulated"),
         "rle",
         "jpeg",
         "jpeg_ls",
         "jpeg_2000",
     ):
-        c.clip(f"good/{encoding}_grey.dcm", frames=grey, encoding=encoding)
-        c.clip(f"good/{encoding}_still.dcm", frames=grey[:1], encoding=encoding)
+        clip(f"{encoding}_grey", frames=grey, encoding=encoding)
+        clip(f"{encoding}_still", frames=grey[:1], encoding=encoding)
         photometric = {"jpeg": "YBR_FULL_422", "jpeg_2000": "YBR_RCT"}.get(encoding)
-        c.clip(f"good/{encoding}_colour.dcm", frames=colour, encoding=encoding, photometric=photometric)
-    c.clip("good/jpeg_ls_near.dcm", frames=grey, encoding="jpeg_ls", syntax="1.2.840.10008.1.2.4.81")
-    c.clip("good/jpeg_2000_lossy.dcm", frames=grey, encoding="jpeg_2000", syntax="1.2.840.10008.1.2.4.91")
-    c.clip("good/jpeg_extended.dcm", frames=grey, encoding="jpeg", syntax="1.2.840.10008.1.2.4.51")
+        clip(f"{encoding}_colour", frames=colour, encoding=encoding, photometric=photometric)
+    clip("jpeg_ls_near", frames=grey, encoding="jpeg_ls", syntax="1.2.840.10008.1.2.4.81")
+    clip("jpeg_2000_lossy", frames=grey, encoding="jpeg_2000", syntax="1.2.840.10008.1.2.4.91")
+    clip("jpeg_extended", frames=grey, encoding="jpeg", syntax="1.2.840.10008.1.2.4.51")
     deflated = [zlib.compress(frame.tobytes(), wbits=-15) for frame in grey]
-    c.clip(
-        "good/deflated_frames.dcm",
-        frames=grey,
-        encoding="encapsulated",
-        fragments=deflated,
-        syntax="1.2.840.10008.1.2.8.1",
-    )
+    clip("deflated_frames", frames=grey, encoding="encapsulated", fragments=deflated, syntax="1.2.840.10008.1.2.8.1")
     for photometric in ("YBR_FULL", "YBR_PARTIAL_422", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"):
-        name = f"good/native_{photometric}.dcm"
         subsampled = np.ascontiguousarray(np.repeat(grey, 2, axis=2)).tobytes()  # two bytes a pixel: Y Y Cb Cr
         pixel_data = subsampled if photometric.endswith("422") else None
-        c.clip(name, frames=colour, photometric=photometric, pixel_data=pixel_data)
-    c.clip("good/monochrome1.dcm", frames=grey, photometric="MONOCHROME1")
-    c.clip("good/planar.dcm", frames=colour, planar=1)
-    c.clip("good/rgb_jpeg_without_jfif.dcm", frames=colour, encoding="jpeg", photometric="RGB",
-           fragments=[without_jfif(jpeg(frame)) for frame in colour])  # fmt: skip
-    c.clip("good/rgb_jpeg_adobe.dcm", frames=colour, encoding="jpeg", photometric="RGB",
-           fragments=[jpeg(frame, "RGB") for frame in colour])  # fmt: skip
+        clip(f"native_{photometric}", frames=colour, photometric=photometric, pixel_data=pixel_data)
+    clip("monochrome1", frames=grey, photometric="MONOCHROME1")
+    clip("planar", frames=colour, planar=1)
+    clip("rgb_jpeg_without_jfif", frames=colour, encoding="jpeg", photometric="RGB",
+         fragments=[without_jfif(jpeg(frame)) for frame in colour])  # fmt: skip
+    clip("rgb_jpeg_adobe", frames=colour, encoding="jpeg", photometric="RGB",
+         fragments=[jpeg(frame, "RGB") for frame in colour])  # fmt: skip
     deep = grey.astype(np.uint16)
     for bits in (10, 12, 16):
         values = (deep << (bits - 8)).astype(np.uint16)
-        c.clip(f"good/bits_{bits}.dcm", frames=values, bits_stored=bits)
-        c.clip(f"good/bits_{bits}_jpeg_2000.dcm", frames=values, encoding="jpeg_2000", bits_stored=bits)
-        c.clip(f"good/bits_{bits}_big_endian.dcm", frames=values, encoding="big_endian", bits_stored=bits)
-    c.clip("good/signed.dcm", frames=deep.astype(np.int16) - 128, bits_stored=16)
-    c.clip("good/odd_size.dcm", frames=beating(3, 49, 51))
-    c.clip("good/one_long_clip.dcm", frames=np.tile(beating(20, 32, 32), (100, 1, 1)))
-    c.clip("good/no_preamble.dcm", edit=lambda d: d[132:])
-    c.clip("good/no_meta.dcm", edit=lambda d: d[d.index(b"\x08\x00\x16\x00") :])
-    c.clip("good/no_meta_implicit.dcm", encoding="implicit", edit=lambda d: d[d.index(b"\x08\x00\x16\x00") :])
-    c.clip("good/trailing_garbage.dcm", edit=lambda d: d + b"zwyxpatient" * 100)
-    c.clip("good/padded_with_zeros.dcm", encoding="jpeg", edit=lambda d: d + bytes(1000))
+        clip(f"bits_{bits}", frames=values, bits_stored=bits)
+        clip(f"bits_{bits}_jpeg_2000", frames=values, encoding="jpeg_2000", bits_stored=bits)
+        clip(f"bits_{bits}_big_endian", frames=values, encoding="big_endian", bits_stored=bits)
+    clip("signed", frames=deep.astype(np.int16) - 128, bits_stored=16)
+    clip("odd_size", frames=beating(3, 49, 51))
+    clip("one_long_clip", frames=np.tile(beating(20, 32, 32), (100, 1, 1)))
+    clip("no_preamble", edit=lambda d: d[132:])
+    clip("no_meta", edit=lambda d: d[d.index(b"\x08\x00\x16\x00") :])
+    clip("no_meta_implicit", encoding="implicit", edit=lambda d: d[d.index(b"\x08\x00\x16\x00") :])
+    clip("trailing_garbage", edit=lambda d: d + b"zwyxpatient" * 100)
+    clip("padded_with_zeros", encoding="jpeg", edit=lambda d: d + bytes(1000))
 
 
 def _no_decoder(c: _Corpus) -> None:
+    clip, _ = c.of("syntaxes")
     frames = beating(3)
-    videos = [uid for uid, entry in UID_dictionary.items() if entry[1] == "Transfer Syntax" and
-              any(word in entry[0] for word in ("MPEG", "HEVC"))]  # fmt: skip
+    videos = [
+        uid
+        for uid, entry in UID_dictionary.items()
+        if entry[1] == "Transfer Syntax" and any(word in entry[0] for word in ("MPEG", "HEVC"))
+    ]
     for uid in videos:
-        c.clip(
-            f"syntaxes/video_{uid.removeprefix('1.2.840.10008.1.2.4.')}.dcm",
-            REFUSED,
+        clip(
+            f"video_{uid.removeprefix('1.2.840.10008.1.2.4.')}",
             "broken_frame",  # what it holds is no video
             frames=frames,
             encoding="jpeg",
@@ -509,221 +518,134 @@ def _no_decoder(c: _Corpus) -> None:
         "retired_jpeg": "1.2.840.10008.1.2.4.53",
     }
     for name, uid in others.items():
-        c.clip(f"syntaxes/{name}.dcm", REFUSED, "unsupported_syntax", frames=frames, encoding="jpeg", syntax=uid)
+        clip(name, "unsupported_syntax", frames=frames, encoding="jpeg", syntax=uid)
     for name, uid in {"lossless": "1.2.840.10008.1.2.4.70", "high_throughput": "1.2.840.10008.1.2.4.201"}.items():
         reasons = ("missing_decoder", "broken_frame")
-        c.clip(f"syntaxes/{name}_is_baseline.dcm", REFUSED, *reasons, frames=frames, encoding="jpeg", syntax=uid)
-    c.clip(
-        "syntaxes/jpeg_said_uncompressed.dcm",
-        REFUSED,
-        "broken_header",
-        frames=frames,
-        encoding="jpeg",
-        syntax=SYNTAXES["explicit"],
-    )
-    c.clip("syntaxes/uncompressed_said_jpeg.dcm", REFUSED, "broken_header", frames=frames, syntax=SYNTAXES["jpeg"])
-    c.clip(
-        "syntaxes/uncompressed_said_deflated.dcm",
-        REFUSED,
-        "broken_header",
-        "truncated_header",
-        frames=frames,
-        syntax=SYNTAXES["deflated"],
-    )
-    c.clip("syntaxes/little_said_big.dcm", REFUSED, "broken_header", frames=frames, syntax=SYNTAXES["big_endian"])
-    c.clip(
-        "syntaxes/big_said_little.dcm",
-        REFUSED,
-        "broken_header",
-        frames=frames,
-        encoding="big_endian",
-        syntax=SYNTAXES["explicit"],
-    )
-    c.clip("syntaxes/explicit_said_implicit.dcm", frames=frames, syntax=SYNTAXES["implicit"])
-    c.clip("syntaxes/implicit_said_explicit.dcm", frames=frames, encoding="implicit", syntax=SYNTAXES["explicit"])
-    c.clip(
-        "syntaxes/jpeg_said_rle.dcm",
-        REFUSED,
-        "broken_frame",
-        "frame_mismatch",
-        frames=frames,
-        encoding="jpeg",
-        syntax=SYNTAXES["rle"],
-    )
-    c.clip(
-        "syntaxes/rle_said_jpeg.dcm", REFUSED, "broken_frame", frames=frames, encoding="rle", syntax=SYNTAXES["jpeg"]
-    )
-    c.clip(
-        "syntaxes/jpeg_said_2000.dcm",
-        REFUSED,
-        "broken_frame",
-        frames=frames,
-        encoding="jpeg",
-        syntax=SYNTAXES["jpeg_2000"],
-    )
-    c.clip("syntaxes/no_syntax.dcm", frames=frames, edit=lambda d: swapped(d, 0x00020010, b"", is_meta=True))
+        clip(f"{name}_is_baseline", *reasons, frames=frames, encoding="jpeg", syntax=uid)
+    clip("jpeg_said_uncompressed", "broken_header", frames=frames, encoding="jpeg", syntax=SYNTAXES["explicit"])
+    clip("uncompressed_said_jpeg", "broken_header", frames=frames, syntax=SYNTAXES["jpeg"])
+    clip("uncompressed_said_deflated", "broken_header", "truncated_header", frames=frames, syntax=SYNTAXES["deflated"])
+    clip("little_said_big", "broken_header", frames=frames, syntax=SYNTAXES["big_endian"])
+    clip("big_said_little", "broken_header", frames=frames, encoding="big_endian", syntax=SYNTAXES["explicit"])
+    clip("explicit_said_implicit", frames=frames, syntax=SYNTAXES["implicit"])
+    clip("implicit_said_explicit", frames=frames, encoding="implicit", syntax=SYNTAXES["explicit"])
+    clip("jpeg_said_rle", "broken_frame", "frame_mismatch", frames=frames, encoding="jpeg", syntax=SYNTAXES["rle"])
+    clip("rle_said_jpeg", "broken_frame", frames=frames, encoding="rle", syntax=SYNTAXES["jpeg"])
+    clip("jpeg_said_2000", "broken_frame", frames=frames, encoding="jpeg", syntax=SYNTAXES["jpeg_2000"])
+    clip("no_syntax", frames=frames, edit=lambda d: swapped(d, 0x00020010, b"", is_meta=True))
 
 
 def _truncated(c: _Corpus) -> None:
+    _, cut = c.of("truncated")
     for at in (20, 127, 131):
-        c.cut(f"truncated/at_{at}.dcm", SKIPPED, "not_dicom", at=lambda d, n=at: n)
+        cut(f"at_{at}", "not_dicom", at=lambda d, n=at: n)
     for at in (132, 135, 140, 150, 200):
-        c.cut(f"truncated/at_{at}.dcm", REFUSED, "truncated_header", "broken_header", at=lambda d, n=at: n)
-    header = (REFUSED, "truncated_header")
-    c.cut("truncated/after_meta.dcm", *header, "missing_identifier", at=lambda d: d.index(b"\x08\x00\x16\x00"))
-    c.cut("truncated/in_class.dcm", *header, at=lambda d: d.index(b"\x08\x00\x16\x00") + 12)
-    c.cut("truncated/in_name.dcm", *header, at=lambda d: place(d, 0x00100010)[0] + 12)
-    c.cut("truncated/in_tag.dcm", *header, at=lambda d: place(d, 0x00280010)[0] + 3)
-    c.cut("truncated/in_regions.dcm", *header, at=lambda d: d.index(b"\x18\x00\x11\x60") + 60)
-    c.cut("truncated/in_rows.dcm", *header, at=lambda d: place(d, 0x00280010)[1] - 1)
-    c.cut("truncated/before_pixels.dcm", REFUSED, "no_pixels", at=lambda d: d.rindex(PIXELS))
-    c.cut("truncated/in_pixel_tag.dcm", *header, at=lambda d: d.rindex(PIXELS) + 2)
-    c.cut("truncated/in_pixel_length.dcm", *header, at=lambda d: d.rindex(PIXELS) + 10)
-    c.cut(
-        "truncated/no_pixel_bytes.dcm",
-        REFUSED,
-        "truncated_pixels",
-        "truncated_header",
-        at=lambda d: d.rindex(PIXELS) + 12,
-    )
-    c.cut("truncated/one_pixel_byte.dcm", REFUSED, "truncated_pixels", at=lambda d: d.rindex(PIXELS) + 13)
-    c.cut("truncated/half_of_pixels.dcm", REFUSED, "truncated_pixels", at=lambda d: (len(d) + d.rindex(PIXELS)) // 2)
-    c.cut("truncated/last_pixel.dcm", REFUSED, "truncated_pixels", at=lambda d: len(d) - 1)
+        cut(f"at_{at}", "truncated_header", "broken_header", at=lambda d, n=at: n)
+    header = ("truncated_header",)
+    cut("after_meta", *header, "missing_identifier", at=lambda d: d.index(b"\x08\x00\x16\x00"))
+    cut("in_class", *header, at=lambda d: d.index(b"\x08\x00\x16\x00") + 12)
+    cut("in_name", *header, at=lambda d: place(d, 0x00100010)[0] + 12)
+    cut("in_tag", *header, at=lambda d: place(d, 0x00280010)[0] + 3)
+    cut("in_regions", *header, at=lambda d: d.index(b"\x18\x00\x11\x60") + 60)
+    cut("in_rows", *header, at=lambda d: place(d, 0x00280010)[1] - 1)
+    cut("before_pixels", "no_pixels", at=lambda d: d.rindex(PIXELS))
+    cut("in_pixel_tag", *header, at=lambda d: d.rindex(PIXELS) + 2)
+    cut("in_pixel_length", *header, at=lambda d: d.rindex(PIXELS) + 10)
+    cut("no_pixel_bytes", "truncated_pixels", "truncated_header", at=lambda d: d.rindex(PIXELS) + 12)
+    cut("one_pixel_byte", "truncated_pixels", at=lambda d: d.rindex(PIXELS) + 13)
+    cut("half_of_pixels", "truncated_pixels", at=lambda d: (len(d) + d.rindex(PIXELS)) // 2)
+    cut("last_pixel", "truncated_pixels", at=lambda d: len(d) - 1)
     for encoding in ("jpeg", "rle", "jpeg_2000", "jpeg_ls"):
         for name, share in (("tenth", 0.1), ("third", 1 / 3), ("most", 0.9)):
-            c.cut(
-                f"truncated/{encoding}_{name}.dcm",
-                REFUSED,
-                "truncated_pixels",
-                encoding=encoding,
-                at=lambda d, s=share: d.rindex(PIXELS) + int(s * (len(d) - d.rindex(PIXELS))),
-            )
-    c.cut(
-        "truncated/in_offset_table.dcm",
-        REFUSED,
-        "truncated_pixels",
-        encoding="jpeg",
-        at=lambda d: d.rindex(PIXELS) + 24,
-    )
-    c.cut("truncated/end_missing.dcm", PROCESSED, "segmented", encoding="jpeg", at=lambda d: len(d) - 8)
-    c.cut("truncated/end_cut.dcm", PROCESSED, "segmented", encoding="jpeg", at=lambda d: len(d) - 3)
+            cut(f"{encoding}_{name}", "truncated_pixels", encoding=encoding,
+                at=lambda d, s=share: d.rindex(PIXELS) + int(s * (len(d) - d.rindex(PIXELS))))  # fmt: skip
+    cut("in_offset_table", "truncated_pixels", encoding="jpeg", at=lambda d: d.rindex(PIXELS) + 24)
+    cut("end_missing", encoding="jpeg", at=lambda d: len(d) - 8)
+    cut("end_cut", encoding="jpeg", at=lambda d: len(d) - 3)
     for share in (0.2, 0.5, 0.9):
-        c.cut(
-            f"truncated/deflated_{share}.dcm",
-            REFUSED,
-            *("truncated_header", "broken_header", "truncated_pixels", "broken_frame"),
-            encoding="deflated",
-            at=lambda d, s=share: int(s * len(d)),
-        )
+        cut(f"deflated_{share}", *("truncated_header", "broken_header", "truncated_pixels", "broken_frame"),
+            encoding="deflated", at=lambda d, s=share: int(s * len(d)))  # fmt: skip
 
 
 def _lying_structure(c: _Corpus) -> None:
+    clip, _ = c.of("structure")
     name = 0x00100010
-    c.clip(
-        "structure/length_too_long.dcm",
-        REFUSED,
-        "truncated_header",
-        edit=swap(name, struct.pack("<HH2sHL", 16, 16, b"UT", 0, 1 << 30)),
-    )
-    c.clip("structure/length_takes_the_next.dcm", REFUSED, "truncated_header", "broken_header",
-           edit=lambda d: d[: place(d, name)[0] + 6] + b"\x21\x00" + d[place(d, name)[0] + 8 :])  # fmt: skip
-    c.clip("structure/length_too_short.dcm", REFUSED, "truncated_header", "broken_header",
-           edit=lambda d: d[: place(d, name)[0] + 6] + b"\x02\x00" + d[place(d, name)[0] + 8 :])  # fmt: skip
-    c.clip("structure/undefined_length_of_text.dcm", REFUSED, "broken_header",
-           edit=swap(name, element_header(name, "UT", 0xFFFFFFFF) + b"Zwyxpatient "))  # fmt: skip
-    c.clip("structure/no_valid_vr.dcm", REFUSED, "broken_header", "truncated_header",
-           edit=swap(name, struct.pack("<HH2sH", 16, 16, b"\x01\x02", 4) + b"abcd"))  # fmt: skip
-    c.clip("structure/new_vr.dcm", edit=swap(name, struct.pack("<HH2sH", 16, 16, b"ZZ", 4) + b"Zwyx"))
+    clip("length_too_long", "truncated_header", edit=swap(name, struct.pack("<HH2sHL", 16, 16, b"UT", 0, 1 << 30)))
+    clip("length_takes_the_next", "truncated_header", "broken_header",
+         edit=lambda d: d[: place(d, name)[0] + 6] + b"\x21\x00" + d[place(d, name)[0] + 8 :])  # fmt: skip
+    clip("length_too_short", "truncated_header", "broken_header",
+         edit=lambda d: d[: place(d, name)[0] + 6] + b"\x02\x00" + d[place(d, name)[0] + 8 :])  # fmt: skip
+    clip("undefined_length_of_text", "broken_header",
+         edit=swap(name, element_header(name, "UT", 0xFFFFFFFF) + b"Zwyxpatient "))  # fmt: skip
+    clip("no_valid_vr", "broken_header", "truncated_header",
+         edit=swap(name, struct.pack("<HH2sH", 16, 16, b"\x01\x02", 4) + b"abcd"))  # fmt: skip
+    clip("new_vr", edit=swap(name, struct.pack("<HH2sH", 16, 16, b"ZZ", 4) + b"Zwyx"))
     endless = element_header(0x00081140, "SQ", 0xFFFFFFFF) + struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)
-    c.clip(
-        "structure/sequence_without_end.dcm", REFUSED, "truncated_header", "broken_header", edit=before_pixels(endless)
-    )
-    c.clip(
-        "structure/sequence_too_long.dcm",
-        REFUSED,
-        "truncated_header",
-        edit=before_pixels(element_header(0x00282110, "SQ", 1 << 20)),
-    )
-    c.clip("structure/item_too_long.dcm", REFUSED, "broken_header", edit=before_pixels(
-        element(0x00283110, "SQ", struct.pack("<HHL", 0xFFFE, 0xE000, 5000) + bytes(20))))  # fmt: skip
-    c.clip(
-        "structure/no_items.dcm",
-        REFUSED,
-        "broken_header",
-        edit=before_pixels(element(0x00283110, "SQ", b"zwyxpatient....")),
-    )
+    clip("sequence_without_end", "truncated_header", "broken_header", edit=before_pixels(endless))
+    clip("sequence_too_long", "truncated_header", edit=before_pixels(element_header(0x00282110, "SQ", 1 << 20)))
+    clip("item_too_long", "broken_header",
+         edit=before_pixels(element(0x00283110, "SQ", struct.pack("<HHL", 0xFFFE, 0xE000, 5000) + bytes(20))))  # fmt: skip
+    clip("no_items", "broken_header", edit=before_pixels(element(0x00283110, "SQ", b"zwyxpatient....")))
     nested = b""
     for _ in range(200):
         nested = sequence(0x00283110, item(nested))
-    c.clip("structure/deep.dcm", REFUSED, "broken_header", edit=before_pixels(nested))
-    c.clip(
-        "structure/deep_undefined.dcm", REFUSED, "broken_header", "truncated_header", edit=before_pixels(endless * 5000)
-    )
+    clip("deep", "broken_header", edit=before_pixels(nested))
+    clip("deep_undefined", "broken_header", "truncated_header", edit=before_pixels(endless * 5000))
     empty_items = element_header(0x00283110, "SQ", 0xFFFFFFFF) + item() * 200_000 + SEQUENCE_DELIMITER
-    c.clip("structure/many_items.dcm", REFUSED, "broken_header", edit=before_pixels(empty_items))
+    clip("many_items", "broken_header", edit=before_pixels(empty_items))
     many = b"".join(element(0x00290000 + n, "UN", b"") for n in range(1, 0x10000, 2)) * 4
-    c.clip("structure/twice_the_same.dcm", REFUSED, "broken_header", edit=before_pixels(many))
-    c.clip("structure/item_outside.dcm", REFUSED, "broken_header", edit=before_pixels(item(b"12345678")))
-    c.clip("structure/odd_length.dcm", edit=swap(name, struct.pack("<HH2sH", 16, 16, b"PN", 5) + b"Zwyxp"))
-    c.clip(
-        "structure/private.dcm",
-        edit=before_pixels(element(0x00290010, "LO", "ZWYXPATIENT") + element(0x00291001, "UN", bytes(5000))),
+    clip("twice_the_same", "broken_header", edit=before_pixels(many))
+    clip("item_outside", "broken_header", edit=before_pixels(item(b"12345678")))
+    clip("odd_length", edit=swap(name, struct.pack("<HH2sH", 16, 16, b"PN", 5) + b"Zwyxp"))
+    clip(
+        "private", edit=before_pixels(element(0x00290010, "LO", "ZWYXPATIENT") + element(0x00291001, "UN", bytes(5000)))
     )
-    c.clip("structure/private_large.dcm", edit=before_pixels(element(0x00291001, "OB", bytes(3 << 20))))
-    c.clip("structure/header_too_large.dcm", REFUSED, "header_too_large",
-           edit=before_pixels(b"".join(element(0x00291000 + n, "OB", bytes(1 << 20)) for n in range(20))))  # fmt: skip
-    c.clip(
-        "structure/wrong_group_length.dcm", edit=lambda d: swapped(d, 0x00020000, element(0x00020000, "UL", 7), True)
+    clip("private_large", edit=before_pixels(element(0x00291001, "OB", bytes(3 << 20))))
+    clip("header_too_large", "header_too_large",
+         edit=before_pixels(b"".join(element(0x00291000 + n, "OB", bytes(1 << 20)) for n in range(20))))  # fmt: skip
+    clip("wrong_group_length", edit=lambda d: swapped(d, 0x00020000, element(0x00020000, "UL", 7), True))
+    clip("no_group_length", edit=lambda d: swapped(d, 0x00020000, b"", True))
+    clip("disordered", edit=before_pixels(element(0x00081030, "LO", HOSTILE)))
+    clip("implicit_sequence_in_explicit",
+         edit=before_pixels(element(0x00283110, "SQ", item(struct.pack("<HHL", 0x0028, 0x1050, 4) + b"10  "))))  # fmt: skip
+    clip("pixels_longer_than_file", "truncated_pixels", edit=lambda d: pixel_length(1 << 30)(d)[:-4000])
+    clip("pixels_shorter_than_image", "truncated_pixels", edit=pixel_length(100))
+    clip("pixels_length_0", "no_pixels", edit=pixel_length(0))
+    clip("pixels_undefined", "broken_header", edit=pixel_length(0xFFFFFFFF))
+    clip("pixels_odd", edit=lambda d: pixel_length(5 * 64 * 80 + 1)(d) + b"\0")
+    clip("jpeg_of_defined_length", "broken_header", encoding="jpeg", edit=pixel_length(3000))
+    clip("pixels_twice", edit=lambda d: d + d[d.rindex(PIXELS) :])
+    clip("two_files_in_one", edit=lambda d: d + d)
+    clip(
+        "icon",
+        edit=before_pixels(
+            sequence(
+                0x00880200,
+                item(element(0x00280010, "US", 4), element(0x00280011, "US", 4), element(0x7FE00010, "OW", bytes(16))),
+            )
+        ),
     )
-    c.clip("structure/no_group_length.dcm", edit=lambda d: swapped(d, 0x00020000, b"", True))
-    c.clip("structure/disordered.dcm", edit=before_pixels(element(0x00081030, "LO", HOSTILE)))
-    c.clip("structure/implicit_sequence_in_explicit.dcm", edit=before_pixels(
-        element(0x00283110, "SQ", item(struct.pack("<HHL", 0x0028, 0x1050, 4) + b"10  "))))  # fmt: skip
-    c.clip(
-        "structure/pixels_longer_than_file.dcm",
-        REFUSED,
-        "truncated_pixels",
-        edit=lambda d: pixel_length(1 << 30)(d)[:-4000],
-    )
-    c.clip("structure/pixels_shorter_than_image.dcm", REFUSED, "truncated_pixels", edit=pixel_length(100))
-    c.clip("structure/pixels_length_0.dcm", REFUSED, "no_pixels", edit=pixel_length(0))
-    c.clip("structure/pixels_undefined.dcm", REFUSED, "broken_header", edit=pixel_length(0xFFFFFFFF))
-    c.clip("structure/pixels_odd.dcm", edit=lambda d: pixel_length(5 * 64 * 80 + 1)(d) + b"\0")
-    c.clip("structure/jpeg_of_defined_length.dcm", REFUSED, "broken_header", encoding="jpeg", edit=pixel_length(3000))
-    c.clip("structure/pixels_twice.dcm", edit=lambda d: d + d[d.rindex(PIXELS) :])
-    c.clip("structure/two_files_in_one.dcm", edit=lambda d: d + d)
-    c.clip("structure/icon.dcm", edit=before_pixels(sequence(0x00880200, item(
-        element(0x00280010, "US", 4), element(0x00280011, "US", 4), element(0x7FE00010, "OW", bytes(16))))))  # fmt: skip
 
 
 def _bombs(c: _Corpus) -> None:
     """Write small files that ask for much memory or time."""
+    clip, _ = c.of("bombs")
 
     def deflated(data: bytes, tail: bytes) -> bytes:
         start = data.index(b"\x08\x00\x16\x00")
         packer = zlib.compressobj(9, zlib.DEFLATED, -15)
         return swapped(data[:start], 0x00020010, element(0x00020010, "UI", SYNTAXES["deflated"]), True) + (
-            packer.compress(data[start : data.rindex(PIXELS)])
-            + b"".join(packer.compress(tail) for tail in [tail])
-            + packer.flush()
+            packer.compress(data[start : data.rindex(PIXELS)]) + packer.compress(tail) + packer.flush()
         )
 
     zeros = bytes(1 << 20)
     header = b"".join(element(0x00291000 + n, "OB", zeros) for n in range(60))
-    c.clip(
-        "bombs/deflated_header.dcm", REFUSED, "header_too_large", "inflates_too_far", edit=lambda d: deflated(d, header)
-    )
+    clip("deflated_header", "header_too_large", "inflates_too_far", edit=lambda d: deflated(d, header))
     text = element_header(0x00291001, "UT", 0xFFFFFFFE)
-    c.clip(
-        "bombs/deflated_text.dcm",
-        REFUSED,
-        "header_too_large",
-        "truncated_header",
-        edit=lambda d: deflated(d, text + zeros * 40),
-    )
+    clip("deflated_text", "header_too_large", "truncated_header", edit=lambda d: deflated(d, text + zeros * 40))
     pixels = element_header(0x7FE00010, "OW", 3 << 30) + zeros * 60
-    c.clip("bombs/deflated_pixels.dcm", REFUSED, "inflates_too_far", "too_large", edit=lambda d: deflated(d, pixels),
-           Rows=8000, Columns=8000, NumberOfFrames=50)  # fmt: skip
+    clip("deflated_pixels", "inflates_too_far", "too_large", edit=lambda d: deflated(d, pixels), Rows=8000,
+         Columns=8000, NumberOfFrames=50)  # fmt: skip
     for name, values, *reasons in (
         ("huge", {"Rows": 60000, "Columns": 60000, "NumberOfFrames": 500}, "too_large"),
         ("wide", {"Columns": 65535}, "too_large"),
@@ -732,15 +654,15 @@ def _bombs(c: _Corpus) -> None:
         ("large", {"Rows": 8192, "Columns": 8192, "NumberOfFrames": 59}, "truncated_pixels"),
     ):
         for encoding in ("explicit", "jpeg", "rle", "deflated"):
-            others = {"deflated": ("inflates_too_far",), "explicit": (), "jpeg": (), "rle": ()}[encoding]
-            c.clip(f"bombs/{name}_{encoding}.dcm", REFUSED, *reasons, *others, encoding=encoding, **values)
+            others = ("inflates_too_far",) if encoding == "deflated" else ()
+            clip(f"{name}_{encoding}", *reasons, *others, encoding=encoding, **values)
     tiny = compressed(beating(1, 32, 32)[0], "rle", 8)
-    c.clip("bombs/hours_of_network.dcm", REFUSED, "too_many_frames", frames=np.zeros((4000, 32, 32), np.uint8), encoding="rle",
-           fragments=[tiny] * 4000)  # fmt: skip
+    clip("hours_of_network", "too_many_frames", frames=np.zeros((4000, 32, 32), np.uint8), encoding="rle",
+         fragments=[tiny] * 4000)  # fmt: skip
     ids = sequence(0x00101002, *(item(element(0x00100020, "LO", f"other id {number}")) for number in range(3000)))
-    c.clip("bombs/many_identities.dcm", REFUSED, "broken_header", edit=before_pixels(ids))
+    clip("many_identities", "broken_header", edit=before_pixels(ids))
     too_many = element(0x00181030, "UC", b"\\" * 70_000)
-    c.clip("bombs/too_many_values.dcm", REFUSED, "broken_header", edit=before_pixels(too_many))
+    clip("too_many_values", "broken_header", edit=before_pixels(too_many))
     many = {
         "PN": 0x00081050,
         "LO": 0x00181030,
@@ -753,30 +675,32 @@ def _bombs(c: _Corpus) -> None:
     for vr, tag in many.items():  # values that become objects
         value = {"DS": b"1\\", "IS": b"1\\"}.get(vr, b"\\") * 32_000
         raw = struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr.encode(), min(len(value), 65534)) + value[:65534]
-        c.clip(f"bombs/many_values_{vr}.dcm", edit=before_pixels(raw))
+        clip(f"many_values_{vr}", edit=before_pixels(raw))
     still = np.zeros((1, 2048, 2048), np.uint8)
     still[0, ::7, ::5] = 200
-    c.clip(
-        "bombs/inflates_within_limits.dcm",
-        frames=still,
-        encoding="jpeg_ls",
-        regions=[tissue_region(0, 0, 2047, 2047, (0.01, 0.01))],
-    )
+    clip("inflates_within_limits", frames=still, encoding="jpeg_ls",
+         regions=[tissue_region(0, 0, 2047, 2047, (0.01, 0.01))])  # fmt: skip
     bomb = zlib.compress(bytes(64 << 20), wbits=-15)
-    c.clip("bombs/deflated_frame.dcm", PROCESSED, "segmented", frames=beating(3), encoding="encapsulated",
-           fragments=[zlib.compress(beating(1)[0].tobytes() + bytes(64 << 20), wbits=-15)] * 3, syntax="1.2.840.10008.1.2.8.1")  # fmt: skip
-    c.clip("bombs/deflated_zeros.dcm", REFUSED, "blank", frames=beating(3), encoding="encapsulated", fragments=[bomb] * 3,
-           syntax="1.2.840.10008.1.2.8.1")  # fmt: skip
+    clip(
+        "deflated_frame",
+        frames=beating(3),
+        encoding="encapsulated",
+        fragments=[zlib.compress(beating(1)[0].tobytes() + bytes(64 << 20), wbits=-15)] * 3,
+        syntax="1.2.840.10008.1.2.8.1",
+    )
+    clip("deflated_zeros", "blank", frames=beating(3), encoding="encapsulated", fragments=[bomb] * 3,
+         syntax="1.2.840.10008.1.2.8.1")  # fmt: skip
 
 
 def _missing_and_wrong(c: _Corpus) -> None:
     """Write files with missing or wrong attributes of the pixels."""
+    clip, _ = c.of("attributes")
     for keyword in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PhotometricInterpretation"):
-        c.clip(f"attributes/no_{keyword}.dcm", REFUSED, "missing_attribute", **{keyword: None})
-    c.clip("attributes/no_NumberOfFrames.dcm", NumberOfFrames=None)
+        clip(f"no_{keyword}", "missing_attribute", **{keyword: None})
+    clip("no_NumberOfFrames", NumberOfFrames=None)
     for keyword in ("BitsStored", "HighBit", "PixelRepresentation"):
-        c.clip(f"attributes/no_{keyword}.dcm", **{keyword: None})
-    bad = (REFUSED, "bad_attribute")
+        clip(f"no_{keyword}", **{keyword: None})
+    bad = ("bad_attribute",)
     for name, values in {
         "rows_0": {"Rows": 0},
         "columns_0": {"Columns": 0},
@@ -796,12 +720,12 @@ def _missing_and_wrong(c: _Corpus) -> None:
         "high_bit_99": {"HighBit": 99},
         "representation_7": {"PixelRepresentation": 7},
     }.items():
-        c.clip(f"attributes/{name}.dcm", *bad, "unsupported_photometric", **values)
+        clip(name, *bad, "unsupported_photometric", **values)
     for photometric in ("HSV", "CMYK", "ARGB", HOSTILE, "MONOCHROME3"):
         name = "".join(filter(str.isalnum, photometric))
-        c.clip(f"attributes/photometric_{name}.dcm", REFUSED, "unsupported_photometric", photometric=photometric)
-    c.clip("attributes/photometric_lower.dcm", photometric="monochrome2 ")
-    wrong = (REFUSED, "bad_attribute", "missing_attribute")
+        clip(f"photometric_{name}", "unsupported_photometric", photometric=photometric)
+    clip("photometric_lower", photometric="monochrome2 ")
+    wrong = ("bad_attribute", "missing_attribute")
     for name, new in {
         "rows_negative": struct.pack("<HH2sHh", 0x28, 0x10, b"SS", 2, -64),
         "rows_text": element(0x00280010, "DS", "sixty four"),
@@ -813,8 +737,8 @@ def _missing_and_wrong(c: _Corpus) -> None:
         "rows_float": element(0x00280010, "FD", struct.pack("<d", float("nan"))),
         "rows_infinite": element(0x00280010, "FD", struct.pack("<d", float("inf"))),
     }.items():
-        c.clip(f"attributes/{name}.dcm", *wrong, edit=swap(0x00280010, new))
-    c.clip("attributes/rows_as_text.dcm", edit=swap(0x00280010, element(0x00280010, "IS", "64")))
+        clip(name, *wrong, edit=swap(0x00280010, new))
+    clip("rows_as_text", edit=swap(0x00280010, element(0x00280010, "IS", "64")))
     for name, value in {
         "text": "five",
         "float": "5.5",
@@ -825,63 +749,43 @@ def _missing_and_wrong(c: _Corpus) -> None:
         "hostile": "zwyxpatient",
         "long": "9" * 60,
     }.items():
-        c.clip(
-            f"attributes/frames_{name}.dcm",
-            *wrong,
-            "too_many_frames",
-            edit=swap(0x00280008, element(0x00280008, "IS", value)),
-        )
-    c.clip("attributes/more_frames_than_pixels.dcm", REFUSED, "truncated_pixels", NumberOfFrames=60)
-    c.clip("attributes/fewer_frames_than_pixels.dcm", NumberOfFrames=3)
-    c.clip("attributes/too_small.dcm", REFUSED, "too_small", frames=beating(3, 8, 8))
-    c.clip("attributes/one_pixel.dcm", REFUSED, "too_small", frames=np.full((1, 1, 1), 7, np.uint8), pixel_data=b"\7\0")
-    c.clip("attributes/line.dcm", REFUSED, "too_small", frames=beating(1, 1, 4000))
+        clip(f"frames_{name}", *wrong, "too_many_frames", edit=swap(0x00280008, element(0x00280008, "IS", value)))
+    clip("more_frames_than_pixels", "truncated_pixels", NumberOfFrames=60)
+    clip("fewer_frames_than_pixels", NumberOfFrames=3)
+    clip("too_small", "too_small", frames=beating(3, 8, 8))
+    clip("one_pixel", "too_small", frames=np.full((1, 1, 1), 7, np.uint8), pixel_data=b"\7\0")
+    clip("line", "too_small", frames=beating(1, 1, 4000))
     floats = beating(3).astype("<f4")
     for name, tag, vr in (("float", 0x7FE00008, "OF"), ("double", 0x7FE00009, "OD")):
-        c.clip(f"attributes/{name}_pixels.dcm", *bad, "missing_attribute", frames=beating(3), BitsAllocated=32,
-               edit=lambda d, t=tag, v=vr: d[: d.rindex(PIXELS)] + element(t, v, floats.tobytes()))  # fmt: skip
-    c.clip("attributes/bits_32_pixels.dcm", *bad, frames=beating(3), BitsAllocated=32, BitsStored=32, HighBit=31,
-           pixel_data=beating(3).astype("<u4").tobytes())  # fmt: skip
-    c.clip("attributes/odd_columns_422.dcm", *bad, "truncated_pixels", frames=np.repeat(beating(3, 48, 51)[..., None], 3, -1),
-           photometric="YBR_FULL_422", pixel_data=bytes(2 * 48 * 52 * 3))  # fmt: skip
-    c.clip("attributes/420_native.dcm", REFUSED, "unsupported_photometric", frames=np.repeat(beating(3)[..., None], 3, -1),
-           photometric="YBR_PARTIAL_420")  # fmt: skip
-    c.clip("attributes/blank.dcm", REFUSED, "blank", frames=np.zeros((4, 64, 80), np.uint8))
-    c.clip("attributes/white.dcm", REFUSED, "blank", frames=np.full((4, 64, 80), 255, np.uint8))
-    c.clip(
-        "attributes/blank_still_jpeg.dcm", REFUSED, "blank", frames=np.full((1, 64, 80), 128, np.uint8), encoding="jpeg"
-    )
+        clip(f"{name}_pixels", *bad, "missing_attribute", frames=beating(3), BitsAllocated=32,
+             edit=lambda d, t=tag, v=vr: d[: d.rindex(PIXELS)] + element(t, v, floats.tobytes()))  # fmt: skip
+    clip("bits_32_pixels", *bad, frames=beating(3), BitsAllocated=32, BitsStored=32, HighBit=31,
+         pixel_data=beating(3).astype("<u4").tobytes())  # fmt: skip
+    clip("odd_columns_422", *bad, "truncated_pixels", frames=np.repeat(beating(3, 48, 51)[..., None], 3, -1),
+         photometric="YBR_FULL_422", pixel_data=bytes(2 * 48 * 52 * 3))  # fmt: skip
+    clip("420_native", "unsupported_photometric", frames=np.repeat(beating(3)[..., None], 3, -1),
+         photometric="YBR_PARTIAL_420")  # fmt: skip
+    clip("blank", "blank", frames=np.zeros((4, 64, 80), np.uint8))
+    clip("white", "blank", frames=np.full((4, 64, 80), 255, np.uint8))
+    clip("blank_still_jpeg", "blank", frames=np.full((1, 64, 80), 128, np.uint8), encoding="jpeg")
     flat = beating(6)
     flat[:3] = 0
-    c.clip("attributes/blank_at_first.dcm", frames=flat)
-    c.clip("attributes/frozen.dcm", frames=np.repeat(beating(1), 8, axis=0))
-    c.clip(
-        "attributes/window_nonsense.dcm",
-        frames=beating(3).astype(np.uint16),
-        bits_stored=12,
-        WindowCenter=0,
-        WindowWidth=-5,
-    )
-    c.clip("attributes/slope_0.dcm", frames=beating(3).astype(np.uint16), bits_stored=12, WindowCenter=100, WindowWidth=200,
-           RescaleSlope=0, RescaleIntercept=0)  # fmt: skip
+    clip("blank_at_first", frames=flat)
+    clip("frozen", frames=np.repeat(beating(1), 8, axis=0))
+    clip("window_nonsense", frames=beating(3).astype(np.uint16), bits_stored=12, WindowCenter=0, WindowWidth=-5)
+    clip("slope_0", frames=beating(3).astype(np.uint16), bits_stored=12, WindowCenter=100, WindowWidth=200,
+         RescaleSlope=0, RescaleIntercept=0)  # fmt: skip
 
 
 def _damaged_frames(c: _Corpus) -> None:
+    clip, _ = c.of("frames")
     frames = beating(5, seed=3)
     good = [jpeg(frame) for frame in frames]
 
-    def jpegs(name: str, outcome: str, *reasons: str, fragments: Sequence[bytes] = good, **options: Any) -> None:
-        c.clip(
-            f"frames/{name}.dcm",
-            outcome,
-            *reasons,
-            frames=frames,
-            encoding="jpeg",
-            fragments=list(fragments),
-            **options,
-        )
+    def jpegs(name: str, *reasons: str, fragments: Sequence[bytes] = good, **options: Any) -> None:
+        clip(name, *reasons, frames=frames, encoding="jpeg", fragments=list(fragments), **options)
 
-    damaged = (REFUSED, "damaged_frame", "broken_frame")
+    damaged = ("damaged_frame", "broken_frame")
     jpegs("cut_to_a_third", *damaged, fragments=[*good[:3], good[3][: len(good[3]) // 3], good[4]])
     jpegs("first_cut", *damaged, fragments=[good[0][: len(good[0]) // 2], *good[1:]])
     jpegs("all_cut", *damaged, fragments=[one[: len(one) // 3] for one in good])
@@ -891,56 +795,33 @@ def _damaged_frames(c: _Corpus) -> None:
     jpegs("noise", *damaged, fragments=[*good[:4], good[4][:300] + np.random.default_rng(2).bytes(400)])
     jpegs("png", *damaged, fragments=[*good[:4], b"\x89PNG\r\n\x1a\n" + bytes(600)])
     jpegs("empty_fragment", *damaged, "truncated_pixels", pixel_data=_encapsulated([*good[:4], b""], []))
-    jpegs("other_size", REFUSED, "frame_mismatch", fragments=[*good[:4], jpeg(beating(1, 40, 80)[0])])
-    jpegs(
-        "other_colours", REFUSED, "frame_mismatch", fragments=[*good[:4], jpeg(np.repeat(frames[0][..., None], 3, -1))]
-    )
+    jpegs("other_size", "frame_mismatch", fragments=[*good[:4], jpeg(beating(1, 40, 80)[0])])
+    jpegs("other_colours", "frame_mismatch", fragments=[*good[:4], jpeg(np.repeat(frames[0][..., None], 3, -1))])
     huge = good[4].replace(struct.pack(">HH", 64, 80), struct.pack(">HH", 65000, 65000))
-    jpegs("claims_to_be_huge", REFUSED, "frame_mismatch", fragments=[*good[:4], huge])
-    jpegs("missing_fragment", REFUSED, "truncated_pixels", fragments=good[:4])
-    jpegs(
-        "missing_all",
-        REFUSED,
-        "truncated_pixels",
-        pixel_data=struct.pack("<HHL", 0xFFFE, 0xE000, 0) + SEQUENCE_DELIMITER,
-    )
-    jpegs("too_many_fragments", REFUSED, "bad_attribute", fragments=[*good, good[0], good[1]])
-    jpegs("no_offset_table", PROCESSED, "segmented", has_table=False)
+    jpegs("claims_to_be_huge", "frame_mismatch", fragments=[*good[:4], huge])
+    jpegs("missing_fragment", "truncated_pixels", fragments=good[:4])
+    jpegs("missing_all", "truncated_pixels", pixel_data=struct.pack("<HHL", 0xFFFE, 0xE000, 0) + SEQUENCE_DELIMITER)
+    jpegs("too_many_fragments", "bad_attribute", fragments=[*good, good[0], good[1]])
+    jpegs("no_offset_table", has_table=False)
     halves = [part for one in good for part in (one[: len(one) // 2 // 2 * 2], one[len(one) // 2 // 2 * 2 :])]
-    jpegs("two_fragments_a_frame", PROCESSED, "segmented", pixel_data=_encapsulated(halves, [0] * 0))
+    jpegs("two_fragments_a_frame", pixel_data=_encapsulated(halves, [0] * 0))
     offsets = np.cumsum(
         [0, *(len(a) + len(a) % 2 + len(b) + len(b) % 2 + 16 for a, b in zip(halves[::2], halves[1::2]))]
     )[:5]
-    jpegs("offset_table_of_fragments", PROCESSED, "segmented", pixel_data=_encapsulated(halves, offsets))
-    jpegs("offset_table_lies", PROCESSED, "segmented", pixel_data=_encapsulated(good, [0, 1 << 30, 5, 77, 0xFFFFFFF0]))
-    jpegs("offset_table_lies_of_parts", PROCESSED, "segmented", pixel_data=_encapsulated(halves, [9, 8, 7, 6, 5]))
-    jpegs("offset_table_of_zeros", PROCESSED, "segmented", pixel_data=_encapsulated(good, [0] * 5))
-    jpegs("offset_table_too_long", PROCESSED, "segmented", pixel_data=_encapsulated(good, range(0, 40000, 4)))
+    jpegs("offset_table_of_fragments", pixel_data=_encapsulated(halves, offsets))
+    jpegs("offset_table_lies", pixel_data=_encapsulated(good, [0, 1 << 30, 5, 77, 0xFFFFFFF0]))
+    jpegs("offset_table_lies_of_parts", pixel_data=_encapsulated(halves, [9, 8, 7, 6, 5]))
+    jpegs("offset_table_of_zeros", pixel_data=_encapsulated(good, [0] * 5))
+    jpegs("offset_table_too_long", pixel_data=_encapsulated(good, range(0, 40000, 4)))
     whole = _encapsulated(good, [])
-    jpegs("fragment_length_lies", REFUSED, "broken_frame", pixel_data=whole[:12] + struct.pack("<L", 500) + whole[16:])
-    jpegs(
-        "fragment_length_huge",
-        REFUSED,
-        "truncated_pixels",
-        pixel_data=whole[:12] + struct.pack("<L", 1 << 31) + whole[16:],
-    )
-    jpegs(
-        "fragment_undefined",
-        REFUSED,
-        "broken_frame",
-        "truncated_pixels",
-        pixel_data=whole[:12] + b"\xff" * 4 + whole[16:],
-    )
-    jpegs(
-        "no_items",
-        REFUSED,
-        "broken_frame",
-        "truncated_pixels",
-        edit=lambda d: d[: d.rindex(PIXELS) + 12] + b"zwyxpatient." * 100,
-    )
-    jpegs("end_missing", PROCESSED, "segmented", edit=lambda d: d[:-8])
-    jpegs("end_is_padding", PROCESSED, "segmented", edit=lambda d: d[:-8] + bytes(8))
-    jpegs("padded_frames", PROCESSED, "segmented", fragments=[one + bytes(64) for one in good])
+    jpegs("fragment_length_lies", "broken_frame", pixel_data=whole[:12] + struct.pack("<L", 500) + whole[16:])
+    jpegs("fragment_length_huge", "truncated_pixels", pixel_data=whole[:12] + struct.pack("<L", 1 << 31) + whole[16:])
+    jpegs("fragment_undefined", "broken_frame", "truncated_pixels", pixel_data=whole[:12] + b"\xff" * 4 + whole[16:])
+    jpegs("no_items", "broken_frame", "truncated_pixels",
+          edit=lambda d: d[: d.rindex(PIXELS) + 12] + b"zwyxpatient." * 100)  # fmt: skip
+    jpegs("end_missing", edit=lambda d: d[:-8])
+    jpegs("end_is_padding", edit=lambda d: d[:-8] + bytes(8))
+    jpegs("padded_frames", fragments=[one + bytes(64) for one in good])
     packed = [compressed(frame, "rle", 8) for frame in frames]
     for name, last in {
         "rle_cut": packed[4][:200],
@@ -951,7 +832,7 @@ def _damaged_frames(c: _Corpus) -> None:
         "rle_tiny": b"\1\0",
     }.items():
         reasons = ("broken_frame", "frame_mismatch", "damaged_frame")
-        c.clip(f"frames/{name}.dcm", REFUSED, *reasons, frames=frames, encoding="rle", fragments=[*packed[:4], last])
+        clip(name, *reasons, frames=frames, encoding="rle", fragments=[*packed[:4], last])
     for encoding in ("jpeg_2000", "jpeg_ls"):
         coded = [compressed(frame, encoding, 8) for frame in frames]
         for name, last in {
@@ -960,22 +841,17 @@ def _damaged_frames(c: _Corpus) -> None:
             "noise": coded[4][:120] + np.random.default_rng(3).bytes(len(coded[4]) - 120),
             "other_size": compressed(beating(1, 40, 80)[0], encoding, 8),
         }.items():
-            c.clip(
-                f"frames/{encoding}_{name}.dcm",
-                REFUSED,
-                *("broken_frame", "damaged_frame", "frame_mismatch"),
-                frames=frames,
-                encoding=encoding,
-                fragments=[*coded[:4], last],
-            )
+            clip(f"{encoding}_{name}", *("broken_frame", "damaged_frame", "frame_mismatch"), frames=frames,
+                 encoding=encoding, fragments=[*coded[:4], last])  # fmt: skip
 
 
 def _seldom_seen(c: _Corpus) -> None:
     """Write what the standard allows and few scanners write, and damage that decoders do not notice."""
+    clip, _ = c.of("frames")
     frames = beating(5, seed=4)
     coloured = np.repeat(frames[..., None], 3, axis=-1)
 
-    def coded(name: str, form: str, outcome: str = PROCESSED, *reasons: str, cut: int = 0, **options: Any) -> None:
+    def coded(name: str, form: str, *reasons: str, cut: int = 0, **options: Any) -> None:
         """Make a clip whose frames Pillow compresses; the last one lacks its last `cut` tiles."""
         fragments = []
         for frame in coloured if form == "JPEG" else frames:
@@ -988,7 +864,7 @@ def _seldom_seen(c: _Corpus) -> None:
             fragments[-1] = last[: parts[-cut]] + b"\xff\xd9"
         colours = {"frames": coloured, "encoding": "jpeg", "photometric": "YBR_FULL_422"}
         of_form = colours if form == "JPEG" else {"frames": frames, "encoding": "jpeg_2000"}
-        c.clip(f"frames/{name}.dcm", outcome, *reasons, fragments=fragments, **of_form)
+        clip(name, *reasons, fragments=fragments, **of_form)
 
     turned = Image.Exif()
     turned[0x0112], turned[0x013B] = 6, "Zwyxpatient"  # orientation, artist
@@ -998,14 +874,14 @@ def _seldom_seen(c: _Corpus) -> None:
     coded("jpeg_colours_at_half", "JPEG", subsampling=2)
     tiles = {"no_jp2": True, "tile_size": (32, 32)}
     coded("jpeg_2000_tiles", "JPEG2000", **tiles)
-    coded("jpeg_2000_tile_missing", "JPEG2000", REFUSED, "damaged_frame", cut=1, **tiles)
-    coded("jpeg_2000_tiles_missing", "JPEG2000", REFUSED, "damaged_frame", cut=5, **tiles)
+    coded("jpeg_2000_tile_missing", "JPEG2000", "damaged_frame", cut=1, **tiles)
+    coded("jpeg_2000_tiles_missing", "JPEG2000", "damaged_frame", cut=5, **tiles)
     coded("jpeg_2000_in_file_format", "JPEG2000", no_jp2=False)
     lengths = [len(one) + len(one) % 2 for one in map(jpeg, frames)]
     table = element(0x7FE00001, "OV", struct.pack("<5Q", *np.cumsum([0, *(n + 8 for n in lengths[:-1])])))
     table += element(0x7FE00002, "OV", struct.pack("<5Q", *lengths))
     options = {"frames": frames, "encoding": "jpeg", "has_table": False}
-    c.clip("frames/extended_offset_table.dcm", edit=before_pixels(table), **options)
+    clip("extended_offset_table", edit=before_pixels(table), **options)
 
     def longer(data: bytes) -> bytes:
         """Make a deflated file with one wrong match, which gives more bytes than there were."""
@@ -1014,14 +890,14 @@ def _seldom_seen(c: _Corpus) -> None:
         packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
         return data[:start] + packer.compress(whole[:-9000] + whole[-12000:]) + packer.flush()
 
-    c.clip("frames/deflated_longer.dcm", REFUSED, "broken_header", frames=frames, encoding="deflated", edit=longer)
+    clip("deflated_longer", "broken_header", frames=frames, encoding="deflated", edit=longer)
     overlay = element(0x60000010, "US", 64) + element(0x60000011, "US", 80)
     overlay += element(0x60003000, "OW", b"\xff" * 640) + element(0x60004000, "LT", "Zwyxpatient ")
-    c.clip("frames/overlay_plane.dcm", edit=before_pixels(overlay))
-    c.clip("frames/clip_in_the_class_of_stills.dcm", SOPClassUID="1.2.840.10008.5.1.4.1.1.6.1")
-    c.clip("frames/still_in_the_class_of_clips.dcm", frames=frames[:1], SOPClassUID=US_CLIP, NumberOfFrames=1)
-    c.clip("frames/modality_lower.dcm", Modality="us")
-    c.clip("frames/tiff_preamble.dcm", edit=lambda data: b"II*\0" + b"\7" * 124 + data[128:])
+    clip("overlay_plane", edit=before_pixels(overlay))
+    clip("clip_in_the_class_of_stills", SOPClassUID="1.2.840.10008.5.1.4.1.1.6.1")
+    clip("still_in_the_class_of_clips", frames=frames[:1], SOPClassUID=US_CLIP, NumberOfFrames=1)
+    clip("modality_lower", Modality="us")
+    clip("tiff_preamble", edit=lambda data: b"II*\0" + b"\7" * 124 + data[128:])
 
 
 def _encapsulated(fragments: Sequence[bytes], table: Any) -> bytes:
@@ -1033,62 +909,57 @@ def _encapsulated(fragments: Sequence[bytes], table: Any) -> bytes:
 
 
 def _palettes(c: _Corpus) -> None:
+    clip, _ = c.of("palettes")
     frames = beating(3, seed=4)
     ramp = np.arange(256, dtype="<u2") * 257
     colours = ("Red", "Green", "Blue")
 
     def palette(
-        name: str, outcome: str, *reasons: str, entries: Any = (256, 0, 16), data: bytes = ramp.tobytes(), **others: Any
+        name: str, *reasons: str, entries: Any = (256, 0, 16), data: bytes = ramp.tobytes(), **others: Any
     ) -> None:
         values: dict[str, Any] = {f"{one}PaletteColorLookupTableDescriptor": list(entries) for one in colours}
         values |= {f"{one}PaletteColorLookupTableData": data for one in colours}
-        c.clip(
-            f"palettes/{name}.dcm",
-            outcome,
-            *reasons,
-            frames=frames,
-            photometric="PALETTE COLOR",
-            **{**values, **others},
-        )
+        clip(name, *reasons, frames=frames, photometric="PALETTE COLOR", **{**values, **others})
 
-    palette("16_bits", PROCESSED, "segmented")
-    palette("8_bits", PROCESSED, "segmented", entries=(256, 0, 8), data=bytes(range(256)))
-    palette("short", REFUSED, "bad_attribute", data=ramp[:100].tobytes())
-    palette("long", PROCESSED, "segmented", data=np.tile(ramp, 4).tobytes())
-    palette("one_entry", REFUSED, "blank", entries=(1, 0, 16))
-    palette("entries_0", REFUSED, "bad_attribute", entries=(0, 0, 16))
-    palette("bits_12", REFUSED, "bad_attribute", entries=(256, 0, 12))
-    palette("first_outside", REFUSED, "blank", entries=(256, 60000, 16))
-    palette("of_two_sizes", REFUSED, "bad_attribute", RedPaletteColorLookupTableDescriptor=[128, 0, 16])
-    palette("no_blue", REFUSED, "missing_attribute", BluePaletteColorLookupTableData=None)
-    palette("no_descriptor", REFUSED, "missing_attribute", GreenPaletteColorLookupTableDescriptor=None)
-    palette("descriptor_of_one", REFUSED, "bad_attribute", GreenPaletteColorLookupTableDescriptor=256)
-    palette("empty", REFUSED, "missing_attribute", data=b"")
+    palette("16_bits")
+    palette("8_bits", entries=(256, 0, 8), data=bytes(range(256)))
+    palette("short", "bad_attribute", data=ramp[:100].tobytes())
+    palette("long", data=np.tile(ramp, 4).tobytes())
+    palette("one_entry", "blank", entries=(1, 0, 16))
+    palette("entries_0", "bad_attribute", entries=(0, 0, 16))
+    palette("bits_12", "bad_attribute", entries=(256, 0, 12))
+    palette("first_outside", "blank", entries=(256, 60000, 16))
+    palette("of_two_sizes", "bad_attribute", RedPaletteColorLookupTableDescriptor=[128, 0, 16])
+    palette("no_blue", "missing_attribute", BluePaletteColorLookupTableData=None)
+    palette("no_descriptor", "missing_attribute", GreenPaletteColorLookupTableDescriptor=None)
+    palette("descriptor_of_one", "bad_attribute", GreenPaletteColorLookupTableDescriptor=256)
+    palette("empty", "missing_attribute", data=b"")
     without = {f"{one}PaletteColorLookupTableData": None for one in colours}
 
     def segmented(*words: int) -> dict[str, Any]:
         data = np.array(words, "<u2").tobytes()
         return {**without, **{f"Segmented{one}PaletteColorLookupTableData": data for one in colours}}
 
-    palette("segmented", PROCESSED, "segmented", **segmented(0, 1, 0, 1, 255, 65535))
-    palette("segmented_nonsense", REFUSED, "bad_attribute", **segmented(7, 7, 7, 7))
-    palette("segmented_loop", REFUSED, "bad_attribute", **segmented(0, 1, 0, 2, 65535, 3, 0))
-    palette("segmented_cut", REFUSED, "bad_attribute", **segmented(0, 50, 1, 2))
-    palette("segmented_busy", REFUSED, "bad_attribute", **segmented(0, 1, 0, *[0, 0] * 8000, *[2, 65535, 3, 0] * 4000))
+    palette("segmented", **segmented(0, 1, 0, 1, 255, 65535))
+    palette("segmented_nonsense", "bad_attribute", **segmented(7, 7, 7, 7))
+    palette("segmented_loop", "bad_attribute", **segmented(0, 1, 0, 2, 65535, 3, 0))
+    palette("segmented_cut", "bad_attribute", **segmented(0, 50, 1, 2))
+    palette("segmented_busy", "bad_attribute", **segmented(0, 1, 0, *[0, 0] * 8000, *[2, 65535, 3, 0] * 4000))
 
 
 def _regions(c: _Corpus) -> None:
+    clip, _ = c.of("regions")
     width, height = 80, 64
     whole = (0, 0, width - 1, height - 1)
     tenth = (0.1, 0.1)
 
-    def region(name: str, reason: str, *regions: Any, outcome: str = UNCALIBRATED) -> None:
-        c.clip(f"regions/{name}.dcm", outcome, reason, regions=list(regions))
+    def region(name: str, reason: str, *regions: Any) -> None:
+        clip(name, reason, regions=list(regions))
 
     region("none", "no_regions")
-    region("off_by_one", "segmented", tissue_region(0, 0, width, height, tenth), outcome=PROCESSED)
-    region("not_square", "segmented", tissue_region(*whole, (0.1, 0.2)), outcome=PROCESSED)
-    region("part", "segmented", tissue_region(8, 4, 70, 60, tenth), outcome=PROCESSED)
+    region("off_by_one", "segmented", tissue_region(0, 0, width, height, tenth))
+    region("not_square", "segmented", tissue_region(*whole, (0.1, 0.2)))
+    region("part", "segmented", tissue_region(8, 4, 70, 60, tenth))
     region("outside", "region_outside", tissue_region(0, 0, 595, 414, tenth))
     region("off_by_two", "region_outside", tissue_region(0, 0, width + 1, height - 1, tenth))
     region("begins_outside", "region_outside", tissue_region(500, 500, 600, 600, tenth))
@@ -1119,23 +990,19 @@ def _regions(c: _Corpus) -> None:
         ("shallow", (0.02, 0.02), "depth_implausible"),
     ):
         region(f"delta_{name}", reason, tissue_region(*whole, delta))
-    c.clip("regions/too_deep.dcm", UNCALIBRATED, "depth_implausible", frames=beating(3, 200, 80),
-           regions=[tissue_region(0, 0, 79, 199, (0.25, 0.25))])  # fmt: skip
-    region(
-        "two_of_tissue",
-        "several_tissue_regions",
-        tissue_region(0, 0, 39, 63, tenth),
-        tissue_region(40, 0, 79, 63, tenth),
-    )
-    region("twice_the_same", "segmented", tissue_region(*whole, tenth), tissue_region(*whole, tenth), outcome=PROCESSED)
+    clip("too_deep", "depth_implausible", frames=beating(3, 200, 80),
+         regions=[tissue_region(0, 0, 79, 199, (0.25, 0.25))])  # fmt: skip
+    region("two_of_tissue", "several_tissue_regions", tissue_region(0, 0, 39, 63, tenth),
+           tissue_region(40, 0, 79, 63, tenth))  # fmt: skip
+    region("twice_the_same", "segmented", tissue_region(*whole, tenth), tissue_region(*whole, tenth))
     region("tissue_and_ecg", "segmented", tissue_region(0, 0, 79, 50, tenth),
-           tissue_region(0, 51, 79, 63, tenth, RegionSpatialFormat=5, RegionDataType=10), outcome=PROCESSED)  # fmt: skip
+           tissue_region(0, 51, 79, 63, tenth, RegionSpatialFormat=5, RegionDataType=10))  # fmt: skip
     spectral = {"RegionSpatialFormat": 3, "RegionDataType": 3}
-    region("spectral_alone", "not_two_dimensional", tissue_region(*whole, tenth, **spectral), outcome=REFUSED)
+    region("spectral_alone", "not_two_dimensional", tissue_region(*whole, tenth, **spectral))
     m_mode = {"RegionSpatialFormat": 2, "RegionDataType": 1}
-    region("m_mode_alone", "not_two_dimensional", tissue_region(*whole, tenth, **m_mode), outcome=REFUSED)
-    region("tissue_and_spectral", "segmented", tissue_region(0, 0, 79, 40, tenth), tissue_region(0, 41, 79, 63, tenth, **spectral),
-           outcome=PROCESSED)  # fmt: skip
+    region("m_mode_alone", "not_two_dimensional", tissue_region(*whole, tenth, **m_mode))
+    region("tissue_and_spectral", "segmented", tissue_region(0, 0, 79, 40, tenth),
+           tissue_region(0, 41, 79, 63, tenth, **spectral))  # fmt: skip
     region("colour_alone", "no_tissue_region", tissue_region(*whole, tenth, RegionDataType=2))
     region("graphics_alone", "no_tissue_region", tissue_region(*whole, tenth, RegionSpatialFormat=5, RegionDataType=10))
     region("format_nonsense", "no_tissue_region", tissue_region(*whole, tenth, RegionSpatialFormat=777))
@@ -1144,18 +1011,19 @@ def _regions(c: _Corpus) -> None:
         region(f"no_{keyword}", "region_malformed", tissue_region(*whole, tenth, **{keyword: None}))
     many = [tissue_region(n % 40, 0, 79, 63, tenth) for n in range(300)]
     region("three_hundred", "several_tissue_regions", *many)
-    c.clip("regions/text_in_place_of_items.dcm", UNCALIBRATED, "no_regions",
-           edit=swap(0x00186011, element(0x00186011, "LO", "zwyxpatient")))  # fmt: skip
+    clip("text_in_place_of_items", "no_regions", edit=swap(0x00186011, element(0x00186011, "LO", "zwyxpatient")))
 
 
 def _views_and_times(c: _Corpus) -> None:
+    clip, _ = c.of("times")
+
     def code(value: str, meaning: str = "x", scheme: str = "SCT") -> Any:
         return dataset(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
     c.clip("views/four_chamber.dcm", ViewCodeSequence=[code("399214001")])
     c.clip("views/two_chamber_old_code.dcm", ViewCodeSequence=[code("G-A19C", "apical two chamber", "SRT")])
-    c.clip("views/parasternal.dcm", SKIPPED, "other_view", ViewCodeSequence=[code("399139001")])
-    c.clip("views/subcostal_text.dcm", SKIPPED, "other_view", SeriesDescription="Subcostal 4C zwyxpatient")
+    c.clip("views/parasternal.dcm", "other_view", ViewCodeSequence=[code("399139001")])
+    c.clip("views/subcostal_text.dcm", "other_view", SeriesDescription="Subcostal 4C zwyxpatient")
     c.clip("views/code_unknown.dcm", ViewCodeSequence=[code("zwyxpatient", HOSTILE, "99ZZ")])
     c.clip("views/codes_empty.dcm", ViewCodeSequence=[dataset()])
     c.clip("views/two_codes.dcm", ViewCodeSequence=[code("399214001"), code("399139001")])
@@ -1182,7 +1050,7 @@ def _views_and_times(c: _Corpus) -> None:
             "ContentDate": "0",
         },
     }.items():
-        c.clip(f"times/{name}.dcm", **values)
+        clip(name, **values)
     for name, value in {
         "nan": "nan",
         "infinite": "inf",
@@ -1190,12 +1058,13 @@ def _views_and_times(c: _Corpus) -> None:
         "empty": "",
         "many": "40\\40\\40",
     }.items():
-        c.clip(f"times/frame_time_{name}.dcm", edit=swap(0x00181063, element(0x00181063, "DS", value)))
+        clip(f"frame_time_{name}", edit=swap(0x00181063, element(0x00181063, "DS", value)))
 
 
 def _identity(c: _Corpus) -> None:
     """Write UIDs, copies and patients."""
-    bad = (REFUSED, "bad_identifier", "missing_identifier")
+    clip, cut = c.of("identity")
+    bad = ("bad_identifier", "missing_identifier")
     for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         tag = {"SOPInstanceUID": 0x00080018, "StudyInstanceUID": 0x0020000D, "SeriesInstanceUID": 0x0020000E}[keyword]
         for name, value in {
@@ -1214,54 +1083,42 @@ def _identity(c: _Corpus) -> None:
             "formula": "=1.2",
         }.items():
             new = b"" if value is None else element(tag, "UI", value)
-            c.clip(f"identity/{keyword}_{name}.dcm", *bad, edit=swap(tag, new))
+            clip(f"{keyword}_{name}", *bad, edit=swap(tag, new))
     same = {"SOPInstanceUID": f"{ROOT}.4.1", "StudyInstanceUID": f"{ROOT}.4.2", "SeriesInstanceUID": f"{ROOT}.4.5"}
     frames = beating(4, seed=5)
-    c.clip("identity/copy_1.dcm", frames=frames, **same)
-    c.file("identity/copy_2.dcm", (c.folder / "identity/copy_1.dcm").read_bytes(), SKIPPED, "duplicate")
-    c.file("identity/zcopies/copy_3", (c.folder / "identity/copy_1.dcm").read_bytes(), SKIPPED, "duplicate")
+    clip("copy_1", frames=frames, **same)
+    c.file("identity/copy_2.dcm", (c.folder / "identity/copy_1.dcm").read_bytes(), "duplicate")
+    c.file("identity/zcopies/copy_3", (c.folder / "identity/copy_1.dcm").read_bytes(), "duplicate")
     meta = element(0x00020016, "AE", "OTHER")
-    c.clip("identity/other_meta.dcm", SKIPPED, "duplicate", frames=frames, **same,
-           edit=lambda d: d[: d.index(b"\x08\x00\x16\x00")] + meta + d[d.index(b"\x08\x00\x16\x00") :])  # fmt: skip
+    clip("other_meta", "duplicate", frames=frames, **same,
+         edit=lambda d: d[: d.index(b"\x08\x00\x16\x00")] + meta + d[d.index(b"\x08\x00\x16\x00") :])  # fmt: skip
     other = {"SOPInstanceUID": f"{ROOT}.4.3", "StudyInstanceUID": f"{ROOT}.4.4"}
-    c.clip("identity/conflict_1.dcm", REFUSED, "conflicting_duplicate", frames=beating(4, seed=6), **other)
-    c.clip("identity/conflict_2.dcm", REFUSED, "conflicting_duplicate", frames=beating(4, seed=7), **other)
-    c.clip(
-        "identity/conflict_3.dcm",
-        REFUSED,
-        "conflicting_duplicate",
-        frames=beating(4, seed=6),
-        **other,
-        PatientName="Y^Y",
-    )
+    clip("conflict_1", "conflicting_duplicate", frames=beating(4, seed=6), **other)
+    clip("conflict_2", "conflicting_duplicate", frames=beating(4, seed=7), **other)
+    clip("conflict_3", "conflicting_duplicate", frames=beating(4, seed=6), **other, PatientName="Y^Y")
     good = {"SOPInstanceUID": f"{ROOT}.7.1", "StudyInstanceUID": f"{ROOT}.7.2", "SeriesInstanceUID": f"{ROOT}.7.3"}
-    c.clip("identity/whole.dcm", frames=frames, encoding="jpeg", **good)
+    clip("whole", frames=frames, encoding="jpeg", **good)
     for part, reason in ((0.5, "truncated_pixels"), (0.9, "truncated_pixels")):
-        c.cut(f"identity/a_copy_cut_at_{part}.dcm", REFUSED, reason, frames=frames, encoding="jpeg", **good,
-              at=lambda data, part=part: int(part * len(data)))  # fmt: skip
+        cut(f"a_copy_cut_at_{part}", reason, frames=frames, encoding="jpeg", **good,
+            at=lambda data, part=part: int(part * len(data)))  # fmt: skip
     fragments = [jpeg(frame) for frame in frames]
-    c.clip("identity/copy_damaged.dcm", REFUSED, "broken_frame", "damaged_frame", frames=frames, encoding="jpeg",
-           fragments=[*fragments[:3], bytes(500)], **good)  # fmt: skip
+    clip("copy_damaged", "broken_frame", "damaged_frame", frames=frames, encoding="jpeg",
+         fragments=[*fragments[:3], bytes(500)], **good)  # fmt: skip
     for name, values in {
         "a": {"PatientID": "XID-4711"},
         "b": {"PatientID": "XID-4712"},
         "c": {"PatientID": None, "PatientName": None},
     }.items():
-        c.clip(f"identity/mixed_{name}.dcm", REFUSED, "patients_mixed", StudyInstanceUID=f"{ROOT}.5", **values)
-    c.clip("identity/nobody.dcm", PatientID=None, PatientName=None, PatientBirthDate=None)
+        clip(f"mixed_{name}", "patients_mixed", StudyInstanceUID=f"{ROOT}.5", **values)
+    clip("nobody", PatientID=None, PatientName=None, PatientBirthDate=None)
     for name in ("a", "b"):
-        c.clip(f"identity/one_study_{name}.dcm", StudyInstanceUID=f"{ROOT}.6")
-    c.clip(
-        "identity/one_study_broken.dcm",
-        REFUSED,
-        "truncated_pixels",
-        StudyInstanceUID=f"{ROOT}.6",
-        edit=lambda d: d[:-9000],
-    )
+        clip(f"one_study_{name}", StudyInstanceUID=f"{ROOT}.6")
+    clip("one_study_broken", "truncated_pixels", StudyInstanceUID=f"{ROOT}.6", edit=lambda d: d[:-9000])
 
 
 def _values_of_another_kind(c: _Corpus) -> None:
     """Write elements whose value representation is not the standard's: they do no harm where nothing depends on them."""
+    clip, _ = c.of("kinds")
     kinds = {
         "US": struct.pack("<3H", 1, 2, 3),
         "FD": struct.pack("<2d", float("nan"), 1e300),
@@ -1282,18 +1139,14 @@ def _values_of_another_kind(c: _Corpus) -> None:
     for vr, value in kinds.items():
         for keyword, tag in tags.items():
             edit = swap(tag, element(tag, vr, value))
-            c.clip(f"kinds/{keyword}_{vr}.dcm", edit=edit, frames=beating(3, 32, 32), **values)
+            clip(f"{keyword}_{vr}", edit=edit, frames=beating(3, 32, 32), **values)
         if vr != "SQ":
-            c.clip(
-                f"kinds/regions_{vr}.dcm",
-                UNCALIBRATED,
-                "no_regions",
-                edit=swap(0x00186011, element(0x00186011, vr, value)),
-            )
+            clip(f"regions_{vr}", "no_regions", edit=swap(0x00186011, element(0x00186011, vr, value)))
 
 
 def _hostile_text(c: _Corpus) -> None:
     """Write hostile texts: paths, formulas, pages, terminal codes."""
+    clip, _ = c.of("text")
     keywords = (
         *("PatientName", "PatientID", "IssuerOfPatientID", "OtherPatientIDs", "PatientComments", "StudyDescription"),
         *("SeriesDescription", "ProtocolName", "ImageComments", "InstitutionName", "OperatorsName", "StationName"),
@@ -1318,7 +1171,7 @@ def _hostile_text(c: _Corpus) -> None:
         "question": "?" * 40,
     }
     for name, text in texts.items():
-        c.clip(f"text/{name}.dcm", **{keyword: text for keyword in keywords})
+        clip(name, **{keyword: text for keyword in keywords})
     for name, charset, raw in (
         ("latin_1", "ISO_IR 100", "Zwyxpatient^Müller".encode("latin-1")),
         ("utf_8", "ISO_IR 192", "Zwyxpatient^Łukasz 心".encode()),
@@ -1330,11 +1183,11 @@ def _hostile_text(c: _Corpus) -> None:
         ("many", "ISO 2022 IR 6\\ISO 2022 IR 149\\nonsense", b"Zwyxpatient^\x1b$)C\xb1\xe8"),
     ):
         new = struct.pack("<HH2sH", 16, 16, b"PN", len(raw) + len(raw) % 2) + raw + b" " * (len(raw) % 2)
-        c.clip(f"text/charset_{name}.dcm", SpecificCharacterSet=charset, edit=swap(0x00100010, new))
+        clip(f"charset_{name}", SpecificCharacterSet=charset, edit=swap(0x00100010, new))
     wrong = b"".join(
         element(tag, "UN", struct.pack("<4f", 1, 2, 3, float("nan")))
         for tag in (0x00180015, 0x00181030, 0x00200011, 0x00200013)
     )
-    c.clip("text/values_of_another_kind.dcm", edit=before_pixels(wrong))
+    clip("values_of_another_kind", edit=before_pixels(wrong))
     numbers = b"".join(element(tag, "IS", "zwyxpatient") for tag in (0x00200011, 0x00200013))
-    c.clip("text/numbers_that_are_words.dcm", edit=before_pixels(numbers))
+    clip("numbers_that_are_words", edit=before_pixels(numbers))

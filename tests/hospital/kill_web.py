@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,33 +113,20 @@ def wait_for(condition: Callable[[], Any], seconds: float = PATIENCE) -> None:
 class Way:
     """Hold a command to test, and where it leaves its files."""
 
-    words: Sequence[str]
-    """Words of the command; FOLDER and URL are filled in."""
+    words: str
+    """The command; FOLDER and URL are filled in."""
     inputs: str
     results: str
 
 
 QUERY = "URL?ModalitiesInStudy=US"
 BATCH = Way(
-    ("dicom", "FOLDER/fetched", "FOLDER/out", "--from", QUERY, "--to", "URL", "--resume"),
+    f"dicom FOLDER/fetched FOLDER/out --from {QUERY} --to URL --resume",
     "fetched/inbox/*/*.dcm",
     "out/studies/*",
 )
 NODE = Way(
-    (
-        "listen",
-        "FOLDER/node",
-        "--port",
-        "0",
-        "--poll",
-        QUERY,
-        "--destination",
-        "URL",
-        "--poll_seconds",
-        "1",
-        "--quiet_seconds",
-        "2",
-    ),
+    f"listen FOLDER/node --port 0 --poll {QUERY} --destination URL --poll_seconds 1 --quiet_seconds 2",
     "node/inbox/*/*.dcm",
     "node/runs/*/*/studies/*",
 )
@@ -147,7 +134,7 @@ NODE = Way(
 
 def start(folder: Path, url: str, way: Way) -> Forked:
     """Start a command, whose user and password are in the environment."""
-    words = [word.replace("FOLDER", str(folder)).replace("URL", url) for word in way.words]
+    words = [word.replace("FOLDER", str(folder)).replace("URL", url) for word in way.words.split()]
     secrets = {"SYNBOOST_DICOMWEB_USER": USER, "SYNBOOST_DICOMWEB_PASSWORD": PASSWORD, "OMP_NUM_THREADS": "1"}
     return Forked(*module("synboost_monai", *words), environment=secrets)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from synboost_monai.hospital import batch, engines
 from synboost_monai.hospital.model import SegmentedFrames
 from synboost_monai.hospital.options import BatchOptions
+from synboost_monai.hospital.study import StudyOptions
 from synboost_monai.structures import STRUCTURES
 
 
@@ -50,15 +51,14 @@ class EllipseModel:
         return label_map
 
 
-def engine(*arguments: Any) -> engines.Engine:
-    """Make a local engine with this model; the arguments are those of `engines.create_engine`."""
-    _, _, _, _, options, out_dir, workers, _ = arguments
-    return engines.LocalEngine(EllipseModel(), options, out_dir, workers)  # type: ignore[arg-type]
+def engine(name: str, options: StudyOptions, overrides: Any, workers: int, ray_address: str | None) -> engines.Engine:
+    """Make a local engine with this model in place of `engines.create_engine`."""
+    return engines.LocalEngine(EllipseModel(), options, workers)  # type: ignore[arg-type]
 
 
 def run(in_dir: Path, out_dir: Path, **options: Any) -> int:
     """Call `run_dicom` with this model."""
-    before, batch.create_engine = batch.create_engine, engine  # type: ignore[assignment]
+    before, batch.create_engine = batch.create_engine, engine
     try:
         limits = options.pop("limits", None)
         return batch.run_dicom(in_dir, out_dir, BatchOptions(**options), limits=limits, progress=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from synboost_monai.dicom.network.receive import ServerOptions
 from synboost_monai.hospital.engines import LocalEngine
-from synboost_monai.hospital.listen import Node, _until_signal
+from synboost_monai.hospital.listen import Node, until_signal
 from synboost_monai.hospital.options import ListenOptions
 from synboost_monai.hospital.peers import Peers
 from synboost_monai.hospital.study import StudyOptions
@@ -32,7 +32,7 @@ def make_node(
     stop = threading.Event()
     wanted = ListenOptions(destination=destination, **{"quiet_seconds": 0.5, **options})
     peers = Peers.of(("poll", wanted.poll), ("destination", wanted.destination), ae_title=wanted.ae_title, stop=stop)
-    engine = LocalEngine(EllipseModel(), OPTIONS, out_dir, 1)  # type: ignore[arg-type]
+    engine = LocalEngine(EllipseModel(), OPTIONS, 1)  # type: ignore[arg-type]
     node = Node(out_dir, engine, OPTIONS, ServerOptions(**server), wanted, peers, stop, say)
     node.first_delay = first_delay
     return node
@@ -41,6 +41,6 @@ def make_node(
 def main(out: Path, destination: str) -> None:
     with hold_folder(out):
         node = make_node(out, destination)
-        with node.engine, _until_signal(node):
+        with node.engine, until_signal(node.stop):
             node.run()
     print("ended", flush=True)

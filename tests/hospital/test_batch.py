@@ -36,6 +36,17 @@ def undisturbed(in_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """Make a folder with one study, to be changed."""
+    write_study(tmp_path / "in", 0)
+    return tmp_path / "in"
+
+
+def reasons_of(out: Path) -> list[str]:
+    return sorted(row["reason"] for row in ledger(out))
+
+
 def test_every_file_has_one_line_and_its_outputs_are_there(in_dir: Path, undisturbed: Path) -> None:
     rows = ledger(undisturbed)
     files = [p for p in in_dir.rglob("*") if p.is_file()]
@@ -76,9 +87,7 @@ def test_resume_with_other_settings_is_refused(in_dir: Path, undisturbed: Path) 
         run(in_dir, undisturbed, resume=True, frames="all")
 
 
-def test_new_study_in_the_input_is_done_on_resume(in_dir: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "in"
-    write_study(mine, 0)
+def test_new_study_in_the_input_is_done_on_resume(mine: Path, tmp_path: Path) -> None:
     run(mine, tmp_path / "out")
     write_study(mine, 1)
     assert run(mine, tmp_path / "out", resume=True) == ALL_DONE
@@ -95,10 +104,8 @@ def test_output_that_is_gone_is_made_again_on_resume(
     assert end_state(out) == end_state(undisturbed)
 
 
-def test_clip_that_joins_its_study_replaces_what_was_made_of_one_that_is_gone(tmp_path: Path) -> None:
-    mine, out = tmp_path / "in", tmp_path / "out"
-    write_study(mine, 0)
-    folder = mine / "Mueller_0"
+def test_clip_that_joins_its_study_replaces_what_was_made_of_one_that_is_gone(mine: Path, tmp_path: Path) -> None:
+    folder, out = mine / "Mueller_0", tmp_path / "out"
     late = (folder / "apical_two_chamber.dcm").rename(tmp_path / "late.dcm")
     assert run(mine, out) == ALL_DONE
     (folder / "apical_four_chamber.dcm").unlink()
@@ -110,9 +117,8 @@ def test_clip_that_joins_its_study_replaces_what_was_made_of_one_that_is_gone(tm
     assert _unlisted(out) == [] and len(list(out.glob("studies/*/seg_*.dcm"))) == 1
 
 
-def test_contradiction_that_comes_later_takes_the_results_back(tmp_path: Path) -> None:
-    mine, out = tmp_path / "in", tmp_path / "out"
-    write_study(mine, 0)
+def test_contradiction_that_comes_later_takes_the_results_back(mine: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
     assert run(mine, out) == ALL_DONE
     clip = mine / "Mueller_0" / "apical_two_chamber.dcm"
     other = bytearray(clip.read_bytes())
@@ -121,46 +127,42 @@ def test_contradiction_that_comes_later_takes_the_results_back(tmp_path: Path) -
     assert run(mine, out, resume=True) == SOME_REFUSED
     fresh = tmp_path / "fresh"
     assert run(mine, fresh) == SOME_REFUSED
-    assert sorted(row["reason"] for row in ledger(out)) == ["conflicting_duplicate"] * 2 + ["segmented"]
+    assert reasons_of(out) == ["conflicting_duplicate"] * 2 + ["segmented"]
     assert end_state(out) == end_state(fresh)
     (mine / "other.dcm").unlink()
     assert run(mine, out, resume=True) == SOME_REFUSED  # the contradiction has gone, its line stays
-    assert sorted(row["reason"] for row in ledger(out)) == ["conflicting_duplicate", "segmented", "segmented"]
+    assert reasons_of(out) == ["conflicting_duplicate", "segmented", "segmented"]
 
 
-def test_damaged_copy_that_comes_later_takes_nothing_back(tmp_path: Path) -> None:
-    mine, out = tmp_path / "in", tmp_path / "out"
-    write_study(mine, 0)
+def test_damaged_copy_that_comes_later_takes_nothing_back(mine: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
     assert run(mine, out) == ALL_DONE
     before = {path: path.read_bytes() for path in out.glob("studies/*/*")}
     clip = (mine / "Mueller_0" / "apical_two_chamber.dcm").read_bytes()
     for name, part in (("a_header", 400), ("a_middle", len(clip) // 2), ("z_end", len(clip) - 3)):
         (mine / f"{name}.dcm").write_bytes(clip[:part])
     assert run(mine, out, resume=True) == SOME_REFUSED
-    reasons = sorted(row["reason"] for row in ledger(out))
-    assert reasons == ["segmented", "segmented", "truncated_header", "truncated_pixels", "truncated_pixels"]
+    assert reasons_of(out) == ["segmented", "segmented", "truncated_header", "truncated_pixels", "truncated_pixels"]
     assert {path: path.read_bytes() for path in out.glob("studies/*/*")} == before
     fresh = tmp_path / "fresh"
     run(mine, fresh)
     assert end_state(out) == end_state(fresh)
 
 
-def test_longest_clips_of_a_study_that_is_too_long_are_refused(tmp_path: Path) -> None:
-    write_study(tmp_path / "in", 0)
-    assert run(tmp_path / "in", tmp_path / "out", limits=Limits(max_study_frames=20)) == SOME_REFUSED
-    assert sorted(row["reason"] for row in ledger(tmp_path / "out")) == ["segmented", "study_too_long"]
-    assert run(tmp_path / "in", tmp_path / "other", limits=Limits(max_frames=11)) == SOME_REFUSED
-    assert {row["reason"] for row in ledger(tmp_path / "other")} == {"too_many_frames"}
+def test_longest_clips_of_a_study_that_is_too_long_are_refused(mine: Path, tmp_path: Path) -> None:
+    assert run(mine, tmp_path / "out", limits=Limits(max_study_frames=20)) == SOME_REFUSED
+    assert reasons_of(tmp_path / "out") == ["segmented", "study_too_long"]
+    assert run(mine, tmp_path / "other", limits=Limits(max_frames=11)) == SOME_REFUSED
+    assert set(reasons_of(tmp_path / "other")) == {"too_many_frames"}
 
 
-def test_other_patient_that_joins_a_study_takes_its_numbers_back(tmp_path: Path) -> None:
-    mine, out = tmp_path / "in", tmp_path / "out"
-    write_study(mine, 0)
+def test_other_patient_that_joins_a_study_takes_its_numbers_back(mine: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
     late = (mine / "Mueller_0" / "apical_two_chamber.dcm").rename(tmp_path / "late.dcm")
     assert run(mine, out) == ALL_DONE and list(out.glob("studies/*/measurements.json"))
     (mine / "late.dcm").write_bytes(late.read_bytes().replace(b"Phantom^Mueller0", b"Phantom^Schulze0"))
     assert run(mine, out, resume=True) == SOME_REFUSED
-    assert [row["reason"] for row in ledger(out)] == ["patients_mixed"] * 2
+    assert reasons_of(out) == ["patients_mixed"] * 2
     assert list(out.glob("studies/*")) == []
     assert len((out / "measurements.csv").read_text().splitlines()) == 1
 
@@ -172,11 +174,10 @@ def _unlisted(out: Path) -> list[str]:
     return sorted(found ^ named)
 
 
-def test_refused_file_makes_the_exit_code_one(tmp_path: Path) -> None:
-    write_study(tmp_path / "in", 0)
-    broken = tmp_path / "in" / "Mueller_0" / "apical_two_chamber.dcm"
+def test_refused_file_makes_the_exit_code_one(mine: Path, tmp_path: Path) -> None:
+    broken = mine / "Mueller_0" / "apical_two_chamber.dcm"
     broken.write_bytes(broken.read_bytes()[:-5000])
-    assert run(tmp_path / "in", tmp_path / "out") == SOME_REFUSED
+    assert run(mine, tmp_path / "out") == SOME_REFUSED
     (row,) = [row for row in ledger(tmp_path / "out") if row["outcome"] == "refused"]
     assert row["reason"] == "truncated_pixels" and "Error" not in row["sentence"]
 
@@ -245,17 +246,15 @@ def test_disk_that_refuses_fails_the_run_in_words(
 
 
 def test_given_frames_and_key_are_checked(tmp_path: Path) -> None:
-    path = tmp_path / "given.csv"
-    path.write_text("sop_instance_uid,end_diastole,end_systole\n1.2.3,4,10\n")
+    path, head = tmp_path / "given.csv", "sop_instance_uid,end_diastole,end_systole\n"
+    path.write_text(f"{head}1.2.3,4,10\n")
     assert read_given(path) == {"1.2.3": (3, 9)}
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))  # as Excel saves it
     assert read_given(path) == {"1.2.3": (3, 9)}
-    path.write_text("sop_instance_uid,end_diastole,end_systole\n1.2.3,0,10\n")
-    with pytest.raises(ValueError, match="line 2: expected columns"):
-        read_given(path)
-    path.write_text("sop_instance_uid,end_diastole,end_systole\n1.2.3,7,7\n")
-    with pytest.raises(ValueError, match="two different frame numbers"):
-        read_given(path)
+    for frames in ("0,10", "7,7"):
+        path.write_text(f"{head}1.2.3,{frames}\n")
+        with pytest.raises(ValueError, match="line 2: expected columns .* two different frame numbers"):
+            read_given(path)
     with pytest.raises(FileNotFoundError, match="head -c 32"):
         read_key(tmp_path / "key")
 

@@ -116,10 +116,8 @@ def test_run_goes_on_with_the_same_key_alone(
 ) -> None:
     before = end_state(done)
     out = shutil.copytree(done, tmp_path / "out")
-    for wrong, words in (
-        ({"deidentify": write_key(tmp_path / "other", "other")}, "another input, another key"),
-        ({}, "another"),
-    ):
+    other = {"deidentify": write_key(tmp_path / "other", "other")}
+    for wrong, words in ((other, "another input, another key"), ({}, "another")):
         with pytest.raises(ValueError, match=words):
             run(in_dir, out, resume=True, given=given, **wrong)
     assert run(in_dir, out, resume=True, deidentify=key_path, given=given) == ALL_DONE
@@ -141,11 +139,8 @@ def test_run_goes_on_with_the_same_key_alone(
 
 def test_settings_hold_nothing_that_a_key_can_be_tried_on(done: Path, key_path: Path) -> None:
     key = read_key(key_path)
-    quick = [
-        hashlib.new(name, text + key).hexdigest()[:12]
-        for name in ("sha256", "sha1", "md5")
-        for text in (b"", b"synboost ")
-    ]
+    pairs = [(name, text) for name in ("sha256", "sha1", "md5") for text in (b"", b"synboost ")]
+    quick = [hashlib.new(name, text + key).hexdigest()[:12] for name, text in pairs]
     assert leaks(done, {name: name.encode() for name in quick} | {"key": key, "hex": key.hex().encode()}) == []
 
 
@@ -225,9 +220,8 @@ GOOD = hashlib.sha256(b"random").digest()
 def test_key_that_could_be_guessed_is_refused(tmp_path: Path, key: bytes) -> None:
     path = write_key(tmp_path / "key")
     path.write_bytes(key)
-    with pytest.raises(
-        ValueError, match="make one with: head -c 32 /dev/urandom > KEYFILE; chmod 600 KEYFILE"
-    ) as caught:
+    advice = "make one with: head -c 32 /dev/urandom > KEYFILE; chmod 600 KEYFILE"
+    with pytest.raises(ValueError, match=advice) as caught:
         read_key(path)
     assert str(caught.value).startswith(f"{path}: the key ") and "\n" not in str(caught.value)
 
@@ -244,9 +238,8 @@ def test_key_that_others_can_read_is_refused(tmp_path: Path, monkeypatch: pytest
     assert len(read_key(path)) == 32
     for mode in (0o640, 0o604, 0o620, 0o602, 0o601, 0o644):
         path.chmod(mode)
-        with pytest.raises(
-            ValueError, match=f"others may use this key \\(mode {mode:04o}\\); close it with: chmod 600"
-        ):
+        words = rf"others may use this key \(mode {mode:04o}\); close it with: chmod 600"
+        with pytest.raises(ValueError, match=words):
             read_key(path)
     path.chmod(0o400)
     (tmp_path / "link").symlink_to(path)
@@ -266,8 +259,5 @@ def test_names_of_a_ledger_cost_time_to_guess() -> None:
     assert naming.path("a") != other.path("a") and naming.path("a") == Naming(GOOD).path("a") != path_sha256("a")
     assert naming.digest("") == "" and naming.study("") == "" and naming.instance("") == ""
     assert naming.path("a") != hmac.new(GOOD, b"path\0a", hashlib.sha256).hexdigest()
-    assert (
-        Naming().digest("ab") == "ab"
-        and Naming().instance("1.2") == "1.2"
-        and Naming().study("1.2") == short_hash("1.2")
-    )
+    plain = Naming()
+    assert (plain.digest("ab"), plain.instance("1.2"), plain.study("1.2")) == ("ab", "1.2", short_hash("1.2"))

@@ -15,7 +15,6 @@ from synboost_monai.hospital.inbox import Inbox
 from synboost_monai.hospital.ledger import Ledger
 from synboost_monai.hospital.listen import INBOX, RUNS, WORK, run_listen
 from synboost_monai.hospital.study import STUDIES
-from synboost_monai.paths import own_folder, remove_own_folder
 from synboost_monai.processes import hold_folder
 from synboost_monai.training import LogToFile
 
@@ -73,8 +72,6 @@ def test_a_link_in_place_of_a_file_is_refused(
 def test_a_link_in_place_of_the_studies_is_refused(precious: Path) -> None:
     out = precious.parent / "out"
     (out / STUDIES).symlink_to(precious)
-    with pytest.raises(ValueError, match=f"{STUDIES}: expected a folder of this run, got a link"):
-        own_folder(out / STUDIES)
     _remove_unlisted(out, SimpleNamespace(rows=lambda: []))  # type: ignore[arg-type]
     assert is_whole(precious)
     (precious.parent / "in").mkdir()
@@ -107,9 +104,3 @@ def test_an_inbox_leaves_what_a_link_points_at(precious: Path) -> None:
     assert inbox.studies() == []
     inbox.remove("study")
     assert is_whole(precious)
-
-
-def test_a_receiver_empties_its_own_folder_alone(precious: Path) -> None:
-    (precious.parent / "out" / "receiving").symlink_to(precious / ("0" * 16))
-    remove_own_folder(precious.parent / "out" / "receiving")
-    assert is_whole(precious) and not (precious.parent / "out" / "receiving").is_symlink()

@@ -181,7 +181,7 @@ def test_a_doubted_contour_marks_every_number_that_it_enters_and_no_other(hearts
     for m in report_measurements(measures, instances, "female"):
         assert (f"In doubt: {NEEDS_REVIEW}" in m.comments) == ((m.quantity, m.method, m.beat) in marked)
     results = study_results(
-        "study", "1.3", {}, {**clips, "4CH": doubted}, {n: i for n, (_, i) in instances.items()}, {}, measures
+        "study", "1.3", {}, {**clips, "4CH": doubted}, {n: i for n, (_, i) in instances.items()}, measures
     )
     shown = {(m["measure"], m["method"], m["beat"]) for m in results["measures"] if m["needs_review"]}
     assert shown == marked and results["verdict"] == "accept"  # the beat that stands for the clip is not in doubt

@@ -12,7 +12,7 @@ INSTANCES = {"clip": ("1.2.840.10008.5.1.4.1.1.3.1", "1.2.3")}
 
 def measure(name: str, value: float | None, method: str = "four_chamber") -> StudyMeasure:
     reason = "no calibration" if value is None else ""
-    return StudyMeasure(name, method, "", value, reason, (), (("clip", (4, 11)),))
+    return StudyMeasure(name, method, value, reason, (), (("clip", (4, 11)),))
 
 
 def reported(*measures: StudyMeasure) -> dict[tuple[str, str], float]:

@@ -18,7 +18,7 @@ from synboost_monai.pages.sheet import Sheet
 from synboost_monai.quantities import LANGUAGES, QUANTITIES
 from tests.dicom import writing_fixtures
 from tests.hospital.conftest import TruthModel, write_phantom_clip
-from tests.hospital.test_study import KEY, process, results_of
+from tests.hospital.test_study import KEY, process, process_one, results_of
 
 NAME = "Quastenflosser^Ottokar"
 
@@ -64,22 +64,16 @@ def test_numbers_are_those_of_the_results_with_their_marks(done: Path, language:
     (results,), sheet = results_of(done), sheet_of(done, language)
     biplane = {m["measure"]: m for m in results["measures"] if m["method"] == "biplane"}
     values = {row[0]: row for row in sheet.main.rows}
-    for name in (
-        "ejection_fraction",
-        "end_diastolic_volume_ml",
-        "mass_g",
-        "longitudinal_strain",
-        "atrial_volume_index",
-    ):
+    names = ("ejection_fraction", "end_diastolic_volume_ml", "mass_g", "longitudinal_strain", "atrial_volume_index")
+    for name in names:
         label = say(name, language)
         row = values[label[0].upper() + label[1:]]
         assert row[1] == number(biplane[name]["value"], QUANTITIES[name].decimals, language)
         assert row[4] == say("biplane", language) and row[5].startswith(say("in_doubt", language))
     assert sheet.cards[0].value == number(biplane["ejection_fraction"]["value"], 0, language)
     assert all(card.mark == say("in_doubt", language) for card in sheet.cards)
-    beats = [
-        m for m in results["measures"] if m["beat"] and m["value"] is not None and m["measure"] == "ejection_fraction"
-    ]
+    measured = [m for m in results["measures"] if m["beat"] and m["value"] is not None]
+    beats = [m for m in measured if m["measure"] == "ejection_fraction"]
     assert beats and [row[3] for row in sheet.side.rows] == [number(m["value"], 0, language) for m in beats]
     assert not sheet.is_good and any(say("low_predicted_dice", language) in reason for reason in sheet.reasons)
     assert len(sheet.pictures) == 4 and len(sheet.curves) == 2
@@ -104,8 +98,8 @@ def test_html_names_nobody_and_the_archives_pdf_names_the_patient(done: Path) ->
 def test_no_clip_without_a_beat_or_calibration_breaks_the_sheet(clips: list[PhantomClip], tmp_path: Path) -> None:
     clip = clips[1]
     still: Any = PhantomClip(**{**clip.__dict__, "images": clip.images[:1], "label_maps": clip.label_maps[:1]})
-    write_phantom_clip(still, tmp_path / "in" / "a.dcm", overrides={"FrameIncrementPointer": None, "FrameTime": None})
-    process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips), key=KEY)
+    written = {"overrides": {"FrameIncrementPointer": None, "FrameTime": None}}
+    process_one(still, tmp_path, TruthModel.of(clips), written=written, key=KEY, report="en")
     sheet = sheet_of(tmp_path / "out", "en")
     assert sheet.reasons == ["Nothing could be measured"] and sheet.main.rows == [] and sheet.curves == []
     assert {card.value for card in sheet.cards} == {"–"} and len(sheet.pictures) == 1
@@ -113,8 +107,7 @@ def test_no_clip_without_a_beat_or_calibration_breaks_the_sheet(clips: list[Phan
 
 
 def test_no_report_where_none_is_wanted(clips: list[PhantomClip], tmp_path: Path) -> None:
-    write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
-    process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips), report="none")
+    process_one(clips[1], tmp_path, TruthModel.of(clips), report="none")
     assert list(tmp_path.glob("out/studies/*/sr.dcm")) and not list(tmp_path.glob("out/studies/*/report.*"))
     with pytest.raises(ValueError, match="report must be none, en, de, got 'fr'"):
         HospitalOptions(report="fr")

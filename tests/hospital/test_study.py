@@ -23,21 +23,32 @@ from synboost_monai.structures import STRUCTURES
 from tests.hospital.conftest import TruthModel, write_phantom_clip
 
 KEY = hashlib.sha256(b"key").digest()
+NO_VIEW = {"ViewCodeSequence": None, "SeriesDescription": None}
+"""Overrides of a header that then names no view."""
 
 
 def process(in_dir: Path, out_dir: Path, model: Any, **options: Any) -> list[Result]:
-    """Return the results of every study below a folder."""
+    """Return the results of every study below a folder, whose pages for people are left out unless an option says otherwise."""
     studies: dict[str, list[Any]] = {}
     for file in scan(in_dir):
         if file.reason is None:
             studies.setdefault(file.study_uid, []).append(file)
     with ReaderPool(1) as pool:
-        processor = StudyProcessor(model, pool, out_dir, StudyOptions(**options))
-        return [result for files in studies.values() for result in processor(files)]
+        processor = StudyProcessor(model, pool, StudyOptions(**{"report": "none", **options}))
+        return [result for files in studies.values() for result in processor(files, out_dir)]
 
 
 def results_of(out_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(out_dir.glob("studies/*/measurements.json"))]
+
+
+def process_one(
+    clip: PhantomClip, folder: Path, model: Any, given: tuple[int, int] | None = None, **options: Any
+) -> tuple[Result, dict[str, Any]]:
+    """Process a study of one clip, from `folder`/in to `folder`/out, and return what became of the clip and of the study."""
+    uid = write_phantom_clip(clip, folder / "in" / "a.dcm", **options.pop("written", {}))
+    (result,) = process(folder / "in", folder / "out", model, given={} if given is None else {uid: given}, **options)
+    return result, next(iter(results_of(folder / "out")), {})
 
 
 def value(results: dict[str, Any], measure: str, method: str) -> float | None:
@@ -54,7 +65,7 @@ def done(
 ) -> tuple[Path, list[Result]]:
     """Return the outputs of both studies, every frame written, and the results."""
     out = tmp_path_factory.mktemp("out")
-    return out, process(studies_dir, out, TruthModel.of(clips), frames="all")
+    return out, process(studies_dir, out, TruthModel.of(clips), frames="all", report="en")
 
 
 def test_volumes_of_the_phantom_come_through(done: tuple[Path, list[Result]], clips: list[PhantomClip]) -> None:
@@ -93,8 +104,10 @@ def test_segmentation_holds_the_true_masks_frame_by_frame(
 def test_the_same_study_gives_the_same_bytes(
     done: tuple[Path, list[Result]], studies_dir: Path, truth_model: TruthModel, tmp_path: Path
 ) -> None:
-    process(studies_dir, tmp_path, truth_model, frames="all", window=7)
-    assert contents(tmp_path) == contents(done[0])
+    first = min(path for path in studies_dir.iterdir() if path.is_dir())
+    process(first, tmp_path, truth_model, frames="all", window=7, report="en")
+    (study,) = (tmp_path / "studies").iterdir()
+    assert contents(study) == contents(done[0] / "studies" / study.name)
 
 
 def test_every_result_names_files_that_exist(done: tuple[Path, list[Result]]) -> None:
@@ -102,31 +115,22 @@ def test_every_result_names_files_that_exist(done: tuple[Path, list[Result]]) ->
     assert {r.outcome.value for r in found} == {"processed"}
     named = {o for r in found for o in r.outputs}
     assert named == set(contents(out))
-    assert {Path(o).name.split("_")[0].split(".")[0] for o in named} == {
-        "seg",
-        "overlay",
-        "frame",
-        "sr",
-        "report",
-        "measurements",
-    }
+    kinds = {"seg", "overlay", "frame", "sr", "report", "measurements"}
+    assert {Path(o).name.split("_")[0].split(".")[0] for o in named} == kinds
 
 
 def test_contours_are_those_of_the_judged_frames(clips: list[PhantomClip], tmp_path: Path) -> None:
-    write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
-    (result,) = process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips), contours=True, overlay=False)
+    result, results = process_one(clips[1], tmp_path, TruthModel.of(clips), contours=True, overlay=False)
     (path,) = (tmp_path / "out").rglob("contours_*.dcm")
     assert path.relative_to(tmp_path / "out").as_posix() in result.outputs
     references = [e.value for e in pydicom.dcmread(path).iterall() if e.keyword == "ReferencedSOPSequence"]
     frames = {item[0].ReferencedFrameNumber for item in references if "ReferencedFrameNumber" in item[0]}
-    (results,) = results_of(tmp_path / "out")
     assert frames == {int(frame) for frame in results["clips"][0]["prompts"]}
 
 
 def test_second_pass_is_told_view_phase_sex_and_age(clips: list[PhantomClip], tmp_path: Path) -> None:
-    write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
     model = TruthModel.of(clips)
-    process(tmp_path / "in", tmp_path / "out", model)
+    process_one(clips[1], tmp_path, model)
     assert {} in model.asked
     told = [a for a in model.asked if "phase" in a]
     assert {a["phase"] for a in told} == {"end_diastole", "end_systole"}
@@ -141,23 +145,19 @@ def test_uncalibrated_clip_has_masks_and_no_millilitres(clips: list[PhantomClip]
     (result,) = process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips))
     assert (result.outcome.value, result.reason) == ("uncalibrated", "units_not_cm")
     (results,) = results_of(tmp_path / "out")
-    assert all(
-        m["value"] is None and "no calibration" in m["reason"] for m in results["measures"] if "four" in m["method"]
-    )
+    of_view = [m for m in results["measures"] if "four" in m["method"]]
+    assert all(m["value"] is None and "no calibration" in m["reason"] for m in of_view)
     assert not list((tmp_path / "out").rglob("sr.dcm")) and list((tmp_path / "out").rglob("seg_*.dcm"))
 
 
 def test_a_still_has_no_ejection_fraction(clips: list[PhantomClip], tmp_path: Path) -> None:
     clip = clips[1]
     still = PhantomClip(**{**clip.__dict__, "images": clip.images[:1], "label_maps": clip.label_maps[:1]})
-    write_phantom_clip(still, tmp_path / "in" / "a.dcm", overrides={"FrameIncrementPointer": None, "FrameTime": None})
-    (result,) = process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips))
+    written = {"overrides": {"FrameIncrementPointer": None, "FrameTime": None}}
+    result, results = process_one(still, tmp_path, TruthModel.of(clips), written=written)
     assert result.outcome.value == "processed"
-    (results,) = results_of(tmp_path / "out")
-    assert (
-        all(m["value"] is None for m in results["measures"])
-        and results["clips"][0]["no_beat_reason"] == "one frame has no beat"
-    )
+    assert all(m["value"] is None for m in results["measures"])
+    assert results["clips"][0]["no_beat_reason"] == "one frame has no beat"
 
 
 def test_mixed_patients_are_refused(clips: list[PhantomClip], tmp_path: Path) -> None:
@@ -168,9 +168,7 @@ def test_mixed_patients_are_refused(clips: list[PhantomClip], tmp_path: Path) ->
 
 
 def test_unsure_model_says_review_in_every_object(clips: list[PhantomClip], tmp_path: Path) -> None:
-    write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
-    process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips, confidence=0.7))
-    (results,) = results_of(tmp_path / "out")
+    _, results = process_one(clips[1], tmp_path, TruthModel.of(clips, confidence=0.7))
     assert results["verdict"] == "review" and "predicted Dice" in results["reasons"][0]
     assert all("a segmentation needs review" in m["warnings"] for m in results["measures"] if m["value"] is not None)
     report = pydicom.dcmread(next((tmp_path / "out").rglob("sr.dcm")))
@@ -196,23 +194,18 @@ def test_a_clip_is_opened_once_here_and_once_in_a_worker(
     monkeypatch.setattr(_Worker, "send", noted_send)
     with ReaderPool(1) as pool:
         options = StudyOptions(frames="all", key=KEY)  # every output: segmentation, pictures, overlay, copy
-        (result,) = StudyProcessor(TruthModel.of(clips), pool, tmp_path, options)([file])
+        (result,) = StudyProcessor(TruthModel.of(clips), pool, options)([file], tmp_path)
     assert result.reason == "segmented" and len(list(tmp_path.rglob("*.dcm"))) == 5
     assert [what for what in opened if file.path in what] == [f"here {file.path}", f"worker {file.path}"]
 
 
 def test_view_by_the_models_own_confidence_is_said(clips: list[PhantomClip], tmp_path: Path) -> None:
-    write_phantom_clip(
-        clips[1], tmp_path / "in" / "a.dcm", overrides={"ViewCodeSequence": None, "SeriesDescription": None}
-    )
-    process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips))
-    (results,) = results_of(tmp_path / "out")
+    _, results = process_one(clips[1], tmp_path, TruthModel.of(clips), written={"overrides": NO_VIEW})
     (clip,) = results["clips"]
     assert (clip["view"], clip["view_source"]) == ("apical_four_chamber", "model")
     assert clip["view_confidence"]["apical_four_chamber"] > clip["view_confidence"]["apical_two_chamber"]
-    assert all(
-        "the view is the model's opinion" in m["warnings"] for m in results["measures"] if m["value"] is not None
-    )
+    measured = [m for m in results["measures"] if m["value"] is not None]
+    assert all("the view is the model's opinion" in m["warnings"] for m in measured)
 
 
 @pytest.mark.parametrize(("probability", "source"), [(0.96, "network"), (0.9, "model")])
@@ -221,10 +214,9 @@ def test_a_network_that_sees_the_view_is_believed_if_it_is_sure(
 ) -> None:
     """The masks suggest the other view; a tag that names a view takes precedence."""
     views = {"no_apical_view": 0.02, "apical_two_chamber": probability, "apical_four_chamber": 0.98 - probability}
-    for name, overrides in (("tag", {}), (source, {"ViewCodeSequence": None, "SeriesDescription": None})):
-        write_phantom_clip(clips[1], tmp_path / name / "a.dcm", overrides=overrides)
-        process(tmp_path / name, tmp_path / f"out_{name}", TruthModel.of(clips, views=views))
-        (results,) = results_of(tmp_path / f"out_{name}")
+    for name, overrides in (("tag", {}), (source, NO_VIEW)):
+        model = TruthModel.of(clips, views=views)
+        _, results = process_one(clips[1], tmp_path / name, model, written={"overrides": overrides})
         (clip,) = results["clips"]
         assert clip["view_source"] == name
         assert clip["view"] == ("apical_two_chamber" if name == "network" else "apical_four_chamber")
@@ -233,13 +225,8 @@ def test_a_network_that_sees_the_view_is_believed_if_it_is_sure(
         words = "the view is what the network sees: apical two chamber, probability 0.96"
         assert all(words in m["warnings"] for m in results["measures"] if m["value"] is not None)
         assert results["verdict"] == "review"
-        row = {
-            "study": results["study"],
-            "outcome": "processed",
-            "reason": "segmented",
-            "outputs": [f"studies/{results['study']}/a"],
-        }
-        page = write_report_page(tmp_path / "out_network", [row], {})
+        row = {"outcome": "processed", "reason": "segmented", "outputs": [f"studies/{results['study']}/a"]}
+        page = write_report_page(tmp_path / "network" / "out", [row], {})
         assert "(by the network, probability 0.96)" in page.read_text(encoding="utf-8")
 
 
@@ -253,18 +240,14 @@ def test_other_views_are_skipped(clips: list[PhantomClip], tmp_path: Path) -> No
 
 
 def test_given_frames_are_taken(clips: list[PhantomClip], tmp_path: Path) -> None:
-    uid = write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
-    process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips), given={uid: (3, 9)})
-    (results,) = results_of(tmp_path / "out")
+    _, results = process_one(clips[1], tmp_path, TruthModel.of(clips), given=(3, 9))
     clip = results["clips"][0]
     assert (clip["phase_source"], clip["end_diastolic_frame"], clip["end_systolic_frame"]) == ("given", 4, 10)
 
 
 def test_there_is_no_negative_ejection_fraction(clips: list[PhantomClip], tmp_path: Path) -> None:
     clip = next(clip for clip in clips if clip.view == "apical_four_chamber")
-    uid = write_phantom_clip(clip, tmp_path / "in" / "a.dcm")
-    process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips), given={uid: (3, 9)})  # 4 is the smaller one
-    (results,) = results_of(tmp_path / "out")
+    _, results = process_one(clip, tmp_path, TruthModel.of(clips), given=(3, 9))  # 4 is the smaller one
     found = {m["measure"]: m for m in results["measures"] if m["method"] == "four_chamber" and m["beat"] is None}
     volumes = [found[f"end_{phase}_volume_ml"]["value"] for phase in ("diastolic", "systolic")]
     assert volumes[0] < volumes[1] and results["verdict"] == "review"
@@ -273,8 +256,7 @@ def test_there_is_no_negative_ejection_fraction(clips: list[PhantomClip], tmp_pa
 
 
 def test_given_frames_beyond_the_clip_are_told(clips: list[PhantomClip], tmp_path: Path) -> None:
-    uid = write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
-    (result,) = process(tmp_path / "in", tmp_path / "out", TruthModel.of(clips), given={uid: (3, 99)})
+    result, _ = process_one(clips[1], tmp_path, TruthModel.of(clips), given=(3, 99))
     assert (result.reason, result.sentence[:36]) == ("given_frames", "frames 4 and 100 were given for a cl")
 
 
@@ -283,29 +265,22 @@ def test_failure_of_the_model_is_a_reason_without_its_words(clips: list[PhantomC
         def segment(self, *args: Any, **kwargs: Any) -> Any:
             raise RuntimeError("Phantom^patient0001 broke it")
 
-    write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
-    (result,) = process(tmp_path / "in", tmp_path / "out", Broken({}))
+    result, _ = process_one(clips[1], tmp_path, Broken({}))
     assert result.reason == "model_failed" and "hospital/clip.py" in result.sentence
     assert "Phantom" not in result.sentence and "RuntimeError" not in result.sentence
     assert not list((tmp_path / "out").rglob("*.dcm"))
 
 
 def test_deidentified_outputs_hold_nothing_of_the_patient(clips: list[PhantomClip], tmp_path: Path) -> None:
-    write_phantom_clip(clips[1], tmp_path / "in" / "a.dcm")
     model = TruthModel.of(clips)
-    process(tmp_path / "in", tmp_path / "out", model, key=KEY)
+    _, results = process_one(clips[1], tmp_path, model, key=KEY, report="en")
     assert model.asked and not any({"sex", "age"} & asked.keys() for asked in model.asked)  # prompts are written
     original = pydicom.dcmread(tmp_path / "in" / "a.dcm")
     made = contents(tmp_path / "out")
     assert any("deidentified_" in name for name in made)
     for path in (p for p in (tmp_path / "out").rglob("*.dcm") if p.name.startswith(("deidentified_", "overlay_"))):
         assert pydicom.dcmread(path).BurnedInAnnotation == "YES"  # a phantom's speckle stands still as text does
-    assert results_of(tmp_path / "out")[0]["clips"][0]["text_in_sector"] == "possible"
-    for secret in (
-        str(original.PatientName),
-        original.PatientID,
-        original.StudyInstanceUID,
-        original.SOPInstanceUID,
-        original.StudyDate,
-    ):
+    assert results["clips"][0]["text_in_sector"] == "possible"
+    for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "SOPInstanceUID", "StudyDate"):
+        secret = str(original[keyword].value)
         assert not [name for name, data in made.items() if secret.encode() in data], secret

@@ -53,20 +53,14 @@ def archive(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake
 
 
 def run(tmp_path: Path, archive: FakeArchive, query: str = "", **options: Any) -> int:
-    given = {
-        "from_": archive.url + query,
-        "to": archive.url,
-        "workers": 1,
-        "resume": (tmp_path / "out").exists(),
-        **options,
-    }
-    return launch_batch.run(tmp_path / "fetched", tmp_path / "out", **given)
+    out = tmp_path / "out"
+    given = {"from_": archive.url + query, "to": archive.url, "workers": 1, "resume": out.exists(), **options}
+    return launch_batch.run(tmp_path / "fetched", out, **given)
 
 
 def fetched(tmp_path: Path) -> list[str]:
-    return sorted(
-        path.relative_to(tmp_path / "fetched/inbox").as_posix() for path in tmp_path.glob("fetched/inbox/*/*")
-    )
+    inbox = tmp_path / "fetched/inbox"
+    return sorted(path.relative_to(inbox).as_posix() for path in inbox.glob("*/*"))
 
 
 def results(tmp_path: Path) -> set[str]:
@@ -79,9 +73,8 @@ def test_results_come_back_once_and_nothing_is_fetched_twice(
     assert run(tmp_path, archive) == 0
     assert len(fetched(tmp_path)) == 4 and sorted(archive.stored) == sorted(results(tmp_path))
     assert {row["outcome"] for row in ledger(tmp_path / "out")} == {"processed"}
-    assert sorted(path.read_bytes() for path in files) == sorted(
-        p.read_bytes() for p in tmp_path.glob("fetched/inbox/*/*")
-    )
+    came = sorted(path.read_bytes() for path in tmp_path.glob("fetched/inbox/*/*"))
+    assert came == sorted(path.read_bytes() for path in files)
     num_objects = len(archive.objects)
     assert run(tmp_path, archive) == 0
     assert len(archive.objects) == num_objects and len(archive.stored) == len(set(archive.stored))
@@ -199,16 +192,16 @@ def test_results_that_are_not_taken_stay_and_are_stored_later_and_once(
     monkeypatch.setattr(delivery_module, "MAX_REFUSALS", 1)
     archive.failure = 0xA700
     assert run(tmp_path, archive) == 1
-    assert (
-        "(the archive does not store it (failure reason 0xA700)); they stay here; --resume tries again"
-        in capfd.readouterr().err
-    )
+    words = "(the archive does not store it (failure reason 0xA700)); they stay here; --resume tries again"
+    assert words in capfd.readouterr().err
     delivery = Delivery.load(tmp_path / "out")
     assert delivery is not None and {item.refusals for item in delivery.items.values()} == {1}
     archive.failure = None
-    archive.misbehave = lambda handler, method: (
-        method == "POST" and len(archive.stored) >= 3 and handler.answer(status=503)
-    )
+
+    def is_full(handler: Handler, method: str) -> bool:
+        return method == "POST" and len(archive.stored) >= 3 and handler.answer(status=503)
+
+    archive.misbehave = is_full
     assert run(tmp_path, archive) == 1 and len(archive.stored) == 3
     archive.misbehave = lambda handler, method: False
     assert run(tmp_path, archive) == 0 and sorted(archive.stored) == sorted(results(tmp_path))
@@ -303,15 +296,15 @@ def test_missing_client_names_the_extra(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_node_polls_and_stores(files: list[Path], archive: FakeArchive, tmp_path: Path) -> None:
     pytest.importorskip("pynetdicom")
-    from tests.hospital.test_listen import running, wait_for
+    from tests.hospital.test_listen import heard, running, wait_for
 
     uid = next(iter(archive.objects))
     late = archive.objects.pop(uid)
     options = {"poll": f"{archive.url}?ModalitiesInStudy=US", "poll_seconds": 0.1, "quiet_seconds": 0.3}
     with running(tmp_path, archive.url, **options) as (node, said):
-        wait_for(lambda: sum("delivered" in line for line in said) == 2)
+        heard(said, "delivered", 2)
         archive.objects[uid] = late
-        wait_for(lambda: sum("delivered" in line for line in said) == 3)
+        heard(said, "delivered", 3)
         made = {str(pydicom.dcmread(p).SOPInstanceUID) for p in tmp_path.glob("runs/*/*/studies/*/*.dcm")}
         assert made <= set(archive.stored) and len(archive.stored) == len(set(archive.stored))
         node._clean(keep_days=1e-9)
@@ -329,10 +322,10 @@ def test_node_polls_and_stores(files: list[Path], archive: FakeArchive, tmp_path
     grown.save_as(tmp_path / "grown")
     archive.add(tmp_path / "grown")
     with running(tmp_path, archive.url, **options) as (_, said):
-        wait_for(lambda: any("3 objects fetched" in line for line in said))  # whole
+        heard(said, "3 objects fetched")  # whole
     archive.misbehave = lambda handler, _: handler.answer(status=401)
     with running(tmp_path, archive.url, **options) as (node, said):
-        wait_for(lambda: any("cannot be searched: it does not let us in (status 401)" in line for line in said))
+        heard(said, "cannot be searched: it does not let us in (status 401)")
 
 
 def test_studies_that_did_not_change_are_not_asked_for_again(archive: FakeArchive, tmp_path: Path) -> None:
