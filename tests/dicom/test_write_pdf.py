@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pydicom
@@ -10,11 +9,7 @@ import pytest
 
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.dicom.writing.pdf import ENCAPSULATED_PDF, MAX_BYTES, write_pdf
-
-_spec = importlib.util.spec_from_file_location("writing_fixtures", Path(__file__).with_name("writing_fixtures.py"))
-assert _spec is not None and _spec.loader is not None
-fixtures = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fixtures)
+from tests.dicom import writing_fixtures as fixtures
 
 PDF = b"%PDF-1.4 not much of one, and odd"
 

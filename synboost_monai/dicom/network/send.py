@@ -171,10 +171,7 @@ def write_decompressed(path: Path, target: Path) -> None:
         dataset.PhotometricInterpretation = "RGB"
 
     def write_tail(file: Any) -> None:
-        file.write(elements.element_header(elements.PIXEL_DATA, "OB", num_bytes + num_bytes % 2))
-        for frame in iter_pixels(path):  # colours of JPEG become RGB
-            file.write(frame.tobytes())
-        file.write(bytes(num_bytes % 2))
+        elements.write_native_pixels(file, num_bytes, iter_pixels(path))  # colours of JPEG become RGB
 
     save(dataset, target, write_tail)
 
