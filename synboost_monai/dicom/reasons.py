@@ -6,6 +6,7 @@ date can reach a log, a ledger or a report through it.
 
 from __future__ import annotations
 
+import json
 import string
 from dataclasses import dataclass
 from enum import Enum
@@ -157,3 +158,17 @@ class NotUsableError(ValueError):
 
 def _again(code: str, facts: dict[str, Any]) -> NotUsableError:
     return NotUsableError(code, **facts)
+
+
+def to_json(values: dict[str, Any]) -> str:
+    """Return plain values and errors (`NotUsableError`) as JSON."""
+    return json.dumps(values, default=_plain)
+
+
+def from_json(text: bytes | bytearray) -> dict[str, Any]:
+    """Return the values and errors that `to_json` wrote; a tuple has become a list."""
+    return json.loads(text, object_hook=lambda one: _again(**one) if one.keys() == {"code", "facts"} else one)
+
+
+def _plain(value: Any) -> Any:
+    return {"code": value.reason.code, "facts": value.facts} if isinstance(value, NotUsableError) else str(value)

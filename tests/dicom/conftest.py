@@ -6,7 +6,6 @@ import io
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -213,13 +212,6 @@ def make(
     path.parent.mkdir(parents=True, exist_ok=True)
     header.save_as(path, implicit_vr=is_implicit, little_endian=is_little, enforce_file_format=True)
     return path
-
-
-@pytest.fixture
-def helpers() -> SimpleNamespace:
-    """Return the functions above, for tests (a conftest cannot be imported)."""
-    functions = (tissue_region, moving_frames, jpeg, without_jfif, compressed, real_file)
-    return SimpleNamespace(SYNTAXES=SYNTAXES, **{function.__name__: function for function in functions})
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import trustme
@@ -20,6 +19,7 @@ from synboost_monai.dicom.network.common import Status, quiet_network
 from synboost_monai.dicom.network.receive import ServerOptions, StorageServer
 from synboost_monai.dicom.network.send import Destination, NotReachableError, send_files
 from synboost_monai.dicom.network.tls import Tls, reason_of
+from tests.dicom.conftest import moving_frames
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def test_reasons_are_plain_words() -> None:
 
 
 @pytest.fixture
-def clip(make_ultrasound: Callable[..., Path], helpers: SimpleNamespace) -> Path:
-    return make_ultrasound(helpers.moving_frames())
+def clip(make_ultrasound: Callable[..., Path]) -> Path:
+    return make_ultrasound(moving_frames())
 
 
 class _Kept:

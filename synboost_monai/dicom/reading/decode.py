@@ -1,8 +1,7 @@
 """Read the frames of an ultrasound object as grey images, a few at a time: memory does not grow with the length of the clip.
 
     with frame_reader(path, limits=limits) as reader:
-        for start in range(0, reader.num_frames, 32):
-            frames = reader.read(start, start + 32)  # (T, H, W) uint8, display order
+        frames = reader.read_frames(range(32))  # (T, H, W) uint8, display order
 
 `pixel_data.py` finds the bytes of a frame, `frame_codecs.py` decodes them, `grey.py` converts them to grey.
 """
@@ -13,19 +12,19 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synboost_monai.dicom.limits import Limits
-from synboost_monai.dicom.reading.files import OpenFile, as_open
+from synboost_monai.dicom.reading.files import Closing, OpenFile, as_open
 from synboost_monai.dicom.reading.frame_codecs import FrameError, PixelFormat, codec_of, native_samples
 from synboost_monai.dicom.reading.grey import GreyScale
 from synboost_monai.dicom.reading.header import as_dataset
-from synboost_monai.dicom.reading.pixel_data import InflatedSource, Source, index_frames, index_video
-from synboost_monai.dicom.reading.structure import BIG_ENDIAN, DEFLATED, PixelData, Structure, walk_file
+from synboost_monai.dicom.reading.pixel_data import Source, index_frames, index_video
+from synboost_monai.dicom.reading.structure import BIG_ENDIAN, DEFLATED, InflatedSource, PixelData, Structure, walk_file
+from synboost_monai.dicom.reading.values import whole_number_in
 from synboost_monai.dicom.reading.video import MAX_PARTS, VideoFrames, is_video
 from synboost_monai.dicom.reasons import NotUsableError
 
@@ -45,7 +44,7 @@ _COMPRESSED_SPARE = 1 << 20
 """Bytes that a compressed frame may have beyond twice the uncompressed one."""
 
 
-class FrameReader:
+class FrameReader(Closing):
     """Read the frames of one open file; made by `frame_reader`; close it, or use it in `with`."""
 
     header: Dataset
@@ -60,7 +59,7 @@ class FrameReader:
         self._close = close
         self.header = as_dataset(structure)
         syntax, pixels = structure.transfer_syntax, structure.pixels
-        self._codec = codec_of(syntax, whole_number(self.header, "BitsStored") or 8)
+        self._codec = codec_of(syntax, whole_number_in(self.header, "BitsStored") or 8)
         self.decoder = self._codec.name if self._codec else "none"
         if pixels is None or (pixels.length == 0 and pixels.tag == PIXEL_DATA):
             raise NotUsableError("no_pixels")
@@ -89,16 +88,12 @@ class FrameReader:
             self._end = pixels.offset + (pixels.length or 0)
         self._check_native(pixels, file.size if syntax != DEFLATED else None)
 
-    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Return the frames from `start` up to but not including `stop`, at most to the last, (T, H, W) uint8.
+    def read_frames(self, frame_indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Return frames by index, in the order given, (T, H, W) uint8.
 
         Raises:
             NotUsableError: for the first frame that cannot be decoded.
         """
-        return self.read_frames(range(start, min(stop, self.num_frames)))
-
-    def read_frames(self, frame_indices: Sequence[int]) -> NDArray[np.uint8]:
-        """Return frames by index, in the order given, (T, H, W) uint8."""
         frames = np.empty((len(frame_indices), *self.shape), np.uint8)
         for frame, index in zip(frames, frame_indices):
             frame[:] = self.read_frame(index)
@@ -133,14 +128,6 @@ class FrameReader:
     def close(self) -> None:
         """Close the file."""
         self._close.close()
-
-    def __enter__(self) -> FrameReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _check_native(self, pixels: PixelData, file_size: int | None) -> None:
         """Compare the size that rows, columns and frames need with the size of the pixel data."""
@@ -233,18 +220,6 @@ def read_format(header: Dataset, limits: Limits) -> tuple[PixelFormat, int]:
     ), num_frames
 
 
-def whole_number(header: Dataset, keyword: str) -> int | None:
-    """Return the value of an attribute if it is one whole number, else None."""
-    value = header.get(keyword)
-    if isinstance(value, (bytes, str)) or value is None:
-        return None
-    try:
-        number = int(value)
-        return number if number == float(value) else None
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
 def _needed(header: Dataset, keyword: str, lowest: int, highest: int) -> int:
     if header.get(keyword) in (None, "", b""):
         raise NotUsableError("missing_attribute", keyword=keyword)
@@ -255,7 +230,7 @@ def _optional(header: Dataset, keyword: str, lowest: int, highest: int, default:
     """Return an attribute as a whole number in a range; the default if it is missing."""
     if header.get(keyword) in (None, "", b""):
         return default
-    number = whole_number(header, keyword)
+    number = whole_number_in(header, keyword)
     if number is None or not lowest <= number <= highest:
         expected = f"{lowest}" if lowest == highest else f"{lowest} to {highest}"
         value = "not a whole number" if number is None else number

@@ -286,10 +286,7 @@ def _decode_jpeg(data: bytes, pixels: PixelFormat) -> Samples:
     decides so, and scanners write so, whatever the photometric interpretation says.
     """
     header = _checked_jpeg(data, pixels, (0xC0, 0xC1))
-    values, is_whole = _decode_whole(_pillow_luma, data, header, lambda v: bool((v[-8:, -8:] == _FILLER).all()))
-    if not is_whole:
-        raise FrameError("damaged_frame")
-    return Samples(values, 8)
+    return Samples(_decode_whole(_pillow_luma, data, header, lambda v: bool((v[-8:, -8:] == _FILLER).all())), 8)
 
 
 def _pillow_luma(data: bytes) -> NDArray[Any]:
@@ -304,20 +301,14 @@ def _pillow_luma(data: bytes) -> NDArray[Any]:
 
 def _decode_libjpeg(data: bytes, pixels: PixelFormat) -> Samples:
     """Decode JPEG Lossless, and JPEG Extended of 12 bits."""
+    from libjpeg.utils import decode
+
     header = _checked_jpeg(data, pixels, (0xC1, 0xC3))
-    values, is_whole = _decode_whole(_libjpeg_samples, data, header, lambda v: bool((v[-1, -8:] == v[-1, -1]).all()))
-    if not is_whole:
-        raise FrameError("damaged_frame")
+    values = _decode_whole(decode, data, header, lambda v: bool((v[-1, -8:] == v[-1, -1]).all()))
     if pixels.samples == 3:
         is_rgb = pixels.photometric == "RGB" and header.marker == 0xC3
         return Samples(values if is_rgb else values[..., 0], header.bits, is_rgb=is_rgb)
     return Samples(values, header.bits, pixels.is_signed)
-
-
-def _libjpeg_samples(data: bytes) -> NDArray[Any]:
-    from libjpeg.utils import decode
-
-    return decode(data)
 
 
 def _decode_whole(
@@ -325,14 +316,18 @@ def _decode_whole(
     data: bytes,
     header: JpegHeader,
     ends_like_filler: Callable[[NDArray[Any]], bool],
-) -> tuple[NDArray[Any], bool]:
-    """Return decoded values, and whether all of them come from the data."""
+) -> NDArray[Any]:
+    """Return decoded values.
+
+    Raises:
+        FrameError: damaged_frame, if not all of them come from the data.
+    """
     end = data.find(_END, header.scan)  # in a scan, 0xFF is followed by 0 or a restart marker
     body = data[:end] if end >= 0 else data.rstrip(b"\0")
     values = decode(body + _END)
-    if end >= 0 and not ends_like_filler(values):
-        return values, True
-    return values, not _is_hungry(decode, body, values)
+    if (end < 0 or ends_like_filler(values)) and _is_hungry(decode, body, values):
+        raise FrameError("damaged_frame")
+    return values
 
 
 def _is_hungry(decode: Callable[[bytes], NDArray[Any]], body: bytes, values: NDArray[Any]) -> bool:

@@ -10,15 +10,16 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pydicom._uid_dict import UID_dictionary
+from pydicom.datadict import tag_for_keyword
 
 from synboost_monai.dicom.identity.identifiers import IDENTIFYING_KEYWORDS, identifiers, patient_text
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.reading.files import check_kind, open_regular, os_problem
-from synboost_monai.dicom.reading.header import as_dataset, as_tags
+from synboost_monai.dicom.reading.header import as_dataset
 from synboost_monai.dicom.reading.structure import SOP_CLASS, Element, Structure, walk_file
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.dicom.writing.objects import MANUFACTURER
@@ -54,8 +55,8 @@ _MANUFACTURER, _IMAGE_TYPE = 0x00080070, 0x00080008
 _MEDIA_SOP_CLASS = 0x00020002
 _ROWS, _COLUMNS, _FRAMES = 0x00280010, 0x00280011, 0x00280008
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
-_IDENTIFYING = as_tags(IDENTIFYING_KEYWORDS)
-_IDENTIFYING_SEQUENCES = as_tags(name for name in IDENTIFYING_KEYWORDS if name.endswith("Sequence")) - as_tags(())
+_IDENTIFYING = frozenset(map(tag_for_keyword, (*IDENTIFYING_KEYWORDS, "SpecificCharacterSet")))
+_IDENTIFYING_SEQUENCES = frozenset(tag_for_keyword(name) for name in IDENTIFYING_KEYWORDS if name.endswith("Sequence"))
 _WANTED = _IDENTIFYING | {
     *(SOP_CLASS, SOP_INSTANCE, STUDY, SERIES, MODALITY),
     *(_MANUFACTURER, _IMAGE_TYPE, _ROWS, _COLUMNS, _FRAMES),
@@ -111,15 +112,12 @@ def short_hash(text: str) -> str:
 def look(path: str, limits: Limits) -> dict[str, Any]:
     """Return the facts of a header as plain values; this runs in a worker (`worker.ReaderPool.look`)."""
     file = look_at(path, path, None, limits, {})
-    values = {field.name: getattr(file, field.name) for field in fields(file)}
-    reason = None if file.reason is None else [file.reason.reason.code, file.reason.facts]
-    return {**values, "reason": reason, "identifiers": sorted(file.identifiers)}
+    return {**asdict(file), "identifiers": sorted(file.identifiers)}
 
 
 def of_values(values: Mapping[str, Any]) -> ScannedFile:
     """Return the file that `look` described."""
-    reason = None if values["reason"] is None else NotUsableError(values["reason"][0], **values["reason"][1])
-    return ScannedFile(**{**values, "reason": reason, "identifiers": frozenset(values["identifiers"])})
+    return ScannedFile(**{**values, "identifiers": frozenset(values["identifiers"])})
 
 
 def check_unchanged(file: ScannedFile) -> None:
@@ -244,7 +242,8 @@ def _reason(structure: Structure) -> NotUsableError | None:
         return NotUsableError("own_result")
     if sop_class and not is_for_us or modality and modality != "US":
         facts = {"sop_class": _class_name(sop_class)}
-        if modality == "US" and not _is_other_image(sop_class):
+        is_capture = sop_class.startswith("1.2.840.10008.5.1.4.1.1.7")  # secondary captures hold pictures all the same
+        if modality == "US" and not is_capture:
             return NotUsableError("not_an_image", **facts)
         return NotUsableError(
             "other_modality", modality=modality if modality in MODALITIES else "non-ultrasound", **facts
@@ -263,11 +262,6 @@ def _reason(structure: Structure) -> NotUsableError | None:
         if not is_uid(structure.text(tag)):
             return NotUsableError("bad_identifier", keyword=keyword)
     return None if structure.pixels else NotUsableError("no_pixels")
-
-
-def _is_other_image(sop_class: str) -> bool:
-    """Return whether a class is a secondary capture, which holds pictures all the same."""
-    return sop_class.startswith("1.2.840.10008.5.1.4.1.1.7")
 
 
 def _class_name(sop_class: str) -> str:
