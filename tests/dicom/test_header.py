@@ -17,8 +17,9 @@ import pytest
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.reading.files import file_digest, open_regular
 from synboost_monai.dicom.reading.header import read_header
-from synboost_monai.dicom.reading.structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, PixelData, walk_file
+from synboost_monai.dicom.reading.structure import PixelData, walk_file
 from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.uids import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 
 LONG = ("OB", "OW", "SQ", "UN", "UT")
 UNDEFINED = 0xFFFFFFFF

@@ -238,7 +238,7 @@ def test_one_address_takes_half_of_the_places_at_most(tmp_path: Path) -> None:
             return answer(connection)
 
         silent = [opened(), opened()]
-        wait_for(lambda: server.num_connections == 2)
+        wait_for(lambda: len(server._connections) == 2)
         assert answer(opened()) == 0
         assert asked(opened("127.0.0.2")) == ACCEPTED
         assert [asked(one) for one in silent] == [ACCEPTED] * 2
@@ -263,7 +263,7 @@ def test_silent_and_slow_peers_lose_their_places(tmp_path: Path) -> None:
                     slow.sendall(bytes([byte]))
                     time.sleep(0.05)
             assert answer(slow) == 0
-        wait_for(lambda: server.num_connections == 0)
+        wait_for(lambda: not server._connections)
         told = " ".join(said)
         assert "silent or too slow, before its association" in told and "too slow, in the middle of" in told
         wait_for(lambda: threading.active_count() <= num_threads + 3)
@@ -278,7 +278,7 @@ def test_connections_that_are_over_are_not_held_open(tmp_path: Path, monkeypatch
             assert answer(one) == ACCEPTED
             one.sendall(pdu(5, bytes(4)))
             assert answer(one) == 6  # released, and the peer does not hang up
-        wait_for(lambda: server.num_connections == 0)
+        wait_for(lambda: not server._connections)
         assert not any("slow" in line for line in said)
 
 
@@ -320,7 +320,7 @@ def test_whoever_breaks_the_rules_is_told_so_and_leaves_a_line(tmp_path: Path) -
         ):
             assert any(words in line for line in said), words
         assert not any("OTHER" in line for line in said)
-        wait_for(lambda: server.num_connections == 0)
+        wait_for(lambda: not server._connections)
 
 
 def test_peer_that_does_not_wait_for_answers_is_cut(tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_disk_that_is_full_ends_one_connection_in_words(tmp_path: Path, monkeypa
             connection.sendall(part(3, command(1, True)))
             assert answer(connection) in (0, ABORTED)
         assert any("cut: no space left on device" in line for line in said)
-        wait_for(lambda: server.num_connections == 0)
+        wait_for(lambda: not server._connections)
         with connect(server) as connection:
             connection.sendall(request())
             assert answer(connection) == ACCEPTED

@@ -23,9 +23,9 @@ from synboost_monai.dicom.reading import scan as scan_module
 from synboost_monai.dicom.reading.header import read_header
 from synboost_monai.dicom.reading.scan import content_digest, mark_duplicates, scan
 from synboost_monai.dicom.reading.scanned_file import MAX_WORDS, ScannedFile, check_unchanged, is_uid
-from synboost_monai.dicom.reading.structure import DEFLATED, EXPLICIT, IMPLICIT
 from synboost_monai.dicom.reading.worker import ReaderPool
 from synboost_monai.dicom.reasons import NotUsableError, Outcome
+from synboost_monai.dicom.uids import DEFLATED, EXPLICIT, IMPLICIT
 from tests.dicom.conftest import make
 
 CLIP, STILL = "1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.6.1"

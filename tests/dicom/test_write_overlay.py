@@ -12,9 +12,9 @@ from PIL import Image
 from pydicom.encaps import generate_frames
 
 from synboost_monai.dicom.reading.sector import find_sector, sample_indices
+from synboost_monai.dicom.uids import EXPLICIT, JPEG_BASELINE
 from synboost_monai.dicom.writing import overlay
-from synboost_monai.dicom.writing.image import EXPLICIT_LITTLE_ENDIAN
-from synboost_monai.dicom.writing.objects import JPEG_BASELINE, MANUFACTURER
+from synboost_monai.dicom.writing.objects import MANUFACTURER
 from synboost_monai.dicom.writing.overlay import (
     JPEG_QUALITY,
     MULTI_FRAME_SECONDARY_CAPTURE,
@@ -68,7 +68,7 @@ def test_a_clip_is_ultrasound_and_frames_without_times_are_captures(tmp_path: Pa
 
 def test_jpeg_keeps_outlines_and_grey_and_counts_as_another_object(tmp_path: Path):
     plain, coded = (pydicom.dcmread(write(tmp_path / "o.dcm", is_jpeg=is_jpeg)) for is_jpeg in (False, True))
-    assert (plain.file_meta.TransferSyntaxUID, plain.LossyImageCompression) == (EXPLICIT_LITTLE_ENDIAN, "00")
+    assert (plain.file_meta.TransferSyntaxUID, plain.LossyImageCompression) == (EXPLICIT, "00")
     assert coded.file_meta.TransferSyntaxUID == JPEG_BASELINE
     # speckle from one pixel to the next; a real clip gives a twentieth
     assert len(coded.PixelData) < len(plain.PixelData) / 2

@@ -15,8 +15,8 @@ import pytest
 from synboost_monai.dicom.network.send import write_decompressed
 from synboost_monai.dicom.quiet import quiet
 from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.uids import DEFLATED
 from synboost_monai.dicom.writing import objects, seg
-from synboost_monai.dicom.writing.objects import DEFLATED
 from synboost_monai.dicom.writing.seg import SEGMENTATION_TYPES, write_segmentation
 from synboost_monai.structures import STRUCTURES
 from tests.dicom import writing_fixtures as fixtures

@@ -32,8 +32,9 @@ from synboost_monai.dicom.network.send import (  # noqa: E402
     send_files,
     write_decompressed,
 )
+from synboost_monai.dicom.uids import DEFLATED, JPEG_BASELINE, RLE  # noqa: E402
 from synboost_monai.dicom.writing import seg  # noqa: E402
-from synboost_monai.dicom.writing.objects import DEFLATED, JPEG_BASELINE, RLE_LOSSLESS, save  # noqa: E402
+from synboost_monai.dicom.writing.objects import save  # noqa: E402
 from synboost_monai.dicom.writing.overlay import Display, write_overlay  # noqa: E402
 from synboost_monai.hospital import delivery as delivery_module  # noqa: E402
 from synboost_monai.hospital.delivery import Delivery, deliveries  # noqa: E402
@@ -365,11 +366,11 @@ def test_compressed_result_goes_uncompressed_where_it_must(tmp_path: Path) -> No
         pixels.close()
 
     path = tmp_path / "rle.dcm"
-    save(dataset, path, write_tail, RLE_LOSSLESS)
+    save(dataset, path, write_tail, RLE)
     write_decompressed(path, tmp_path / "plain.dcm")
     assert np.array_equal(pydicom.dcmread(tmp_path / "plain.dcm").pixel_array, frames)
     for syntaxes, expected in (
-        ([RLE_LOSSLESS], RLE_LOSSLESS),
+        ([RLE], RLE),
         ([EXPLICIT, IMPLICIT], EXPLICIT),
         ([IMPLICIT], IMPLICIT),
     ):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import ipaddress
 import logging
 import re
 from collections.abc import Iterator
@@ -39,6 +40,16 @@ def check_title(title: str) -> None:
     """
     if not _TITLE.fullmatch(title) or not title.strip():
         raise ValueError(f"{title!r} is no AE title: 1 to 16 printable characters without a backslash")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine, so that nothing passes a network."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def check_installed() -> None:

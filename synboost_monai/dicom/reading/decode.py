@@ -23,10 +23,11 @@ from synboost_monai.dicom.reading.frame_codecs import FrameError, PixelFormat, c
 from synboost_monai.dicom.reading.grey import GreyScale
 from synboost_monai.dicom.reading.header import as_dataset
 from synboost_monai.dicom.reading.pixel_data import Source, index_frames, index_video
-from synboost_monai.dicom.reading.structure import BIG_ENDIAN, DEFLATED, InflatedSource, PixelData, Structure, walk_file
+from synboost_monai.dicom.reading.structure import InflatedSource, PixelData, Structure, walk_file
 from synboost_monai.dicom.reading.values import whole_number_in
 from synboost_monai.dicom.reading.video import MAX_PARTS, VideoFrames, is_video
 from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.uids import BIG_ENDIAN, DEFLATED
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

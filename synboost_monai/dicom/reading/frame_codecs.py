@@ -26,17 +26,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synboost_monai.dicom.reading.pixel_data import NATIVE_SYNTAXES
 from synboost_monai.dicom.reading.video import is_video, video_decoder
 from synboost_monai.dicom.reasons import NotUsableError
-
-JPEG_BASELINE, JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
-JPEG_LOSSLESS = frozenset({"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"})
-JPEG_LS = frozenset({"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"})
-JPEG_2000 = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))
-RLE = "1.2.840.10008.1.2.5"
-ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
-DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+from synboost_monai.dicom.uids import (
+    DEFLATED_FRAMES,
+    ENCAPSULATED_UNCOMPRESSED,
+    JPEG_2000,
+    JPEG_BASELINE,
+    JPEG_EXTENDED,
+    JPEG_LOSSLESS,
+    JPEG_LS,
+    NATIVE_SYNTAXES,
+    RLE,
+)
 
 _FILLER = 128
 """Grey level of the blocks that a baseline JPEG decoder makes up when its data have ended."""

@@ -166,7 +166,8 @@ def _words(data: bytes, vr: str, is_bytes: bool, is_little_endian: bool) -> NDAr
 
 def _expand(words: NDArray[Any], num_entries: int, is_bytes: bool, is_little_endian: bool) -> NDArray[Any]:
     """Return a segmented palette written out (PS3.3 C.7.9.2); never longer than its descriptor says."""
-    entries, table = words.tolist(), []
+    entries: list[int] = words.tolist()
+    table: list[int] = []
     order: Literal["little", "big"] = "little" if is_little_endian else "big"
 
     def expand(at: int, count: int | None) -> None:

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from synboost_monai.dicom.reading.files import OpenFile
-from synboost_monai.dicom.reading.structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, PixelData
+from synboost_monai.dicom.reading.structure import PixelData
 from synboost_monai.dicom.reasons import NotUsableError
 
-NATIVE_SYNTAXES = frozenset({IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN})
-"""Transfer syntaxes whose pixel data are one block, not fragments."""
 MAX_FRAGMENTS = 1_000_000
 """Most fragments of an object; many times the frames of a clip, since some writers split frames."""
 

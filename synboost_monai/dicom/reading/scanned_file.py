@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pydicom._uid_dict import UID_dictionary
-from pydicom.datadict import tag_for_keyword
+from pydicom.tag import Tag
 
 from synboost_monai.dicom.identity.identifiers import IDENTIFYING_KEYWORDS, identifiers, patient_text
 from synboost_monai.dicom.limits import Limits
@@ -22,24 +22,9 @@ from synboost_monai.dicom.reading.files import check_kind, open_regular, os_prob
 from synboost_monai.dicom.reading.header import as_dataset
 from synboost_monai.dicom.reading.structure import SOP_CLASS, Element, Structure, walk_file
 from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.uids import MULTI_FRAME_CAPTURES, ULTRASOUND_CLASSES
 from synboost_monai.dicom.writing.objects import MANUFACTURER
 
-ULTRASOUND_CLASSES = frozenset(
-    {
-        "1.2.840.10008.5.1.4.1.1.6.1",  # Ultrasound Image
-        "1.2.840.10008.5.1.4.1.1.3.1",  # Ultrasound Multi-frame Image
-        "1.2.840.10008.5.1.4.1.1.6",  # both in their form before 1997, retired
-        "1.2.840.10008.5.1.4.1.1.3",
-    }
-)
-"""SOP classes that are segmented."""
-MULTI_FRAME_CAPTURES = frozenset(
-    {
-        "1.2.840.10008.5.1.4.1.1.7.2",  # Multi-frame Grayscale Byte Secondary Capture Image
-        "1.2.840.10008.5.1.4.1.1.7.4",  # Multi-frame True Color Secondary Capture Image
-    }
-)
-"""SOP classes in which some archives and exports keep clips; segmented if the modality is US."""
 DICOMDIR = "1.2.840.10008.1.3.10"
 """SOP class Media Storage Directory."""
 
@@ -55,8 +40,8 @@ _MANUFACTURER, _IMAGE_TYPE = 0x00080070, 0x00080008
 _MEDIA_SOP_CLASS = 0x00020002
 _ROWS, _COLUMNS, _FRAMES = 0x00280010, 0x00280011, 0x00280008
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
-_IDENTIFYING = frozenset(map(tag_for_keyword, (*IDENTIFYING_KEYWORDS, "SpecificCharacterSet")))
-_IDENTIFYING_SEQUENCES = frozenset(tag_for_keyword(name) for name in IDENTIFYING_KEYWORDS if name.endswith("Sequence"))
+_IDENTIFYING = frozenset(int(Tag(name)) for name in (*IDENTIFYING_KEYWORDS, "SpecificCharacterSet"))
+_IDENTIFYING_SEQUENCES = frozenset(int(Tag(name)) for name in IDENTIFYING_KEYWORDS if name.endswith("Sequence"))
 _WANTED = _IDENTIFYING | {
     *(SOP_CLASS, SOP_INSTANCE, STUDY, SERIES, MODALITY),
     *(_MANUFACTURER, _IMAGE_TYPE, _ROWS, _COLUMNS, _FRAMES),

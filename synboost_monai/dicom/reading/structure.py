@@ -21,11 +21,7 @@ from pydicom.datadict import DicomDictionary
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.reading.files import OpenFile
 from synboost_monai.dicom.reasons import NotUsableError
-
-IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
-"""Transfer syntaxes Implicit and Explicit VR Little Endian."""
-DEFLATED, BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
-"""Transfer syntaxes Deflated Explicit VR Little Endian and Explicit VR Big Endian."""
+from synboost_monai.dicom.uids import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 
 FIRST_BLOCK = 1 << 13
 """Bytes of the first block; most ultrasound headers have fewer."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synboost_monai import __version__
+from synboost_monai.dicom.uids import ULTRASOUND_CLIP
 from synboost_monai.dicom.writing.image import (
     CODE_OF_VIEW,
     GREY_PIXELS,
@@ -27,8 +28,6 @@ from synboost_monai.records import EchoRecord
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MULTI_FRAME = "1.2.840.10008.5.1.4.1.1.3.1"
-"""SOP class Ultrasound Multi-frame Image Storage."""
 MARGIN_TOP, MARGIN_SIDE, MARGIN_BOTTOM = 24, 16, 8
 """Margins of the screen around the sector, in pixels."""
 NO_DATE, NO_TIME = "20000101", "120000"
@@ -79,7 +78,7 @@ def write_clip(
         **GREY_PIXELS,
         "SpecificCharacterSet": "ISO_IR 192",
         "ImageType": ["ORIGINAL", "PRIMARY", "TTE", "0001"],
-        "SOPClassUID": MULTI_FRAME,
+        "SOPClassUID": ULTRASOUND_CLIP,
         "SOPInstanceUID": uid("clip", patient, study, view),
         "StudyDate": NO_DATE,
         "ContentDate": NO_DATE,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synboost_monai import __version__
+from synboost_monai.dicom.uids import EXPLICIT, ULTRASOUND_IMAGE
 from synboost_monai.files import atomic_path
 from synboost_monai.records import EchoRecord
 from synboost_monai.structures import STRUCTURES, Structure
@@ -23,12 +24,8 @@ from synboost_monai.structures import STRUCTURES, Structure
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-ULTRASOUND_IMAGE = "1.2.840.10008.5.1.4.1.1.6.1"
-"""SOP class Ultrasound Image Storage."""
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 """SOP class Segmentation Storage."""
-EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
-"""Transfer syntax Explicit VR Little Endian."""
 SYNTHETIC_DATA = 0x0008001C
 """Tag of Synthetic Data, which is YES for artificial content."""
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://synboost-monai/synthetic")
@@ -326,7 +323,7 @@ def _save(dataset: Dataset, path: Path) -> None:
     """Write a DICOM file with its preamble and file meta information, with pydicom 2.4 or 3."""
     import pydicom
 
-    set_file_meta(dataset, EXPLICIT_LITTLE_ENDIAN, _uid("implementation", "SynBoost-MONAI"))
+    set_file_meta(dataset, EXPLICIT, _uid("implementation", "SynBoost-MONAI"))
     if int(pydicom.__version__.split(".")[0]) >= 3:
         dataset.save_as(path, enforce_file_format=True)
     else:

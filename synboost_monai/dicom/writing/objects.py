@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from synboost_monai import __version__
 from synboost_monai.dicom.quiet import quiet
 from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.uids import DEFLATED, EXPLICIT, JPEG_BASELINE, JPEG_EXTENDED
 from synboost_monai.dicom.writing.image import (
-    EXPLICIT_LITTLE_ENDIAN,
     LETTER_OF_SEX,
     dataset_of,
     set_attributes,
@@ -41,15 +41,9 @@ NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://synboost-monai/derived")
 """Namespace of the UIDs of derived objects; they are 2.25.N with N a name-based UUID (PS3.5 B.2)."""
 IMPLEMENTATION_CLASS_UID = f"2.25.{uuid.uuid5(NAMESPACE, 'implementation').int}"
 """UID in the file meta information that says which software wrote a file."""
-RLE_LOSSLESS = "1.2.840.10008.1.2.5"
-"""Transfer syntax RLE Lossless."""
-JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
-"""Transfer syntax JPEG Baseline, which is lossy."""
-DEFLATED = "1.2.840.10008.1.2.1.99"
-"""Transfer syntax Deflated Explicit VR Little Endian: the whole data set is compressed without loss."""
 LOSSY_SYNTAXES = {
     JPEG_BASELINE: "ISO_10918_1",
-    "1.2.840.10008.1.2.4.51": "ISO_10918_1",
+    JPEG_EXTENDED: "ISO_10918_1",
     "1.2.840.10008.1.2.4.81": "ISO_14495_1",
     "1.2.840.10008.1.2.4.91": "ISO_15444_1",
     "1.2.840.10008.1.2.4.203": "ISO_15444_15",
@@ -362,7 +356,7 @@ def save(
     dataset: Dataset,
     path: str | os.PathLike[str],
     write_tail: Callable[[BinaryIO], None] | None = None,
-    transfer_syntax: str = EXPLICIT_LITTLE_ENDIAN,
+    transfer_syntax: str = EXPLICIT,
 ) -> None:
     """Write a data set as a DICOM file, whole or not at all: temporary file, fsync, rename.
 
@@ -384,7 +378,7 @@ def save(
             with open(temporary, "wb+") as file:
                 if transfer_syntax == DEFLATED:
                     with tempfile.TemporaryFile(dir=temporary.parent) as plain:
-                        meta.TransferSyntaxUID = UID(EXPLICIT_LITTLE_ENDIAN)
+                        meta.TransferSyntaxUID = UID(EXPLICIT)
                         _write(dataset, plain, write_tail)
                         meta.TransferSyntaxUID = UID(DEFLATED)
                         recode_deflated(plain, file, meta, zlib.compressobj(wbits=-zlib.MAX_WBITS))

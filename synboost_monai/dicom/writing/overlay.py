@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from synboost_monai.dicom import elements
-from synboost_monai.dicom.writing.clip import MULTI_FRAME
-from synboost_monai.dicom.writing.image import EXPLICIT_LITTLE_ENDIAN, GREY_PIXELS, coded, dataset_of
+from synboost_monai.dicom.uids import EXPLICIT, JPEG_BASELINE, ULTRASOUND_CLIP
+from synboost_monai.dicom.writing.image import GREY_PIXELS, coded, dataset_of
 from synboost_monai.dicom.writing.objects import (
-    JPEG_BASELINE,
     Provenance,
     Series,
     ascii_text,
@@ -118,7 +117,7 @@ def write_overlay(
         else:
             elements.write_native_pixels(file, num_bytes, pictures)
 
-    save(dataset, path, write_tail, JPEG_BASELINE if is_jpeg else EXPLICIT_LITTLE_ENDIAN)
+    save(dataset, path, write_tail, JPEG_BASELINE if is_jpeg else EXPLICIT)
     return str(dataset.SOPInstanceUID)
 
 
@@ -278,7 +277,7 @@ def _describe(source: Dataset, numbers: Sequence[int], display: Display, provena
         "Columns": columns,
     }
     if len(numbers) > 1 and display.frame_times_ms is not None:
-        about["SOPClassUID"] = MULTI_FRAME
+        about["SOPClassUID"] = ULTRASOUND_CLIP
         del about["ConversionType"]  # of secondary captures
     dataset = dataset_of(**about)
     set_lossy_history(dataset, source)

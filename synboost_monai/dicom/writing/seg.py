@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from synboost_monai.dicom import elements
-from synboost_monai.dicom.reading.scanned_file import MULTI_FRAME_CAPTURES
-from synboost_monai.dicom.writing.image import EXPLICIT_LITTLE_ENDIAN, ULTRASOUND_IMAGE, dataset_of
+from synboost_monai.dicom.uids import DEFLATED, EXPLICIT, MULTI_FRAME_CAPTURES, ULTRASOUND_CLIPS, ULTRASOUND_IMAGE
+from synboost_monai.dicom.writing.image import dataset_of
 from synboost_monai.dicom.writing.objects import (
-    DEFLATED,
     MANUFACTURER,
     MAX_PIXEL_BYTES,
     Provenance,
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 SEGMENTATION_TYPES = ("BINARY", "LABELMAP")
 """BINARY: a frame of bits for each frame and structure, which every archive and viewer accepts. LABELMAP: one frame of class indices
 for each frame, in a newer SOP class that many archives do not know yet."""
-MULTI_FRAME_ULTRASOUND = ("1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.3")
-"""Ultrasound Multi-frame Image Storage, and its retired form: references to them name the frame."""
 MAX_PLAIN_BYTES = 1 << 20
 """Largest pixel data in bytes that are not compressed; every archive accepts uncompressed pixels."""
 NOMINAL_ORIENTATION = [1, 0, 0, 0, 1, 0]
@@ -107,7 +104,7 @@ def write_segmentation(
         _write_frame_groups(file, source_header, frame_numbers, is_binary)
         elements.write_native_pixels(file, num_bytes, _packed(windows) if is_binary else windows)
 
-    save(dataset, path, write_tail, EXPLICIT_LITTLE_ENDIAN if num_bytes <= MAX_PLAIN_BYTES else DEFLATED)
+    save(dataset, path, write_tail, EXPLICIT if num_bytes <= MAX_PLAIN_BYTES else DEFLATED)
     return str(dataset.SOPInstanceUID)
 
 
@@ -117,7 +114,7 @@ def names_frames(sop_class: str, frame_numbers: Sequence[int]) -> bool:
     It does so for a clip, and for an object of a single-frame class that has several frames against the standard, since nothing else
     would tell them apart.
     """
-    return sop_class in MULTI_FRAME_ULTRASOUND or sop_class in MULTI_FRAME_CAPTURES or max(frame_numbers) > 1
+    return sop_class in ULTRASOUND_CLIPS or sop_class in MULTI_FRAME_CAPTURES or max(frame_numbers) > 1
 
 
 def _checked_numbers(frame_numbers: Sequence[int], num_source_frames: int) -> list[int]:
