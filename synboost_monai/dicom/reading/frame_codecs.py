@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import io
+import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -249,9 +250,7 @@ def jpeg_header(data: bytes) -> JpegHeader:
             return JpegHeader(*found, position)
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         if marker in _FRAME_MARKERS and length >= 8 and position + 10 <= len(data):
-            rows = int.from_bytes(data[position + 5 : position + 7], "big")
-            columns = int.from_bytes(data[position + 7 : position + 9], "big")
-            found = marker, data[position + 4], rows, columns, data[position + 9]
+            found = marker, *struct.unpack_from(">BHHB", data, position + 4)
         if length < 2:
             break
         position += 2 + length
@@ -381,18 +380,18 @@ def jpeg_2000_header(data: bytes) -> Jpeg2000Header:
     if start < 0 or len(data) < start + 60:
         raise FrameError("broken_frame", problem="it does not begin like a JPEG 2000 code stream")
     siz = start + 4
-    right, bottom, left, top = (int.from_bytes(data[siz + 4 + i : siz + 8 + i], "big") for i in (0, 4, 8, 12))
-    components, depth = int.from_bytes(data[siz + 36 : siz + 38], "big"), data[siz + 38]
+    right, bottom, left, top, tile_columns, tile_rows, tile_left, tile_top, components, depth = struct.unpack_from(
+        ">8IHB", data, siz + 4
+    )
     position = siz + int.from_bytes(data[siz : siz + 2], "big")
     is_transformed = False
     while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] not in (0x90, 0xD9):
         if data[position + 1] == 0x52 and position + 9 <= len(data):
             is_transformed = data[position + 8] == 1
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    tile = [int.from_bytes(data[siz + 20 + i : siz + 24 + i], "big") for i in (0, 4, 8, 12)]  # width, height, left, top
-    if not tile[0] or not tile[1]:
+    if not tile_columns or not tile_rows:
         raise FrameError("broken_frame", problem="its JPEG 2000 header is damaged")
-    num_tiles = -(-(right - tile[2]) // tile[0]) * -(-(bottom - tile[3]) // tile[1])
+    num_tiles = -(-(right - tile_left) // tile_columns) * -(-(bottom - tile_top) // tile_rows)
     return Jpeg2000Header(
         bottom - top, right - left, components, (depth & 127) + 1, depth > 127, is_transformed, num_tiles, position
     )

@@ -6,8 +6,6 @@ Every failure is a `NotUsableError`. `structure.py` checks where each value star
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Any
 
 from pydicom.charset import convert_encodings, default_encoding, python_encoding
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
@@ -146,8 +144,10 @@ def _convert(dataset: Dataset, depth: int) -> None:
                     _convert(item, depth + 1)
             elif element.VR == "PN":
                 str(element.value)  # decodes its parts now, while warnings are silenced
-            elif element.VR in ("DS", "IS") and any(isinstance(one, str) and one for one in _many(element.value)):
-                raise ValueError("not a number")
+            elif element.VR in ("DS", "IS"):
+                values = element.value if isinstance(element.value, MultiValue) else [element.value]
+                if any(isinstance(one, str) and one for one in values):
+                    raise ValueError("not a number")
         except NotUsableError:
             raise
         except Exception:  # pydicom raises many kinds for a value that is not of its VR
@@ -169,8 +169,3 @@ def _right_vr(tag: BaseTag, stored: str) -> str:
     if stored in numbers and right[0] in numbers:
         return stored
     return right[-1] if right[-1] in _BYTES and stored in _BYTES | _NUMBERS else "OB"
-
-
-def _many(value: Any) -> Iterable[Any]:
-    """Return the values of a data element that may have one, several or no values; an empty text counts as no value."""
-    return (value,) if value and isinstance(value, str) else value if isinstance(value, MultiValue) else ()

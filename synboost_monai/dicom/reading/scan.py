@@ -30,23 +30,9 @@ LITTER = re.compile(
     re.DOTALL,
 )
 """Names (lower case) of files that operating systems leave behind."""
-LITTER_FOLDERS = frozenset(
-    {
-        "__macosx",
-        "lost+found",
-        "$recycle.bin",
-        "recycler",
-        "system volume information",
-        ".spotlight-v100",
-        ".trashes",
-        ".fseventsd",
-        ".temporaryitems",
-        ".documentrevisions-v100",
-        ".appledouble",
-        "@eadir",
-        "#recycle",
-        ".trash-1000",
-    }
+LITTER_FOLDERS = re.compile(
+    r"__macosx|lost\+found|\$recycle\.bin|recycler|system volume information|\.spotlight-v100|\.trashes|\.fseventsd|\.temporaryitems"
+    r"|\.documentrevisions-v100|\.appledouble|@eadir|#recycle|\.trash-1000"
 )
 """Names (lower case) of folders that hold only such files."""
 
@@ -192,7 +178,7 @@ def _entries(root: str, excluded: frozenset[tuple[int, int]]) -> Iterator[tuple[
             continue
         if (status.st_dev, status.st_ino) in excluded:
             continue
-        is_litter = is_litter or name in LITTER_FOLDERS
+        is_litter = is_litter or LITTER_FOLDERS.fullmatch(name) is not None
         try:
             pending.extend((f"{relative}/{below}", is_litter) for below in _names(path))
         except OSError as error:

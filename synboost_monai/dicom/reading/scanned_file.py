@@ -38,14 +38,11 @@ MODALITIES = frozenset(
 SOP_INSTANCE, STUDY, SERIES, MODALITY = 0x00080018, 0x0020000D, 0x0020000E, 0x00080060
 _MANUFACTURER, _IMAGE_TYPE = 0x00080070, 0x00080008
 _MEDIA_SOP_CLASS = 0x00020002
-_ROWS, _COLUMNS, _FRAMES = 0x00280010, 0x00280011, 0x00280008
+_FRAMES = 0x00280008
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _IDENTIFYING = frozenset(int(Tag(name)) for name in (*IDENTIFYING_KEYWORDS, "SpecificCharacterSet"))
 _IDENTIFYING_SEQUENCES = frozenset(int(Tag(name)) for name in IDENTIFYING_KEYWORDS if name.endswith("Sequence"))
-_WANTED = _IDENTIFYING | {
-    *(SOP_CLASS, SOP_INSTANCE, STUDY, SERIES, MODALITY),
-    *(_MANUFACTURER, _IMAGE_TYPE, _ROWS, _COLUMNS, _FRAMES),
-}
+_WANTED = _IDENTIFYING | {SOP_CLASS, SOP_INSTANCE, STUDY, SERIES, MODALITY, _MANUFACTURER, _IMAGE_TYPE, _FRAMES}
 
 MAX_IDENTIFYING_BYTES = 1 << 14
 """Most bytes of all identifying values together; headers have a few hundred. The words in them are kept for every file of a folder."""
@@ -74,13 +71,8 @@ class ScannedFile:
     """Time of the last change, in nanoseconds."""
     reason: NotUsableError | None = None
     """Why the file is not segmented; None for an ultrasound image."""
-    sop_class_uid: str = ""
     sop_instance_uid: str = ""
     study_uid: str = ""
-    modality: str = ""
-    """'' if the header's word is not a defined term."""
-    rows: int | None = None
-    columns: int | None = None
     frames: int | None = None
     """1 if the header does not say; None if its value is not a number."""
     patient_key: str = ""
@@ -160,17 +152,12 @@ def _with_facts(file: ScannedFile, structure: Structure, known: Known) -> Scanne
     frames: int | None = 1
     if words := structure.text(_FRAMES):
         frames = int(words) if words.isascii() and words.isdigit() and len(words) < 10 else None
-    modality = structure.text(MODALITY).upper()
     patient_key, words_that_identify = _identity_of(structure, known)
     return replace(
         file,
         reason=_reason(structure),
-        sop_class_uid=_uid_or_none(structure.text(SOP_CLASS) or structure.text(_MEDIA_SOP_CLASS)),
         sop_instance_uid=_uid_or_none(structure.text(SOP_INSTANCE)),
         study_uid=_uid_or_none(structure.text(STUDY)),
-        modality=modality if modality in MODALITIES else "",
-        rows=structure.number(_ROWS),
-        columns=structure.number(_COLUMNS),
         frames=frames,
         patient_key=patient_key,
         identifiers=words_that_identify,

@@ -153,13 +153,6 @@ class Structure:
             return ""
         return element.value.decode("latin-1").strip(" \0")
 
-    def number(self, tag: int) -> int | None:
-        """Return the value of a data element of 2 bytes (US); None if it is absent."""
-        element = self.elements.get(tag)
-        if element is None or element.value is None or len(element.value) != 2:
-            return None
-        return int.from_bytes(element.value, "little" if self.is_little_endian else "big")
-
 
 def walk_file(file: OpenFile, limits: Limits, wanted: frozenset[int] | None = None) -> Structure:
     """Walk a file from its start to its pixel data.
