@@ -27,6 +27,7 @@ PRIVATE = ("Mustermann", "Erika", "4711")
 
 def read(path: Path, **limits: Any) -> np.ndarray:
     with frame_reader(path, Limits(**limits)) as reader:
+        assert "PixelData" not in reader.header
         frames = reader.read_frames(range(reader.num_frames))
         assert reader.shape == frames.shape[1:]
         return frames
@@ -238,7 +239,7 @@ def test_jpeg_lossless_and_its_cut_copy(make_ultrasound):
     with frame_reader(path) as reader:
         grey = reader.read_frames([0])
         assert grey.shape == (1, 768, 1024) and reader.decoder.startswith("pylibjpeg-libjpeg")
-        data = reader._frames.read(reader._source, 0, 1 << 30)
+        data = reader._frames.read(reader._file, 0, 1 << 30)
     assert grey.std() > 10
     for cut in (data[: len(data) // 2], data[: len(data) * 9 // 10] + b"\xff\xd9"):
         assert code(make_ultrasound(grey, "jpeg_lossless", fragments=[cut])) == "damaged_frame"

@@ -107,23 +107,15 @@ _CODE_TEXT = frozenset({"CodeValue", "LongCodeValue", "CodingSchemeDesignator", 
 _SHIFTED = frozenset({"StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "AcquisitionDateTime"})
 _TIMES = frozenset({"StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime"})
 _PATIENT_NUMBERS = frozenset(
-    {"PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID", "AdmissionID", "PerformedProcedureStepID"}
+    "PatientID OtherPatientIDs AccessionNumber StudyID AdmissionID PerformedProcedureStepID".split()
 )
 _PLACES = frozenset(
-    {
-        "InstitutionName",
-        "InstitutionAddress",
-        "InstitutionalDepartmentName",
-        "IssuerOfPatientID",
-        "StationName",
-        "DeviceSerialNumber",
-        "PatientAddress",
-        "PatientTelephoneNumbers",
-    }
+    "InstitutionName InstitutionAddress InstitutionalDepartmentName IssuerOfPatientID StationName DeviceSerialNumber "
+    "PatientAddress PatientTelephoneNumbers".split()
 )
 _PIXEL_GROUP = 0x0028
 _PIXELS_KEPT = frozenset(
-    {"NumberOfFrames", "FrameIncrementPointer", "PixelAspectRatio", "LongitudinalTemporalInformationModified"}
+    "NumberOfFrames FrameIncrementPointer PixelAspectRatio LongitudinalTemporalInformationModified".split()
 )
 _WELL_KNOWN = "1.2.840.10008."
 """Prefix of the UIDs of the standard itself: classes, syntaxes, coding schemes."""
@@ -197,14 +189,9 @@ def deidentify_header(header: Dataset, key: bytes) -> Dataset:
         copy = _Cleaner(key, days, header).clean(header)
         copy.SpecificCharacterSet = "ISO_IR 192"
         copy.PatientName, copy.PatientID = f"Anonymous^{pseudonym}", f"ANON-{pseudonym}"
-        for keyword in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"):
-            if keyword not in copy:
-                setattr(copy, keyword, "")
-        for keyword in ("Manufacturer", "SeriesNumber", "InstanceNumber"):
-            if keyword not in copy:
-                setattr(copy, keyword, None)
-        if "PatientOrientation" not in copy:
-            copy.PatientOrientation = ""
+        texts = "PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber PatientOrientation".split()
+        absent = dict.fromkeys(texts, "") | dict.fromkeys(("Manufacturer", "SeriesNumber", "InstanceNumber"))
+        set_attributes(copy, {keyword: value for keyword, value in absent.items() if keyword not in copy})
         if not any(keyword in copy for keyword in ("Laterality", "BodyPartExamined", "AnatomicRegionSequence")):
             copy.Laterality = ""
         copy.ReferringPhysicianName = ""
@@ -310,13 +297,10 @@ class _Cleaner:
 
         copy = Dataset()
         for tag in sorted(dataset.keys()):
-            if (
-                tag.is_private
-                or tag.group < 0x0008
-                or 0x5000 <= tag.group < 0x5100
-                or 0x6000 <= tag.group < 0x7FE1
-                or tag.element == 0
-            ):
+            is_other = (
+                tag.group < 0x0008 or 0x5000 <= tag.group < 0x5100 or 0x6000 <= tag.group < 0x7FE1
+            )  # curves, overlays, pixels
+            if tag.is_private or tag.element == 0 or is_other:
                 continue
             try:
                 element = dataset[tag]
@@ -548,11 +532,8 @@ def _say_what_is_clean(copy: Dataset, text_in_sector: bool | None) -> None:
     """Mark the pixels as clean only if no text is found in the sector; otherwise, also if unknown, mark them as not clean."""
     is_clean = text_in_sector is False
     copy.BurnedInAnnotation = "NO" if is_clean else "YES"
-    words = {
-        True: "text in the sector: possible",
-        False: "text in the sector: none found",
-        None: "text in the sector: not known",
-    }
-    copy.DeidentificationMethod = [copy.DeidentificationMethod, "pixels: sector alone, grey", words[text_in_sector]]
+    found = {True: "possible", False: "none found", None: "not known"}[text_in_sector]
+    method = copy.DeidentificationMethod
+    copy.DeidentificationMethod = [method, "pixels: sector alone, grey", f"text in the sector: {found}"]
     if is_clean:
         copy.DeidentificationMethodCodeSequence.insert(1, coded("113101", "Clean Pixel Data Option", "DCM"))

@@ -15,6 +15,8 @@ from enum import IntEnum
 
 from synboost_monai.dicom.quiet import quiet
 
+SPACE_CHECK = 16 << 20
+"""Bytes received between two checks of the free disk space."""
 _TITLE = re.compile(r"[ !-\[\]-~]{1,16}")
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from synboost_monai.dicom.network.common import Status, check_title, is_loopback
+from synboost_monai.dicom.network.common import SPACE_CHECK, Status, check_title, is_loopback
 from synboost_monai.dicom.network.guard import (
     MAX_WAITING,
     NEGOTIATION_SECONDS,
@@ -54,8 +54,6 @@ from synboost_monai.paths import remove_own_folder
 
 VERIFICATION = "1.2.840.10008.1.1"
 """SOP class of C-ECHO."""
-SPACE_CHECK = 16 << 20
-"""Bytes received between two checks of the free disk space."""
 RECEIVE_BYTES = 1 << 16
 """Most bytes requested from a socket at a time."""
 BACKLOG = 128

@@ -21,10 +21,10 @@ import requests
 from dicomweb_client import URI, DICOMwebClient
 
 from synboost_monai.dicom.network.address import Access, WebAddress
-from synboost_monai.dicom.network.common import NotReachableError
+from synboost_monai.dicom.network.common import SPACE_CHECK, NotReachableError
 from synboost_monai.dicom.network.guard import Patience
 from synboost_monai.dicom.network.send import in_syntax, meta_of
-from synboost_monai.dicom.network.web_session import SPACE_CHECK, AnswerError, PassingError, WebLimits, WebSession
+from synboost_monai.dicom.network.web_session import AnswerError, PassingError, WebLimits, WebSession
 from synboost_monai.dicom.quiet import quiet
 from synboost_monai.dicom.reading.scanned_file import is_own_overlay, is_uid, is_ultrasound
 from synboost_monai.dicom.uids import EXPLICIT

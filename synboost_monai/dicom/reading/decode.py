@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from synboost_monai.dicom.elements import PIXEL_DATA
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.reading.files import Closing, OpenFile, as_open
 from synboost_monai.dicom.reading.frame_codecs import FrameError, PixelFormat, codec_of, native_samples
 from synboost_monai.dicom.reading.grey import GreyScale
 from synboost_monai.dicom.reading.header import as_dataset
-from synboost_monai.dicom.reading.pixel_data import Source, index_frames, index_video
+from synboost_monai.dicom.reading.pixel_data import index_frames, index_video
 from synboost_monai.dicom.reading.structure import InflatedSource, PixelData, Structure, walk_file
 from synboost_monai.dicom.reading.values import whole_number_in
 from synboost_monai.dicom.reading.video import MAX_PARTS, VideoFrames, is_video
@@ -32,8 +33,6 @@ from synboost_monai.dicom.uids import BIG_ENDIAN, DEFLATED
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-PIXEL_DATA = 0x7FE00010
-"""Tag of Pixel Data, whose pixels are whole numbers."""
 PHOTOMETRIC_INTERPRETATIONS = {
     1: ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"),
     3: ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT"),
@@ -70,7 +69,8 @@ class FrameReader(Closing):
         self._format, self.num_frames = read_format(self.header, limits)
         self.shape = self._format.rows, self._format.columns
         self._grey = GreyScale(self._format, self.header, structure.is_little_endian)
-        self._source: Source = file
+        self._file = file
+        self._source: OpenFile | InflatedSource = file
         self._video: VideoFrames | None = None
         if is_video(syntax):
             parts = index_video(file, pixels, MAX_PARTS)
@@ -115,7 +115,7 @@ class FrameReader(Closing):
             if self._codec is None:
                 samples = native_samples(self._native_bytes(frame_index), self._format, self._is_little_endian)
             else:
-                data = self._frames.read(self._source, frame_index, 2 * self._format.num_bytes + _COMPRESSED_SPARE)
+                data = self._frames.read(self._file, frame_index, 2 * self._format.num_bytes + _COMPRESSED_SPARE)
                 samples = self._codec.decode(data, self._format)
             return self._grey(samples)
         except (NotUsableError, MemoryError):

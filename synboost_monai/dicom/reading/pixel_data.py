@@ -9,27 +9,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from synboost_monai.dicom.reading.files import OpenFile
-from synboost_monai.dicom.reading.structure import PixelData
+from synboost_monai.dicom.reading.structure import ITEM, SEQUENCE_END, UNDEFINED, PixelData
 from synboost_monai.dicom.reasons import NotUsableError
 
 MAX_FRAGMENTS = 1_000_000
 """Most fragments of an object; many times the frames of a clip, since some writers split frames."""
 
-_UNDEFINED = 0xFFFFFFFF
-_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
 _STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP")
 """First bytes of a frame of the JPEG family, JPEG 2000 and JP2."""
-
-
-class Source(Protocol):
-    """Give bytes from any position: an `OpenFile`, or its inflated content."""
-
-    def read(self, offset: int, count: int) -> bytes:
-        """Return `count` bytes from `offset` on; fewer only at the end."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +28,7 @@ class FrameIndex:
     fragments: Sequence[tuple[tuple[int, int], ...]]
     """For each frame, (offset in the file, bytes) of each of its fragments."""
 
-    def read(self, file: Source, frame_index: int, max_bytes: int) -> bytes:
+    def read(self, file: OpenFile, frame_index: int, max_bytes: int) -> bytes:
         """Return the compressed bytes of a frame.
 
         Args:
@@ -124,9 +113,9 @@ def _read_items(file: OpenFile, offset: int) -> tuple[tuple[int, ...], list[tupl
             break  # no delimiter
         group, element, length = struct.unpack("<HHL", head)
         tag = group << 16 | element
-        if tag == _SEQUENCE_END or (fragments and not head.strip(b"\0")):  # or padding in place of a delimiter
+        if tag == SEQUENCE_END or (fragments and not head.strip(b"\0")):  # or padding in place of a delimiter
             break
-        if tag != _ITEM or length == _UNDEFINED:
+        if tag != ITEM or length == UNDEFINED:
             problem = "something else stands where a fragment should begin, so a length is wrong"
             raise NotUsableError("broken_frame", frame=max(len(fragments), 1), problem=problem)
         offset += 8

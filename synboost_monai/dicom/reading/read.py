@@ -88,8 +88,6 @@ class UltrasoundClip(Closing):
 
     def __init__(self, reader: FrameReader) -> None:
         self._reader = reader
-        self.header: Dataset = reader.header
-        """Everything before the pixel data."""
         self.facts = read_facts(reader)
         """The facts of the header."""
         region = self.facts.region

@@ -36,7 +36,8 @@ UNDEFINED = 0xFFFFFFFF
 """Length of a value that ends with a delimiter."""
 TRANSFER_SYNTAX, SOP_CLASS = 0x00020010, 0x00080016
 """Tags of Transfer Syntax UID and SOP Class UID."""
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+"""Tags of an item, and of the delimiters of items and sequences."""
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
 _LONG = {vr.encode(): vr for vr in "OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()}
@@ -380,9 +381,9 @@ class _Walk:
         while end is None or at < end:
             self._bound(at, at + 8, end, keep_from)
             tag, _, length, start = self._head(at, True)
-            if tag == _SEQUENCE_END and end is None:
+            if tag == SEQUENCE_END and end is None:
                 return at, start, is_implicit
-            if tag != _ITEM:
+            if tag != ITEM:
                 raise _broken("a sequence holds something else than items")
             stream.count_element()
             if length == UNDEFINED:
@@ -408,7 +409,7 @@ class _Walk:
         while end is None or at < end:
             self._bound(at, at + 8, end, keep_from)
             tag, vr, length, start = self._head(at, is_implicit)
-            if tag == _ITEM_END and end is None:
+            if tag == ITEM_END and end is None:
                 return start, is_implicit
             if tag >> 16 == 0xFFFE:
                 raise _broken("an item ends at the wrong place")
