@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 
 from synboost_monai.dicom.elements import SEQUENCE_END, UNDEFINED_LENGTH, element, element_header, item
 from synboost_monai.dicom.identity.identifiers import fold, identifiers
@@ -27,6 +27,7 @@ from synboost_monai.dicom.reading.worker import ReaderPool
 from synboost_monai.dicom.reasons import NotUsableError, Outcome
 from synboost_monai.dicom.uids import DEFLATED, EXPLICIT, IMPLICIT
 from tests.dicom.conftest import make
+from tests.dicom.writing_fixtures import ultrasound
 
 CLIP, STILL = "1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.6.1"
 WriteUltrasound = Callable[..., Path]
@@ -39,28 +40,12 @@ def write(tmp_path: Path) -> WriteUltrasound:
     def write_file(name: str = "image", *, syntax: str = EXPLICIT, pixels: bytes | None = bytes(64), **changes: object):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        dataset = Dataset()
-        values: dict[str, object] = {
-            "SOPClassUID": STILL,
-            "SOPInstanceUID": "1.2.3.4",
-            "StudyInstanceUID": "1.2.3",
-            "SeriesInstanceUID": "1.2.3.1",
-            "Modality": "US",
-            "PatientName": "Doe^Jane",
-            "PatientID": "MRN-004711",
-            "StudyDate": "20240305",
-            "Rows": 8,
-            "Columns": 8,
-        }
-        for keyword, value in (values | changes).items():
-            if value is not None:
-                setattr(dataset, keyword, value)
+        own = {"SOPInstanceUID": "1.2.3.4", "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.1"}
+        own |= {"PatientName": "Doe^Jane", "PatientID": "MRN-004711", "StudyDate": "20240305"}
+        dataset = ultrasound(None, 8, 8, **{**own, **changes})
         if pixels is not None:
             dataset.add_new(0x7FE00010, "OB", pixels)
         dataset.preamble = bytes(128)
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.MediaStorageSOPClassUID = (values | changes)["SOPClassUID"] or ""
-        dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
         dataset.file_meta.TransferSyntaxUID = syntax
         dataset.save_as(path, enforce_file_format=False, implicit_vr=syntax == IMPLICIT, little_endian=True)
         return path

@@ -158,9 +158,7 @@ def test_patient_and_study_are_the_sources_and_nothing_else_is(tmp_path: Path):
     for keyword in ("PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID", "AccessionNumber", "StudyDate"):
         assert dataset[keyword].value == source[keyword].value
     assert (dataset.ContentDate, dataset.ContentTime) == ("20240229", "101314.5")
-    text = (tmp_path / "seg.dcm").read_bytes()
-    for secret in (b"Brunhilde", b"Hinterhof", b"0171-5550", b"R2D2STATION", b"WALD PRIVATE"):
-        assert secret not in text
+    assert not fixtures.holds_strangers(tmp_path / "seg.dcm")
 
 
 def test_windows_give_the_same_bytes_as_one_array_and_so_does_a_second_run(tmp_path: Path):

@@ -297,10 +297,8 @@ class _Cleaner:
 
         copy = Dataset()
         for tag in sorted(dataset.keys()):
-            is_other = (
-                tag.group < 0x0008 or 0x5000 <= tag.group < 0x5100 or 0x6000 <= tag.group < 0x7FE1
-            )  # curves, overlays, pixels
-            if tag.is_private or tag.element == 0 or is_other:
+            is_beside = 0x5000 <= tag.group < 0x5100 or 0x6000 <= tag.group < 0x7FE1  # curves; overlays and pixels
+            if tag.is_private or tag.element == 0 or tag.group < 0x0008 or is_beside:
                 continue
             try:
                 element = dataset[tag]

@@ -80,16 +80,11 @@ def quiet_network() -> Iterator[None]:
     from pynetdicom import _config
 
     wanted = {"LOG_HANDLER_LEVEL": "none", "STORE_RECV_CHUNKED_DATASET": True, "STORE_SEND_CHUNKED_DATASET": True}
-    before = {name: getattr(_config, name) for name in wanted}
     logger = logging.getLogger("pynetdicom")
-    level = logger.level
-    for name, value in wanted.items():
-        setattr(_config, name, value)
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with quiet():
-            yield
-    finally:
-        for name, value in before.items():
+    with contextlib.ExitStack() as restore, quiet():
+        for name, value in wanted.items():
+            restore.callback(setattr, _config, name, getattr(_config, name))
             setattr(_config, name, value)
-        logger.setLevel(level)
+        restore.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL + 1)
+        yield

@@ -168,9 +168,8 @@ class StorageServer(Closing):
         self._tls = options.tls.server_context()
         entity = AE(ae_title=options.ae_title)
         entity.maximum_pdu_size = options.max_pdu
-        entity.maximum_associations = (
-            2 * options.max_connections + 100
-        )  # this class counts, with bare connections apart
+        # this class counts, with bare connections apart
+        entity.maximum_associations = 2 * options.max_connections + 100
         entity.acse_timeout = options.timeout + LATER  # `Patience` ends it earlier
         entity.dimse_timeout = options.timeout
         entity.network_timeout = None

@@ -345,10 +345,8 @@ def _refusal(status: int, body: bytes, uid: str, words: str = "") -> str:
         words: why the request was refused, if it was.
     """
     answer: Any = None
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         answer = json.loads(body)
-    except (ValueError, RecursionError):
-        pass
     if isinstance(answer, list):
         answer = answer[0] if answer else None
     answer = answer if isinstance(answer, dict) else {}

@@ -183,9 +183,8 @@ def _expand(words: NDArray[Any], num_entries: int, is_bytes: bool, is_little_end
                 steps = np.around(np.linspace(table[-1], entries[at], length + 1)[1:])
                 table.extend(int(value) for value in steps)
                 at += 1
-            elif (
-                kind == 2 and table and count is None
-            ):  # repeats earlier segments; not allowed within such a repetition
+            elif kind == 2 and table and at < len(entries) and count is None:
+                # repeats earlier segments, which is not allowed within such a repetition
                 parts = entries[at : at + (4 if is_bytes else 2)]
                 at += len(parts)
                 if is_bytes:

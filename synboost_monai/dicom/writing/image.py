@@ -159,9 +159,8 @@ def _ultrasound_image(
 
 
 def _segmentation(label_map: np.ndarray, picture: Dataset, identity: str, about: dict[str, Any]) -> Dataset:
-    masks = np.stack(
-        [label_map == structure.class_index for structure in STRUCTURES]
-    )  # (S, H, W), one frame per segment
+    # (S, H, W), one frame per segment
+    masks = np.stack([label_map == structure.class_index for structure in STRUCTURES])
     reference = {
         "ReferencedSOPClassUID": str(picture.SOPClassUID),
         "ReferencedSOPInstanceUID": str(picture.SOPInstanceUID),
