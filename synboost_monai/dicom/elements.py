@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 LONG_VRS = ("OB", "OW", "SQ", "UT", "UN", "UC", "UR", "OD", "OF", "OL", "OV")
 """VRs with a length of four bytes (PS3.5 7.1.2)."""
@@ -46,6 +49,20 @@ def item(*elements: bytes) -> bytes:
 def sequence(tag: int, *items: bytes) -> bytes:
     """Encode a sequence of items."""
     return element(tag, "SQ", b"".join(items))
+
+
+def write_native_pixels(file: BinaryIO, num_bytes: int, parts: Iterable[bytes | NDArray[Any]]) -> None:
+    """Write uncompressed Pixel Data piece by piece, padded to an even length.
+
+    Args:
+        file: opened for writing, at its end.
+        num_bytes: bytes of all parts together.
+        parts: bytes, or arrays of uint8.
+    """
+    file.write(element_header(PIXEL_DATA, "OB", num_bytes + num_bytes % 2))
+    for part in parts:
+        file.write(part if isinstance(part, bytes) else part.tobytes())
+    file.write(bytes(num_bytes % 2))
 
 
 def code_item(value: str, scheme: str, meaning: str) -> bytes:

@@ -6,7 +6,7 @@ date can reach a log, a ledger or a report through it.
 
 from __future__ import annotations
 
-import string
+import json
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -34,15 +34,6 @@ class Reason:
     outcome: Outcome
     sentence: str
     """Sentence shown to the user; its `{holes}` are filled with facts."""
-
-    def text(self, **facts: Any) -> str:
-        """Return the sentence with its holes filled; each hole needs a fact."""
-        return self.sentence.format(**facts)
-
-    @property
-    def holes(self) -> frozenset[str]:
-        """Names of the facts that the sentence needs."""
-        return frozenset(name for _, name, _, _ in string.Formatter().parse(self.sentence) if name)
 
 
 def _table(*reasons: tuple[str, Outcome, str]) -> dict[str, Reason]:
@@ -149,7 +140,7 @@ class NotUsableError(ValueError):
     def __init__(self, code: str, **facts: Any) -> None:
         self.reason = REASONS[code]
         self.facts = facts
-        super().__init__(self.reason.text(**facts))
+        super().__init__(self.reason.sentence.format(**facts))
 
     def __reduce__(self) -> Any:
         return _again, (self.reason.code, self.facts)
@@ -157,3 +148,17 @@ class NotUsableError(ValueError):
 
 def _again(code: str, facts: dict[str, Any]) -> NotUsableError:
     return NotUsableError(code, **facts)
+
+
+def to_json(values: dict[str, Any]) -> str:
+    """Return plain values and errors (`NotUsableError`) as JSON."""
+    return json.dumps(values, default=_plain)
+
+
+def from_json(text: bytes | bytearray) -> dict[str, Any]:
+    """Return the values and errors that `to_json` wrote; a tuple has become a list."""
+    return json.loads(text, object_hook=lambda one: _again(**one) if one.keys() == {"code", "facts"} else one)
+
+
+def _plain(value: Any) -> Any:
+    return {"code": value.reason.code, "facts": value.facts} if isinstance(value, NotUsableError) else str(value)

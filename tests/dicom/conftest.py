@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -216,13 +216,6 @@ def make(
 
 
 @pytest.fixture
-def helpers() -> SimpleNamespace:
-    """Return the functions above, for tests (a conftest cannot be imported)."""
-    functions = (tissue_region, moving_frames, jpeg, without_jfif, compressed, real_file)
-    return SimpleNamespace(SYNTAXES=SYNTAXES, **{function.__name__: function for function in functions})
-
-
-@pytest.fixture
 def make_ultrasound(tmp_path: Path) -> MakeUltrasound:
     """Return a function that writes an ultrasound object into the test's folder: `make_ultrasound(frames, ..., name="clip.dcm")`."""
 
@@ -234,13 +227,9 @@ def make_ultrasound(tmp_path: Path) -> MakeUltrasound:
 
 def real_file(name: str) -> Path:
     """Find a real ultrasound file of pydicom or PyPI pydicom-data on the disk; skip the test if it is missing."""
-    import importlib.util
-
-    folders = [Path(pydicom.__file__).parent / "data" / "test_files"]
     spec = importlib.util.find_spec("data_store")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        folders.append(Path(place) / "data")
-    for folder in folders:
+    folders = [Path(place) / "data" for place in spec.submodule_search_locations or []] if spec else []
+    for folder in (Path(pydicom.__file__).parent / "data" / "test_files", *folders):
         if (folder / name).is_file():
             return folder / name
     pytest.skip(f"{name} (PyPI pydicom-data) is not installed")

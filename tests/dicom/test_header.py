@@ -16,9 +16,10 @@ import pytest
 
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.reading.files import file_digest, open_regular
-from synboost_monai.dicom.reading.header import is_dicom, read_header
-from synboost_monai.dicom.reading.structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, PixelData, walk_file
+from synboost_monai.dicom.reading.header import read_header
+from synboost_monai.dicom.reading.structure import PixelData, walk_file
 from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.uids import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 
 LONG = ("OB", "OW", "SQ", "UN", "UT")
 UNDEFINED = 0xFFFFFFFF
@@ -121,9 +122,6 @@ def test_sound_header_is_read(tmp_path: Path, name: str) -> None:
     assert (header.SOPInstanceUID, str(header.PatientName), header.Rows) == ("1.2.34", "Doe^Jane", 480)
     assert header.file_meta.TransferSyntaxUID and "PixelData" not in header
     assert not any(tag.group & 1 for tag in header.keys())  # nothing private
-    assert is_dicom(path)
-    few = read_header(path, tags=["Rows"])
-    assert few.Rows == 480 and "PatientName" not in few
 
 
 def find_pixels(path: Path) -> PixelData | None:
@@ -326,7 +324,6 @@ def test_pipes_sockets_links_and_folders_are_not_opened(tmp_path: Path) -> None:
         with pytest.raises(NotUsableError, match=words) as caught:
             read_header(tmp_path / name)
         assert caught.value.reason.code == code
-        assert not is_dicom(tmp_path / name)
     server.close()
 
 
@@ -350,11 +347,6 @@ def test_limits_are_those_that_are_given(tmp_path: Path) -> None:
     path = written(tmp_path, head() + body(extra=element(0x00101000, "UT", bytes(100_000))))
     with pytest.raises(NotUsableError, match="larger than 0.05 MB"):
         read_header(path, Limits(max_header_mb=0.05))
-
-
-def test_unknown_keyword_is_our_mistake(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'PatientsName' is no keyword"):
-        read_header(written(tmp_path, SOUND["explicit"]), tags=["PatientsName"])
 
 
 def test_digest_notices_a_change(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,9 @@ import pytest
 pytest.importorskip("pynetdicom", reason='pynetdicom is not installed: pip install "synboost-monai[listen]"')
 
 from synboost_monai.dicom.network import guard, receive  # noqa: E402
-from synboost_monai.dicom.network.common import Status, quiet_network  # noqa: E402
 from synboost_monai.dicom.network.guard import Incoming, Patience, RefusalLog, RefusedError  # noqa: E402
-from synboost_monai.dicom.network.receive import ServerOptions, StorageServer  # noqa: E402
+from synboost_monai.dicom.network.receive import StorageServer  # noqa: E402
+from tests.dicom.serving import serving, wait_for  # noqa: E402
 
 ECHO_CLASS, CLIP_CLASS, IMPLICIT = b"1.2.840.10008.1.1", b"1.2.840.10008.5.1.4.1.1.3.1", b"1.2.840.10008.1.2"
 ACCEPTED, REJECTED, ABORTED = 2, 3, 7
@@ -180,31 +179,6 @@ def test_log_of_refusals_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said[-2:] == ["99950 more lines on what was refused are left out", "new"]
 
 
-class Shelf:
-    """Keep what a server receives."""
-
-    def __init__(self) -> None:
-        self.stored: list[int] = []
-
-    def store(self, path: Path, sop_instance_uid: str, connection: int) -> Status:
-        self.stored.append(path.stat().st_size)
-        return Status.SUCCESS
-
-    def progress(self, connection: int) -> None: ...
-
-    def closed(self, connection: int) -> None: ...
-
-
-@contextlib.contextmanager
-def serving(tmp_path: Path, **options: object) -> Iterator[tuple[StorageServer, list[str], Shelf]]:
-    said: list[str] = []
-    shelf = Shelf()
-    settings = ServerOptions(**{"port": 0, "min_free_mb": 1, "timeout": 1.0, **options})  # type: ignore[arg-type]
-    with quiet_network(), StorageServer(shelf, tmp_path / "in", settings, said.append) as server:
-        yield server, said, shelf
-        server.close(grace=3)
-
-
 def connect(server: StorageServer, address: str = "127.0.0.1") -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.port), 5, source_address=(address, 0))
 
@@ -220,13 +194,6 @@ def answer(connection: socket.socket) -> int:
     return 0
 
 
-def wait_for(condition: object, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "nothing happens"
-        time.sleep(0.02)
-
-
 def test_one_address_takes_half_of_the_places_at_most(tmp_path: Path) -> None:
     with serving(tmp_path, max_connections=4, timeout=60.0) as (server, said, _), contextlib.ExitStack() as stack:
 
@@ -238,7 +205,7 @@ def test_one_address_takes_half_of_the_places_at_most(tmp_path: Path) -> None:
             return answer(connection)
 
         silent = [opened(), opened()]
-        wait_for(lambda: server.num_connections == 2)
+        wait_for(lambda: len(server._connections) == 2)
         assert answer(opened()) == 0
         assert asked(opened("127.0.0.2")) == ACCEPTED
         assert [asked(one) for one in silent] == [ACCEPTED] * 2
@@ -263,7 +230,7 @@ def test_silent_and_slow_peers_lose_their_places(tmp_path: Path) -> None:
                     slow.sendall(bytes([byte]))
                     time.sleep(0.05)
             assert answer(slow) == 0
-        wait_for(lambda: server.num_connections == 0)
+        wait_for(lambda: not server._connections)
         told = " ".join(said)
         assert "silent or too slow, before its association" in told and "too slow, in the middle of" in told
         wait_for(lambda: threading.active_count() <= num_threads + 3)
@@ -278,7 +245,7 @@ def test_connections_that_are_over_are_not_held_open(tmp_path: Path, monkeypatch
             assert answer(one) == ACCEPTED
             one.sendall(pdu(5, bytes(4)))
             assert answer(one) == 6  # released, and the peer does not hang up
-        wait_for(lambda: server.num_connections == 0)
+        wait_for(lambda: not server._connections)
         assert not any("slow" in line for line in said)
 
 
@@ -320,7 +287,7 @@ def test_whoever_breaks_the_rules_is_told_so_and_leaves_a_line(tmp_path: Path) -
         ):
             assert any(words in line for line in said), words
         assert not any("OTHER" in line for line in said)
-        wait_for(lambda: server.num_connections == 0)
+        wait_for(lambda: not server._connections)
 
 
 def test_peer_that_does_not_wait_for_answers_is_cut(tmp_path: Path) -> None:
@@ -348,7 +315,7 @@ def test_disk_that_is_full_ends_one_connection_in_words(tmp_path: Path, monkeypa
             connection.sendall(part(3, command(1, True)))
             assert answer(connection) in (0, ABORTED)
         assert any("cut: no space left on device" in line for line in said)
-        wait_for(lambda: server.num_connections == 0)
+        wait_for(lambda: not server._connections)
         with connect(server) as connection:
             connection.sendall(request())
             assert answer(connection) == ACCEPTED

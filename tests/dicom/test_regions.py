@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pydicom
@@ -11,6 +10,7 @@ from pydicom.dataset import Dataset
 
 from synboost_monai.dicom.reading.regions import Region, choose_region
 from synboost_monai.dicom.reasons import NotUsableError, Outcome
+from tests.dicom.conftest import dataset, real_file, tissue_region
 
 ROWS, COLUMNS = 480, 640
 WHOLE = (0, 0, ROWS, COLUMNS)
@@ -19,33 +19,15 @@ WHOLE = (0, 0, ROWS, COLUMNS)
 def item(
     left: Any = 84, top: Any = 31, right: Any = 595, bottom: Any = 414, delta: Any = (0.05, 0.04), **others: Any
 ) -> Dataset:
-    values = {
-        "RegionSpatialFormat": 1,
-        "RegionDataType": 1,
-        "RegionLocationMinX0": left,
-        "RegionLocationMinY0": top,
-        "RegionLocationMaxX1": right,
-        "RegionLocationMaxY1": bottom,
-        "PhysicalUnitsXDirection": 3,
-        "PhysicalUnitsYDirection": 3,
-        "PhysicalDeltaX": delta[0],
-        "PhysicalDeltaY": delta[1],
-        **others,
-    }
-    made = Dataset()
-    for keyword, value in values.items():
-        if value is not None:
-            setattr(made, keyword, value)
-    return made
+    return tissue_region(left, top, right, bottom, delta, **others)
 
 
 def choose(*items: Dataset, rows: int = ROWS, columns: int = COLUMNS) -> Region:
-    header = Dataset()
-    header.Rows, header.Columns = rows, columns
-    header.PixelSpacing = [0.3, 0.3]  # is never looked at
-    if items:
-        header.SequenceOfUltrasoundRegions = list(items)
-    return choose_region(header)
+    about = {
+        "PixelSpacing": [0.3, 0.3],
+        "SequenceOfUltrasoundRegions": list(items) or None,
+    }  # the first is never looked at
+    return choose_region(dataset(Rows=rows, Columns=columns, **about))
 
 
 def place(region: Region) -> tuple[int, int, int, int]:
@@ -142,14 +124,12 @@ def test_values_of_the_wrong_kind_are_no_numbers():
     broken = item()
     broken.add_new("RegionLocationMinX0", "OB", b"abcd")
     assert code(choose(broken)) == "region_malformed"
-    header = Dataset()
-    header.Rows, header.Columns = ROWS, COLUMNS
+    header = dataset(Rows=ROWS, Columns=COLUMNS)
     header.add_new("SequenceOfUltrasoundRegions", "OB", b"abcd")
     assert code(choose_region(header)) == "no_regions"
 
 
 def test_shrunken_copy_of_a_real_clip_has_no_scale():
-    path = Path(pydicom.__file__).parent / "data" / "test_files" / "examples_ybr_color.dcm"
-    region = choose_region(pydicom.dcmread(path, stop_before_pixels=True))
+    region = choose_region(pydicom.dcmread(real_file("examples_ybr_color.dcm"), stop_before_pixels=True))
     assert code(region) == "region_outside" and place(region) == (0, 0, 240, 320)
     assert str(region.problem).startswith("the tissue region reaches to column 595, row 414 of an image of 320 x 240")

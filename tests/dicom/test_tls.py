@@ -8,28 +8,32 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import trustme
 
-from synboost_monai.dicom.network.common import Status, quiet_network
-from synboost_monai.dicom.network.receive import ServerOptions, StorageServer
+from synboost_monai.dicom.network.receive import StorageServer
 from synboost_monai.dicom.network.send import Destination, NotReachableError, send_files
 from synboost_monai.dicom.network.tls import Tls, reason_of
+from tests.dicom.conftest import moving_frames
+from tests.dicom.serving import serving, wait_for
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the PEM files of an authority, a certificate and its key."""
-    folder, authority = tmp_path_factory.mktemp("tls"), trustme.CA()
-    issued = authority.issue_cert("127.0.0.1")
+    return issued(tmp_path_factory.mktemp("tls"))
+
+
+def issued(folder: Path) -> dict[str, str]:
+    """Make an authority, a certificate and its key."""
+    authority = trustme.CA()
+    own = authority.issue_cert("127.0.0.1")
     authority.cert_pem.write_to_path(folder / "authorities.pem")
-    issued.cert_chain_pems[0].write_to_path(folder / "certificate.pem")
-    issued.private_key_pem.write_to_path(folder / "key.pem")
+    own.cert_chain_pems[0].write_to_path(folder / "certificate.pem")
+    own.private_key_pem.write_to_path(folder / "key.pem")
     return {name: str(folder / f"{name}.pem") for name in ("certificate", "key", "authorities")}
 
 
@@ -98,34 +102,8 @@ def test_reasons_are_plain_words() -> None:
 
 
 @pytest.fixture
-def clip(make_ultrasound: Callable[..., Path], helpers: SimpleNamespace) -> Path:
-    return make_ultrasound(helpers.moving_frames())
-
-
-class _Kept:
-    """Keep the names of objects that a server receives."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def store(self, path: Path, sop_instance_uid: str, connection: int) -> Status:
-        self.names.append(sop_instance_uid)
-        return Status.SUCCESS
-
-    def progress(self, connection: int) -> None:
-        pass
-
-    def closed(self, connection: int) -> None:
-        pass
-
-
-@contextmanager
-def _serving(tmp_path: Path, tls: Tls) -> Iterator[tuple[StorageServer, _Kept, list[str]]]:
-    said: list[str] = []
-    kept = _Kept()
-    options = ServerOptions(port=0, timeout=5, min_free_mb=1, tls=tls)
-    with quiet_network(), StorageServer(kept, tmp_path / "receiving", options, said.append) as server:
-        yield server, kept, said
+def clip(make_ultrasound: Callable[..., Path]) -> Path:
+    return make_ultrasound(moving_frames())
 
 
 def _send(path: Path, server: StorageServer, tls: Tls, host: str = "127.0.0.1") -> list[str]:
@@ -134,14 +112,14 @@ def _send(path: Path, server: StorageServer, tls: Tls, host: str = "127.0.0.1") 
 
 
 def test_objects_come_over_tls_though_others_say_nothing(files: dict[str, str], tmp_path: Path, clip: Path) -> None:
-    with _serving(tmp_path, Tls("listen", **files)) as (server, kept, said):
+    with serving(tmp_path, timeout=5, tls=Tls("listen", **files)) as (server, said, shelf):
         silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
         began = time.monotonic()
         assert _send(clip, server, Tls("send", **files)) == [""]
         assert time.monotonic() - began < 4  # a silent peer has 5 seconds for its handshake
         for peer in silent:
             peer.close()
-    assert len(kept.names) == 1 and not any("cut" in line and "certificate" in line for line in said)
+    assert len(shelf.stored) == 1 and not any("cut" in line and "certificate" in line for line in said)
 
 
 @pytest.mark.parametrize(
@@ -160,33 +138,25 @@ def test_objects_come_over_tls_though_others_say_nothing(files: dict[str, str], 
 def test_who_is_not_known_is_cut_off_and_both_sides_say_why(
     sender: str, told: str, words: str, files: dict[str, str], tmp_path: Path, clip: Path
 ) -> None:
-    stranger = trustme.CA()
-    issued = stranger.issue_cert("127.0.0.1")
-    stranger.cert_pem.write_to_path(tmp_path / "authorities.pem")
-    issued.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
-    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
-    own = {name: str(tmp_path / f"{name}.pem") for name in files}
+    own = issued(tmp_path)
     tls = {
         "plain": Tls(),
         "without certificate": Tls("send", authorities=files["authorities"]),
         "other authority": Tls("send", **{**own, "authorities": files["authorities"]}),
         "does not know us": Tls("send", **own),
     }[sender]
-    with _serving(tmp_path, Tls("listen", **files)) as (server, kept, said):
+    with serving(tmp_path, timeout=5, tls=Tls("listen", **files)) as (server, said, shelf):
         with pytest.raises(NotReachableError, match=told):
             _send(clip, server, tls)
-        end = time.monotonic() + 10
-        while not any(words in line for line in said):
-            assert time.monotonic() < end, said
-            time.sleep(0.02)
-    assert kept.names == []
+        wait_for(lambda: any(words in line for line in said))
+    assert shelf.stored == []
 
 
 def test_a_certificate_for_another_host_is_refused(files: dict[str, str], tmp_path: Path, clip: Path) -> None:
-    with _serving(tmp_path, Tls("listen", **files)) as (server, kept, _):
+    with serving(tmp_path, timeout=5, tls=Tls("listen", **files)) as (server, _, shelf):
         with pytest.raises(NotReachableError, match="no encrypted connection: its certificate is for another host"):
             _send(clip, server, Tls("send", **files), host="localhost")
-    assert kept.names == []
+    assert shelf.stored == []
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
@@ -196,6 +166,7 @@ def test_the_certificate_that_the_page_makes_serves_both_sides(tmp_path: Path, c
     words = shlex.split(command.replace("\\\n", " ").replace("10.1.0.5", "127.0.0.1"))
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
     own = {"certificate": str(tmp_path / "certificate.pem"), "key": str(tmp_path / "key.pem")}
-    with _serving(tmp_path, Tls("listen", **own, authorities=own["certificate"])) as (server, kept, _):
+    listening = Tls("listen", **own, authorities=own["certificate"])
+    with serving(tmp_path, timeout=5, tls=listening) as (server, _, shelf):
         assert _send(clip, server, Tls("send", **own, authorities=own["certificate"])) == [""]
-    assert len(kept.names) == 1
+    assert len(shelf.stored) == 1

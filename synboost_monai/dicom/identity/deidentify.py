@@ -5,7 +5,7 @@ further: an element that the profile does not name is kept only if it is a numbe
 with the standard's meaning. So typed text, private elements, curves and overlays are removed, and of the device only the maker's name
 is kept. A number, time or code that repeats the digits of an ID, a telephone number or a birthday is removed too. UIDs become hashes
 under a key: references between copies made with one key still hold, and nobody without the key can find the original. Dates move back by
-a number of days that the key gives each patient, or are removed.
+a number of days that the key gives each patient.
 
 Pixels are decoded and written as grey, uncompressed, black outside the sector, a window at a time: names burned in around the sector are
 removed, and memory does not grow with the clip. Text within the sector stays. Only a clip in which no such text is found
@@ -37,7 +37,7 @@ import numpy as np
 from synboost_monai.dicom import elements
 from synboost_monai.dicom.reading.sector import find_sector, has_text, sample_indices
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.writing.image import coded
+from synboost_monai.dicom.writing.image import GREY_PIXELS, coded, set_attributes
 from synboost_monai.dicom.writing.objects import (
     MAX_PIXEL_BYTES,
     is_date,
@@ -64,8 +64,6 @@ MAKE_KEY = "head -c 32 /dev/urandom > KEYFILE; chmod 600 KEYFILE"
 """Shell command that makes a key."""
 MAX_SHIFT_DAYS = 3650
 """Most days by which dates move back; the least is 1."""
-OLDEST_AGE = 90
-"""Oldest age that is kept, in years; higher ages are rare enough to identify a person, and become this one."""
 WINDOW = 16
 """Number of frames decoded at a time."""
 KNOWN_SCHEMES = ("DCM", "SCT", "LN", "UCUM", "UMLS", "FMA", "RADLEX", "NCIt")
@@ -101,8 +99,6 @@ CODED_WORDS = frozenset(
 """Attributes of coded words (VR CS) that an ultrasound system fills in itself; people may type others, such as Content Label."""
 MIN_ID_DIGITS, MIN_INNER_DIGITS = 4, 6
 """Fewest digits of an ID for which a number counts as that ID: if the number equals it, and if the number contains it."""
-CHARACTERISTICS = ("PatientSex", "PatientAge", "PatientSize", "PatientWeight")
-"""Attributes that `keep_characteristics` keeps: sex, age, and size and weight of the body."""
 
 _NUMBERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT", "OL", "OF", "OD"})
 _NUMBER_TEXT = {"IS": re.compile(r" *[+-]?\d{1,12} *"), "DS": re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *")}
@@ -111,23 +107,15 @@ _CODE_TEXT = frozenset({"CodeValue", "LongCodeValue", "CodingSchemeDesignator", 
 _SHIFTED = frozenset({"StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate", "AcquisitionDateTime"})
 _TIMES = frozenset({"StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime"})
 _PATIENT_NUMBERS = frozenset(
-    {"PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID", "AdmissionID", "PerformedProcedureStepID"}
+    "PatientID OtherPatientIDs AccessionNumber StudyID AdmissionID PerformedProcedureStepID".split()
 )
 _PLACES = frozenset(
-    {
-        "InstitutionName",
-        "InstitutionAddress",
-        "InstitutionalDepartmentName",
-        "IssuerOfPatientID",
-        "StationName",
-        "DeviceSerialNumber",
-        "PatientAddress",
-        "PatientTelephoneNumbers",
-    }
+    "InstitutionName InstitutionAddress InstitutionalDepartmentName IssuerOfPatientID StationName DeviceSerialNumber "
+    "PatientAddress PatientTelephoneNumbers".split()
 )
 _PIXEL_GROUP = 0x0028
 _PIXELS_KEPT = frozenset(
-    {"NumberOfFrames", "FrameIncrementPointer", "PixelAspectRatio", "LongitudinalTemporalInformationModified"}
+    "NumberOfFrames FrameIncrementPointer PixelAspectRatio LongitudinalTemporalInformationModified".split()
 )
 _WELL_KNOWN = "1.2.840.10008."
 """Prefix of the UIDs of the standard itself: classes, syntaxes, coding schemes."""
@@ -138,33 +126,25 @@ def deidentify(
     path_out: str | os.PathLike[str],
     key: bytes,
     *,
-    sector: NDArray[Any] | None = None,
-    dates: str = "shift",
-    keep_characteristics: bool = False,
     limits: Limits | None = None,
 ) -> str:
-    """Write a de-identified copy of an ultrasound object.
+    """Write a de-identified copy of an ultrasound object; a still without regions in its header is refused.
 
     Args:
         source: path of the object, which is only read; or the open file.
         path_out: path of the copy; written whole or not at all. Name it by the UID that is returned, never by the original.
         key: secret, at least 32 random bytes; copies made with one key belong together.
-        sector: (Rows, Columns), True where pixels may be shown; None: the sector that `find_sector` finds within the header's regions.
-            A still without regions is then refused.
-        dates: shift or remove.
-        keep_characteristics: keep sex, age (90 and over as 90), size and weight.
         limits: of reading the file; the defaults if None.
     Returns:
         The SOP Instance UID of the copy.
     Raises:
-        ValueError: if the key could be guessed, or `sector` has another shape than the frames.
+        ValueError: if the key could be guessed.
         NotUsableError: if the object cannot be read, no sector is found in it, or the copy cannot be written.
     """
-    from synboost_monai.dicom.limits import Limits
     from synboost_monai.dicom.reading.decode import frame_reader
 
-    with frame_reader(source, limits=limits or Limits()) as reader:
-        copy = deidentify_header(reader.header, key, dates=dates, keep_characteristics=keep_characteristics)
+    with frame_reader(source, limits) as reader:
+        copy = deidentify_header(reader.header, key)
         rows, columns = reader.shape
         num_bytes = reader.num_frames * rows * columns
         if num_bytes > MAX_PIXEL_BYTES:
@@ -172,78 +152,57 @@ def deidentify(
                 "too_large", rows=rows, columns=columns, frames=reader.num_frames, limit=MAX_PIXEL_BYTES
             )
         samples = reader.read_frames(sample_indices(reader.num_frames, rows * columns))
-        if sector is None:
-            sector = find_sector(samples, _regions(reader.header, reader.shape))
-            if not sector.any():
-                raise NotUsableError("no_sector")
-        sector = np.asarray(sector) > 0
-        if sector.shape != reader.shape:
-            raise ValueError(f"deidentify.py: a sector of {sector.shape} for frames of {reader.shape}")
+        sector = find_sector(samples, _regions(reader.header, reader.shape))
+        if not sector.any():
+            raise NotUsableError("no_sector")
         _describe_pixels(copy, reader.header, reader.num_frames, reader.shape)
         _say_what_is_clean(copy, has_text(samples, sector))
 
         def write_tail(file: BinaryIO) -> None:
-            file.write(elements.element_header(elements.PIXEL_DATA, "OB", num_bytes + num_bytes % 2))
-            for start in range(0, reader.num_frames, WINDOW):
-                frames = reader.read(start, min(start + WINDOW, reader.num_frames))
-                file.write(np.where(sector, frames, 0).astype(np.uint8).tobytes())
-            file.write(bytes(num_bytes % 2))
+            windows = (
+                range(reader.num_frames)[start : start + WINDOW] for start in range(0, reader.num_frames, WINDOW)
+            )
+            pictures = (np.where(sector, reader.read_frames(window), 0).astype(np.uint8) for window in windows)
+            elements.write_native_pixels(file, num_bytes, pictures)
 
         save(copy, path_out, write_tail)
     return str(copy.SOPInstanceUID)
 
 
-def deidentify_header(
-    header: Dataset, key: bytes, *, dates: str = "shift", keep_characteristics: bool = False
-) -> Dataset:
+def deidentify_header(header: Dataset, key: bytes) -> Dataset:
     """Return the header of a de-identified copy, without pixel data and without a claim about the pixels.
 
     Args:
         header: header of the original; it is not changed.
         key: secret, at least 32 random bytes.
-        dates: shift or remove.
-        keep_characteristics: keep sex, age, size and weight.
     Raises:
-        ValueError: if the key could be guessed, or `dates` is neither of the two words.
+        ValueError: if the key could be guessed.
         NotUsableError: if an identifier of the object is missing.
     """
     check_key(key)
-    if dates not in ("shift", "remove"):
-        raise ValueError(f"deidentify.py: dates are to shift or remove, got {dates!r}")
     for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         uid_of(header, keyword)
     patient = _patient_of(header)
     pseudonym = base64.b32encode(_hash(key, "patient", patient)[:10]).decode("ascii")
     days = 1 + int.from_bytes(_hash(key, "days", patient)[:8], "big") % MAX_SHIFT_DAYS
-    kept = frozenset(CHARACTERISTICS) if keep_characteristics else frozenset()
     with quiet():
-        copy = _Cleaner(key, days if dates == "shift" else None, kept, header).clean(header)
+        copy = _Cleaner(key, days, header).clean(header)
         copy.SpecificCharacterSet = "ISO_IR 192"
         copy.PatientName, copy.PatientID = f"Anonymous^{pseudonym}", f"ANON-{pseudonym}"
-        for keyword in ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"):
-            if keyword not in copy:
-                setattr(copy, keyword, "")
-        for keyword in ("Manufacturer", "SeriesNumber", "InstanceNumber"):
-            if keyword not in copy:
-                setattr(copy, keyword, None)
-        if "PatientOrientation" not in copy:
-            copy.PatientOrientation = ""
+        texts = "PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber PatientOrientation".split()
+        absent = dict.fromkeys(texts, "") | dict.fromkeys(("Manufacturer", "SeriesNumber", "InstanceNumber"))
+        set_attributes(copy, {keyword: value for keyword, value in absent.items() if keyword not in copy})
         if not any(keyword in copy for keyword in ("Laterality", "BodyPartExamined", "AnatomicRegionSequence")):
             copy.Laterality = ""
         copy.ReferringPhysicianName = ""
-        age = text_of(copy, "PatientAge")
-        if re.fullmatch(r"\d{3}Y", age) and int(age[:3]) > OLDEST_AGE:
-            copy.PatientAge = f"{OLDEST_AGE:03d}Y"
         _set_lossy_history(copy, header)
         copy.PatientIdentityRemoved = "YES"
-        copy.LongitudinalTemporalInformationModified = "MODIFIED" if dates == "shift" else "REMOVED"
+        copy.LongitudinalTemporalInformationModified = "MODIFIED"
         copy.DeidentificationMethod = "SynBoost-MONAI, PS3.15 Basic Profile"
-        options = [("113100", "Basic Application Confidentiality Profile")]
-        if dates == "shift":
-            options.append(("113107", "Retain Longitudinal Temporal Information Modified Dates Option"))
-        if keep_characteristics:
-            options.append(("113108", "Retain Patient Characteristics Option"))
-        copy.DeidentificationMethodCodeSequence = [coded(*option, "DCM") for option in options]
+        copy.DeidentificationMethodCodeSequence = [
+            coded("113100", "Basic Application Confidentiality Profile", "DCM"),
+            coded("113107", "Retain Longitudinal Temporal Information Modified Dates Option", "DCM"),
+        ]
     return copy
 
 
@@ -323,13 +282,12 @@ class _Cleaner:
 
     Args:
         key: secret.
-        days: number of days by which dates move back; None removes dates.
-        kept: keywords that stay although the profile removes them.
+        days: number of days by which dates move back.
         header: header of the object; text with a word that identifies its patient and numbers with the patient's digits are removed.
     """
 
-    def __init__(self, key: bytes, days: int | None, kept: frozenset[str], header: Dataset) -> None:
-        self._key, self._days, self._kept = key, days, kept
+    def __init__(self, key: bytes, days: int, header: Dataset) -> None:
+        self._key, self._days = key, days
         self._people, self._words, self._digits = _words_of(header)
 
     def clean(self, dataset: Dataset) -> Dataset:
@@ -339,13 +297,8 @@ class _Cleaner:
 
         copy = Dataset()
         for tag in sorted(dataset.keys()):
-            if (
-                tag.is_private
-                or tag.group < 0x0008
-                or 0x5000 <= tag.group < 0x5100
-                or 0x6000 <= tag.group < 0x7FE1
-                or tag.element == 0
-            ):
+            is_beside = 0x5000 <= tag.group < 0x5100 or 0x6000 <= tag.group < 0x7FE1  # curves; overlays and pixels
+            if tag.is_private or tag.element == 0 or tag.group < 0x0008 or is_beside:
                 continue
             try:
                 element = dataset[tag]
@@ -364,13 +317,11 @@ class _Cleaner:
         keyword, vr = element.keyword, element.VR
         if isinstance(element.value, bytes):  # pixels, palettes, documents, and values that their VR does not allow
             return "" if basic_profile().get(int(element.tag)) == "Z" else None
-        if keyword in self._kept:
-            return element.value
         if keyword in _SHIFTED:
             return self._shifted(element)
         if keyword in _TIMES:
             text = str(element.value or "").strip()
-            return text if self._days is not None and is_time(text) else None
+            return text if is_time(text) else None
         action = basic_profile().get(int(element.tag))
         if action == "U" and vr == "UI":
             return self._remapped(element.value)
@@ -436,9 +387,9 @@ class _Cleaner:
         return new[0] if len(new) == 1 else new or None
 
     def _shifted(self, element: DataElement) -> str | None:
-        """Return a date, or a date with its time, moved back by `days`; None if dates are removed or it is not a date."""
+        """Return a date, or a date with its time, moved back by `days`; None if it is not a date."""
         text = str(element.value or "").strip()
-        if self._days is None or not is_date(text[:8]):
+        if not is_date(text[:8]):
             return None
         day = datetime.datetime.strptime(text[:8], "%Y%m%d") - datetime.timedelta(days=self._days)
         rest = text[8:] if element.VR == "DT" and is_time(text[8:]) else ""
@@ -564,9 +515,7 @@ def _describe_pixels(copy: Dataset, header: Dataset, num_frames: int, shape: tup
     """Describe the new pixels in the header: 8-bit grey, uncompressed."""
     for tag in [tag for tag in copy.keys() if tag.group == _PIXEL_GROUP and copy[tag].keyword not in _PIXELS_KEPT]:
         del copy[tag]
-    copy.SamplesPerPixel, copy.PhotometricInterpretation = 1, "MONOCHROME2"
-    copy.Rows, copy.Columns = shape
-    copy.BitsAllocated, copy.BitsStored, copy.HighBit, copy.PixelRepresentation = 8, 8, 7, 0
+    set_attributes(copy, {**GREY_PIXELS, "Rows": shape[0], "Columns": shape[1]})
     if "NumberOfFrames" in copy or num_frames > 1:
         copy.NumberOfFrames = num_frames
     _set_lossy_history(copy, header)
@@ -581,11 +530,8 @@ def _say_what_is_clean(copy: Dataset, text_in_sector: bool | None) -> None:
     """Mark the pixels as clean only if no text is found in the sector; otherwise, also if unknown, mark them as not clean."""
     is_clean = text_in_sector is False
     copy.BurnedInAnnotation = "NO" if is_clean else "YES"
-    words = {
-        True: "text in the sector: possible",
-        False: "text in the sector: none found",
-        None: "text in the sector: not known",
-    }
-    copy.DeidentificationMethod = [copy.DeidentificationMethod, "pixels: sector alone, grey", words[text_in_sector]]
+    found = {True: "possible", False: "none found", None: "not known"}[text_in_sector]
+    method = copy.DeidentificationMethod
+    copy.DeidentificationMethod = [method, "pixels: sector alone, grey", f"text in the sector: {found}"]
     if is_clean:
         copy.DeidentificationMethodCodeSequence.insert(1, coded("113101", "Clean Pixel Data Option", "DCM"))

@@ -14,58 +14,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-IDENTIFYING_KEYWORDS = (
-    "PatientName",
-    "PatientID",
-    "IssuerOfPatientID",
-    "OtherPatientIDs",
-    "OtherPatientNames",
-    "OtherPatientIDsSequence",
-    "PatientBirthName",
-    "PatientMotherBirthName",
-    "PatientBirthDate",
-    "PatientAddress",
-    "PatientTelephoneNumbers",
-    "MilitaryRank",
-    "BranchOfService",
-    "MedicalRecordLocator",
-    "ResponsiblePerson",
-    "ResponsibleOrganization",
-    "AccessionNumber",
-    "AdmissionID",
-    "StudyID",
-    "RequestedProcedureID",
-    "ScheduledProcedureStepID",
-    "PerformedProcedureStepID",
-    "RequestAttributesSequence",
-    "FillerOrderNumberImagingServiceRequest",
-    "PlacerOrderNumberImagingServiceRequest",
-    "InstitutionName",
-    "InstitutionAddress",
-    "InstitutionalDepartmentName",
-    "StationName",
-    "DeviceSerialNumber",
-    "ReferringPhysicianName",
-    "ReferringPhysicianAddress",
-    "ReferringPhysicianTelephoneNumbers",
-    "ReferringPhysicianIdentificationSequence",
-    "ConsultingPhysicianName",
-    "PhysiciansOfRecord",
-    "PerformingPhysicianName",
-    "NameOfPhysiciansReadingStudy",
-    "RequestingPhysician",
-    "RequestingService",
-    "OperatorsName",
-    "CurrentPatientLocation",
-    "PatientInstitutionResidence",
-    "StudyDate",
-    "SeriesDate",
-    "AcquisitionDate",
-    "AcquisitionDateTime",
-    "ContentDate",
-    "InstanceCreationDate",
-    "PerformedProcedureStepStartDate",
+_PATIENT = (
+    "PatientName PatientID IssuerOfPatientID OtherPatientIDs OtherPatientNames OtherPatientIDsSequence PatientBirthName "
+    "PatientMotherBirthName PatientBirthDate PatientAddress PatientTelephoneNumbers MilitaryRank BranchOfService MedicalRecordLocator "
+    "ResponsiblePerson ResponsibleOrganization CurrentPatientLocation PatientInstitutionResidence"
 )
+_ORDER = (
+    "AccessionNumber AdmissionID StudyID RequestedProcedureID ScheduledProcedureStepID PerformedProcedureStepID RequestAttributesSequence "
+    "FillerOrderNumberImagingServiceRequest PlacerOrderNumberImagingServiceRequest"
+)
+_PLACE = "InstitutionName InstitutionAddress InstitutionalDepartmentName StationName DeviceSerialNumber"
+_STAFF = (
+    "ReferringPhysicianName ReferringPhysicianAddress ReferringPhysicianTelephoneNumbers ReferringPhysicianIdentificationSequence "
+    "ConsultingPhysicianName PhysiciansOfRecord PerformingPhysicianName NameOfPhysiciansReadingStudy RequestingPhysician "
+    "RequestingService OperatorsName"
+)
+_DAY = "StudyDate SeriesDate AcquisitionDate AcquisitionDateTime ContentDate InstanceCreationDate PerformedProcedureStepStartDate"
+IDENTIFYING_KEYWORDS = tuple(f"{_PATIENT} {_ORDER} {_PLACE} {_STAFF} {_DAY}".split())
 """Data elements that `scan` reads, whose values identify a patient, the staff who cared for the patient, or the day."""
 
 _IDENTIFYING = frozenset(IDENTIFYING_KEYWORDS)

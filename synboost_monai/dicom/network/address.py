@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
 
+from synboost_monai.dicom.network.common import is_loopback
 from synboost_monai.dicom.network.tls import Tls
 
 VARIABLES = "SYNBOOST_DICOMWEB_"
@@ -74,8 +75,7 @@ class WebAddress:
     @property
     def is_of_this_machine(self) -> bool:
         """Return whether it is on this machine, so that nothing passes a network."""
-        host = self.origin[1]
-        return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+        return is_loopback(self.origin[1])
 
 
 @dataclass(frozen=True)

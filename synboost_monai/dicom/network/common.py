@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import ipaddress
 import logging
 import re
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from enum import IntEnum
 
 from synboost_monai.dicom.quiet import quiet
 
+SPACE_CHECK = 16 << 20
+"""Bytes received between two checks of the free disk space."""
 _TITLE = re.compile(r"[ !-\[\]-~]{1,16}")
 
 
@@ -39,6 +42,16 @@ def check_title(title: str) -> None:
     """
     if not _TITLE.fullmatch(title) or not title.strip():
         raise ValueError(f"{title!r} is no AE title: 1 to 16 printable characters without a backslash")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine, so that nothing passes a network."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def check_installed() -> None:
@@ -67,16 +80,11 @@ def quiet_network() -> Iterator[None]:
     from pynetdicom import _config
 
     wanted = {"LOG_HANDLER_LEVEL": "none", "STORE_RECV_CHUNKED_DATASET": True, "STORE_SEND_CHUNKED_DATASET": True}
-    before = {name: getattr(_config, name) for name in wanted}
     logger = logging.getLogger("pynetdicom")
-    level = logger.level
-    for name, value in wanted.items():
-        setattr(_config, name, value)
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with quiet():
-            yield
-    finally:
-        for name, value in before.items():
+    with contextlib.ExitStack() as restore, quiet():
+        for name, value in wanted.items():
+            restore.callback(setattr, _config, name, getattr(_config, name))
             setattr(_config, name, value)
-        logger.setLevel(level)
+        restore.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL + 1)
+        yield

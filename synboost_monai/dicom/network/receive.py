@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from synboost_monai.dicom.network.common import Status, check_title
+from synboost_monai.dicom.network.common import SPACE_CHECK, Status, check_title, is_loopback
 from synboost_monai.dicom.network.guard import (
     MAX_WAITING,
     NEGOTIATION_SECONDS,
@@ -35,23 +35,25 @@ from synboost_monai.dicom.network.guard import (
     rejected,
 )
 from synboost_monai.dicom.network.tls import Tls, reason_of
-from synboost_monai.dicom.reading.frame_codecs import (
+from synboost_monai.dicom.reading.files import Closing
+from synboost_monai.dicom.reading.video import VIDEO, video_decoder
+from synboost_monai.dicom.uids import (
+    BIG_ENDIAN,
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
     JPEG_2000,
     JPEG_BASELINE,
     JPEG_EXTENDED,
     JPEG_LOSSLESS,
     JPEG_LS,
     RLE,
+    ULTRASOUND_CLASSES,
 )
-from synboost_monai.dicom.reading.scanned_file import ULTRASOUND_CLASSES
-from synboost_monai.dicom.reading.structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
-from synboost_monai.dicom.reading.video import VIDEO, video_decoder
 from synboost_monai.paths import remove_own_folder
 
 VERIFICATION = "1.2.840.10008.1.1"
 """SOP class of C-ECHO."""
-SPACE_CHECK = 16 << 20
-"""Bytes received between two checks of the free disk space."""
 RECEIVE_BYTES = 1 << 16
 """Most bytes requested from a socket at a time."""
 BACKLOG = 128
@@ -142,7 +144,7 @@ class ServerOptions:
         return any(ip in ipaddress.ip_network(peer, strict=False) for peer in self.allowed_peers)
 
 
-class StorageServer:
+class StorageServer(Closing):
     """Run a C-STORE SCP; use it in `with`, inside `quiet_network`.
 
     Args:
@@ -166,9 +168,8 @@ class StorageServer:
         self._tls = options.tls.server_context()
         entity = AE(ae_title=options.ae_title)
         entity.maximum_pdu_size = options.max_pdu
-        entity.maximum_associations = (
-            2 * options.max_connections + 100
-        )  # this class counts, with bare connections apart
+        # this class counts, with bare connections apart
+        entity.maximum_associations = 2 * options.max_connections + 100
         entity.acse_timeout = options.timeout + LATER  # `Patience` ends it earlier
         entity.dimse_timeout = options.timeout
         entity.network_timeout = None
@@ -205,11 +206,6 @@ class StorageServer:
         assert self._server is not None
         return int(self._server.server_address[1])
 
-    @property
-    def num_connections(self) -> int:
-        """Number of open connections."""
-        return len(self._connections)
-
     def close(self, grace: float = 10) -> None:
         """Take no new connections, give open ones `grace` seconds to end, then cut them."""
         assert self._server is not None
@@ -223,12 +219,6 @@ class StorageServer:
         self._is_closing.set()
         self._watcher.join(grace)
         tempfile.tempdir = self._temporary_before
-
-    def __enter__(self) -> StorageServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # --- admission ----------------------------------------------------------------------------------------------------
 
@@ -501,36 +491,15 @@ class _Connection:
 
 def received_syntaxes() -> list[str]:
     """Return the transfer syntaxes that a server accepts, lossless ones first: only those that can be decoded here."""
-    lossless = sorted(JPEG_LOSSLESS) if importlib.util.find_spec("libjpeg") else []
-    jpeg_2000 = sorted(JPEG_2000) if importlib.util.find_spec("openjpeg") else []
+    syntaxes = [EXPLICIT, IMPLICIT, DEFLATED, BIG_ENDIAN, RLE]
+    for module, decoded in (("jpeg_ls", JPEG_LS), ("libjpeg", JPEG_LOSSLESS), ("openjpeg", JPEG_2000)):
+        if importlib.util.find_spec(module):
+            syntaxes += sorted(decoded)
     video = [syntax + end for syntax in VIDEO for end in ("", ".1")] if video_decoder() else []
-    jpeg_ls = sorted(JPEG_LS) if importlib.util.find_spec("jpeg_ls") else []
-    return [
-        EXPLICIT,
-        IMPLICIT,
-        DEFLATED,
-        BIG_ENDIAN,
-        RLE,
-        *jpeg_ls,
-        *lossless,
-        *jpeg_2000,
-        JPEG_BASELINE,
-        JPEG_EXTENDED,
-        *video,
-    ]
+    return [*syntaxes, JPEG_BASELINE, JPEG_EXTENDED, *video]
 
 
 def _hang_up(connected: socket.socket | None) -> None:
     if connected is not None:
         with contextlib.suppress(OSError):
             connected.shutdown(socket.SHUT_RDWR)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a server on this host."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

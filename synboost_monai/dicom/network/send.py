@@ -14,12 +14,11 @@ from synboost_monai.dicom import elements
 from synboost_monai.dicom.network.common import NotReachableError, Status, check_title
 from synboost_monai.dicom.network.tls import Tls
 from synboost_monai.dicom.quiet import quiet
-from synboost_monai.dicom.reading.frame_codecs import JPEG_BASELINE, RLE
-from synboost_monai.dicom.reading.structure import DEFLATED, EXPLICIT, IMPLICIT
+from synboost_monai.dicom.uids import DEFLATED, EXPLICIT, IMPLICIT, JPEG_BASELINE, RLE
 from synboost_monai.dicom.writing.objects import recode_deflated, save
 
 if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
+    from pydicom.dataset import Dataset, FileMetaDataset
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,8 @@ def send_files(
     """
     from pynetdicom import AE
 
-    kinds = {path: kind_of(path) for path in paths}
+    metas = {path: meta_of(path) for path in paths}
+    kinds = {path: (str(m.MediaStorageSOPClassUID), str(m.TransferSyntaxUID)) for path, m in metas.items()}
     entity = AE(ae_title=ae_title)
     entity.acse_timeout = entity.network_timeout = entity.connection_timeout = timeout
     entity.dimse_timeout = max(timeout, 120)  # archives process an object before they answer
@@ -118,13 +118,12 @@ def _refusal(status: int) -> str:
     return f"the destination answers with status 0x{status:04X}"
 
 
-def kind_of(path: Path) -> tuple[str, str]:
-    """Return the SOP class and transfer syntax of one of our own files."""
+def meta_of(path: Path) -> FileMetaDataset:
+    """Return the file meta information of one of our own files."""
     from pydicom.filereader import read_file_meta_info
 
     with quiet():
-        meta = read_file_meta_info(path)
-    return str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
+        return read_file_meta_info(path)
 
 
 @contextlib.contextmanager
@@ -152,11 +151,10 @@ def write_decompressed(path: Path, target: Path) -> None:
     Nothing more is lost, so it stays the same object (PS3.4 B.4.1.3).
     """
     import pydicom
-    from pydicom.filereader import read_file_meta_info
     from pydicom.pixels import iter_pixels
 
     with quiet():
-        meta = read_file_meta_info(path)
+        meta = meta_of(path)
         if meta.TransferSyntaxUID == DEFLATED:
             meta.TransferSyntaxUID = pydicom.uid.UID(EXPLICIT)
             with open(path, "rb") as source, open(target, "wb") as copy:
@@ -171,10 +169,7 @@ def write_decompressed(path: Path, target: Path) -> None:
         dataset.PhotometricInterpretation = "RGB"
 
     def write_tail(file: Any) -> None:
-        file.write(elements.element_header(elements.PIXEL_DATA, "OB", num_bytes + num_bytes % 2))
-        for frame in iter_pixels(path):  # colours of JPEG become RGB
-            file.write(frame.tobytes())
-        file.write(bytes(num_bytes % 2))
+        elements.write_native_pixels(file, num_bytes, iter_pixels(path))  # colours of JPEG become RGB
 
     save(dataset, target, write_tail)
 

@@ -6,6 +6,7 @@ that they are: dicomweb-client would hold them in memory, and read what it fetch
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import secrets
@@ -20,13 +21,13 @@ import requests
 from dicomweb_client import URI, DICOMwebClient
 
 from synboost_monai.dicom.network.address import Access, WebAddress
-from synboost_monai.dicom.network.common import NotReachableError
+from synboost_monai.dicom.network.common import SPACE_CHECK, NotReachableError
 from synboost_monai.dicom.network.guard import Patience
-from synboost_monai.dicom.network.send import in_syntax, kind_of
-from synboost_monai.dicom.network.web_session import SPACE_CHECK, AnswerError, PassingError, WebLimits, WebSession
+from synboost_monai.dicom.network.send import in_syntax, meta_of
+from synboost_monai.dicom.network.web_session import AnswerError, PassingError, WebLimits, WebSession
 from synboost_monai.dicom.quiet import quiet
 from synboost_monai.dicom.reading.scanned_file import is_own_overlay, is_uid, is_ultrasound
-from synboost_monai.dicom.reading.structure import EXPLICIT
+from synboost_monai.dicom.uids import EXPLICIT
 
 ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*, application/dicom; transfer-syntax=*'
 """Objects as they were stored, not decoded; some services give a single object without an envelope."""
@@ -168,18 +169,18 @@ class WebArchive:
             NotReachableError: if the service cannot be reached.
         """
         for path in paths:
-            _, syntax = kind_of(path)
-            refusal = ""
+            meta, refusal = meta_of(path), ""
+            syntax, uid = str(meta.TransferSyntaxUID), str(meta.MediaStorageSOPInstanceUID)
             for target in dict.fromkeys((syntax, EXPLICIT)):
                 with in_syntax(path, syntax, target, scratch) as ready:
-                    refusal = self._store(ready)
+                    refusal = self._store(ready, uid)
                 if not refusal:
                     break
             yield path, refusal
 
-    def _store(self, path: Path) -> str:
+    def _store(self, path: Path, uid: str) -> str:
         """Store a file, and return why it was refused; '' if it was not."""
-        uid, boundary = _instance_of(path), secrets.token_hex(24)
+        boundary = secrets.token_hex(24)
 
         def read(response: requests.Response, patience: Patience) -> str:
             try:
@@ -192,19 +193,15 @@ class WebArchive:
             "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
             "Accept": "application/dicom+json, application/dicom+xml;q=0.1",  # some know only the second
         }
-        bodies: list[_Body] = []
+        with contextlib.ExitStack() as stack:
 
-        def body(patience: Patience) -> _Body:
-            bodies.append(_Body(path, boundary, patience))
-            return bodies[-1]
+            def body(patience: Patience) -> _Body:
+                return stack.enter_context(contextlib.closing(_Body(path, boundary, patience)))
 
-        try:
-            return self._session.exchange("POST", f"{self._base}/studies", read, headers=headers, body=body)
-        except AnswerError as error:
-            return _refusal(error.status, error.body, uid, str(error))
-        finally:
-            for one in bodies:
-                one.close()
+            try:
+                return self._session.exchange("POST", f"{self._base}/studies", read, headers=headers, body=body)
+            except AnswerError as error:
+                return _refusal(error.status, error.body, uid, str(error))
 
 
 class _Body:
@@ -288,16 +285,16 @@ def _all(page: Callable[[int], Any], key: str, limit: int, what: str) -> Iterato
     offset = 0
     while True:
         entries = _searched(page, offset)
-        new = [entry for entry in entries if _uid(entry, key) not in known]
-        for entry in new:
-            if _uid(entry, key) not in known:
-                known.add(_uid(entry, key))
+        uids, num_known = [_uid(entry, key) for entry in entries], len(known)
+        for uid, entry in zip(uids, entries):
+            if uid not in known:
+                known.add(uid)
                 if len(known) > limit:
                     raise AnswerError(f"it finds more than {limit} {what}; narrow the query")
                 yield entry
-        offset += len(entries)
-        if not new:
+        if len(known) == num_known:
             return
+        offset += len(entries)
 
 
 def _searched(page: Callable[[int], Any], offset: int) -> list[Mapping[str, Any]]:
@@ -338,14 +335,6 @@ def _uid(entry: Mapping[str, Any], tag: str) -> str:
     raise AnswerError("its answer to a search has an entry without a valid UID")
 
 
-def _instance_of(path: Path) -> str:
-    """Return the SOP Instance UID of one of our own files."""
-    from pydicom.filereader import read_file_meta_info
-
-    with quiet():
-        return str(read_file_meta_info(path).MediaStorageSOPInstanceUID)
-
-
 def _refusal(status: int, body: bytes, uid: str, words: str = "") -> str:
     """Return why an object was not stored (PS3.18, 10.5.3); '' if it was, or was there before.
 
@@ -356,10 +345,8 @@ def _refusal(status: int, body: bytes, uid: str, words: str = "") -> str:
         words: why the request was refused, if it was.
     """
     answer: Any = None
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         answer = json.loads(body)
-    except (ValueError, RecursionError):
-        pass
     if isinstance(answer, list):
         answer = answer[0] if answer else None
     answer = answer if isinstance(answer, dict) else {}

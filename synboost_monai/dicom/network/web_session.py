@@ -44,8 +44,6 @@ SLOW = "it was silent or too slow"
 """Why a service was cut off."""
 PIECE_BYTES = 1 << 16
 """Bytes that are read at a time."""
-SPACE_CHECK = 16 << 20
-"""Bytes received between two checks of the free disk space."""
 BUSY = (408, 425, 429, 502, 503, 504)
 """Statuses of a service that may answer later."""
 FAILED = 500

@@ -1,8 +1,7 @@
 """Read the frames of an ultrasound object as grey images, a few at a time: memory does not grow with the length of the clip.
 
     with frame_reader(path, limits=limits) as reader:
-        for start in range(0, reader.num_frames, 32):
-            frames = reader.read(start, start + 32)  # (T, H, W) uint8, display order
+        frames = reader.read_frames(range(32))  # (T, H, W) uint8, display order
 
 `pixel_data.py` finds the bytes of a frame, `frame_codecs.py` decodes them, `grey.py` converts them to grey.
 """
@@ -13,27 +12,27 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from synboost_monai.dicom.elements import PIXEL_DATA
 from synboost_monai.dicom.limits import Limits
-from synboost_monai.dicom.reading.files import OpenFile, as_open
+from synboost_monai.dicom.reading.files import Closing, OpenFile, as_open
 from synboost_monai.dicom.reading.frame_codecs import FrameError, PixelFormat, codec_of, native_samples
 from synboost_monai.dicom.reading.grey import GreyScale
 from synboost_monai.dicom.reading.header import as_dataset
-from synboost_monai.dicom.reading.pixel_data import InflatedSource, Source, index_frames, index_video
-from synboost_monai.dicom.reading.structure import BIG_ENDIAN, DEFLATED, PixelData, Structure, walk_file
+from synboost_monai.dicom.reading.pixel_data import index_frames, index_video
+from synboost_monai.dicom.reading.structure import InflatedSource, PixelData, Structure, walk_file
+from synboost_monai.dicom.reading.values import whole_number_in
 from synboost_monai.dicom.reading.video import MAX_PARTS, VideoFrames, is_video
 from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.uids import BIG_ENDIAN, DEFLATED
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-PIXEL_DATA = 0x7FE00010
-"""Tag of Pixel Data, whose pixels are whole numbers."""
 PHOTOMETRIC_INTERPRETATIONS = {
     1: ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"),
     3: ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT"),
@@ -45,7 +44,7 @@ _COMPRESSED_SPARE = 1 << 20
 """Bytes that a compressed frame may have beyond twice the uncompressed one."""
 
 
-class FrameReader:
+class FrameReader(Closing):
     """Read the frames of one open file; made by `frame_reader`; close it, or use it in `with`."""
 
     header: Dataset
@@ -60,7 +59,7 @@ class FrameReader:
         self._close = close
         self.header = as_dataset(structure)
         syntax, pixels = structure.transfer_syntax, structure.pixels
-        self._codec = codec_of(syntax, whole_number(self.header, "BitsStored") or 8)
+        self._codec = codec_of(syntax, whole_number_in(self.header, "BitsStored") or 8)
         self.decoder = self._codec.name if self._codec else "none"
         if pixels is None or (pixels.length == 0 and pixels.tag == PIXEL_DATA):
             raise NotUsableError("no_pixels")
@@ -70,7 +69,8 @@ class FrameReader:
         self._format, self.num_frames = read_format(self.header, limits)
         self.shape = self._format.rows, self._format.columns
         self._grey = GreyScale(self._format, self.header, structure.is_little_endian)
-        self._source: Source = file
+        self._file = file
+        self._source: OpenFile | InflatedSource = file
         self._video: VideoFrames | None = None
         if is_video(syntax):
             parts = index_video(file, pixels, MAX_PARTS)
@@ -89,16 +89,12 @@ class FrameReader:
             self._end = pixels.offset + (pixels.length or 0)
         self._check_native(pixels, file.size if syntax != DEFLATED else None)
 
-    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Return the frames from `start` up to but not including `stop`, at most to the last, (T, H, W) uint8.
+    def read_frames(self, frame_indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Return frames by index, in the order given, (T, H, W) uint8.
 
         Raises:
             NotUsableError: for the first frame that cannot be decoded.
         """
-        return self.read_frames(range(start, min(stop, self.num_frames)))
-
-    def read_frames(self, frame_indices: Sequence[int]) -> NDArray[np.uint8]:
-        """Return frames by index, in the order given, (T, H, W) uint8."""
         frames = np.empty((len(frame_indices), *self.shape), np.uint8)
         for frame, index in zip(frames, frame_indices):
             frame[:] = self.read_frame(index)
@@ -119,7 +115,7 @@ class FrameReader:
             if self._codec is None:
                 samples = native_samples(self._native_bytes(frame_index), self._format, self._is_little_endian)
             else:
-                data = self._frames.read(self._source, frame_index, 2 * self._format.num_bytes + _COMPRESSED_SPARE)
+                data = self._frames.read(self._file, frame_index, 2 * self._format.num_bytes + _COMPRESSED_SPARE)
                 samples = self._codec.decode(data, self._format)
             return self._grey(samples)
         except (NotUsableError, MemoryError):
@@ -133,14 +129,6 @@ class FrameReader:
     def close(self) -> None:
         """Close the file."""
         self._close.close()
-
-    def __enter__(self) -> FrameReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _check_native(self, pixels: PixelData, file_size: int | None) -> None:
         """Compare the size that rows, columns and frames need with the size of the pixel data."""
@@ -233,18 +221,6 @@ def read_format(header: Dataset, limits: Limits) -> tuple[PixelFormat, int]:
     ), num_frames
 
 
-def whole_number(header: Dataset, keyword: str) -> int | None:
-    """Return the value of an attribute if it is one whole number, else None."""
-    value = header.get(keyword)
-    if isinstance(value, (bytes, str)) or value is None:
-        return None
-    try:
-        number = int(value)
-        return number if number == float(value) else None
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
 def _needed(header: Dataset, keyword: str, lowest: int, highest: int) -> int:
     if header.get(keyword) in (None, "", b""):
         raise NotUsableError("missing_attribute", keyword=keyword)
@@ -255,7 +231,7 @@ def _optional(header: Dataset, keyword: str, lowest: int, highest: int, default:
     """Return an attribute as a whole number in a range; the default if it is missing."""
     if header.get(keyword) in (None, "", b""):
         return default
-    number = whole_number(header, keyword)
+    number = whole_number_in(header, keyword)
     if number is None or not lowest <= number <= highest:
         expected = f"{lowest}" if lowest == highest else f"{lowest} to {highest}"
         value = "not a whole number" if number is None else number

@@ -11,9 +11,11 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from synboost_monai.dicom.reasons import NotUsableError
 
+T = TypeVar("T")
 BLOCK = 1 << 20
 """Number of bytes hashed at a time."""
 
@@ -32,6 +34,20 @@ _ERRORS = {
     errno.EMFILE: "too many files are open",
     errno.ENFILE: "too many files are open",
 }
+
+
+class Closing:
+    """Close an object at the end of the `with` in which it is used."""
+
+    def close(self) -> None:
+        """Free what the object holds."""
+        raise NotImplementedError
+
+    def __enter__(self: T) -> T:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import io
+import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,17 +27,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synboost_monai.dicom.reading.pixel_data import NATIVE_SYNTAXES
 from synboost_monai.dicom.reading.video import is_video, video_decoder
 from synboost_monai.dicom.reasons import NotUsableError
-
-JPEG_BASELINE, JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
-JPEG_LOSSLESS = frozenset({"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"})
-JPEG_LS = frozenset({"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"})
-JPEG_2000 = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))
-RLE = "1.2.840.10008.1.2.5"
-ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
-DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+from synboost_monai.dicom.uids import (
+    DEFLATED_FRAMES,
+    ENCAPSULATED_UNCOMPRESSED,
+    JPEG_2000,
+    JPEG_BASELINE,
+    JPEG_EXTENDED,
+    JPEG_LOSSLESS,
+    JPEG_LS,
+    NATIVE_SYNTAXES,
+    RLE,
+)
 
 _FILLER = 128
 """Grey level of the blocks that a baseline JPEG decoder makes up when its data have ended."""
@@ -247,9 +250,7 @@ def jpeg_header(data: bytes) -> JpegHeader:
             return JpegHeader(*found, position)
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         if marker in _FRAME_MARKERS and length >= 8 and position + 10 <= len(data):
-            rows = int.from_bytes(data[position + 5 : position + 7], "big")
-            columns = int.from_bytes(data[position + 7 : position + 9], "big")
-            found = marker, data[position + 4], rows, columns, data[position + 9]
+            found = marker, *struct.unpack_from(">BHHB", data, position + 4)
         if length < 2:
             break
         position += 2 + length
@@ -286,10 +287,7 @@ def _decode_jpeg(data: bytes, pixels: PixelFormat) -> Samples:
     decides so, and scanners write so, whatever the photometric interpretation says.
     """
     header = _checked_jpeg(data, pixels, (0xC0, 0xC1))
-    values, is_whole = _decode_whole(_pillow_luma, data, header, lambda v: bool((v[-8:, -8:] == _FILLER).all()))
-    if not is_whole:
-        raise FrameError("damaged_frame")
-    return Samples(values, 8)
+    return Samples(_decode_whole(_pillow_luma, data, header, lambda v: bool((v[-8:, -8:] == _FILLER).all())), 8)
 
 
 def _pillow_luma(data: bytes) -> NDArray[Any]:
@@ -304,20 +302,14 @@ def _pillow_luma(data: bytes) -> NDArray[Any]:
 
 def _decode_libjpeg(data: bytes, pixels: PixelFormat) -> Samples:
     """Decode JPEG Lossless, and JPEG Extended of 12 bits."""
+    from libjpeg.utils import decode
+
     header = _checked_jpeg(data, pixels, (0xC1, 0xC3))
-    values, is_whole = _decode_whole(_libjpeg_samples, data, header, lambda v: bool((v[-1, -8:] == v[-1, -1]).all()))
-    if not is_whole:
-        raise FrameError("damaged_frame")
+    values = _decode_whole(decode, data, header, lambda v: bool((v[-1, -8:] == v[-1, -1]).all()))
     if pixels.samples == 3:
         is_rgb = pixels.photometric == "RGB" and header.marker == 0xC3
         return Samples(values if is_rgb else values[..., 0], header.bits, is_rgb=is_rgb)
     return Samples(values, header.bits, pixels.is_signed)
-
-
-def _libjpeg_samples(data: bytes) -> NDArray[Any]:
-    from libjpeg.utils import decode
-
-    return decode(data)
 
 
 def _decode_whole(
@@ -325,14 +317,18 @@ def _decode_whole(
     data: bytes,
     header: JpegHeader,
     ends_like_filler: Callable[[NDArray[Any]], bool],
-) -> tuple[NDArray[Any], bool]:
-    """Return decoded values, and whether all of them come from the data."""
+) -> NDArray[Any]:
+    """Return decoded values.
+
+    Raises:
+        FrameError: damaged_frame, if not all of them come from the data.
+    """
     end = data.find(_END, header.scan)  # in a scan, 0xFF is followed by 0 or a restart marker
     body = data[:end] if end >= 0 else data.rstrip(b"\0")
     values = decode(body + _END)
-    if end >= 0 and not ends_like_filler(values):
-        return values, True
-    return values, not _is_hungry(decode, body, values)
+    if (end < 0 or ends_like_filler(values)) and _is_hungry(decode, body, values):
+        raise FrameError("damaged_frame")
+    return values
 
 
 def _is_hungry(decode: Callable[[bytes], NDArray[Any]], body: bytes, values: NDArray[Any]) -> bool:
@@ -384,18 +380,18 @@ def jpeg_2000_header(data: bytes) -> Jpeg2000Header:
     if start < 0 or len(data) < start + 60:
         raise FrameError("broken_frame", problem="it does not begin like a JPEG 2000 code stream")
     siz = start + 4
-    right, bottom, left, top = (int.from_bytes(data[siz + 4 + i : siz + 8 + i], "big") for i in (0, 4, 8, 12))
-    components, depth = int.from_bytes(data[siz + 36 : siz + 38], "big"), data[siz + 38]
+    right, bottom, left, top, tile_columns, tile_rows, tile_left, tile_top, components, depth = struct.unpack_from(
+        ">8IHB", data, siz + 4
+    )
     position = siz + int.from_bytes(data[siz : siz + 2], "big")
     is_transformed = False
     while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] not in (0x90, 0xD9):
         if data[position + 1] == 0x52 and position + 9 <= len(data):
             is_transformed = data[position + 8] == 1
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    tile = [int.from_bytes(data[siz + 20 + i : siz + 24 + i], "big") for i in (0, 4, 8, 12)]  # width, height, left, top
-    if not tile[0] or not tile[1]:
+    if not tile_columns or not tile_rows:
         raise FrameError("broken_frame", problem="its JPEG 2000 header is damaged")
-    num_tiles = -(-(right - tile[2]) // tile[0]) * -(-(bottom - tile[3]) // tile[1])
+    num_tiles = -(-(right - tile_left) // tile_columns) * -(-(bottom - tile_top) // tile_rows)
     return Jpeg2000Header(
         bottom - top, right - left, components, (depth & 127) + 1, depth > 127, is_transformed, num_tiles, position
     )

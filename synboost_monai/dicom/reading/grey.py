@@ -18,12 +18,13 @@ ultrasound is stored as it was on the screen. Pixel aspect ratio, VOI lookup tab
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synboost_monai.dicom.reading.frame_codecs import PixelFormat, Samples
+from synboost_monai.dicom.reading.values import first_number_in
 from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.files import luma
 
@@ -96,8 +97,8 @@ def _luma_of_rgb(colours: NDArray[Any]) -> NDArray[np.uint8]:
 
 def _window(header: Dataset, lowest: int, highest: int) -> tuple[float, float] | None:
     """Return the stored values that become black and white by the header's first window; None without a sensible window."""
-    centre, width = (_number(header, name) for name in ("WindowCenter", "WindowWidth"))
-    slope, intercept = _number(header, "RescaleSlope"), _number(header, "RescaleIntercept")
+    centre, width = (first_number_in(header, name) for name in ("WindowCenter", "WindowWidth"))
+    slope, intercept = (first_number_in(header, name) for name in ("RescaleSlope", "RescaleIntercept"))
     if centre is None or width is None or width < 2:
         return None
     low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
@@ -108,28 +109,12 @@ def _window(header: Dataset, lowest: int, highest: int) -> tuple[float, float] |
     return low, high
 
 
-def _number(header: Dataset, keyword: str) -> float | None:
-    """Return the (first) value of an attribute as a finite number, or None."""
-    value = header.get(keyword)
-    if isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue":
-        value = value[0] if len(value) else None
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    return number if np.isfinite(number) else None
-
-
 # --- palettes --------------------------------------------------------------------------------------------------------
 
 
 def _palette(header: Dataset, is_little_endian: bool) -> tuple[NDArray[np.uint8], int]:
     """Return the colours (N, 3), and the stored value of the first of them."""
-    tables, firsts = [], []
-    for colour in _COLOURS:
-        table, first = _palette_of_colour(header, colour, is_little_endian)
-        tables.append(table)
-        firsts.append(first)
+    tables, firsts = zip(*(_palette_of_colour(header, colour, is_little_endian) for colour in _COLOURS))
     if len({len(table) for table in tables}) > 1 or len(set(firsts)) > 1:
         descriptor = "RedPaletteColorLookupTableDescriptor"
         raise NotUsableError(
@@ -181,45 +166,36 @@ def _words(data: bytes, vr: str, is_bytes: bool, is_little_endian: bool) -> NDAr
 
 def _expand(words: NDArray[Any], num_entries: int, is_bytes: bool, is_little_endian: bool) -> NDArray[Any]:
     """Return a segmented palette written out (PS3.3 C.7.9.2); never longer than its descriptor says."""
+    entries: list[int] = words.tolist()
     table: list[int] = []
-    _expand_segments(words.tolist(), 0, None, table, num_entries, is_bytes, is_little_endian)
+    order: Literal["little", "big"] = "little" if is_little_endian else "big"
+
+    def expand(at: int, count: int | None) -> None:
+        """Append the segments from position `at` on, at most `count` of them."""
+        num_read = 0
+        while at + 1 < len(entries) and len(table) < num_entries and (count is None or num_read < count):
+            kind, length = entries[at], entries[at + 1]
+            at, num_read = at + 2, num_read + 1
+            if kind == 0:  # discrete
+                table.extend(entries[at : at + length])
+                at += length
+            elif kind == 1 and table and at < len(entries):  # linear, up to the value given
+                steps = np.around(np.linspace(table[-1], entries[at], length + 1)[1:])
+                table.extend(int(value) for value in steps)
+                at += 1
+            elif kind == 2 and table and at < len(entries) and count is None:
+                # repeats earlier segments, which is not allowed within such a repetition
+                parts = entries[at : at + (4 if is_bytes else 2)]
+                at += len(parts)
+                if is_bytes:
+                    parts = [int.from_bytes(bytes(pair), order) for pair in (parts[:2], parts[2:])]
+                expand(parts[0] | parts[-1] << 16, length)
+            else:
+                keyword = "SegmentedRedPaletteColorLookupTableData"
+                raise NotUsableError(
+                    "bad_attribute", keyword=keyword, value="malformed", expected="segments of PS3.3 C.7.9.2"
+                )
+        del table[num_entries:]
+
+    expand(0, None)
     return np.array(table, np.uint8 if is_bytes else np.uint16)
-
-
-def _expand_segments(
-    words: list[int],
-    at: int,
-    count: int | None,
-    table: list[int],
-    num_entries: int,
-    is_bytes: bool,
-    is_little_endian: bool,
-) -> None:
-    num_read = 0
-    while at + 1 < len(words) and len(table) < num_entries and (count is None or num_read < count):
-        kind, length = words[at], words[at + 1]
-        at, num_read = at + 2, num_read + 1
-        if kind == 0:  # discrete
-            table += words[at : at + length]
-            at += length
-        elif kind == 1 and table and at < len(words):  # linear, up to the value given
-            last = table[-1]
-            steps = np.around(np.linspace(last, words[at], length + 1)[1:])
-            table += [int(value) for value in steps]
-            at += 1
-        elif kind == 2 and table and count is None:  # repeats earlier segments; not allowed within such a repetition
-            parts = words[at : at + (4 if is_bytes else 2)]
-            at += len(parts)
-            if is_bytes:
-                parts = [
-                    int.from_bytes(bytes(pair), "little" if is_little_endian else "big")
-                    for pair in (parts[:2], parts[2:])
-                ]
-            offset = parts[0] | parts[-1] << 16
-            _expand_segments(words, offset, length, table, num_entries, is_bytes, is_little_endian)
-        else:
-            keyword = "SegmentedRedPaletteColorLookupTableData"
-            raise NotUsableError(
-                "bad_attribute", keyword=keyword, value="malformed", expected="segments of PS3.3 C.7.9.2"
-            )
-    del table[num_entries:]

@@ -6,11 +6,9 @@ Every failure is a `NotUsableError`. `structure.py` checks where each value star
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Any
 
 from pydicom.charset import convert_encodings, default_encoding, python_encoding
-from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
@@ -19,15 +17,8 @@ from pydicom.uid import UID
 
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.quiet import quiet
-from synboost_monai.dicom.reading.files import OpenFile, as_open, open_regular
-from synboost_monai.dicom.reading.structure import (
-    MAX_DEPTH,
-    TRANSFER_SYNTAX,
-    Element,
-    Structure,
-    starts_as_dicom,
-    walk_file,
-)
+from synboost_monai.dicom.reading.files import OpenFile, as_open
+from synboost_monai.dicom.reading.structure import MAX_DEPTH, TRANSFER_SYNTAX, Element, Structure, walk_file
 from synboost_monai.dicom.reasons import NotUsableError
 
 SPECIFIC_CHARACTER_SET = 0x00080005
@@ -44,9 +35,7 @@ _BYTES = frozenset("OB OD OF OL OV OW UN".split())
 _ONE_VALUE = _NUMBERS | _BYTES | {"LT", "ST", "UR", "UT"}  # not text, or text in which a backslash separates no values
 
 
-def read_header(
-    file: str | os.PathLike[str] | OpenFile, limits: Limits | None = None, tags: Iterable[str | int] | None = None
-) -> Dataset:
+def read_header(file: str | os.PathLike[str] | OpenFile, limits: Limits | None = None) -> Dataset:
     """Read everything before the pixel data of a DICOM file.
 
     Private data elements and values of more than 1 MiB are left out. A text is given with the VR that the standard has for its tag. A
@@ -57,41 +46,14 @@ def read_header(
     Args:
         file: path of a regular file; or the open file.
         limits: of a file; the defaults if None.
-        tags: keywords or tags of the data elements wanted; all if None. Other sequences are not checked inside.
     Raises:
         NotUsableError: with a reason of the scan (`reasons.py`).
     """
-    limits = limits or Limits()
-    wanted = None if tags is None else as_tags(tags)
     with as_open(file) as opened:
-        structure = walk_file(opened, limits, wanted)
+        structure = walk_file(opened, limits or Limits())
     if structure.problem is not None:
         raise structure.problem
     return as_dataset(structure)
-
-
-def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file starts as a DICOM file does, with or without preamble; False for links, pipes and unreadable files."""
-    try:
-        with open_regular(path) as file:
-            return starts_as_dicom(file.read(0, 132))
-    except NotUsableError:
-        return False
-
-
-def as_tags(names: Iterable[str | int]) -> frozenset[int]:
-    """Return the tags of keywords (or tags), and that of Specific Character Set, which texts need.
-
-    Raises:
-        ValueError: for a keyword that DICOM does not know.
-    """
-    tags = {SPECIFIC_CHARACTER_SET}
-    for name in names:
-        tag = tag_for_keyword(name) if isinstance(name, str) else int(name)
-        if tag is None:
-            raise ValueError(f"header.py: {name!r} is no keyword of DICOM")
-        tags.add(tag)
-    return frozenset(tags)
 
 
 def as_dataset(structure: Structure) -> Dataset:
@@ -182,8 +144,10 @@ def _convert(dataset: Dataset, depth: int) -> None:
                     _convert(item, depth + 1)
             elif element.VR == "PN":
                 str(element.value)  # decodes its parts now, while warnings are silenced
-            elif element.VR in ("DS", "IS") and any(isinstance(one, str) and one for one in _many(element.value)):
-                raise ValueError("not a number")
+            elif element.VR in ("DS", "IS"):
+                values = element.value if isinstance(element.value, MultiValue) else [element.value]
+                if any(isinstance(one, str) and one for one in values):
+                    raise ValueError("not a number")
         except NotUsableError:
             raise
         except Exception:  # pydicom raises many kinds for a value that is not of its VR
@@ -205,8 +169,3 @@ def _right_vr(tag: BaseTag, stored: str) -> str:
     if stored in numbers and right[0] in numbers:
         return stored
     return right[-1] if right[-1] in _BYTES and stored in _BYTES | _NUMBERS else "OB"
-
-
-def _many(value: Any) -> Iterable[Any]:
-    """Return the values of a data element that may have one, several or no values; an empty text counts as no value."""
-    return (value,) if value and isinstance(value, str) else value if isinstance(value, MultiValue) else ()

@@ -7,91 +7,18 @@ compressed frame is ever held in memory, whatever the length of the clip. Encaps
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.reading.files import OpenFile
-from synboost_monai.dicom.reading.structure import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, PixelData
+from synboost_monai.dicom.reading.structure import ITEM, SEQUENCE_END, UNDEFINED, PixelData
 from synboost_monai.dicom.reasons import NotUsableError
 
-NATIVE_SYNTAXES = frozenset({IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN})
-"""Transfer syntaxes whose pixel data are one block, not fragments."""
 MAX_FRAGMENTS = 1_000_000
 """Most fragments of an object; many times the frames of a clip, since some writers split frames."""
 
-_UNDEFINED = 0xFFFFFFFF
-_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
 _STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP")
 """First bytes of a frame of the JPEG family, JPEG 2000 and JP2."""
-_INFLATE_BYTES = 1 << 18
-
-
-class Source(Protocol):
-    """Give bytes from any position: an `OpenFile`, or its inflated content."""
-
-    def read(self, offset: int, count: int) -> bytes:
-        """Return `count` bytes from `offset` on; fewer only at the end."""
-        ...
-
-
-class InflatedSource:
-    """Inflate the data set of a deflated file piece by piece; reading on is cheap, going back starts again from the beginning.
-
-    Args:
-        file: the deflated file.
-        start: offset of its data set.
-        limits: at most `max_inflated_mb` are inflated.
-    Raises:
-        NotUsableError: while reading: inflates_too_far or broken_header.
-    """
-
-    def __init__(self, file: OpenFile, start: int, limits: Limits) -> None:
-        self._file, self._start, self._limit_mb = file, start, limits.max_inflated_mb
-        self._begin()
-
-    def _begin(self) -> None:
-        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        self._read_from = self._start
-        self._piece, self._piece_offset = b"", 0
-
-    def read(self, offset: int, count: int) -> bytes:
-        """Return `count` bytes from `offset` on, as `Source` demands."""
-        if offset < self._piece_offset:
-            self._begin()
-        parts = []
-        while count > 0:
-            first = offset - self._piece_offset
-            part = self._piece[first : first + count]
-            if part:
-                parts.append(part)
-                offset, count = offset + len(part), count - len(part)
-            elif not self._inflate_more():
-                break
-        return b"".join(parts)
-
-    def _inflate_more(self) -> bool:
-        """Inflate the next piece; return False at the end."""
-        self._piece_offset += len(self._piece)
-        self._piece = b""
-        while not self._piece and not self._inflater.eof:
-            packed = self._inflater.unconsumed_tail
-            if not packed:
-                packed = self._file.read(self._read_from, _INFLATE_BYTES)
-                self._read_from += len(packed)
-            try:
-                self._piece = self._inflater.decompress(packed, _INFLATE_BYTES)
-            except zlib.error:
-                raise NotUsableError("broken_header", problem="its deflated data set is damaged") from None
-            if not packed and not self._piece:
-                return False  # cut off: the reader of the missing bytes notices
-        inflated = self._piece_offset + len(self._piece)
-        if inflated > self._limit_mb * 2**20:
-            ratio = round(inflated / max(self._read_from - self._start, 1))
-            raise NotUsableError("inflates_too_far", ratio=ratio, limit_mb=f"{self._limit_mb:g}")
-        return bool(self._piece)
 
 
 @dataclass(frozen=True)
@@ -101,7 +28,7 @@ class FrameIndex:
     fragments: Sequence[tuple[tuple[int, int], ...]]
     """For each frame, (offset in the file, bytes) of each of its fragments."""
 
-    def read(self, file: Source, frame_index: int, max_bytes: int) -> bytes:
+    def read(self, file: OpenFile, frame_index: int, max_bytes: int) -> bytes:
         """Return the compressed bytes of a frame.
 
         Args:
@@ -186,9 +113,9 @@ def _read_items(file: OpenFile, offset: int) -> tuple[tuple[int, ...], list[tupl
             break  # no delimiter
         group, element, length = struct.unpack("<HHL", head)
         tag = group << 16 | element
-        if tag == _SEQUENCE_END or (fragments and not head.strip(b"\0")):  # or padding in place of a delimiter
+        if tag == SEQUENCE_END or (fragments and not head.strip(b"\0")):  # or padding in place of a delimiter
             break
-        if tag != _ITEM or length == _UNDEFINED:
+        if tag != ITEM or length == UNDEFINED:
             problem = "something else stands where a fragment should begin, so a length is wrong"
             raise NotUsableError("broken_frame", frame=max(len(fragments), 1), problem=problem)
         offset += 8

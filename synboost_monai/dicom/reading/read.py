@@ -2,7 +2,7 @@
 
     with open_ultrasound(path) as clip:
         clip.facts.spacing_mm, clip.facts.view
-        frames = clip.read(0, 32)  # (T, rows, columns) uint8 of the region
+        frames = clip.read_frames(range(32))  # (T, rows, columns) uint8 of the region
 
 Facts are plain values, and of the file's texts hold only UIDs, so they can be logged, pickled and sent between processes.
 """
@@ -10,21 +10,22 @@ Facts are plain values, and of the file's texts hold only UIDs, so they can be l
 from __future__ import annotations
 
 import datetime
-import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.reading.decode import FrameReader, frame_reader
+from synboost_monai.dicom.reading.files import Closing
 from synboost_monai.dicom.reading.regions import MIN_SIDE, Region, choose_region
+from synboost_monai.dicom.reading.values import first_number_in, numbers_in, text_in
 from synboost_monai.dicom.reading.view import view_of_header
 from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.writing.objects import is_date
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -82,13 +83,11 @@ class ClipFacts:
         return self.region.problem
 
 
-class UltrasoundClip:
+class UltrasoundClip(Closing):
     """Represent an open ultrasound object, made by `open_ultrasound`; close it, or use it in `with`."""
 
     def __init__(self, reader: FrameReader) -> None:
         self._reader = reader
-        self.header: Dataset = reader.header
-        """Everything before the pixel data."""
         self.facts = read_facts(reader)
         """The facts of the header."""
         region = self.facts.region
@@ -100,21 +99,12 @@ class UltrasoundClip:
         """Frames of the clip."""
         return self.facts.num_frames
 
-    @property
-    def decoder(self) -> str:
-        """Name and version of the decoder of the frames."""
-        return self.facts.decoder
-
-    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Return the frames from `start` up to but not including `stop`, at most to the last: (T, rows, columns) uint8 of the region.
+    def read_frames(self, frame_indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Return frames of the region by index, (T, rows, columns) uint8.
 
         Raises:
             NotUsableError: for the first frame that cannot be decoded.
         """
-        return self.read_frames(range(start, min(stop, self.num_frames)))
-
-    def read_frames(self, frame_indices: Sequence[int]) -> NDArray[np.uint8]:
-        """Return frames of the region by index, (T, rows, columns) uint8."""
         region = self.facts.region
         frames = np.empty((len(frame_indices), region.rows, region.columns), np.uint8)
         for frame, index in zip(frames, frame_indices):
@@ -135,14 +125,6 @@ class UltrasoundClip:
     def close(self) -> None:
         """Close the file."""
         self._reader.close()
-
-    def __enter__(self) -> UltrasoundClip:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_ultrasound(path: str | os.PathLike[str], limits: Limits | None = None) -> UltrasoundClip:
@@ -183,14 +165,14 @@ def read_facts(reader: FrameReader) -> ClipFacts:
         num_frames=reader.num_frames,
         region=choose_region(header),
         frame_times_ms=frame_times_ms(header, reader.num_frames),
-        heart_rate=_believed(_first_number(header, "HeartRate"), HEART_RATES),
-        r_wave_times_ms=tuple(sorted(n for n in _numbers(header, "RWaveTimeVector") if n >= 0)),
+        heart_rate=_believed(first_number_in(header, "HeartRate"), HEART_RATES),
+        r_wave_times_ms=tuple(sorted(n for n in numbers_in(header, "RWaveTimeVector") if n >= 0)),
         view=view_of_header(header),
-        sex=_SEXES.get(_text(header, "PatientSex").upper()),
+        sex=_SEXES.get(text_in(header, "PatientSex").upper()),
         age=age_in_years(header),
         decoder=reader.decoder,
-        height_m=_first_number(header, "PatientSize"),
-        weight_kg=_first_number(header, "PatientWeight"),
+        height_m=first_number_in(header, "PatientSize"),
+        weight_kg=first_number_in(header, "PatientWeight"),
     )
 
 
@@ -202,14 +184,14 @@ def frame_times_ms(header: Dataset, num_frames: int) -> tuple[float, ...] | None
     """
     if num_frames < 2:
         return None
-    increments = _numbers(header, "FrameTimeVector")
+    increments = numbers_in(header, "FrameTimeVector")
     if len(increments) == num_frames:
         steps = increments[1:]
         if all(step >= 0 for step in steps) and FRAME_MS[0] <= sum(steps) / len(steps) <= FRAME_MS[1]:
             return tuple(float(t) for t in np.cumsum([0.0, *steps]))
-    step = _believed(_first_number(header, "FrameTime"), FRAME_MS)
+    step = _believed(first_number_in(header, "FrameTime"), FRAME_MS)
     for keyword in ("CineRate", "RecommendedDisplayFrameRate"):
-        rate = _first_number(header, keyword)
+        rate = first_number_in(header, keyword)
         if step is None and rate is not None and rate > 0:
             step = _believed(1000 / rate, FRAME_MS)
     return None if step is None else tuple(i * step for i in range(num_frames))
@@ -217,7 +199,7 @@ def frame_times_ms(header: Dataset, num_frames: int) -> tuple[float, ...] | None
 
 def age_in_years(header: Dataset) -> int | None:
     """Return the age by Patient's Age, else by the dates of birth and study; None if neither is plausible."""
-    text = _text(header, "PatientAge").upper()
+    text = text_in(header, "PatientAge").upper()
     if text[-1:] in _YEARS and text[:-1].isascii() and text[:-1].isdigit():
         age = int(text[:-1]) * _YEARS[text[-1]]
         return int(age) if age <= MAX_AGE else None
@@ -233,41 +215,14 @@ def age_in_years(header: Dataset) -> int | None:
 
 def _date(header: Dataset, keyword: str) -> datetime.date | None:
     """Return a date, written 20240131 or in the old way 2024.01.31, or None."""
-    text = _text(header, keyword).replace(".", "")
-    if len(text) != 8 or not (text.isascii() and text.isdigit()):
-        return None
-    try:
-        return datetime.date(int(text[:4]), int(text[4:6]), int(text[6:]))
-    except ValueError:
-        return None
+    text = text_in(header, keyword).replace(".", "")
+    return datetime.datetime.strptime(text, "%Y%m%d").date() if is_date(text) else None
 
 
 def _uid(header: Dataset, keyword: str) -> str:
     """Return a UID; '' if it is missing or not valid (the scan refuses such files)."""
-    text = _text(header, keyword)
+    text = text_in(header, keyword)
     return text if len(text) <= 64 and text and set(text) <= set("0123456789.") else ""
-
-
-def _text(header: Dataset, keyword: str) -> str:
-    value = header.get(keyword)
-    return value.strip(" \0") if isinstance(value, str) else ""
-
-
-def _numbers(header: Dataset, keyword: str) -> list[float]:
-    """Return the numbers of an attribute; an empty list unless all are finite."""
-    value: Any = header.get(keyword)
-    if value is None or isinstance(value, (bytes, str)):
-        return []
-    values: Iterable[Any] = value if isinstance(value, Iterable) else [value]
-    try:
-        numbers = [float(n) for n in values]
-    except (TypeError, ValueError):
-        return []
-    return numbers if all(map(math.isfinite, numbers)) else []
-
-
-def _first_number(header: Dataset, keyword: str) -> float | None:
-    return next(iter(_numbers(header, keyword)), None)
 
 
 def _believed(value: float | None, limits: tuple[float, float]) -> float | None:

@@ -15,11 +15,11 @@ the scan field are never used. If anything is in doubt there is no calibration, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from synboost_monai.dicom.reading.values import items_in, number_in, whole_number_in
 from synboost_monai.dicom.reasons import NotUsableError
 
 if TYPE_CHECKING:
@@ -67,8 +67,12 @@ class _Box:
     bottom: int
 
     @property
-    def area(self) -> int:
-        return max(self.right - self.left + 1, 0) * max(self.bottom - self.top + 1, 0)
+    def rows(self) -> int:
+        return self.bottom - self.top + 1
+
+    @property
+    def columns(self) -> int:
+        return self.right - self.left + 1
 
 
 def choose_region(dataset: Dataset) -> Region:
@@ -80,12 +84,11 @@ def choose_region(dataset: Dataset) -> Region:
         NotUsableError: not_two_dimensional if there are only spectra or M-mode.
     """
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    regions = dataset.get("SequenceOfUltrasoundRegions")
-    items = [] if isinstance(regions, (bytes, str)) or not regions else list(regions)
-    two_dimensional = [item for item in items if _whole(item, "RegionSpatialFormat") == TWO_DIMENSIONAL]
+    items = items_in(dataset, "SequenceOfUltrasoundRegions")
+    two_dimensional = [item for item in items if whole_number_in(item, "RegionSpatialFormat") == TWO_DIMENSIONAL]
     if items and not two_dimensional:
         _refuse_spectra(items)
-    tissue = _distinct([item for item in two_dimensional if _whole(item, "RegionDataType") == TISSUE])
+    tissue = _distinct([item for item in two_dimensional if whole_number_in(item, "RegionDataType") == TISSUE])
     try:
         if not items:
             raise NotUsableError("no_regions")
@@ -94,20 +97,15 @@ def choose_region(dataset: Dataset) -> Region:
         if len(tissue) > 1:
             raise NotUsableError("several_tissue_regions", count=len(tissue))
         box = _box_within(tissue[0], rows, columns)
-        spacing_mm = _spacing_mm(tissue[0], box)
+        return Region(box.top, box.left, box.rows, box.columns, _spacing_mm(tissue[0], box), None)
     except NotUsableError as problem:
         box = _largest(tissue or two_dimensional, rows, columns)
-        return _region(box, None, problem)
-    return _region(box, spacing_mm, None)
-
-
-def _region(box: _Box, spacing_mm: tuple[float, float] | None, problem: NotUsableError | None) -> Region:
-    return Region(box.top, box.left, box.bottom - box.top + 1, box.right - box.left + 1, spacing_mm, problem)
+        return Region(box.top, box.left, box.rows, box.columns, None, problem)
 
 
 def _refuse_spectra(items: Sequence[Dataset]) -> None:
     """Refuse an image with regions of spectra or M-mode; the caller has found no two-dimensional one."""
-    formats = {_whole(item, "RegionSpatialFormat") for item in items}
+    formats = {whole_number_in(item, "RegionSpatialFormat") for item in items}
     names = [name for number, name in ((M_MODE, "M-mode"), (SPECTRAL, "spectral Doppler")) if number in formats]
     if names:
         raise NotUsableError("not_two_dimensional", what=" and ".join(names))
@@ -136,14 +134,14 @@ def _largest(items: Sequence[Dataset], rows: int, columns: int) -> _Box:
             boxes.append(_box_within(item, rows, columns))
         except NotUsableError:
             continue
-    return max(boxes, key=lambda box: box.area, default=_Box(0, 0, columns - 1, rows - 1))
+    return max(boxes, key=lambda box: box.rows * box.columns, default=_Box(0, 0, columns - 1, rows - 1))
 
 
 def _box(item: Dataset) -> _Box:
     """Return the location of a region as the header gives it (PS3.3 C.8.5.5.1.14: both corners belong to it)."""
     values = []
     for name in ("MinX0", "MinY0", "MaxX1", "MaxY1"):
-        value = _whole(item, f"RegionLocation{name}")
+        value = whole_number_in(item, f"RegionLocation{name}")
         if value is None or value < 0:
             raise NotUsableError("region_malformed", keyword=f"RegionLocation{name}")
         values.append(value)
@@ -163,9 +161,8 @@ def _box_within(item: Dataset, rows: int, columns: int) -> _Box:
     if box.right > columns - 1 + MAX_OVERHANG or box.bottom > rows - 1 + MAX_OVERHANG:
         raise NotUsableError("region_outside", column=box.right, row=box.bottom, columns=columns, rows=rows)
     box = _Box(box.left, box.top, min(box.right, columns - 1), min(box.bottom, rows - 1))
-    height, width = box.bottom - box.top + 1, box.right - box.left + 1
-    if min(height, width) < MIN_SIDE:
-        raise NotUsableError("region_too_small", rows=max(height, 0), columns=max(width, 0))
+    if min(box.rows, box.columns) < MIN_SIDE:
+        raise NotUsableError("region_too_small", rows=max(box.rows, 0), columns=max(box.columns, 0))
     return box
 
 
@@ -176,7 +173,7 @@ def _spacing_mm(item: Dataset, box: _Box) -> tuple[float, float]:
         NotUsableError: units_not_cm, delta_not_positive, delta_implausible, pixels_not_square, depth_implausible or
             region_malformed.
     """
-    units = [_whole(item, f"PhysicalUnits{axis}Direction") for axis in "XY"]
+    units = [whole_number_in(item, f"PhysicalUnits{axis}Direction") for axis in "XY"]
     for axis, unit in zip("XY", units):
         if unit is None:
             raise NotUsableError("region_malformed", keyword=f"PhysicalUnits{axis}Direction")
@@ -184,7 +181,7 @@ def _spacing_mm(item: Dataset, box: _Box) -> tuple[float, float]:
         raise NotUsableError("units_not_cm", x=units[0], y=units[1])
     deltas = []
     for axis in "XY":
-        delta = _number(item, f"PhysicalDelta{axis}")
+        delta = number_in(item, f"PhysicalDelta{axis}")
         if delta is None:
             raise NotUsableError("region_malformed", keyword=f"PhysicalDelta{axis}")
         deltas.append(delta)
@@ -196,26 +193,8 @@ def _spacing_mm(item: Dataset, box: _Box) -> tuple[float, float]:
         raise NotUsableError("delta_implausible", **facts)
     if max(column_mm / row_mm, row_mm / column_mm) > MAX_ASPECT:
         raise NotUsableError("pixels_not_square", **facts)
-    depth = (box.bottom - box.top + 1) * row_mm
+    depth = box.rows * row_mm
     if not DEPTH_MM[0] <= depth <= DEPTH_MM[1]:
         lowest, highest = (f"{limit:g}" for limit in DEPTH_MM)
         raise NotUsableError("depth_implausible", depth=f"{depth:.4g}", lowest=lowest, highest=highest)
     return row_mm, column_mm
-
-
-def _number(item: Dataset, keyword: str) -> float | None:
-    """Return an attribute as a finite number, or None."""
-    value = item.get(keyword)
-    if isinstance(value, (bytes, str)) or value is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _whole(item: Dataset, keyword: str) -> int | None:
-    """Return an attribute as a whole number, or None."""
-    number = _number(item, keyword)
-    return int(number) if number is not None and number == int(number) else None

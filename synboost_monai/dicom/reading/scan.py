@@ -7,12 +7,13 @@ names may be any bytes, links are not followed, pipes are not opened, and a UID 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.reading.files import file_digest, open_regular, os_problem
@@ -20,29 +21,18 @@ from synboost_monai.dicom.reading.scanned_file import Known, ScannedFile, look_a
 from synboost_monai.dicom.reading.structure import walk_file
 from synboost_monai.dicom.reasons import NotUsableError
 
+if TYPE_CHECKING:
+    from synboost_monai.dicom.reading.worker import ReaderPool
+
 LITTER = re.compile(
     r"\._.*|\.ds_store|thumbs\.db(:.*)?|ehthumbs.*\.db|desktop\.ini|\.localized|icon\r|\.directory|\.nomedia"
     r"|\.volumeicon\.icns|\.apdisk|autorun\.inf|\.fseventsd|\.com\.apple\..*|\.nfs[0-9a-f]{8,}|~\$.*",
     re.DOTALL,
 )
 """Names (lower case) of files that operating systems leave behind."""
-LITTER_FOLDERS = frozenset(
-    {
-        "__macosx",
-        "lost+found",
-        "$recycle.bin",
-        "recycler",
-        "system volume information",
-        ".spotlight-v100",
-        ".trashes",
-        ".fseventsd",
-        ".temporaryitems",
-        ".documentrevisions-v100",
-        ".appledouble",
-        "@eadir",
-        "#recycle",
-        ".trash-1000",
-    }
+LITTER_FOLDERS = re.compile(
+    r"__macosx|lost\+found|\$recycle\.bin|recycler|system volume information|\.spotlight-v100|\.trashes|\.fseventsd|\.temporaryitems"
+    r"|\.documentrevisions-v100|\.appledouble|@eadir|#recycle|\.trash-1000"
 )
 """Names (lower case) of folders that hold only such files."""
 
@@ -73,71 +63,62 @@ def scan(
         raise FileNotFoundError(f"{in_dir}: no such folder")
     known: Known = {}
     quick = replace(limits, max_header_mb=min(QUICK_MB, limits.max_header_mb))
-    with contextlib.ExitStack() as stack:
-        reader = _LongHeaders(limits, stack)
+    seconds, memory_mb = min(limits.seconds_per_file, HEADER_SECONDS), min(limits.memory_mb, HEADER_MEMORY_MB)
+    with _worker(replace(limits, seconds_per_file=seconds, memory_mb=memory_mb)) as worker:
         for path, relative, problem in _entries(root, frozenset(_identity(folder) for folder in exclude)):
             file = look_at(path, relative, problem, quick, known)
             is_long = file.reason is not None and file.reason.reason.code == "header_too_large"
-            yield reader.look(file) if is_long and quick != limits else file
+            yield _look_by_worker(file, worker()) if is_long and quick != limits else file
 
 
-class _LongHeaders:
-    """Reads long headers in a worker process, which they may crash; it starts with the first such file and ends with the scan."""
+@contextlib.contextmanager
+def _worker(limits: Limits) -> Iterator[Callable[[], ReaderPool]]:
+    """Yield a function that returns a worker process, which starts with the first call and ends with the context."""
+    with contextlib.ExitStack() as stack:
 
-    def __init__(self, limits: Limits, stack: contextlib.ExitStack) -> None:
-        seconds = min(limits.seconds_per_file, HEADER_SECONDS)
-        self._limits = replace(limits, seconds_per_file=seconds, memory_mb=min(limits.memory_mb, HEADER_MEMORY_MB))
-        self._stack = stack
-        self._pool: Any = None
-
-    def look(self, file: ScannedFile) -> ScannedFile:
-        """Return the file with the facts of its header."""
-        if self._pool is None:
+        @functools.cache
+        def start() -> ReaderPool:
             from synboost_monai.dicom.reading.worker import ReaderPool  # loads decoders
 
-            self._pool = self._stack.enter_context(ReaderPool(1, self._limits))
-        try:
-            values = self._pool.look(file.path)
-        except NotUsableError as problem:
-            return replace(file, reason=problem)
-        return replace(of_values(values), path=file.path, relative=file.relative)
+            return stack.enter_context(ReaderPool(1, limits))
+
+        yield start
 
 
-def mark_duplicates(
-    files: Iterable[ScannedFile],
-    digest: Callable[[ScannedFile], str] | None = None,
-    limits: Limits | None = None,
-    check: Callable[[ScannedFile], None] | None = None,
-) -> list[ScannedFile]:
+def _look_by_worker(file: ScannedFile, pool: ReaderPool) -> ScannedFile:
+    """Return a file with the facts of its long header, which may crash the worker process."""
+    try:
+        values = pool.look(file.path)
+    except NotUsableError as problem:
+        return replace(file, reason=problem)
+    return replace(of_values(values), path=file.path, relative=file.relative)
+
+
+def mark_duplicates(files: Iterable[ScannedFile], limits: Limits | None = None) -> list[ScannedFile]:
     """Give files that share a SOP Instance UID their reason: `duplicate` for a copy, `conflicting_duplicate` for a contradiction.
 
     Of files with the same content the first by path is kept. Same content means the same data set in the same transfer syntax; the
     preamble and the file meta information, which say who wrote a file, do not count, nor do bytes after the last frame. If files
-    differ, only those count whose header and frames can all be read; each unreadable one is refused for its own reason. If any two
-    readable ones differ, none is kept.
+    differ, only those count whose header and frames a worker process can all read; each unreadable one is refused for its own reason.
+    If any two readable ones differ, none is kept.
 
     Args:
         files: files of one scan.
-        digest: function that gives the SHA-256 of a file, if the caller keeps them; `files.file_digest` if None.
         limits: of a file; the defaults if None.
-        check: function that raises the reason why a whole file cannot be read; a worker process checks if None.
     Returns:
         All files in their order.
     """
     files = list(files)
     limits = limits or Limits()
-    seconds = limits.seconds_per_file
-    digest = digest or (lambda file: file_digest(file.path, file.size, file.mtime_ns, max_seconds=seconds))
     groups: dict[str, list[int]] = {}
     for index, file in enumerate(files):
         if file.reason is None:
             groups.setdefault(file.sop_instance_uid, []).append(index)
-    with contextlib.ExitStack() as stack:
-        check = check or _check_by_worker(limits, stack)
+    with _worker(limits) as worker:
         for indices in groups.values():
             if len(indices) > 1:
                 indices.sort(key=lambda index: _sort_key(files[index].relative))
-                _judge_copies(files, indices, digest, check, limits)
+                _judge_copies(files, indices, worker, limits)
     return files
 
 
@@ -197,7 +178,7 @@ def _entries(root: str, excluded: frozenset[tuple[int, int]]) -> Iterator[tuple[
             continue
         if (status.st_dev, status.st_ino) in excluded:
             continue
-        is_litter = is_litter or name in LITTER_FOLDERS
+        is_litter = is_litter or LITTER_FOLDERS.fullmatch(name) is not None
         try:
             pending.extend((f"{relative}/{below}", is_litter) for below in _names(path))
         except OSError as error:
@@ -209,32 +190,15 @@ def _names(folder: str) -> list[str]:
     return sorted(os.listdir(folder), key=os.fsencode, reverse=True)
 
 
-def _check_by_worker(limits: Limits, stack: contextlib.ExitStack) -> Callable[[ScannedFile], None]:
-    """Return a function that checks whole files in a worker process, which starts with the first file."""
-    pools: list[Any] = []
-
-    def check(file: ScannedFile) -> None:
-        if not pools:
-            from synboost_monai.dicom.reading.worker import ReaderPool  # loads decoders
-
-            pools.append(stack.enter_context(ReaderPool(1, limits)))
-        pools[0].check(file.path)
-
-    return check
-
-
 def _judge_copies(
-    files: list[ScannedFile],
-    indices: list[int],
-    digest: Callable[[ScannedFile], str],
-    check: Callable[[ScannedFile], None],
-    limits: Limits,
+    files: list[ScannedFile], indices: list[int], worker: Callable[[], ReaderPool], limits: Limits
 ) -> None:
     """Mark files that share a UID; one that cannot be read any more gets that as its reason and does not count."""
     whole: dict[int, str] = {}
     for index in indices:
+        file = files[index]
         try:
-            whole[index] = digest(files[index])
+            whole[index] = file_digest(file.path, file.size, file.mtime_ns, max_seconds=limits.seconds_per_file)
         except NotUsableError as problem:
             files[index] = replace(files[index], reason=problem)
     if len(set(whole.values())) > 1:
@@ -245,7 +209,7 @@ def _judge_copies(
                 del whole[index]
                 files[index] = replace(files[index], reason=problem)
     if len(set(whole.values())) > 1:
-        _leave_readable(files, whole, check)
+        _leave_readable(files, whole, worker())
         _join_cut_ends(files, whole, limits)
     is_conflict = len(set(whole.values())) > 1
     for index in list(whole)[0 if is_conflict else 1 :]:
@@ -253,14 +217,14 @@ def _judge_copies(
         files[index] = replace(files[index], reason=NotUsableError(code))
 
 
-def _leave_readable(files: list[ScannedFile], whole: dict[int, str], check: Callable[[ScannedFile], None]) -> None:
+def _leave_readable(files: list[ScannedFile], whole: dict[int, str], pool: ReaderPool) -> None:
     """Give files that cannot be read to the end their reason; they do not make a conflict."""
     problems: dict[str, NotUsableError | None] = {}
     for index, content in list(whole.items()):
         if content not in problems:
             problems[content] = None
             try:
-                check(files[index])
+                pool.check(files[index].path)
             except NotUsableError as problem:
                 problems[content] = problem
         if (found := problems[content]) is not None:

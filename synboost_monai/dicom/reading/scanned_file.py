@@ -10,35 +10,21 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pydicom._uid_dict import UID_dictionary
+from pydicom.tag import Tag
 
 from synboost_monai.dicom.identity.identifiers import IDENTIFYING_KEYWORDS, identifiers, patient_text
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.reading.files import check_kind, open_regular, os_problem
-from synboost_monai.dicom.reading.header import as_dataset, as_tags
+from synboost_monai.dicom.reading.header import as_dataset
 from synboost_monai.dicom.reading.structure import SOP_CLASS, Element, Structure, walk_file
 from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.uids import MULTI_FRAME_CAPTURES, ULTRASOUND_CLASSES
 from synboost_monai.dicom.writing.objects import MANUFACTURER
 
-ULTRASOUND_CLASSES = frozenset(
-    {
-        "1.2.840.10008.5.1.4.1.1.6.1",  # Ultrasound Image
-        "1.2.840.10008.5.1.4.1.1.3.1",  # Ultrasound Multi-frame Image
-        "1.2.840.10008.5.1.4.1.1.6",  # both in their form before 1997, retired
-        "1.2.840.10008.5.1.4.1.1.3",
-    }
-)
-"""SOP classes that are segmented."""
-MULTI_FRAME_CAPTURES = frozenset(
-    {
-        "1.2.840.10008.5.1.4.1.1.7.2",  # Multi-frame Grayscale Byte Secondary Capture Image
-        "1.2.840.10008.5.1.4.1.1.7.4",  # Multi-frame True Color Secondary Capture Image
-    }
-)
-"""SOP classes in which some archives and exports keep clips; segmented if the modality is US."""
 DICOMDIR = "1.2.840.10008.1.3.10"
 """SOP class Media Storage Directory."""
 
@@ -52,14 +38,11 @@ MODALITIES = frozenset(
 SOP_INSTANCE, STUDY, SERIES, MODALITY = 0x00080018, 0x0020000D, 0x0020000E, 0x00080060
 _MANUFACTURER, _IMAGE_TYPE = 0x00080070, 0x00080008
 _MEDIA_SOP_CLASS = 0x00020002
-_ROWS, _COLUMNS, _FRAMES = 0x00280010, 0x00280011, 0x00280008
+_FRAMES = 0x00280008
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
-_IDENTIFYING = as_tags(IDENTIFYING_KEYWORDS)
-_IDENTIFYING_SEQUENCES = as_tags(name for name in IDENTIFYING_KEYWORDS if name.endswith("Sequence")) - as_tags(())
-_WANTED = _IDENTIFYING | {
-    *(SOP_CLASS, SOP_INSTANCE, STUDY, SERIES, MODALITY),
-    *(_MANUFACTURER, _IMAGE_TYPE, _ROWS, _COLUMNS, _FRAMES),
-}
+_IDENTIFYING = frozenset(int(Tag(name)) for name in (*IDENTIFYING_KEYWORDS, "SpecificCharacterSet"))
+_IDENTIFYING_SEQUENCES = frozenset(int(Tag(name)) for name in IDENTIFYING_KEYWORDS if name.endswith("Sequence"))
+_WANTED = _IDENTIFYING | {SOP_CLASS, SOP_INSTANCE, STUDY, SERIES, MODALITY, _MANUFACTURER, _IMAGE_TYPE, _FRAMES}
 
 MAX_IDENTIFYING_BYTES = 1 << 14
 """Most bytes of all identifying values together; headers have a few hundred. The words in them are kept for every file of a folder."""
@@ -88,13 +71,8 @@ class ScannedFile:
     """Time of the last change, in nanoseconds."""
     reason: NotUsableError | None = None
     """Why the file is not segmented; None for an ultrasound image."""
-    sop_class_uid: str = ""
     sop_instance_uid: str = ""
     study_uid: str = ""
-    modality: str = ""
-    """'' if the header's word is not a defined term."""
-    rows: int | None = None
-    columns: int | None = None
     frames: int | None = None
     """1 if the header does not say; None if its value is not a number."""
     patient_key: str = ""
@@ -111,15 +89,12 @@ def short_hash(text: str) -> str:
 def look(path: str, limits: Limits) -> dict[str, Any]:
     """Return the facts of a header as plain values; this runs in a worker (`worker.ReaderPool.look`)."""
     file = look_at(path, path, None, limits, {})
-    values = {field.name: getattr(file, field.name) for field in fields(file)}
-    reason = None if file.reason is None else [file.reason.reason.code, file.reason.facts]
-    return {**values, "reason": reason, "identifiers": sorted(file.identifiers)}
+    return {**asdict(file), "identifiers": sorted(file.identifiers)}
 
 
 def of_values(values: Mapping[str, Any]) -> ScannedFile:
     """Return the file that `look` described."""
-    reason = None if values["reason"] is None else NotUsableError(values["reason"][0], **values["reason"][1])
-    return ScannedFile(**{**values, "reason": reason, "identifiers": frozenset(values["identifiers"])})
+    return ScannedFile(**{**values, "identifiers": frozenset(values["identifiers"])})
 
 
 def check_unchanged(file: ScannedFile) -> None:
@@ -177,17 +152,12 @@ def _with_facts(file: ScannedFile, structure: Structure, known: Known) -> Scanne
     frames: int | None = 1
     if words := structure.text(_FRAMES):
         frames = int(words) if words.isascii() and words.isdigit() and len(words) < 10 else None
-    modality = structure.text(MODALITY).upper()
     patient_key, words_that_identify = _identity_of(structure, known)
     return replace(
         file,
         reason=_reason(structure),
-        sop_class_uid=_uid_or_none(structure.text(SOP_CLASS) or structure.text(_MEDIA_SOP_CLASS)),
         sop_instance_uid=_uid_or_none(structure.text(SOP_INSTANCE)),
         study_uid=_uid_or_none(structure.text(STUDY)),
-        modality=modality if modality in MODALITIES else "",
-        rows=structure.number(_ROWS),
-        columns=structure.number(_COLUMNS),
         frames=frames,
         patient_key=patient_key,
         identifiers=words_that_identify,
@@ -244,7 +214,8 @@ def _reason(structure: Structure) -> NotUsableError | None:
         return NotUsableError("own_result")
     if sop_class and not is_for_us or modality and modality != "US":
         facts = {"sop_class": _class_name(sop_class)}
-        if modality == "US" and not _is_other_image(sop_class):
+        is_capture = sop_class.startswith("1.2.840.10008.5.1.4.1.1.7")  # secondary captures hold pictures all the same
+        if modality == "US" and not is_capture:
             return NotUsableError("not_an_image", **facts)
         return NotUsableError(
             "other_modality", modality=modality if modality in MODALITIES else "non-ultrasound", **facts
@@ -263,11 +234,6 @@ def _reason(structure: Structure) -> NotUsableError | None:
         if not is_uid(structure.text(tag)):
             return NotUsableError("bad_identifier", keyword=keyword)
     return None if structure.pixels else NotUsableError("no_pixels")
-
-
-def _is_other_image(sop_class: str) -> bool:
-    """Return whether a class is a secondary capture, which holds pictures all the same."""
-    return sop_class.startswith("1.2.840.10008.5.1.4.1.1.7")
 
 
 def _class_name(sop_class: str) -> str:

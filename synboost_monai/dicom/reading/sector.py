@@ -83,9 +83,8 @@ def find_sector(frames: NDArray[Any], within: NDArray[np.bool_] | None = None) -
         return empty
     sizes = np.bincount(pieces.ravel())[1:]
     piece = pieces == 1 + int(sizes.argmax())
-    opened = ndimage.binary_opening(
-        piece, iterations=max(2, min(piece.shape) // 100)
-    )  # cuts off parts that hang on by a thread
+    # parts that hang on by a thread are cut off
+    opened = ndimage.binary_opening(piece, iterations=max(2, min(piece.shape) // 100))
     pieces, count = ndimage.label(opened)
     if count:
         piece = pieces == 1 + int(np.bincount(pieces.ravel())[1:].argmax())

@@ -21,11 +21,7 @@ from pydicom.datadict import DicomDictionary
 from synboost_monai.dicom.limits import Limits
 from synboost_monai.dicom.reading.files import OpenFile
 from synboost_monai.dicom.reasons import NotUsableError
-
-IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
-"""Transfer syntaxes Implicit and Explicit VR Little Endian."""
-DEFLATED, BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
-"""Transfer syntaxes Deflated Explicit VR Little Endian and Explicit VR Big Endian."""
+from synboost_monai.dicom.uids import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT
 
 FIRST_BLOCK = 1 << 13
 """Bytes of the first block; most ultrasound headers have fewer."""
@@ -40,7 +36,8 @@ UNDEFINED = 0xFFFFFFFF
 """Length of a value that ends with a delimiter."""
 TRANSFER_SYNTAX, SOP_CLASS = 0x00020010, 0x00080016
 """Tags of Transfer Syntax UID and SOP Class UID."""
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+"""Tags of an item, and of the delimiters of items and sequences."""
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
 _LONG = {vr.encode(): vr for vr in "OB OD OF OL OV OW SQ SV UC UN UR UT UV".split()}
@@ -48,6 +45,64 @@ _SHORT = {vr.encode(): vr for vr in "AE AS AT CS DA DS DT FD FL IS LO LT PN SH S
 _LITTLE = (Struct("<HHL").unpack_from, Struct("<H").unpack_from, Struct("<L").unpack_from)
 _BIG = (Struct(">HHL").unpack_from, Struct(">H").unpack_from, Struct(">L").unpack_from)
 _SEQUENCE_TAGS = frozenset(tag for tag, entry in DicomDictionary.items() if entry[0] == "SQ")
+
+
+class InflatedSource:
+    """Inflate the data set of a deflated file piece by piece; reading on is cheap, going back starts again from the beginning.
+
+    Args:
+        file: the deflated file.
+        start: offset of its data set.
+        limits: at most `max_inflated_mb` are inflated.
+        num_bytes: size of a piece, packed and inflated.
+    Raises:
+        NotUsableError: while reading: inflates_too_far or broken_header.
+    """
+
+    def __init__(self, file: OpenFile, start: int, limits: Limits, num_bytes: int = 1 << 18) -> None:
+        self._file, self._start, self._limit_mb, self._num_bytes = file, start, limits.max_inflated_mb, num_bytes
+        self._begin()
+
+    def _begin(self) -> None:
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._read_from = self._start
+        self._piece, self._piece_offset = b"", 0
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return `count` bytes from `offset` on; fewer only at the end."""
+        if offset < self._piece_offset:
+            self._begin()
+        parts = []
+        while count > 0:
+            first = offset - self._piece_offset
+            part = self._piece[first : first + count]
+            if part:
+                parts.append(part)
+                offset, count = offset + len(part), count - len(part)
+            elif not self._inflate_more():
+                break
+        return b"".join(parts)
+
+    def _inflate_more(self) -> bool:
+        """Inflate the next piece; return False at the end."""
+        self._piece_offset += len(self._piece)
+        self._piece = b""
+        while not self._piece and not self._inflater.eof:
+            packed = self._inflater.unconsumed_tail
+            if not packed:
+                packed = self._file.read(self._read_from, self._num_bytes)
+                self._read_from += len(packed)
+            try:
+                self._piece = self._inflater.decompress(packed, self._num_bytes)
+            except zlib.error:
+                raise _broken("its deflated data set is damaged") from None
+            if not packed and not self._piece:
+                return False  # cut off: the reader of the missing bytes notices
+        inflated = self._piece_offset + len(self._piece)
+        if inflated > self._limit_mb * 2**20:
+            ratio = round(inflated / max(self._read_from - self._start, 1))
+            raise NotUsableError("inflates_too_far", ratio=ratio, limit_mb=f"{self._limit_mb:g}")
+        return bool(self._piece)
 
 
 class Element(NamedTuple):
@@ -98,18 +153,6 @@ class Structure:
         if element is None or not element.value:
             return ""
         return element.value.decode("latin-1").strip(" \0")
-
-    def number(self, tag: int) -> int | None:
-        """Return the value of a data element of 2 bytes (US); None if it is absent."""
-        element = self.elements.get(tag)
-        if element is None or element.value is None or len(element.value) != 2:
-            return None
-        return int.from_bytes(element.value, "little" if self.is_little_endian else "big")
-
-
-def starts_as_dicom(data: bytes) -> bool:
-    """Return whether the first bytes (132 or more, if the file has them) are those of a DICOM file, with or without preamble."""
-    return data[128:132] == b"DICM" or _starts_without_preamble(data)
 
 
 def walk_file(file: OpenFile, limits: Limits, wanted: frozenset[int] | None = None) -> Structure:
@@ -196,7 +239,8 @@ def _walk_file(file: OpenFile, limits: Limits, wanted: frozenset[int] | None, fo
     found.data_set_offset = start
     found.transfer_syntax = found.text(TRANSFER_SYNTAX)
     if found.transfer_syntax == DEFLATED:
-        stream, start = _inflated(file, start, limits), 0
+        source = InflatedSource(file, start, limits, FIRST_BLOCK)
+        stream, start = _Stream(source.read, sys.maxsize, file.size, limits, can_jump=False), 0
     if not stream.reach(start, start + 8):
         raise NotUsableError("truncated_header", bytes=file.size)
     first = stream.data[start - stream.base :][:8]
@@ -208,32 +252,6 @@ def _walk_file(file: OpenFile, limits: Limits, wanted: frozenset[int] | None, fo
             raise NotUsableError(
                 "inflates_too_far", ratio=inflated // file.size, limit_mb=f"{limits.max_inflated_mb:g}"
             )
-
-
-def _inflated(file: OpenFile, start: int, limits: Limits) -> _Stream:
-    """Return the data set of a deflated file as a stream, inflated only as far as bytes are asked for."""
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    position = start
-
-    def read(_: int, count: int) -> bytes:
-        nonlocal position
-        inflated: list[bytes] = []
-        while count > 0 and not inflater.eof:
-            packed = inflater.unconsumed_tail
-            if not packed:
-                packed = file.read(position, FIRST_BLOCK)
-                position += len(packed)
-            try:
-                block = inflater.decompress(packed, count)
-            except zlib.error as error:
-                raise _broken("its deflated data set is damaged") from error
-            if not packed and not block:
-                break  # cut off
-            inflated.append(block)
-            count -= len(block)
-        return b"".join(inflated)
-
-    return _Stream(read, sys.maxsize, file.size, limits, can_jump=False)
 
 
 def _set_encoding(first: bytes, found: Structure) -> None:
@@ -363,9 +381,9 @@ class _Walk:
         while end is None or at < end:
             self._bound(at, at + 8, end, keep_from)
             tag, _, length, start = self._head(at, True)
-            if tag == _SEQUENCE_END and end is None:
+            if tag == SEQUENCE_END and end is None:
                 return at, start, is_implicit
-            if tag != _ITEM:
+            if tag != ITEM:
                 raise _broken("a sequence holds something else than items")
             stream.count_element()
             if length == UNDEFINED:
@@ -391,7 +409,7 @@ class _Walk:
         while end is None or at < end:
             self._bound(at, at + 8, end, keep_from)
             tag, vr, length, start = self._head(at, is_implicit)
-            if tag == _ITEM_END and end is None:
+            if tag == ITEM_END and end is None:
                 return start, is_implicit
             if tag >> 16 == 0xFFFE:
                 raise _broken("an item ends at the wrong place")

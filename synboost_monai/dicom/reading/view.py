@@ -5,50 +5,25 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from synboost_monai.dicom.reading.values import items_in
+
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-VIEW_OF_CODE = {
-    "399214001": "apical_four_chamber",
-    "G-A19C": "apical_four_chamber",
-    "399232001": "apical_two_chamber",
-    "G-A19B": "apical_two_chamber",
-    "399339008": "apical_long_axis",
-    "G-0395": "apical_long_axis",
-    "130681": "apical_four_chamber_right_ventricle",
-    "130682": "apical_four_chamber_right_ventricle",
-    "399139001": "parasternal_long_axis",
-    "G-0396": "parasternal_long_axis",
-    "399306005": "parasternal_short_axis",
-    "G-0397": "parasternal_short_axis",
-    "399239005": "parasternal_short_axis",
-    "G-0398": "parasternal_short_axis",
-    "399371001": "parasternal_short_axis",
-    "G-0399": "parasternal_short_axis",
-    "399036006": "parasternal_short_axis",
-    "G-039A": "parasternal_short_axis",
-    "399271003": "parasternal_short_axis",
-    "G-039B": "parasternal_short_axis",
-    "443082005": "right_ventricle_inflow",
-    "G-0577": "right_ventricle_inflow",
-    "398998003": "right_ventricle_inflow",
-    "G-039C": "right_ventricle_inflow",
-    "443083000": "right_ventricle_outflow",
-    "G-0578": "right_ventricle_outflow",
-    "399195005": "right_ventricle_outflow",
-    "G-039D": "right_ventricle_outflow",
-    "399310008": "subcostal",
-    "G-039E": "subcostal",
-    "399200001": "subcostal",
-    "G-039F": "subcostal",
-    "443640005": "subcostal",
-    "399106004": "suprasternal",
-    "G-03A0": "suprasternal",
-    "399145009": "suprasternal",
-    "G-03A1": "suprasternal",
-    "443698002": "transesophageal",
-    "R-40B0E": "transesophageal",
+_CODES = {
+    "apical_four_chamber": "399214001 G-A19C",
+    "apical_two_chamber": "399232001 G-A19B",
+    "apical_long_axis": "399339008 G-0395",
+    "apical_four_chamber_right_ventricle": "130681 130682",
+    "parasternal_long_axis": "399139001 G-0396",
+    "parasternal_short_axis": "399306005 G-0397 399239005 G-0398 399371001 G-0399 399036006 G-039A 399271003 G-039B",
+    "right_ventricle_inflow": "443082005 G-0577 398998003 G-039C",
+    "right_ventricle_outflow": "443083000 G-0578 399195005 G-039D",
+    "subcostal": "399310008 G-039E 399200001 G-039F 443640005",
+    "suprasternal": "399106004 G-03A0 399145009 G-03A1",
+    "transesophageal": "443698002 R-40B0E",
 }
+VIEW_OF_CODE = {code: view for view, codes in _CODES.items() for code in codes.split()}
 """Code of CID 12226 (SNOMED CT, its older SNOMED RT form, or DICOM) -> view."""
 SCHEMES = ("SCT", "SRT", "SNM3", "99SDM", "DCM")
 """Coding schemes whose codes are looked up; for any other scheme the code's meaning is read as text."""
@@ -84,8 +59,8 @@ def view_of_header(dataset: Dataset) -> str | None:
         apical_four_chamber, apical_two_chamber or another view; None if no view is named, or two are.
     """
     found: set[str] = set()
-    for item in _items(dataset, "ViewCodeSequence"):
-        for code in (item, *_items(item, "ViewModifierCodeSequence")):
+    for item in items_in(dataset, "ViewCodeSequence"):
+        for code in (item, *items_in(item, "ViewModifierCodeSequence")):
             is_known = str(code.get("CodingSchemeDesignator", "")).strip() in SCHEMES
             view = VIEW_OF_CODE.get(str(code.get("CodeValue", "")).strip()) if is_known else None
             view = view or view_of_text(str(code.get("CodeMeaning", "")))
@@ -112,9 +87,3 @@ def view_of_text(text: str) -> str | None:
 
 def _the_one(views: set[str]) -> str | None:
     return next(iter(views)) if len(views) == 1 else None
-
-
-def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """Return the items of a sequence; an empty list if it is missing or not a sequence."""
-    value = dataset.get(keyword)
-    return [] if not value or isinstance(value, (bytes, str)) else list(value)

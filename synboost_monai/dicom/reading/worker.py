@@ -32,17 +32,17 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synboost_monai.dicom.limits import Limits
+from synboost_monai.dicom.reading.files import Closing
 from synboost_monai.dicom.reading.read import ClipFacts, open_ultrasound
 from synboost_monai.dicom.reading.regions import Region
 from synboost_monai.dicom.reading.scanned_file import look
-from synboost_monai.dicom.reasons import NotUsableError
+from synboost_monai.dicom.reasons import NotUsableError, from_json, to_json
 from synboost_monai.processes import ends_with_parent, limit_memory
 
 PREFETCH = 2
@@ -59,7 +59,7 @@ _PIPE_BYTES = 1 << 20
 _SIGNALS = {-signal.SIGKILL: "killed, perhaps for want of memory"}
 
 
-class ReaderPool:
+class ReaderPool(Closing):
     """Run worker processes that read ultrasound files, one file at a time each.
 
     Args:
@@ -101,13 +101,6 @@ class ReaderPool:
             raise
         return stream
 
-    def stream(
-        self, path: str | os.PathLike[str], window: int = 32, frames: Sequence[int] | None = None
-    ) -> Iterator[NDArray[np.uint8]]:
-        """Yield the windows of a file, (T, rows, columns) uint8 of the region; see `ClipStream.read`."""
-        with self.open(path, window) as stream:
-            yield from stream.read(frames)
-
     def check(self, path: str | os.PathLike[str]) -> None:
         """Make sure that a whole file can be read: its header and every frame.
 
@@ -126,25 +119,12 @@ class ReaderPool:
         with ClipStream(self, self._take(), {"look": os.fsdecode(path)}) as stream:
             return stream.ask()
 
-    def facts(self, path: str | os.PathLike[str]) -> ClipFacts:
-        """Return the facts of a file; its frames are read only up to the first that shows something."""
-        with self.open(path) as stream:
-            return stream.facts
-
     def close(self) -> None:
         """End all workers."""
         self._is_closed = True
         for worker in list(self._workers):
             worker.end()
         self._starter.shutdown(wait=False)
-
-    def __enter__(self) -> ReaderPool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _take(self) -> _Worker:
         """Return a free worker; wait for one if all are busy."""
@@ -177,7 +157,7 @@ def _close_quietly(reference: weakref.ref[ReaderPool]) -> None:
         pool.close()
 
 
-class ClipStream:
+class ClipStream(Closing):
     """Receive the facts and frames of one file, which a worker keeps open."""
 
     facts: ClipFacts
@@ -193,7 +173,8 @@ class ClipStream:
 
     def begin(self) -> None:
         """Send the request and wait for the facts."""
-        self.facts = _facts_of_json(self.ask()["facts"])
+        values = _with_tuples(self.ask())
+        self.facts = ClipFacts(**{**values, "region": Region(**_with_tuples(values["region"]))})
         self._is_open = True
 
     def ask(self) -> dict[str, Any]:
@@ -254,24 +235,16 @@ class ClipStream:
                     self._worker.send({"close": True})
             self._pool._give_back(self._worker, self._is_idle and self._worker.is_alive())
 
-    def __enter__(self) -> ClipStream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _receive(self) -> dict[str, Any]:
         """Return the next message; raise the failure if it reports one."""
         length = bytearray(_LENGTH.size)
         self._fill(memoryview(length))
         text = bytearray(_LENGTH.unpack(length)[0])
         self._fill(memoryview(text))
-        message: dict[str, Any] = json.loads(text)
-        if "code" in message:
+        message = from_json(text)
+        if "failure" in message:
             self._is_open, self._is_idle = False, message["is_idle"]
-            raise NotUsableError(message["code"], **message["facts"])
+            raise message["failure"]
         return message
 
     def _fill(self, buffer: memoryview) -> None:
@@ -302,6 +275,11 @@ class ClipStream:
         else:
             how = f"exit status {status}"
         return NotUsableError("decoder_died", how=how)
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values with tuples for the lists that they have become in JSON."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 class _Worker:
@@ -423,7 +401,7 @@ def _serve(request: dict[str, Any], requests: Iterable[bytes], limits: Limits, a
         with open_ultrasound(request["path"], limits) as clip:
             region = clip.facts.region
             signal.alarm(0)  # a slow consumer is not the file's fault
-            sender.put({"facts": _json_of_facts(clip.facts)})
+            sender.put(dataclasses.asdict(clip.facts))
             window = max(1, min(request["window"], MAX_WINDOW_MB * 2**20 // (region.rows * region.columns)))
             for wanted in map(json.loads, requests):
                 if "close" in wanted:
@@ -448,7 +426,7 @@ def _serve(request: dict[str, Any], requests: Iterable[bytes], limits: Limits, a
         failure, is_idle = NotUsableError("decoder_died", how="it failed in a way of its own"), False
     finally:
         signal.alarm(0)
-    sender.put({"code": failure.reason.code, "facts": failure.facts, "is_idle": is_idle})
+    sender.put({"failure": failure, "is_idle": is_idle})
     sender.finish()
 
 
@@ -480,7 +458,7 @@ class _Sender:
                 continue  # nobody reads: drop the remaining messages
             try:
                 is_text = isinstance(message, dict)
-                text = json.dumps(message if is_text else {"num_frames": len(message)}, default=str).encode()
+                text = to_json(message if is_text else {"num_frames": len(message)}).encode()
                 _write(self._answers, _LENGTH.pack(len(text)) + text)
                 if not is_text:
                     _write(self._answers, message.data.cast("B"))
@@ -493,32 +471,3 @@ def _write(descriptor: int, data: bytes | memoryview) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
-
-
-# --- facts as JSON ---------------------------------------------------------------------------------------------------
-
-
-def _json_of_facts(facts: ClipFacts) -> dict[str, Any]:
-    values = {field.name: getattr(facts, field.name) for field in dataclasses.fields(facts)}
-    values["region"] = {field.name: getattr(facts.region, field.name) for field in dataclasses.fields(facts.region)}
-    problem = facts.region.problem
-    values["region"]["problem"] = None if problem is None else [problem.reason.code, problem.facts]
-    return values
-
-
-def _facts_of_json(values: dict[str, Any]) -> ClipFacts:
-    region = dict(values["region"])
-    if region["problem"] is not None:
-        code, facts = region["problem"]
-        region["problem"] = NotUsableError(code, **facts)
-    if region["spacing_mm"] is not None:
-        region["spacing_mm"] = tuple(region["spacing_mm"])
-    times = values["frame_times_ms"]
-    return ClipFacts(
-        **{
-            **values,
-            "region": Region(**region),
-            "frame_times_ms": None if times is None else tuple(times),
-            "r_wave_times_ms": tuple(values["r_wave_times_ms"]),
-        }
-    )

@@ -5,22 +5,29 @@ A made-up patient's name is burned into the picture beside the sector, as many s
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from synboost_monai import __version__
-from synboost_monai.dicom.writing.image import CODE_OF_VIEW, LETTER_OF_SEX, NAMESPACE, coded
+from synboost_monai.dicom.uids import ULTRASOUND_CLIP
+from synboost_monai.dicom.writing.image import (
+    CODE_OF_VIEW,
+    GREY_PIXELS,
+    LETTER_OF_SEX,
+    NAMESPACE,
+    coded,
+    dataset_of,
+    tissue_region,
+)
 from synboost_monai.files import atomic_path
 from synboost_monai.records import EchoRecord
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from pydicom.dataset import Dataset
 
-MULTI_FRAME = "1.2.840.10008.5.1.4.1.1.3.1"
-"""SOP class Ultrasound Multi-frame Image Storage."""
 MARGIN_TOP, MARGIN_SIDE, MARGIN_BOTTOM = 24, 16, 8
 """Margins of the screen around the sector, in pixels."""
 NO_DATE, NO_TIME = "20000101", "120000"
@@ -51,9 +58,7 @@ def write_clip(
     Raises:
         ValueError: if the frames are not uint8 (T, H, W), or the record names no file or no apical view.
     """
-    import uuid
-
-    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.dataset import FileMetaDataset
     from pydicom.uid import UID, ExplicitVRLittleEndian
 
     if frames.ndim != 3 or frames.dtype != np.uint8:
@@ -69,11 +74,11 @@ def write_clip(
         return f"2.25.{uuid.uuid5(NAMESPACE, '/'.join(words)).int}"
 
     screen = _screen(frames, f"{patient} ID-{patient}")
-    dataset = Dataset()
     values: dict[str, Any] = {
+        **GREY_PIXELS,
         "SpecificCharacterSet": "ISO_IR 192",
         "ImageType": ["ORIGINAL", "PRIMARY", "TTE", "0001"],
-        "SOPClassUID": MULTI_FRAME,
+        "SOPClassUID": ULTRASOUND_CLIP,
         "SOPInstanceUID": uid("clip", patient, study, view),
         "StudyDate": NO_DATE,
         "ContentDate": NO_DATE,
@@ -104,22 +109,15 @@ def write_clip(
         "UltrasoundColorDataPresent": 0,
         "ViewCodeSequence": [coded(*CODE_OF_VIEW[view])],
         "AnatomicRegionSequence": [coded("80891009", "Heart")],
-        "SequenceOfUltrasoundRegions": [_region(frames.shape[1:], spacing_mm)],
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
+        "SequenceOfUltrasoundRegions": [tissue_region(MARGIN_SIDE, MARGIN_TOP, frames.shape[1:], spacing_mm)],
         "NumberOfFrames": len(frames),
         "Rows": screen.shape[1],
         "Columns": screen.shape[2],
-        "BitsAllocated": 8,
-        "BitsStored": 8,
-        "HighBit": 7,
-        "PixelRepresentation": 0,
     }
     if record.age is not None:
         values["PatientAge"] = f"{record.age:03d}Y"
-    for keyword, value in {**values, **(overrides or {})}.items():
-        if value is not None:
-            setattr(dataset, keyword, value)
+    values |= overrides or {}
+    dataset = dataset_of(**{keyword: value for keyword, value in values.items() if value is not None})
     pixels = screen.tobytes()
     dataset.add_new(0x7FE00010, "OB", pixels + bytes(len(pixels) % 2))
     dataset.file_meta = FileMetaDataset()
@@ -143,16 +141,3 @@ def _screen(frames: NDArray[np.uint8], words: str) -> NDArray[np.uint8]:
     screen[:, :MARGIN_TOP] = np.asarray(banner)
     screen[:, MARGIN_TOP : MARGIN_TOP + frames.shape[1], MARGIN_SIDE : MARGIN_SIDE + frames.shape[2]] = frames
     return screen
-
-
-def _region(shape: tuple[int, ...], spacing_mm: tuple[float, float]) -> Dataset:
-    from pydicom.dataset import Dataset
-
-    region = Dataset()
-    region.RegionSpatialFormat, region.RegionDataType, region.RegionFlags = 1, 1, 0  # 2-D, tissue
-    region.RegionLocationMinX0, region.RegionLocationMinY0 = MARGIN_SIDE, MARGIN_TOP
-    region.RegionLocationMaxX1 = MARGIN_SIDE + shape[1] - 1
-    region.RegionLocationMaxY1 = MARGIN_TOP + shape[0] - 1
-    region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3  # cm
-    region.PhysicalDeltaX, region.PhysicalDeltaY = spacing_mm[1] / 10, spacing_mm[0] / 10
-    return region

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from synboost_monai.dicom.writing.objects import Provenance, Series, derived_uid, quiet, save, uid_of
-from synboost_monai.dicom.writing.seg import names_frames
+from synboost_monai.dicom.writing.seg import concept_of, names_frames
 from synboost_monai.dicom.writing.sr import NOT_VERIFIED, algorithm_of, report_of
 from synboost_monai.structures import STRUCTURES, Structure
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 SERIES = Series(9105, "Left heart, contours of a neural network")
-"""Series of contours, unless another one is given."""
+"""Series of contours."""
 
 
 def write_contours(
@@ -31,7 +31,6 @@ def write_contours(
     path: str | os.PathLike[str],
     *,
     provenance: Provenance,
-    series: Series = SERIES,
 ) -> str:
     """Write the outlines of frames of an ultrasound object as a Comprehensive SR.
 
@@ -40,7 +39,6 @@ def write_contours(
         label_maps: number of a frame, counted from 1 -> its label map in the whole image, (rows, columns).
         path: path of the file; written whole or not at all.
         provenance: provenance of the label maps.
-        series: number and description of the series.
     Returns:
         The SOP Instance UID.
     Raises:
@@ -60,7 +58,7 @@ def write_contours(
         raise ValueError("contours.py: no frame has a structure to outline")
     instance = uid_of(source_header, "SOPInstanceUID")
     numbers = map(str, sorted(label_maps))
-    identity = (instance, provenance.key, str(series.number), str(series.instance_number), *numbers, "contours")
+    identity = (instance, provenance.key, *SERIES.key, *numbers, "contours")
     with quiet():
         dataset = report_of(
             [source_header],
@@ -68,7 +66,7 @@ def write_contours(
             [NOT_VERIFIED],
             provenance=provenance,
             uids=(derived_uid(*identity, "series"), derived_uid(*identity)),
-            series=series,
+            series=SERIES,
         )
     save(dataset, path)
     return str(dataset.SOPInstanceUID)
@@ -95,7 +93,7 @@ def _group(
     import highdicom.sr as sr
 
     sop_class = uid_of(source, "SOPClassUID")
-    code = sr.CodedConcept(structure.code[0], "SCT", structure.code[1])
+    code = concept_of(structure)
     return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
             uid=derived_uid(*identity, structure.name, str(number)), identifier=f"{structure.words}, frame {number}"

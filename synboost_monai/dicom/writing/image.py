@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from synboost_monai import __version__
+from synboost_monai.dicom.uids import EXPLICIT, ULTRASOUND_IMAGE
 from synboost_monai.files import atomic_path
 from synboost_monai.records import EchoRecord
 from synboost_monai.structures import STRUCTURES, Structure
@@ -22,12 +24,8 @@ from synboost_monai.structures import STRUCTURES, Structure
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-ULTRASOUND_IMAGE = "1.2.840.10008.5.1.4.1.1.6.1"
-"""SOP class Ultrasound Image Storage."""
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 """SOP class Segmentation Storage."""
-EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
-"""Transfer syntax Explicit VR Little Endian."""
 SYNTHETIC_DATA = 0x0008001C
 """Tag of Synthetic Data, which is YES for artificial content."""
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://synboost-monai/synthetic")
@@ -41,6 +39,15 @@ CODE_OF_VIEW = {
     "apical_four_chamber": ("399214001", "Apical four chamber"),
 }
 """View -> SNOMED CT code and meaning (DICOM CID 12226)."""
+GREY_PIXELS = {
+    "SamplesPerPixel": 1,
+    "PhotometricInterpretation": "MONOCHROME2",
+    "BitsAllocated": 8,
+    "BitsStored": 8,
+    "HighBit": 7,
+    "PixelRepresentation": 0,
+}
+"""Attributes of 8-bit grey pixels."""
 LETTER_OF_SEX = {"male": "M", "female": "F"}
 """Sex in a datalist -> Patient's Sex in DICOM."""
 
@@ -123,9 +130,9 @@ def _ultrasound_image(
     what: str,
     view: str | None,
 ) -> Dataset:
-    height, width = image.shape
-    dataset = _dataset(
+    dataset = dataset_of(
         **about,
+        **GREY_PIXELS,
         SOPClassUID=ULTRASOUND_IMAGE,
         SOPInstanceUID=_uid(identity, "image"),
         Modality="US",
@@ -141,29 +148,9 @@ def _ultrasound_image(
         LossyImageCompression="00",
         UltrasoundColorDataPresent=0,
         AnatomicRegionSequence=[coded("80891009", "Heart")],
-        SequenceOfUltrasoundRegions=[
-            _dataset(
-                RegionSpatialFormat=1,  # 2-D
-                RegionDataType=1,  # tissue
-                RegionFlags=0,
-                RegionLocationMinX0=0,
-                RegionLocationMinY0=0,
-                RegionLocationMaxX1=width - 1,
-                RegionLocationMaxY1=height - 1,
-                PhysicalUnitsXDirection=3,  # cm
-                PhysicalUnitsYDirection=3,
-                PhysicalDeltaX=spacing_mm[1] / 10,
-                PhysicalDeltaY=spacing_mm[0] / 10,
-            )
-        ],
-        SamplesPerPixel=1,
-        PhotometricInterpretation="MONOCHROME2",
-        Rows=height,
-        Columns=width,
-        BitsAllocated=8,
-        BitsStored=8,
-        HighBit=7,
-        PixelRepresentation=0,
+        SequenceOfUltrasoundRegions=[tissue_region(0, 0, image.shape, spacing_mm)],
+        Rows=image.shape[0],
+        Columns=image.shape[1],
     )
     if view in CODE_OF_VIEW:
         dataset.ViewCodeSequence = [coded(*CODE_OF_VIEW[view])]
@@ -172,15 +159,14 @@ def _ultrasound_image(
 
 
 def _segmentation(label_map: np.ndarray, picture: Dataset, identity: str, about: dict[str, Any]) -> Dataset:
-    masks = np.stack(
-        [label_map == structure.class_index for structure in STRUCTURES]
-    )  # (S, H, W), one frame per segment
+    # (S, H, W), one frame per segment
+    masks = np.stack([label_map == structure.class_index for structure in STRUCTURES])
     reference = {
         "ReferencedSOPClassUID": str(picture.SOPClassUID),
         "ReferencedSOPInstanceUID": str(picture.SOPInstanceUID),
     }
     organisation = _uid(identity, "dimensions")
-    dataset = _dataset(
+    dataset = dataset_of(
         **about,
         SOPClassUID=SEGMENTATION,
         SOPInstanceUID=_uid(identity, "segmentation"),
@@ -211,13 +197,13 @@ def _segmentation(label_map: np.ndarray, picture: Dataset, identity: str, about:
         SegmentsOverlap="NO",
         SegmentSequence=[_segment(number, structure) for number, structure in enumerate(STRUCTURES, start=1)],
         ReferencedSeriesSequence=[
-            _dataset(
-                SeriesInstanceUID=str(picture.SeriesInstanceUID), ReferencedInstanceSequence=[_dataset(**reference)]
+            dataset_of(
+                SeriesInstanceUID=str(picture.SeriesInstanceUID), ReferencedInstanceSequence=[dataset_of(**reference)]
             )
         ],
-        DimensionOrganizationSequence=[_dataset(DimensionOrganizationUID=organisation)],
+        DimensionOrganizationSequence=[dataset_of(DimensionOrganizationUID=organisation)],
         DimensionIndexSequence=[
-            _dataset(
+            dataset_of(
                 DimensionOrganizationUID=organisation,
                 DimensionIndexPointer=0x0062000B,  # Referenced Segment Number
                 FunctionalGroupPointer=0x0062000A,  # in Segment Identification Sequence
@@ -225,12 +211,12 @@ def _segmentation(label_map: np.ndarray, picture: Dataset, identity: str, about:
             )
         ],
         SharedFunctionalGroupsSequence=[
-            _dataset(
+            dataset_of(
                 DerivationImageSequence=[
-                    _dataset(
+                    dataset_of(
                         DerivationCodeSequence=[coded("113076", "Segmentation", "DCM")],
                         SourceImageSequence=[
-                            _dataset(
+                            dataset_of(
                                 **reference,
                                 PurposeOfReferenceCodeSequence=[
                                     coded("121322", "Source image for image processing operation", "DCM")
@@ -243,9 +229,9 @@ def _segmentation(label_map: np.ndarray, picture: Dataset, identity: str, about:
             )
         ],
         PerFrameFunctionalGroupsSequence=[
-            _dataset(
-                FrameContentSequence=[_dataset(DimensionIndexValues=[number])],
-                SegmentIdentificationSequence=[_dataset(ReferencedSegmentNumber=number)],
+            dataset_of(
+                FrameContentSequence=[dataset_of(DimensionIndexValues=[number])],
+                SegmentIdentificationSequence=[dataset_of(ReferencedSegmentNumber=number)],
             )
             for number in range(1, len(masks) + 1)
         ],
@@ -256,7 +242,7 @@ def _segmentation(label_map: np.ndarray, picture: Dataset, identity: str, about:
 
 
 def _segment(number: int, structure: Structure) -> Dataset:
-    return _dataset(
+    return dataset_of(
         SegmentNumber=number,
         SegmentLabel=structure.name,
         SegmentAlgorithmType="AUTOMATIC",
@@ -268,16 +254,63 @@ def _segment(number: int, structure: Structure) -> Dataset:
 
 def coded(value: str, meaning: str, scheme: str = "SCT") -> Dataset:
     """Return an item of a code sequence."""
-    return _dataset(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+    return dataset_of(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
 
-def _dataset(**attributes: Any) -> Dataset:
+def tissue_region(left: int, top: int, shape: tuple[int, ...], spacing_mm: tuple[float, float]) -> Dataset:
+    """Return a region of two-dimensional tissue of this shape, (rows, columns), with its first pixel at `left` and `top`."""
+    return dataset_of(
+        RegionSpatialFormat=1,  # 2-D
+        RegionDataType=1,  # tissue
+        RegionFlags=0,
+        RegionLocationMinX0=left,
+        RegionLocationMinY0=top,
+        RegionLocationMaxX1=left + shape[1] - 1,
+        RegionLocationMaxY1=top + shape[0] - 1,
+        PhysicalUnitsXDirection=3,  # cm
+        PhysicalUnitsYDirection=3,
+        PhysicalDeltaX=spacing_mm[1] / 10,
+        PhysicalDeltaY=spacing_mm[0] / 10,
+    )
+
+
+def dataset_of(**attributes: Any) -> Dataset:
+    """Return a data set of these attributes."""
     from pydicom.dataset import Dataset
 
     dataset = Dataset()
+    set_attributes(dataset, attributes)
+    return dataset
+
+
+def set_attributes(dataset: Dataset, attributes: Mapping[str, Any]) -> None:
+    """Set attributes by keyword."""
     for keyword, value in attributes.items():
         setattr(dataset, keyword, value)
-    return dataset
+
+
+def set_file_meta(dataset: Dataset, transfer_syntax: str, implementation: str) -> None:
+    """Give a data set the file meta information that names it and our software.
+
+    Args:
+        dataset: with SOP class and instance UID.
+        transfer_syntax: in which it will be written.
+        implementation: UID of the software.
+    """
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import UID
+
+    dataset.file_meta = FileMetaDataset()
+    set_attributes(
+        dataset.file_meta,
+        {
+            "MediaStorageSOPClassUID": UID(dataset.SOPClassUID),
+            "MediaStorageSOPInstanceUID": UID(dataset.SOPInstanceUID),
+            "TransferSyntaxUID": UID(transfer_syntax),
+            "ImplementationClassUID": UID(implementation),
+            "ImplementationVersionName": "SYNBOOST",
+        },
+    )
 
 
 def _even(content: bytes) -> bytes:
@@ -288,16 +321,8 @@ def _even(content: bytes) -> bytes:
 def _save(dataset: Dataset, path: Path) -> None:
     """Write a DICOM file with its preamble and file meta information, with pydicom 2.4 or 3."""
     import pydicom
-    from pydicom.dataset import FileMetaDataset
-    from pydicom.uid import UID
 
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = UID(EXPLICIT_LITTLE_ENDIAN)
-    meta.ImplementationClassUID = UID(_uid("implementation", "SynBoost-MONAI"))
-    meta.ImplementationVersionName = "SYNBOOST"
-    dataset.file_meta = meta
+    set_file_meta(dataset, EXPLICIT, _uid("implementation", "SynBoost-MONAI"))
     if int(pydicom.__version__.split(".")[0]) >= 3:
         dataset.save_as(path, enforce_file_format=True)
     else:

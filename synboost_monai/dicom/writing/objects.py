@@ -23,7 +23,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from synboost_monai import __version__
 from synboost_monai.dicom.quiet import quiet
 from synboost_monai.dicom.reasons import NotUsableError
-from synboost_monai.dicom.writing.image import EXPLICIT_LITTLE_ENDIAN, LETTER_OF_SEX
+from synboost_monai.dicom.uids import DEFLATED, EXPLICIT, JPEG_BASELINE, JPEG_EXTENDED
+from synboost_monai.dicom.writing.image import (
+    LETTER_OF_SEX,
+    dataset_of,
+    set_attributes,
+    set_file_meta,
+)
 from synboost_monai.files import atomic_path
 
 if TYPE_CHECKING:
@@ -35,15 +41,9 @@ NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://synboost-monai/derived")
 """Namespace of the UIDs of derived objects; they are 2.25.N with N a name-based UUID (PS3.5 B.2)."""
 IMPLEMENTATION_CLASS_UID = f"2.25.{uuid.uuid5(NAMESPACE, 'implementation').int}"
 """UID in the file meta information that says which software wrote a file."""
-RLE_LOSSLESS = "1.2.840.10008.1.2.5"
-"""Transfer syntax RLE Lossless."""
-JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
-"""Transfer syntax JPEG Baseline, which is lossy."""
-DEFLATED = "1.2.840.10008.1.2.1.99"
-"""Transfer syntax Deflated Explicit VR Little Endian: the whole data set is compressed without loss."""
 LOSSY_SYNTAXES = {
     JPEG_BASELINE: "ISO_10918_1",
-    "1.2.840.10008.1.2.4.51": "ISO_10918_1",
+    JPEG_EXTENDED: "ISO_10918_1",
     "1.2.840.10008.1.2.4.81": "ISO_14495_1",
     "1.2.840.10008.1.2.4.91": "ISO_15444_1",
     "1.2.840.10008.1.2.4.203": "ISO_15444_15",
@@ -101,6 +101,11 @@ class Provenance:
         """All fields in one line, for hashing."""
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=True)
 
+    @property
+    def serial_number(self) -> str:
+        """Serial number of the model as a device: the start of the hash of its weights."""
+        return self.weights_sha256[:16] or "0"
+
     def parameters(self) -> dict[str, str]:
         """Return the algorithm's parameters as they are written into an object, in this order."""
         facts = {
@@ -119,8 +124,11 @@ class Series:
     number: int
     """Series Number; ours are far above the numbers that scanners use."""
     description: str
-    instance_number: int = 1
-    """Instance Number of the object within the series."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Return the words for hashing: its number, and that of its only object."""
+        return str(self.number), "1"
 
 
 def derived_uid(*parts: str) -> str:
@@ -245,25 +253,58 @@ def patient_and_study(source: Dataset) -> dict[str, Any]:
     return about
 
 
+def own_attributes(source: Dataset, provenance: Provenance, series: Series) -> dict[str, Any]:
+    """Return the attributes of patient, study, series, equipment and date of an object that highdicom does not make."""
+    date, time = content_date_time(source)
+    return patient_and_study(source) | {
+        "SeriesNumber": series.number,
+        "SeriesDescription": ascii_text(series.description)[:64],
+        "InstanceNumber": 1,
+        "ContentDate": date,
+        "ContentTime": time,
+        "Manufacturer": MANUFACTURER,
+        "ManufacturerModelName": ascii_text(provenance.model)[:64],
+        "DeviceSerialNumber": provenance.serial_number,
+        "SoftwareVersions": __version__,
+    }
+
+
+def builder_options(provenance: Provenance, series: Series) -> dict[str, Any]:
+    """Return the options of highdicom's builders for series and equipment."""
+    return {
+        "series_number": series.number,
+        "series_description": ascii_text(series.description)[:64],
+        "instance_number": 1,
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": ascii_text(provenance.model)[:64],
+        "device_serial_number": provenance.serial_number,
+        "software_versions": ascii_text(provenance.software_version)[:64],
+    }
+
+
+def reference_to(source: Dataset) -> Dataset:
+    """Return an item of a sequence that refers to the source."""
+    return dataset_of(
+        ReferencedSOPClassUID=uid_of(source, "SOPClassUID"),
+        ReferencedSOPInstanceUID=uid_of(source, "SOPInstanceUID"),
+    )
+
+
 def evidence_of(source: Dataset) -> Dataset:
     """Return a small data set that represents the source in highdicom's builders: its identity alone; `settle` adds patient and study.
 
     It is a new data set, so that changing it never changes the source, and highdicom, which prints names and knows few character sets,
     sees no text of the source.
     """
-    from pydicom.dataset import Dataset
-
-    evidence = Dataset()
+    about = {keyword: otherwise for keyword, otherwise in _PATIENT_AND_STUDY.items() if otherwise is not None}
+    uids = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
     with quiet():  # pydicom prints values that it does not like
-        for keyword, otherwise in _PATIENT_AND_STUDY.items():
-            if otherwise is not None:
-                setattr(evidence, keyword, otherwise)
-        for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
-            setattr(evidence, keyword, uid_of(source, keyword))
-        evidence.Modality = "US"
-        for keyword in ("Rows", "Columns"):
-            setattr(evidence, keyword, number_of(source, keyword, 0))
-    return evidence
+        return dataset_of(
+            **about,
+            **{keyword: uid_of(source, keyword) for keyword in uids},
+            **{keyword: number_of(source, keyword, 0) for keyword in ("Rows", "Columns")},
+            Modality="US",
+        )
 
 
 def set_lossy_history(dataset: Dataset, source: Dataset) -> None:
@@ -308,15 +349,14 @@ def settle(dataset: Dataset, source: Dataset) -> None:
         equipment.ContributionDateTime = date + time
     if "SpecificCharacterSet" in dataset:
         del dataset.SpecificCharacterSet
-    for keyword, value in patient_and_study(source).items():
-        setattr(dataset, keyword, value)
+    set_attributes(dataset, patient_and_study(source))
 
 
 def save(
     dataset: Dataset,
     path: str | os.PathLike[str],
     write_tail: Callable[[BinaryIO], None] | None = None,
-    transfer_syntax: str = EXPLICIT_LITTLE_ENDIAN,
+    transfer_syntax: str = EXPLICIT,
 ) -> None:
     """Write a data set as a DICOM file, whole or not at all: temporary file, fsync, rename.
 
@@ -329,22 +369,16 @@ def save(
     Raises:
         NotUsableError: if the file cannot be written.
     """
-    from pydicom.dataset import FileMetaDataset
     from pydicom.uid import UID
 
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(dataset.SOPClassUID)
-    meta.MediaStorageSOPInstanceUID = UID(dataset.SOPInstanceUID)
-    meta.TransferSyntaxUID = UID(transfer_syntax)
-    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = "SYNBOOST"
-    dataset.file_meta = meta
+    set_file_meta(dataset, transfer_syntax, IMPLEMENTATION_CLASS_UID)
+    meta = dataset.file_meta
     try:
         with quiet(), atomic_path(path) as temporary:
             with open(temporary, "wb+") as file:
                 if transfer_syntax == DEFLATED:
                     with tempfile.TemporaryFile(dir=temporary.parent) as plain:
-                        meta.TransferSyntaxUID = UID(EXPLICIT_LITTLE_ENDIAN)
+                        meta.TransferSyntaxUID = UID(EXPLICIT)
                         _write(dataset, plain, write_tail)
                         meta.TransferSyntaxUID = UID(DEFLATED)
                         recode_deflated(plain, file, meta, zlib.compressobj(wbits=-zlib.MAX_WBITS))

@@ -16,24 +16,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from synboost_monai import __version__
 from synboost_monai.dicom import elements
-from synboost_monai.dicom.writing.clip import MULTI_FRAME
-from synboost_monai.dicom.writing.image import EXPLICIT_LITTLE_ENDIAN, coded
+from synboost_monai.dicom.uids import EXPLICIT, JPEG_BASELINE, ULTRASOUND_CLIP
+from synboost_monai.dicom.writing.image import GREY_PIXELS, coded, dataset_of
 from synboost_monai.dicom.writing.objects import (
-    JPEG_BASELINE,
-    MANUFACTURER,
-    MAX_PIXEL_BYTES,
-    RLE_LOSSLESS,
     Provenance,
     Series,
     ascii_text,
-    content_date_time,
     derived_uid,
     lossy_steps,
     number_of,
-    patient_and_study,
+    own_attributes,
     quiet,
+    reference_to,
     save,
     set_lossy_history,
     uid_of,
@@ -50,14 +45,12 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """SOP class Secondary Capture Image Storage, for one frame."""
 MULTI_FRAME_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7.4"
 """SOP class Multi-frame True Color Secondary Capture Image Storage, for frames without times."""
-COMPRESSIONS = ("auto", "none", "rle", "jpeg")
-"""auto: none for small objects, jpeg for larger ones. All but jpeg are without loss."""
 JPEG_QUALITY = 90
 """Quality of JPEG, 1 to 100: the sector of a clip of 480 x 640 takes 26 kB a frame, about half of its source's."""
 SERIES = Series(9103, "Left heart, outlined by a neural network")
-"""Series of overlays, unless another one is given."""
+"""Series of overlays."""
 MAX_PLAIN_BYTES = 4 << 20
-"""Largest pixel data in bytes that are not compressed; every archive accepts uncompressed pixels."""
+"""Largest pixel data in bytes that are not compressed as JPEG; every archive accepts uncompressed pixels."""
 PIXELS_OF_LINE = 300
 """Pixels of the picture's longer side for each pixel of an outline's width: two pixels keep their colour in JPEG, which halves the
 columns of colours."""
@@ -85,8 +78,6 @@ def write_overlay(
     *,
     display: Display,
     provenance: Provenance,
-    compression: str = "auto",
-    series: Series = SERIES,
 ) -> str:
     """Write frames of an ultrasound object with outlines.
 
@@ -97,8 +88,6 @@ def write_overlay(
         path: path of the file; written whole or not at all.
         display: sector, size of the pixels and times of the frames.
         provenance: provenance of the label maps.
-        compression: one of `COMPRESSIONS`.
-        series: number and description of the series.
     Returns:
         The SOP Instance UID.
     Raises:
@@ -109,18 +98,13 @@ def write_overlay(
     numbers = [int(number) for number in frame_numbers]
     if sector.ndim != 2 or not numbers or numbers[0] < 1 or any(b <= a for a, b in zip(numbers, numbers[1:])):
         raise ValueError("overlay.py: expected a sector (h, w) and rising frame numbers from 1")
-    if compression not in COMPRESSIONS:
-        raise ValueError(f"overlay.py: compression is one of {', '.join(COMPRESSIONS)}, got {compression!r}")
     num_bytes = 3 * sector.size * len(numbers)
-    if compression == "auto":
-        compression = "none" if num_bytes <= MAX_PLAIN_BYTES else "jpeg"
-    if compression == "none" and num_bytes > MAX_PIXEL_BYTES:
-        raise ValueError("overlay.py: more than one DICOM object holds uncompressed (4 GB); use jpeg or rle")
+    is_jpeg = num_bytes > MAX_PLAIN_BYTES
     if times is not None and len(times) != len(numbers):
         raise ValueError(f"overlay.py: {len(times)} frame times for {len(numbers)} frames")
     with quiet():
-        dataset = _describe(source_header, numbers, display, provenance, series)
-        if compression == "jpeg":
+        dataset = _describe(source_header, numbers, display, provenance)
+        if is_jpeg:
             _set_jpeg(dataset)
         if len(numbers) > 1:
             _set_frame_times(dataset, times, numbers)
@@ -128,29 +112,18 @@ def write_overlay(
     pictures = _pictures(windows, sector, len(numbers))
 
     def write_tail(file: BinaryIO) -> None:
-        if compression == "jpeg":
+        if is_jpeg:
             _write_jpeg(file, pictures, len(numbers), num_bytes, lossy_steps(source_header))
-        elif compression == "none":
-            file.write(elements.element_header(elements.PIXEL_DATA, "OB", num_bytes + num_bytes % 2))
-            for picture in pictures:
-                file.write(picture.tobytes())
-            file.write(bytes(num_bytes % 2))
         else:
-            from rle.rle import encode_frame  # from pylibjpeg-rle: pydicom alone takes a hundred times as long
+            elements.write_native_pixels(file, num_bytes, pictures)
 
-            pixels = elements.EncapsulatedPixels(file, len(numbers))
-            for picture in pictures:
-                pixels.add(encode_frame(picture.tobytes(), *picture.shape, 8, "<"))
-            pixels.close()
-
-    syntaxes = {"none": EXPLICIT_LITTLE_ENDIAN, "rle": RLE_LOSSLESS, "jpeg": JPEG_BASELINE}
-    save(dataset, path, write_tail, syntaxes[compression])
+    save(dataset, path, write_tail, JPEG_BASELINE if is_jpeg else EXPLICIT)
     return str(dataset.SOPInstanceUID)
 
 
 def write_overlay_png(
     grey: NDArray[Any],
-    label_map: NDArray[Any] | None,
+    label_map: NDArray[Any],
     sector: NDArray[Any],
     path: str | os.PathLike[str],
     spacing_mm: Sequence[float] | None = None,
@@ -160,7 +133,7 @@ def write_overlay_png(
 
     Args:
         grey: (h, w) uint8.
-        label_map: (h, w); None for the frame alone.
+        label_map: (h, w).
         sector: (h, w), True inside.
         path: path of the file; written whole or not at all.
         spacing_mm: (row, column).
@@ -174,9 +147,7 @@ def write_overlay_png(
     small = np.asarray(
         Image.fromarray(np.where(sector, grey, 0).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
     )
-    labels = np.zeros(small.shape, np.uint8)
-    if label_map is not None:
-        labels = np.asarray(Image.fromarray(label_map.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
+    labels = np.asarray(Image.fromarray(label_map.astype(np.uint8)).resize(size, Image.Resampling.NEAREST))
     inside = np.asarray(Image.fromarray(np.asarray(sector).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0
     with atomic_path(path) as temporary:
         Image.fromarray(draw_outlines(small, labels, inside, 2)).save(temporary, format="PNG")
@@ -273,50 +244,24 @@ def _write_jpeg(
     file.seek(0, os.SEEK_END)
 
 
-def _describe(
-    source: Dataset,
-    numbers: Sequence[int],
-    display: Display,
-    provenance: Provenance,
-    series: Series,
-) -> Dataset:
+def _describe(source: Dataset, numbers: Sequence[int], display: Display, provenance: Provenance) -> Dataset:
     """Return the whole object except its pixels and frame times."""
-    from pydicom.dataset import Dataset
-
     instance, sop_class = uid_of(source, "SOPInstanceUID"), uid_of(source, "SOPClassUID")
-    identity = (
-        instance,
-        provenance.key,
-        str(series.number),
-        str(series.instance_number),
-        series.description,
-        *map(str, numbers),
-        "overlay",
-    )
+    identity = (instance, provenance.key, *SERIES.key, SERIES.description, *map(str, numbers), "overlay")
     (rows, columns), spacing_mm = np.shape(display.sector), display.spacing_mm
-    date, time = content_date_time(source)
-    reference = Dataset()
-    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = sop_class, instance
+    reference = reference_to(source)
     if names_frames(sop_class, numbers) and len(numbers) != number_of(source, "NumberOfFrames", 1):  # else: all frames
         reference.ReferencedFrameNumber = list(numbers)
     reference.PurposeOfReferenceCodeSequence = [coded("121322", "Source image for image processing operation", "DCM")]
-    dataset = Dataset()
-    about = patient_and_study(source) | {
+    about = {
+        **own_attributes(source, provenance, SERIES),
+        **GREY_PIXELS,
         "SOPClassUID": MULTI_FRAME_SECONDARY_CAPTURE if len(numbers) > 1 else SECONDARY_CAPTURE,
         "ConversionType": "WSD",
         "SOPInstanceUID": derived_uid(*identity),
         "Modality": "US",
         "SeriesInstanceUID": derived_uid(*identity, "series"),
-        "SeriesNumber": series.number,
-        "SeriesDescription": ascii_text(series.description)[:64],
-        "InstanceNumber": series.instance_number,
-        "ContentDate": date,
-        "ContentTime": time,
         "ImageType": ["DERIVED", "SECONDARY"],
-        "Manufacturer": MANUFACTURER,
-        "ManufacturerModelName": ascii_text(provenance.model)[:64],
-        "DeviceSerialNumber": provenance.weights_sha256[:16] or "0",
-        "SoftwareVersions": __version__,
         "BodyPartExamined": "HEART",
         "PatientOrientation": "",
         "DerivationDescription": ascii_text(
@@ -330,16 +275,11 @@ def _describe(
         "PlanarConfiguration": 0,
         "Rows": rows,
         "Columns": columns,
-        "BitsAllocated": 8,
-        "BitsStored": 8,
-        "HighBit": 7,
-        "PixelRepresentation": 0,
     }
     if len(numbers) > 1 and display.frame_times_ms is not None:
-        about["SOPClassUID"] = MULTI_FRAME
+        about["SOPClassUID"] = ULTRASOUND_CLIP
         del about["ConversionType"]  # of secondary captures
-    for keyword, value in about.items():
-        setattr(dataset, keyword, value)
+    dataset = dataset_of(**about)
     set_lossy_history(dataset, source)
     if spacing_mm is not None and abs(spacing_mm[0] / spacing_mm[1] - 1) > 1e-3:
         dataset.PixelAspectRatio = [round(1000 * spacing_mm[0] / spacing_mm[1]), 1000]

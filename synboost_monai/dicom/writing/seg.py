@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from synboost_monai.dicom import elements
-from synboost_monai.dicom.reading.scanned_file import MULTI_FRAME_CAPTURES
-from synboost_monai.dicom.writing.image import EXPLICIT_LITTLE_ENDIAN, ULTRASOUND_IMAGE
+from synboost_monai.dicom.uids import DEFLATED, EXPLICIT, MULTI_FRAME_CAPTURES, ULTRASOUND_CLIPS, ULTRASOUND_IMAGE
+from synboost_monai.dicom.writing.image import dataset_of
 from synboost_monai.dicom.writing.objects import (
-    DEFLATED,
     MANUFACTURER,
     MAX_PIXEL_BYTES,
     Provenance,
     Series,
     ascii_text,
+    builder_options,
     derived_uid,
     evidence_of,
     number_of,
@@ -32,7 +32,7 @@ from synboost_monai.dicom.writing.objects import (
     settle,
     uid_of,
 )
-from synboost_monai.structures import NUM_CLASSES, STRUCTURES
+from synboost_monai.structures import NUM_CLASSES, STRUCTURES, Structure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 SEGMENTATION_TYPES = ("BINARY", "LABELMAP")
 """BINARY: a frame of bits for each frame and structure, which every archive and viewer accepts. LABELMAP: one frame of class indices
 for each frame, in a newer SOP class that many archives do not know yet."""
-MULTI_FRAME_ULTRASOUND = ("1.2.840.10008.5.1.4.1.1.3.1", "1.2.840.10008.5.1.4.1.1.3")
-"""Ultrasound Multi-frame Image Storage, and its retired form: references to them name the frame."""
 MAX_PLAIN_BYTES = 1 << 20
 """Largest pixel data in bytes that are not compressed; every archive accepts uncompressed pixels."""
 NOMINAL_ORIENTATION = [1, 0, 0, 0, 1, 0]
@@ -52,7 +50,7 @@ PLANE_THICKNESS_MM = "0.001"
 """Slice Thickness beside it: readers take no pixel size without one, and the standard forbids zero. It is so thin that nobody takes a
 sum of voxels for a volume."""
 SERIES = Series(9101, "Left heart, segmented by a neural network")
-"""Series of segmentations, unless another one is given."""
+"""Series of segmentations."""
 
 
 def write_segmentation(
@@ -63,7 +61,6 @@ def write_segmentation(
     *,
     provenance: Provenance,
     segmentation_type: str = "BINARY",
-    series: Series = SERIES,
     nominal_spacing_mm: Sequence[float] | None = None,
 ) -> str:
     """Write a segmentation of some or all frames of an ultrasound object.
@@ -78,7 +75,6 @@ def write_segmentation(
         path: path of the file; written whole or not at all.
         provenance: provenance of the label maps.
         segmentation_type: BINARY or LABELMAP.
-        series: number and description of the series; the content has the same description.
         nominal_spacing_mm: (row, column) size of the source's pixels, to be stated with `NOMINAL_ORIENTATION`; None: neither.
     Returns:
         The SOP Instance UID.
@@ -98,7 +94,7 @@ def write_segmentation(
             f"seg.py: {len(frame_numbers)} frames of {shape[0]} x {shape[1]} need {num_bytes} bytes, more than one DICOM object "
             "holds (4 GB); write fewer frames to each"
         )
-    dataset = _template(source_header, frame_numbers, provenance, segmentation_type, series)
+    dataset = _template(source_header, frame_numbers, provenance, segmentation_type)
     dataset.SharedFunctionalGroupsSequence = [_shared_groups(nominal_spacing_mm)]
     dataset.NumberOfFrames = num_frames
     dataset.Rows, dataset.Columns = shape
@@ -106,12 +102,9 @@ def write_segmentation(
 
     def write_tail(file: BinaryIO) -> None:
         _write_frame_groups(file, source_header, frame_numbers, is_binary)
-        file.write(elements.element_header(elements.PIXEL_DATA, "OB", num_bytes + num_bytes % 2))
-        for part in _packed(windows) if is_binary else (window.tobytes() for window in windows):
-            file.write(part)
-        file.write(bytes(num_bytes % 2))
+        elements.write_native_pixels(file, num_bytes, _packed(windows) if is_binary else windows)
 
-    save(dataset, path, write_tail, EXPLICIT_LITTLE_ENDIAN if num_bytes <= MAX_PLAIN_BYTES else DEFLATED)
+    save(dataset, path, write_tail, EXPLICIT if num_bytes <= MAX_PLAIN_BYTES else DEFLATED)
     return str(dataset.SOPInstanceUID)
 
 
@@ -121,7 +114,7 @@ def names_frames(sop_class: str, frame_numbers: Sequence[int]) -> bool:
     It does so for a clip, and for an object of a single-frame class that has several frames against the standard, since nothing else
     would tell them apart.
     """
-    return sop_class in MULTI_FRAME_ULTRASOUND or sop_class in MULTI_FRAME_CAPTURES or max(frame_numbers) > 1
+    return sop_class in ULTRASOUND_CLIPS or sop_class in MULTI_FRAME_CAPTURES or max(frame_numbers) > 1
 
 
 def _checked_numbers(frame_numbers: Sequence[int], num_source_frames: int) -> list[int]:
@@ -216,24 +209,17 @@ def _write_frame_groups(file: BinaryIO, source: Dataset, frame_numbers: Sequence
     file.write(elements.SEQUENCE_END)
 
 
-def _template(
-    source: Dataset,
-    frame_numbers: Sequence[int],
-    provenance: Provenance,
-    segmentation_type: str,
-    series: Series,
-) -> Dataset:
+def _template(source: Dataset, frame_numbers: Sequence[int], provenance: Provenance, segmentation_type: str) -> Dataset:
     """Return the whole object except its frames, from highdicom's segmentation of one pixel."""
     import highdicom
     from pydicom.sr.codedict import codes
 
     instance = uid_of(source, "SOPInstanceUID")
-    facts = (segmentation_type, series.number, series.instance_number, series.description, *frame_numbers)
-    identity = (instance, provenance.key, *map(str, facts))
+    numbers = map(str, frame_numbers)
+    identity = (instance, provenance.key, segmentation_type, *SERIES.key, SERIES.description, *numbers)
     evidence = evidence_of(source)
-    evidence.SOPClassUID = (
-        ULTRASOUND_IMAGE  # highdicom takes a multi-frame source for an enhanced one, with positions of planes
-    )
+    # highdicom takes a multi-frame source for an enhanced one, with positions of planes
+    evidence.SOPClassUID = ULTRASOUND_IMAGE
     evidence.Rows = evidence.Columns = 1
     with quiet():
         algorithm = highdicom.AlgorithmIdentificationSequence(
@@ -248,7 +234,7 @@ def _template(
                 segment_number=structure.class_index,
                 segment_label=structure.name.replace("_", " ").capitalize(),
                 segmented_property_category=codes.SCT.AnatomicalStructure,
-                segmented_property_type=_code(*structure.code),
+                segmented_property_type=concept_of(structure),
                 algorithm_type="AUTOMATIC",
                 algorithm_identification=algorithm,
                 tracking_uid=derived_uid(instance, provenance.key, "tracking", structure.name),
@@ -266,18 +252,12 @@ def _template(
             segmentation_type=segmentation_type,
             segment_descriptions=segments,
             series_instance_uid=derived_uid(*identity, "segmentation series"),
-            series_number=series.number,
             sop_instance_uid=derived_uid(*identity, "segmentation"),
-            instance_number=series.instance_number,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=ascii_text(provenance.model)[:64],
-            software_versions=ascii_text(provenance.software_version)[:64],
-            device_serial_number=provenance.weights_sha256[:16] or "0",
-            content_description=ascii_text(series.description)[:64],
+            content_description=SERIES.description,
             content_label="LEFT_HEART",
             content_creator_name=f"Software^{MANUFACTURER}",
-            series_description=ascii_text(series.description)[:64],
             omit_empty_frames=False,
+            **builder_options(provenance, SERIES),
         )
         settle(dataset, source)
         set_lossy_history(dataset, source)
@@ -291,45 +271,40 @@ def _template(
     return dataset
 
 
-def _code(value: str, meaning: str) -> Any:
+def concept_of(structure: Structure) -> Any:
+    """Return the code of a structure for highdicom."""
     from highdicom.sr import CodedConcept
 
+    value, meaning = structure.code
     return CodedConcept(value, "SCT", meaning)
 
 
 def _shared_groups(nominal_spacing_mm: Sequence[float] | None) -> Dataset:
     """Return the groups that all frames share: none, or the pixel size with an orientation that stands for an unknown one."""
-    from pydicom.dataset import Dataset
-
-    shared = Dataset()
-    if nominal_spacing_mm is not None:
-        measures, orientation = Dataset(), Dataset()
-        measures.PixelSpacing = [f"{side:.10g}" for side in nominal_spacing_mm]
-        measures.SliceThickness = PLANE_THICKNESS_MM
-        orientation.ImageOrientationPatient = NOMINAL_ORIENTATION
-        shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
-    return shared
+    if nominal_spacing_mm is None:
+        return dataset_of()
+    spacing = [f"{side:.10g}" for side in nominal_spacing_mm]
+    return dataset_of(
+        PixelMeasuresSequence=[dataset_of(PixelSpacing=spacing, SliceThickness=PLANE_THICKNESS_MM)],
+        PlaneOrientationSequence=[dataset_of(ImageOrientationPatient=NOMINAL_ORIENTATION)],
+    )
 
 
 def _set_dimensions(dataset: Dataset, organisation: str, is_binary: bool) -> None:
     """Set the dimensions that distinguish frames: the segment (BINARY) and the temporal position."""
-    from pydicom.dataset import Dataset
-
     indices = [(0x00209128, 0x00209111, "Temporal Position Index")]
     if is_binary:
         indices.insert(0, (0x0062000B, 0x0062000A, "Referenced Segment Number"))
-    owner = Dataset()
-    owner.DimensionOrganizationUID = organisation
-    dataset.DimensionOrganizationSequence = [owner]
-    items = []
-    for pointer, group, label in indices:
-        index = Dataset()
-        index.DimensionOrganizationUID = organisation
-        index.DimensionIndexPointer = pointer
-        index.FunctionalGroupPointer = group
-        index.DimensionDescriptionLabel = label
-        items.append(index)
-    dataset.DimensionIndexSequence = items
+    dataset.DimensionOrganizationSequence = [dataset_of(DimensionOrganizationUID=organisation)]
+    dataset.DimensionIndexSequence = [
+        dataset_of(
+            DimensionOrganizationUID=organisation,
+            DimensionIndexPointer=pointer,
+            FunctionalGroupPointer=group,
+            DimensionDescriptionLabel=label,
+        )
+        for pointer, group, label in indices
+    ]
 
 
 def _name_source_class(dataset: Dataset, instance: str, sop_class: str) -> None:

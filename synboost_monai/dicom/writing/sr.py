@@ -20,6 +20,7 @@ from synboost_monai.dicom.writing.objects import (
     Provenance,
     Series,
     ascii_text,
+    builder_options,
     derived_uid,
     evidence_of,
     is_date,
@@ -29,7 +30,7 @@ from synboost_monai.dicom.writing.objects import (
     text_of,
     uid_of,
 )
-from synboost_monai.dicom.writing.seg import names_frames
+from synboost_monai.dicom.writing.seg import concept_of, names_frames
 from synboost_monai.quantities import BIPLANE, QUANTITIES, RANGE_SOURCE, Code, Range
 from synboost_monai.structures import structure_by_name
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 SERIES = Series(9102, "Left heart, measured on segmentations of a neural network")
-"""Series of reports, unless another one is given."""
+"""Series of reports."""
 NEEDS_REVIEW = "Needs review by a physician before use"
 """First statement of a report in doubt."""
 NOT_VERIFIED = "Measured by software without a person; not verified by a physician"
@@ -98,7 +99,6 @@ def write_report(
     provenance: Provenance,
     needs_review: bool = False,
     review_reasons: Sequence[str] = (),
-    series: Series = SERIES,
 ) -> str:
     """Write the measurements of one study as a Comprehensive SR (TID 1500).
 
@@ -110,7 +110,6 @@ def write_report(
         needs_review: whether the numbers are in doubt; if so, the report says it in its qualitative evaluations and description, and its
             Completion Flag is partial.
         review_reasons: reasons of the doubt, in our own words, without text of the header.
-        series: number and description of the series.
     Returns:
         The SOP Instance UID.
     Raises:
@@ -123,9 +122,9 @@ def write_report(
     _check_one_patient(sources)
     _check(measurements, {uid_of(source, "SOPInstanceUID"): source for source in sources})
     study = uid_of(sources[0], "StudyInstanceUID")
-    description = f"{NEEDS_REVIEW}: {series.description}" if needs_review else series.description
+    series = replace(SERIES, description=f"{NEEDS_REVIEW}: {SERIES.description}") if needs_review else SERIES
     instances = sorted(uid_of(source, "SOPInstanceUID") for source in sources)
-    identity = (study, *instances, provenance.key, str(series.number), str(series.instance_number), "report")
+    identity = (study, *instances, provenance.key, *series.key, "report")
 
     statements = [NOT_VERIFIED]
     if needs_review:
@@ -143,7 +142,7 @@ def write_report(
             statements,
             provenance=provenance,
             uids=(derived_uid(study, provenance.key, "report series", str(series.number)), derived_uid(*identity)),
-            series=replace(series, description=description),
+            series=series,
             is_complete=not needs_review,
         )
         if needs_review:
@@ -179,15 +178,9 @@ def report_of(
         evidence=[evidence_of(source) for source in sources],
         content=_content(groups, statements, provenance)[0],
         series_instance_uid=uids[0],
-        series_number=series.number,
         sop_instance_uid=uids[1],
-        instance_number=series.instance_number,
-        manufacturer=MANUFACTURER,
         is_complete=is_complete,
-        series_description=ascii_text(series.description)[:64],
-        manufacturer_model_name=ascii_text(provenance.model)[:64],
-        software_versions=ascii_text(provenance.software_version)[:64],
-        device_serial_number=provenance.weights_sha256[:16] or "0",
+        **builder_options(provenance, series),
     )
     settle(dataset, sources[0])
     return dataset
@@ -274,7 +267,7 @@ def _content(groups: Sequence[Any], statements: Sequence[str], provenance: Prove
             name=MANUFACTURER,
             manufacturer_name=MANUFACTURER,
             model_name=ascii_text(provenance.model),
-            serial_number=provenance.weights_sha256[:16] or "0",
+            serial_number=provenance.serial_number,
         ),
     )
     report = sr.MeasurementReport(
@@ -318,13 +311,8 @@ def _group(members: Sequence[Measurement], provenance: Provenance, uid: str) -> 
 
 def _site(m: Measurement) -> Any:
     """Return the code of the structure that was measured; None if it is none of a label map."""
-    from highdicom.sr import CodedConcept
-
     name = QUANTITIES[m.quantity].structure
-    if not name:
-        return None
-    value, meaning = structure_by_name(name).code
-    return CodedConcept(value, "SCT", meaning)
+    return concept_of(structure_by_name(name)) if name else None
 
 
 def _concept(code: Code | None) -> Any:
