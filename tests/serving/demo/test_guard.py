@@ -235,7 +235,7 @@ class Server:
             self.port = int(listener.getsockname()[1])
         self.page = build_page(Toy(), "no synthesis", folder, [data_dir])  # type: ignore[arg-type]
         self.stop = threading.Event()
-        where = (self.page, folder, "127.0.0.1", self.port)
+        where = (self.page, folder, "127.0.0.1", self.port, Door(frozenset({f"127.0.0.1:{self.port}"})))
         self.thread = threading.Thread(target=serve, args=where, kwargs={"stop": self.stop}, daemon=True)
         self.thread.start()
         end = time.monotonic() + 60
