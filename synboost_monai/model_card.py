@@ -298,26 +298,6 @@ def write_model(
     return card
 
 
-def add_measured(weights_path: str | os.PathLike[str], measured: Mapping[str, Any]) -> ModelCard:
-    """Add measured values to the card beside weights; the weights stay as they are.
-
-    Args:
-        weights_path: such as model.pt.
-        measured: name -> number, text, or a mapping of these; a name that is there already is replaced.
-    Raises:
-        FileNotFoundError: if the card does not exist.
-        ValueError: as in `read_card`.
-    """
-    card = read_card(weights_path)
-    if card is None:
-        raise FileNotFoundError(
-            f"{card_path(weights_path)}: no card beside the weights; `synboost weights convert` makes one"
-        )
-    card = replace(card, measured={**card.measured, **measured})
-    _write(card, card_path(weights_path))
-    return card
-
-
 def check_fact(key: str, value: Any, where: str) -> None:
     """Refuse a value that a fact cannot have.
 
