@@ -35,7 +35,7 @@ from synboost_monai.auto3dseg.settings import HYPER_PARAMETERS
 from synboost_monai.auto3dseg.source import check_training, chosen_algorithms, folded_datalist, read_source
 from synboost_monai.bundle_run import as_literal, literal, quiet_warnings, refuse_older
 from synboost_monai.data.datalist import DATALIST_NAME
-from synboost_monai.errors import user_error
+from synboost_monai.errors import user_errors_of
 from synboost_monai.evaluation.per_case import this_command
 from synboost_monai.files import atomic_write_text, image_stem, read_grid, read_text, sha256_of
 from synboost_monai.formats.grid import to_display
@@ -239,18 +239,11 @@ class _Run:
         )
         runner.set_analyze_params({"device": "cpu", "worker": 0})
         runner.set_training_params(self.training)
-        try:
-            with warnings.catch_warnings():
-                # DataAnalyzer turns volumes the right way up, which a plane cannot be
-                warnings.filterwarnings(
-                    "ignore", message=r"\s*(axcodes|Orientation|monai.transforms.spatial.*Orientationd)"
-                )
-                runner.run()
-        except (RuntimeError, ValueError) as error:
-            known = user_error(error)
-            if known is None or known is error:
-                raise
-            raise known from error
+        with user_errors_of(RuntimeError, ValueError), warnings.catch_warnings():
+            # DataAnalyzer turns volumes the right way up, which a plane cannot be
+            turning = r"\s*(axcodes|Orientation|monai.transforms.spatial.*Orientationd)"
+            warnings.filterwarnings("ignore", message=turning)
+            runner.run()
 
     def _history(self) -> list[dict[str, Any]]:
         """Return the trained networks of this run: name, algo, score, weights_path."""
