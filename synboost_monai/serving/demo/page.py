@@ -393,7 +393,7 @@ class _SynthesiseTab:
 
 
 class _Sources:
-    """The inputs of a tab that choose its image or label map: a phantom, or a file, which is uploaded or named by its path.
+    """Make the inputs of a tab that choose its image or label map: a phantom, or a file, which is uploaded or named by its path.
 
     Args:
         label: of the upload.

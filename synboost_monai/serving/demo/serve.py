@@ -40,11 +40,12 @@ Train a diffusion model, on the phantom for a try, or on your own data, then sta
 ```
 synboost phantom phantom --num_patients 24
 synboost prepare phantom real
-{train}
-synboost demo {then}
+synboost run echo_semantic_diffusion train_small --dataset_dir real --output_dir OUT
+synboost demo --synthesis_checkpoint_path OUT/model.pt
 ```
 
 `synboost demo --help` tells the rest."""
+"""Text of the second tab if there are no weights for it."""
 
 
 def run_demo(options: DemoOptions, *, overrides: Mapping[str, Any] | None = None) -> None:
@@ -215,9 +216,9 @@ def _check_gradio() -> None:
 def _synthesiser(checkpoint_path: str | None, overrides: Mapping[str, Any]) -> Synthesiser | str:
     """Return the second tab's model, or the text to show without its weights."""
     from synboost_monai.predictor import SYNTHESIS_BUNDLE
-    from synboost_monai.serving.demo.synthesising import HOW_TO_TRAIN, Synthesiser
+    from synboost_monai.serving.demo.synthesising import Synthesiser
 
     check_overrides(config_files(SYNTHESIS_BUNDLE, "inference"), overrides)
     if checkpoint_path is None and not (bundle_dir(SYNTHESIS_BUNDLE) / WEIGHTS).is_file():
-        return NO_SYNTHESIS.format(train=HOW_TO_TRAIN[0].replace("DATA", "real"), then=HOW_TO_TRAIN[1])
+        return NO_SYNTHESIS
     return Synthesiser(checkpoint_path, overrides)
