@@ -28,7 +28,7 @@ import yaml
 
 from synboost_monai import __version__
 from synboost_monai.distributed import is_launched_first
-from synboost_monai.errors import did_you_mean, user_error
+from synboost_monai.errors import did_you_mean, user_errors_of
 from synboost_monai.files import read_text
 from synboost_monai.model_card import check_fact, read_card
 
@@ -145,13 +145,9 @@ def say_shipped_weights(bundle: str | os.PathLike[str]) -> None:
 
 def parsed(parser: ConfigParser, key: str) -> Any:
     """Return an entry of a config, and raise the user's mistake itself where MONAI wraps it in another error."""
-    try:
-        return parser.get_parsed_content(key)
-    except RuntimeError as error:
-        known = user_error(error)
-        if known is None:
-            raise
-        raise known from error
+    with user_errors_of(RuntimeError):
+        value = parser.get_parsed_content(key)
+    return value
 
 
 def setting_of(parser: ConfigParser, key: str) -> Any:
@@ -314,14 +310,8 @@ def run_bundle(
     quiet_warnings()
     from monai.bundle import run
 
-    try:
-        with _without_echo_of_errors():
-            run(**arguments | values)
-    except Exception as error:
-        known = user_error(error)
-        if known is None or known is error:
-            raise
-        raise known from error
+    with user_errors_of(Exception), _without_echo_of_errors():
+        run(**arguments | values)
 
 
 def quiet_warnings() -> None:

@@ -7,12 +7,14 @@ and must know the token if there is one.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import json
 import os
 import re
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +24,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Headers = Sequence[tuple[bytes, bytes]]
 
 LOOPBACK = "127.0.0.1"
 """Default address, at which servers listen to this machine alone."""
@@ -100,6 +103,20 @@ def checked_token(token: str | bool | None, variable: str, *, is_needed: bool) -
     return str(given)
 
 
+def open_door(host: str, port: int, token: str | bool | None, variable: str) -> Door:
+    """Return who may come in at an address; any other address than this machine's own needs a token.
+
+    Args:
+        host, port: as in `addresses_of`.
+        token, variable: as in `checked_token`.
+    Raises:
+        ValueError: if one of them is not valid.
+    """
+    addresses = addresses_of(host, port)
+    is_needed = not all(address.is_loopback for address in addresses)
+    return Door(own_hosts(host, port, addresses), checked_token(token, variable, is_needed=is_needed))
+
+
 def own_hosts(host: str, port: int, addresses: Sequence[Address]) -> frozenset[str]:
     """Return the values that the header Host of a request may have, besides the address at which the request arrives."""
     names = [host]
@@ -130,11 +147,63 @@ def addresses_of(host: str, port: int) -> list[Address]:
     return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
 
 
-async def answer(send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+def url_of(host: str, port: int) -> str:
+    """Return the address of a server as a browser takes it, without a slash at its end."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """Yield a socket that is bound to host and port, for a server to listen on.
+
+    Raises:
+        ValueError: if the port is taken or not allowed.
+    """
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise ValueError(
+                f"port {port} of {host} is taken or not allowed ({error.strerror}); give another --port"
+            ) from error
+        yield listener
+
+
+async def answer(send: Send, status: int, body: bytes, headers: Headers = ()) -> None:
     """Answer a request directly."""
     length = (b"content-length", b"%d" % len(body))
     await send({"type": "http.response.start", "status": status, "headers": [length, *headers]})
     await send({"type": "http.response.body", "body": body})
+
+
+async def refuse(send: Send, refused: Refused, headers: Headers = ()) -> None:
+    """Answer a request that is refused with the reason."""
+    reason = json.dumps({"detail": refused.reason}).encode()
+    await answer(send, refused.status, reason, [(b"content-type", b"application/json"), *headers])
+
+
+async def refuse_websocket(send: Send) -> None:
+    """Refuse a connection that wants to become a websocket, which none of our servers needs."""
+    await send({"type": "websocket.close", "code": 1008, "reason": "no websockets here"})
+
+
+def with_headers(send: Send, own: Headers) -> Send:
+    """Return a send whose answers have our own headers, and none that lets pages of another origin read them."""
+    names = {name for name, _ in own}
+
+    async def changed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            kept = [
+                (name, value)
+                for name, value in message.get("headers", [])
+                if not name.lower().startswith(b"access-control-") and name.lower() not in names
+            ]
+            message = {**message, "headers": [*kept, *own]}
+        await send(message)
+
+    return changed
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

@@ -95,6 +95,18 @@ def user_error(error: BaseException) -> Exception | None:
     return next(filter(None, map(as_system_error, chain)), None)
 
 
+@contextlib.contextmanager
+def user_errors_of(*kinds: type[Exception]) -> Iterator[None]:
+    """Raise the user's mistake itself where a library wraps it in an error of one of these kinds (see `user_error`)."""
+    try:
+        yield
+    except kinds as error:
+        known = user_error(error)
+        if known is None or known is error:
+            raise
+        raise known from error
+
+
 def as_system_error(error: BaseException) -> OSError | None:
     """Return the system's error that this error is or repeats, or None; with the shared memory's path if that failed."""
     if isinstance(error, OSError):

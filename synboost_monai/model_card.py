@@ -294,27 +294,7 @@ def write_model(
         return None
     kinds = {str(value.dtype).removeprefix("torch.") for value in state.values() if value.is_floating_point()}
     card = replace(card, weights_sha256=digest, dtype="+".join(sorted(kinds)) or card.dtype)
-    _write(card, beside)
-    return card
-
-
-def add_measured(weights_path: str | os.PathLike[str], measured: Mapping[str, Any]) -> ModelCard:
-    """Add measured values to the card beside weights; the weights stay as they are.
-
-    Args:
-        weights_path: such as model.pt.
-        measured: name -> number, text, or a mapping of these; a name that is there already is replaced.
-    Raises:
-        FileNotFoundError: if the card does not exist.
-        ValueError: as in `read_card`.
-    """
-    card = read_card(weights_path)
-    if card is None:
-        raise FileNotFoundError(
-            f"{card_path(weights_path)}: no card beside the weights; `synboost weights convert` makes one"
-        )
-    card = replace(card, measured={**card.measured, **measured})
-    _write(card, card_path(weights_path))
+    atomic_write_text(beside, json.dumps(card.as_json(), indent=2, ensure_ascii=False) + "\n")
     return card
 
 
@@ -379,18 +359,8 @@ def _checked(content: Mapping[str, Any], path: Path) -> ModelCard:
     for key, value in facts.items():
         check_fact(key, value, f"{path}: {key}")
     texts = ("dtype", "licence", "synboost_version", "weights_sha256", "vocabulary")
-    known = {
-        *facts,
-        *texts,
-        "format",
-        "format_version",
-        "architecture",
-        "prompt_level",
-        "training",
-        "measured",
-        "commit",
-    }
-    wrong = [key for key in content if key not in known]
+    others = ("format", "format_version", "architecture", "prompt_level", "training", "measured", "commit")
+    wrong = [key for key in content if key not in {*facts, *texts, *others}]
     wrong += [key for key in texts if not isinstance(content.get(key, ""), str)]
     wrong += [key for key in ("training", "measured") if not isinstance(content.get(key, {}), dict)]
     wrong += [] if isinstance(content.get("commit"), (str, type(None))) else ["commit"]
@@ -403,10 +373,6 @@ def _checked(content: Mapping[str, Any], path: Path) -> ModelCard:
         )
     kept = ("prompt_level", "licence", "training", "measured", "dtype", "synboost_version", "commit", "weights_sha256")
     return ModelCard(architecture, facts, **{key: content[key] for key in kept if key in content})
-
-
-def _write(card: ModelCard, path: Path) -> None:
-    atomic_write_text(path, json.dumps(card.as_json(), indent=2, ensure_ascii=False) + "\n")
 
 
 def _is_level(value: Any) -> bool:

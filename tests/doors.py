@@ -40,14 +40,7 @@ CASES: dict[str, Case] = {
     "label-maps": lambda at, out: [f"{at}/real", out, "--num_maps", "1"],
     "run": lambda at, out: ["echo_cris", "inference", *_segment(at, out)],
     "train": lambda at, out: [
-        "echo_cris",
-        "--dataset_dir",
-        f"{at}/real",
-        "--output_dir",
-        out,
-        *SMALL,
-        "--max_epochs",
-        "1",
+        *["echo_cris", "--dataset_dir", f"{at}/real", "--output_dir", out, *SMALL, "--max_epochs", "1"]
     ],
     "synthesise": lambda at, out: [
         *["--dataset_dir", f"{at}/real", "--output_dir", out, "--checkpoint_path", f"{at}/diffusion.pt", *SMALL],
@@ -66,36 +59,16 @@ CASES: dict[str, Case] = {
     "dicom": lambda at, out: [f"{at}/studies", out, "--checkpoint_path", f"{at}/cris.pt", *SMALL, "--workers", "1"],
     "listen": lambda at, out: [out, "--checkpoint_path", f"{at}/cris.pt", *SMALL, "--port", "11992"],
     "label": lambda at, out: [
-        f"{at}/images",
-        "--app_dir",
-        out,
-        "--checkpoint_path",
-        f"{at}/cris.pt",
-        "--dry_run",
-        *SMALL,
+        *[f"{at}/images", "--app_dir", out, "--checkpoint_path", f"{at}/cris.pt", "--dry_run", *SMALL]
     ],
     "demo": lambda at, out: ["--checkpoint_path", f"{at}/cris.pt", *SMALL, "--port", "17992"],
     "weights": lambda at, out: [
-        "convert",
-        f"{at}/cris.pt",
-        f"{out}/model.pt",
-        "--architecture",
-        "cris",
-        "--preset",
-        "small",
+        *["convert", f"{at}/cris.pt", f"{out}/model.pt", "--architecture", "cris", "--preset", "small"]
     ],
     "package": lambda at, out: ["echo_cris", "--checkpoint_path", f"{at}/cris.pt", "--output", f"{out}/a.zip", *SMALL],
     "export": lambda at, out: [
-        *[
-            "echo_cris",
-            "--format",
-            "torchscript",
-            "--checkpoint_path",
-            f"{at}/cris.pt",
-            "--output",
-            f"{out}/a.ts",
-            *SMALL,
-        ]
+        *["echo_cris", "--format", "torchscript", "--checkpoint_path", f"{at}/cris.pt"],
+        *["--output", f"{out}/a.ts", *SMALL],
     ],
 }
 """Verb -> its command; `version` reads and writes nothing."""

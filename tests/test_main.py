@@ -91,21 +91,9 @@ def test_values_arrive_in_their_types():
     assert checked_arguments(["prepare", "a", "b", "--nostrict"])[-1] == "--strict=False"
     assert checked_arguments(["label", "a", "--token", "--port", "1"])[2:4] == ["--token=True", "--port=1"]
     assert checked_arguments(["label", "a", "--token", "0012"])[2] == "--token='0012'"
-    words = [
-        "run",
-        "echo_cris",
-        "inference",
-        "--prompt",
-        "left atrium, it's",
-        "--train::trainer::max_epochs=2",
-        "--prompt2",
-        "",
-    ]
-    assert checked_arguments(words)[3:] == [
-        '--prompt="left atrium, it\'s"',
-        "--train::trainer::max_epochs='2'",
-        "--prompt2=''",
-    ]
+    words = ["--prompt", "left atrium, it's", "--train::trainer::max_epochs=2", "--prompt2", ""]
+    read = ['--prompt="left atrium, it\'s"', "--train::trainer::max_epochs='2'", "--prompt2=''"]
+    assert checked_arguments(["run", "echo_cris", "inference", *words])[3:] == read
 
 
 def test_a_verb_of_two_words_is_taken_with_hyphen_or_underscore(capsys):
@@ -131,10 +119,8 @@ def test_help_of_a_verb_names_its_arguments_and_is_quick():
 
 
 def test_prepare_writes_a_datalist(tmp_path, capsys):
-    code, _, _ = _run(
-        "phantom", str(tmp_path / "p"), "--num_patients=3", "--image_height=64", "--num_frames=2", capsys=capsys
-    )
-    assert code == 0
+    small = ("--num_patients=3", "--image_height=64", "--num_frames=2")
+    assert _run("phantom", str(tmp_path / "p"), *small, capsys=capsys)[0] == 0
     code, out, _ = _run("prepare", str(tmp_path / "p"), str(tmp_path / "real"), capsys=capsys)
     assert code == 0
     assert "training" in out and str(tmp_path / "real" / "datalist.json") in out

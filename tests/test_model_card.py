@@ -15,7 +15,6 @@ from synboost_monai import model_card
 from synboost_monai.model_card import (
     PUBLISHED_FACTS,
     ModelCard,
-    add_measured,
     new_card,
     read_card,
     resolve_facts,
@@ -69,16 +68,6 @@ def test_numbers_that_are_none_become_null(weights_path: Path) -> None:
     card = ModelCard("cris", {}, measured={"dice": math.nan, "epoch": 3})
     write_model({"a": torch.ones(1)}, weights_path, card)
     assert read_card(weights_path).measured == {"dice": None, "epoch": 3}  # type: ignore[union-attr]
-
-
-def test_what_is_measured_later_is_added(weights_path: Path, tmp_path: Path) -> None:
-    before = weights_path.read_bytes()
-    add_measured(weights_path, {"dice": 0.5, "camus": {"hd95_mm": 5.5}})
-    card = add_measured(weights_path, {"dice": 0.6})
-    assert card == read_card(weights_path) and card.measured == {"dice": 0.6, "camus": {"hd95_mm": 5.5}}
-    assert weights_path.read_bytes() == before
-    with pytest.raises(FileNotFoundError, match="none.json: no card beside the weights"):
-        add_measured(tmp_path / "none.pt", {})
 
 
 def test_weights_without_a_card_are_as_published_or_as_said(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from PIL import Image
 
 import synboost_monai
 from synboost_monai.bundle_run import run_bundle
-from synboost_monai.model_card import PUBLISHED_FACTS, new_card, write_model
-from synboost_monai.networks import create_segmenter
+from synboost_monai.model_card import write_model
 from synboost_monai.predictor import Segmenter, load_segmenter
 from synboost_monai.transforms import load_echo
+from tests.tiny import tiny_card, tiny_network, tiny_weights
 
 SETTINGS: dict[str, Any] = {"device": "cpu", "threshold": 0.45}
 
@@ -29,12 +29,9 @@ SETTINGS: dict[str, Any] = {"device": "cpu", "threshold": 0.45}
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write random weights of a tiny network, in half precision, with a card."""
     path = tmp_path_factory.mktemp("weights") / "model.pt"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        state = create_segmenter("cris", "tiny").state_dict()
+    state = tiny_network("cris").state_dict()
     half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    facts = {"architecture": "cris", **PUBLISHED_FACTS["cris"], "preset": "tiny", "image_size": 32}
-    write_model(half, path, new_card(facts, {}))
+    write_model(half, path, tiny_card("cris"))
     return path
 
 
@@ -111,12 +108,10 @@ def test_a_structure_is_that_of_the_whole_label_map_with_its_verdict(
     whole = segmenter(files[name])
     for prompt, index in (("LV", 1), ("heart muscle", 2), ("LA", 3)):
         found = segmenter(files[name], prompt)
-        assert np.array_equal(found.mask, whole.label_map == index) and np.array_equal(
-            found.label_map, found.mask * index
-        )
-        assert all(
-            found.doubt[key] == whole.doubt[key] for key in ("verdict", "reasons", "structures", "predicted_dice")
-        )
+        assert np.array_equal(found.mask, whole.label_map == index)
+        assert np.array_equal(found.label_map, found.mask * index)
+        for key in ("verdict", "reasons", "structures", "predicted_dice"):
+            assert found.doubt[key] == whole.doubt[key], key
 
 
 @pytest.mark.parametrize(
@@ -144,18 +139,16 @@ def test_mistakes_are_sentences(
 @pytest.mark.parametrize("architecture", ["cris", "clipseg"])
 def test_a_network_that_knows_the_view_says_it(architecture: str, files: dict[str, Path], tmp_path: Path) -> None:
     """The masks are those of the network without its head; any other picture than an apical view goes to review, whatever is asked for."""
-    torch.manual_seed(0)
-    seeing = create_segmenter(architecture, "tiny", has_view_head=True)
+    seeing = tiny_network(architecture, has_view_head=True)
     plain = {key: value for key, value in seeing.state_dict().items() if not key.startswith("view_head.")}
-    facts = {"architecture": architecture, **PUBLISHED_FACTS[architecture], "preset": "tiny", "image_size": 32}
-    write_model(plain, tmp_path / "plain.pt", new_card(facts, {}))
+    write_model(plain, tmp_path / "plain.pt", tiny_card(architecture))
     bundle, images = f"echo_{architecture}", {name: files[name] for name in ("a.png", "clip.nii.gz")}
     expected = {name: load_segmenter(bundle, tmp_path / "plain.pt", **SETTINGS)(path) for name, path in images.items()}
     for is_apical, bias in ((True, [-9.0, 9.0, 0.0, 0.0]), (False, [9.0, 0.0, 0.0, 0.0])):
         with torch.no_grad():
             seeing.view_head.last.bias.copy_(torch.tensor(bias))
         path = tmp_path / f"{is_apical}.pt"
-        write_model(seeing.state_dict(), path, new_card({**facts, "has_view_head": True}, {}))
+        write_model(seeing.state_dict(), path, tiny_card(architecture, has_view_head=True))
         segmenter = load_segmenter(bundle, path, **SETTINGS)
         for name, image in images.items():
             found, asked = segmenter(image), segmenter(image, "left ventricle")
@@ -182,10 +175,8 @@ def test_the_judge_and_a_trained_fold_pass_over_the_view(files: dict[str, Path],
     from synboost_monai.auto3dseg.infer import InferClass
     from synboost_monai.evaluation.quality_images import Echo, JudgingSegmenter
 
-    torch.manual_seed(0)
-    seeing = create_segmenter("cris", "tiny", has_view_head=True).state_dict()
+    seeing = tiny_network("cris", has_view_head=True).state_dict()
     plain = {key: value for key, value in seeing.items() if not key.startswith("view_head.")}
-    facts = {"architecture": "cris", **PUBLISHED_FACTS["cris"], "preset": "tiny", "image_size": 32}
     pixels = load_echo(files["a.png"])[0].numpy()[0].astype(np.uint8)
     echo = Echo({"case": "a"}, pixels, np.zeros_like(pixels), np.ones_like(pixels, bool), True, (1.0, 1.0))
     label_maps, probabilities = [], []
@@ -198,7 +189,7 @@ def test_the_judge_and_a_trained_fold_pass_over_the_view(files: dict[str, Path],
             )
             (fold / f"{folder}.yaml").write_text(yaml.safe_dump(content))
         (fold / "list.json").write_text('{"training": []}')
-        write_model(state, fold / "model/model.pt", new_card({**facts, "has_view_head": name == "seeing"}, {}))
+        write_model(state, fold / "model/model.pt", tiny_card("cris", has_view_head=name == "seeing"))
         label_maps.append(JudgingSegmenter("echo_cris", fold / "model/model.pt", device="cpu")([echo])[0][0])
         inferer = InferClass(str(fold / "configs/hyper_parameters.yaml"), device="cpu")
         probabilities.append(inferer.infer(str(files["a.png"])).numpy())
@@ -210,10 +201,13 @@ def test_no_file_and_no_weights(segmenter: Segmenter, weights: Path, tmp_path: P
     for path in (tmp_path, tmp_path / "none.dcm"):
         with pytest.raises(FileNotFoundError, match="expected the file of an image"):
             segmenter(path)
-    with pytest.raises(
-        FileNotFoundError, match="no such weights; give --checkpoint_path.*synboost run echo_cris train_small"
-    ):
+    advice = "no such weights; give --checkpoint_path.*synboost run echo_cris train_small.*synboost weights list"
+    with pytest.raises(FileNotFoundError, match=advice):
         load_segmenter(checkpoint_path=tmp_path / "none.pt")
+    with pytest.raises(ValueError, match="clipseg.pt does not fit CRIS|clipseg.pt: |these are the weights of CLIPSeg"):
+        load_segmenter(checkpoint_path=tiny_weights("clipseg", tmp_path / "clipseg.pt"), preset="tiny", image_size=32)
+    with pytest.raises(ValueError, match="unknown key --presett; did you mean preset"):
+        load_segmenter(checkpoint_path=weights, presett="tiny")
     with pytest.raises(ValueError, match="made with image_size 32, but --image_size says 64"):
         load_segmenter(checkpoint_path=weights, image_size=64)
     with pytest.raises(ValueError, match="weights of cris, not of clipseg; take the bundle echo_cris"):
@@ -292,14 +286,7 @@ def test_the_loader_comes_when_it_is_asked_for() -> None:
 
 def test_a_label_map_is_synthesised_as_by_the_bundles_run(tmp_path: Path) -> None:
     """`load_synthesiser` draws what `synboost synthesise` draws with the same label map, perturbation and noise."""
-    from synboost_monai.networks.semantic_diffusion_unet import create_semantic_diffusion_unet
-
-    torch.manual_seed(0)
-    network = create_semantic_diffusion_unet("tiny", image_size=32)
-    for parameter in network.parameters():
-        if not parameter.any():  # else the network would predict nothing
-            torch.nn.init.normal_(parameter, std=0.05)
-    torch.save(network.state_dict(), tmp_path / "model.pt")
+    tiny_weights("echo_semantic_diffusion", tmp_path / "model.pt")
     label_map = np.zeros((60, 48), np.uint8)
     label_map[20:40, 16:30] = 1
     label_path = tmp_path / "data/a_4CH_ED_gt.nii.gz"

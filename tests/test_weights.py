@@ -16,10 +16,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synboost_monai.model_card import PUBLISHED_FACTS, new_card, read_card, resolve_facts, write_model
-from synboost_monai.networks import create_segmenter, create_semantic_diffusion_unet, load_weights
+from synboost_monai.model_card import read_card, resolve_facts, write_model
+from synboost_monai.networks import load_weights
+from synboost_monai.predictor import open_bundle
 from synboost_monai.weights import convert_weights, fetch, get_weights, run_action, table, weights_table
 from synboost_monai.weights.options import ARCHITECTURES, ConvertOptions
+from tests.tiny import tiny_card, tiny_network
 
 CONTENT = bytes(range(256)) * 4096
 """One MiB of a made-up checkpoint."""
@@ -115,6 +117,13 @@ def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def refused(output: Path, match: str, name: str = "made-up", sha256: str | None = None) -> None:
+    """Check that a file cannot be got, with a message of one line."""
+    with pytest.raises(ValueError, match=match) as error:
+        get_weights(name, output, sha256)
+    assert "\n" not in str(error.value)
+
+
 # ---- the table
 
 
@@ -179,8 +188,7 @@ def test_get_into_a_folder_takes_the_publishers_name(server: FileServer, tmp_pat
 @pytest.mark.parametrize("takes_ranges", [True, False])
 def test_broken_download_goes_on(server: FileServer, tmp_path: Path, takes_ranges: bool) -> None:
     server.takes_ranges, server.breaks_after = takes_ranges, 300_000
-    with pytest.raises(ValueError, match=r"cannot fetch made-up from 127.0.0.1 .*300,000 bytes are kept"):
-        get_weights("made-up", tmp_path / "model.bin")
+    refused(tmp_path / "model.bin", r"cannot fetch made-up from 127.0.0.1 .*300,000 bytes are kept")
     assert left(tmp_path) == [".model.bin.partial"]
     server.breaks_after = None
     assert get_weights("made-up", tmp_path / "model.bin").read_bytes() == CONTENT
@@ -205,18 +213,13 @@ def test_rest_longer_than_the_file_starts_anew(
 
 def test_wrong_hash_removes_the_file(server: FileServer, tmp_path: Path) -> None:
     server.content = bytes(len(CONTENT))
-    with pytest.raises(
-        ValueError, match=r"made-up has SHA-256 [0-9a-f]{64}, expected [0-9a-f]{64}; .* is removed"
-    ) as error:
-        get_weights("made-up", tmp_path / "model.bin")
-    assert "\n" not in str(error.value)
+    refused(tmp_path / "model.bin", r"made-up has SHA-256 [0-9a-f]{64}, expected [0-9a-f]{64}; .* is removed")
     assert left(tmp_path) == []
 
 
 def test_file_of_another_size_is_not_begun(server: FileServer, tmp_path: Path) -> None:
     server.content = CONTENT[:-1]
-    with pytest.raises(ValueError, match="has 1,048,575 bytes, expected 1,048,576: it is another file"):
-        get_weights("made-up", tmp_path / "model.bin")
+    refused(tmp_path / "model.bin", "has 1,048,575 bytes, expected 1,048,576: it is another file")
     assert left(tmp_path) == []
 
 
@@ -228,9 +231,8 @@ def test_download_ends_at_the_size_of_the_file(
     monkeypatch.setattr(table, "_MAX_BYTES", 2 * len(CONTENT))
     tell(monkeypatch, url=server.url, num_bytes=num_bytes)
     server.says_length, server.num_copies = says_length, 100
-    with pytest.raises(ValueError, match=r"has (more than )?[\d,]+ bytes.*: it is another file") as error:
-        get_weights("made-up", tmp_path / "model.bin")
-    assert "\n" not in str(error.value) and left(tmp_path) == []
+    refused(tmp_path / "model.bin", r"has (more than )?[\d,]+ bytes.*: it is another file")
+    assert left(tmp_path) == []
     server.num_copies = 1
     assert get_weights("made-up", tmp_path / "model.bin").read_bytes() == CONTENT
 
@@ -238,16 +240,14 @@ def test_download_ends_at_the_size_of_the_file(
 def test_rest_behind_a_link_is_not_written(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     (tmp_path / ".model.bin.partial").symlink_to("mine")
-    with pytest.raises(ValueError, match="partial is there already and is no plain file"):
-        get_weights("made-up", tmp_path / "model.bin")
+    refused(tmp_path / "model.bin", "partial is there already and is no plain file")
     assert (tmp_path / "mine").read_text() == "mine" and server.requests == []
 
 
 @pytest.mark.parametrize("address", ["ftp://127.0.0.1/model.bin", "file:///etc/hostname"])
 def test_address_that_leads_elsewhere_is_not_followed(server: FileServer, tmp_path: Path, address: str) -> None:
     server.leads_to = address
-    with pytest.raises(ValueError, match="leads to .*, which is not https|is not allowed"):
-        get_weights("made-up", tmp_path / "model.bin")
+    refused(tmp_path / "model.bin", "leads to .*, which is not https|is not allowed")
     assert left(tmp_path) == []
 
 
@@ -261,8 +261,7 @@ def test_https_leads_to_https_alone() -> None:
 
 def test_other_file_in_the_way_stays(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_text("mine")
-    with pytest.raises(ValueError, match="is there already and is not made-up"):
-        get_weights("made-up", tmp_path / "model.bin")
+    refused(tmp_path / "model.bin", "is there already and is not made-up")
     assert (tmp_path / "model.bin").read_text() == "mine" and server.requests == []
 
 
@@ -270,21 +269,14 @@ def test_address_that_is_gone_tells_the_way_by_hand(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tell(monkeypatch, url=f"{server.url}.moved")
-    with pytest.raises(
-        ValueError, match=r"answers 404 .*by hand: take model.bin from the page, and save it as .*x.bin"
-    ):
-        get_weights("made-up", tmp_path / "x.bin")
+    refused(tmp_path / "x.bin", r"answers 404 .*by hand: take model.bin from the page, and save it as .*x.bin")
     assert left(tmp_path) == []
 
 
-def test_no_network_is_one_line(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_is_one_line(server: FileServer, tmp_path: Path) -> None:
     server.shutdown()
     server.server_close()
-    with pytest.raises(
-        ValueError, match="cannot fetch made-up from 127.0.0.1 .*check the connection and the proxy"
-    ) as error:
-        get_weights("made-up", tmp_path / "model.bin")
-    assert "\n" not in str(error.value)
+    refused(tmp_path / "model.bin", "cannot fetch made-up from 127.0.0.1 .*check the connection and the proxy")
     assert left(tmp_path) == []
 
 
@@ -299,39 +291,26 @@ def test_weights_without_a_hash_need_the_one_of_the_page(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tell(monkeypatch, url=server.url, sha256=None)
-    with pytest.raises(
-        ValueError, match=r"no known SHA-256 to check it by; .*--sha256 HEX, or by hand: take model.bin"
-    ):
-        get_weights("made-up", tmp_path / "model.bin")
-    with pytest.raises(ValueError, match="--sha256 must be 64 hexadecimal digits, got 'abc'"):
-        get_weights("made-up", tmp_path / "model.bin", "abc")
+    output = tmp_path / "model.bin"
+    refused(output, r"no known SHA-256 to check it by; .*--sha256 HEX, or by hand: take model.bin")
+    refused(output, "--sha256 must be 64 hexadecimal digits, got 'abc'", sha256="abc")
     assert server.requests == []
-    with pytest.raises(ValueError, match="is removed"):
-        get_weights("made-up", tmp_path / "model.bin", "0" * 64)
+    refused(output, "is removed", sha256="0" * 64)
     digest = hashlib.sha256(CONTENT).hexdigest()
-    assert act("get", "made-up", str(tmp_path / "model.bin"), sha256=digest.upper()).endswith("model.bin")
+    assert act("get", "made-up", str(output), sha256=digest.upper()).endswith("model.bin")
 
 
 def test_hash_that_contradicts_the_table_is_refused(server: FileServer, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="leave --sha256 out"):
-        get_weights("made-up", tmp_path / "model.bin", "0" * 64)
+    refused(tmp_path / "model.bin", "leave --sha256 out", sha256="0" * 64)
     assert server.requests == []
 
 
 def test_weights_without_an_address_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"cris has no address .*; by hand: take the checkpoint .*licence: not stated"
-    ) as error:
-        get_weights("cris", tmp_path)
-    assert "\n" not in str(error.value) and left(tmp_path) == []
+    refused(tmp_path, r"cris has no address .*; by hand: take the checkpoint .*licence: not stated", "cris")
+    assert left(tmp_path) == []
 
 
 # ---- convert
-
-
-def tiny(architecture: str, seed: int = 0, **overrides: object) -> nn.Module:
-    torch.manual_seed(seed)
-    return create_segmenter(architecture, "tiny", **overrides)
 
 
 def is_equal(network: nn.Module, state_dict: dict[str, Tensor]) -> bool:
@@ -363,7 +342,7 @@ def write_clip_archive(network: nn.Module, path: Path) -> None:
 def test_clipseg_of_each_form(tmp_path: Path, form: str) -> None:
     from safetensors.torch import save_file
 
-    source = tiny("clipseg")
+    source = tiny_network("clipseg")
     old_buffer = {"clip.text_model.embeddings.position_ids": torch.arange(77)[None]}
     state_dict = {**{key: value.clone() for key, value in source.state_dict().items()}, **old_buffer}
     folder = tmp_path / "clipseg-rd64-refined"
@@ -383,11 +362,11 @@ def test_clipseg_of_each_form(tmp_path: Path, form: str) -> None:
     written = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     assert all(isinstance(value, Tensor) for value in written.values())
     assert is_equal(source, written)
-    assert is_equal(load_weights(tiny("clipseg", 1), tmp_path / "models" / "model.pt"), source.state_dict())
+    assert is_equal(load_weights(tiny_network("clipseg", 1), tmp_path / "models" / "model.pt"), source.state_dict())
 
 
 def test_same_checkpoint_gives_the_same_file(tmp_path: Path) -> None:
-    torch.save(tiny("clipseg").state_dict(), tmp_path / "a.bin")
+    torch.save(tiny_network("clipseg").state_dict(), tmp_path / "a.bin")
     for name in ("one", "two"):
         convert_weights(tmp_path / "a.bin", tmp_path / f"{name}.pt", ConvertOptions(preset="tiny"))
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
@@ -395,20 +374,19 @@ def test_same_checkpoint_gives_the_same_file(tmp_path: Path) -> None:
 
 def test_a_head_for_the_view_goes_along(tmp_path: Path) -> None:
     """This holds also for weights without a card: the names of their tensors show it."""
-    torch.manual_seed(0)
-    source = create_segmenter("cris", "tiny", has_view_head=True)
+    source = tiny_network("cris", has_view_head=True)
     write_model(source.state_dict(), tmp_path / "model.pt")
     act("convert", str(tmp_path / "model.pt"), str(tmp_path / "converted.pt"), preset="tiny")
     card = read_card(tmp_path / "converted.pt")
     assert card is not None and card.facts["has_view_head"] is True
-    loaded = load_weights(create_segmenter("cris", "tiny", has_view_head=True), tmp_path / "converted.pt")
+    loaded = load_weights(tiny_network("cris", 1, has_view_head=True), tmp_path / "converted.pt")
     assert is_equal(loaded, source.state_dict())
 
 
 def test_what_is_known_of_weights_goes_on_to_be_known(tmp_path: Path) -> None:
-    facts = {"architecture": "clipseg", **PUBLISHED_FACTS["clipseg"], "preset": "tiny", "image_size": 32}
-    source = tiny("clipseg")
-    card = replace(new_card(facts, {"seed": 3}, "P7"), measured={"val_mean_dice": 0.9})
+    source = tiny_network("clipseg")
+    known = {"training": {"seed": 3}, "prompt_level": "P7", "measured": {"val_mean_dice": 0.9}}
+    card = replace(tiny_card("clipseg"), **known)
     write_model(source.state_dict(), tmp_path / "model.pt", card)
     words = [str(tmp_path / "model.pt"), str(tmp_path / "half" / "model.pt")]
     text = act("convert", *words, dtype="float16", licence="Apache-2.0")
@@ -418,11 +396,10 @@ def test_what_is_known_of_weights_goes_on_to_be_known(tmp_path: Path) -> None:
     assert (half.dtype, half.licence, half.training, half.prompt_level) == ("float16", "Apache-2.0", {"seed": 3}, "P7")
     sizes = [Path(path).stat().st_size for path in words]
     assert sizes[1] < 0.6 * sizes[0]
-    loaded = load_weights(tiny("clipseg", 1), words[1])
+    loaded = load_weights(tiny_network("clipseg", 1), words[1])
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
-    assert is_equal(
-        loaded, {k: v.half().float() if v.is_floating_point() else v for k, v in source.state_dict().items()}
-    )
+    rounded = {k: v.half().float() if v.is_floating_point() else v for k, v in source.state_dict().items()}
+    assert is_equal(loaded, rounded)
     with pytest.raises(ValueError, match="made with preset tiny, but --preset says small"):
         act("convert", words[0], str(tmp_path / "no"), preset="small")
     with pytest.raises(ValueError, match="dtype must be float32, float16, bfloat16, got 'int8'"):
@@ -433,7 +410,7 @@ def test_what_is_known_of_weights_goes_on_to_be_known(tmp_path: Path) -> None:
 
 
 def test_weights_of_which_little_is_known_say_so(tmp_path: Path) -> None:
-    torch.save(tiny("cris").state_dict(), tmp_path / "a.bin")
+    torch.save(tiny_network("cris").state_dict(), tmp_path / "a.bin")
     convert_weights(tmp_path / "a.bin", tmp_path / "model.pt", ConvertOptions(preset="tiny"))
     card = read_card(tmp_path / "model.pt")
     assert card is not None and card.facts == {"preset": "tiny"} and card.training == {"converted_from": "a.bin"}
@@ -442,7 +419,7 @@ def test_weights_of_which_little_is_known_say_so(tmp_path: Path) -> None:
 
 
 def test_values_too_large_for_half_precision_are_refused(tmp_path: Path) -> None:
-    state = tiny("clipseg").state_dict()
+    state = tiny_network("clipseg").state_dict()
     next(value for value in state.values() if value.ndim == 2)[0, 0] = 1e6
     torch.save(state, tmp_path / "a.bin")
     with pytest.raises(ValueError, match="cannot hold; take --dtype bfloat16"):
@@ -452,21 +429,13 @@ def test_values_too_large_for_half_precision_are_refused(tmp_path: Path) -> None
 
 def test_cris_with_its_own_longest_prompt_loads_in_the_bundle(tmp_path: Path) -> None:
     """The first release has 17 positions, the bundle's network 77: the checkpoint's choice goes all the way."""
-    from monai.bundle import ConfigParser
-
-    source = tiny("cris", context_length=17)
+    source = tiny_network("cris", context_length=17)
     state_dict = {f"module.{key}": value for key, value in source.state_dict().items()}
     torch.save({"epoch": 50, "best_iou": np.float64(0.7), "state_dict": state_dict}, tmp_path / "cris_best.pt")
-    assert "CRIS (cris, preset tiny)" in convert_weights(
-        tmp_path / "cris_best.pt", f"{tmp_path}/models/", ConvertOptions(None, "tiny")
-    )
-
-    parser = ConfigParser()
-    parser.read_config(
-        str(Path(__file__).resolve().parents[1] / "bundles" / "echo_cris" / "configs" / "inference.yaml")
-    )
-    parser.update({"preset": "tiny", "device": "cpu", "checkpoint_path": str(tmp_path / "models" / "model.pt")})
-    network = parser.get_parsed_content("network")
+    text = convert_weights(tmp_path / "cris_best.pt", f"{tmp_path}/models/", ConvertOptions(None, "tiny"))
+    assert "CRIS (cris, preset tiny)" in text
+    opened = open_bundle("echo_cris", tmp_path / "models/model.pt", {"preset": "tiny", "device": "cpu"})
+    network = opened.setting("network")
     assert is_equal(network, source.state_dict())
     assert network.backbone.positional_embedding.shape == (17, 16)
     ids = torch.tensor([[[49406, 1823, 49407] + [0] * 14]])
@@ -476,7 +445,7 @@ def test_cris_with_its_own_longest_prompt_loads_in_the_bundle(tmp_path: Path) ->
 
 
 def test_clip_alone_is_refused_unless_partial(tmp_path: Path) -> None:
-    source = tiny("cris")
+    source = tiny_network("cris")
     expected = {f"backbone.{key}": value.half().float() for key, value in source.backbone.state_dict().items()}
     write_clip_archive(source, tmp_path / "RN50.pt")
     with pytest.raises(ValueError, match="RN50.pt is CLIP RN50 alone: .*--init_checkpoint.* --partial true") as error:
@@ -485,49 +454,42 @@ def test_clip_alone_is_refused_unless_partial(tmp_path: Path) -> None:
     text = convert_weights(tmp_path / "RN50.pt", tmp_path / "model.pt", ConvertOptions("cris", "tiny", partial=True))
     assert "neck, decoder and projector are random" in text
     written = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert written.keys() == tiny("cris").state_dict().keys()
+    assert written.keys() == tiny_network("cris").state_dict().keys()
     for key, value in expected.items():
         if ".connect." not in key:
             assert torch.equal(written[key].float(), value), key
 
 
 def test_semantic_diffusion_of_a_flat_state_dict(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    source = create_semantic_diffusion_unet("tiny")
+    source = tiny_network("semantic_diffusion")
     torch.save(source.state_dict(), tmp_path / "ema_0.9999_050000.pt")
-    text = act(
-        "convert",
-        str(tmp_path / "ema_0.9999_050000.pt"),
-        str(tmp_path / "model.pt"),
-        architecture="semantic_diffusion",
-        preset="tiny",
-    )
+    options = ConvertOptions("semantic_diffusion", "tiny")
+    text = convert_weights(tmp_path / "ema_0.9999_050000.pt", tmp_path / "model.pt", options)
     assert "SemanticDiffusionUNet (semantic_diffusion, preset tiny)" in text
-    assert is_equal(load_weights(create_semantic_diffusion_unet("tiny"), tmp_path / "model.pt"), source.state_dict())
+    loaded = load_weights(tiny_network("semantic_diffusion", 1), tmp_path / "model.pt")
+    assert is_equal(loaded, source.state_dict())
 
 
 def test_licence_of_a_file_of_the_table_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save(tiny("clipseg").state_dict(), tmp_path / "a.bin")
+    torch.save(tiny_network("clipseg").state_dict(), tmp_path / "a.bin")
     tell(monkeypatch, sha256=hashlib.sha256((tmp_path / "a.bin").read_bytes()).hexdigest())
-    assert "licence    A-Licence-1.0 (made-up)" in convert_weights(
-        tmp_path / "a.bin", tmp_path / "model.pt", ConvertOptions(None, "tiny")
-    )
+    text = convert_weights(tmp_path / "a.bin", tmp_path / "model.pt", ConvertOptions(None, "tiny"))
+    assert "licence    A-Licence-1.0 (made-up)" in text
 
 
 def test_nothing_is_written_for_what_does_not_fit(tmp_path: Path) -> None:
-    torch.save(tiny("clipseg").state_dict(), tmp_path / "a.bin")
+    torch.save(tiny_network("clipseg").state_dict(), tmp_path / "a.bin")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "b.bin")
     out = tmp_path / "model.pt"
-    with pytest.raises(ValueError, match="these are the weights of CLIPSeg, not of CRIS.*bundle echo_clipseg"):
-        convert_weights(tmp_path / "a.bin", out, ConvertOptions("cris", "tiny"))
-    with pytest.raises(ValueError, match="keys have another shape|keys are missing"):
-        convert_weights(tmp_path / "b.bin", out, ConvertOptions("clipseg", "tiny"))
-    with pytest.raises(ValueError, match="is none of the networks known here; say which with --architecture"):
-        convert_weights(tmp_path / "b.bin", out, ConvertOptions())
-    with pytest.raises(ValueError, match="architecture must be clipseg, cris, semantic_diffusion, got 'unet'"):
-        convert_weights(tmp_path / "a.bin", out, ConvertOptions("unet"))
-    with pytest.raises(ValueError, match="preset must be one of"):
-        convert_weights(tmp_path / "a.bin", out, ConvertOptions("clipseg", "large"))
+    for source, options, match in (
+        ("a.bin", ConvertOptions("cris", "tiny"), "these are the weights of CLIPSeg, not of CRIS.*bundle echo_clipseg"),
+        ("b.bin", ConvertOptions("clipseg", "tiny"), "keys have another shape|keys are missing"),
+        ("b.bin", ConvertOptions(), "is none of the networks known here; say which with --architecture"),
+        ("a.bin", ConvertOptions("unet"), "architecture must be clipseg, cris, semantic_diffusion, got 'unet'"),
+        ("a.bin", ConvertOptions("clipseg", "large"), "preset must be one of"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            convert_weights(tmp_path / source, out, options)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         convert_weights(tmp_path / "nowhere.bin", out, ConvertOptions())
     assert not out.exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -10,8 +9,19 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from monai.apps.auto3dseg import (
+    AlgoEnsembleBestByFold,
+    AlgoEnsembleBestN,
+    AlgoEnsembleBuilder,
+    AutoRunner,
+    import_bundle_algo_history,
+)
+from monai.utils.enums import AlgoKeys
+from tqdm import tqdm
 
 from synboost_monai import __version__
 from synboost_monai.auto3dseg import TEMPLATES_DIR
@@ -25,7 +35,7 @@ from synboost_monai.auto3dseg.settings import HYPER_PARAMETERS
 from synboost_monai.auto3dseg.source import check_training, chosen_algorithms, folded_datalist, read_source
 from synboost_monai.bundle_run import as_literal, literal, quiet_warnings, refuse_older
 from synboost_monai.data.datalist import DATALIST_NAME
-from synboost_monai.errors import user_error
+from synboost_monai.errors import user_errors_of
 from synboost_monai.evaluation.per_case import this_command
 from synboost_monai.files import atomic_write_text, image_stem, read_grid, read_text, sha256_of
 from synboost_monai.formats.grid import to_display
@@ -111,27 +121,22 @@ def run_auto3dseg(
         with _quiet_auto_runner(out / LOG_NAME):
             run = _Run(out, config, algorithms, num_fold, n_best or num_fold, seed, training, source["datalist"])
             run.train()
-            run.evaluate(methods)
+            run.evaluate(methods, content["testing"])
     return out
 
 
+@dataclass(frozen=True)
 class _Run:
     """Hold one run in its folder."""
 
-    def __init__(
-        self,
-        out: Path,
-        config: dict[str, Any],
-        algorithms: list[str],
-        num_fold: int,
-        n_best: int,
-        seed: int,
-        training: dict[str, Any],
-        dataset: str,
-    ) -> None:
-        self.out, self.config, self.algorithms = out, config, algorithms
-        self.num_fold, self.n_best, self.seed = num_fold, n_best, seed
-        self.training, self.dataset = training, dataset
+    out: Path
+    config: dict[str, Any]
+    algorithms: list[str]
+    num_fold: int
+    n_best: int
+    seed: int
+    training: dict[str, Any]
+    dataset: str
 
     def train(self) -> None:
         """Analyse the data, generate the algorithms and train those that are not trained."""
@@ -142,64 +147,55 @@ class _Run:
         if lost:
             raise RuntimeError(f"auto3dseg: {', '.join(sorted(lost))} did not come out of AutoRunner's training")
 
-    def evaluate(self, methods: Sequence[str]) -> None:
-        """Predict with each network and ensemble, measure, and write the table."""
+    def evaluate(self, methods: Sequence[str], testing: Sequence[Mapping[str, Any]]) -> None:
+        """Predict the testing section with each network and ensemble, measure, and write the table."""
         history = self._history()
-        items = checked_items([{**item} for item in self._testing()])
-        weights = {e["name"]: sha256_of(Path(e["algo"].output_path, "model", "model.pt")) for e in history}
-        scores = {e["name"]: float(e["score"]) for e in history}
+        items = checked_items([{**item} for item in testing])
+        weights = {e["name"]: sha256_of(e["weights_path"]) for e in history}
         rows: list[dict[str, Any]] = []
         for entry in history:
-            summary = self._evaluate_network(entry, items, weights) if items else None
-            rows.append(
-                {
-                    "name": entry["name"],
-                    "members": [],
-                    "validation_dice": scores[entry["name"]],
-                    "summary": summary,
-                }
-            )
+            summary = self._evaluate_network(entry, items, weights[entry["name"]]) if items else None
+            row = {"name": entry["name"], "members": [], "validation_dice": entry["score"], "summary": summary}
+            rows.append(row)
         for method in methods:
-            members = self._members(method)
-            summary = self._evaluate_ensemble(method, members, items, weights) if items else None
+            ensemble = self._ensemble_of(method)
+            members = sorted(str(entry[AlgoKeys.ID]) for entry in ensemble.get_algo_ensemble())
+            facts = {"members": {name: weights[name] for name in members}}
+            summary = self._evaluate_ensemble(method, ensemble, items, facts) if items else None
             rows.append({"name": method, "members": members, "summary": summary})
         cases = f"{len(items)} test images" if items else "no test images"
         note = f"Data: {self.dataset}, {cases}; {self.num_fold} folds; seed {self.seed}; command: {this_command()}"
         write_comparison(comparison(rows, note), self.out)
 
     def _evaluate_network(
-        self, entry: Mapping[str, Any], items: Sequence[Mapping[str, Any]], weights: Mapping[str, str]
+        self, entry: Mapping[str, Any], items: Sequence[Mapping[str, Any]], weights_sha256: str
     ) -> dict[str, Any] | None:
         """Predict and measure with one network, unless that was done already."""
-        folder, name = Path(entry["algo"].output_path, "evaluation"), entry["name"]
-        if (known := known_evaluation(folder, {"checkpoint_sha256": weights[name]})) is not None:
+        folder = Path(entry["algo"].output_path, "evaluation")
+        if (known := known_evaluation(folder, {"checkpoint_sha256": weights_sha256})) is not None:
             return known
-        from tqdm import tqdm
-
-        bar = tqdm(items, desc=f"{name}: predict", unit="image", file=sys.stderr)
-        predictions = ((item, self._predicted(entry["algo"], item["image"])) for item in bar)
+        bar = tqdm(items, desc=f"{entry['name']}: predict", unit="image", file=sys.stderr)
         return write_evaluation(
             folder,
-            predictions,
-            facts={"validation_dice": float(entry["score"])},
+            ((item, self._predicted(entry["algo"], item["image"])) for item in bar),
+            facts={"validation_dice": entry["score"]},
             dataset_dir=self.dataset,
-            checkpoint_path=Path(entry["algo"].output_path, "model", "model.pt"),
+            checkpoint_path=entry["weights_path"],
             seed=self.seed,
         )
 
     def _evaluate_ensemble(
-        self, method: str, members: list[str], items: Sequence[Mapping[str, Any]], weights: Mapping[str, str]
+        self, method: str, ensemble: Any, items: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
     ) -> dict[str, Any] | None:
         """Let an ensemble of MONAI predict as AutoRunner does, and measure it, unless that was done already."""
-        folder, facts = self.out / "ensemble" / method, {"members": {name: weights[name] for name in members}}
+        folder = self.out / "ensemble" / method
         if (known := known_evaluation(folder, facts)) is not None:
             return known
         predicted = self.out / "ensemble_output" / method
         saving = {
             "_target_": "SaveImage",
-            "output_dir": as_literal(
-                str(predicted)
-            ),  # AutoRunner passes the path itself, where MONAI's parser rewrites each #
+            # AutoRunner passes the path itself, where MONAI's parser rewrites each #
+            "output_dir": as_literal(str(predicted)),
             "data_root_dir": as_literal(self.config["dataroot"]),
             "output_postfix": "ensemble",
             "output_dtype": "$np.uint8",
@@ -208,11 +204,10 @@ class _Run:
             "savepath_in_metadict": True,
             "separate_folder": False,
         }
-        self._ensemble_of(method)(pred_param={"image_save_func": saving, "rank": 0})
-        predictions = ((item, self._saved(predicted, item)) for item in items)
+        ensemble(pred_param={"image_save_func": saving, "rank": 0})
         return write_evaluation(
             folder,
-            predictions,
+            ((item, self._saved(predicted, item)) for item in items),
             facts={**facts, "ensemble": ENSEMBLES[method]},
             dataset_dir=self.dataset,
             seed=self.seed,
@@ -234,8 +229,6 @@ class _Run:
     def _run_auto_runner(self) -> None:
         """Call MONAI's AutoRunner for everything but the ensembles; it does not repeat what is in its cache."""
         quiet_warnings()
-        from monai.apps.auto3dseg import AutoRunner
-
         runner = AutoRunner(
             work_dir=str(self.out),
             input=dict(self.config),
@@ -246,51 +239,31 @@ class _Run:
         )
         runner.set_analyze_params({"device": "cpu", "worker": 0})
         runner.set_training_params(self.training)
-        try:
-            with warnings.catch_warnings():
-                # DataAnalyzer turns volumes the right way up, which a plane cannot be
-                warnings.filterwarnings(
-                    "ignore", message=r"\s*(axcodes|Orientation|monai.transforms.spatial.*Orientationd)"
-                )
-                runner.run()
-        except (RuntimeError, ValueError) as error:
-            known = user_error(error)
-            if known is None or known is error:
-                raise
-            raise known from error
+        with user_errors_of(RuntimeError, ValueError), warnings.catch_warnings():
+            # DataAnalyzer turns volumes the right way up, which a plane cannot be
+            turning = r"\s*(axcodes|Orientation|monai.transforms.spatial.*Orientationd)"
+            warnings.filterwarnings("ignore", message=turning)
+            runner.run()
 
     def _history(self) -> list[dict[str, Any]]:
-        """Return the trained networks of this run: name, algo, score."""
-        from monai.apps.auto3dseg import import_bundle_algo_history
-        from monai.utils.enums import AlgoKeys
-
-        entries = import_bundle_algo_history(str(self.out), only_trained=True)
-        return [{"name": e[AlgoKeys.ID], "algo": e[AlgoKeys.ALGO], "score": e[AlgoKeys.SCORE]} for e in entries]
+        """Return the trained networks of this run: name, algo, score, weights_path."""
+        return [
+            {
+                "name": entry[AlgoKeys.ID],
+                "algo": entry[AlgoKeys.ALGO],
+                "score": float(entry[AlgoKeys.SCORE]),
+                "weights_path": Path(entry[AlgoKeys.ALGO].output_path, "model", "model.pt"),
+            }
+            for entry in import_bundle_algo_history(str(self.out), only_trained=True)
+        ]
 
     def _ensemble_of(self, method: str) -> Any:
         """Return one of MONAI's ensembles, made of the trained networks."""
-        from monai.apps.auto3dseg import (
-            AlgoEnsembleBestByFold,
-            AlgoEnsembleBestN,
-            AlgoEnsembleBuilder,
-            import_bundle_algo_history,
-        )
-
         history = import_bundle_algo_history(str(self.out), only_trained=True)
         builder = AlgoEnsembleBuilder(history, str(self.out / "input.yaml"))
         chosen = AlgoEnsembleBestN(self.n_best) if method == "best_n" else AlgoEnsembleBestByFold(self.num_fold)
         builder.set_ensemble_method(chosen)
         return builder.get_ensemble()
-
-    def _members(self, method: str) -> list[str]:
-        """Return the names of the networks that one of MONAI's ensembles takes."""
-        from monai.utils.enums import AlgoKeys
-
-        return sorted(str(entry[AlgoKeys.ID]) for entry in self._ensemble_of(method).get_algo_ensemble())
-
-    def _testing(self) -> list[dict[str, Any]]:
-        """Return the items of the testing section."""
-        return json.loads(read_text(self.out / DATALIST_NAME))["testing"]
 
 
 def _methods(ensemble: str) -> list[str]:
@@ -325,8 +298,6 @@ def _check_resumed(out: Path, settings: Mapping[str, Any]) -> None:
 @contextmanager
 def _quiet_auto_runner(path: Path) -> Iterator[None]:
     """Send the log of MONAI's Auto3DSeg to a file instead of the screen; warnings are shown as well."""
-    importlib.import_module("monai.apps.auto3dseg")  # its modules make their loggers
-
     names = [name for name in logging.root.manager.loggerDict if name.startswith("monai.apps.auto3dseg")]
     shown = [handler for name in names for handler in logging.getLogger(name).handlers]
     levels = [handler.level for handler in shown]

@@ -16,7 +16,7 @@ from synboost_monai.bundle_run import (
     quiet_warnings,
     setting_of,
 )
-from synboost_monai.errors import user_error
+from synboost_monai.errors import user_errors_of
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -81,10 +81,6 @@ def open_bundle(
 
 def unwrapped(transform: Any, item: dict[Any, Any]) -> dict[Any, Any]:
     """Apply a transform to an item, and raise the user's mistake itself where MONAI wraps it in another error."""
-    try:
-        return transform(item)  # type: ignore[no-any-return]
-    except RuntimeError as error:
-        known = user_error(error)
-        if known is None:
-            raise
-        raise known from error
+    with user_errors_of(RuntimeError):
+        changed: dict[Any, Any] = transform(item)
+    return changed

@@ -28,8 +28,6 @@ from synboost_monai.records import EchoRecord
 from synboost_monai.transforms.files import label_map_path
 from synboost_monai.transforms.postprocessing import DOUBT_KEY
 
-__all__ = ["TABLE_NAME", "WritePseudoLabels", "unlabelled_images"]
-
 TABLE_NAME = "pseudo_labels.csv"
 """Table of all images beside the datalist."""
 KEPT = "kept"

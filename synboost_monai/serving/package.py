@@ -121,25 +121,34 @@ def package_bundle(
     return path
 
 
-def with_values(text: str, values: Mapping[str, Any], where: str) -> str:
-    """Return the text of a YAML config with other values of top-level keys; comments and all else stay.
+def with_value(text: str, key: str, written: str) -> str | None:
+    """Return the text of a YAML config with another value of a top-level key; comments and all else stay.
 
     Args:
         text: the config.
-        values: key -> value; each key must be on one line of the text.
-        where: name of the config, for errors.
+        key: must have its value on its own line.
+        written: the value in YAML.
+    Returns:
+        the text; None if the config has no such key, or its value is longer than a line.
+    """
+    match = re.search(rf"^{re.escape(key)}:[ \t]+\S.*?(?P<comment>[ \t]+#.*)?$", text, re.MULTILINE)
+    if match is None:
+        return None
+    return f"{text[: match.start()]}{key}: {written}{match['comment'] or ''}{text[match.end() :]}"
+
+
+def with_values(text: str, values: Mapping[str, Any], where: str) -> str:
+    """Return the text of a config with other values of top-level keys, as JSON; `where` names the config in errors.
+
     Raises:
         ValueError: if a key's value is longer than a line.
     """
     expected = {**yaml.safe_load(text), **values}
     for key, value in values.items():
-        line = re.compile(rf"^{re.escape(key)}:[ \t]+(?P<old>\S.*?)(?P<comment>[ \t]+#.*)?$", re.MULTILINE)
-        written = f"{key}: {json.dumps(value, ensure_ascii=False)}"
-        match = line.search(text)
-        if match is not None:
-            text = text[: match.start()] + written + (match["comment"] or "") + text[match.end() :]
-    if yaml.safe_load(text) != expected:
-        wrong = [k for k in values if yaml.safe_load(text).get(k) != values[k]]
+        text = with_value(text, key, json.dumps(value, ensure_ascii=False)) or text
+    found = yaml.safe_load(text)
+    if found != expected:
+        wrong = [key for key in values if found.get(key) != values[key]]
         raise ValueError(
             f"{where}: --{(wrong or list(values))[0]} cannot be written into a package; change it when running"
         )

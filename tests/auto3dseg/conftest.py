@@ -37,12 +37,6 @@ def write_input(folder: Path, datalist_dir: Path, **more: Any) -> Path:
 
 
 @pytest.fixture
-def tiny() -> dict[str, Any]:
-    """Return hyper-parameters of trainings that take a second."""
-    return dict(TINY)
-
-
-@pytest.fixture
 def make_input(datalist_dir: Path, tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes an input.yaml for the tiny CAMUS with further keys."""
     return lambda **more: write_input(tmp_path, datalist_dir, **more)

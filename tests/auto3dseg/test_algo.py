@@ -63,18 +63,13 @@ def test_bundle_gen_makes_every_fold_of_both(
     folded_input: Callable[..., Path], statistics_path: Path, tmp_path: Path
 ) -> None:
     source = folded_input(num_epochs=3, echocris={"freeze_encoders": True})
-    history = generate(tmp_path / "my #1 $work", source, statistics_path)
-    made = sorted(
-        path.parents[1].name for path in (tmp_path / "my #1 $work").glob("echo*/configs/hyper_parameters.yaml")
-    )
+    work = tmp_path / "my #1 $work"
+    history = generate(work, source, statistics_path)
+    made = sorted(path.parents[1].name for path in work.glob("echo*/configs/hyper_parameters.yaml"))
     assert made == ["echoclipseg_0", "echoclipseg_1", "echocris_0", "echocris_1"] and len(history) == 4
-    filled = yaml.safe_load((tmp_path / "my #1 $work/echocris_1/configs/hyper_parameters.yaml").read_text())
-    assert (filled["bundle"], filled["fold"], filled["num_epochs"], filled["freeze_encoders"]) == (
-        "echo_cris",
-        1,
-        3,
-        True,
-    )
+    filled = yaml.safe_load((work / "echocris_1/configs/hyper_parameters.yaml").read_text())
+    expected = {"bundle": "echo_cris", "fold": 1, "num_epochs": 3, "freeze_encoders": True}
+    assert {key: filled[key] for key in expected} == expected
     assert filled["data_list_file_path"] == str(tmp_path / "folds.json")
     assert filled["data_statistics"]["num_cases"] == 16
     assert filled["data_statistics"]["shape"] == {"min": [40, 48], "max": [40, 48]}
@@ -89,10 +84,8 @@ def test_data_for_other_algorithms_is_skipped_with_a_sentence(
     algorithm = EchoAlgo()
     algorithm.set_data_stats(str(statistics_path))
     algorithm.set_data_source(str(source))
-    assert algorithm.pre_check_skip_algo() == (
-        True,
-        "these algorithms segment echocardiograms, so modality must be ultrasound, but it is 'CT'",
-    )
+    reason = "these algorithms segment echocardiograms, so modality must be ultrasound, but it is 'CT'"
+    assert algorithm.pre_check_skip_algo() == (True, reason)
     with pytest.raises(ValueError, match="modality must be ultrasound"):
         generate(tmp_path / "work", source, statistics_path, allow_skip=False)
     with pytest.raises(ValueError, match="BundleGen needs data_src_cfg_name"):
@@ -174,11 +167,8 @@ def test_training_is_a_process_of_this_python(tmp_path: Path) -> None:
 
 
 def test_flags_are_key_and_value() -> None:
-    assert read_flags(["run", "--config_file='a,b'", "--seed=00012", "--x=null"]) == {
-        "config_file": "a,b",
-        "seed": 12.0,
-        "x": None,
-    }
+    read = read_flags(["run", "--config_file='a,b'", "--seed=00012", "--x=null"])
+    assert read == {"config_file": "a,b", "seed": 12.0, "x": None}
     with pytest.raises(ValueError, match="expected --key=value, got '--num_epochs'"):
         read_flags(["run", "--num_epochs", "3"])
 

@@ -22,15 +22,15 @@ def sections(datalist_dir: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.fixture
-def write(datalist_dir: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes a datalist with other sections, its paths absolute."""
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a datalist of sections, and returns its path."""
 
-    def write_(**content: Any) -> Path:
+    def write_sections(**content: Any) -> Path:
         path = tmp_path / "datalist.json"
         path.write_text(json.dumps(content))
         return path
 
-    return write_
+    return write_sections
 
 
 def test_items_have_the_attributes_that_monai_s_reader_spoils(datalist_dir: Path) -> None:

@@ -70,24 +70,29 @@ def test_predictions_are_named_below_the_data_s_folder(image: str, expected: str
     assert name_below(image, "/data") == expected
 
 
-def test_untrained_fold_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/hyper_parameters.yaml").write_text("bundle: echo_cris\n")
+@pytest.fixture
+def untrained(tmp_path: Path) -> Path:
+    """Write the hyper-parameters of a fold that is not trained, and return their file."""
+    path = tmp_path / "configs/hyper_parameters.yaml"
+    path.parent.mkdir()
+    path.write_text("bundle: echo_cris\n")
+    return path
+
+
+def test_untrained_fold_is_refused(untrained: Path) -> None:
     with pytest.raises(FileNotFoundError, match="this fold is not trained"):
-        InferClass(str(tmp_path / "configs/hyper_parameters.yaml"))
+        InferClass(str(untrained))
 
 
 @pytest.mark.parametrize(
     "written", ["inferer::_target_: os.getcwd\nimage_size: 32\n", "1: a\nx: b\n", "- image_size\n", ""]
 )
-def test_what_no_training_writes_is_refused(tmp_path: Path, written: str) -> None:
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/hyper_parameters.yaml").write_text("bundle: echo_cris\n")
+def test_what_no_training_writes_is_refused(untrained: Path, tmp_path: Path, written: str) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/model.pt").touch()
     (tmp_path / "model/inference.yaml").write_text(written)
     with pytest.raises(ValueError, match="inference.yaml: expected the keys that a training writes"):
-        InferClass(str(tmp_path / "configs/hyper_parameters.yaml"))
+        InferClass(str(untrained))
 
 
 def test_networks_are_kept_in_memory(finished_run: Path) -> None:
@@ -104,21 +109,12 @@ def test_prompts_say_what_the_datalist_knows(finished_run: Path, camus_dir: Path
     image = next(camus_dir.rglob("patient0006_4CH_ES.nii.gz"))
     # as MONAI hands an item over: the data's folder stands before every text
     item = inferer._item({"image": str(image), "view": "/data/apical_two_chamber"})
-    assert (item["view"], item["phase"], item["sex"], item["age"]) == (
-        "apical_four_chamber",
-        "end_systole",
-        "female",
-        46,
-    )
-    assert "label" not in item
+    known = {"view": "apical_four_chamber", "phase": "end_systole", "sex": "female", "age": 46}
+    assert {key: item[key] for key in known} == known and "label" not in item
     copy = tmp_path / "patient0099_2CH_ED.nii.gz"
     copy.write_bytes(image.read_bytes())
-    assert inferer._item(str(copy)) == {
-        "image": str(copy),
-        "patient": "patient0099",
-        "view": "apical_two_chamber",
-        "phase": "end_diastole",
-    }
+    by_its_name = {"patient": "patient0099", "view": "apical_two_chamber", "phase": "end_diastole"}
+    assert inferer._item(str(copy)) == {"image": str(copy), **by_its_name}
     plain = tmp_path / "heart.nii.gz"
     plain.write_bytes(image.read_bytes())
     assert inferer._item(str(plain)) == {"image": str(plain)}

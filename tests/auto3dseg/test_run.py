@@ -23,6 +23,7 @@ from synboost_monai.bundle_run import run_bundle
 from synboost_monai.data import read_datalist
 from synboost_monai.evaluation.per_case import case_metrics
 from synboost_monai.transforms.files import load_echo
+from tests.auto3dseg.conftest import TINY, write_input
 
 NETWORKS = ["echoclipseg_0", "echoclipseg_1", "echocris_0", "echocris_1"]
 
@@ -108,10 +109,8 @@ def test_ensemble_label_map_lies_on_its_image(finished_run: Path) -> None:
     import nibabel as nib
 
     item = read_datalist(finished_run, "testing")[0]
-    image, label_map = (
-        nib.load(path)
-        for path in (item["image"], finished_run / "ensemble/best_n/label_maps" / Path(item["image"]).name)
-    )
+    image = nib.load(item["image"])
+    label_map = nib.load(finished_run / "ensemble/best_n/label_maps" / Path(item["image"]).name)
     assert label_map.shape == image.shape and label_map.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(label_map.affine, image.affine)
 
@@ -122,62 +121,56 @@ def copied_run(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
-def call_again(run: Path, datalist_dir: Path, tiny: dict[str, Any], **more: Any) -> Path:
-    source = {"modality": "ultrasound", "datalist": str(datalist_dir / "datalist.json"), "dataroot": str(datalist_dir)}
-    (run.parent / "input.yaml").write_text(yaml.safe_dump(source))
-    return run_auto3dseg(run.parent / "input.yaml", output=run, **{"num_fold": 2, **tiny, **more})
+def call_again(run: Path, datalist_dir: Path, **more: Any) -> Path:
+    return run_auto3dseg(write_input(run.parent, datalist_dir), output=run, **{"num_fold": 2, **TINY, **more})
 
 
-def test_finished_run_is_not_done_again(
-    copied_run: Path, datalist_dir: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_run_is_not_done_again(copied_run: Path, datalist_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(algo, "run_logged", lambda *_: pytest.fail("a trained fold was trained again"))
     times = {path: path.stat().st_mtime_ns for path in copied_run.rglob("metrics.csv")}
     assert len(times) == 6
-    call_again(copied_run, datalist_dir, tiny)
+    call_again(copied_run, datalist_dir)
     assert {path: path.stat().st_mtime_ns for path in copied_run.rglob("metrics.csv")} == times
 
 
 def test_interrupted_run_trains_what_is_left(
-    copied_run: Path, datalist_dir: Path, tiny: dict[str, Any], quick_training: None, monkeypatch: pytest.MonkeyPatch
+    copied_run: Path, datalist_dir: Path, quick_training: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # killed while the last fold was in training: no score yet, and AutoRunner did not note the end
     (copied_run / "echocris_1/model/progress.yaml").unlink()
     record = json.loads((copied_run / "echocris_1/algo_object.json").read_text())
-    (copied_run / "echocris_1/algo_object.json").write_text(
-        json.dumps({key: value for key, value in record.items() if key != "best_metric"})
-    )
+    del record["best_metric"]
+    (copied_run / "echocris_1/algo_object.json").write_text(json.dumps(record))
     cache = yaml.safe_load((copied_run / "cache.yaml").read_text())
     (copied_run / "cache.yaml").write_text(yaml.safe_dump({**cache, "train": False}))
     old = (copied_run / "echocris_1/model/model.pt").read_bytes()
     trained = []
     run_logged = algo.run_logged
     monkeypatch.setattr(algo, "run_logged", lambda *words: trained.append(words[0][1]) or run_logged(*words))
-    call_again(copied_run, datalist_dir, tiny)
+    call_again(copied_run, datalist_dir)
     assert trained == [str(copied_run / "echocris_1/scripts/train.py")]
     assert (copied_run / "echocris_1/model/model.pt").read_bytes() == old  # same seed, same weights
     assert (copied_run / "echocris_1/model/progress.yaml").is_file()
 
 
-def test_other_settings_need_another_folder(copied_run: Path, datalist_dir: Path, tiny: dict[str, Any]) -> None:
+def test_other_settings_need_another_folder(copied_run: Path, datalist_dir: Path) -> None:
     with pytest.raises(ValueError, match="holds a run with other settings .hyper_parameters .*'num_epochs': 3"):
-        call_again(copied_run, datalist_dir, tiny, num_epochs=3)
+        call_again(copied_run, datalist_dir, num_epochs=3)
     with pytest.raises(ValueError, match="other settings .data, num_fold 2 -> 3"):
-        call_again(copied_run, datalist_dir, tiny, num_fold=3)
+        call_again(copied_run, datalist_dir, num_fold=3)
     (copied_run / "settings.json").unlink()
     with pytest.raises(ValueError, match="holds other things than a run of auto3dseg"):
-        call_again(copied_run, datalist_dir, tiny)
+        call_again(copied_run, datalist_dir)
 
 
-def test_ensembles_can_be_changed_afterwards(copied_run: Path, datalist_dir: Path, tiny: dict[str, Any]) -> None:
-    call_again(copied_run, datalist_dir, tiny, ensemble="best_n", n_best=3)
+def test_ensembles_can_be_changed_afterwards(copied_run: Path, datalist_dir: Path) -> None:
+    call_again(copied_run, datalist_dir, ensemble="best_n", n_best=3)
     frame = pd.read_csv(copied_run / "auto3dseg.csv").set_index("name")
     assert "best_by_fold" not in frame.index and len(frame.loc["best_n", "members"].split()) == 3
 
 
 def test_plain_auto_runner_takes_the_templates(
     make_input: Callable[..., Path],
-    tiny: dict[str, Any],
     quick_training: None,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -185,7 +178,7 @@ def test_plain_auto_runner_takes_the_templates(
     """AutoRunner takes our datalist as it is: it validates on its section, and paths lead out of dataroot."""
     # its message about the section has a wrong placeholder, which logging shows as an error
     monkeypatch.setattr(logging.getLogger("monai.apps.auto3dseg.auto_runner"), "disabled", True)
-    source = make_input(**{**tiny, "num_epochs": 1})
+    source = make_input(**{**TINY, "num_epochs": 1})
     runner = AutoRunner(
         work_dir=str(tmp_path / "work"),
         input=str(source),
@@ -199,12 +192,12 @@ def test_plain_auto_runner_takes_the_templates(
 
 
 @pytest.mark.slow
-def test_training_in_a_process_of_its_own(copied_run: Path, tiny: dict[str, Any]) -> None:
+def test_training_in_a_process_of_its_own(copied_run: Path) -> None:
     name = "echocris_0"
     old = (copied_run / name / "model/model.pt").read_bytes()
     trained = next(h for h in import_bundle_algo_history(str(copied_run)) if h[AlgoKeys.ID] == name)
     (copied_run / name / "model/progress.yaml").unlink()
-    trained[AlgoKeys.ALGO].train(tiny, {"CUDA_VISIBLE_DEVICES": "", "NUM_NODES": 1, "CMD_PREFIX": None})
+    trained[AlgoKeys.ALGO].train(TINY, {"CUDA_VISIBLE_DEVICES": "", "NUM_NODES": 1, "CMD_PREFIX": None})
     assert trained[AlgoKeys.ALGO].get_score() == trained[AlgoKeys.SCORE]
     assert (copied_run / name / "model/model.pt").read_bytes() == old
     assert "Key metric: val_mean_dice" in (copied_run / name / "train.txt").read_text()

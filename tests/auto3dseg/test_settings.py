@@ -62,13 +62,8 @@ def test_bad_hyper_parameters_are_refused(settings: dict[str, Any], message: str
 
 
 def test_input_says_it_for_all_algorithms_or_for_one() -> None:
-    source = {
-        "modality": "us",
-        "bundle": "x",
-        "num_epochs": 5,
-        "seed": 7,
-        "echocris": {"num_epochs": 9, "freeze_encoders": True},
-    }
+    source: dict[str, Any] = {"modality": "us", "bundle": "x", "num_epochs": 5, "seed": 7}
+    source["echocris"] = {"num_epochs": 9, "freeze_encoders": True}
     cris = with_source_settings(template("echocris"), source, "echocris")
     assert (cris["num_epochs"], cris["seed"], cris["freeze_encoders"], cris["bundle"]) == (9, 7, True, "echo_cris")
     clipseg = with_source_settings(template("echoclipseg"), source, "echoclipseg")

@@ -10,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from monai.bundle import ConfigWorkflow
 
-from synboost_monai.bundle_run import config_files, user_error
+from synboost_monai.bundle_run import config_files
 from synboost_monai.data import list_images
-from synboost_monai.networks import create_segmenter
-
-TINY = {"preset": "tiny", "image_size": 32, "device": "cpu", "prompt_ensemble": None}
+from synboost_monai.errors import user_error
+from tests.bundles.conftest import workflow
+from tests.tiny import tiny_weights
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "model.pt"
-    torch.manual_seed(0)
-    torch.save(create_segmenter("cris", "tiny").state_dict(), path)
-    return path
+    return tiny_weights("cris", tmp_path_factory.mktemp("weights") / "model.pt")
 
 
 @pytest.fixture
@@ -43,12 +38,9 @@ def data(datalist_dir: Path, tmp_path: Path) -> Path:
 
 
 def run(config: str, **overrides: Any) -> None:
-    """Run a bundle as `python -m monai.bundle run` does, without its logging."""
-    files = [str(path) for path in config_files("echo_cris", config)]
-    values = {**TINY, **{k: str(v) if isinstance(v, Path) else v for k, v in overrides.items()}}
-    workflow = ConfigWorkflow(files, workflow_type="infer", logging_file=False, **values)
-    workflow.initialize()
-    workflow.run()
+    """Run a config of CRIS's bundle on what it is merged onto."""
+    configs = [path.stem for path in config_files("echo_cris", config)]
+    workflow("echo_cris", configs, **{"prompt_ensemble": None, **overrides}).run()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -17,13 +17,15 @@ from synboost_monai.bundle_run import config_files
 from synboost_monai.data import read_datalist
 from synboost_monai.transforms import RandUltrasoundd
 
+OF_SEGMENTERS = {"flip_probability", "attribute_dropout", "synonyms", "absent_structures"}
 CHANCES = {
     "echo_semantic_diffusion": {"affine_probability"},
-    "echo_cris": {"flip_probability", "attribute_dropout", "synonyms", "absent_structures"},
-    "echo_clipseg": {"flip_probability", "attribute_dropout", "synonyms", "absent_structures"},
+    "echo_cris": OF_SEGMENTERS,
+    "echo_clipseg": OF_SEGMENTERS,
 }
 """Bundle -> its keys that are probabilities of a transform."""
-KEYS = [(bundle, key) for bundle, keys in CHANCES.items() for key in sorted(keys)]
+KEYS = [("echo_semantic_diffusion", "affine_probability"), *(("echo_cris", key) for key in sorted(OF_SEGMENTERS))]
+"""(bundle, key) of each such pipeline: one template makes those of both segmenters."""
 EFFECTS = ("warp", "gain", "depth_attenuation", "speckle", "haze", "noise", "flip")
 """Chances of `RandUltrasoundd`."""
 

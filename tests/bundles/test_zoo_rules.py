@@ -55,10 +55,9 @@ def metadata(bundle_dir: Path) -> dict[str, Any]:
 
 
 def test_necessary_files(bundle_dir: Path) -> None:
-    for name in ("LICENSE", "configs/metadata.json", "configs/inference.yaml", "configs/train.yaml"):
-        assert (bundle_dir / name).is_file(), name
-    for name in ("configs/logging.conf", "docs/README.md", "docs/data_license.txt"):
-        assert (bundle_dir / name).is_file(), name
+    configs = ("metadata.json", "inference.yaml", "train.yaml", "logging.conf")
+    for name in ("LICENSE", "docs/README.md", "docs/data_license.txt", *(f"configs/{config}" for config in configs)):
+        assert (bundle_dir / name).stat().st_size > 0, name
     assert "Apache License" in (bundle_dir / "LICENSE").read_text(encoding="utf-8")
     large = [path for path in bundle_dir.rglob("*") if path.is_file() and path.stat().st_size > LARGEST_FILE_MB * 1e6]
     assert [path for path in large if path.parent.name != "models"] == []

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from synboost_monai.networks import create_segmenter
 from synboost_monai.serving import export
+from tests.bundles.conftest import workflow
+from tests.tiny import SIZE, tiny_network, tiny_weights
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZE = 32
 COUNTS = ((1, 1), (2, 3), (3, 2))
 """(images, prompts)."""
 
@@ -33,19 +33,12 @@ def architecture(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def weights(architecture: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        network = create_segmenter(architecture, "tiny")
-    path = tmp_path_factory.mktemp("weights") / "model.pt"
-    torch.save(network.state_dict(), path)
-    return path
+    return tiny_weights(architecture, tmp_path_factory.mktemp("weights") / "model.pt", seed=1)
 
 
 @pytest.fixture(scope="module")
-def network(architecture: str, weights: Path) -> torch.nn.Module:
-    network = create_segmenter(architecture, "tiny").eval()
-    network.load_state_dict(torch.load(weights, weights_only=True))
-    return network.requires_grad_(False)
+def network(architecture: str) -> torch.nn.Module:
+    return tiny_network(architecture, seed=1).eval().requires_grad_(False)
 
 
 def exported(architecture: str, weights: Path, path: Path, format: str) -> export.Difference:
@@ -95,12 +88,8 @@ def test_monai_exports_torchscript_with_prompts(
     from monai.bundle import ckpt_export
 
     configs = ROOT / f"bundles/echo_{architecture}/configs"
-    common = {
-        "ckpt_file": str(weights),
-        "meta_file": str(configs / "metadata.json"),
-        "preset": "tiny",
-        "image_size": SIZE,
-    }
+    common = {"ckpt_file": str(weights), "meta_file": str(configs / "metadata.json")}
+    common |= {"preset": "tiny", "image_size": SIZE}
     files = [str(configs / "inference.yaml"), str(configs / "export.yaml")]
     ckpt_export("network_export", str(tmp_path / "prompts.ts"), config_file=files, **common)
     run = export.torchscript_runner(tmp_path / "prompts.ts")
@@ -172,26 +161,14 @@ def test_wide_projector_is_exported(tmp_path: Path) -> None:
 def test_onnx_segmenter_gives_the_bundle_s_label_maps(
     architecture: str, onnx_path: Path, weights: Path, datalist_dir: Path, tmp_path: Path
 ) -> None:
-    from monai.bundle import ConfigWorkflow
-
     from synboost_monai.data import read_datalist
     from synboost_monai.files import read_plane
     from synboost_monai.onnx_segmenter import OnnxSegmenter
     from synboost_monai.transforms import load_echo
 
-    file = str(ROOT / f"bundles/echo_{architecture}/configs/inference.yaml")
-    settings = {"preset": "tiny", "image_size": SIZE, "device": "cpu", "prompt_ensemble": "$None", "prompt_level": "P1"}
-    settings |= {"keep_largest": False, "fill_holes": False, "checkpoint_path": str(weights), "threshold": 0.3}
-    run = ConfigWorkflow(
-        file,
-        workflow_type="infer",
-        logging_file=False,
-        dataset_dir=str(datalist_dir),
-        output_dir=str(tmp_path),
-        **settings,
-    )
-    run.initialize()
-    run.run()
+    places = {"dataset_dir": datalist_dir, "output_dir": tmp_path, "checkpoint_path": weights}
+    plain = {"prompt_ensemble": "$None", "prompt_level": "P1", "keep_largest": False, "fill_holes": False}
+    workflow(f"echo_{architecture}", ["inference"], **places, **plain, threshold=0.3).run()
     segmenter = OnnxSegmenter(onnx_path, num_threads=1)
     agreements = []
     for item in read_datalist(datalist_dir, "testing"):
@@ -202,12 +179,10 @@ def test_onnx_segmenter_gives_the_bundle_s_label_maps(
         agreements.append((label_map == expected).mean())
     assert len(agreements) == 4 and min(agreements) > 0.99
     logits = segmenter.logits(plane.pixels)
-    assert np.array_equal(
-        segmenter.logits(plane.pixels, ["heart muscle", "LA"]), logits[1:]
-    )  # in the words that it was taught
-    assert not np.allclose(
-        segmenter.logits(plane.pixels, ["Myocardium in the cardiac ultrasound."]), logits[1:2]
-    )  # as it is
+    in_its_words = segmenter.logits(plane.pixels, ["heart muscle", "LA"])
+    assert np.array_equal(in_its_words, logits[1:])
+    as_it_is = segmenter.logits(plane.pixels, ["Myocardium in the cardiac ultrasound."])
+    assert not np.allclose(as_it_is, logits[1:2])
     with pytest.raises(ValueError, match="the liver is not among the structures"):
         segmenter(plane.pixels, ["left atrium", "liver"])
 
@@ -263,12 +238,8 @@ def test_a_file_that_differs_is_not_written(
     true = export.torchscript_runner
     monkeypatch.setattr(export, "torchscript_runner", lambda path: lambda i, d: true(path)(i, d) * factor)
     call = lambda: exported(architecture, weights, tmp_path / "a.ts", "torchscript")  # noqa: E731
-    refused(
-        call,
-        RuntimeError,
-        f"differs by {told} of the largest logit, expected 1e-04 at most; it was not written",
-        tmp_path,
-    )
+    words = f"differs by {told} of the largest logit, expected 1e-04 at most; it was not written"
+    refused(call, RuntimeError, words, tmp_path)
 
 
 def test_the_command_tells_the_difference_and_nothing_else(

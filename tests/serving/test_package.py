@@ -16,25 +16,14 @@ import torch
 import yaml
 
 from synboost_monai.bundle_run import run_bundle
-from synboost_monai.networks import create_segmenter, create_semantic_diffusion_unet
+from synboost_monai.model_card import PUBLISHED_FACTS, read_card, write_model
 from synboost_monai.serving.package import package_bundle, with_values
 from tests.forked import Forked, module
+from tests.tiny import SIZE, tiny_card, tiny_network, tiny_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = ("echo_semantic_diffusion", "echo_clipseg", "echo_cris")
-SIZE = 32
 OVERRIDES = {"preset": "tiny", "image_size": SIZE}
-
-
-def make_weights(bundle: str, path: Path) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        if bundle == "echo_semantic_diffusion":
-            network = create_semantic_diffusion_unet("tiny", image_size=SIZE)
-        else:
-            network = create_segmenter(bundle.removeprefix("echo_"), "tiny")
-    torch.save(network.state_dict(), path)
-    return path
 
 
 @pytest.fixture(scope="module", params=BUNDLES)
@@ -44,7 +33,7 @@ def bundle(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def weights(bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_weights(bundle, tmp_path_factory.mktemp("weights") / "best.pt")
+    return tiny_weights(bundle, tmp_path_factory.mktemp("weights") / "best.pt")
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +113,10 @@ def test_it_runs_from_its_own_folder(bundle: str, unpacked: Path, datalist_dir: 
 
 
 def test_a_calibration_is_packed_with_its_weights_alone(tmp_path: Path) -> None:
-    weights = make_weights("echo_cris", tmp_path / "model.pt")
+    weights = tiny_weights("echo_cris", tmp_path / "model.pt")
     calibration = tmp_path / "found.json"
-    options: dict[str, Any] = {
-        "checkpoint_path": weights,
-        "overrides": {**OVERRIDES, "calibration_path": str(calibration)},
-    }
+    overrides = {**OVERRIDES, "calibration_path": str(calibration)}
+    options: dict[str, Any] = {"checkpoint_path": weights, "overrides": overrides}
     with pytest.raises(FileNotFoundError, match="found.json: no such calibration"):
         package_bundle("echo_cris", tmp_path / "a.zip", **options)
     calibration.write_text(json.dumps({"checkpoint_sha256": "0" * 64}))
@@ -154,7 +141,7 @@ def test_a_calibration_is_packed_with_its_weights_alone(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_packed_is_said(overrides: dict[str, Any], match: str, tmp_path: Path) -> None:
-    weights = make_weights("echo_clipseg", tmp_path / "model.pt")
+    weights = tiny_weights("echo_clipseg", tmp_path / "model.pt")
     with pytest.raises(ValueError, match=re.escape(match)):
         package_bundle("echo_clipseg", tmp_path / "a.zip", checkpoint_path=weights, overrides=overrides)
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
@@ -163,10 +150,8 @@ def test_what_cannot_be_packed_is_said(overrides: dict[str, Any], match: str, tm
 def test_weights_are_needed_and_must_be_plain(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="models/model.pt: no such weights; give --checkpoint_path"):
         package_bundle("echo_semantic_diffusion", tmp_path / "a.zip")
-    torch.save({"state_dict": torch.load(make_weights("echo_cris", tmp_path / "m.pt"))}, tmp_path / "nested.pt")
-    with pytest.raises(
-        ValueError, match="nested.pt is no plain model.pt; make one of it with `synboost weights convert"
-    ):
+    torch.save({"state_dict": torch.load(tiny_weights("echo_cris", tmp_path / "m.pt"))}, tmp_path / "nested.pt")
+    with pytest.raises(ValueError, match="nested.pt is no plain model.pt; make one .* `synboost weights convert"):
         package_bundle("echo_cris", tmp_path / "a.zip", checkpoint_path=tmp_path / "nested.pt", overrides=OVERRIDES)
     assert not (tmp_path / "a.zip").exists()
 
@@ -183,27 +168,19 @@ def test_values_are_written_beside_their_comments() -> None:
 
 def test_what_the_weights_are_goes_along(tmp_path: Path) -> None:
     """The facts are in the configs too: MONAI Deploy and others read these without the path of the weights."""
-    from synboost_monai.model_card import PUBLISHED_FACTS, new_card, read_card, write_model
-
-    facts = {"architecture": "clipseg", **PUBLISHED_FACTS["clipseg"], "preset": "tiny", "image_size": SIZE}
-    write_model(
-        create_segmenter("clipseg", "tiny").state_dict(), tmp_path / "any.pt", new_card(facts, {}, licence="MIT")
-    )
-    path = package_bundle("echo_clipseg", tmp_path / "a.zip", checkpoint_path=tmp_path / "any.pt")
+    weights = tmp_path / "any.pt"
+    card = write_model(tiny_network("clipseg").state_dict(), weights, tiny_card("clipseg", licence="MIT"))
+    assert card is not None
+    path = package_bundle("echo_clipseg", tmp_path / "a.zip", checkpoint_path=weights)
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path)
     folder = tmp_path / "echo_clipseg"
-    assert read_card(folder / "models/model.pt") == read_card(tmp_path / "any.pt")
+    assert read_card(folder / "models/model.pt") == card
     for name in ("inference", "train"):
         config = yaml.safe_load((folder / f"configs/{name}.yaml").read_text(encoding="utf-8"))
-        assert {key: config[key] for key in facts if key != "architecture"} == {
-            **PUBLISHED_FACTS["clipseg"],
-            **OVERRIDES,
-        }
+        assert {key: config[key] for key in card.facts} == {**PUBLISHED_FACTS["clipseg"], **OVERRIDES}
     with pytest.raises(ValueError, match=f"made with image_size {SIZE}, but --image_size says 64"):
-        package_bundle(
-            "echo_clipseg", tmp_path / "b.zip", checkpoint_path=tmp_path / "any.pt", overrides={"image_size": 64}
-        )
+        package_bundle("echo_clipseg", tmp_path / "b.zip", checkpoint_path=weights, overrides={"image_size": 64})
 
 
 def test_a_package_of_an_older_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,25 +48,24 @@ def brush_colours() -> list[str]:
     return ["#{:02x}{:02x}{:02x}".format(*structure.colour) for structure in STRUCTURES]
 
 
-def drawn_label_map(layers: Sequence[NDArray[Any]], shape: tuple[int, int] = CANVAS_SHAPE) -> NDArray[np.uint8]:
+def drawn_label_map(layers: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
     """Convert brush strokes to classes.
 
     A pixel that is at least half opaque gets the structure of the nearest colour, later layers above earlier ones; then the most
     frequent class around it. Closed outlines of the ventricle's cavity and of the atrium are filled, where nothing else is drawn.
 
     Args:
-        layers: RGBA, (h, w, 4) uint8 each; resized to `shape` where the size differs.
-        shape: (H, W).
+        layers: RGBA, (h, w, 4) uint8 each; resized to `CANVAS_SHAPE` where the size differs.
     Returns:
         (H, W), classes 0..3.
     Raises:
         ValueError: if a layer is not an RGBA picture, or nothing is drawn.
     """
-    label_map = np.zeros(shape, np.uint8)
+    label_map = np.zeros(CANVAS_SHAPE, np.uint8)
     colours = np.array([structure.colour for structure in STRUCTURES], dtype=np.int32)  # (S, 3)
     indices = np.array([structure.class_index for structure in STRUCTURES], dtype=np.uint8)
     for layer in layers:
-        pixels = _to_shape(np.asarray(layer), shape)
+        pixels = _on_canvas(np.asarray(layer))
         is_drawn = pixels[..., 3] >= HALF_OPAQUE
         distance = ((pixels[is_drawn][:, None, :3].astype(np.int32) - colours) ** 2).sum(axis=-1)
         label_map[is_drawn] = indices[distance.argmin(axis=-1)]
@@ -86,9 +85,11 @@ def write_drawing(label_map: NDArray[np.uint8], path: Path) -> LabelSource:
     return LabelSource(path)
 
 
-def _to_shape(pixels: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.uint8]:
+def _on_canvas(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """Resize a layer to the canvas's grid by nearest pixel: colours must not mix."""
     if pixels.ndim != 3 or pixels.shape[2] != 4:
         raise ValueError(f"drawing.py: expected layers (h, w, 4), RGBA, got {pixels.shape}")
-    rows, columns = (((np.arange(n) + 0.5) * have / n).astype(np.int64) for n, have in zip(shape, pixels.shape[:2]))
+    rows, columns = (
+        ((np.arange(n) + 0.5) * have / n).astype(np.int64) for n, have in zip(CANVAS_SHAPE, pixels.shape[:2])
+    )
     return pixels[np.ix_(rows, columns)].astype(np.uint8)

@@ -29,7 +29,10 @@ from synboost_monai.door import (
     answer,
     check_headers,
     headers_of,
+    refuse,
+    refuse_websocket,
     replay,
+    with_headers,
 )
 
 API = "/gradio_api"
@@ -93,17 +96,12 @@ class Guard:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
-            return await send({"type": "websocket.close", "code": 1008, "reason": "no websockets here"})
+            return await refuse_websocket(send)
         try:
             with self._slot():
                 await self._pass_on(scope, receive, send)
         except Refused as refused:
-            reason = json.dumps({"detail": refused.reason}).encode()
-            kind = (
-                (b"content-type", b"application/json"),
-                (b"connection", b"close"),
-            )  # it may be about to send more
-            await answer(send, refused.status, reason, [*kind, *_HEADERS])
+            await refuse(send, refused, [(b"connection", b"close"), *_HEADERS])  # it may be about to send more
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request, and hand it on."""
@@ -115,7 +113,7 @@ class Guard:
         if not self.door.knows(*self._cookies(headers), headers.get("authorization", "").removeprefix("Bearer ")):
             raise Refused(401, "this page asks for its token: open the address that `synboost demo` printed")
         if method in ("GET", "HEAD") and _GET.fullmatch(path):
-            return await self.app(scope, receive, _with_headers(send))
+            return await self.app(scope, receive, with_headers(send, _HEADERS))
         max_bytes = _POST.get(path.removesuffix("/"))
         if method != "POST" or max_bytes is None:
             raise Refused(404, "the page does not need this")
@@ -123,13 +121,13 @@ class Guard:
         self._check_folder(length)
         if path.startswith(f"{API}/upload"):
             with self._upload(length):
-                return await self.app(scope, _bounded(receive, length), _with_headers(send))
+                return await self.app(scope, _bounded(receive, length), with_headers(send, _HEADERS))
         body = await _read(_bounded(receive, length))
         if headers.get("content-type", "").startswith("application/json"):
             self._check_json(body)
         elif not path.startswith(f"{API}/component_server"):
             raise Refused(415, "expected application/json")
-        await self.app(scope, replay(body, receive), _with_headers(send))
+        await self.app(scope, replay(body, receive), with_headers(send, _HEADERS))
 
     # ---- token
 
@@ -262,22 +260,6 @@ async def _read(receive: Receive) -> bytes:
         body += message.get("body", b"")
         if not message.get("more_body", False):
             return bytes(body)
-
-
-def _with_headers(send: Send) -> Send:
-    """Return a send whose answers no other page can read or frame."""
-
-    async def changed(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            kept = [
-                pair
-                for pair in message.get("headers", [])
-                if not pair[0].lower().startswith(b"access-control-") and pair[0].lower() not in dict(_HEADERS)
-            ]
-            message = {**message, "headers": [*kept, *_HEADERS]}
-        await send(message)
-
-    return changed
 
 
 def _query(scope: Scope) -> list[tuple[str, str]]:

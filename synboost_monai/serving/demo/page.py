@@ -25,7 +25,6 @@ from synboost_monai.serving.demo.segmenting import OpenImage, Segmentation, Segm
 from synboost_monai.serving.demo.sources import (
     SESSION_PREFIX,
     LabelSource,
-    Phantom,
     Source,
     draw_phantom,
     file_label_source,
@@ -136,13 +135,7 @@ class _SegmentTab:
         self._wire(page)
 
     def _inputs(self) -> None:
-        self.kind, phantom_group, file_group = _choice_of(PHANTOM, FILE)
-        with phantom_group:
-            self.seed, self.phantom_view, self.phantom_phase = _phantom_inputs()
-        with file_group:
-            self.upload, self.path, self.open_path = _file_inputs(
-                "Image or clip: PNG, NIfTI, MetaImage, ultrasound DICOM", self.places
-            )
+        self.sources = _Sources("Image or clip: PNG, NIfTI, MetaImage, ultrasound DICOM", self.places)
         self.frame = gr.Slider(1, 2, 1, step=1, label="Frame", visible=False)
         self.prompt = gr.Textbox(
             "",
@@ -184,12 +177,7 @@ class _SegmentTab:
         opened = [self.image, self.image_picture, self.facts, self.frame, *attributes]
         shown = [self.mask_picture, self.spread_picture, self.verdict, self.table, self.said, self.download]
         self.opened = [*opened, self.result, *shown]
-        phantom = [self.seed, self.phantom_view, self.phantom_phase]
-        for event in (page.load, *(part.change for part in phantom)):
-            _on(event, self.draw, phantom, self.opened)
-        _on(self.upload.upload, self.read_upload, [self.upload], self.opened)
-        for event in (self.open_path.click, self.path.submit) if self.places.folders else ():
-            _on(event, self.read, [self.path], self.opened)
+        self.sources.wire(page, self.draw, self.read, [], self.opened)
         for button, words in zip(self.examples, (*EXAMPLE_PROMPTS, "")):
             _on(button.click, functools.partial(str, words), [], [self.prompt])
         _on(self.frame.release, self.show_frame, [self.image, self.frame], [self.image_picture])
@@ -207,17 +195,11 @@ class _SegmentTab:
         """Open a phantom, to be segmented."""
         return self.accept(draw_phantom(_whole(seed, "seed"), view, phase, self.folder).source())
 
-    def read(self, path: str | None) -> list[Any]:
-        """Open a file on this machine."""
-        if not path or not path.strip():
-            raise ValueError("name an image file first")
-        return self.accept(file_source(path.strip(), self.places.folders))
-
-    def read_upload(self, path: str | None) -> list[Any]:
-        """Open an uploaded file."""
+    def read(self, path: str | None, folders: Sequence[Path]) -> list[Any]:
+        """Open a file that lies in one of the folders."""
         if not path:
             raise ValueError("name an image file first")
-        return self.accept(file_source(path, [self.folder]))
+        return self.accept(file_source(path, folders))
 
     def accept(self, source: Source) -> list[Any]:
         """Return the values of `opened` for an image and its attributes; earlier results are cleared."""
@@ -298,13 +280,8 @@ class _SynthesiseTab:
         self._wire(page, tabs)
 
     def _inputs(self) -> None:
-        self.kind, phantom_group, file_group, drawn_group = _choice_of(PHANTOM, FILE, DRAWN)
-        with phantom_group:
-            self.seed, self.phantom_view, self.phantom_phase = _phantom_inputs()
-        with file_group:
-            self.upload, self.path, self.open_path = _file_inputs(
-                "Label map: NIfTI, MetaImage or PNG with classes 0 to 3", self.places
-            )
+        self.sources = _Sources("Label map: NIfTI, MetaImage or PNG with classes 0 to 3", self.places, DRAWN)
+        (drawn_group,) = self.sources.further_groups
         with drawn_group:
             colours = drawing.brush_colours()
             height, width = drawing.CANVAS_SHAPE
@@ -346,16 +323,11 @@ class _SynthesiseTab:
     def _wire(self, page: gr.Blocks, tabs: gr.Tabs) -> None:
         perturbation = [self.strength, self.perturbation_seed]
         outputs = [self.source, self.condition, self.map_picture]
-        phantom = [self.seed, self.phantom_view, self.phantom_phase]
-        for event in (page.load, *(part.change for part in phantom)):
-            _on(event, self.draw, [*phantom, *perturbation], outputs)
-        _on(self.upload.upload, self.read_upload, [self.upload, *perturbation], outputs)
-        for event in (self.open_path.click, self.path.submit) if self.places.folders else ():
-            _on(event, self.read, [self.path, *perturbation], outputs)
+        self.sources.wire(page, self.draw, self.read, perturbation, outputs)
         _on(self.take_drawing.click, self.take, [self.editor, *perturbation], outputs)
         for event in (self.strength.release, self.perturbation_seed.change):
             _on(event, self.perturb, [self.source, *perturbation], outputs)
-        taken = _on(self.run.click, self.take_what_is_drawn, [self.kind, self.editor, *perturbation], outputs)
+        taken = _on(self.run.click, self.take_what_is_drawn, [self.sources.kind, self.editor, *perturbation], outputs)
         started = _on(
             taken.success,
             self.synthesise,
@@ -364,27 +336,20 @@ class _SynthesiseTab:
             uses_network=True,
         )
         self.stop.click(lambda: "Stopped.", None, [self.progress], cancels=[started], api_visibility="private")
-        _on(self.kind.change, self.show_canvas, [self.kind], [self.editor])
+        _on(self.sources.kind.change, self.show_canvas, [self.sources.kind], [self.editor])
         sent = _on(self.send.click, self.hand_over, [self.synthetic], [tabs, *self.first.opened])
         self.first.segment_after(sent)
 
     def draw(self, seed: float, view: str, phase: str, strength: float, perturbation_seed: float) -> list[Any]:
         """Open a phantom's label map."""
-        phantom: Phantom = draw_phantom(_whole(seed, "seed"), view, phase, self.folder)
+        phantom = draw_phantom(_whole(seed, "seed"), view, phase, self.folder)
         return self.perturb(phantom.label_source(), strength, perturbation_seed)
 
-    def read(self, path: str | None, strength: float, perturbation_seed: float) -> list[Any]:
-        """Open a label map from a file on this machine."""
-        if not path or not path.strip():
-            raise ValueError("name a label map's file first")
-        source = file_label_source(path.strip(), self.places.folders)
-        return self.perturb(source, strength, perturbation_seed)
-
-    def read_upload(self, path: str | None, strength: float, perturbation_seed: float) -> list[Any]:
-        """Open a label map from an uploaded file."""
+    def read(self, path: str | None, folders: Sequence[Path], strength: float, seed: float) -> list[Any]:
+        """Open a label map from a file that lies in one of the folders."""
         if not path:
             raise ValueError("name a label map's file first")
-        return self.perturb(file_label_source(path, [self.folder]), strength, perturbation_seed)
+        return self.perturb(file_label_source(path, folders), strength, seed)
 
     def take(self, editor: dict[str, Any] | None, strength: float, perturbation_seed: float) -> list[Any]:
         """Open a hand drawing as a label map."""
@@ -427,6 +392,56 @@ class _SynthesiseTab:
 # ---- parts of the page
 
 
+class _Sources:
+    """Make the inputs of a tab that choose its image or label map: a phantom, or a file, which is uploaded or named by its path.
+
+    Args:
+        label: of the upload.
+        places: where files may be read; a path can be named only if there are folders whose files may be opened.
+        further: names of further kinds of sources, whose groups (`further_groups`) the tab fills.
+    """
+
+    def __init__(self, label: str, places: Places, *further: str) -> None:
+        self.places = places
+        self.kind, phantom_group, file_group, *self.further_groups = _choice_of(PHANTOM, FILE, *further)
+        with phantom_group:
+            seed = gr.Number(1, label="Seed of the phantom", precision=0, minimum=0, elem_classes="phantom-seed")
+            with gr.Row():
+                view = _dropdown("View", _pairs(VIEWS.values()), list(VIEWS.values())[1])
+                phase = _dropdown("Phase", _pairs(PHASES.values()), next(iter(PHASES.values())))
+        self.phantom = [seed, view, phase]
+        with file_group:
+            is_shown = bool(places.folders)
+            example = str(places.folders[0] / "patient0001_4CH_ED.nii.gz") if is_shown else ""
+            self.upload = gr.File(label=label, height=130)
+            self.path = gr.Textbox(
+                label="or a path on this machine", placeholder=example, max_lines=1, visible=is_shown
+            )
+            self.open_path = gr.Button("Open", size="sm", visible=is_shown)
+
+    def wire(
+        self,
+        page: gr.Blocks,
+        draw: Callable[..., Any],
+        read: Callable[..., Any],
+        further_inputs: list[Any],
+        outputs: list[Any],
+    ) -> None:
+        """Call `draw` (seed, view, phase, ...) for a phantom, `read` (path, folders, ...) for a file, with the further inputs last."""
+        for event in (page.load, *(part.change for part in self.phantom)):
+            _on(event, draw, [*self.phantom, *further_inputs], outputs)
+
+        def read_upload(path: str | None, *values: Any) -> Any:
+            return read(path, [self.places.session], *values)
+
+        def read_path(path: str | None, *values: Any) -> Any:
+            return read((path or "").strip(), self.places.folders, *values)
+
+        _on(self.upload.upload, read_upload, [self.upload, *further_inputs], outputs)
+        for event in (self.open_path.click, self.path.submit) if self.places.folders else ():
+            _on(event, read_path, [self.path, *further_inputs], outputs)
+
+
 def _choice_of(*names: str) -> list[Any]:
     """Make a choice, and for each of its words a group that is visible while the word is chosen."""
     kind = gr.Radio(list(names), value=names[0], show_label=False, container=False)
@@ -437,23 +452,6 @@ def _choice_of(*names: str) -> list[Any]:
 
 def _dropdown(label: str, choices: list[tuple[str, str]], value: str = "") -> gr.Dropdown:
     return gr.Dropdown(choices, value=value, label=label, filterable=False, min_width=110)
-
-
-def _phantom_inputs() -> tuple[gr.Number, gr.Dropdown, gr.Dropdown]:
-    """Make the inputs seed, view and phase."""
-    seed = gr.Number(1, label="Seed of the phantom", precision=0, minimum=0, elem_classes="phantom-seed")
-    with gr.Row():
-        view = _dropdown("View", _pairs(VIEWS.values()), list(VIEWS.values())[1])
-        phase = _dropdown("Phase", _pairs(PHASES.values()), next(iter(PHASES.values())))
-    return seed, view, phase
-
-
-def _file_inputs(label: str, places: Places) -> tuple[gr.File, gr.Textbox, gr.Button]:
-    """Make an upload, and a path with the button that opens it if there are folders whose files may be opened."""
-    upload, is_shown = gr.File(label=label, height=130), bool(places.folders)
-    example = str(places.folders[0] / "patient0001_4CH_ED.nii.gz") if is_shown else ""
-    path = gr.Textbox(label="or a path on this machine", placeholder=example, max_lines=1, visible=is_shown)
-    return upload, path, gr.Button("Open", size="sm", visible=is_shown)
 
 
 def _bound_drawings(editor: gr.ImageEditor) -> None:

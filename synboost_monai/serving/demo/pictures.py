@@ -46,7 +46,7 @@ def spread_picture(segmentation: Segmentation) -> NDArray[np.uint8] | None:
     return ((1 - opacity) * 0.55 * frame + opacity * glow).round().astype(np.uint8)
 
 
-def stretched(picture: NDArray[np.uint8], size: int = SIZE) -> NDArray[np.uint8]:
+def stretched(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Enlarge the pixels of a small square picture, grey or RGB, by a whole number."""
-    factor = max(1, round(size / picture.shape[0]))
+    factor = max(1, round(SIZE / picture.shape[0]))
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)

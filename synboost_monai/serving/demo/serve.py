@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -15,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from synboost_monai.bundle_run import WEIGHTS, bundle_dir, check_overrides, config_files
-from synboost_monai.door import Door, addresses_of, checked_token, own_hosts
+from synboost_monai.door import Door, listening, open_door, url_of
 from synboost_monai.formats.bounded import MAX_PLANE_PIXELS
 from synboost_monai.processes import private_files
 from synboost_monai.serving.demo.sources import SESSION_PREFIX, checked_folder
@@ -41,11 +40,12 @@ Train a diffusion model, on the phantom for a try, or on your own data, then sta
 ```
 synboost phantom phantom --num_patients 24
 synboost prepare phantom real
-{train}
-synboost demo {then}
+synboost run echo_semantic_diffusion train_small --dataset_dir real --output_dir OUT
+synboost demo --synthesis_checkpoint_path OUT/model.pt
 ```
 
 `synboost demo --help` tells the rest."""
+"""Text of the second tab if there are no weights for it."""
 
 
 def run_demo(options: DemoOptions, *, overrides: Mapping[str, Any] | None = None) -> None:
@@ -65,10 +65,7 @@ def run_demo(options: DemoOptions, *, overrides: Mapping[str, Any] | None = None
     of_segmenter = {key: value for key, value in (overrides or {}).items() if not key.startswith(SYNTHESIS)}
     _check_gradio()
     host, port = options.host, options.port
-    addresses = addresses_of(host, port)
-    known = checked_token(
-        options.token, TOKEN_VARIABLE, is_needed=not all(address.is_loopback for address in addresses)
-    )
+    door = open_door(host, port, options.token, TOKEN_VARIABLE)
     opened = [checked_folder(folder) for folder in options.folders.split(",") if folder]
     from synboost_monai.serving.demo.segmenting import Segmenter
 
@@ -78,19 +75,17 @@ def run_demo(options: DemoOptions, *, overrides: Mapping[str, Any] | None = None
         from synboost_monai.serving.demo.page import build_page
 
         page = build_page(segmenter, synthesiser, folder, opened)
-        serve(page, folder, host, port, Door(own_hosts(host, port, addresses), known))
+        serve(page, folder, host, port, door)
 
 
-def serve(
-    page: Any, folder: Path, host: str, port: int, door: Door | None = None, stop: threading.Event | None = None
-) -> None:
+def serve(page: Any, folder: Path, host: str, port: int, door: Door, stop: threading.Event | None = None) -> None:
     """Serve a page until `stop`, Ctrl-C or SIGTERM ends it.
 
     Args:
         page: from `page.build_page`.
         folder: the session's folder.
         host, port: address to listen at.
-        door: who may come in; None: whoever asks for this host and port.
+        door: who may come in.
         stop: ends the server when it is set, as Ctrl-C and SIGTERM do in the main thread.
     Raises:
         ValueError: if the port is taken or not allowed.
@@ -100,8 +95,6 @@ def serve(
     from synboost_monai.serving.demo.connections import BoundedConnection
     from synboost_monai.serving.demo.guard import Guard
 
-    addresses = addresses_of(host, port)
-    door = door or Door(own_hosts(host, port, addresses))
     config = uvicorn.Config(
         Guard(_gradio_app(page, host, port), door, folder),
         http=BoundedConnection,
@@ -112,12 +105,12 @@ def serve(
         timeout_graceful_shutdown=3,
     )
     server = uvicorn.Server(config)
-    with _ending(stop) as ended, _listening(host, port) as listener:
+    with _ending(stop) as ended, listening(host, port) as listener:
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         while not server.started and thread.is_alive():
             time.sleep(0.05)
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        url = url_of(host, port)
         address = f"{url}/?token={door.token}" if door.token else url
         print(f"synboost demo: {address} (Ctrl-C ends it and removes what was uploaded)", flush=True)
         try:
@@ -167,21 +160,6 @@ def _gradio_app(page: Any, host: str, port: int) -> Any:
         theme=theme,
         css=CSS,
     )
-
-
-@contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Yield a socket that is bound to host and port; the server listens on it."""
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-        except OSError as error:
-            raise ValueError(
-                f"port {port} of {host} is taken or not allowed ({error.strerror}); give another --port"
-            ) from error
-        yield listener
 
 
 @contextmanager
@@ -238,9 +216,9 @@ def _check_gradio() -> None:
 def _synthesiser(checkpoint_path: str | None, overrides: Mapping[str, Any]) -> Synthesiser | str:
     """Return the second tab's model, or the text to show without its weights."""
     from synboost_monai.predictor import SYNTHESIS_BUNDLE
-    from synboost_monai.serving.demo.synthesising import HOW_TO_TRAIN, Synthesiser
+    from synboost_monai.serving.demo.synthesising import Synthesiser
 
     check_overrides(config_files(SYNTHESIS_BUNDLE, "inference"), overrides)
     if checkpoint_path is None and not (bundle_dir(SYNTHESIS_BUNDLE) / WEIGHTS).is_file():
-        return NO_SYNTHESIS.format(train=HOW_TO_TRAIN[0].replace("DATA", "real"), then=HOW_TO_TRAIN[1])
+        return NO_SYNTHESIS
     return Synthesiser(checkpoint_path, overrides)

@@ -24,12 +24,6 @@ from synboost_monai.synthesis.writers import write_nifti
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-HOW_TO_TRAIN = (
-    "synboost run echo_semantic_diffusion train_small --dataset_dir DATA --output_dir OUT",
-    "--synthesis_checkpoint_path OUT/model.pt",
-)
-"""Command that makes weights, and the flags of `synboost demo` that use them."""
-
 
 @dataclass(frozen=True)
 class Step:

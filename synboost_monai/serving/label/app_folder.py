@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from synboost_monai.bundle_run import (
 from synboost_monai.files import sha256_of
 from synboost_monai.model_card import known_facts, read_card, write_model
 from synboost_monai.predictor import open_bundle
+from synboost_monai.serving.package import with_value
 
 STOCK_APP = "monailabel/sample-apps/monaibundle"
 """The sample app for bundles, below the prefix where MONAI Label is installed."""
@@ -190,17 +190,17 @@ def with_values(text: str, values: Mapping[str, Any]) -> str:
         ValueError: if a key does not exist, or its value is longer than a line.
     """
     for key, value in values.items():
-        line = re.search(rf"^{re.escape(key)}:[ \t]+(?P<old>\S.*?)(?P<comment>[ \t]+#.*)?$", text, re.MULTILINE)
         written = yaml.safe_dump(value, default_flow_style=True, width=1 << 20).removesuffix("...\n").strip()
-        if line is None or "\n" in written:
+        changed = None if "\n" in written else with_value(text, key, written)
+        if changed is None:
             raise ValueError(
                 f"label: --{key} cannot be set here; expected a key of the config's top level with a value of one line"
             )
-        text = f"{text[: line.start()]}{key}: {written}{line['comment'] or ''}{text[line.end() :]}"
-        if yaml.safe_load(text)[key] != value:
+        if yaml.safe_load(changed)[key] != value:
             raise ValueError(
                 f"label: --{key} {value!r} cannot be written into a config; give a number, a word or a list"
             )
+        text = changed
     return text
 
 

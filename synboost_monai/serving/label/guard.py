@@ -8,11 +8,23 @@ has written anew, with none of the sender's headers.
 from __future__ import annotations
 
 import asyncio
-import json
-import secrets
 from urllib.parse import parse_qsl
 
-from synboost_monai.door import App, Door, Message, Receive, Refused, Scope, Send, check_headers, headers_of, replay
+from synboost_monai.door import (
+    App,
+    Door,
+    Receive,
+    Refused,
+    Scope,
+    Send,
+    answer,
+    check_headers,
+    headers_of,
+    refuse,
+    refuse_websocket,
+    replay,
+    with_headers,
+)
 from synboost_monai.serving.label.routes import MAX_FILE_BYTES, Route, Rules, checked_body, checked_query, find_route
 
 TOKEN_PATH = "/token/"
@@ -50,17 +62,18 @@ class Guard:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
-            return await send({"type": "websocket.close", "code": 1008, "reason": "no websockets here"})
+            return await refuse_websocket(send)
         headers = headers_of(scope)
         try:
             check_headers(headers, scope, self.door)
             path, query = _without_token(headers, scope, self.door)
             if path == "/" and scope["method"] == "GET":
-                return await _answer(send, 200, WELCOME.encode(), b"text/plain; charset=utf-8")
+                kind = (b"content-type", b"text/plain; charset=utf-8")
+                return await answer(send, 200, WELCOME.encode(), [kind, *_SECURITY_HEADERS])
             await self._pass_on(*find_route(scope["method"], path, self.rules), query, headers, scope, receive, send)
         except Refused as refused:
-            reason = json.dumps({"detail": refused.reason}).encode()
-            await _answer(send, refused.status, reason, b"application/json")
+            asked = [(b"www-authenticate", b"Bearer")] if refused.status == 401 else []
+            await refuse(send, refused, [*_SECURITY_HEADERS, *asked])
 
     async def _pass_on(
         self, route: Route, path: str, query: bytes, headers: dict[str, str], scope: Scope, receive: Receive, send: Send
@@ -76,10 +89,10 @@ class Guard:
             new_scope = {**scope, "path": path, "raw_path": path.encode(), "root_path": "", "headers": new_headers}
             if scope["method"] != "PUT":
                 new_scope["query_string"] = checked_query(query, route, self.rules)
-                return await self.app(new_scope, replay(new_body, receive), _cleaned(send))
+                return await self.app(new_scope, replay(new_body, receive), with_headers(send, _SECURITY_HEADERS))
             async with self._writing:  # one at a time: a free name must stay free until it is taken
                 new_scope["query_string"] = checked_query(query, route, self.rules)
-                await self.app(new_scope, replay(new_body, receive), _cleaned(send))
+                await self.app(new_scope, replay(new_body, receive), with_headers(send, _SECURITY_HEADERS))
         finally:
             self._held_bytes -= len(body)
 
@@ -139,32 +152,6 @@ def _without_token(headers: dict[str, str], scope: Scope, door: Door) -> tuple[s
     scheme, _, word = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         offered.append(word.strip())
-    if door.token and not any(secrets.compare_digest(word.encode(), door.token.encode()) for word in offered):
+    if not door.knows(*offered):
         raise Refused(401, "this server asks for its token: in the address, as Authorization: Bearer, or as ?token=")
     return path, query
-
-
-def _cleaned(send: Send) -> Send:
-    """Return a send without headers that let other origins read the answer, and with those that keep browsers from running it."""
-
-    async def cleaned(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            own = {name for name, _ in _SECURITY_HEADERS}
-            kept = [
-                (name, value)
-                for name, value in message.get("headers", [])
-                if not name.lower().startswith(b"access-control-") and name.lower() not in own
-            ]
-            message = {**message, "headers": [*kept, *_SECURITY_HEADERS]}
-        await send(message)
-
-    return cleaned
-
-
-async def _answer(send: Send, status: int, body: bytes, content_type: bytes) -> None:
-    """Answer a request without MONAI Label."""
-    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *_SECURITY_HEADERS]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from synboost_monai.door import Door, addresses_of, checked_token, own_hosts
+from synboost_monai.door import Door, addresses_of, listening, open_door, url_of
 from synboost_monai.files import CLIP_SUFFIXES, IMAGE_SUFFIXES, read_text
 from synboost_monai.processes import hold_folder, safe_environment
 from synboost_monai.serving.label.app_folder import make_app_folder, plan_bundles
@@ -57,21 +57,19 @@ def run_label(studies: str, options: LabelOptions, *, overrides: Mapping[str, An
     if folder.is_relative_to(studies_dir):
         raise ValueError(f"label: the app folder {folder} lies within the studies; choose another --app_dir")
     _check_studies(studies_dir)
-    addresses = addresses_of(host, port)
-    known = checked_token(
-        options.token, TOKEN_VARIABLE, is_needed=not all(address.is_loopback for address in addresses)
-    )
+    door = open_door(host, port, options.token, TOKEN_VARIABLE)
     check_versions()
     if not options.dry_run:
-        _check_port(host, port)
+        with listening(host, port):  # before anything is made
+            pass
     is_new = make_app_folder(folder, planned)
     print(f"app folder: {folder} ({'made' if is_new else 'gone on with, and the weights trained in it'})", flush=True)
     if options.dry_run:
         return folder
     with hold_folder(folder, waits=False):  # a training of a second server would write over the weights of the first
-        shown = socket.gethostname() if any(address.is_unspecified for address in addresses) else host
-        print(how_to_connect(shown, port, names, known), flush=True)
-        _serve(folder, studies_dir, names, Door(own_hosts(host, port, addresses), known), host, port)
+        is_everywhere = any(address.is_unspecified for address in addresses_of(host, port))
+        print(how_to_connect(socket.gethostname() if is_everywhere else host, port, names, door.token), flush=True)
+        _serve(folder, studies_dir, names, door, host, port)
     return folder
 
 
@@ -107,7 +105,7 @@ def server_arguments(app_dir: Path, studies_dir: Path, names: Sequence[str], hos
 
 def how_to_connect(host: str, port: int, names: Sequence[str], token: str | None) -> str:
     """Return text that says what to do in a viewer."""
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    url = url_of(host, port)
     address = f"{url}{TOKEN_PATH}{token}" if token else url
     curl = f"curl -H 'Authorization: Bearer {token}'" if token else "curl"
     return (
@@ -122,19 +120,6 @@ def how_to_connect(host: str, port: int, names: Sequence[str], token: str | None
 
 
 # ---- helpers
-
-
-def _check_port(host: str, port: int) -> None:
-    """Refuse a port on which the server cannot listen."""
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise ValueError(
-                f"label: port {port} of {host} is not free ({error.strerror}); choose another --port"
-            ) from error
 
 
 def _check_studies(studies_dir: Path) -> None:

@@ -20,6 +20,7 @@ from synboost_monai.door import Door  # noqa: E402
 from synboost_monai.serving.demo import connections, guard  # noqa: E402
 from synboost_monai.serving.demo.guard import API, Guard  # noqa: E402
 from synboost_monai.serving.demo.serve import serve, session_folder  # noqa: E402
+from tests.serving.asgi import answer_to, request  # noqa: E402
 
 HOST = "127.0.0.1:7860"
 TOKEN = "a-token-of-the-test-only"
@@ -35,43 +36,21 @@ def ask(
     *,
     door: Door | None = None,
     folder: Path = Path("/session"),
-    pieces: list[Any] | None = None,
+    is_whole: bool = True,
 ) -> tuple[int, dict[str, str], bytes]:
     """Return status, headers and body of the guard's answer; `PASSED` is the answer from behind it."""
-    path, _, query = target.partition("?")
-    sent = {"host": HOST, **({} if body is None else {"content-length": str(len(body))}), **(headers or {})}
-    scope = {
-        "type": "http",
-        "method": method,
-        "path": path,
-        "query_string": query.encode(),
-        "scheme": "http",
-        "server": ("127.0.0.1", 7860),
-        "headers": [(k.encode(), v.encode()) for k, v in sent.items()],
-    }
-    messages = [{"type": "http.request", "body": body or b"", "more_body": False}] if pieces is None else [*pieces]
-    answered: list[Any] = []
-
-    async def receive() -> Any:
-        if messages:
-            return messages.pop(0)
-        await asyncio.sleep(60)
-
-    async def send(message: Any) -> None:
-        answered.append(message)
 
     async def gradio(scope: Any, receive: Any, send: Any) -> None:
         while scope["method"] == "POST" and (message := await receive()).get("more_body"):
             assert message["type"] == "http.request"
-        await send(
-            {"type": "http.response.start", "status": PASSED, "headers": [(b"access-control-allow-origin", b"*")]}
-        )
+        foreign = [(b"access-control-allow-origin", b"*")]
+        await send({"type": "http.response.start", "status": PASSED, "headers": foreign})
         await send({"type": "http.response.body", "body": b""})
 
     own = door or Door(frozenset({HOST, "localhost:7860"}))
-    asyncio.run(Guard(gradio, own, folder)(scope, receive, send))
-    found = {k.decode(): v.decode() for k, v in answered[0]["headers"]}
-    return answered[0]["status"], found, answered[-1]["body"]
+    sent = {"host": HOST, **({} if body is None else {"content-length": str(len(body))}), **(headers or {})}
+    scope = request(method, target, sent, server=("127.0.0.1", 7860))
+    return asyncio.run(answer_to(Guard(gradio, own, folder), scope, [body or b""], is_whole=is_whole))
 
 
 @pytest.mark.parametrize(
@@ -198,9 +177,8 @@ def test_bodies_are_bounded(headers: dict[str, str], body: bytes | None, status:
 
 def test_a_body_that_pauses_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "PAUSE_SECONDS", 0.05)
-    pieces = [{"type": "http.request", "body": b"{", "more_body": True}]
     headers = {"content-type": "application/json", "content-length": "100"}
-    assert ask("POST", f"{API}/queue/join", headers, pieces=pieces)[0] == 408
+    assert ask("POST", f"{API}/queue/join", headers, b"{", is_whole=False)[0] == 408
 
 
 def test_a_full_folder_takes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +213,7 @@ class Server:
             self.port = int(listener.getsockname()[1])
         self.page = build_page(Toy(), "no synthesis", folder, [data_dir])  # type: ignore[arg-type]
         self.stop = threading.Event()
-        where = (self.page, folder, "127.0.0.1", self.port)
+        where = (self.page, folder, "127.0.0.1", self.port, Door(frozenset({f"127.0.0.1:{self.port}"})))
         self.thread = threading.Thread(target=serve, args=where, kwargs={"stop": self.stop}, daemon=True)
         self.thread.start()
         end = time.monotonic() + 60

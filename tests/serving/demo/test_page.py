@@ -192,9 +192,8 @@ def test_the_page_segments_and_synthesises_and_speaks_to_nobody_else(demo: Demo,
         page.click("#synthesise")
         expect(page.get_by_text("nothing is drawn").first).to_be_visible()
         end = time.monotonic() + PATIENCE_S
-        while (
-            share_of(page, "#map-picture", BLUE) > 0
-        ):  # the phantom's atrium is still there: the canvas listens later than it is seen
+        # while the phantom's atrium is still there: the canvas listens later than it is seen
+        while share_of(page, "#map-picture", BLUE) > 0:
             assert time.monotonic() < end
             outline(page, "#editor canvas")
             page.click("#synthesise")
@@ -204,10 +203,8 @@ def test_the_page_segments_and_synthesises_and_speaks_to_nobody_else(demo: Demo,
         uploaded = list(demo.temporary.rglob("broken.png"))
         browser.close()
 
-    foreign = [
-        url for url in requests if not url.startswith((demo.url, f"ws://127.0.0.1:{demo.port}/", "data:", "blob:"))
-    ]
-    assert len(requests) > 20 and foreign == []
+    own = (demo.url, f"ws://127.0.0.1:{demo.port}/", "data:", "blob:")
+    assert len(requests) > 20 and [url for url in requests if not url.startswith(own)] == []
     assert uploaded and demo.end() == 0
     assert list(demo.temporary.iterdir()) == []  # nothing of it stays on the disk
     hosts = set(demo.log_path.read_text().splitlines())
@@ -224,16 +221,7 @@ def test_mistakes_end_in_one_line(
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        tiny = [
-            "--checkpoint_path",
-            str(weights["echo_cris"]),
-            "--preset",
-            "tiny",
-            "--image_size",
-            "32",
-            "--device",
-            "cpu",
-        ]
+        tiny = ["--checkpoint_path", str(weights["echo_cris"]), *ARGUMENTS]
         taken = str(listener.getsockname()[1])
         for words, message in (
             (["--checkpoint_path", str(tmp_path / "none.pt")], "To train one: synboost run echo_cris train_small"),

@@ -39,19 +39,12 @@ def test_image_equals_the_bundles_own_run(
 ) -> None:
     """Label map, perturbation and noise are the same; the run draws one image at a time, as the page does."""
     out = tmp_path / "run"
-    settings = {
-        **DIFFUSION,
-        "checkpoint_path": str(weights["echo_semantic_diffusion"]),
-        "dataset_dir": str(source.path),
-        "output_dir": str(out),
-        "num_variations": 1,
-        "images_at_once": 1,
-    }
-    run_bundle("echo_semantic_diffusion", "inference", settings)
+    places = {"checkpoint_path": weights["echo_semantic_diffusion"], "dataset_dir": source.path, "output_dir": out}
+    one = {"num_variations": 1, "images_at_once": 1}
+    run_bundle("echo_semantic_diffusion", "inference", {**DIFFUSION, **places, **one})
     (record,) = json.loads((out / "provenance.json").read_text())["images"]
-    condition = synthesiser.condition(
-        file_label_source(source.path, [source.path.parent]), 1.0, record["perturbation_seed"]
-    )
+    label_source = file_label_source(source.path, [source.path.parent])
+    condition = synthesiser.condition(label_source, 1.0, record["perturbation_seed"])
     last = finished(synthesiser, condition, record["noise_seed"])
     assert last.result is not None
     assert np.array_equal(last.result.image, load_echo(out / record["image"])[0].numpy()[0])

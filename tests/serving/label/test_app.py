@@ -100,9 +100,9 @@ def test_the_network_is_that_of_the_weights_as_they_lie_there(
     from monai.bundle import ConfigParser
 
     from synboost_monai.bundle_run import bundle_dir
-    from synboost_monai.model_card import PUBLISHED_FACTS, new_card, write_model
-    from synboost_monai.networks import create_segmenter
+    from synboost_monai.model_card import write_model
     from synboost_monai.serving.label import app as ours
+    from tests.tiny import tiny_card, tiny_network
 
     class Task(ours.BundleInferTask):
         """Hold a bundle as MONAI Label does: the network is made once from the config, and newer weights are loaded again."""
@@ -121,9 +121,8 @@ def test_the_network_is_that_of_the_weights_as_they_lie_there(
             self.num_cleared += 1
 
     def write(has_view_head: bool) -> None:
-        facts = {**PUBLISHED_FACTS["cris"], "preset": "tiny", "image_size": 32, "has_view_head": has_view_head}
-        state = create_segmenter("cris", "tiny", has_view_head=has_view_head).state_dict()
-        write_model(state, tmp_path / "models/model.pt", new_card({"architecture": "cris", **facts}, {}))
+        state = tiny_network("cris", has_view_head=has_view_head).state_dict()
+        write_model(state, tmp_path / "models/model.pt", tiny_card("cris", has_view_head=has_view_head))
 
     (tmp_path / "models").mkdir()
     write(has_view_head=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from synboost_monai.model_card import PUBLISHED_FACTS, new_card, read_card, write_model
-from synboost_monai.networks import create_segmenter, load_weights
+from synboost_monai.model_card import read_card, write_model
+from synboost_monai.networks import load_weights
 from synboost_monai.serving.label.app_folder import (
     RECORD_NAME,
     WEIGHTS,
@@ -20,6 +20,7 @@ from synboost_monai.serving.label.app_folder import (
     stock_app_dir,
     with_values,
 )
+from tests.tiny import tiny_card, tiny_network, tiny_weights
 
 TINY = {"preset": "tiny", "image_size": "32"}
 
@@ -27,12 +28,8 @@ TINY = {"preset": "tiny", "image_size": "32"}
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return random tiny weights of both segmenters."""
-    folder, paths = tmp_path_factory.mktemp("weights"), {}
-    for architecture in ("cris", "clipseg"):
-        torch.manual_seed(0)
-        paths[f"echo_{architecture}"] = folder / f"{architecture}.pt"
-        torch.save(create_segmenter(architecture, "tiny").state_dict(), paths[f"echo_{architecture}"])
-    return paths
+    folder = tmp_path_factory.mktemp("weights")
+    return {bundle: tiny_weights(bundle, folder / f"{bundle}.pt") for bundle in ("echo_cris", "echo_clipseg")}
 
 
 @pytest.fixture
@@ -156,9 +153,8 @@ def test_values_are_written_and_all_else_stays():
 
 
 def test_weights_say_what_they_are_and_go_on_to(checkpoints: dict[str, Path], stock_dir: Path, tmp_path: Path) -> None:
-    facts = {"architecture": "cris", **PUBLISHED_FACTS["cris"], "preset": "tiny", "image_size": 32}
     half = {name: value.half() for name, value in torch.load(checkpoints["echo_cris"], weights_only=True).items()}
-    write_model(half, tmp_path / "half.pt", new_card(facts, {}, licence="MIT"))
+    write_model(half, tmp_path / "half.pt", tiny_card("cris", licence="MIT"))
     planned = plan_bundles(["echo_cris"], [str(tmp_path / "half.pt")], {})
     assert make_app_folder(tmp_path / "app", planned, stock_dir)
     copy = tmp_path / "app/model/echo_cris"
@@ -173,9 +169,8 @@ def test_weights_say_what_they_are_and_go_on_to(checkpoints: dict[str, Path], st
 
 def test_a_head_for_the_view_goes_along(stock_dir: Path, tmp_path: Path) -> None:
     """No config of the app folder states it: a training on corrected labels drops the head, and model.json says so."""
-    network = create_segmenter("cris", "tiny", has_view_head=True)
-    facts = {**PUBLISHED_FACTS["cris"], "preset": "tiny", "image_size": 32, "has_view_head": True}
-    write_model(network.state_dict(), tmp_path / "model.pt", new_card({"architecture": "cris", **facts}, {}))
+    network = tiny_network("cris", has_view_head=True)
+    write_model(network.state_dict(), tmp_path / "model.pt", tiny_card("cris", has_view_head=True))
     assert make_app_folder(tmp_path / "app", plan_bundles(["echo_cris"], [str(tmp_path / "model.pt")], {}), stock_dir)
     copy = tmp_path / "app/model/echo_cris"
     said = {
@@ -184,4 +179,4 @@ def test_a_head_for_the_view_goes_along(stock_dir: Path, tmp_path: Path) -> None
     assert said == {"inference": None, "train": False}
     card = read_card(copy / "models/model.pt")
     assert card is not None and card.facts["has_view_head"] is True
-    load_weights(create_segmenter("cris", "tiny", has_view_head=True), copy / "models/model.pt")  # strictly
+    load_weights(network, copy / "models/model.pt")  # strictly

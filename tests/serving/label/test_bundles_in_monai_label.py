@@ -11,22 +11,20 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from PIL import Image
 
 from synboost_monai.data import read_datalist
 from synboost_monai.dicom.writing.image import write_dicom_pair
 from synboost_monai.files import read_plane
-from synboost_monai.networks import create_segmenter
 from synboost_monai.records import EchoRecord
 from synboost_monai.structures import STRUCTURES
 from synboost_monai.transforms import display_order, load_echo
 from synboost_monai.transforms.postprocessing import mean_logits
+from tests.bundles.conftest import BUNDLES, BUNDLES_DIR, TINY, workflow
+from tests.tiny import tiny_network, tiny_weights
 
-BUNDLES_DIR = Path(__file__).parents[3] / "bundles"
-BUNDLES = ("echo_cris", "echo_clipseg")
-TINY = {"preset": "tiny", "image_size": 32, "device": "cpu"}
 PLAIN = {"keep_largest": False, "fill_holes": False}
 """Random networks give torn masks, of which cleaning would leave little to compare."""
 TOP, LEFT = 7, 5
@@ -40,10 +38,7 @@ def bundle(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def weights(bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(1)
-    path = tmp_path_factory.mktemp("weights") / "model.pt"
-    torch.save(create_segmenter(bundle.removeprefix("echo_"), "tiny").state_dict(), path)
-    return path
+    return tiny_weights(bundle, tmp_path_factory.mktemp("weights") / "model.pt", seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +47,8 @@ def images(datalist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     folder = tmp_path_factory.mktemp("images")
     item = read_datalist(datalist_dir, "testing")[0]
     plane, label = read_plane(item["image"]), read_plane(item["label"])
-    paths = {
-        "flat": folder / "flat.nii.gz",
-        "slice": folder / "slice.nii.gz",
-        "png": folder / "png.png",
-        "dicom": folder / "d.dcm",
-    }
+    names = {"flat": "flat.nii.gz", "slice": "slice.nii.gz", "png": "png.png", "dicom": "d.dcm"}
+    paths = {kind: folder / name for kind, name in names.items()}
     affine = np.array([[-0.4, 0, 0, 12], [0, 0.3, 0, -34], [0, 0, 2, 56], [0, 0, 0, 1.0]])
     nib.save(nib.Nifti1Image(plane.pixels.T, affine), paths["flat"])
     nib.save(nib.Nifti1Image(plane.pixels.T[..., None], affine), paths["slice"])
@@ -88,17 +79,13 @@ def served(bundle: str, weights: Path, path: Path, prompt: str = "") -> dict[str
     parser["displayable_configs"]["prompt"] = prompt
     network = parser.get_parsed_content("network_def").eval()
     network.load_state_dict(torch.load(weights, weights_only=True))
-    item: dict[str, Any] = {
-        "image": str(path),
-        "image_path": str(path),
-        "prompt": prompt,
-        "model": bundle,
-        "description": "x",
-    }
+    item: dict[str, Any] = {"image": str(path), "image_path": str(path), "prompt": prompt, "model": bundle}
+    item |= {"description": "x", "result_dtype": "uint8"}
     for transform in parser.get_parsed_content("preprocessing").transforms:
         item = transform(item)
     with torch.no_grad():
         item["pred"] = parser.get_parsed_content("inferer")(item["image"][None].to("cpu"), network)[0]
+    assert item["pred"].shape == (6, 32, 32)  # both phrasings of each structure
     logits = mean_logits(item["pred"].unflatten(0, (-1, len(STRUCTURES))))
     item["threshold"] = parser["threshold"] = float(logits.amax(dim=0).median().sigmoid())
     parser.parse()
@@ -109,13 +96,8 @@ def served(bundle: str, weights: Path, path: Path, prompt: str = "") -> dict[str
 
 def segmented(bundle: str, weights: Path, path: Path, output_dir: Path, prompt: str, threshold: float) -> np.ndarray:
     """Return the label map (H, W) of `monai.bundle run`."""
-    run = ConfigWorkflow(
-        str(BUNDLES_DIR / bundle / "configs/inference.yaml"), workflow_type="infer", logging_file=False,
-        dataset_dir=str(path), output_dir=str(output_dir), checkpoint_path=str(weights), prompt=prompt,
-        threshold=threshold, **TINY, **PLAIN,
-    )  # fmt: skip
-    run.initialize()
-    run.run()
+    places = {"dataset_dir": path, "output_dir": output_dir, "checkpoint_path": weights}
+    workflow(bundle, ["inference"], **places, prompt=prompt, threshold=threshold, **PLAIN).run()
     return read_written(next(p for p in output_dir.iterdir() if p.suffix in (".gz", ".png") and "spread" not in p.name))
 
 
@@ -132,7 +114,7 @@ def test_image_alone_gives_what_the_bundle_gives(bundle, weights, images, tmp_pa
     assert len(np.unique(expected)) > 1, "an empty label map would agree with anything"
     np.testing.assert_array_equal(display_order(item["pred"]).numpy(), expected)
     # MONAI Label resizes what does not have the image's spatial_shape, and writes the affine of the image's meta data
-    assert item["pred"].dtype == torch.uint8 and item["pred"].ndim == 4
+    assert item["pred"].dtype == torch.uint8 and item["pred"].ndim == 4 and item["result_dtype"] == "uint8"
     np.testing.assert_array_equal(item["image"].meta["spatial_shape"], item["pred"].shape[1:])
     affine = np.asarray(item["image"].meta["original_affine"])
     if kind in ("flat", "slice"):
@@ -142,13 +124,12 @@ def test_image_alone_gives_what_the_bundle_gives(bundle, weights, images, tmp_pa
     assert item["result"]["doubt"]["verdict"] in ("accept", "review")
 
 
-def test_prompts_of_several_images_stay_theirs(bundle, weights):
+def test_prompts_of_several_images_stay_theirs(bundle):
     """Prompts in meta data, collated or not, give the logits of prompts that are passed directly."""
     from synboost_monai.inferers import PromptedSegmentationInferer
     from synboost_monai.transforms import PromptTokensd
 
-    network = create_segmenter(bundle.removeprefix("echo_"), "tiny").eval()
-    network.load_state_dict(torch.load(weights, weights_only=True))
+    network = tiny_network(bundle).eval()
     image = MetaTensor(torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0)))
     known = {"view": "apical_four_chamber", "sex": "female", "age": 60, "image_quality": "good", "phase": "end_systole"}
     item = PromptTokensd("P6")({"image": image, **known})
@@ -164,18 +145,12 @@ def test_prompts_of_several_images_stay_theirs(bundle, weights):
 
 def test_training_with_the_overrides_of_monai_label(bundle, weights, datalist_dir, tmp_path):
     """Its bundle trainer calls `monai.bundle.run` so: old nesting marks, lists of data, a CheckpointLoader before our handlers."""
-    path = BUNDLES_DIR / bundle / "configs/train.yaml"
     items = [{"image": i["image"], "label": i["label"]} for i in read_datalist(datalist_dir, "training")[:3]]
     parser = ConfigParser()
-    parser.read_config(str(path))
+    parser.read_config(str(BUNDLES_DIR / bundle / "configs/train.yaml"))
     handlers = copy.deepcopy(parser.get("train#handlers"))
-    loader = {
-        "_target_": "CheckpointLoader",
-        "load_path": str(weights),
-        "load_dict": {"model": "$@network"},
-        "strict": False,
-    }
-    handlers.insert(0, loader)
+    loader = {"_target_": "CheckpointLoader", "load_path": str(weights), "load_dict": {"model": "$@network"}}
+    handlers.insert(0, {**loader, "strict": False})
     overrides = {
         "train#trainer#max_epochs": 1,
         "train#dataset#data": items[:2],
@@ -186,13 +161,10 @@ def test_training_with_the_overrides_of_monai_label(bundle, weights, datalist_di
         "encoder_learning_rate_scale": 0.0,
         "weight_decay": 0.0,
         "resume": False,
-        **TINY,
     }
-    run = ConfigWorkflow(str(path), workflow_type="train", logging_file=False, **overrides)
-    run.initialize()
-    run.run()
+    workflow(bundle, ["train"], "train", **overrides).run()
     written, given = (torch.load(p, weights_only=True) for p in (tmp_path / "model.pt", weights))
     assert written.keys() == given.keys()
-    parameters = [name for name, _ in create_segmenter(bundle.removeprefix("echo_"), "tiny").named_parameters()]
+    parameters = [name for name, _ in tiny_network(bundle).named_parameters()]
     assert all(torch.allclose(written[name], given[name]) for name in parameters)
     assert not (tmp_path / "resume.ckpt").exists()

@@ -8,7 +8,6 @@ import re
 import zlib
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 
@@ -17,6 +16,7 @@ from synboost_monai.serving.label import guard as guard_module
 from synboost_monai.serving.label.forms import File, read_form, write_form, write_json
 from synboost_monai.serving.label.guard import MAX_HELD_BYTES, Guard
 from synboost_monai.serving.label.routes import MAX_FILE_BYTES, MAX_TEXT_BYTES, Rules
+from tests.serving.asgi import answer_to, request
 
 HOST = "127.0.0.1:8000"
 TOKEN = "0123456789abcdef-token"
@@ -61,44 +61,22 @@ def ask(
     guard: Guard, method: str, target: str, body: bytes | list[bytes] = b"", **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
     """Return status, headers and body of an answer to a request whose target is written as on the wire."""
-    raw_path, _, query = target.partition("?")
     pieces = body if isinstance(body, list) else [body]
     all_headers = {"Host": HOST, "Content_Length": str(sum(map(len, pieces)))} | headers
-    scope = {
-        "type": "http", "method": method, "scheme": "http", "path": unquote(raw_path), "raw_path": raw_path.encode(),
-        "query_string": query.encode(), "server": ("192.0.2.7", 8000), "root_path": "/odd",
-        "headers": [(k.replace("_", "-").lower().encode(), v.encode("latin-1")) for k, v in all_headers.items() if v],
-    }  # fmt: skip
-    messages = [{"type": "http.request", "body": p, "more_body": p is not pieces[-1]} for p in pieces]
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        return messages.pop(0) if messages else {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    asyncio.run(guard(scope, receive, send))
-    answer_headers = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
-    return sent[0]["status"], answer_headers, b"".join(m["body"] for m in sent[1:])
+    sent = {name.replace("_", "-"): value for name, value in all_headers.items() if value}
+    scope = request(method, target, sent, server=("192.0.2.7", 8000), root_path="/odd")
+    return asyncio.run(answer_to(guard, scope, pieces))
 
 
 def form(params: Any = None, boundary: str = "b", **files: tuple[str, bytes]) -> bytes:
+    delimiter = b"--" + boundary.encode()
     lines: list[bytes] = []
     if params is not None:
-        lines += [
-            b"--" + boundary.encode(),
-            b'Content-Disposition: form-data; name="params"',
-            b"",
-            json.dumps(params).encode(),
-        ]
+        lines += [delimiter, b'Content-Disposition: form-data; name="params"', b"", json.dumps(params).encode()]
     for name, (file_name, content) in files.items():
-        lines += [
-            b"--" + boundary.encode(),
-            f'Content-Disposition: form-data; name="{name}"; filename="{file_name}"'.encode(),
-        ]
+        lines += [delimiter, f'Content-Disposition: form-data; name="{name}"; filename="{file_name}"'.encode()]
         lines += [b"Content-Type: application/octet-stream", b"", content]
-    return b"\r\n".join([*lines, b"--" + boundary.encode() + b"--", b""])
+    return b"\r\n".join([*lines, delimiter + b"--", b""])
 
 
 def params(value: Any) -> dict[str, Any]:
@@ -411,28 +389,12 @@ def test_two_new_images_of_one_name_are_one(studies: Path) -> None:
         await stub(scope, receive, send)
 
     guard.app = slow
-    statuses = []
+    scope = request("PUT", "/datastore/image?image=new", {"host": HOST, "content-type": FORM})
 
-    async def put() -> None:
-        body = upload()["body"]
-        scope = {
-            "type": "http", "method": "PUT", "path": "/datastore/image", "query_string": b"image=new", "scheme": "http",
-            "headers": [(b"host", HOST.encode()), (b"content-type", FORM.encode())], "server": None,
-        }  # fmt: skip
+    async def both() -> list[Any]:
+        return await asyncio.gather(*(answer_to(guard, scope, [upload()["body"]]) for _ in range(2)))
 
-        async def receive() -> Any:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def send(message: Any) -> None:
-            statuses.append(message.get("status"))
-
-        await guard(scope, receive, send)
-
-    async def both() -> None:
-        await asyncio.gather(put(), put())
-
-    asyncio.run(both())
-    assert sorted(filter(None, statuses)) == [200, 409]
+    assert sorted(status for status, _, _ in asyncio.run(both())) == [200, 409]
 
 
 def test_bodies_are_held_within_a_bound_and_a_time(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,12 +412,5 @@ def test_bodies_are_held_within_a_bound_and_a_time(studies: Path, monkeypatch: p
     async def send(message: Any) -> None:
         statuses.append(message.get("status"))
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/infer/echo_cris",
-        "query_string": b"image=img+0",
-        "scheme": "http",
-    }
-    asyncio.run(guard({**scope, "headers": [(b"host", HOST.encode())]}, receive, send))
+    asyncio.run(guard(request("POST", INFER, {"host": HOST}), receive, send))
     assert statuses[0] == 408 and guard._held_bytes == MAX_HELD_BYTES - 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_an_app_folder_has_one_server_at_a_time(studies, monkeypatch) -> None:
     app, served = studies.parent / "app", []
     app.mkdir()
     monkeypatch.setattr(serve, "check_versions", lambda: None)
-    monkeypatch.setattr(serve, "_check_port", lambda host, port: None)
+    monkeypatch.setattr(serve, "listening", lambda host, port: nullcontext())
     monkeypatch.setattr(serve, "make_app_folder", lambda folder, planned: False)
     monkeypatch.setattr(serve, "_serve", lambda *words: served.append(words[0]))
     with open(app / ".lock", "w") as lock:
