@@ -182,10 +182,13 @@ class SamplerOptions:
     num_inference_steps: int = 25
     eta: float = 0.0
     timestep_spacing: str | None = None
+    start_strength: float = 1.0
 
     def create(self, schedule: NoiseSchedule) -> AncestralScheduler | DPMSolverScheduler | DDIMScheduler:
         """Create the sampler for one run of `sample`."""
-        return create_sampler(self.name, schedule, self.num_inference_steps, self.eta, self.timestep_spacing)
+        return create_sampler(
+            self.name, schedule, self.num_inference_steps, self.eta, self.timestep_spacing, self.start_strength
+        )
 
 
 def create_sampler(
@@ -194,17 +197,21 @@ def create_sampler(
     num_inference_steps: int,
     eta: float = 0.0,
     timestep_spacing: str | None = None,
+    start_strength: float = 1.0,
 ) -> AncestralScheduler | DPMSolverScheduler | DDIMScheduler:
     """Create a sampler for one run of `sample` (it keeps the history of that run).
 
     Args:
         name: one of `SAMPLERS`.
         schedule: noise schedule of training.
-        num_inference_steps: evaluations of the network; T with `ancestral` is the published sampling.
+        num_inference_steps: evaluations of the network; T with `ancestral` is the published sampling. With `start_strength` below 1
+            the first ones are left out.
         eta: eta of `ddim`; the other samplers ignore it.
         timestep_spacing: one of `TIMESTEP_SPACINGS`; None: `log_snr`, and `linspace` for `ancestral`.
+        start_strength: share of the timesteps, in (0, 1], from which sampling starts: below 1 the timesteps above it are left out, for
+            images that start from other images noised so far (SDEdit, Meng et al. 2022).
     Raises:
-        ValueError: if there is no such sampler or spacing, or if too many steps are requested.
+        ValueError: if there is no such sampler or spacing, if too many steps are requested, or if `start_strength` leaves no timestep.
     """
     if name not in SAMPLERS:
         raise ValueError(f"samplers.py: no sampler is called {name!r}; there are {', '.join(SAMPLERS)}")
@@ -217,6 +224,13 @@ def create_sampler(
         timesteps = log_snr_timesteps(schedule, num_inference_steps)
     else:
         timesteps = even_timesteps(schedule, num_inference_steps, spacing)
+    if start_strength != 1:
+        timesteps = [t for t in timesteps if t < start_strength * schedule.num_train_timesteps]
+        if not (0 < start_strength < 1 and timesteps):
+            raise ValueError(
+                f"samplers.py: start_strength must be above 0 and at most 1, and leave a timestep, got {start_strength} with "
+                f"{num_inference_steps} steps"
+            )
     if name == "ancestral":
         return AncestralScheduler(schedule, timesteps)
     if name == "ddim":
@@ -231,8 +245,9 @@ def sample(
     generators: Sequence[torch.Generator],
     device: torch.device | str = "cpu",
     on_images: Callable[[Tensor], None] | None = None,
+    start: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Sample images from noise.
+    """Sample images from noise, or from other images with noise added.
 
     On a GPU the deterministic samplers never wait for the device within the loop; the others wait at each step for the noise
     drawn on the CPU.
@@ -248,12 +263,15 @@ def sample(
         device: the device that `predict` runs on.
         on_images: called after each step with the images as they are then, (B, C, H, W): x_t of the next timestep, after the last
             step the returned images; they must not be changed.
+        start: (noise (B, C, H, W), first timesteps (B,)) -> images to start from, noised to these timesteps; None: the noise itself.
     Returns:
         Images (B, C, H, W), float32, in [-1, 1] except for rounding.
     """
     per_image = list(generators)
     x = randn_tensor((len(per_image), *image_shape), generator=per_image, device=torch.device(device))
     on_device = sampler.timesteps.to(x.device)  # all at once: nothing in the loop waits for the device
+    if start is not None:
+        x = start(x, on_device[0].expand(x.shape[0]))
     for index, t in enumerate(sampler.timesteps):  # on the CPU, as the formulas' numbers are
         model_output = predict(x, on_device[index].expand(x.shape[0]))
         x = sampler.step(model_output.float(), t, x, generator=per_image).prev_sample

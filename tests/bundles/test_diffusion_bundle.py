@@ -17,7 +17,10 @@ from monai.bundle import ConfigWorkflow, verify_net_in_out
 from monai.utils import set_determinism
 
 from synboost_monai.bundle_run import bundle_dir, run_bundle
+from synboost_monai.data import read_datalist
+from synboost_monai.files import image_stem
 from synboost_monai.structures import SECTOR_CLASS_NAMES, STRUCTURES
+from synboost_monai.transforms import Letterboxd, LoadEchod
 from tests.forked import Forked, module, ranks
 
 BUNDLE = bundle_dir("echo_semantic_diffusion")
@@ -134,6 +137,24 @@ def test_training_can_start_from_weights(trained: Path, datalist_dir: Path, tmp_
     run_bundle(BUNDLE, "train", overrides)
     before, after = (torch.load(p / "model.pt", weights_only=True) for p in (trained, tmp_path))
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+
+
+def test_training_takes_images_that_a_segmenter_labelled(datalist_dir: Path, tmp_path: Path):
+    """They join the training section."""
+    whole = {name: read_datalist(datalist_dir, name) for name in ("training", "validation", "testing")}
+    parts = {
+        "real": {name: whole[name] for name in ("training", "validation")},
+        "labelled": {"training": whole["testing"]},  # patients that the other part does not know
+    }
+    for name, sections in parts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "datalist.json").write_text(json.dumps(sections))
+    paths = {"dataset_dir": "real", "pseudo_labelled_dir": "labelled", "output_dir": "out"}
+    overrides = {**TRAIN, **{key: str(tmp_path / name) for key, name in paths.items()}}
+    workflow = ConfigWorkflow(str(CONFIGS / "train.yaml"), None, bundle_root=str(BUNDLE), **overrides)
+    workflow.initialize()
+    data = workflow.parser.get_parsed_content("train::dataset::data")
+    assert [item["image"] for item in data] == [item["image"] for item in whole["training"] + whole["testing"]]
 
 
 def test_training_on_bad_data_writes_nothing(tmp_path: Path):
@@ -258,6 +279,27 @@ def test_perturbation_strength_zero_keeps_the_label_maps(synthesise: Callable[..
     np.testing.assert_array_equal(pixels(first), pixels(second))
     records = json.loads((out / "provenance.json").read_text())["images"]
     assert [r["perturbation"]["scale"] for r in records] == [1.0, 1.0]
+
+
+def test_images_can_start_from_those_of_the_label_maps(synthesise: Callable[..., Path], datalist_dir: Path):
+    """With next to no noise they are the images themselves, letterboxed, black outside the sector; with more they are not."""
+    chosen = {"perturbation_strength": 0, "sections": "validation", "limit": 2, "num_inference_steps": 50}
+    little, more = (synthesise(f"start{s}", start_strength=s, sampler="ddim", **chosen) for s in (0.002, 0.6))
+    items = read_datalist(little, "validation")
+    assert len(items) == 2
+    letterbox = Letterboxd("image", size=32, label_keys=["label"])
+    sources = {image_stem(item["image"]): item for item in read_datalist(datalist_dir, "validation")}
+    for item in items:
+        source = sources[image_stem(item["image"]).removesuffix("_v0")]
+        squared = letterbox(LoadEchod(["image", "label"])({k: source[k] for k in ("image", "label")}))
+        expected = np.asarray(squared["image"][0], dtype=float).T
+        inside = pixels(Path(item["image"])) > 0
+        near, far = (
+            np.abs(pixels(folder / "images" / Path(item["image"]).name)[inside] - expected[inside])
+            for folder in (little, more)
+        )
+        assert near.mean() < 4 and far.mean() > 3 * near.mean()  # grey levels
+        np.testing.assert_array_equal(pixels(Path(item["label"])), np.asarray(squared["label"][0]).T)
 
 
 def test_half_precision_weights_change_the_last_grey_levels_only(synthesise: Callable[..., Path]):
