@@ -30,8 +30,9 @@ from torch import Tensor
 
 from synboost_monai.diffusion.schedule import NoiseSchedule
 
-TIMESTEP_SPACINGS = ("log_snr", "linspace", "leading", "trailing")
-"""Names of the timesteps' spacings: evenly in log signal-to-noise ratio, or evenly in t (`even_timesteps`)."""
+TIMESTEP_SPACINGS = ("log_snr", "segments", "linspace", "leading", "trailing")
+"""Names of the timesteps' spacings: evenly in log signal-to-noise ratio, the last of each segment of these (for a network that was
+distilled, `segment_ends`), or evenly in t (`even_timesteps`)."""
 
 SAMPLERS = ("dpmpp_2m", "sde_dpmpp_2m", "ddim", "ancestral")
 """Names for `create_sampler`: DPM-Solver++ 2M (default), its stochastic form, DDIM, published ancestral sampling."""
@@ -40,6 +41,8 @@ FIRST_HALF_LOG_SNR = -5.1
 """lambda at which the fast samplers start: 0.6 % of the signal's amplitude. Earlier timesteps hardly differ from noise, and
 there the division by sqrt(a_t) magnifies up to 2e4 times (diffusers' advice for the cosine schedule, `lambda_min_clipped`)."""
 
+NUM_SEGMENTED = 24
+"""Number of timesteps between which a distilled network learns to jump."""
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, C, H, W), t (B,)) -> predicted noise and variance, (B, 2C, H, W)."""
 
@@ -68,6 +71,27 @@ def log_snr_timesteps(schedule: NoiseSchedule, num_inference_steps: int) -> list
         highest = schedule.num_train_timesteps - (num_inference_steps - index)  # leaves room for those that follow
         timesteps.append(min(max(t, lowest), highest))
     return timesteps[::-1]
+
+
+def segment_ends(schedule: NoiseSchedule, num_segments: int) -> tuple[Tensor, Tensor]:
+    """Divide the timesteps of the fast samplers into segments of equal length.
+
+    Args:
+        schedule: noise schedule of training.
+        num_segments: number of segments, which divides `NUM_SEGMENTED`.
+    Returns:
+        all timesteps, increasing from 0, (NUM_SEGMENTED,); and for each the one below its segment, -1 (the clean image) for the first.
+    Raises:
+        ValueError: if the number does not divide `NUM_SEGMENTED`.
+    """
+    if num_segments < 1 or NUM_SEGMENTED % num_segments:
+        raise ValueError(
+            f"samplers.py: the number of segments must divide {NUM_SEGMENTED}, as 1, 2, 3, 4, 6 and 8 do, got {num_segments}"
+        )
+    timesteps = torch.tensor(log_snr_timesteps(schedule, NUM_SEGMENTED)[::-1])
+    length = NUM_SEGMENTED // num_segments
+    ends = torch.cat([torch.tensor([-1]), timesteps[length - 1 : -1 : length]])
+    return timesteps, ends.repeat_interleave(length)
 
 
 def even_timesteps(schedule: NoiseSchedule, num_inference_steps: int, timestep_spacing: str = "linspace") -> list[int]:
@@ -222,6 +246,9 @@ def create_sampler(
         )
     if spacing == "log_snr":
         timesteps = log_snr_timesteps(schedule, num_inference_steps)
+    elif spacing == "segments":
+        every, _ = segment_ends(schedule, num_inference_steps)
+        timesteps = every.tolist()[:: -(NUM_SEGMENTED // num_inference_steps)]
     else:
         timesteps = even_timesteps(schedule, num_inference_steps, spacing)
     if start_strength != 1:

@@ -18,7 +18,8 @@ from monai.utils import set_determinism
 
 from synboost_monai.bundle_run import bundle_dir, run_bundle
 from synboost_monai.data import read_datalist
-from synboost_monai.files import image_stem
+from synboost_monai.files import image_stem, sha256_of
+from synboost_monai.model_card import read_card
 from synboost_monai.structures import SECTOR_CLASS_NAMES, STRUCTURES
 from synboost_monai.transforms import Letterboxd, LoadEchod
 from tests.forked import Forked, module, ranks
@@ -279,6 +280,35 @@ def test_perturbation_strength_zero_keeps_the_label_maps(synthesise: Callable[..
     np.testing.assert_array_equal(pixels(first), pixels(second))
     records = json.loads((out / "provenance.json").read_text())["images"]
     assert [r["perturbation"]["scale"] for r in records] == [1.0, 1.0]
+
+
+def test_a_student_of_a_trained_model_draws_in_few_evaluations(
+    synthesise: Callable[..., Path], trained: Path, datalist_dir: Path, tmp_path: Path
+):
+    """The teacher stays as it is, and the student's model.json says what it is."""
+    teacher, folder = trained / "model.pt", tmp_path / "student"
+    before = sha256_of(teacher)
+    overrides = {
+        **TRAIN,
+        "max_epochs": 1,
+        "num_segments": 2,
+        "dataset_dir": str(datalist_dir),
+        "output_dir": str(folder),
+    }
+    run_bundle(BUNDLE, "train_distilled", {**overrides, "init_checkpoint": str(teacher)})
+    card = read_card(folder / "model.pt")
+    assert card is not None and card.training["num_segments"] == 2 and card.training["init_checkpoint"] == teacher.name
+    assert sha256_of(teacher) == before != sha256_of(folder / "model.pt")
+    segments = {"sampler": "ddim", "timestep_spacing": "segments", "num_inference_steps": 2}
+    chosen = {"sections": "validation", "limit": 1, **segments}
+    by_teacher, by_student = (
+        synthesise(f"by_{weights.parent.name}", checkpoint_path=str(weights), **chosen)
+        for weights in (teacher, folder / "model.pt")
+    )
+    (first,), (second,) = (sorted((out / "images").glob("*.nii.gz")) for out in (by_teacher, by_student))
+    assert (pixels(first) != pixels(second)).any()
+    with pytest.raises(ValueError, match="must divide 24"):
+        synthesise("uneven", **{**chosen, "num_inference_steps": 5})
 
 
 def test_images_can_start_from_those_of_the_label_maps(synthesise: Callable[..., Path], datalist_dir: Path):
