@@ -45,6 +45,7 @@ BASE_OF_CONFIG = {
     "train_published": "train",
     "train_simulated": "train_small",
     "train_adapted": "train_small",
+    "train_distilled": "train_small",
     "multi_gpu_evaluate": "evaluate",
     "evaluate": "inference",
     "calibrate": "inference",

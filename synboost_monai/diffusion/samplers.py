@@ -30,8 +30,9 @@ from torch import Tensor
 
 from synboost_monai.diffusion.schedule import NoiseSchedule
 
-TIMESTEP_SPACINGS = ("log_snr", "linspace", "leading", "trailing")
-"""Names of the timesteps' spacings: evenly in log signal-to-noise ratio, or evenly in t (`even_timesteps`)."""
+TIMESTEP_SPACINGS = ("log_snr", "segments", "linspace", "leading", "trailing")
+"""Names of the timesteps' spacings: evenly in log signal-to-noise ratio, the last of each segment of these (for a network that was
+distilled, `segment_ends`), or evenly in t (`even_timesteps`)."""
 
 SAMPLERS = ("dpmpp_2m", "sde_dpmpp_2m", "ddim", "ancestral")
 """Names for `create_sampler`: DPM-Solver++ 2M (default), its stochastic form, DDIM, published ancestral sampling."""
@@ -40,6 +41,8 @@ FIRST_HALF_LOG_SNR = -5.1
 """lambda at which the fast samplers start: 0.6 % of the signal's amplitude. Earlier timesteps hardly differ from noise, and
 there the division by sqrt(a_t) magnifies up to 2e4 times (diffusers' advice for the cosine schedule, `lambda_min_clipped`)."""
 
+NUM_SEGMENTED = 24
+"""Number of timesteps between which a distilled network learns to jump."""
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, C, H, W), t (B,)) -> predicted noise and variance, (B, 2C, H, W)."""
 
@@ -68,6 +71,27 @@ def log_snr_timesteps(schedule: NoiseSchedule, num_inference_steps: int) -> list
         highest = schedule.num_train_timesteps - (num_inference_steps - index)  # leaves room for those that follow
         timesteps.append(min(max(t, lowest), highest))
     return timesteps[::-1]
+
+
+def segment_ends(schedule: NoiseSchedule, num_segments: int) -> tuple[Tensor, Tensor]:
+    """Divide the timesteps of the fast samplers into segments of equal length.
+
+    Args:
+        schedule: noise schedule of training.
+        num_segments: number of segments, which divides `NUM_SEGMENTED`.
+    Returns:
+        all timesteps, increasing from 0, (NUM_SEGMENTED,); and for each the one below its segment, -1 (the clean image) for the first.
+    Raises:
+        ValueError: if the number does not divide `NUM_SEGMENTED`.
+    """
+    if num_segments < 1 or NUM_SEGMENTED % num_segments:
+        raise ValueError(
+            f"samplers.py: the number of segments must divide {NUM_SEGMENTED}, as 1, 2, 3, 4, 6 and 8 do, got {num_segments}"
+        )
+    timesteps = torch.tensor(log_snr_timesteps(schedule, NUM_SEGMENTED)[::-1])
+    length = NUM_SEGMENTED // num_segments
+    ends = torch.cat([torch.tensor([-1]), timesteps[length - 1 : -1 : length]])
+    return timesteps, ends.repeat_interleave(length)
 
 
 def even_timesteps(schedule: NoiseSchedule, num_inference_steps: int, timestep_spacing: str = "linspace") -> list[int]:
@@ -182,10 +206,13 @@ class SamplerOptions:
     num_inference_steps: int = 25
     eta: float = 0.0
     timestep_spacing: str | None = None
+    start_strength: float = 1.0
 
     def create(self, schedule: NoiseSchedule) -> AncestralScheduler | DPMSolverScheduler | DDIMScheduler:
         """Create the sampler for one run of `sample`."""
-        return create_sampler(self.name, schedule, self.num_inference_steps, self.eta, self.timestep_spacing)
+        return create_sampler(
+            self.name, schedule, self.num_inference_steps, self.eta, self.timestep_spacing, self.start_strength
+        )
 
 
 def create_sampler(
@@ -194,17 +221,21 @@ def create_sampler(
     num_inference_steps: int,
     eta: float = 0.0,
     timestep_spacing: str | None = None,
+    start_strength: float = 1.0,
 ) -> AncestralScheduler | DPMSolverScheduler | DDIMScheduler:
     """Create a sampler for one run of `sample` (it keeps the history of that run).
 
     Args:
         name: one of `SAMPLERS`.
         schedule: noise schedule of training.
-        num_inference_steps: evaluations of the network; T with `ancestral` is the published sampling.
+        num_inference_steps: evaluations of the network; T with `ancestral` is the published sampling. With `start_strength` below 1
+            the first ones are left out.
         eta: eta of `ddim`; the other samplers ignore it.
         timestep_spacing: one of `TIMESTEP_SPACINGS`; None: `log_snr`, and `linspace` for `ancestral`.
+        start_strength: share of the timesteps, in (0, 1], from which sampling starts: below 1 the timesteps above it are left out, for
+            images that start from other images noised so far (SDEdit, Meng et al. 2022).
     Raises:
-        ValueError: if there is no such sampler or spacing, or if too many steps are requested.
+        ValueError: if there is no such sampler or spacing, if too many steps are requested, or if `start_strength` leaves no timestep.
     """
     if name not in SAMPLERS:
         raise ValueError(f"samplers.py: no sampler is called {name!r}; there are {', '.join(SAMPLERS)}")
@@ -215,8 +246,18 @@ def create_sampler(
         )
     if spacing == "log_snr":
         timesteps = log_snr_timesteps(schedule, num_inference_steps)
+    elif spacing == "segments":
+        every, _ = segment_ends(schedule, num_inference_steps)
+        timesteps = every.tolist()[:: -(NUM_SEGMENTED // num_inference_steps)]
     else:
         timesteps = even_timesteps(schedule, num_inference_steps, spacing)
+    if start_strength != 1:
+        timesteps = [t for t in timesteps if t < start_strength * schedule.num_train_timesteps]
+        if not (0 < start_strength < 1 and timesteps):
+            raise ValueError(
+                f"samplers.py: start_strength must be above 0 and at most 1, and leave a timestep, got {start_strength} with "
+                f"{num_inference_steps} steps"
+            )
     if name == "ancestral":
         return AncestralScheduler(schedule, timesteps)
     if name == "ddim":
@@ -231,8 +272,9 @@ def sample(
     generators: Sequence[torch.Generator],
     device: torch.device | str = "cpu",
     on_images: Callable[[Tensor], None] | None = None,
+    start: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Sample images from noise.
+    """Sample images from noise, or from other images with noise added.
 
     On a GPU the deterministic samplers never wait for the device within the loop; the others wait at each step for the noise
     drawn on the CPU.
@@ -248,12 +290,15 @@ def sample(
         device: the device that `predict` runs on.
         on_images: called after each step with the images as they are then, (B, C, H, W): x_t of the next timestep, after the last
             step the returned images; they must not be changed.
+        start: (noise (B, C, H, W), first timesteps (B,)) -> images to start from, noised to these timesteps; None: the noise itself.
     Returns:
         Images (B, C, H, W), float32, in [-1, 1] except for rounding.
     """
     per_image = list(generators)
     x = randn_tensor((len(per_image), *image_shape), generator=per_image, device=torch.device(device))
     on_device = sampler.timesteps.to(x.device)  # all at once: nothing in the loop waits for the device
+    if start is not None:
+        x = start(x, on_device[0].expand(x.shape[0]))
     for index, t in enumerate(sampler.timesteps):  # on the CPU, as the formulas' numbers are
         model_output = predict(x, on_device[index].expand(x.shape[0]))
         x = sampler.step(model_output.float(), t, x, generator=per_image).prev_sample

@@ -67,6 +67,8 @@ class _Part(NamedTuple):
     class_labels: Tensor | None
     num_images: int
     """Number of images that were asked for; the others fill the part up."""
+    start_images: Tensor | None
+    """Images that these start from, (B, 1, H, W); None: noise."""
 
 
 class SemanticDiffusionInferer(Inferer):
@@ -135,6 +137,7 @@ class SemanticDiffusionInferer(Inferer):
         network: SemanticDiffusionUNet,
         seeds: Tensor | None = None,
         class_labels: Tensor | None = None,
+        start_images: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
         """Return synthetic images.
@@ -144,27 +147,41 @@ class SemanticDiffusionInferer(Inferer):
             network: network in eval mode.
             seeds: (B,), one per image; None: drawn from torch's global generator.
             class_labels: (B,), for a network with `num_class_embeds`; None: unknown.
+            start_images: images to start from, (B, 1, H, W), in [-1, 1], for a sampler with `start_strength` below 1.
         Returns:
             (B, 1, H, W), float32, in [-1, 1].
+        Raises:
+            ValueError: if the numbers of label maps and of what belongs to them differ, or start images are missing or not wanted.
         """
         label_onehot = inputs.as_subclass(torch.Tensor)
         batch = len(label_onehot)
         if seeds is None:
             seeds = torch.randint(0, 2**63 - 1, (batch,))
-        for name, numbers in (("seeds", seeds), ("class_labels", class_labels)):
+        if (start_images is None) != (self.sampler.start_strength == 1):
+            has = "no start images" if start_images is None else "start images"
+            raise ValueError(
+                f"diffusion.py: {has} were given, but start_strength is {self.sampler.start_strength}: images are needed below 1, and at "
+                "1 sampling starts from noise"
+            )
+        for name, numbers in (("seeds", seeds), ("class_labels", class_labels), ("start_images", start_images)):
             if numbers is not None and len(numbers) != batch:
                 raise ValueError(f"diffusion.py: {batch} label maps but {len(numbers)} {name}; give one a label map")
-        parts = self._parts(label_onehot, seeds, class_labels)
+        parts = self._parts(label_onehot, seeds, class_labels, start_images)
         images = self._run(network, parts, label_onehot.device)
         return torch.cat(images).mean(dim=1, keepdim=True).clamp(-1, 1)
 
-    def _parts(self, label_onehot: Tensor, seeds: Tensor, class_labels: Tensor | None) -> list[_Part]:
+    def _parts(
+        self, label_onehot: Tensor, seeds: Tensor, class_labels: Tensor | None, start_images: Tensor | None
+    ) -> list[_Part]:
         parts = []
         for start in range(0, len(label_onehot), self.images_at_once):
             indices = list(range(start, min(start + self.images_at_once, len(label_onehot))))
             full = indices + indices[:1] * (self.images_at_once - len(indices))
-            labels = None if class_labels is None else class_labels[full].to(label_onehot.device)
-            parts.append(_Part(label_onehot[full], [int(seeds[i]) for i in full], labels, len(indices)))
+            labels, start = (
+                None if of_all is None else of_all.as_subclass(torch.Tensor)[full].to(label_onehot.device)
+                for of_all in (class_labels, start_images)
+            )
+            parts.append(_Part(label_onehot[full], [int(seeds[i]) for i in full], labels, len(indices), start))
         return parts
 
     def _run(self, network: SemanticDiffusionUNet, parts: Sequence[_Part], device: torch.device) -> list[Tensor]:
@@ -215,6 +232,10 @@ class SemanticDiffusionInferer(Inferer):
             if self.on_images is not None:
                 self.on_images(x[: part.num_images])
 
+        def start(noise: Tensor, timesteps: Tensor) -> Tensor:
+            assert part.start_images is not None
+            return self.schedule.q_sample(part.start_images.expand_as(noise), timesteps, noise)
+
         images = sample(
             predict,
             self.sampler.create(self.schedule),
@@ -222,6 +243,7 @@ class SemanticDiffusionInferer(Inferer):
             [torch.Generator().manual_seed(seed) for seed in part.seeds],
             label_onehot.device,
             after_step,
+            None if part.start_images is None else start,
         )
         return images[: part.num_images]
 

@@ -17,6 +17,9 @@ STRATEGY_TITLES = {
     "simulated_then_real": "simulated, then real",
     "pseudo_labelled": "real and pseudo-labelled",
     "simulated_then_pseudo_labelled": "simulated, then real and pseudo-labelled",
+    "synthetic_unlabelled": "real and synthetic of all patients",
+    "simulated_then_synthetic_unlabelled": "simulated, then real, pseudo-labelled and synthetic of all patients",
+    "simulated_then_translated": "simulated, then real, pseudo-labelled and simulated drawn anew",
     "adapted": "simulated, adapted",
     "adapted_then_real": "simulated, adapted, then real",
 }
@@ -30,6 +33,9 @@ STRATEGY_COLOURS = {
     "simulated_then_real": "#d55e00",
     "pseudo_labelled": "#f0e442",
     "simulated_then_pseudo_labelled": "#000000",
+    "synthetic_unlabelled": "#44aa99",
+    "simulated_then_synthetic_unlabelled": "#117733",
+    "simulated_then_translated": "#332288",
     "adapted": "#999999",
     "adapted_then_real": "#882255",
 }
@@ -43,6 +49,9 @@ STRATEGY_MARKERS = {
     "simulated_then_real": "P",
     "pseudo_labelled": "v",
     "simulated_then_pseudo_labelled": "*",
+    "synthetic_unlabelled": "p",
+    "simulated_then_synthetic_unlabelled": "h",
+    "simulated_then_translated": "d",
     "adapted": "<",
     "adapted_then_real": ">",
 }

@@ -11,7 +11,10 @@ beside this file) only orders the stages, and `run.py` starts it.
       simulated/MODEL/model.pt                            weights trained on simulated hearts, where a strategy starts from them
       adapted/MODEL/model.pt                              the same, adapted to the images of the data set
       segmenters/MODEL/STRATEGY/PROMPT/seedN/model.pt     segmenters, each with history.csv and evaluation/metrics.csv, and
-                                                          pseudo_labels/datalist.json where another one learns from its label maps
+                                                          pseudo_labels/datalist.json where another one learns from its label maps,
+                                                          diffusion/model.pt trained on these too, and what it draws:
+                                                          synthetic_unlabelled/datalist.json, translated/datalist.json
+        hearts/datalist.json                                simulated hearts, for `translated`
       examples/                                           a few synthetic images, segmented, for the report
       timing/STAGE.json  logs/STAGE.txt                   seconds and command of each finished stage; its output
       report.html results.csv results.json tables/        and cases.csv.gz: every segmenter, image and structure
@@ -37,6 +40,8 @@ KINDS = {
     "adapt": "adapt them to images without label maps",
     "train": "train a segmenter",
     "pseudo_label": "label the images of the other patients",
+    "simulate": "simulate hearts, to be drawn anew",
+    "draw": "draw images with a diffusion model that also learned from images without experts' label maps",
     "evaluate": "evaluate a segmenter",
     "sensitivity": "try wrong words in the prompts",
     "examples": "choose synthetic examples",
@@ -44,6 +49,8 @@ KINDS = {
     "report": "write the report",
 }
 """Kind of stage -> its description, in the order of the work."""
+_DRAWN = ("synthetic_unlabelled", "translated")
+"""Kinds of images that a diffusion model of labelled and unlabelled patients draws (`grid.Strategy`)."""
 _FACTS = {key for facts in PUBLISHED_FACTS.values() for key in facts}
 
 
@@ -179,12 +186,17 @@ class Study:
             title, after = f"adapt the weights of {model} to images without label maps", ("prepare", f"weights_{model}")
             yield _stage(f"adapt_{model}", "adapt", title, command, after, folder, "model.pt")
         tried, teachers = set(self.sensitivity_segmenters), {s.teacher for s in self.segmenters}
+        drawn = list(dict.fromkeys((s.teacher, s.drawn) for s in self.segmenters if s.drawn))
+        if any(kind == "translated" for _, kind in drawn):
+            title = "simulate hearts, to be drawn anew"
+            yield _stage("simulate", "simulate", title, self.simulate_command(), (), "hearts", "datalist.json")
         for s in self.segmenters:
             real, synthetic = self._real(s.part), s.part.stage("synthesise")
             if s.is_trained:
                 made = {"real": real, "synthetic": synthetic}
                 if s.teacher is not None:
                     made["pseudo_labelled"] = _labelled_by(s.teacher)
+                    made |= {kind: f"{kind}_{s.teacher.name}" for kind in _DRAWN}
                 needs = [made[kind] for kind in s.learns_from]
                 needs += [] if s.initial is None else [_made_by(s.initial)]
                 command, folder = self.train_command(s), s.output_dir
@@ -194,6 +206,7 @@ class Study:
                 title = f"label the images of the other patients with {s.title}"
                 needs = ["prepare", real, _made_by(s)]
                 yield _stage(_labelled_by(s), "pseudo_label", title, command, tuple(needs), folder, "datalist.json")
+            yield from self._drawing_stages(s, [kind for teacher, kind in drawn if teacher == s])
             command, applied = self.evaluate_command(s), ("prepare", _made_by(s))
             title, folder = f"evaluate {s.title}", f"{s.output_dir}/evaluation"
             yield _stage(f"evaluate_{s.name}", "evaluate", title, command, applied, folder, "metrics.csv")
@@ -201,6 +214,26 @@ class Study:
                 command, folder = self.sensitivity_command(s), f"{s.output_dir}/sensitivity"
                 title = f"wrong words for {s.title}"
                 yield _stage(f"sensitivity_{s.name}", "sensitivity", title, command, applied, folder, "sensitivity.csv")
+
+    def _drawing_stages(self, teacher: Segmenter, kinds: Sequence[str | None]) -> Iterator[Stage]:
+        """Yield the stages of a diffusion model that learns from a teacher's pseudo-labelled images too, and of what it draws."""
+        if not kinds:
+            return
+        real, learn = self._real(teacher.part), f"train_diffusion_{teacher.name}"
+        folder, about = f"{teacher.output_dir}/diffusion", f"images that {teacher.title} labelled"
+        command = self.train_diffusion_command(teacher.part, teacher)
+        needs = (real, _labelled_by(teacher))
+        title = f"train the diffusion model on real images and {about}"
+        yield _stage(learn, "train_diffusion", title, command, needs, folder, "model.pt")
+        for kind in kinds:
+            assert kind is not None
+            source, stage, title = {
+                "synthetic_unlabelled": (real, "synthesise", "draw images for the labelled patients' label maps"),
+                "translated": ("simulate", "translate", "draw simulated hearts anew"),
+            }[kind]
+            command = self.draw_command(teacher, kind, stage)
+            title, folder = f"{title}, as the model of {about}", f"{teacher.output_dir}/{kind}"
+            yield _stage(f"{kind}_{teacher.name}", "draw", title, command, (source, learn), folder, "datalist.json")
 
     def _example_stages(self) -> Iterator[Stage]:
         """Yield the stages for pictures of synthetic images in the report."""
@@ -248,9 +281,18 @@ class Study:
         options["seed"] = self.settings["seed"] if part.seed is None else part.seed
         return ("subset", "real", part.folder("real"), *_flags(options))
 
-    def train_diffusion_command(self, part: DataPart = WHOLE) -> tuple[str, ...]:
-        """Train the diffusion model on real data."""
+    def simulate_command(self) -> tuple[str, ...]:
+        """Simulate hearts for a diffusion model to draw anew."""
+        return ("simulate", "hearts", *_flags({"seed": self.settings["seed"], **self.settings["data"]["simulate"]}))
+
+    def train_diffusion_command(self, part: DataPart = WHOLE, teacher: Segmenter | None = None) -> tuple[str, ...]:
+        """Train the diffusion model on real data, and on images that a teacher labelled."""
         paths = {"dataset_dir": part.folder("real"), "output_dir": part.folder("diffusion")}
+        if teacher is not None:
+            paths |= {
+                "pseudo_labelled_dir": _pseudo_labels_of(teacher),
+                "output_dir": f"{teacher.output_dir}/diffusion",
+            }
         recipe = self.settings["diffusion"]["recipe"]
         return self._run("diffusion", recipe, paths, self.diffusion_overrides("train", part), is_parallel=True)
 
@@ -261,6 +303,16 @@ class Study:
         return self._run(
             "diffusion", "inference", paths, self.diffusion_overrides("synthesise", part), is_parallel=True
         )
+
+    def draw_command(self, teacher: Segmenter, kind: str, stage: str) -> tuple[str, ...]:
+        """Draw images with the diffusion model that learned from a teacher's pseudo-labelled images."""
+        paths = {
+            "dataset_dir": "hearts" if kind == "translated" else teacher.part.folder("real"),
+            "checkpoint_path": f"{teacher.output_dir}/diffusion/model.pt",
+            "output_dir": f"{teacher.output_dir}/{kind}",
+        }
+        overrides = self.diffusion_overrides(stage, teacher.part)
+        return self._run("diffusion", "inference", paths, overrides, is_parallel=True)
 
     def weights_command(self, model: str) -> tuple[str, ...]:
         """Copy a model's weights that were trained on simulated hearts; other weights change the command."""
@@ -279,11 +331,12 @@ class Study:
         folders = {name: segmenter.part.folder(name) for name in ("real", "synthetic")}
         if segmenter.teacher is not None:
             folders["pseudo_labelled"] = _pseudo_labels_of(segmenter.teacher)
+            folders |= {kind: f"{segmenter.teacher.output_dir}/{kind}" for kind in _DRAWN}
         first, *others = segmenter.learns_from
         paths = {"dataset_dir": folders[first], "output_dir": segmenter.output_dir}
         if (start := segmenter.initial) is not None:
             paths["init_checkpoint"] = _weights_of(start)
-        paths |= {f"{name}_dir": folders[name] for name in others}
+        paths |= {"synthetic_dir" if name in _DRAWN else f"{name}_dir": folders[name] for name in others}
         overrides = self.segmenter_overrides("train", segmenter)
         recipe = self.settings["segmenters"]["recipe"]
         return self._run(segmenter.model, recipe, paths, overrides, is_parallel=True)
@@ -309,7 +362,7 @@ class Study:
         return self._apply(segmenter, "evaluate", paths)
 
     def diffusion_overrides(self, stage: str, part: DataPart = WHOLE) -> dict[str, Any]:
-        """Return overrides of the diffusion bundle for `train` or `synthesise`."""
+        """Return overrides of the diffusion bundle for `train`, `synthesise` or `translate`."""
         settings = self.settings["diffusion"]
         of_part = settings["per_patients"].get(str(part.patients)) or {}
         seed = self.settings["seed"] if part.seed is None else part.seed

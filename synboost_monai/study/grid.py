@@ -21,11 +21,21 @@ class Strategy:
     """Describe what a segmenter learns from, and which other segmenters must be trained before it."""
 
     learns_from: tuple[str, ...]
-    """Of `real`, `synthetic` and `pseudo_labelled`, the images of the patients whom no expert labelled; empty: no recipe trains it."""
+    """Which images it learns from; empty: no recipe trains it.
+
+    `real`: those of the labelled patients. `synthetic`: drawn by a diffusion model of these. `pseudo_labelled`: those of all other
+    patients, labelled by the teacher. Of a diffusion model that learns from both real and pseudo-labelled images:
+    `synthetic_unlabelled`, drawn for the labelled patients' label maps, and `translated`, simulated hearts drawn anew.
+    """
     start: str | None = None
     """Strategy whose weights it starts from; None: those that the recipe names."""
     teacher: str | None = None
     """Strategy whose segmenter labels the pseudo-labelled images."""
+
+    @property
+    def drawn(self) -> str | None:
+        """Return the kind of images among these that a diffusion model of labelled and unlabelled patients draws, if there is one."""
+        return next((kind for kind in ("synthetic_unlabelled", "translated") if kind in self.learns_from), None)
 
 
 STRATEGIES = {
@@ -38,6 +48,13 @@ STRATEGIES = {
     "pseudo_labelled": Strategy(("real", "pseudo_labelled"), teacher="real"),
     "simulated_then_pseudo_labelled": Strategy(
         ("real", "pseudo_labelled"), start="simulated", teacher="simulated_then_real"
+    ),
+    "synthetic_unlabelled": Strategy(("real", "synthetic_unlabelled"), teacher="real"),
+    "simulated_then_synthetic_unlabelled": Strategy(
+        ("real", "pseudo_labelled", "synthetic_unlabelled"), start="simulated", teacher="simulated_then_real"
+    ),
+    "simulated_then_translated": Strategy(
+        ("real", "pseudo_labelled", "translated"), start="simulated", teacher="simulated_then_real"
     ),
     "adapted": Strategy((), start="simulated"),
     "adapted_then_real": Strategy(("real",), start="adapted"),
@@ -162,6 +179,11 @@ class Segmenter:
         """Return the segmenter that labels the images of the other patients, if this one learns from them."""
         name = STRATEGIES[self.strategy].teacher
         return None if name is None else replace(self, strategy=name)
+
+    @property
+    def drawn(self) -> str | None:
+        """Return the kind of images that a diffusion model of labelled and unlabelled patients draws for it (`Strategy.drawn`)."""
+        return STRATEGIES[self.strategy].drawn
 
     @property
     def learns_from(self) -> tuple[str, ...]:

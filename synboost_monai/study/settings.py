@@ -22,6 +22,8 @@ from synboost_monai.study.simulated import find_weights
 STUDIES_DIR = Path(__file__).with_name("studies")
 """Shipped studies, one YAML file each."""
 
+_TRANSLATE = {"start_strength": 0.5, "perturbation_strength": 0, "num_variations": 1, "sections": "training"}
+"""Overrides of a synthesis that starts from simulated hearts and keeps their label maps."""
 DEFAULTS: dict[str, Any] = {
     "description": "",
     "seed": 0,
@@ -29,8 +31,15 @@ DEFAULTS: dict[str, Any] = {
     "threads": None,
     "processes": 1,
     "bundles": {"diffusion": "echo_semantic_diffusion", "cris": "echo_cris", "clipseg": "echo_clipseg"},
-    "data": {"dataset": None, "phantom": None, "prepare": {}, "num_folds": 5},
-    "diffusion": {"recipe": "train", "both": {}, "train": {}, "synthesise": {}, "per_patients": {}},
+    "data": {"dataset": None, "phantom": None, "prepare": {}, "num_folds": 5, "simulate": {}},
+    "diffusion": {
+        "recipe": "train",
+        "both": {},
+        "train": {},
+        "synthesise": {},
+        "translate": {**_TRANSLATE},
+        "per_patients": {},
+    },
     "segmenters": {
         "recipe": "train",
         "models": ["cris", "clipseg"],
@@ -54,14 +63,19 @@ DEFAULTS: dict[str, Any] = {
 """Every setting of a study and its default.
 
 `threads`: cores of a stage; null: all cores, one stage at a time. `processes`: above 1, trainings and synthesis run under torchrun.
-`recipe`: config of the bundle for training. `both`, `train`, `synthesise`, `evaluate`: overrides of the bundles' configs; `both` is for
-training and for what follows; those of `per_model`, `per_strategy` and `per_patients` win, in this order; a key of `per_patients` may
-also name a strategy: `20/synthetic`. `models` to `seeds`: the axes of the grid. `simulated_weights`: for the strategies `simulated` and
+`data.simulate`: flags of `synboost simulate`, for the strategies that translate simulated hearts. `recipe`: config of the bundle for
+training. `both`, `train`, `synthesise`, `translate`, `evaluate`: overrides of the bundles' configs; `both` is for training and for what
+follows; those of `per_model`, `per_strategy` and `per_patients` win, in this order; a key of `per_patients` may also name a strategy:
+`20/synthetic`. `models` to `seeds`: the axes of the grid. `simulated_weights`: for the strategies `simulated` and
 `simulated_then_real`, each model's model.pt trained only on simulated hearts; by default that of its bundle. `simulated_sha256`: the
 SHA-256 of these files, computed when the study is read; a value that is set must match.
 """
 
 _STAGE_KEYS = ("both", "train", "evaluate")
+_DIFFUSION_KEYS = ("both", "train", "synthesise", "translate")
+_OVERRIDES = {*_STAGE_KEYS, *_DIFFUSION_KEYS}
+"""Settings that hold overrides of the bundles' configs, whose keys are those of the config."""
+_SIMULATE_KEYS = ("num_images", "image_size", "seed")
 _PREPARE_KEYS = ("split", "strict", "shape_source", "max_training_patients", "training_fraction")
 
 
@@ -147,7 +161,7 @@ def _merge(defaults: Mapping[str, Any], content: Mapping[str, Any], where: str, 
     out = copy.deepcopy(dict(defaults))
     for key, value in content.items():
         here = f"{path}.{key}" if path else str(key)
-        is_free = path in ("bundles", "data.prepare") or path.rpartition(".")[2] in (*_STAGE_KEYS, "synthesise")
+        is_free = path in ("bundles", "data.prepare", "data.simulate") or path.rpartition(".")[2] in _OVERRIDES
         is_free = is_free or path.startswith(
             ("segmenters.per_", "segmenters.simulated_", "diffusion.per_", "data.phantom")
         )
@@ -172,9 +186,7 @@ def _nearest_setting(path: str, defaults: Mapping[str, Any]) -> str:
 def _nested(key: str, value: Any, current: Any) -> dict[str, Any]:
     """Return a dotted key and its value as nested settings; a single value becomes a list where the study has a list."""
     parts = key.split(".")
-    is_word = not {*_STAGE_KEYS, "synthesise"}.isdisjoint(
-        parts[:-1]
-    )  # an override goes to a command line again, so 00012 stays as it is
+    is_word = not _OVERRIDES.isdisjoint(parts[:-1])  # an override goes to a command line again, so 00012 stays as it is
     if isinstance(value, str) and not (is_word and str(literal(value)) != value and _is_number(literal(value))):
         value = literal(value)
     for part in parts:
@@ -209,16 +221,17 @@ def _check(study: Study, where: str) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or (lowest is not None and value < lowest):
             kind = "a whole number" if lowest is None else f"a whole number of at least {lowest}"
             raise ValueError(f"{where}: {key} must be {kind}, got {value!r}")
-    for key in settings["data"]["prepare"]:
-        if key not in _PREPARE_KEYS:
-            raise ValueError(
-                f"{where}: unknown setting data.prepare.{key}{did_you_mean(key, _PREPARE_KEYS)}; it takes {', '.join(_PREPARE_KEYS)}"
-            )
+    for group, known in (("prepare", _PREPARE_KEYS), ("simulate", _SIMULATE_KEYS)):
+        for key in settings["data"][group]:
+            if key not in known:
+                raise ValueError(
+                    f"{where}: unknown setting data.{group}.{key}{did_you_mean(key, known)}; it takes {', '.join(known)}"
+                )
     for group, names, stages in (
         ("segmenters.per_model", models, _STAGE_KEYS),
         ("segmenters.per_strategy", tuple(STRATEGIES), _STAGE_KEYS),
         ("segmenters.per_patients", None, _STAGE_KEYS),
-        ("diffusion.per_patients", None, ("both", "train", "synthesise")),
+        ("diffusion.per_patients", None, _DIFFUSION_KEYS),
     ):
         outer, _, inner = group.partition(".")
         _check_layers(settings[outer][inner], group, names, stages, where)

@@ -97,7 +97,7 @@ class SynthesisOptions:
     """Hold which images a synthesis run makes, from which label maps, and the settings that affect the images.
 
     Raises:
-        ValueError: if a number of images is below 1.
+        ValueError: if a number of images is below 1, or images would start from an image that their label map does not fit.
     """
 
     image_size: int
@@ -120,6 +120,8 @@ class SynthesisOptions:
     """Ranges of the perturbation; the published ones by default."""
     sector_threshold: float = 0.0
     """Brightest image value outside the sector."""
+    start_strength: float = 1.0
+    """Share of the noise that each source's own image gets before the network draws it anew; 1: images start from noise alone."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Other settings that affect the images (sampler, steps, guidance), for the record."""
 
@@ -127,6 +129,11 @@ class SynthesisOptions:
         for name in ("num_variations", "num_repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"plan.py: {name} is {getattr(self, name)}; expected at least 1 image a label map")
+        if self.start_strength != 1 and self.perturbation.strength != 0:
+            raise ValueError(
+                f"plan.py: start_strength is {self.start_strength}, so each image starts from its source's own image, which no perturbed "
+                "label map fits; give perturbation_strength 0, and num_repeats for several images of each"
+            )
 
     def settings(self) -> dict[str, Any]:
         """Return what all images of a folder must have in common."""
@@ -136,6 +143,7 @@ class SynthesisOptions:
             "names": "CASE_vN" if self.num_repeats == 1 else "CASE_vN_rM",
             "perturbation": vars(self.perturbation),
             "sector_threshold": self.sector_threshold,
+            **({} if self.start_strength == 1 else {"start_strength": self.start_strength}),
             **self.sampling,
         }
 
@@ -273,6 +281,13 @@ class SynthesisPlan:
         """Open the files of every source with missing images in any share, so that a bad one stops the run before the first image."""
         missing = self.items.without(self.writer.names_on_disk())
         check_sector = SectorMaskd(threshold=float(self.settings["sector_threshold"]))
+        if "start_strength" in self.settings:
+            for source in self.sources:
+                if not source.get("image"):
+                    raise ValueError(
+                        f"{source['label']}: has no image, and start_strength below 1 needs one to start from; give a data set with "
+                        "images, such as one that `synboost simulate` writes"
+                    )
         numbers = np.unique(missing.source_numbers())
         logger.info("%schecking %d label maps", self._who(), len(numbers))
         for number in numbers:

@@ -5,6 +5,8 @@ from synboost_monai.distributed import start_distributed as start_distributed
 from synboost_monai.lazy import on_first_use
 
 _MODULE_OF = {
+    "DistillationLoss": "distillation",
+    "DistillationPrepareBatch": "distillation",
     "EarlyStop": "schedules",
     "EpochSeed": "resume",
     "ExponentialMovingAverage": "averages",

@@ -16,7 +16,11 @@ import torch
 from monai.bundle import verify_net_in_out
 
 from synboost_monai.bundle_run import bundle_dir, run_bundle
+from synboost_monai.data import read_datalist
+from synboost_monai.files import image_stem, sha256_of
+from synboost_monai.model_card import read_card
 from synboost_monai.structures import STRUCTURES
+from synboost_monai.transforms import Letterboxd, LoadEchod
 from tests.bundles.conftest import DIFFUSION, TINY, WRITTEN, read_yaml, workflow
 from tests.forked import Forked, module, ranks
 
@@ -98,6 +102,23 @@ def test_killed_training_goes_on_to_the_same_weights(
     run_bundle(BUNDLE, "train", overrides)
     whole, resumed = (torch.load(p / "model.pt", weights_only=True) for p in (trained, tmp_path))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_training_takes_images_that_a_segmenter_labelled(datalist_dir: Path, tmp_path: Path):
+    """They join the training section."""
+    whole = {name: read_datalist(datalist_dir, name) for name in ("training", "validation", "testing")}
+    parts = {
+        "real": {name: whole[name] for name in ("training", "validation")},
+        "labelled": {"training": whole["testing"]},  # patients that the other part does not know
+    }
+    for name, sections in parts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "datalist.json").write_text(json.dumps(sections))
+    paths = {"dataset_dir": "real", "pseudo_labelled_dir": "labelled", "output_dir": "out"}
+    overrides = {**TRAIN, **{key: tmp_path / name for key, name in paths.items()}}
+    run = workflow(BUNDLE.name, ["train"], "train", **overrides)
+    data = run.parser.get_parsed_content("train::dataset::data")
+    assert [item["image"] for item in data] == [item["image"] for item in whole["training"] + whole["testing"]]
 
 
 def test_training_on_bad_data_writes_nothing(tmp_path: Path):
@@ -217,6 +238,56 @@ def test_perturbation_strength_zero_keeps_the_label_maps(synthesise: Callable[..
     np.testing.assert_array_equal(pixels(first), pixels(second))
     records = json.loads((out / "provenance.json").read_text())["images"]
     assert [r["perturbation"]["scale"] for r in records] == [1.0, 1.0]
+
+
+def test_a_student_of_a_trained_model_draws_in_few_evaluations(
+    synthesise: Callable[..., Path], trained: Path, datalist_dir: Path, tmp_path: Path
+):
+    """The teacher stays as it is, and the student's model.json says what it is."""
+    teacher, folder = trained / "model.pt", tmp_path / "student"
+    before = sha256_of(teacher)
+    overrides = {
+        **TRAIN,
+        "max_epochs": 1,
+        "num_segments": 2,
+        "dataset_dir": str(datalist_dir),
+        "output_dir": str(folder),
+    }
+    run_bundle(BUNDLE, "train_distilled", {**overrides, "init_checkpoint": str(teacher)})
+    card = read_card(folder / "model.pt")
+    assert card is not None and card.training["num_segments"] == 2 and card.training["init_checkpoint"] == teacher.name
+    assert sha256_of(teacher) == before != sha256_of(folder / "model.pt")
+    segments = {"sampler": "ddim", "timestep_spacing": "segments", "num_inference_steps": 2}
+    chosen = {"sections": "validation", "limit": 1, **segments}
+    by_teacher, by_student = (
+        synthesise(f"by_{weights.parent.name}", checkpoint_path=str(weights), **chosen)
+        for weights in (teacher, folder / "model.pt")
+    )
+    (first,), (second,) = (sorted((out / "images").glob("*.nii.gz")) for out in (by_teacher, by_student))
+    assert (pixels(first) != pixels(second)).any()
+    with pytest.raises(ValueError, match="must divide 24"):
+        synthesise("uneven", **{**chosen, "num_inference_steps": 5})
+
+
+def test_images_can_start_from_those_of_the_label_maps(synthesise: Callable[..., Path], datalist_dir: Path):
+    """With next to no noise they are the images themselves, letterboxed, black outside the sector; with more they are not."""
+    chosen = {"perturbation_strength": 0, "sections": "validation", "limit": 2, "num_inference_steps": 50}
+    little, more = (synthesise(f"start{s}", start_strength=s, sampler="ddim", **chosen) for s in (0.002, 0.6))
+    items = read_datalist(little, "validation")
+    assert len(items) == 2
+    letterbox = Letterboxd("image", size=32, label_keys=["label"])
+    sources = {image_stem(item["image"]): item for item in read_datalist(datalist_dir, "validation")}
+    for item in items:
+        source = sources[image_stem(item["image"]).removesuffix("_v0")]
+        squared = letterbox(LoadEchod(["image", "label"])({k: source[k] for k in ("image", "label")}))
+        expected = np.asarray(squared["image"][0], dtype=float).T
+        inside = pixels(Path(item["image"])) > 0
+        near, far = (
+            np.abs(pixels(folder / "images" / Path(item["image"]).name)[inside] - expected[inside])
+            for folder in (little, more)
+        )
+        assert near.mean() < 4 and far.mean() > 3 * near.mean()  # grey levels
+        np.testing.assert_array_equal(pixels(Path(item["label"])), np.asarray(squared["label"][0]).T)
 
 
 def test_half_precision_weights_change_the_last_grey_levels_only(synthesise: Callable[..., Path]):

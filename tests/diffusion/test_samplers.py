@@ -132,6 +132,32 @@ def test_perfect_denoiser_gives_the_image_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
+def test_sampling_starts_from_an_image_noised_part_of_the_way(name: str) -> None:
+    """The first evaluation sees the image at the first timestep below the strength, with the noise of the generators (DDPM, eq. 4)."""
+    image = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 1.8 - 0.9
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        seen.append((x, t))
+        return formula_network(x, t)
+
+    sampler = create_sampler(name, SCHEDULE, 12, start_strength=0.5)
+    sample(predict, sampler, (1, 4, 4), seeded(1, 2), start=lambda noise, t: SCHEDULE.q_sample(image, t, noise))
+    everything = create_sampler(name, SCHEDULE, 12).timesteps
+    assert [int(t[0]) for _, t in seen] == [int(t) for t in everything if t < 500] and len(seen) < 12
+    a_t = SCHEDULE.alphas_cumprod[seen[0][1][0]]
+    noise = torch.stack([torch.randn(1, 4, 4, generator=g) for g in seeded(1, 2)])
+    expected = a_t.sqrt() * image.double() + (1 - a_t).sqrt() * noise.double()
+    torch.testing.assert_close(seen[0][0].double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("strength", [0.0, -0.1, 1.2, float("nan")])
+def test_a_start_that_is_no_share_of_the_way_is_refused(strength: float) -> None:
+    with pytest.raises(ValueError, match="start_strength must be above 0 and at most 1"):
+        create_sampler("ddim", SCHEDULE, 10, start_strength=strength)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_image_depends_on_its_own_seed_alone(name: str) -> None:
     """This holds for any batch and order, with a network that works pixel by pixel.
 

@@ -79,7 +79,7 @@ LEARNED = "--image_encoder_weights $None --init_checkpoint model.pt"
 BRIEF = f"{NETWORK} --max_epochs 1 --batch_size 8 --val_interval 1"
 SMALLER_BY_ADDING = {
     r"synboost synthesise": "--num_variations 1 --num_inference_steps 2 --limit 2",
-    r"synboost run echo_semantic_diffusion train_small": BRIEF,
+    r"synboost run echo_semantic_diffusion train_(small|distilled)": BRIEF,
     r"synboost run echo_\w+ train_small": f"{BRIEF} --image_encoder_weights None",
     r"synboost evaluate echo_semantic_diffusion": "--num_bootstrap 20",
     r"synboost (dicom|run|segment|package|export)": NETWORK,

@@ -41,6 +41,28 @@ def label_maps(batch: int) -> Tensor:
     return F.one_hot(maps, 5).permute(0, 3, 1, 2).float()
 
 
+def test_images_that_start_from_others_stay_near_them_the_less_noise_they_get() -> None:
+    """They depend on their own label map, seed and start image alone, bit for bit."""
+    network, label_onehot, seeds = make_network(), label_maps(5), torch.arange(5)
+    start = torch.rand(5, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(2)) * 1.8 - 0.9
+    distances = []
+    for strength in (0.05, 0.4, 0.8):
+        inferer = SemanticDiffusionInferer(SamplerOptions("ddim", 20, start_strength=strength))
+        images = inferer(label_onehot, network, seeds, start_images=start)
+        alone = inferer(label_onehot[3:4], network, seeds[3:4], start_images=start[3:4])
+        assert torch.equal(alone, images[3:4])
+        distances.append(float((images - start).abs().mean()))
+    assert distances[0] < 0.1 and distances == sorted(distances)
+
+
+@pytest.mark.parametrize(("strength", "has_images"), [(0.5, False), (1.0, True)])
+def test_start_images_are_wanted_below_full_strength_alone(strength: float, has_images: bool) -> None:
+    inferer = SemanticDiffusionInferer(SamplerOptions("ddim", 4, start_strength=strength))
+    start = torch.zeros(2, 1, SIZE, SIZE) if has_images else None
+    with pytest.raises(ValueError, match=f"start images were given, but start_strength is {strength}"):
+        inferer(label_maps(2), make_network(), torch.arange(2), start_images=start)
+
+
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "sde_dpmpp_2m", "ddim", "ancestral"])
 @pytest.mark.parametrize(
     "options",

@@ -64,7 +64,10 @@ preset: published
 image_size: 352
 prompt_level: P6
 domain_word: false
+sections: [training, validation]
 num_variations: 5
+perturbation_strength: 1.0
+start_strength: 1.0
 network_def:
   _target_: torch.nn.Conv2d
   in_channels: 1

@@ -91,6 +91,53 @@ def test_a_teacher_labels_the_other_patients_for_a_student_that_starts_as_it_did
         read_study(study_path, settings={**axes, "segmenters.patients": "all"})
 
 
+def test_a_diffusion_model_learns_from_what_a_teacher_labelled_and_draws_for_a_student(
+    simulated_weights: Write, study_path: Path, tiny_bundles: Path
+) -> None:
+    """One diffusion model serves both kinds of images, those of label maps and those of simulated hearts."""
+    simulated_weights(tiny_bundles / "echo_cris" / "models" / "model.pt")
+    strategies = "simulated_then_synthetic_unlabelled,simulated_then_translated"
+    axes = {"segmenters.strategies": strategies, "segmenters.patients": [3], "data.simulate.num_images": 8}
+    study = read_study(study_path, settings=axes)
+    teacher, folder = (
+        "cris_simulated_then_real_P1_patients3_seed0",
+        "segmenters/cris/simulated_then_real/P1/patients3/seed0",
+    )
+    assert study.stages["simulate"].command == ("simulate", "hearts", "--seed=0", "--num_images=8")
+
+    learn = study.stages[f"train_diffusion_{teacher}"]
+    options = _options(study, learn.name)
+    assert learn.needs == ("subset_patients3_seed0", f"pseudo_label_{teacher}")
+    assert options["dataset_dir"] == "parts/patients3_seed0/real"
+    assert (
+        options["pseudo_labelled_dir"] == f"{folder}/pseudo_labels" and learn.product == f"{folder}/diffusion/model.pt"
+    )
+
+    sources = {
+        "synthetic_unlabelled": ("subset_patients3_seed0", options["dataset_dir"]),
+        "translated": ("simulate", "hearts"),
+    }
+    for kind, (stage, source) in sources.items():
+        draw = study.stages[f"{kind}_{teacher}"]
+        drawn = _options(study, draw.name)
+        assert draw.needs == (stage, learn.name) and draw.product == f"{folder}/{kind}/datalist.json"
+        assert drawn["dataset_dir"] == source and drawn["checkpoint_path"] == learn.product
+        assert ("start_strength" in drawn) == (kind == "translated")
+        student = study.stages[f"train_cris_simulated_then_{kind}_P1_patients3_seed0"]
+        assert student.needs == ("subset_patients3_seed0", f"pseudo_label_{teacher}", draw.name, "weights_cris")
+        options = _options(study, student.name)
+        assert (
+            options["synthetic_dir"] == f"{folder}/{kind}"
+            and options["pseudo_labelled_dir"] == f"{folder}/pseudo_labels"
+        )
+        assert options["balance_synthetic"] == "true" and "domain_word" not in options
+
+    alone = read_study(study_path, settings={**axes, "segmenters.strategies": "synthetic_unlabelled"})
+    options = _options(alone, "train_cris_synthetic_unlabelled_P1_patients3_seed0")
+    assert options["synthetic_dir"] == "segmenters/cris/real/P1/patients3/seed0/synthetic_unlabelled"
+    assert "simulate" not in alone.stages and "init_checkpoint" not in options
+
+
 def test_weights_adapt_once_to_all_images_whatever_the_labelled_patients(
     simulated_weights: Write, study_path: Path, tiny_bundles: Path
 ) -> None:

@@ -20,6 +20,7 @@ from synboost_monai.synthesis.plan import (
     stable_seed,
 )
 from synboost_monai.synthesis.writers import SyntheticWriter, shape_words, write_json, write_nifti
+from synboost_monai.transforms.label_map_array import LabelMapPerturbation
 
 
 class NeverRun:
@@ -397,6 +398,23 @@ def test_file_that_is_no_image_writes_nothing(tmp_path: Path, checkpoint: Path):
 def test_no_images_a_label_map_is_refused(make_plan, name):
     with pytest.raises(ValueError, match=f"{name} is 0"):
         make_plan(**{name: 0})
+
+
+def test_an_image_to_start_from_fits_its_label_map(make_plan, tmp_path):
+    with pytest.raises(ValueError, match="no perturbed label map fits; give perturbation_strength 0"):
+        make_plan(start_strength=0.5)
+    plain = LabelMapPerturbation(strength=0)
+    assert "start_strength" not in make_plan(perturbation=plain).settings  # folders begun before this setting go on
+    assert make_plan(perturbation=plain, start_strength=0.5).settings["start_strength"] == 0.5
+
+
+def test_a_label_map_without_an_image_to_start_from_writes_nothing(tmp_path, checkpoint):
+    write_nifti(np.ones((48, 40)), (1.5, 2.0), tmp_path / "maps" / "case_gt.nii.gz")
+    options = SynthesisOptions(16, perturbation=LabelMapPerturbation(strength=0), start_strength=0.5)
+    plan = SynthesisPlan(tmp_path / "maps", tmp_path / "out", options, checkpoint_path=checkpoint)
+    with pytest.raises(ValueError, match="case_gt.nii.gz: has no image, and start_strength below 1 needs one"):
+        plan.run(NeverRun())
+    assert not (tmp_path / "out").exists()
 
 
 def run_one_case(tmp_path: Path, checkpoint: Path, label: np.ndarray, image: np.ndarray | None = None) -> None:
