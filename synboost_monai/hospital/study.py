@@ -176,7 +176,7 @@ class StudyProcessor:
             segmented.append(found)
             problem = found.clip.facts.calibration_problem
             code = "segmented" if problem is None else problem.reason.code
-            words = str(problem or REASONS["segmented"].text(frames=found.clip.facts.num_frames))
+            words = str(problem or REASONS["segmented"].sentence.format(frames=found.clip.facts.num_frames))
             results[file.path] = Result(
                 file, code, words, digest, self.model.weights_sha256, (), time.monotonic() - start
             )

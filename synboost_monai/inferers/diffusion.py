@@ -177,11 +177,11 @@ class SemanticDiffusionInferer(Inferer):
         for start in range(0, len(label_onehot), self.images_at_once):
             indices = list(range(start, min(start + self.images_at_once, len(label_onehot))))
             full = indices + indices[:1] * (self.images_at_once - len(indices))
-            labels, start = (
+            labels, starts = (
                 None if of_all is None else of_all.as_subclass(torch.Tensor)[full].to(label_onehot.device)
                 for of_all in (class_labels, start_images)
             )
-            parts.append(_Part(label_onehot[full], [int(seeds[i]) for i in full], labels, len(indices), start))
+            parts.append(_Part(label_onehot[full], [int(seeds[i]) for i in full], labels, len(indices), starts))
         return parts
 
     def _run(self, network: SemanticDiffusionUNet, parts: Sequence[_Part], device: torch.device) -> list[Tensor]:

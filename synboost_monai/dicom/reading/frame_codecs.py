@@ -236,7 +236,8 @@ class JpegHeader:
 
 def jpeg_header(data: bytes) -> JpegHeader:
     """Read the markers of a JPEG up to its first scan."""
-    position, found = 2, None
+    position = 2
+    found: tuple[int, int, int, int, int] | None = None
     if data[:2] != b"\xff\xd8":
         raise FrameError("broken_frame", problem="it does not begin like a JPEG")
     while position + 4 <= len(data):
@@ -250,7 +251,8 @@ def jpeg_header(data: bytes) -> JpegHeader:
             return JpegHeader(*found, position)
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         if marker in _FRAME_MARKERS and length >= 8 and position + 10 <= len(data):
-            found = marker, *struct.unpack_from(">BHHB", data, position + 4)
+            bits, rows, columns, components = struct.unpack_from(">BHHB", data, position + 4)
+            found = marker, bits, rows, columns, components
         if length < 2:
             break
         position += 2 + length
