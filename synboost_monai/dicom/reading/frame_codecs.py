@@ -250,7 +250,8 @@ def jpeg_header(data: bytes) -> JpegHeader:
             return JpegHeader(*found, position)
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         if marker in _FRAME_MARKERS and length >= 8 and position + 10 <= len(data):
-            found = marker, *struct.unpack_from(">BHHB", data, position + 4)
+            bits, rows, columns, components = struct.unpack_from(">BHHB", data, position + 4)
+            found = marker, bits, rows, columns, components
         if length < 2:
             break
         position += 2 + length
