@@ -41,7 +41,7 @@ def write(tmp_path: Path) -> WriteUltrasound:
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         own = {"SOPInstanceUID": "1.2.3.4", "StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.1"}
-        own |= {"PatientName": "Doe^Jane", "PatientID": "MRN-004711", "StudyDate": "20240305"}
+        own |= {"PatientName": "Doe^Jane", "PatientID": "MRN-004711", "StudyDate": "20240305", "ViewCodeSequence": None}
         dataset = ultrasound(None, 8, 8, **{**own, **changes})
         if pixels is not None:
             dataset.add_new(0x7FE00010, "OB", pixels)
