@@ -340,7 +340,7 @@ def test_spoilt_folders_are_told(make_synthetic, judge) -> None:
     path = folder / "provenance.json"
     provenance = json.loads(path.read_text())
     for text, message in (
-        (json.dumps({**provenance, "images": provenance["images"][:-1]}), "provenance.json does not tell of it"),
+        (json.dumps({**provenance, "images": provenance["images"][1:]}), "provenance.json does not tell of it"),
         ("{", "not valid JSON"),
         (json.dumps({"images": []}), "tells of no image"),
     ):
