@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,8 @@ if TYPE_CHECKING:
 
 MIN_PAIRS = 3
 """Fewest pairs for which a deviation, a correlation or an interval is computed."""
+UPPER_TAIL = 0.975
+"""Upper end of every interval (`_low`, `_high`), which holds 95 %."""
 STATISTICS = (
     "num_pairs",
     "bias",
@@ -35,7 +36,7 @@ STATISTICS = (
 """Keys of the result of `agreement`."""
 
 
-def agreement(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) -> dict[str, Any]:
+def agreement(first: ArrayLike, second: ArrayLike) -> dict[str, Any]:
     """Return the agreement of pairs of measurements, such as predicted and expert.
 
     - bias: mean of first - second; its interval is Student's.
@@ -46,15 +47,13 @@ def agreement(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) 
 
     Args:
         first, second: (n,), finite.
-        confidence: confidence level of the intervals (`_low`, `_high`).
     Returns:
         `STATISTICS`. Undefined values are None: with fewer than `MIN_PAIRS` pairs everything but num_pairs, bias and mae (these two
         only if there is no pair at all), and a correlation where one side does not vary.
     Raises:
-        ValueError: if the lengths differ, a value is not finite or the confidence is not between 0 and 1.
+        ValueError: if the lengths differ or a value is not finite.
     """
     a, b = _checked_pairs(first, second)
-    _check_confidence(confidence)
     found: dict[str, Any] = dict.fromkeys(STATISTICS)
     n = found["num_pairs"] = len(a)
     if n == 0:
@@ -65,8 +64,8 @@ def agreement(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) 
     if n < MIN_PAIRS:
         return found
     std = found["std_difference"] = float(difference.std(ddof=1))
-    z = float(stats.norm.ppf(0.975))  # 1.96
-    quantile = float(stats.t.ppf(0.5 + confidence / 2, n - 1))
+    z = float(stats.norm.ppf(UPPER_TAIL))  # 1.96
+    quantile = float(stats.t.ppf(UPPER_TAIL, n - 1))
     limit_half_width = quantile * std * math.sqrt(1 / n + z**2 / (2 * (n - 1)))
     for name, value, half_width in (
         ("bias", bias, quantile * std / math.sqrt(n)),
@@ -75,11 +74,11 @@ def agreement(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) 
     ):
         found |= {name: value, f"{name}_low": value - half_width, f"{name}_high": value + half_width}
     found["pearson_r"] = _pearson_r(a, b)
-    found |= intraclass_correlation(np.stack([a, b], axis=1), confidence=confidence)
+    found |= intraclass_correlation(np.stack([a, b], axis=1))
     return found
 
 
-def intraclass_correlation(ratings: ArrayLike, *, confidence: float = 0.95) -> dict[str, float | None]:
+def intraclass_correlation(ratings: ArrayLike) -> dict[str, float | None]:
     """Return ICC(2,1): two-way random effects, absolute agreement, a single rater (Shrout and Fleiss, Psychol Bull 1979;86:420-428).
 
     With the mean squares of subjects (B), raters (J) and residual (E), n subjects and k raters:
@@ -90,16 +89,14 @@ def intraclass_correlation(ratings: ArrayLike, *, confidence: float = 0.95) -> d
 
     Args:
         ratings: (n, k), one row per subject, one column per rater; finite.
-        confidence: confidence level of the interval.
     Returns:
         icc, icc_low, icc_high; None with fewer than `MIN_PAIRS` subjects or 2 raters, or if no rater's ratings vary.
     Raises:
-        ValueError: if `ratings` is not (n, k), a value is not finite or the confidence is not between 0 and 1.
+        ValueError: if `ratings` is not (n, k) or a value is not finite.
     """
     x = np.asarray(ratings, dtype=np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
         raise ValueError(f"agreement.py: ratings must be finite numbers (subjects, raters), got shape {x.shape}")
-    _check_confidence(confidence)
     n, k = x.shape
     nothing: dict[str, float | None] = {"icc": None, "icc_low": None, "icc_high": None}
     if n < MIN_PAIRS or k < 2 or not np.ptp(x, axis=0).any():
@@ -113,13 +110,11 @@ def intraclass_correlation(ratings: ArrayLike, *, confidence: float = 0.95) -> d
     if not denominator > 0:
         return nothing
     icc = (between - residual) / denominator
-    low, high = _icc_interval(icc, between, of_raters, residual, n, k, confidence)
+    low, high = _icc_interval(icc, between, of_raters, residual, n, k)
     return {"icc": icc, "icc_low": low, "icc_high": high}
 
 
-def _icc_interval(
-    icc: float, between: float, of_raters: float, residual: float, n: int, k: int, confidence: float
-) -> tuple[float, float]:
+def _icc_interval(icc: float, between: float, of_raters: float, residual: float, n: int, k: int) -> tuple[float, float]:
     """Return the interval of ICC(2,1) from its mean squares."""
     if between + of_raters + residual == between:  # all raters give the same ratings
         return icc, icc
@@ -130,9 +125,8 @@ def _icc_interval(
         spread = n * (1 + (k - 1) * icc) - k * icc
         degrees = (k - 1) * (n - 1) * (k * icc * ratio + spread) ** 2
         degrees /= (n - 1) * k**2 * icc**2 * ratio**2 + spread**2
-    upper_tail = 0.5 + confidence / 2
-    f_low = float(stats.f.ppf(upper_tail, n - 1, degrees))
-    f_high = float(stats.f.ppf(upper_tail, degrees, n - 1))
+    f_low = float(stats.f.ppf(UPPER_TAIL, n - 1, degrees))
+    f_high = float(stats.f.ppf(UPPER_TAIL, degrees, n - 1))
     rest = k * of_raters + (k * n - k - n) * residual
     part = between / f_low  # 0 where few degrees of freedom make F infinite
     low = n * (part - residual) / (rest + n * part)
@@ -150,17 +144,11 @@ def _pearson_r(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
 
 def _checked_pairs(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return both sides as float64, (n,)."""
-    sides = [np.asarray(side, dtype=np.float64) for side in (first, second)]
-    shapes: Sequence[tuple[int, ...]] = [side.shape for side in sides]
-    if shapes[0] != shapes[1] or len(shapes[0]) != 1:
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1:
         raise ValueError(
-            f"agreement.py: expected two lists of equally many numbers, got shapes {shapes[0]} and {shapes[1]}"
+            f"agreement.py: expected two lists of equally many numbers, got shapes {a.shape} and {b.shape}"
         )
-    if not all(np.isfinite(side).all() for side in sides):
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("agreement.py: expected finite numbers; leave out pairs of which one is missing")
-    return sides[0], sides[1]
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"agreement.py: confidence must be between 0 and 1, got {confidence}")
+    return a, b

@@ -62,22 +62,20 @@ ALL_QUALITIES = "all"
 QUALITY_COLOURS = {"good": "#55a868", "medium": "#4c72b0", "poor": "#c44e52", "": "#777777"}
 """Image quality ('' if not known) -> colour in the plot."""
 
+TABLE_STATISTICS = (
+    *("num_pairs", "bias", "lower_limit", "upper_limit", "mae"),
+    *("pearson_r", "icc", "icc_low", "icc_high"),
+)
+"""Keys of `agreement` that are columns of tables."""
+TABLE_FORMATS = {
+    **dict.fromkeys(("bias", "lower_limit", "upper_limit"), "+.1f"),
+    "mae": ".1f",
+    **dict.fromkeys(("pearson_r", "icc", "icc_low", "icc_high"), ".2f"),
+}
+"""Formats of these columns."""
+
 _NAMES = {"predicted": "predicted", "expert": "experts", "reference": "Info_*.cfg"}
 _REFERENCE_NOTE = "Info_*.cfg of CAMUS follows CAMUS's rule, that of the phantom biplane"
-_TABLE_STATISTICS = (
-    "num_pairs",
-    "bias",
-    "lower_limit",
-    "upper_limit",
-    "mae",
-    "pearson_r",
-    "icc",
-    "icc_low",
-    "icc_high",
-)
-_FORMATS = {"bias": "+.1f", "lower_limit": "+.1f", "upper_limit": "+.1f", "mae": ".1f"} | dict.fromkeys(
-    ("pearson_r", "icc", "icc_low", "icc_high"), ".2f"
-)
 _HEADINGS = {
     "image_quality": "image quality",
     "num_pairs": "n",
@@ -109,21 +107,9 @@ class ClinicalResult:
         """Return tables of the agreement with the experts, and with Info_*.cfg and by image quality where these are known."""
         return _tables(self.summary)
 
-    def plot(self, measure: str, method: str, comparison: tuple[str, str] = COMPARISONS[0]) -> bytes | None:
-        """Return the `bland_altman_plot` of a measure and method; None with fewer than `MIN_PAIRS` patients."""
-        part = _pairs(self.frame, measure, method, comparison)
-        if len(part) < MIN_PAIRS:
-            return None
-        words, unit = MEASURES[measure]
-        return bland_altman_plot(
-            part[comparison[0]],
-            part[comparison[1]],
-            quantity=words,
-            unit=unit,
-            title=f"{words.capitalize()}, {METHODS[method][0]}",
-            names=(_NAMES[comparison[0]], _NAMES[comparison[1]]),
-            groups=part["image_quality"].fillna(""),
-        )
+    def pairs(self, measure: str, method: str) -> pd.DataFrame:
+        """Return the rows of a measure and method in which the prediction and the expert have a value."""
+        return _pairs(self.frame, measure, method, COMPARISONS[0])
 
 
 def clinical_measures(
@@ -188,49 +174,34 @@ def clinical_measures(
     atomic_write_text(json_path, json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     result = ClinicalResult(frame, summary, csv_path, json_path)
     for method in methods if plots else ():
-        if (png := result.plot("ejection_fraction", method)) is not None:
+        pairs = result.pairs("ejection_fraction", method)
+        if len(pairs) >= MIN_PAIRS:
             result.plot_paths.append(evaluation_dir / f"bland_altman_{method}.png")
             with atomic_path(result.plot_paths[-1]) as temporary:
-                temporary.write_bytes(png)
+                temporary.write_bytes(_bland_altman_plot(pairs, METHODS[method][0]))
     return result
 
 
-def bland_altman_plot(
-    first: Sequence[float] | NDArray[Any] | pd.Series,
-    second: Sequence[float] | NDArray[Any] | pd.Series,
-    *,
-    quantity: str,
-    unit: str,
-    title: str = "",
-    names: tuple[str, str] = ("predicted", "expert"),
-    groups: Sequence[str] | pd.Series | None = None,
-) -> bytes:
-    """Draw the difference over the mean of pairs of measurements, with bias, limits of agreement and 95 % intervals, as PNG.
+# ---- the plot
+
+
+def _bland_altman_plot(pairs: pd.DataFrame, method: str) -> bytes:
+    """Draw predicted minus expert ejection fraction over their mean, with bias, limits of agreement and 95 % intervals, as PNG.
 
     Args:
-        first, second: (n,), at least `MIN_PAIRS` pairs.
-        quantity, unit: names on the axes; differences of a percentage are in percentage points.
-        title: text above the plot.
-        names: names of both sides.
-        groups: (n,) image quality of each pair ('' if not known), shown as colour; None: one colour.
-    Raises:
-        ValueError: if there are fewer pairs, or as for `agreement`.
+        pairs: predicted, expert and image_quality of at least `MIN_PAIRS` patients.
+        method: method of measurement, in words.
     """
-    import numpy as np
-
-    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    a, b = pairs["predicted"].to_numpy(dtype=float), pairs["expert"].to_numpy(dtype=float)
+    qualities = pairs["image_quality"].fillna("").to_numpy()
     found = agreement(a, b)
-    if found["num_pairs"] < MIN_PAIRS:
-        raise ValueError(f"clinical.py: a Bland-Altman plot needs {MIN_PAIRS} pairs or more, got {found['num_pairs']}")
     figure = new_figure(6.2, 4.2, dpi=130)
     axes = figure.subplots()
-    kinds = np.asarray(list(groups) if groups is not None else [""] * len(a))
-    for kind in [k for k in QUALITY_COLOURS if (kinds == k).any()]:
-        is_kind = kinds == kind
-        label = f"{kind or 'not known'} (n = {is_kind.sum()})"
-        x, y = ((a + b) / 2)[is_kind], (a - b)[is_kind]
-        axes.scatter(x, y, s=22, color=QUALITY_COLOURS[kind], alpha=0.8, linewidths=0, label=label, zorder=3)
-    points = " points" if unit == "%" else f" {unit}"
+    for quality in [q for q in QUALITY_COLOURS if (qualities == q).any()]:
+        is_shown = qualities == quality
+        label = f"{quality or 'not known'} (n = {is_shown.sum()})"
+        x, y = ((a + b) / 2)[is_shown], (a - b)[is_shown]
+        axes.scatter(x, y, s=22, color=QUALITY_COLOURS[quality], alpha=0.8, linewidths=0, label=label, zorder=3)
     for name, words, style in (
         ("upper_limit", "+1.96 SD", "--"),
         ("bias", "bias", "-"),
@@ -242,14 +213,14 @@ def bland_altman_plot(
         axes.errorbar(
             beside, value, [[value - low], [high - value]], transform=at_edge, color="black", capsize=4, linewidth=1
         )
-        text = f"{words}\n{value:+.1f}{points}".replace("-", "−")
+        text = f"{words}\n{value:+.1f} points".replace("-", "−")
         axes.annotate(text, (1.01, value), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     axes.axhline(0, color="black", linewidth=0.6, alpha=0.4)
     axes.margins(x=0.08)
-    axes.set_xlabel(f"mean of {names[0]} and {names[1]}: {quantity} ({unit})")
-    axes.set_ylabel(f"{names[0]} − {names[1]} ({'percentage points' if unit == '%' else unit})")
-    axes.set_title(f"{title}  (n = {found['num_pairs']})" if title else f"n = {found['num_pairs']}", fontsize=10)
-    if groups is not None and (kinds != "").any():
+    axes.set_xlabel("mean of predicted and experts: ejection fraction (%)")
+    axes.set_ylabel("predicted − experts (percentage points)")
+    axes.set_title(f"Ejection fraction, {method}  (n = {len(pairs)})", fontsize=10)
+    if (qualities != "").any():
         figure.legend(
             title="image quality", loc="outside lower center", ncols=4, fontsize=8, title_fontsize=8, frameon=False
         )
@@ -447,7 +418,7 @@ def _tables(summary: Mapping[str, Any]) -> list[Table]:
 
     keys = ["first", "second", "measure", "method", "image_quality"]
     records = pd.DataFrame(summary["agreement"], columns=[*keys, "unit", *STATISTICS])
-    shown = records[["image_quality", *_TABLE_STATISTICS]].copy()
+    shown = records[["image_quality", *TABLE_STATISTICS]].copy()
     shown.insert(0, "difference", [f"{_NAMES[a]} − {_NAMES[b]}" for a, b in zip(records["first"], records["second"])])
     shown.insert(1, "measure", [f"{MEASURES[m][0]}, {MEASURES[m][1]}" for m in records["measure"]])
     shown.insert(2, "method", [METHODS[m][0] for m in records["method"]])
@@ -475,7 +446,7 @@ def _tables(summary: Mapping[str, Any]) -> list[Table]:
     }
     notes = {"clinical_reference": f"{_REFERENCE_NOTE}; {note}"}
     return [
-        Table(name, f"Clinical measures: {title}", frame, _FORMATS, _HEADINGS, notes.get(name, note))
+        Table(name, f"Clinical measures: {title}", frame, TABLE_FORMATS, _HEADINGS, notes.get(name, note))
         for name, (title, frame) in parts.items()
         if len(frame) or name == "clinical_agreement"
     ]

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from synboost_monai import __version__
-from synboost_monai.evaluation.per_case import METRICS, PAPER_METRICS, read_metrics, this_command
+from synboost_monai.evaluation.per_case import METRICS, PAPER_METRICS, metrics_path, read_metrics, this_command
 from synboost_monai.evaluation.statistics import P_VALUES, SMALLER_IS_BETTER, add_holm, compare_pairs
 from synboost_monai.files import atomic_write_text, read_text, sha256_of
 from synboost_monai.pages.tables import Table, write_table
@@ -39,16 +39,8 @@ NO_PATIENTS = (
 _QUESTIONS = {"greater": "better than", "less": "worse than", "two-sided": "different from"}
 _PATIENT_COLUMNS = ("num_patients", "ci_low", "ci_high", "patient_wilcoxon_p", "patient_wilcoxon_p_holm", "patient_t_p")
 _MEANS = (
-    "num_pairs",
-    "num_left_out",
-    "num_patients",
-    "mean_a",
-    "std_a",
-    "mean_b",
-    "std_b",
-    "difference",
-    "ci_low",
-    "ci_high",
+    *("num_pairs", "num_left_out", "num_patients"),
+    *("mean_a", "std_a", "mean_b", "std_b", "difference", "ci_low", "ci_high"),
 )
 _TESTS = ("wilcoxon_p", "wilcoxon_p_holm", "t_p", "patient_wilcoxon_p", "patient_wilcoxon_p_holm", "patient_t_p")
 _EFFECTS = ("difference", "std_difference", "hodges_lehmann", "cohens_dz", "rank_biserial")
@@ -110,7 +102,7 @@ def compare(
         FileNotFoundError: if a file is missing.
         ValueError: if a file is not a metrics.csv, is given twice, or the runs are not of the same cases.
     """
-    paths = [_metrics_path(path) for path in (a_csv, b_csv, *more_csv)]
+    paths = [metrics_path(path) for path in (a_csv, b_csv, *more_csv)]
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError("compare.py: the same file is given twice; give a different metrics.csv for each run")
     titles = list(names) if names is not None else run_names(paths)
@@ -154,10 +146,6 @@ def run_names(paths: Sequence[Path]) -> list[str]:
 
 
 # ---- helpers
-
-
-def _metrics_path(path: str | os.PathLike[str]) -> Path:
-    return Path(path) / "metrics.csv" if Path(path).is_dir() else Path(path)
 
 
 def _metrics(frames: Sequence[pd.DataFrame], titles: Sequence[str], asked: Sequence[str] | None) -> list[str]:
@@ -227,16 +215,8 @@ def _tables(
     tables = []
     for name, title, columns, note in parts:
         kept = [*head, *(c for c in columns if has_patients or c not in _PATIENT_COLUMNS)]
-        tables.append(
-            Table(
-                name,
-                f"{against}: {title}",
-                frame[kept],
-                _FORMATS,
-                headings,
-                f"{source}{note} Command: {this_command()}",
-            )
-        )
+        note = f"{source}{note} Command: {this_command()}"
+        tables.append(Table(name, f"{against}: {title}", frame[kept], _FORMATS, headings, note))
     return tables
 
 

@@ -163,7 +163,7 @@ class CaseMetrics:
                 view and phase. Structures that the expert did not draw (`labelled_structures` names those drawn) get no row, nor do those
                 that a free prompt does not name. Label maps without a pixel size (pictures) get no distances.
         output_dir: folder of the two files.
-        dataset_dir, section, seed, checkpoint_path, facts: recorded in summary.json.
+        dataset_dir, section, facts: recorded in summary.json; seed and checkpoint_path among the facts as in `write_summary`.
         paper_grid: also measure on the paper's 512 x 512 grid (columns dice_512, iou_512, hausdorff_512; see `case_metrics`).
     """
 
@@ -174,22 +174,13 @@ class CaseMetrics:
         *,
         dataset_dir: str,
         section: str,
-        seed: int | None = None,
-        checkpoint_path: str | None = None,
         paper_grid: bool = False,
         **facts: Any,
     ) -> None:
         self.items = {item["case"]: item for item in items}
         self.output_dir = Path(output_dir)
         self.paper_grid = paper_grid
-        self.notes: dict[str, Any] = {
-            "dataset_dir": dataset_dir,
-            "section": section,
-            "seed": seed,
-            "checkpoint_path": checkpoint_path,
-            "paper_grid": paper_grid,
-            **facts,
-        }
+        self.notes = {"dataset_dir": dataset_dir, "section": section, "paper_grid": paper_grid, **facts}
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -220,8 +211,7 @@ class CaseMetrics:
                     continue  # the label map shows one structure only
                 if not truth.meta[CALIBRATED_KEY]:
                     row |= dict.fromkeys(DISTANCES)  # pixels are not millimetres
-                said = _said(output.get(DOUBT_KEY), row["structure"])
-                self.rows.append({**attributes, **row, **said})
+                self.rows.append({**attributes, **row, **_said(output.get(DOUBT_KEY), row["structure"])})
 
     def _write(self, engine: Engine) -> None:
         if is_main_process():

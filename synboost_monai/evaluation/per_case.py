@@ -144,12 +144,12 @@ def _squash(label_map: torch.Tensor) -> torch.Tensor:
 
 def metrics_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return the rows of `case_metrics`, each with case, patient, view and phase added, as a table with `CSV_COLUMNS` first."""
-    frame = pd.DataFrame(list(rows))
-    for column in CSV_COLUMNS:
-        if column not in frame:
-            frame[column] = None
-    frame = frame[[*CSV_COLUMNS, *(c for c in frame.columns if c not in CSV_COLUMNS)]]
-    return frame.sort_values("case", kind="stable", ignore_index=True)
+    return _in_order(pd.DataFrame(list(rows))).sort_values("case", kind="stable", ignore_index=True)
+
+
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with `CSV_COLUMNS` first; those that it does not have are empty."""
+    return frame.reindex(columns=[*CSV_COLUMNS, *(c for c in frame.columns if c not in CSV_COLUMNS)])
 
 
 def write_metrics_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -164,6 +164,11 @@ def write_metrics_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, 
     return Path(path)
 
 
+def metrics_path(path: str | os.PathLike[str]) -> Path:
+    """Return the metrics.csv of an evaluation, which is named by itself or by its folder."""
+    return Path(path) / "metrics.csv" if Path(path).is_dir() else Path(path)
+
+
 def read_metrics(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Read metrics.csv of this or an older version.
 
@@ -176,8 +181,7 @@ def read_metrics(path: str | os.PathLike[str]) -> pd.DataFrame:
         FileNotFoundError: if the file does not exist.
         ValueError: if it has no rows, lacks case, structure or dice, or a metric has an impossible value.
     """
-    path = Path(path)
-    path = path / "metrics.csv" if path.is_dir() else path
+    path = metrics_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected metrics.csv, which `synboost evaluate` writes")
     names = ("case", "patient", "view", "phase", "structure")
@@ -192,15 +196,13 @@ def read_metrics(path: str | os.PathLike[str]) -> pd.DataFrame:
         raise ValueError(f"{path}: column {', '.join(missing)} is missing, got {columns}; expected a metrics.csv")
     if frame.empty or frame[["case", "structure"]].isna().any(axis=None):
         raise ValueError(f"{path}: expected a row with case and structure for each result; evaluate again")
+    frame = _in_order(frame)
     for metric in (*METRICS, *PAPER_METRICS):
         if metric in frame:
             frame[metric] = _checked_metric(frame[metric], metric, path)
-        elif metric in METRICS:
-            frame[metric] = math.nan
     for name in (*names, "is_empty_prediction", "is_empty_truth"):
-        values = frame[name].astype(object) if name in frame else pd.Series(None, index=frame.index, dtype=object)
-        frame[name] = values.where(values.notna(), None)
-    return frame[[*CSV_COLUMNS, *(c for c in frame.columns if c not in CSV_COLUMNS)]]
+        frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
+    return frame
 
 
 def _checked_metric(values: pd.Series, metric: str, path: Path) -> pd.Series:
@@ -216,13 +218,15 @@ def _checked_metric(values: pd.Series, metric: str, path: Path) -> pd.Series:
     return numbers
 
 
-def summarise(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> dict[str, Any]:
+def summarise(frame: pd.DataFrame) -> dict[str, Any]:
     """Return mean and standard deviation of each metric, by structure and over all structures and cases.
 
     The deviation is over rows, with ddof = 1 (0 for a single row). Each metric is over the rows that have it, and num_METRIC is their
     number; the paper's grid is left out where it was not measured.
+
+    Args:
+        frame: result of `metrics_frame` or `read_metrics`.
     """
-    frame = rows if isinstance(rows, pd.DataFrame) else metrics_frame(rows)
     by_structure = {s.name: frame[frame["structure"] == s.name] for s in STRUCTURES}
     patients = frame["patient"].dropna()
     return {
@@ -235,13 +239,12 @@ def summarise(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> dict[str, Any
 
 def write_summary(
     path: str | os.PathLike[str],
-    rows: Sequence[Mapping[str, Any]] | pd.DataFrame,
+    rows: Sequence[Mapping[str, Any]],
     *,
     dataset_dir: str | os.PathLike[str],
     section: str,
     seed: int | None = None,
     checkpoint_path: str | os.PathLike[str] | None = None,
-    command: str | None = None,
     **facts: Any,
 ) -> dict[str, Any]:
     """Write summary.json: `summarise`, and the settings to make the same numbers again.
@@ -253,18 +256,17 @@ def write_summary(
         section: its section, such as testing.
         seed: seed of the evaluation.
         checkpoint_path: weights that were evaluated; their SHA-256 is written.
-        command: the command as typed; None: taken from this process.
         facts: further entries, such as prompt_level and preset.
     Returns:
         the content that was written.
     """
-    summary = summarise(rows) | {
+    summary = summarise(metrics_frame(rows)) | {
         "dataset_dir": str(dataset_dir),
         "section": section,
         "seed": seed,
         "checkpoint_path": None if checkpoint_path is None else str(checkpoint_path),
         "checkpoint_sha256": None if checkpoint_path is None else sha256_of(checkpoint_path),
-        "command": this_command() if command is None else command,
+        "command": this_command(),
         "synboost_version": __version__,
         **facts,
     }
@@ -275,13 +277,12 @@ def write_summary(
 def this_command() -> str:
     """Return this process's command as one would type it, without the folder in which it is installed."""
     program = Path(sys.argv[0])
-    name = (
-        f"python -m {program.parent.parent.name}.{program.parent.name}"
-        if program.name == "__main__.py"
-        else program.name
-    )
-    name = "synboost" if program.parent.name == "synboost_monai" else name
-    return shlex.join([*name.split(), *sys.argv[1:]])
+    words = [program.name]
+    if program.parent.name == "synboost_monai":
+        words = ["synboost"]
+    elif program.name == "__main__.py":
+        words = ["python", "-m", f"{program.parent.parent.name}.{program.parent.name}"]
+    return shlex.join([*words, *sys.argv[1:]])
 
 
 def _label_map(values: Any, what: str) -> torch.Tensor:
@@ -301,8 +302,7 @@ def _statistics(frame: pd.DataFrame) -> dict[str, Any]:
     """Return means, deviations and counts of one group of rows."""
     out: dict[str, Any] = {}
     for metric in (*METRICS, *(m for m in PAPER_METRICS if m in frame)):
-        column = frame[metric] if metric in frame else pd.Series(dtype=float)
-        values = pd.to_numeric(column).dropna().to_numpy(dtype=float)
+        values = pd.to_numeric(frame[metric]).dropna().to_numpy(dtype=float)
         out[f"{metric}_mean"] = float(values.mean()) if len(values) else None
         out[f"{metric}_std"] = float(values.std(ddof=1)) if len(values) > 1 else (0.0 if len(values) else None)
         out[f"num_{metric}"] = len(values)

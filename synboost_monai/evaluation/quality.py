@@ -111,12 +111,8 @@ def evaluate_synthesis(
     outputs = [output_dir / name for name in ("quality.json", "metrics.csv", "images.csv", "quality.html")]
     data = [dataset_dir, dataset_dir / "provenance.json", real_dir, all_items, real_items, reference_items]
     refuse_overwriting(outputs, [*data, segmenter.checkpoint_path, wanted.inception_path])
-    _check(
-        items,
-        real_items,
-        reference_items,
-        f"{real_dir}: sections {wanted.real_section} and {wanted.real_reference_section}",
-    )
+    where = f"{real_dir}: sections {wanted.real_section} and {wanted.real_reference_section}"
+    _check(items, real_items, reference_items, where)
     inception = load_inception(wanted.inception_path, segmenter.device)
 
     size = int(load_echo(items[0]["image"])[0].shape[-1])
@@ -128,15 +124,9 @@ def evaluate_synthesis(
         "inception": inception,
     }
     synthetic = measure(items, reader, segmenter, is_segmented=True, title="synthetic", **by)
-    real = measure(real_items, real_reader, segmenter, is_segmented=True, title=f"real, {wanted.real_section}", **by)
-    reference = measure(
-        reference_items,
-        real_reader,
-        segmenter,
-        is_segmented=False,
-        title=f"real, {wanted.real_reference_section}",
-        **by,
-    )
+    title, reference_title = (f"real, {name}" for name in (wanted.real_section, wanted.real_reference_section))
+    real = measure(real_items, real_reader, segmenter, is_segmented=True, title=title, **by)
+    reference = measure(reference_items, real_reader, segmenter, is_segmented=False, title=reference_title, **by)
     sets = Comparison(synthetic, real, reference, wanted.seed)
     found = neighbours(sets)
     quality: dict[str, Any] = {

@@ -31,22 +31,9 @@ from synboost_monai.evaluation.speckle import radial_power_spectrum, speckle_sta
 from synboost_monai.files import image_suffix, read_text
 from synboost_monai.networks.efficientnet_lite import EfficientNetLite0
 from synboost_monai.predictor import Pipeline, open_bundle
-from synboost_monai.structures import (
-    BACKGROUND_INDEX,
-    BLOOD,
-    MUSCLE,
-    STRUCTURES,
-    structure_by_name,
-)
+from synboost_monai.structures import BACKGROUND_INDEX, BLOOD, MUSCLE, STRUCTURES, structure_by_name
 from synboost_monai.synthesis.plan import spacing_in_square
-from synboost_monai.transforms import (
-    CheckLabelMapd,
-    Letterboxd,
-    LoadEchod,
-    check_label_map,
-    display_order,
-    load_echo,
-)
+from synboost_monai.transforms import CheckLabelMapd, Letterboxd, LoadEchod, check_label_map, display_order, load_echo
 from synboost_monai.transforms.label_map_array import sector_mask
 from synboost_monai.transforms.label_map_dictionary import SectorMaskd
 
@@ -70,45 +57,26 @@ class JudgingSegmenter(Pipeline):
     Args:
         bundle: echo_cris, echo_clipseg, or the folder of a bundle like them.
         checkpoint_path: the bundle's model.pt.
-        preset, image_size: as in the training; None: the bundle's own.
         prompt_level: P0 ... P7; an item with missing attributes gets a lower level, P1 needs no attributes.
-        device: None: the bundle's own choice.
-        autocast_dtype: bfloat16 for mixed precision; the distances of features are then as exact as 16-bit features.
-        channels_last: memory layout.
+        settings: the bundle's own where not given or None: preset and image_size as in the training; device; autocast_dtype,
+            bfloat16 for mixed precision (the distances of features are then as exact as 16-bit features); channels_last.
     """
 
     def __init__(
-        self,
-        bundle: str,
-        checkpoint_path: str | os.PathLike[str],
-        *,
-        preset: str | None = None,
-        image_size: int | None = None,
-        prompt_level: str = "P1",
-        device: str | torch.device | None = None,
-        autocast_dtype: str | None = None,
-        channels_last: bool = False,
+        self, bundle: str, checkpoint_path: str | os.PathLike[str], *, prompt_level: str = "P1", **settings: Any
     ) -> None:
-        overrides = {
-            "preset": preset,
-            "image_size": image_size,
-            "prompt_level": prompt_level,
-            "device": device,
-            "autocast_dtype": autocast_dtype,
-            "channels_last": channels_last,
-        }
         # judged by the network's result for one prompt, without ensemble and postprocessing
         plain = {"prompt_ensemble": None, "keep_largest": False, "fill_holes": False}
         plain |= {"inferer::images_at_once": None}  # the features must be those of a whole batch
-        overrides = {key: value for key, value in overrides.items() if value is not None}
+        overrides = {"prompt_level": prompt_level, **{k: v for k, v in settings.items() if v is not None}}
         opened = open_bundle(bundle, str(checkpoint_path), overrides, flag="--segmenter_checkpoint", **plain)
         super().__init__(opened)
         if not hasattr(self.network, "image_encoder"):
             raise ValueError(
                 f"{bundle}: its network has no image encoder; segmenter_bundle must be echo_cris or echo_clipseg"
             )
-        settings = {key: opened.setting(key) for key in ("preset", "image_size", "prompt_level")}
-        self.facts = {"bundle": Path(bundle).name, **settings}
+        facts = {key: opened.setting(key) for key in ("preset", "image_size", "prompt_level")}
+        self.facts = {"bundle": Path(bundle).name, **facts}
 
         encoder = self.network.image_encoder
         self._feature_module: nn.Module | None
@@ -279,9 +247,7 @@ class SyntheticReader:
         """Return the sector that an image was made in; None if the files that define it are gone."""
         own, source = item.get("sector"), self.source(item)
         is_image_gone = self.record(item).get("source_image") and "image" not in source
-        is_told = (
-            "sector" in source and "label" in source or "image" in source or "label" in source and not is_image_gone
-        )
+        is_told = "image" in source or "label" in source and ("sector" in source or not is_image_gone)
         if not own and not is_told:
             return None
         key = own or source.get("sector") or source.get("image") or source["label"]
@@ -381,9 +347,8 @@ def measure(
                     facts = {key: echo.item.get(key) for key in ("case", "patient", "view", "phase")}
                     facts["is_synthetic"] = isinstance(reader, SyntheticReader)
                     for row in case_metrics(pred, echo.label_map, echo.spacing_mm):
-                        out.rows.append(
-                            {**facts, **row, "dice_in_sector": _dice_in_sector(row["structure"], pred, echo)}
-                        )
+                        in_sector = _dice_in_sector(row["structure"], pred, echo)
+                        out.rows.append({**facts, **row, "dice_in_sector": in_sector})
             else:
                 features = segmenter.features(echoes)
             out.feature_parts.append(features)
@@ -441,9 +406,8 @@ def _inception_features(network: nn.Module, echoes: Sequence[Echo], device: torc
             f"inception_path: expected features (B, F) of images (B, 3, {INCEPTION_SIZE}, {INCEPTION_SIZE}) in [0, 1], got "
             f"{tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__}"
         )
-    return (
-        features.float().flatten(2).mean(dim=2).cpu().numpy() if features.ndim > 2 else features.float().cpu().numpy()
-    )
+    features = features.float()
+    return (features.flatten(2).mean(dim=2) if features.ndim > 2 else features).cpu().numpy()
 
 
 def load_inception(path: str | None, device: torch.device) -> nn.Module | None:

@@ -75,6 +75,14 @@ class Comparison:
             "num_reference": len(self.reference.items),
         }
 
+    def statistics(self, tissue: str, name: str) -> dict[str, NDArray[np.float64]]:
+        """Return one speckle statistic of a tissue, for the compared images and the reference that have it."""
+        return {
+            "synthetic": self.synthetic.statistic(tissue, name, self.chosen),
+            "real": self.real.statistic(tissue, name, self.chosen_real),
+            "reference": self.reference.statistic(tissue, name),
+        }
+
 
 def faithfulness(sets: Comparison, num_bootstrap: int) -> dict[str, Any]:
     """Return the Dice of the segmenter's label maps against those that the images were made from, and its ceiling on real images.
@@ -135,35 +143,33 @@ def _dice_summary(synthetic: pd.DataFrame, real: pd.DataFrame, *, num_bootstrap:
 
 def feature_distances(sets: Comparison, layer: str) -> dict[str, Any]:
     """Return FID and MMD on the segmenter's features, and FID on Inception's features if there are any, with their floors."""
-    fake, real, reference = sets.synthetic.features, sets.real.features, sets.reference.features
-    fake, real = fake[sets.chosen], real[sets.chosen_real]
+    reference = sets.reference.features
+    fake, real = sets.synthetic.features[sets.chosen], sets.real.features[sets.chosen_real]
     bandwidth = median_distance(reference)
-    counts = {**sets.counts, "num_features": int(reference.shape[1])}
+    mmd = {
+        **_with_floor(mmd_squared(fake, reference, bandwidth), mmd_squared(real, reference, bandwidth)),
+        **sets.counts,
+        "num_features": int(reference.shape[1]),
+        # between compared real images and reference, shuffled: the value if there is no difference
+        "chance_level": mmd_chance_level(real, reference, bandwidth, sets.seed),
+        "kernel": "Gaussian, unbiased square; the bandwidth is the median distance of the reference's features",
+        "bandwidth": bandwidth,
+    }
     out: dict[str, Any] = {
-        "fid": {
-            **_with_floor(frechet_distance(fake, reference), frechet_distance(real, reference)),
-            **counts,
-            "layer": layer,
-        },
-        "mmd": {
-            **_with_floor(mmd_squared(fake, reference, bandwidth), mmd_squared(real, reference, bandwidth)),
-            **counts,
-            # between compared real images and reference, shuffled: the value if there is no difference
-            "chance_level": mmd_chance_level(real, reference, bandwidth, sets.seed),
-            "kernel": "Gaussian, unbiased square; the bandwidth is the median distance of the reference's features",
-            "bandwidth": bandwidth,
-        },
+        "fid": {**_fid(sets, fake, real, reference), "layer": layer},
+        "mmd": mmd,
         "fid_inception": None,
     }
     if sets.reference.inception_parts:
         fake, real = sets.synthetic.inception[sets.chosen], sets.real.inception[sets.chosen_real]
-        reference = sets.reference.inception
-        out["fid_inception"] = {
-            **_with_floor(frechet_distance(fake, reference), frechet_distance(real, reference)),
-            **sets.counts,
-            "num_features": int(reference.shape[1]),
-        }
+        out["fid_inception"] = _fid(sets, fake, real, sets.reference.inception)
     return out
+
+
+def _fid(sets: Comparison, fake: NDArray[Any], real: NDArray[Any], reference: NDArray[Any]) -> dict[str, Any]:
+    """Return the Fréchet distance of chosen synthetic images to the reference, and its floor, in one network's features."""
+    distances = _with_floor(frechet_distance(fake, reference), frechet_distance(real, reference))
+    return {**distances, **sets.counts, "num_features": int(reference.shape[1])}
 
 
 def _with_floor(value: float, floor: float) -> dict[str, Any]:
@@ -174,24 +180,16 @@ def speckle_comparison(sets: Comparison) -> dict[str, Any]:
     """Return tissue -> statistic -> medians, and the Wasserstein-1 distance of the distributions over images to the reference."""
     out: dict[str, Any] = {}
     for tissue in TISSUES:
-        out[tissue] = {}
+        out[tissue] = dict.fromkeys(SPECKLE_STATISTICS)
         for name in SPECKLE_STATISTICS:
-            fake = sets.synthetic.statistic(tissue, name, sets.chosen)
-            real = sets.real.statistic(tissue, name, sets.chosen_real)
-            reference = sets.reference.statistic(tissue, name)
-            if not (len(fake) and len(real) and len(reference)):
-                out[tissue][name] = None
-                continue
-            out[tissue][name] = {
-                "synthetic": float(np.median(fake)),
-                "real": float(np.median(real)),
-                "reference": float(np.median(reference)),
-                "distance": float(wasserstein_distance(fake, reference)),
-                "floor": float(wasserstein_distance(real, reference)),
-                "num_synthetic": len(fake),
-                "num_real": len(real),
-                "num_reference": len(reference),
-            }
+            values = sets.statistics(tissue, name)
+            if all(map(len, values.values())):
+                out[tissue][name] = {
+                    **{key: float(np.median(v)) for key, v in values.items()},
+                    "distance": float(wasserstein_distance(values["synthetic"], values["reference"])),
+                    "floor": float(wasserstein_distance(values["real"], values["reference"])),
+                    **{f"num_{key}": len(v) for key, v in values.items()},
+                }
     return out
 
 
@@ -249,11 +247,11 @@ def neighbours(sets: Comparison) -> dict[str, Neighbours]:
     """Find nearest images in pixels (grey levels of reduced images) and in features (each over its deviation in the reference)."""
     std = sets.reference.features.std(axis=0)
     scale = np.where(std > 0, std, 1)
-    in_pixels, in_features = (
-        [np.stack(images.thumbnails) for images in (sets.synthetic, sets.real, sets.reference)],
-        [images.features / scale for images in (sets.synthetic, sets.real, sets.reference)],
-    )
-    return {"pixel": _neighbours(*in_pixels), "feature": _neighbours(*in_features)}
+    of_sets = (sets.synthetic, sets.real, sets.reference)
+    return {
+        "pixel": _neighbours(*(np.stack(images.thumbnails) for images in of_sets)),
+        "feature": _neighbours(*(images.features / scale for images in of_sets)),
+    }
 
 
 def _neighbours(synthetic: NDArray[Any], real: NDArray[Any], reference: NDArray[Any]) -> Neighbours:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from synboost_monai.evaluation.quality_numbers import Comparison, Neighbours
 from synboost_monai.evaluation.speckle import RAYLEIGH_SNR, SPECKLE_STATISTICS
 from synboost_monai.files import atomic_write_text
 from synboost_monai.pages.figures import new_figure, png_of
-from synboost_monai.pages.page import style_sheet
+from synboost_monai.pages.page import filled
 from synboost_monai.pages.pictures import overlay, picture_cell, picture_source
 from synboost_monai.pages.words import STRATEGY_COLOURS, css_colour
 from synboost_monai.structures import STRUCTURES
@@ -60,8 +60,9 @@ def write_page(
         readers, segmenter: used to show some images again.
     """
     data = quality["data"]
-    page = _render(
-        style=style_sheet(),
+    page = filled(
+        TEMPLATE,
+        {"fixed": _fixed, "signed": _signed},
         title=Path(data["dataset_dir"]).resolve().name,
         quality=quality,
         verdicts=verdicts(quality),
@@ -92,101 +93,83 @@ def write_page(
 
 def verdicts(quality: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the rows of the first table: metric, synthetic, real, verdict, meaning; numbers as text."""
+    return [dict(zip(("metric", "synthetic", "real", "verdict", "meaning"), row)) for row in _verdicts(quality)]
+
+
+def _verdicts(quality: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield the cells of the rows of `verdicts`."""
     scores, dark, varied = quality["faithfulness"], quality["darkness"], quality["diversity"]
-    rows = [
-        _row(
-            "Mask faithfulness, Dice",
-            f"{scores['mean_dice']:.3f} ± {scores['std_dice']:.3f}",
-            f"{scores['real_mean_dice']:.3f} ± {scores['real_std_dice']:.3f}",
-            _grade(scores["difference"], DICE_NEAR, DICE_FAR),
-            f"difference {_signed(scores['difference'])} (95 % interval over patients {_signed(scores['difference_ci_low'])} to "
-            f"{_signed(scores['difference_ci_high'])}): does a segmenter that learned from real images find what the image was made from? "
-            f"Within the sector alone: {scores['mean_dice_in_sector']:.3f}, real {scores['real_mean_dice_in_sector']:.3f}",
-        )
-    ]
-    distances = [
+    yield (
+        "Mask faithfulness, Dice",
+        f"{scores['mean_dice']:.3f} ± {scores['std_dice']:.3f}",
+        f"{scores['real_mean_dice']:.3f} ± {scores['real_std_dice']:.3f}",
+        _grade(scores["difference"], DICE_NEAR, DICE_FAR),
+        f"difference {_signed(scores['difference'])} (95 % interval over patients {_signed(scores['difference_ci_low'])} to "
+        f"{_signed(scores['difference_ci_high'])}): does a segmenter that learned from real images find what the image was made from? "
+        f"Within the sector alone: {scores['mean_dice_in_sector']:.3f}, real {scores['real_mean_dice_in_sector']:.3f}",
+    )
+    for title, numbers, meaning in (
         ("FID, segmenter’s features", quality["fid"], "distance of the feature distributions to the reference"),
         ("FID, Inception’s features", quality["fid_inception"], "the same with the network that was given"),
-    ]
-    for title, numbers, meaning in distances:
+    ):
         if numbers:
-            pair = (f"{numbers['value']:.3g}", f"{numbers['floor']:.3g}")
-            rows.append(
-                _row(title, *pair, _grade_of(numbers["value"], numbers["floor"]), f"{meaning}; {_times(numbers)}")
-            )
+            value, floor = numbers["value"], numbers["floor"]
+            yield title, f"{value:.3g}", f"{floor:.3g}", _grade_of(value, floor), f"{meaning}; {_times(numbers)}"
     mmd = quality["mmd"]
-    rows.append(
-        _row(
-            "MMD², segmenter’s features",
-            _fixed(mmd["value"], 4),
-            _fixed(mmd["floor"], 4),
-            _grade_of(mmd["value"], max(mmd["floor"], mmd["chance_level"])),
-            f"the same without the assumption of normal distributions; equal sets stay below {mmd['chance_level']:.4f} in 95 % of "
-            "draws, and may be below 0",
-        )
+    yield (
+        "MMD², segmenter’s features",
+        _fixed(mmd["value"], 4),
+        _fixed(mmd["floor"], 4),
+        _grade_of(mmd["value"], max(mmd["floor"], mmd["chance_level"])),
+        f"the same without the assumption of normal distributions; equal sets stay below {mmd['chance_level']:.4f} in 95 % of "
+        "draws, and may be below 0",
     )
     distance, floor = quality["spectrum_distance_db"], quality["spectrum_distance_floor_db"]
-    rows.append(
-        _row(
-            "Spectrum distance (dB)",
-            f"{distance:.2f}",
-            f"{floor:.2f}",
-            _grade_of(distance, floor),
-            f"texture; in the upper third of the frequencies {_signed(quality['spectrum_high_frequency_db'], 2)} dB "
-            f"(real {_signed(quality['spectrum_high_frequency_floor_db'], 2)}): below 0 speckle is missing, above 0 there is noise",
-        )
+    yield (
+        "Spectrum distance (dB)",
+        f"{distance:.2f}",
+        f"{floor:.2f}",
+        _grade_of(distance, floor),
+        f"texture; in the upper third of the frequencies {_signed(quality['spectrum_high_frequency_db'], 2)} dB "
+        f"(real {_signed(quality['spectrum_high_frequency_floor_db'], 2)}): below 0 speckle is missing, above 0 there is noise",
     )
     for tissue, statistics in quality["speckle"].items():
-        numbers = statistics["snr"]
-        if numbers:
-            rows.append(
-                _row(
-                    f"Speckle SNR, {tissue.replace('_', ' ')}",
-                    f"{numbers['synthetic']:.2f}",
-                    f"{numbers['real']:.2f}",
-                    _grade_of(numbers["distance"], numbers["floor"]),
-                    f"medians; distance of the distributions {numbers['distance']:.3f}, floor {numbers['floor']:.3f}",
-                )
+        if numbers := statistics["snr"]:
+            yield (
+                f"Speckle SNR, {tissue.replace('_', ' ')}",
+                f"{numbers['synthetic']:.2f}",
+                f"{numbers['real']:.2f}",
+                _grade_of(numbers["distance"], numbers["floor"]),
+                f"medians; distance of the distributions {numbers['distance']:.3f}, floor {numbers['floor']:.3f}",
             )
-    rows.append(
-        _row(
-            "Diversity, 1 − MS-SSIM",
-            _fixed(varied["mean"]),
-            _fixed(varied["real_mean"]),
-            "",
-            varied["note"]
-            or f"between images of one label map ({varied['num_maps']} maps); real: between patients, which differ in anatomy too. "
-            "Near 0: the model draws one image again and again",
-        )
+    yield (
+        "Diversity, 1 − MS-SSIM",
+        _fixed(varied["mean"]),
+        _fixed(varied["real_mean"]),
+        "",
+        varied["note"]
+        or f"between images of one label map ({varied['num_maps']} maps); real: between patients, which differ in anatomy too. "
+        "Near 0: the model draws one image again and again",
     )
-    for space, title in (("pixel", "pixels"), ("feature", "features")):
+    for space in ("pixel", "feature"):
         n = quality["memorisation"][space]
-        rows.append(
-            _row(
-                f"Memorisation, {title}",
-                f"{n['median_synthetic']:.3g}",
-                f"{n['median_real']:.3g}",
-                "far" if n["share_nearer"] > 0.1 else ("off" if n["share_nearer"] > 0.03 else "near"),
-                f"distance to the nearest training image (ratio {_fixed(n['ratio'], 2)}); {_percent(n['share_nearer'])} are "
-                "nearer than the first percentile of unseen real images (1 % by chance; images of training label maps lie nearer)",
-            )
+        yield (
+            f"Memorisation, {space}s",
+            f"{n['median_synthetic']:.3g}",
+            f"{n['median_real']:.3g}",
+            "far" if n["share_nearer"] > 0.1 else ("off" if n["share_nearer"] > 0.03 else "near"),
+            f"distance to the nearest training image (ratio {_fixed(n['ratio'], 2)}); {_percent(n['share_nearer'])} are "
+            "nearer than the first percentile of unseen real images (1 % by chance; images of training label maps lie nearer)",
         )
-    rows.append(
-        _row(
-            "Dark outside the sector",
-            _percent(dark["share_dark"]),
-            _percent(dark["real_share_dark"]),
-            "" if dark["share_dark"] is None else ("near" if dark["share_dark"] == 1 else "far"),
-            f"images whose mean grey outside is below {dark['threshold']:.0f} of 255"
-            + (f"; worst {dark['worst_mean_grey']:.2f}" if dark["worst_mean_grey"] is not None else "")
-            + (f"; {dark['num_without_sector']} images without a known sector" if dark["num_without_sector"] else ""),
-        )
+    yield (
+        "Dark outside the sector",
+        _percent(dark["share_dark"]),
+        _percent(dark["real_share_dark"]),
+        "" if dark["share_dark"] is None else ("near" if dark["share_dark"] == 1 else "far"),
+        f"images whose mean grey outside is below {dark['threshold']:.0f} of 255"
+        + (f"; worst {dark['worst_mean_grey']:.2f}" if dark["worst_mean_grey"] is not None else "")
+        + (f"; {dark['num_without_sector']} images without a known sector" if dark["num_without_sector"] else ""),
     )
-    return rows
-
-
-def _row(metric: str, synthetic: str, real: str, verdict: str, meaning: str) -> dict[str, str]:
-    return {"metric": metric, "synthetic": synthetic, "real": real, "verdict": verdict, "meaning": meaning}
 
 
 def _grade(difference: float, near: float, far: float) -> str:
@@ -349,16 +332,14 @@ def _spectra_plot(quality: Mapping[str, Any]) -> bytes:
 def _speckle_plot(sets: Comparison) -> bytes:
     """Draw each statistic by tissue."""
     figure = new_figure(11, 6, DPI)
-    chosen = {
-        "synthetic": (sets.synthetic, sets.chosen),
-        "real": (sets.real, sets.chosen_real),
-        "reference": (sets.reference, None),
-    }
     for axes, name in zip(figure.subplots(2, 2).flat, SPECKLE_STATISTICS):
-        groups = [{k: images.statistic(t, name, i) for k, (images, i) in chosen.items()} for t in TISSUES]
-        _boxes(axes, groups, [tissue.replace("_", " ") for tissue in TISSUES])
+        _boxes(
+            axes,
+            [sets.statistics(tissue, name) for tissue in TISSUES],
+            [tissue.replace("_", " ") for tissue in TISSUES],
+        )
         axes.set_ylabel(STATISTIC_TITLES[name])
-    _legend(figure, list(chosen))
+    _legend(figure, list(COLOURS))
     return png_of(figure)
 
 
@@ -391,13 +372,3 @@ def _percent(share: float | None) -> str:
 
 def _signed(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
-
-
-def _render(style: str, **content: Any) -> str:
-    """Fill the template; everything except our own style sheet is escaped."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"fixed": _fixed, "signed": _signed}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(style=Markup(style), **content)

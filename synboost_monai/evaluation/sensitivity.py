@@ -112,11 +112,8 @@ def sensitivity_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """
     if not rows:
         raise ValueError("sensitivity.py: no image was looked at; is the data set's section empty?")
-    frame = pd.DataFrame(list(rows))
-    for column in CSV_COLUMNS:
-        if column not in frame:
-            frame[column] = None
-    return frame[list(CSV_COLUMNS)].sort_values("case", kind="stable", ignore_index=True)
+    frame = pd.DataFrame(list(rows), columns=list(CSV_COLUMNS))
+    return frame.sort_values("case", kind="stable", ignore_index=True)
 
 
 def summarise_sensitivity(frame: pd.DataFrame, *, num_resamples: int = 10000, seed: int = 0) -> list[dict[str, Any]]:

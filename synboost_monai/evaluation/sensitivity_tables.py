@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from synboost_monai.evaluation.many_prompts import CSV_NAME, JSON_NAME
 from synboost_monai.evaluation.sensitivity import CHANGES, MOVED_BELOW, summary_groups
 from synboost_monai.evaluation.statistics import OVERALL
 from synboost_monai.files import atomic_path, read_text
+from synboost_monai.pages.figures import draw_grid, new_figure, png_of
 from synboost_monai.pages.tables import Table, write_table
 from synboost_monai.prompts.variations import (
     ABSENT_STRUCTURES,
@@ -66,7 +66,6 @@ def read_sensitivity(output_dir: str | os.PathLike[str]) -> tuple[pd.DataFrame, 
     Raises:
         FileNotFoundError: if one of them is missing.
     """
-
     folder = Path(output_dir)
     for name in (CSV_NAME, JSON_NAME):
         if not (folder / name).is_file():
@@ -105,9 +104,8 @@ def sensitivity_table(record: Mapping[str, Any]) -> Table:
     changes = [c for c in _HEADINGS if c.startswith("expert_change")]
     formats = dict.fromkeys(_HEADINGS, ".1f") | dict.fromkeys(changes, "+.1f") | {"area_ratio": ".2f"}
     headings = {"num_prompts": "prompts", **_HEADINGS, "area_ratio": "area ratio"}
-    return Table(
-        TABLE_NAME, "What one wrong word in a prompt does to the mask", frame, formats, headings, _note(record)
-    )
+    title = "What one wrong word in a prompt does to the mask"
+    return Table(TABLE_NAME, title, frame, formats, headings, _note(record))
 
 
 def sensitivity_plot(frame: pd.DataFrame) -> bytes:
@@ -120,15 +118,13 @@ def sensitivity_plot(frame: pd.DataFrame) -> bytes:
     Args:
         frame: table of sensitivity.csv.
     """
-    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
-
     frame = frame[frame["change"] != RIGHT].assign(group=lambda f: summary_groups(f))
     known = set(frame["group"])
     columns = [(a, c) for a in CHANGEABLE for c in CHANGES if (a, c) in known and c != LEFT_OUT]
     left_out: Groups = [(a, LEFT_OUT) if c == WRONG else None for a, c in columns]
     floor = _lost(frame.loc[frame["attribute"] == PHRASING, "dice_to_right"])
     rows: list[tuple[str, Groups]] = [("a wrong word", columns), ("without the word", left_out)]
-    figure = Figure(figsize=(max(7.5, 1.5 + 0.85 * len(columns)), 6.4), layout="constrained")
+    figure = new_figure(max(7.5, 1.5 + 0.85 * len(columns)), 6.4, dpi=130)
     for axis, (title, groups) in zip(figure.subplots(2, 1, sharey=True), rows):
         axis.axhspan(floor.quantile(0.05), floor.quantile(0.95), color="0.92", zorder=0)
         _boxes(axis, frame, groups)
@@ -140,17 +136,13 @@ def sensitivity_plot(frame: pd.DataFrame) -> bytes:
         axis.set_yticks([1, 0.5, 0.1, 0.01, MIN_LOST], ["0", "0.5", "0.9", "0.99", f"{1 - MIN_LOST:g}"])
         axis.set_yticks([], minor=True)
         axis.set_ylim(1.3, MIN_LOST / 1.3)
-        axis.grid(axis="y", color="0.88")
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
+        draw_grid(axis, "y")
         axis.set_ylabel("Dice to the right prompt's mask", fontsize=9)
     shown = set(frame["structure"])
     handles = [_patch(_rgb(s), s.prompt_words) for s in STRUCTURES if s.name in shown]
     handles.append(_patch((0.7, 0.7, 0.7), "other phrasing, middle 90 %"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130)
-    return stream.getvalue()
+    return png_of(figure)
 
 
 # ---- helpers

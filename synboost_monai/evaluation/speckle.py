@@ -20,11 +20,10 @@ SPECKLE_STATISTICS = ("snr", "nakagami_m", "axial_width_px", "lateral_width_px")
 MIN_PIXELS = 50
 """Fewest pixels of a tissue for which its speckle is measured."""
 
-_SHADING_FRACTION = (
-    1 / 8
-)  # share of the image's side: standard deviation of the local mean; a smaller one would remove speckle too
-_TAPER_FRACTION = 1 / 8  # share of the image's side: width of the window's soft edge
-_MAX_LAG_FRACTION = 1 / 8  # share of the image's side: largest lag of the autocorrelation
+# shares of the image's side:
+_SHADING_FRACTION = 1 / 8  # standard deviation of the local mean; a smaller one would remove speckle too
+_TAPER_FRACTION = 1 / 8  # width of the window's soft edge
+_MAX_LAG_FRACTION = 1 / 8  # largest lag of the autocorrelation
 
 
 def envelope_of_grey(grey: NDArray[Any], dynamic_range_db: float = 60.0) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ ALTERNATIVES = ("greater", "less", "two-sided")
 P_VALUES = ("wilcoxon_p", "t_p", "patient_wilcoxon_p", "patient_t_p")
 """p-values in a record of `compare_pairs`; each also occurs with `_holm`."""
 
+_ENDS = np.array([(1 - 0.95) / 2, (1 + 0.95) / 2])  # quantile levels of a 95 % interval
 _DECIMALS = 10  # of differences: 0.3 - 0.2 and 0.2 - 0.1 are tied, which binary fractions would hide
 _FLIPPED = {"greater": "less", "less": "greater", "two-sided": "two-sided"}
 _SIGNS = {"greater": "a > b", "less": "a < b", "two-sided": "a != b"}
@@ -77,20 +78,21 @@ def paired_tests(a: ArrayLike, b: ArrayLike, *, alternative: str = "greater") ->
     return out
 
 
-def patient_means(frame: pd.DataFrame, value: str = "dice", by: str = "patient") -> pd.Series:
-    """Return the mean of a column over each patient's rows, sorted by `by`; rows without a value are left out.
+def patient_means(frame: pd.DataFrame, value: str) -> pd.Series:
+    """Return the mean of a column over each patient's rows, sorted by patient; rows without a value are left out.
 
     Patients without any value are left out, too.
 
     Raises:
         ValueError: if a column is missing or a row has no patient.
     """
-    for column in (value, by):
+    for column in (value, "patient"):
         if column not in frame:
             raise ValueError(f"statistics.py: expected a column {column}, got {', '.join(map(str, frame.columns))}")
-    if frame[by].isna().any():
-        raise ValueError(f"statistics.py: {int(frame[by].isna().sum())} rows have no {by}; evaluate with a datalist")
-    return pd.to_numeric(frame[value]).groupby(frame[by]).mean().dropna()
+    num_unknown = int(frame["patient"].isna().sum())
+    if num_unknown:
+        raise ValueError(f"statistics.py: {num_unknown} rows have no patient; evaluate with a datalist")
+    return pd.to_numeric(frame[value]).groupby(frame["patient"]).mean().dropna()
 
 
 def cluster_bootstrap(
@@ -99,9 +101,8 @@ def cluster_bootstrap(
     *,
     num_resamples: int = 10000,
     seed: int = 0,
-    confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Return a confidence interval of the mean over rows when rows come in clusters, such as the images of a patient.
+    """Return a 95 % confidence interval of the mean over rows when rows come in clusters, such as the images of a patient.
 
     Clusters are drawn with replacement, as many as there are, each with all its rows (Davison and Hinkley 1997, section 3.8; Field and
     Welsh 2007). The interval is BCa (Efron 1987), with the acceleration from leaving out one cluster at a time. Plain percentiles would
@@ -114,7 +115,6 @@ def cluster_bootstrap(
         clusters: (n,), the cluster of each value.
         num_resamples: number of samples that are drawn.
         seed: seed of the drawing.
-        confidence: share of such intervals that contain the true mean.
     Returns:
         low, high.
     Raises:
@@ -126,10 +126,8 @@ def cluster_bootstrap(
         raise ValueError(f"statistics.py: {numbers.shape} values do not fit {len(names)} clusters; expected one each")
     if not np.isfinite(numbers).all():
         raise ValueError("statistics.py: values hold NaN or infinity; leave these rows out first")
-    if not 0 < confidence < 1 or num_resamples < 1:
-        raise ValueError(
-            f"statistics.py: expected confidence in (0, 1) and num_resamples of at least 1, got {confidence}, {num_resamples}"
-        )
+    if num_resamples < 1:
+        raise ValueError(f"statistics.py: expected num_resamples of at least 1, got {num_resamples}")
     codes = pd.factorize(np.array(names, dtype=object))[0]
     counts = np.bincount(codes)
     if len(counts) < 2:
@@ -137,28 +135,27 @@ def cluster_bootstrap(
     draws = bootstrap_means(numbers, names, num_resamples, seed)  # type: ignore[arg-type]
     totals = np.bincount(codes, weights=numbers)
     left_out = (totals.sum() - totals) / (counts.sum() - counts)
-    low, high = np.quantile(draws, _bca_levels(draws, float(numbers.mean()), left_out, confidence))
+    low, high = np.quantile(draws, _bca_levels(draws, float(numbers.mean()), left_out))
     return float(low), float(high)
 
 
-def _bca_levels(draws: Floats, estimate: float, left_out: Floats, confidence: float) -> Floats:
+def _bca_levels(draws: Floats, estimate: float, left_out: Floats) -> Floats:
     """Return the quantile levels of a BCa interval's ends (Efron 1987, eq. 2.3); plain ones where it is undefined.
 
     Args:
         left_out: the estimate without each cluster.
     """
-    levels = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
     slack = 1e-9 * np.ptp(draws)  # a draw of every cluster once is a tie, except for rounding in its sum
     below = (np.mean(draws < estimate - slack) + np.mean(draws <= estimate + slack)) / 2
     influence = left_out.mean() - left_out
     squares = float(np.sum(influence**2))
     if not 0 < below < 1 or squares <= 1e-20 * estimate**2:  # all clusters are alike
-        return levels
+        return _ENDS
     acceleration = float(np.sum(influence**3)) / (6 * squares**1.5)
     bias = stats.norm.ppf(below)
-    shifted = bias + stats.norm.ppf(levels)
+    shifted = bias + stats.norm.ppf(_ENDS)
     scale = 1 - acceleration * shifted
-    return np.asarray(stats.norm.cdf(bias + shifted / scale)) if (scale > 0).all() else levels
+    return np.asarray(stats.norm.cdf(bias + shifted / scale)) if (scale > 0).all() else _ENDS
 
 
 def holm(p_values: Sequence[float] | Floats) -> Floats:
@@ -273,12 +270,8 @@ def compare_pairs(
                 )
         for structure in groups:
             part = pairs if structure == OVERALL else pairs[pairs["structure"] == structure]
-            record = {
-                "metric": metric,
-                "structure": structure,
-                **_compare(part, metric, alternative, num_resamples, seed),
-            }
-            records.append(record)
+            numbers = _compare(part, metric, alternative, num_resamples, seed)
+            records.append({"metric": metric, "structure": structure, **numbers})
     return add_holm(records)
 
 
@@ -358,8 +351,8 @@ def _patients(joined: pd.DataFrame) -> pd.Series | None:
     if not known:
         return None
     first, last = known[0], known[-1]
-    if (first.notna() & last.notna() & (first.astype(str) != last.astype(str))).any():
-        wrong = joined[first.notna() & last.notna() & (first.astype(str) != last.astype(str))]
+    wrong = joined[first.notna() & last.notna() & (first.astype(str) != last.astype(str))]
+    if len(wrong):
         raise ValueError(
             f"statistics.py: the runs name different patients for {_names(wrong)}; are they of one data set?"
         )
@@ -393,8 +386,10 @@ def _compare(pairs: pd.DataFrame, metric: str, alternative: str, num_resamples: 
     record = {
         **dict.fromkeys(_UNDEFINED),
         **head,
-        **{f"mean_{side}": float(x.mean()) for side, x in (("a", a), ("b", b))},
-        **{f"std_{side}": float(x.std(ddof=1)) if len(x) > 1 else 0.0 for side, x in (("a", a), ("b", b))},
+        "mean_a": float(a.mean()),
+        "mean_b": float(b.mean()),
+        "std_a": float(a.std(ddof=1)) if len(a) > 1 else 0.0,
+        "std_b": float(b.std(ddof=1)) if len(b) > 1 else 0.0,
         **paired_tests(a, b, alternative=tested),
         **effect_sizes(a, b),
     }

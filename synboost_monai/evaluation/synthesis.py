@@ -195,18 +195,16 @@ def bootstrap_means(
     """
     if num_bootstrap < 1:
         raise ValueError(f"synthesis.py: num_bootstrap is {num_bootstrap}; expected at least 1, such as 2000")
-    names = list(dict.fromkeys(clusters))
-    place = {name: i for i, name in enumerate(names)}
-    of_cluster = np.array([place[name] for name in clusters])
+    of_cluster = _codes(clusters)
     totals = np.bincount(of_cluster, weights=np.asarray(values, dtype=np.float64))
     counts = np.bincount(of_cluster)
-    drawn = np.random.default_rng(seed).integers(len(names), size=(num_bootstrap, len(names)))
+    drawn = np.random.default_rng(seed).integers(len(counts), size=(num_bootstrap, len(counts)))
     return totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
 
 
-def interval(draws: NDArray[Any], level: float = 0.95) -> tuple[float, float]:
-    """Return the percentile interval of bootstrap draws."""
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+def interval(draws: NDArray[Any]) -> tuple[float, float]:
+    """Return the 95 % percentile interval of bootstrap draws."""
+    low, high = np.quantile(draws, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(low), float(high)
 
 
@@ -219,15 +217,19 @@ def draw_by_cluster(clusters: Sequence[Hashable], count: int, seed: int) -> list
     Returns:
         indices in increasing order.
     """
-    members: dict[Hashable, list[int]] = {}
-    for index, name in enumerate(clusters):
-        members.setdefault(name, []).append(index)
-    groups = list(members.values())
-    order = np.random.default_rng(seed).permutation(len(groups))
-    return sorted([index for g in order for index in groups[g]][:count])
+    of_cluster = _codes(clusters)
+    order = np.random.default_rng(seed).permutation(of_cluster.max() + 1)
+    drawn = np.concatenate([np.flatnonzero(of_cluster == cluster) for cluster in order])
+    return sorted(drawn[:count].tolist())
 
 
 # ---- helpers
+
+
+def _codes(names: Sequence[Hashable]) -> NDArray[np.int64]:
+    """Return the number of each name, in the order in which different names first occur."""
+    place = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([place[name] for name in names])
 
 
 def _features(values: NDArray[Any], what: str) -> NDArray[np.float64]:

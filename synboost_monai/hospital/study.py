@@ -43,7 +43,7 @@ from synboost_monai.hospital.options import OHIF, SEGMENTATION_CHOICES, VIEW_CHO
 from synboost_monai.hospital.privacy import Naming
 from synboost_monai.hospital.results import report_measurements, study_results, write_results
 from synboost_monai.hospital.sheet import patient_details, study_sheet
-from synboost_monai.pages.sheet_html import sheet_html
+from synboost_monai.pages.sheet import sheet_html
 from synboost_monai.pages.sheet_pdf import sheet_pdf
 from synboost_monai.paths import own_folder, remove_own_folder
 from synboost_monai.records import VIEWS

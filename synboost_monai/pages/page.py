@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,27 @@ from synboost_monai.pages.figures import DPI
 from synboost_monai.pages.pictures import picture_source
 
 TEMPLATES = Path(__file__).parent
-"""Folder of the page's Jinja template and of its style sheet."""
+"""Folder of the Jinja templates and of the style sheet."""
 CSS_DPI = 96
 """Pixels on the page per inch of a plot."""
 
 
-def style_sheet() -> str:
-    """Return the style sheet that all pages of the project share."""
-    return (TEMPLATES / "style.css.j2").read_text(encoding="utf-8")
+def filled(template: Path, filters: Mapping[str, Callable[..., Any]], **content: Any) -> str:
+    """Fill a Jinja template with content and, as `style`, the style sheet that all pages of the project share.
+
+    Everything except our own style sheet is escaped.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    loader = FileSystemLoader(template.parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.tests["kind"] = lambda block, name: type(block).__name__ == name
+    environment.filters |= filters
+    style = (TEMPLATES / "style.css.j2").read_text(encoding="utf-8")
+    return environment.get_template(template.name).render(style=Markup(style), **content)
 
 
 def render(
@@ -33,7 +46,7 @@ def render(
     versions: Mapping[str, str],
     has_files: bool = True,
 ) -> str:
-    """Render the page; everything except our own style sheet is escaped.
+    """Render the page.
 
     Args:
         sections: the sections in order.
@@ -41,18 +54,9 @@ def render(
         versions: versions of the software, by name.
         has_files: whether each table is also a file in tables/, which the page then says.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    loader = FileSystemLoader(TEMPLATES)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.tests["kind"] = lambda block, name: type(block).__name__ == name
-    environment.filters["image"] = _image
-    template = environment.get_template("page.html.j2")
-    return template.render(
-        style=Markup(style_sheet()),
+    return filled(
+        TEMPLATES / "page.html.j2",
+        {"image": _image},
         sections=sections,
         title=title,
         description=description,

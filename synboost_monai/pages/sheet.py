@@ -1,4 +1,4 @@
-"""Represent a sheet, one side of A4: a verdict, large numbers, pictures, curves and tables; `sheet_html` and `sheet_pdf` draw it.
+"""Represent a sheet, one side of A4: a verdict, large numbers, pictures, curves and tables; write it as HTML. `sheet_pdf` draws it.
 
 All texts come finished, in one language. They may hold anything: `cleaned` removes control characters and cuts long texts, and nothing in
 them is markup.
@@ -15,6 +15,8 @@ from functools import lru_cache
 from typing import Any
 
 from synboost_monai.pages.figures import draw_grid, new_figure, png_of
+from synboost_monai.pages.page import TEMPLATES, filled
+from synboost_monai.pages.pictures import picture_source
 
 FONT = "DejaVu Sans"
 """Font that matplotlib brings along."""
@@ -184,3 +186,10 @@ def curves_png(sheet: Sheet) -> bytes:
         figure = new_figure(6.4, 2.7, 150)
         draw_curves(figure.subplots(), sheet, 9.5)
         return png_of(figure)
+
+
+def sheet_html(sheet: Sheet) -> str:
+    """Return a sheet as one HTML file that works from disk and loads nothing else; every text is escaped."""
+    sheet = cleaned(sheet)
+    curves = curves_png(sheet) if sheet.curves else b""
+    return filled(TEMPLATES / "sheet.html.j2", {"source": picture_source}, sheet=sheet, curves=curves)

@@ -8,53 +8,30 @@ from synboost_monai.records import PHASES, VIEWS
 
 MODEL_TITLES = {"cris": "CRIS", "clipseg": "CLIPSeg"}
 """Model -> its name; other models keep their identifier."""
-STRATEGY_TITLES = {
-    "real": "real",
-    "synthetic": "synthetic",
-    "synthetic_then_real": "synthetic, then real",
-    "real_and_synthetic": "real and synthetic",
-    "simulated": "simulated",
-    "simulated_then_real": "simulated, then real",
-    "pseudo_labelled": "real and pseudo-labelled",
-    "simulated_then_pseudo_labelled": "simulated, then real and pseudo-labelled",
-    "synthetic_unlabelled": "real and synthetic of all patients",
-    "simulated_then_synthetic_unlabelled": "simulated, then real, pseudo-labelled and synthetic of all patients",
-    "simulated_then_translated": "simulated, then real, pseudo-labelled and simulated drawn anew",
-    "adapted": "simulated, adapted",
-    "adapted_then_real": "simulated, adapted, then real",
+_STRATEGIES = {
+    "real": ("real", "#0072b2", "o"),
+    "synthetic": ("synthetic", "#e69f00", "s"),
+    "synthetic_then_real": ("synthetic, then real", "#009e73", "^"),
+    "real_and_synthetic": ("real and synthetic", "#cc79a7", "D"),
+    "simulated": ("simulated", "#56b4e9", "X"),
+    "simulated_then_real": ("simulated, then real", "#d55e00", "P"),
+    "pseudo_labelled": ("real and pseudo-labelled", "#f0e442", "v"),
+    "simulated_then_pseudo_labelled": ("simulated, then real and pseudo-labelled", "#000000", "*"),
+    "synthetic_unlabelled": ("real and synthetic of all patients", "#44aa99", "p"),
+    "simulated_then_synthetic_unlabelled": (
+        "simulated, then real, pseudo-labelled and synthetic of all patients",
+        "#117733",
+        "h",
+    ),
+    "simulated_then_translated": ("simulated, then real, pseudo-labelled and simulated drawn anew", "#332288", "d"),
+    "adapted": ("simulated, adapted", "#999999", "<"),
+    "adapted_then_real": ("simulated, adapted, then real", "#882255", ">"),
 }
+STRATEGY_TITLES = {name: title for name, (title, _, _) in _STRATEGIES.items()}
 """Strategy -> its description in tables."""
-STRATEGY_COLOURS = {
-    "real": "#0072b2",
-    "synthetic": "#e69f00",
-    "synthetic_then_real": "#009e73",
-    "real_and_synthetic": "#cc79a7",
-    "simulated": "#56b4e9",
-    "simulated_then_real": "#d55e00",
-    "pseudo_labelled": "#f0e442",
-    "simulated_then_pseudo_labelled": "#000000",
-    "synthetic_unlabelled": "#44aa99",
-    "simulated_then_synthetic_unlabelled": "#117733",
-    "simulated_then_translated": "#332288",
-    "adapted": "#999999",
-    "adapted_then_real": "#882255",
-}
+STRATEGY_COLOURS = {name: colour for name, (_, colour, _) in _STRATEGIES.items()}
 """Strategy -> its colour in plots; colour-blind readers can tell them apart (Okabe and Ito 2008)."""
-STRATEGY_MARKERS = {
-    "real": "o",
-    "synthetic": "s",
-    "synthetic_then_real": "^",
-    "real_and_synthetic": "D",
-    "simulated": "X",
-    "simulated_then_real": "P",
-    "pseudo_labelled": "v",
-    "simulated_then_pseudo_labelled": "*",
-    "synthetic_unlabelled": "p",
-    "simulated_then_synthetic_unlabelled": "h",
-    "simulated_then_translated": "d",
-    "adapted": "<",
-    "adapted_then_real": ">",
-}
+STRATEGY_MARKERS = {name: marker for name, (_, _, marker) in _STRATEGIES.items()}
 """Strategy -> its marker in plots."""
 SHORT = {long: short for short, long in {**VIEWS, **PHASES}.items()}
 """View or phase -> short form."""

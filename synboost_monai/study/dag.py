@@ -28,7 +28,7 @@ from functools import cached_property
 from typing import Any
 
 from synboost_monai.model_card import PUBLISHED_FACTS
-from synboost_monai.study.grid import ALL, SIMULATED, WHOLE, DataPart, Segmenter, segmenters_of
+from synboost_monai.study.grid import ALL, SIMULATED, DataPart, Segmenter, segmenters_of
 
 KINDS = {
     "phantom": "make the phantom data set",
@@ -148,11 +148,6 @@ class Study:
         last = Stage("report", "report", "write the report", ("report", "."), everything, None, "report.html")
         return {stage.name: stage for stage in [*stages, last]}
 
-    @property
-    def stage_names(self) -> list[str]:
-        """Return the names of the stages, in an order in which they can be done."""
-        return list(self.stages)
-
     def _data_stages(self) -> Iterator[Stage]:
         """Yield the stages for data and synthesis, of the whole data set and of each part."""
         if self.has_phantom:
@@ -207,12 +202,12 @@ class Study:
                 needs = ["prepare", real, _made_by(s)]
                 yield _stage(_labelled_by(s), "pseudo_label", title, command, tuple(needs), folder, "datalist.json")
             yield from self._drawing_stages(s, [kind for teacher, kind in drawn if teacher == s])
-            command, applied = self.evaluate_command(s), ("prepare", _made_by(s))
             title, folder = f"evaluate {s.title}", f"{s.output_dir}/evaluation"
+            command, applied = self.test_command(s, "evaluate", "real", folder), ("prepare", _made_by(s))
             yield _stage(f"evaluate_{s.name}", "evaluate", title, command, applied, folder, "metrics.csv")
             if s in tried:
-                command, folder = self.sensitivity_command(s), f"{s.output_dir}/sensitivity"
-                title = f"wrong words for {s.title}"
+                title, folder = f"wrong words for {s.title}", f"{s.output_dir}/sensitivity"
+                command = self.test_command(s, "sensitivity", "real", folder)
                 yield _stage(f"sensitivity_{s.name}", "sensitivity", title, command, applied, folder, "sensitivity.csv")
 
     def _drawing_stages(self, teacher: Segmenter, kinds: Sequence[str | None]) -> Iterator[Stage]:
@@ -240,21 +235,14 @@ class Study:
         if not self.has_synthesis:
             return
         part = self.example_part
-        command: tuple[str, ...] = (
-            "python",
-            "-m",
-            "synboost_monai.study.examples",
-            part.folder("synthetic"),
-            "examples",
-        )
-        needs: tuple[str, ...] = (part.stage("synthesise"),)
-        title = "choose synthetic examples"
-        yield _stage("examples", "examples", title, command, needs, "examples", "datalist.json")
+        choose = ("python", "-m", "synboost_monai.study.examples", part.folder("synthetic"), "examples")
+        needs, title = (part.stage("synthesise"),), "choose synthetic examples"
+        yield _stage("examples", "examples", title, choose, needs, "examples", "datalist.json")
         for s in self.example_segmenters:
-            command, folder = self.segment_examples_command(s), f"examples/{s.model}"
             name, title = f"segment_examples_{s.model}", f"segment the synthetic examples with {s.model}"
-            needs = ("examples", _made_by(s))
-            yield _stage(name, "segment_examples", title, command, needs, folder, "summary.json")
+            folder, after = f"examples/{s.model}", ("examples", _made_by(s))
+            command = self.test_command(s, "evaluate", "examples", folder)
+            yield _stage(name, "segment_examples", title, command, after, folder, "summary.json")
 
     def _real(self, part: DataPart) -> str:
         """Return the name of the stage that makes a part's real data."""
@@ -285,7 +273,7 @@ class Study:
         """Simulate hearts for a diffusion model to draw anew."""
         return ("simulate", "hearts", *_flags({"seed": self.settings["seed"], **self.settings["data"]["simulate"]}))
 
-    def train_diffusion_command(self, part: DataPart = WHOLE, teacher: Segmenter | None = None) -> tuple[str, ...]:
+    def train_diffusion_command(self, part: DataPart, teacher: Segmenter | None = None) -> tuple[str, ...]:
         """Train the diffusion model on real data, and on images that a teacher labelled."""
         paths = {"dataset_dir": part.folder("real"), "output_dir": part.folder("diffusion")}
         if teacher is not None:
@@ -296,13 +284,12 @@ class Study:
         recipe = self.settings["diffusion"]["recipe"]
         return self._run("diffusion", recipe, paths, self.diffusion_overrides("train", part), is_parallel=True)
 
-    def synthesise_command(self, part: DataPart = WHOLE) -> tuple[str, ...]:
+    def synthesise_command(self, part: DataPart) -> tuple[str, ...]:
         """Make the synthetic data set from real label maps."""
         paths = {"dataset_dir": part.folder("real"), "output_dir": part.folder("synthetic")}
         paths["checkpoint_path"] = f"{part.folder('diffusion')}/model.pt"
-        return self._run(
-            "diffusion", "inference", paths, self.diffusion_overrides("synthesise", part), is_parallel=True
-        )
+        overrides = self.diffusion_overrides("synthesise", part)
+        return self._run("diffusion", "inference", paths, overrides, is_parallel=True)
 
     def draw_command(self, teacher: Segmenter, kind: str, stage: str) -> tuple[str, ...]:
         """Draw images with the diffusion model that learned from a teacher's pseudo-labelled images."""
@@ -346,34 +333,18 @@ class Study:
         paths = {"dataset_dir": "real", "labelled_dir": teacher.part.folder("real")}
         return self._apply(teacher, "pseudo_label", {**paths, "output_dir": _pseudo_labels_of(teacher)})
 
-    def evaluate_command(self, segmenter: Segmenter) -> tuple[str, ...]:
-        """Evaluate a segmenter on the real testing section, whatever it was trained on."""
-        paths = {"dataset_dir": "real", "output_dir": f"{segmenter.output_dir}/evaluation", "section": "testing"}
-        return self._apply(segmenter, "evaluate", paths)
+    def test_command(self, segmenter: Segmenter, config: str, dataset_dir: str, output_dir: str) -> tuple[str, ...]:
+        """Apply a segmenter to the testing section of a data set, whatever it was trained on."""
+        paths = {"dataset_dir": dataset_dir, "output_dir": output_dir, "section": "testing"}
+        return self._apply(segmenter, config, paths)
 
-    def sensitivity_command(self, segmenter: Segmenter) -> tuple[str, ...]:
-        """Segment the real testing section with wrong words in the prompts."""
-        paths = {"dataset_dir": "real", "output_dir": f"{segmenter.output_dir}/sensitivity", "section": "testing"}
-        return self._apply(segmenter, "sensitivity", paths)
-
-    def segment_examples_command(self, segmenter: Segmenter) -> tuple[str, ...]:
-        """Segment the synthetic examples of the report."""
-        paths = {"dataset_dir": "examples", "output_dir": f"examples/{segmenter.model}", "section": "testing"}
-        return self._apply(segmenter, "evaluate", paths)
-
-    def diffusion_overrides(self, stage: str, part: DataPart = WHOLE) -> dict[str, Any]:
+    def diffusion_overrides(self, stage: str, part: DataPart) -> dict[str, Any]:
         """Return overrides of the diffusion bundle for `train`, `synthesise` or `translate`."""
         settings = self.settings["diffusion"]
         of_part = settings["per_patients"].get(str(part.patients)) or {}
         seed = self.settings["seed"] if part.seed is None else part.seed
-        layers = [
-            self._common(seed),
-            settings["both"],
-            settings[stage],
-            of_part.get("both", {}),
-            of_part.get(stage, {}),
-        ]
-        return {key: value for layer in layers for key, value in layer.items()}
+        of_all = {**self._common(seed), **settings["both"], **settings[stage]}
+        return {**of_all, **of_part.get("both", {}), **of_part.get(stage, {})}
 
     def segmenter_overrides(self, stage: str, segmenter: Segmenter) -> dict[str, Any]:
         """Return overrides of a segmenter's bundle for a stage: shared, by model, by strategy, by number of patients."""
@@ -392,8 +363,8 @@ class Study:
             settings["per_patients"].get(str(segmenter.patients)),
             settings["per_patients"].get(f"{segmenter.patients}/{segmenter.strategy}"),
         ]
-        for layer in layers:
-            overrides |= {**(layer or {}).get("both", {}), **(layer or {}).get(stage, {})}
+        for layer in filter(None, layers):
+            overrides |= {**layer.get("both", {}), **layer.get(stage, {})}
         if not segmenter.is_trained:  # the study does not choose size and the like: they come from model.json
             overrides = {key: value for key, value in overrides.items() if key not in _FACTS}
         return overrides
@@ -423,12 +394,6 @@ class Study:
         if config != "inference":
             config = "multi_gpu_train" if config == "train" else f"train,{config},multi_gpu_train"
         return (*launcher, "run", self.settings["bundles"][bundle], config, *_flags(merged))
-
-
-def count_by_kind(stages: Sequence[Stage]) -> dict[str, int]:
-    """Return kind -> number of stages, in the order of the work; kinds without a stage are left out."""
-    counts = {kind: sum(stage.kind == kind for stage in stages) for kind in KINDS}
-    return {kind: count for kind, count in counts.items() if count}
 
 
 def _made_by(segmenter: Segmenter) -> str:
@@ -462,9 +427,5 @@ def _stage(
 
 def _flags(options: Mapping[str, Any]) -> list[str]:
     """Return options as words of a command line; null leaves the config's own value."""
-    return [f"--{key}={_word(value)}" for key, value in options.items() if value is not None]
-
-
-def _word(value: Any) -> str:
-    """Return a value as one word."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    words = {key: str(value).lower() if isinstance(value, bool) else value for key, value in options.items()}
+    return [f"--{key}={word}" for key, word in words.items() if word is not None]

@@ -92,9 +92,11 @@ class DataPart:
     @property
     def name(self) -> str:
         """Return a unique name for files: `patients20_seed1`, `fold0`; empty for the whole data set."""
-        is_count = isinstance(self.patients, int)
-        share = "" if isinstance(self.patients, str) else f"{100 * self.patients:g}pct".replace(".", "p")
-        words = [] if self.patients == ALL else [f"patients{self.patients if is_count else share}"]
+        words = []
+        if isinstance(self.patients, int):
+            words.append(f"patients{self.patients}")
+        elif isinstance(self.patients, float):
+            words.append(f"patients{100 * self.patients:g}pct".replace(".", "p"))
         words += [] if self.fold is None else [f"fold{self.fold}"]
         words += [] if self.seed is None else [f"seed{self.seed}"]
         return "_".join(words)
@@ -103,9 +105,10 @@ class DataPart:
     def title(self) -> str:
         """Return a title for readers."""
         words = []
-        if self.patients != ALL:
-            is_count = isinstance(self.patients, int)
-            words.append(f"{self.patients} patients" if is_count else f"{float(self.patients):.0%} of the patients")
+        if isinstance(self.patients, int):
+            words.append(f"{self.patients} patients")
+        elif isinstance(self.patients, float):
+            words.append(f"{self.patients:.0%} of the patients")
         words += [] if self.fold is None else [f"fold {self.fold}"]
         words += [] if self.seed is None else [f"drawn by seed {self.seed}"]
         return ", ".join(words)
@@ -122,10 +125,6 @@ class DataPart:
     def stage(self, kind: str) -> str:
         """Return the name of one of the part's stages."""
         return f"{kind}_{self.name}" if self.name else kind
-
-
-WHOLE = DataPart()
-"""The whole data set."""
 
 
 @dataclass(frozen=True)

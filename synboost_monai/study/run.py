@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from synboost_monai.bundle_run import is_path
 from synboost_monai.files import atomic_write_text, read_text
 from synboost_monai.paths import refuse_overwriting
 from synboost_monai.processes import GRACE_SECONDS, Terminated, end_child, hold_folder, module_command, safe_environment
-from synboost_monai.study.dag import KINDS, Study, count_by_kind
+from synboost_monai.study.dag import KINDS, Study
 from synboost_monai.study.settings import read_run, read_study
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
@@ -224,7 +225,8 @@ def _planned(study: Study, text: str, run_dir: Path) -> str:
     named = set(re.findall(r"^ *output: timing/(\S+)\.json$", output, re.MULTILINE)) | _outdated(study, run_dir)[0]
     planned = [stage for name, stage in study.stages.items() if name in named]
     width = max(map(len, KINDS))
-    counts = [f"  {kind:<{width}} {count:6d}  {KINDS[kind]}" for kind, count in count_by_kind(planned).items()]
+    num_of = Counter(stage.kind for stage in planned)
+    counts = [f"  {kind:<{width}} {num_of[kind]:6d}  {words}" for kind, words in KINDS.items() if num_of[kind]]
     head = f"{len(planned)} of {len(study.stages)} stages would run in {run_dir}"
     return "\n".join([head, *counts, *([""] if planned else []), *(stage.name for stage in planned)])
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from synboost_monai.bundle_run import WEIGHTS, bundle_dir, bundle_weights, config_files, facts_said
 from synboost_monai.errors import in_one_line
 from synboost_monai.files import atomic_path, sha256_of
 from synboost_monai.model_card import card_path, read_card, resolve_facts
 from synboost_monai.study.dag import Study
-from synboost_monai.study.grid import SIMULATED, Segmenter
+from synboost_monai.study.grid import SIMULATED
 
 SIMULATION_KEY = "simulation_seed"
 """Setting of a training on simulated hearts, by which its model.json is recognised."""
@@ -130,7 +128,10 @@ def _check_network(study: Study, model: str, path: Path, where: str) -> None:
         return
     architecture, of_config = found
     resolve_facts(architecture, path, {})  # weights of another architecture fit no strategy
-    for said in _distinct(_said(study, s, of_config) for s in study.segmenters if _is_finetuned(s, model)):
+    finetuned = [s for s in study.segmenters if s.model == model and s.strategy in SIMULATED and s.is_trained]
+    overrides = [study.segmenter_overrides("train", s) for s in finetuned]
+    facts = [{key: o.get(key, value) for key, value in of_config.items()} for o in overrides]
+    for said in {repr(f): f for f in facts}.values():  # most segmenters have the same
         start, plain = resolve_facts(architecture, path, said, is_start=True), resolve_facts(architecture, None, said)
         for key, value in plain.items():
             if start[key] != value:
@@ -138,20 +139,6 @@ def _check_network(study: Study, model: str, path: Path, where: str) -> None:
                     f"{where}: with {path}, fine-tuning would train a network of {key} {start[key]}, the other strategies one of "
                     f"{value}; say --segmenters.both.{key} {start[key]} for all of them, or {_advice(study, model)[5:]}"
                 )
-
-
-def _is_finetuned(segmenter: Segmenter, model: str) -> bool:
-    return segmenter.model == model and segmenter.strategy in SIMULATED and segmenter.is_trained
-
-
-def _said(study: Study, segmenter: Segmenter, of_config: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts of the network that the config and the study's overrides give."""
-    overrides = study.segmenter_overrides("train", segmenter)
-    return {key: overrides.get(key, value) for key, value in of_config.items()}
-
-
-def _distinct(dicts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list({repr(one): one for one in dicts}.values())
 
 
 if __name__ == "__main__":

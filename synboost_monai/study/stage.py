@@ -161,7 +161,7 @@ def main() -> None:
     with in_one_line(f"stage {arguments.name}", str(Path.cwd())):
         study = read_run(Path("."))
         if arguments.name not in study.stages:
-            raise ValueError(f"{study.name} has no such stage{did_you_mean(arguments.name, study.stage_names)}")
+            raise ValueError(f"{study.name} has no such stage{did_you_mean(arguments.name, list(study.stages))}")
         stage = study.stages[arguments.name]
         inputs = [study.stages[name].timing for name in stage.needs]
         total = len(study.stages)

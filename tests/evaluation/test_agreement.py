@@ -14,6 +14,15 @@ SHROUT_FLEISS = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5,
 """Six subjects, four raters (Shrout and Fleiss 1979, table 2)."""
 
 
+def mean_squares(ratings: np.ndarray) -> tuple[float, float, float]:
+    """Return the mean squares of subjects, raters and residual."""
+    n, k = ratings.shape
+    total = ((ratings - ratings.mean()) ** 2).sum()
+    subjects = k * ((ratings.mean(axis=1) - ratings.mean()) ** 2).sum()
+    raters = n * ((ratings.mean(axis=0) - ratings.mean()) ** 2).sum()
+    return subjects / (n - 1), raters / (k - 1), (total - subjects - raters) / ((n - 1) * (k - 1))
+
+
 def test_intraclass_correlation_of_the_published_example():
     found = intraclass_correlation(SHROUT_FLEISS)
     assert found["icc"] == pytest.approx(0.29, abs=0.005)
@@ -25,15 +34,10 @@ def test_intraclass_correlation_of_the_published_example():
 def test_intraclass_correlation_is_that_of_its_mean_squares():
     ratings = np.random.default_rng(0).normal(50, 10, (12, 1)) + np.random.default_rng(1).normal(2, 4, (12, 2))
     n, k = ratings.shape
-    total = ((ratings - ratings.mean()) ** 2).sum()
-    subjects = k * ((ratings.mean(axis=1) - ratings.mean()) ** 2).sum()
-    raters = n * ((ratings.mean(axis=0) - ratings.mean()) ** 2).sum()
-    b, j, e = subjects / (n - 1), raters / (k - 1), (total - subjects - raters) / ((n - 1) * (k - 1))
+    b, j, e = mean_squares(ratings)
     found = intraclass_correlation(ratings)
     assert found["icc"] == pytest.approx((b - e) / (b + (k - 1) * e + k * (j - e) / n), rel=1e-12)
     assert found["icc_low"] < found["icc"] < found["icc_high"]
-    wider = intraclass_correlation(ratings, confidence=0.99)
-    assert wider["icc_low"] < found["icc_low"] and found["icc_high"] < wider["icc_high"]
 
 
 def test_a_constant_difference_lowers_absolute_agreement_but_not_the_correlation():
@@ -75,11 +79,8 @@ def test_interval_is_finite_where_f_is_not():
     """Predictions that fall where the experts' values rise leave the F distribution a hundredth of a degree of freedom."""
     ratings = np.array([[-6.65721, 41.3481], [18.2011, 18.2596], [-13.6932, 52.3498]])
     found = intraclass_correlation(ratings)
-    x = ratings - ratings.mean()
-    n, k = x.shape
-    subjects, raters = x.mean(axis=1), x.mean(axis=0)
-    of_raters = n * float(raters @ raters) / (k - 1)
-    residual = float(((x - subjects[:, None] - raters) ** 2).sum()) / ((n - 1) * (k - 1))
+    n, k = ratings.shape
+    _, of_raters, residual = mean_squares(ratings)
     limit = -n * residual / (k * of_raters + (k * n - k - n) * residual)
     assert found["icc_low"] == pytest.approx(limit, rel=1e-6)
     assert found["icc_low"] < found["icc"] < 0
@@ -97,16 +98,10 @@ def test_what_is_undefined_is_none_and_never_nan():
         assert not any(isinstance(v, float) and math.isnan(v) for v in found.values())
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "options", "message"),
-    [
-        ([1.0, 2.0], [1.0], {}, "equally many numbers, got shapes"),
-        ([1.0, math.nan], [1.0, 2.0], {}, "leave out pairs of which one is missing"),
-        ([1.0], [2.0], {"confidence": 95}, "between 0 and 1, got 95"),
-    ],
-)
-def test_wrong_input_is_refused(first, second, options, message):
-    with pytest.raises(ValueError, match=message):
-        agreement(first, second, **options)
+def test_wrong_input_is_refused():
+    with pytest.raises(ValueError, match="equally many numbers, got shapes"):
+        agreement([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="leave out pairs of which one is missing"):
+        agreement([1.0, math.nan], [1.0, 2.0])
     with pytest.raises(ValueError, match="finite numbers"):
         intraclass_correlation([[1.0, math.inf], [2.0, 3.0]])

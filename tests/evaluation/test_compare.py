@@ -28,13 +28,8 @@ def write_run(path: Path, seed: int, bonus: float = 0.0, *, with_patients: bool 
             for structure in STRUCTURES:
                 dice = generator.uniform(0.7, 0.8) + bonus
                 is_missed = structure.name == "left_atrium" and patient == 0 and phase == "end_systole"
-                facts = {
-                    "case": f"c{patient}_{phase}",
-                    "patient": f"p{patient}" if with_patients else None,
-                    "view": None,
-                    "phase": phase,
-                    "structure": structure.name,
-                }
+                facts = {"case": f"c{patient}_{phase}", "patient": f"p{patient}" if with_patients else None}
+                facts |= {"view": None, "phase": phase, "structure": structure.name}
                 measured = {"dice": 0.0, "iou": 0.0} if is_missed else {"dice": dice, "iou": dice / (2 - dice)}
                 distances = dict.fromkeys(("hd_mm", "hd95_mm", "asd_mm"), None if is_missed else 10 * (1 - dice))
                 empty = {"is_empty_prediction": is_missed, "is_empty_truth": False}
@@ -54,13 +49,11 @@ def test_tables_hold_what_the_statistics_give(runs: list[Path]) -> None:
     expected = compare_pairs(*frames, metrics=METRICS, **OPTIONS)
     assert [t.name for t in (means, tests, effects)] == ["comparison", "comparison_tests", "comparison_effects"]
     assert means.frame["metric"].tolist() == [METRIC_TITLES[r["metric"]] for r in expected]
+    p_values = [f"{level}{key}" for level in ("", "patient_") for key in ("wilcoxon_p", "wilcoxon_p_holm", "t_p")]
     for table, keys in (
-        (means, ("mean_a", "std_b", "difference", "ci_low", "ci_high")),
-        (
-            tests,
-            ("wilcoxon_p", "wilcoxon_p_holm", "t_p", "patient_wilcoxon_p", "patient_wilcoxon_p_holm", "patient_t_p"),
-        ),
-        (effects, ("std_difference", "hodges_lehmann", "cohens_dz", "rank_biserial")),
+        (means, ["mean_a", "std_b", "difference", "ci_low", "ci_high"]),
+        (tests, p_values),
+        (effects, ["std_difference", "hodges_lehmann", "cohens_dz", "rank_biserial"]),
     ):
         for key in keys:
             is_scaled = not key.endswith(("_p", "_holm", "_dz", "_biserial"))
@@ -80,10 +73,10 @@ def test_text_says_what_is_compared(runs: list[Path]) -> None:
     atrium = next(line for line in lines if line.startswith("HD, mm") and "left atrium" in line)
     assert atrium.split()[4:7] == ["11", "1", "6"]
     words = " ".join(tests.split())
-    assert (
+    question = (
         "One-sided paired tests: is real (a) better than synthetic (b)? Distances are better where they are smaller."
-        in words
     )
+    assert question in words
     assert "over all 4 tests of one metric" in words
     assert "bootstrap that draws patients (BCa, 100 resamples, seed 3)" in " ".join(means.split())
 
@@ -94,15 +87,8 @@ def test_files_hold_the_inputs_and_the_command(
     monkeypatch.setattr("sys.argv", ["/opt/bin/synboost", "compare", "a", "b"])
     (runs[0].parent / "summary.json").write_text('{"section": "testing", "dataset_dir": "/data/camus"}')
     tables = compare(*runs[:2], output_dir=tmp_path / "out", **OPTIONS)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "comparison.csv",
-        "comparison.json",
-        "comparison.tex",
-        "comparison_effects.csv",
-        "comparison_effects.tex",
-        "comparison_tests.csv",
-        "comparison_tests.tex",
-    ]
+    names = [f"comparison{of}.{suffix}" for of in ("", "_effects", "_tests") for suffix in ("csv", "tex")]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"comparison.json", *names}
     record = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert record["command"] == "synboost compare a b"
     assert [i["sha256"] for i in record["inputs"]] == [sha256_of(path) for path in runs[:2]]
@@ -171,16 +157,10 @@ def test_other_alternatives(runs: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("paths", "names"),
     [
-        (
-            ["runs/x/real/P2/evaluation/metrics.csv", "runs/x/synthetic/P2/evaluation/metrics.csv"],
-            ["real", "synthetic"],
-        ),
+        (["runs/x/real/P2/evaluation/metrics.csv", "runs/x/both/P2/evaluation/metrics.csv"], ["real", "both"]),
         (["a.csv", "b.csv"], ["a", "b"]),
         (["x/metrics.csv", "x/y/metrics.csv"], ["x", "x/y"]),
-        (
-            ["cris/real/metrics.csv", "cris/both/metrics.csv", "clipseg/real/metrics.csv"],
-            ["cris/real", "cris/both", "clipseg/real"],
-        ),
+        (["x/a/metrics.csv", "x/b/metrics.csv", "y/a/metrics.csv"], ["x/a", "x/b", "y/a"]),
     ],
 )
 def test_runs_are_named_by_what_differs_in_their_paths(paths: list[str], names: list[str]) -> None:

@@ -89,17 +89,11 @@ def test_spread_and_record_lie_beside_the_label_map(tmp_path: Path, name: str) -
         found = nib.load(tmp_path / "out" / names[1])
         like = nib.load(tmp_path / name)
         assert found.shape == like.shape and found.get_data_dtype() == np.float32
-        assert np.array_equal(found.affine, like.affine) and found.get_fdata()[3, 7, 0] == pytest.approx(
-            0.235, abs=1e-6
-        )
+        assert np.array_equal(found.affine, like.affine)
+        assert found.get_fdata()[3, 7, 0] == pytest.approx(0.235, abs=1e-6)
     record = json.loads((tmp_path / "out" / "case.json").read_text())
-    assert {k: record[k] for k in ("case", "image", "label_map", "spread", "verdict")} == {
-        "case": "case",
-        "image": name,
-        "label_map": names[0],
-        "spread": names[1],
-        "verdict": "accept",
-    }
+    facts = {"case": "case", "image": name, "label_map": names[0], "spread": names[1], "verdict": "accept"}
+    assert {key: record[key] for key in facts} == facts
     assert "synboost_version" in record and str(tmp_path) not in json.dumps(record)
 
 
@@ -121,39 +115,33 @@ def items_of(tmp_path: Path, count: int) -> list[dict[str, Any]]:
     return [{"case": f"c{i}", "label": str(tmp_path / "gt.nii.gz"), "patient": f"p{i // 2}"} for i in range(count)]
 
 
-@pytest.mark.parametrize("is_judged", [True, False])
-def test_metrics_get_predicted_dice_and_verdict(tmp_path: Path, is_judged: bool) -> None:
-    measure = CaseMetrics(items_of(tmp_path, 2), tmp_path / "out", dataset_dir="d", section="testing")
-    doubts = [said("accept", 0.8), said("review", 0.9)]
-    made = [{"doubt": doubt} if is_judged else {} for doubt in doubts]
-    run(measure, *(engine_of(tmp_path / "x.nii.gz", f"c{i}", **outputs) for i, outputs in enumerate(made)))
-    table = pd.read_csv(tmp_path / "out" / "metrics.csv")
+def measured(tmp_path: Path, *outputs: dict[str, Any], **options: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return metrics.csv and summary.json of images with these outputs."""
+    measure = CaseMetrics(items_of(tmp_path, 2), tmp_path / "out", dataset_dir="d", section="testing", **options)
+    run(measure, *(engine_of(tmp_path / "x.nii.gz", f"c{i}", **made) for i, made in enumerate(outputs)))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    if is_judged:
-        assert table.groupby("case")["verdict"].first().tolist() == ["accept", "review"]
-        assert table.groupby("case")["predicted_dice"].first().tolist() == [0.8, 0.9]
-        assert summary["doubt"]["calibrated"] and summary["doubt"]["review_share"] == 0.5
-        assert summary["doubt"]["mae"] == pytest.approx(0.15) and "is_calibrated" not in table
-    else:
-        assert not {"verdict", "predicted_dice", "is_calibrated"} & set(table) and "doubt" not in summary
+    return pd.read_csv(tmp_path / "out" / "metrics.csv"), summary
+
+
+def test_metrics_get_predicted_dice_and_verdict(tmp_path: Path) -> None:
+    table, summary = measured(tmp_path, {"doubt": said("accept", 0.8)}, {"doubt": said("review", 0.9)})
+    assert table.groupby("case")["verdict"].first().tolist() == ["accept", "review"]
+    assert table.groupby("case")["predicted_dice"].first().tolist() == [0.8, 0.9]
+    assert summary["doubt"]["calibrated"] and summary["doubt"]["review_share"] == 0.5
+    assert summary["doubt"]["mae"] == pytest.approx(0.15) and "is_calibrated" not in table
 
 
 def test_a_free_prompt_is_measured_on_the_structure_that_it_names(tmp_path: Path) -> None:
-    measure = CaseMetrics(items_of(tmp_path, 1), tmp_path / "out", dataset_dir="d", section="testing")
-    run(measure, engine_of(tmp_path / "x.nii.gz", "c0", doubt={**said(), "prompt": {"structure": "left_atrium"}}))
-    assert [row["structure"] for row in measure.rows] == ["left_atrium"]
+    table, _ = measured(tmp_path, {"doubt": {**said(), "prompt": {"structure": "left_atrium"}}})
+    assert table["structure"].tolist() == ["left_atrium"]
 
 
-@pytest.mark.parametrize("paper_grid", [True, False])
-def test_the_paper_grid_is_measured_when_asked_for(tmp_path: Path, paper_grid: bool) -> None:
-    options = {"dataset_dir": "d", "section": "testing", **({"paper_grid": True} if paper_grid else {})}
-    measure = CaseMetrics(items_of(tmp_path, 1), tmp_path / "out", **options)
-    run(measure, engine_of(tmp_path / "x.nii.gz", "c0"))
-    table = pd.read_csv(tmp_path / "out" / "metrics.csv")
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["paper_grid"] is paper_grid
-    assert set(PAPER_METRICS) <= set(table) if paper_grid else not set(PAPER_METRICS) & set(table)
-    assert ("hausdorff_512_mean" in summary["overall"]) is paper_grid
+def test_the_paper_grid_is_measured_when_asked_for(tmp_path: Path) -> None:
+    table, summary = measured(tmp_path, {}, paper_grid=True)
+    assert summary["paper_grid"] and set(PAPER_METRICS) <= set(table) and "hausdorff_512_mean" in summary["overall"]
+    plain, summary = measured(tmp_path, {})
+    assert not summary["paper_grid"] and "hausdorff_512_mean" not in summary["overall"] and "doubt" not in summary
+    assert not {*PAPER_METRICS, "verdict", "predicted_dice", "is_calibrated"} & set(plain)
 
 
 def test_a_calibration_is_fitted_to_what_was_measured(tmp_path: Path) -> None:

@@ -7,21 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.metrics import (
-    compute_average_surface_distance,
-    compute_dice,
-    compute_hausdorff_distance,
-    compute_iou,
-)
+from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt
 from scipy.spatial.distance import cdist
 
 from synboost_monai.evaluation.per_case import (
     CSV_COLUMNS,
+    DISTANCES,
     METRICS,
     PAPER_METRICS,
     case_metrics,
+    metrics_frame,
     read_metrics,
     summarise,
     write_metrics_csv,
@@ -36,14 +33,6 @@ def _square(row: int, column: int, size: int, class_index: int = 1, shape: tuple
     return label_map
 
 
-DISTANCES = ("hd_mm", "hd95_mm", "asd_mm")
-
-
-def _disk(radius: int, centre: tuple[int, int] = (40, 50), shape: tuple[int, int] = (80, 100)) -> np.ndarray:
-    row, column = np.indices(shape)
-    return ((row - centre[0]) ** 2 + (column - centre[1]) ** 2 <= radius**2).astype(np.uint8)
-
-
 def _blobs(generator: np.random.Generator, shape: tuple[int, int] = (41, 57)) -> np.ndarray:
     """Draw a random label map whose structures are ragged, in pieces, and may touch the border of the image."""
     label_map = np.zeros(shape, np.uint8)
@@ -55,43 +44,14 @@ def _blobs(generator: np.random.Generator, shape: tuple[int, int] = (41, 57)) ->
     return label_map
 
 
-def _by_structure(rows: list[dict]) -> dict[str, dict]:
-    return {row["structure"]: row for row in rows}
-
-
 def test_shifted_square_gives_the_numbers_worked_out_by_hand():
     truth, pred = _square(4, 4, 10), _square(4, 6, 10)  # overlap 10 x 8 = 80
-    rows = _by_structure(case_metrics(pred, truth, (0.5, 0.25)))
-    cavity = rows["left_ventricular_cavity"]
+    cavity = case_metrics(pred, truth, (0.5, 0.25))[0]
     assert cavity["dice"] == pytest.approx(2 * 80 / 200)
     assert cavity["iou"] == pytest.approx(80 / 120)
     # the farthest tenth of the border (the two outer columns) lies two columns of 0.25 mm away
     assert cavity["hd95_mm"] == pytest.approx(0.5)
     assert not cavity["is_empty_prediction"] and not cavity["is_empty_truth"]
-
-
-def test_spacing_is_row_then_column():
-    truth = _square(4, 4, 10)
-    down, right = _square(6, 4, 10), _square(4, 6, 10)
-    assert case_metrics(down, truth, (1.0, 0.1))[0]["hd95_mm"] == pytest.approx(2.0)
-    assert case_metrics(right, truth, (1.0, 0.1))[0]["hd95_mm"] == pytest.approx(0.2)
-
-
-def test_hausdorff_is_the_larger_of_two_directed_quantiles():
-    truth = _square(5, 5, 14)
-    pred = _square(8, 3, 12)
-    pred[20:24, 30:34] = 1  # an island: makes the two directions differ
-    spacing = np.array([0.7, 0.4])
-
-    def border(mask: np.ndarray) -> np.ndarray:
-        padded = np.pad(mask, 1)
-        inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-        return np.argwhere(mask & ~inner) * spacing
-
-    distances = cdist(border(pred == 1), border(truth == 1))
-    there, back = np.quantile(distances.min(1), 0.95), np.quantile(distances.min(0), 0.95)
-    assert there != pytest.approx(back)
-    assert case_metrics(pred, truth, spacing)[0]["hd95_mm"] == pytest.approx(max(there, back), rel=1e-5)
 
 
 def test_nested_squares_have_the_distances_worked_out_by_hand():
@@ -121,23 +81,6 @@ def test_distances_of_lines_are_their_shift(spacing, shift, expected):
     assert [cavity[key] for key in DISTANCES] == pytest.approx([expected] * 3)
 
 
-@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.8, 0.3), (0.3, 0.8)])
-def test_disk_around_a_point(spacing):
-    truth, pred = _disk(12), np.zeros((80, 100), np.uint8)
-    pred[40, 50] = 1
-    cavity = case_metrics(pred, truth, spacing)[0]
-    assert cavity["hd_mm"] == pytest.approx(12 * max(spacing))  # a semi-axis of the ellipse in millimetres
-    assert cavity["dice"] == pytest.approx(2 / (truth.sum() + 1))
-
-
-def test_concentric_disks():
-    cavity = case_metrics(_disk(26), _disk(20), (0.5, 0.5))[0]
-    assert cavity["dice"] == pytest.approx(2 * 20**2 / (20**2 + 26**2), rel=0.01)
-    assert cavity["iou"] == pytest.approx(20**2 / 26**2, rel=0.01)
-    for key in DISTANCES:
-        assert cavity[key] == pytest.approx(0.5 * 6, abs=0.5 * 1)  # within a pixel
-
-
 def test_mask_at_the_border_of_the_image_is_measured():
     truth, pred = _square(0, 0, 10), _square(0, 0, 12)
     # 44 border pixels of the prediction: 41 at most 2 away, then sqrt(5) twice and sqrt(8); the quantile is at 40.85
@@ -145,7 +88,7 @@ def test_mask_at_the_border_of_the_image_is_measured():
     assert case_metrics(pred, truth, (1.0, 1.0))[0]["hd95_mm"] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_masks_measure_as_by_monai_on_the_whole_array(seed):
     generator = np.random.default_rng(seed)
     pred, truth = _blobs(generator), _blobs(generator)
@@ -165,7 +108,7 @@ def test_random_masks_measure_as_by_monai_on_the_whole_array(seed):
         assert [row[key] for row in rows] == values[0].tolist(), key
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_masks_measure_as_by_scipy(seed):
     generator = np.random.default_rng(100 + seed)
     pred, truth = _blobs(generator), _blobs(generator)
@@ -222,32 +165,30 @@ def test_perfect_prediction():
 def test_empty_masks_have_documented_values():
     truth = _square(3, 3, 6, 1)  # no myocardium, no atrium
     pred = _square(12, 3, 6, 2)  # no cavity, no atrium
-    rows = _by_structure(case_metrics(pred, truth, (1, 1)))
-    missed, invented, absent = (rows[k] for k in ("left_ventricular_cavity", "myocardium", "left_atrium"))
+    rows = case_metrics(pred, truth, (1, 1))
+    assert [row["structure"] for row in rows] == ["left_ventricular_cavity", "myocardium", "left_atrium"]
+    missed, invented, absent = rows
     assert [missed[key] for key in METRICS] == [0.0, 0.0, None, None, None] and missed["is_empty_prediction"]
     assert [invented[key] for key in METRICS] == [0.0, 0.0, None, None, None] and invented["is_empty_truth"]
     assert [absent[key] for key in METRICS] == [1.0, 1.0, 0.0, 0.0, 0.0]
     assert absent["is_empty_prediction"] and absent["is_empty_truth"]
 
 
+def _rows(paper_grid: bool = False) -> list[dict]:
+    """Return rows of two cases; in the second the cavity was missed."""
+    truth = _square(4, 4, 10)
+    return [
+        row | {"case": case, "patient": patient, "view": "apical_four_chamber"}
+        for case, patient, pred in (("a", "0012", _square(4, 6, 10)), ("b", "NA", np.zeros_like(truth)))
+        for row in case_metrics(pred, truth, (0.25, 0.25), paper_grid)
+    ]
+
+
 def test_summary_counts_empty_masks_apart_and_has_no_infinite_number(tmp_path):
     checkpoint = tmp_path / "model.pt"
     checkpoint.write_bytes(b"weights")
-    truth = _square(4, 4, 10)
-    rows = []
-    for case, pred in (("a", _square(4, 6, 10)), ("b", np.zeros_like(truth))):
-        for row in case_metrics(pred, truth, (0.25, 0.25)):
-            rows.append(row | {"case": case, "patient": f"p{case}", "view": None, "phase": "end_diastole"})
-    summary = write_summary(
-        tmp_path / "summary.json",
-        rows,
-        dataset_dir="data",
-        section="testing",
-        seed=3,
-        checkpoint_path=checkpoint,
-        command="synboost evaluate",
-        prompt_level="P2",
-    )
+    facts = {"dataset_dir": "data", "section": "testing", "seed": 3, "prompt_level": "P2"}
+    summary = write_summary(tmp_path / "summary.json", _rows(), checkpoint_path=checkpoint, **facts)
     cavity = summary["structures"]["left_ventricular_cavity"]
     assert cavity["dice_mean"] == pytest.approx(0.4)
     assert cavity["dice_std"] == pytest.approx(math.sqrt(2 * 0.4**2))  # ddof = 1
@@ -259,9 +200,8 @@ def test_summary_counts_empty_masks_apart_and_has_no_infinite_number(tmp_path):
     assert summary["overall"]["dice_mean"] == pytest.approx(4.8 / 6)
     written = json.loads((tmp_path / "summary.json").read_text())
     assert written == summary
-    assert written["checkpoint_sha256"] == sha256_of(checkpoint)
-    assert (written["num_cases"], written["num_patients"], written["prompt_level"]) == (2, 2, "P2")
-    assert written["command"] == "synboost evaluate"
+    assert written["checkpoint_sha256"] == sha256_of(checkpoint) and facts.items() <= written.items()
+    assert (written["num_cases"], written["num_patients"]) == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -274,44 +214,28 @@ def test_summary_counts_empty_masks_apart_and_has_no_infinite_number(tmp_path):
 )
 def test_summary_tells_the_command_without_folders(tmp_path, monkeypatch, program, command):
     monkeypatch.setattr("sys.argv", [program, "run", "echo_cris", "--prompt", "left atrium"])
-    rows = [r | {"case": "a", "patient": "p"} for r in case_metrics(_square(5, 6, 10), _square(4, 4, 10), (0.25, 0.25))]
-    assert write_summary(tmp_path / "s.json", rows, dataset_dir="data", section="testing")["command"] == command
-
-
-def test_csv_comes_back_with_the_same_summary(tmp_path):
-    truth = _square(4, 4, 10)
-    rows = [r | {"case": "a", "patient": "p"} for r in case_metrics(_square(5, 6, 10), truth, (0.25, 0.25))]
-    frame = pd.read_csv(write_metrics_csv(tmp_path / "metrics.csv", rows))
-    assert tuple(frame.columns) == CSV_COLUMNS
-    read, made = summarise(frame)["overall"], summarise(rows)["overall"]
-    assert read == pytest.approx(made, abs=1e-6)
-    with pytest.raises(ValueError, match="no case was evaluated"):
-        write_metrics_csv(tmp_path / "none.csv", [])
-    assert not (tmp_path / "none.csv").exists()
-
-
-def _rows(paper_grid: bool = False) -> list[dict]:
-    """Return rows of two cases; in the second the cavity was missed."""
-    truth = _square(4, 4, 10)
-    return [
-        row | {"case": case, "patient": patient, "view": "apical_four_chamber"}
-        for case, patient, pred in (("a", "0012", _square(5, 6, 10)), ("b", "NA", np.zeros_like(truth)))
-        for row in case_metrics(pred, truth, (0.25, 0.25), paper_grid)
-    ]
+    assert write_summary(tmp_path / "s.json", _rows(), dataset_dir="data", section="testing")["command"] == command
 
 
 @pytest.mark.parametrize("paper_grid", [False, True])
 def test_metrics_are_read_as_they_were_written(tmp_path, paper_grid):
     rows = [row | {"verdict": "accept"} for row in _rows(paper_grid)]
-    write_metrics_csv(tmp_path / "metrics.csv", rows)
+    columns = [*CSV_COLUMNS, *(PAPER_METRICS if paper_grid else ()), "verdict"]
+    assert list(pd.read_csv(write_metrics_csv(tmp_path / "metrics.csv", rows))) == columns
     frame = read_metrics(tmp_path)
-    assert tuple(frame.columns) == (*CSV_COLUMNS, *(PAPER_METRICS if paper_grid else ()), "verdict")
+    assert list(frame) == columns
     assert frame["patient"].tolist() == ["0012"] * 3 + ["NA"] * 3 and set(frame["phase"]) == {None}
     assert frame["is_empty_prediction"].tolist() == [False, True, True, True, True, True]
     assert math.isnan(frame["hd_mm"][3]) and frame["hd_mm"][0] == pytest.approx(rows[0]["hd_mm"], abs=1e-6)
-    assert summarise(frame)["overall"] == pytest.approx(summarise(rows)["overall"], abs=1e-6)
+    assert summarise(frame)["overall"] == pytest.approx(summarise(metrics_frame(rows))["overall"], abs=1e-6)
     if paper_grid:
         assert summarise(frame)["structures"]["left_ventricular_cavity"]["num_hausdorff_512"] == 1
+
+
+def test_no_rows_are_no_file(tmp_path):
+    with pytest.raises(ValueError, match="no case was evaluated"):
+        write_metrics_csv(tmp_path / "none.csv", [])
+    assert not (tmp_path / "none.csv").exists()
 
 
 def test_metrics_of_an_older_version_lack_distances(tmp_path):
@@ -321,15 +245,8 @@ def test_metrics_of_an_older_version_lack_distances(tmp_path):
     assert tuple(read.columns) == CSV_COLUMNS
     assert read["hd_mm"].isna().all() and set(read["patient"]) == {None}
     overall = summarise(read)["overall"]
-    assert (overall["hd_mm_mean"], overall["hd_mm_std"], overall["num_hd_mm"], overall["num_hd95_mm"]) == (
-        None,
-        None,
-        0,
-        5,
-    )
-    assert summarise(frame.assign(patient=None, is_empty_prediction=False, is_empty_truth=False))[
-        "overall"
-    ] == overall | {"num_empty_prediction": 0}
+    assert (overall["hd_mm_mean"], overall["hd_mm_std"]) == (None, None)
+    assert (overall["num_hd_mm"], overall["num_hd95_mm"], overall["num_empty_prediction"]) == (0, 5, 0)
 
 
 @pytest.mark.parametrize(

@@ -100,20 +100,14 @@ def make_synthetic(datalist_dir: Path, tmp_path: Path) -> Callable[..., Path]:
         for number, source in enumerate(real):
             paths = {key: str((datalist_dir / source[key]).resolve()) for key in ("image", "label")}
             echo = reader({**source, **paths, "case": "x"})
-            for repeat in range(num_repeats):
-                stem = f"{Path(source['image']).name.split('.')[0]}_v0" + (f"_r{repeat}" if num_repeats > 1 else "")
+            for seed in range(10 * number, 10 * number + num_repeats):
+                stem = f"{Path(source['image']).name.split('.')[0]}_v0_{seed}"
                 item = {"image": f"images/{stem}.nii.gz", "label": f"labels/{stem}.nii.gz", "is_synthetic": True}
-                pixels = draw(echo, number * 10 + repeat).round().astype(np.uint8)
-                write_nifti(pixels, echo.spacing_mm, folder / item["image"])
+                write_nifti(draw(echo, seed).round().astype(np.uint8), echo.spacing_mm, folder / item["image"])
                 write_nifti(labels(echo.label_map), echo.spacing_mm, folder / item["label"])
                 item |= {key: source[key] for key in ("patient", "view", "phase")}
-                record = {
-                    "image": item["image"],
-                    "source_label": paths["label"],
-                    "source_image": paths["image"],
-                    "perturbation_seed": number,
-                    "noise_seed": number * 10 + repeat,
-                }
+                record = {"image": item["image"], "perturbation_seed": number, "noise_seed": seed}
+                record |= {"source_label": paths["label"], "source_image": paths["image"]}
                 change(item, record)
                 items.append(item)
                 records.append(record)
@@ -197,8 +191,7 @@ def test_smooth_images_lack_high_frequencies(make_synthetic, judge) -> None:
     assert good["spectrum_distance_db"] < 1 and abs(good["spectrum_high_frequency_db"]) < 1
     assert poor["spectrum_distance_db"] > 4 * poor["spectrum_distance_floor_db"]
     assert poor["spectrum_high_frequency_db"] < -6
-    for name in ("good", "poor"):
-        assert len(locals()[name]["spectrum"]["synthetic_db"]) == SIZE // 2
+    assert len(poor["spectrum"]["synthetic_db"]) == SIZE // 2
     tissue = [quality["speckle"]["myocardium"] for quality in (good, poor)]
     assert tissue[1]["nakagami_m"]["synthetic"] > tissue[0]["nakagami_m"]["synthetic"]
     assert tissue[1]["axial_width_px"]["synthetic"] > 1.2 * tissue[0]["axial_width_px"]["synthetic"]
@@ -288,11 +281,6 @@ def forget_sectors(item: dict[str, Any], record: dict[str, Any]) -> None:
         record["source_image"] = "gone.nii.gz"
 
 
-def test_unknown_sectors_are_counted_not_guessed(make_synthetic, judge) -> None:
-    quality = judge(make_synthetic(change=forget_sectors))
-    assert quality["darkness"]["num_without_sector"] == 8 and quality["darkness"]["num_images"] == 8
-
-
 def test_inception_features_give_a_second_fid(make_synthetic, judge, tmp_path: Path) -> None:
     class Features(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -323,6 +311,7 @@ def test_page_is_whole_and_asks_for_nothing(make_synthetic, judge, tmp_path: Pat
     assert "url(" not in page and "@import" not in page and "http" not in re.sub(r'src="[^"]*"', "", page)
     assert "16 images without a known sector" in page
     assert "a&lt;b" in page and "a<b" not in page
+    assert (quality["darkness"]["num_without_sector"], quality["darkness"]["num_images"]) == (16, 16)
     images = re.findall(r"<img [^>]*>", page)
     assert len(images) >= 4 + 4 * 4 + 4 * 3 + 4 * 2 and all(re.search(r'alt="[^"]+"', image) for image in images)
     rows = verdicts(quality)
@@ -332,6 +321,32 @@ def test_page_is_whole_and_asks_for_nothing(make_synthetic, judge, tmp_path: Pat
 
 
 # ---- input that does not do
+
+
+def test_structures_that_one_side_lacks_are_left_out(make_synthetic, judge, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no structure in common: synthetic ones hold none"):
+        judge(make_synthetic("empty", labels=np.zeros_like))
+    assert not (tmp_path / "out").exists()
+    quality = judge(make_synthetic(labels=lambda label_map: np.where(label_map == 3, 0, label_map)))
+    assert set(quality["faithfulness"]["structures"]) == {"left_ventricular_cavity", "myocardium"}
+
+
+def test_spoilt_folders_are_told(make_synthetic, judge) -> None:
+    folder = make_synthetic()
+    for kind in ("images", "labels"):
+        write_nifti(np.ones((16, 16), np.uint8), (1.0, 1.0), sorted((folder / kind).iterdir())[-1])
+    with pytest.raises(ValueError, match=r"is \(16, 16\), but the first synthetic image is a square of 32 px"):
+        judge(folder)
+    path = folder / "provenance.json"
+    provenance = json.loads(path.read_text())
+    for text, message in (
+        (json.dumps({**provenance, "images": provenance["images"][1:]}), "provenance.json does not tell of it"),
+        ("{", "not valid JSON"),
+        (json.dumps({"images": []}), "tells of no image"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            judge(folder)
 
 
 def test_folder_that_no_synthesis_made(datalist_dir: Path, judge, tmp_path: Path) -> None:
@@ -366,41 +381,6 @@ def test_missing_inception_file_and_one_that_is_none(make_synthetic, judge, tmp_
     torch.save({"weight": torch.ones(1)}, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match=r"weights.pt is no TorchScript file"):
         judge(make_synthetic(), inception_path=str(tmp_path / "weights.pt"))
-
-
-def test_no_common_structure(make_synthetic, judge, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no structure in common: synthetic ones hold none"):
-        judge(make_synthetic(labels=np.zeros_like))
-    assert not (tmp_path / "out").exists()
-
-
-def test_structure_that_one_side_lacks_is_left_out(make_synthetic, judge) -> None:
-    quality = judge(make_synthetic(labels=lambda label_map: np.where(label_map == 3, 0, label_map)))
-    assert set(quality["faithfulness"]["structures"]) == {"left_ventricular_cavity", "myocardium"}
-
-
-def test_image_that_provenance_does_not_tell_of(make_synthetic, judge) -> None:
-    folder = make_synthetic()
-    provenance = json.loads((folder / "provenance.json").read_text())
-    provenance["images"].pop()
-    (folder / "provenance.json").write_text(json.dumps(provenance))
-    with pytest.raises(ValueError, match="provenance.json does not tell of it"):
-        judge(folder)
-    (folder / "provenance.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
-        judge(folder)
-    (folder / "provenance.json").write_text(json.dumps({"images": []}))
-    with pytest.raises(ValueError, match="tells of no image"):
-        judge(folder)
-
-
-def test_images_of_several_sizes(make_synthetic, judge) -> None:
-    folder = make_synthetic()
-    for kind in ("images", "labels"):
-        path = sorted((folder / kind).iterdir())[-1]
-        write_nifti(np.ones((16, 16), np.uint8), (1.0, 1.0), path)
-    with pytest.raises(ValueError, match=r"is \(16, 16\), but the first synthetic image is a square of 32 px"):
-        judge(folder)
 
 
 # ---- the network that judges, and the bundle
@@ -467,10 +447,6 @@ def test_checkpoint_of_another_network(checkpoints: Mapping[str, Path]) -> None:
         JudgingSegmenter("echo_semantic_diffusion", checkpoints["cris"])
 
 
-def test_config_stands_alone() -> None:
-    assert config_files("echo_semantic_diffusion", "evaluate") == [CONFIG]
-
-
 @pytest.fixture
 def overrides(checkpoints: Mapping[str, Path], make_synthetic, datalist_dir: Path, tmp_path: Path) -> dict[str, Any]:
     return {
@@ -497,15 +473,12 @@ def test_bundle_evaluates(overrides: dict[str, Any], checkpoints: Mapping[str, P
     quality = json.loads((tmp_path / "out" / "quality.json").read_text())
     assert quality["segmenter"]["bundle"] == "echo_clipseg" and quality["data"]["num_compared"] == 4
     assert quality["segmenter"]["prompt_level"] == "P7" and quality["fid"]["value"] > 0
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "quality.json",
-        "quality.html",
-        "metrics.csv",
-        "images.csv",
-    }
+    names = {"quality.json", "quality.html", "metrics.csv", "images.csv"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names
 
 
 def test_plain_monai_bundle_runs_the_config(overrides: dict[str, Any], tmp_path: Path) -> None:
+    assert config_files("echo_semantic_diffusion", "evaluate") == [CONFIG]  # it stands alone
     run = ConfigWorkflow(
         str(CONFIG), workflow_type="infer", logging_file=False, bundle_root=str(CONFIG.parents[1]), **overrides
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from synboost_monai.evaluation.sensitivity import right_dice, sensitivity_frame, sensitivity_rows, summarise_sensitivity
+from synboost_monai.evaluation.sensitivity import sensitivity_rows, summarise_sensitivity
 from synboost_monai.evaluation.sensitivity_tables import (
     read_sensitivity,
     sensitivity_plot,
@@ -20,6 +19,7 @@ from synboost_monai.evaluation.sensitivity_tables import (
 )
 from synboost_monai.prompts.variations import PromptVariations
 from synboost_monai.structures import STRUCTURES
+from tests.sensitivity_run import write_sensitivity_run
 
 ITEM = {
     "view": "apical_two_chamber",
@@ -45,22 +45,7 @@ def run_folder(tmp_path: Path) -> Path:
         )
         facts = {"case": f"{patient}_1", "patient": patient, "view": ITEM["view"], "phase": ITEM["phase"]}
         rows += [{**facts, **row} for row in sensitivity_rows(masks, variants, truth)]
-    frame = sensitivity_frame(rows)
-    frame.to_csv(tmp_path / "sensitivity.csv", index=False, float_format="%.6f")
-    record = {
-        "summary": summarise_sensitivity(frame, num_resamples=200),
-        "right_dice": right_dice(frame),
-        "num_untested_images": {"sex": 3},
-        "threshold": 0.5,
-        "section": "testing",
-        "dataset_dir": "data_set",
-        "num_images": 2,
-        "num_patients": 2,
-        "seed": 4,
-        "checkpoint_sha256": "0123456789abcdef",
-        "command": "synboost run echo_cris sensitivity",
-    }
-    (tmp_path / "sensitivity.json").write_text(json.dumps(record))
+    write_sensitivity_run(tmp_path, rows, num_untested_images={"sex": 3}, dataset_dir="data_set", seed=4)
     return tmp_path
 
 

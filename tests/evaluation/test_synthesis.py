@@ -1,5 +1,7 @@
 """Test distances between sets of images against MONAI's, closed forms and numbers worked out by hand."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -116,11 +118,8 @@ def test_chance_level_separates_equal_from_different_sets() -> None:
 def test_permuted_discrepancy_is_that_of_mmd_squared() -> None:
     """With sets of 1 point against all others every permutation is one of a few: the quantile must be one of them."""
     pool = gaussian(7, (5, 2))
-    values = []
-    for i in range(5):
-        for j in range(i + 1, 5):
-            rest = [k for k in range(5) if k not in (i, j)]
-            values.append(mmd_squared(pool[[i, j]], pool[rest], 1.0))
+    pairs = [list(pair) for pair in combinations(range(5), 2)]
+    values = [mmd_squared(pool[pair], np.delete(pool, pair, axis=0), 1.0) for pair in pairs]
     level = mmd_chance_level(pool[:2], pool[2:], 1.0, seed=0, level=1.0, num_permutations=400)
     assert level == pytest.approx(max(values), rel=1e-9)
 

@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 
 from synboost_monai.pages import sheet_pdf as on_paper
-from synboost_monai.pages.sheet import Card, Curve, Sheet, SheetPicture, SheetTable, cleaned, plain
-from synboost_monai.pages.sheet_html import sheet_html
+from synboost_monai.pages.sheet import Card, Curve, Sheet, SheetPicture, SheetTable, cleaned, plain, sheet_html
 from synboost_monai.pages.sheet_pdf import sheet_pdf
 
 

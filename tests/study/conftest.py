@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -15,71 +14,37 @@ import torch
 import yaml
 
 from synboost_monai.evaluation.per_case import case_metrics, write_metrics_csv, write_summary
-from synboost_monai.evaluation.sensitivity import right_dice, sensitivity_frame, sensitivity_rows, summarise_sensitivity
+from synboost_monai.evaluation.sensitivity import sensitivity_rows
 from synboost_monai.model_card import new_card, write_model
 from synboost_monai.prompts.variations import PromptVariations
+from synboost_monai.records import PHASES, VIEWS
 from synboost_monai.structures import STRUCTURES
 from synboost_monai.study.dag import Study
 from synboost_monai.study.settings import read_study
+from tests.sensitivity_run import write_sensitivity_run
 
-TRAIN = """\
-bundle_root: .
-dataset_dir: data
-output_dir: models
-synthetic_dir: null
-pseudo_labelled_dir: null
-init_checkpoint: null
-device: cpu
-seed: 0
-preset: published
-image_size: 352
-prompt_level: P6
-domain_word: false
-balance_synthetic: false
-freeze_encoders: false
-max_epochs: 100
-learning_rate: 0.002
-augment: true
-network_def:
-  _target_: torch.nn.Conv2d
-  in_channels: 1
-  out_channels: 1
-  kernel_size: 1
-run:
-- _target_: fake_stage.train
-  output_dir: '@output_dir'
-  init_checkpoint: '@init_checkpoint'
-  max_epochs: '@max_epochs'
-"""
-EVALUATE = """\
-bundle_root: .
-dataset_dir: data
-output_dir: eval
-checkpoint_path: model.pt
-section: testing
-labelled_dir: null
-device: cpu
-seed: 0
-preset: published
-image_size: 352
-prompt_level: P6
-domain_word: false
-sections: [training, validation]
-num_variations: 5
-perturbation_strength: 1.0
-start_strength: 1.0
-network_def:
-  _target_: torch.nn.Conv2d
-  in_channels: 1
-  out_channels: 1
-  kernel_size: 1
-run:
-- _target_: fake_stage.evaluate
-  dataset_dir: '@dataset_dir'
-  output_dir: '@output_dir'
-  checkpoint_path: '@checkpoint_path'
-  section: '@section'
-"""
+CONFIG = {
+    "bundle_root": ".",
+    "dataset_dir": "data",
+    "device": "cpu",
+    "seed": 0,
+    "preset": "published",
+    "image_size": 352,
+    "prompt_level": "P6",
+    "domain_word": False,
+    "network_def": {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 1},
+}
+"""What every config of the tiny bundles has."""
+TRAIN = {
+    **dict.fromkeys(("synthetic_dir", "pseudo_labelled_dir", "init_checkpoint")),
+    **dict.fromkeys(("balance_synthetic", "freeze_encoders"), False),
+    **{"output_dir": "models", "max_epochs": 100, "learning_rate": 0.002, "augment": True},
+}
+EVALUATE = {
+    **{"output_dir": "eval", "checkpoint_path": "model.pt", "section": "testing"},
+    **{"labelled_dir": None, "num_variations": 5},
+    **{"sections": ["training", "validation"], "perturbation_strength": 1.0, "start_strength": 1.0},
+}
 FAKE_STAGE = """\
 from pathlib import Path
 
@@ -123,12 +88,19 @@ def _write_bundles(root: Path) -> Path:
     for name in ("echo_semantic_diffusion", "echo_cris", "echo_clipseg"):
         configs = root / name / "configs"
         configs.mkdir(parents=True)
-        (configs / "train.yaml").write_text(TRAIN)
+        (configs / "train.yaml").write_text(_config(TRAIN, "train", "output_dir", "init_checkpoint", "max_epochs"))
         for config in ("evaluate", "inference", "sensitivity", "pseudo_label"):
-            (configs / f"{config}.yaml").write_text(EVALUATE)
+            keys = ("dataset_dir", "output_dir", "checkpoint_path", "section")
+            (configs / f"{config}.yaml").write_text(_config(EVALUATE, "evaluate", *keys))
         (configs / "metadata.json").write_text(json.dumps({"version": "0.1.0"}))
         (root / name / "fake_stage.py").write_text(FAKE_STAGE)
     return root
+
+
+def _config(settings: dict, function: str, *keys: str) -> str:
+    """Return a config that calls a function of `fake_stage` with some of its settings."""
+    run = {"_target_": f"fake_stage.{function}", **{key: f"@{key}" for key in keys}}
+    return yaml.safe_dump({**CONFIG, **settings, "run": [run]})
 
 
 STUDY = textwrap.dedent(
@@ -154,9 +126,9 @@ def study_path(tmp_path: Path) -> Path:
     return path
 
 
-def _write_image(path: Path, pixels: np.ndarray, row_spacing_mm: float = 0.25) -> None:
+def _write_image(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(pixels.T.astype(np.uint8), np.diag([0.5, row_spacing_mm, 1, 1])), path)
+    nib.save(nib.Nifti1Image(pixels.T.astype(np.uint8), np.diag([0.5, 0.5, 1, 1])), path)
 
 
 @pytest.fixture
@@ -184,7 +156,7 @@ def simulated_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {
         "segmenters.strategies": ["real", "simulated_then_real"],
         "segmenters.frozen": [False, True],
-        "segmenters.simulated_weights.cris": str(_write_simulated_weights(folder / "weights" / "model.pt")),
+        "segmenters.simulated_weights.cris": str(write_simulated_weights(folder / "weights" / "model.pt")),
     }
     run = _fabricated_run(folder, settings)
     for path in run.glob("segmenters/cris/*real/**/seed0"):
@@ -192,13 +164,7 @@ def simulated_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.fixture(scope="session")
-def simulated_weights() -> Callable[..., Path]:
-    """Return `_write_simulated_weights`."""
-    return _write_simulated_weights
-
-
-def _write_simulated_weights(path: Path, value: float = 0.0, **facts: object) -> Path:
+def write_simulated_weights(path: Path, value: float = 0.0, **facts: object) -> Path:
     """Write a model.pt of a single number that says it was trained on simulated hearts."""
     known = {"architecture": "cris", "preset": "tiny", "image_size": 32, **facts}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,32 +175,21 @@ def _write_simulated_weights(path: Path, value: float = 0.0, **facts: object) ->
 def _fabricated_run(folder: Path, settings: dict) -> Path:
     """Write a run of a study with these settings: two test images, moved label maps as predictions."""
     study, run = _study(folder, settings), folder / "run"
-    generator = np.random.default_rng(0)
-
-    truth = np.zeros((40, 64), np.uint8)
-    truth[5:20, 10:30], truth[5:20, 30:36], truth[24:36, 10:30] = 1, 2, 3
-    items = []
-    for phase, long_phase in (("ED", "end_diastole"), ("ES", "end_systole")):
-        stem = f"patient0001_4CH_{phase}"
-        _write_image(run / "phantom" / f"{stem}.nii.gz", generator.integers(0, 255, truth.shape))
-        _write_image(run / "phantom" / f"{stem}_gt.nii.gz", truth)
-        item = {"image": f"../phantom/{stem}.nii.gz", "label": f"../phantom/{stem}_gt.nii.gz", "patient": "patient0001"}
-        items.append(item | {"view": "apical_four_chamber", "phase": long_phase})
+    sizes, items = _write_hearts(run, np.random.default_rng(0), 1, ["4CH"])
     for folder in ("real", "examples"):
         (run / folder).mkdir()
-        (run / folder / "datalist.json").write_text(json.dumps({"testing": items}))
+        (run / folder / "datalist.json").write_text(json.dumps({"testing": list(items.values())}))
     (run / "real" / "summary.txt").write_text("patient0007: image is cut off <here>\n")
     _write_timings(run, {"prepare": ("prepare the data", "synboost prepare phantom real", 7.25, 2)})
     (run / "study.yaml").write_text(yaml.safe_dump({"name": "tiny", **study.settings}))
 
     def write_evaluation(folder: Path, shift: int) -> None:
         rows = []
-        for item in items:
-            case = Path(item["image"]).name.removesuffix(".nii.gz")
+        for case, item in items.items():
+            truth = _heart(sizes[case])
             pred = np.roll(truth, shift, axis=1)
             _write_image(folder / "label_maps" / f"{case}.nii.gz", pred)
-            facts = {"case": case, "patient": "patient0001", "view": item["view"], "phase": item["phase"]}
-            rows += [facts | row for row in case_metrics(pred, truth, (0.25, 0.5))]
+            rows += [{"case": case, **_known(item), **row} for row in case_metrics(pred, truth, (0.5, 0.5))]
         _write_evaluation(folder, rows, shift)
 
     for shift, segmenter in enumerate(study.segmenters):
@@ -255,7 +210,6 @@ GRID = {
 """Axes of `grid_run_dir`: 4 x 2 x 2 x 2 x 2 segmenters."""
 GAINS = {"real": 0.0, "synthetic": -0.08, "synthetic_then_real": 0.02, "real_and_synthetic": 0.01}
 """Strategy -> Dice above that of real."""
-NUM_TEST_PATIENTS = 5
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +224,7 @@ def grid_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("grid")
     study, run = _study(folder, GRID), folder / "run"
     generator = np.random.default_rng(1)
-    sizes, items = _write_hearts(run, generator)
+    sizes, items = _write_hearts(run, generator, 5, ["2CH", "4CH"])
     others = [{"image": f"x{i}.nii.gz", "patient": f"patient9{i:03d}"} for i in range(10)]
     content = {"training": others[:8], "validation": others[8:], "testing": list(items.values())}
     (run / "real").mkdir()
@@ -288,12 +242,12 @@ def grid_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         is_kept = s.prompt == "P2" and not s.frozen and s.patients == "all" and s.seed == 0
         rows = []
         for case, item in items.items():
-            facts = {"case": case, **{key: item[key] for key in ("patient", "view", "phase")}}
+            facts = {"case": case, **_known(item)}
             if is_kept:
                 is_missing = case == "patient0001_2CH_ED"
                 pred = _heart(sizes[case] * (level + 0.1 + generator.normal(0, 0.02)))
                 pred[pred == 3] = 0 if is_missing else 3
-                _write_image(folder / "evaluation" / "label_maps" / f"{case}.nii.gz", pred, 0.5)
+                _write_image(folder / "evaluation" / "label_maps" / f"{case}.nii.gz", pred)
                 _write_doubt(folder / "evaluation" / "label_maps" / f"{case}.json", is_missing)
                 found = case_metrics(pred, _heart(sizes[case]), (0.5, 0.5))
                 rows += [{**facts, **row, "verdict": "review" if is_missing else "accept"} for row in found]
@@ -304,6 +258,10 @@ def grid_run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for s in study.sensitivity_segmenters:
         _write_sensitivity(run / s.output_dir / "sensitivity", items, sizes)
     return run
+
+
+def _known(item: dict) -> dict:
+    return {key: item[key] for key in ("patient", "view", "phase")}
 
 
 def _study(folder: Path, settings: dict) -> Study:
@@ -333,23 +291,25 @@ def _write_evaluation(folder: Path, rows: list[dict], weights: object, seed: int
     )
 
 
-def _write_hearts(run: Path, generator: np.random.Generator) -> tuple[dict[str, float], dict[str, dict]]:
+def _write_hearts(
+    run: Path, generator: np.random.Generator, num_patients: int, views: list[str]
+) -> tuple[dict[str, float], dict[str, dict]]:
     """Write test images, and return case -> size of its heart, case -> item."""
     sizes, items = {}, {}
-    for number in range(1, NUM_TEST_PATIENTS + 1):
-        for view, long_view in (("2CH", "apical_two_chamber"), ("4CH", "apical_four_chamber")):
-            for phase, long_phase in (("ED", "end_diastole"), ("ES", "end_systole")):
+    for number in range(1, num_patients + 1):
+        for view in views:
+            for phase, long_phase in PHASES.items():
                 stem = f"patient000{number}_{view}_{phase}"
                 sizes[stem] = (0.85 + 0.05 * number) * (0.8 if phase == "ES" else 1.0)
                 truth = _heart(sizes[stem])
                 image = 40 + 60 * (truth == 2) + generator.integers(0, 60, truth.shape)
-                _write_image(run / "phantom" / f"{stem}.nii.gz", image, 0.5)
-                _write_image(run / "phantom" / f"{stem}_gt.nii.gz", truth, 0.5)
+                _write_image(run / "phantom" / f"{stem}.nii.gz", image)
+                _write_image(run / "phantom" / f"{stem}_gt.nii.gz", truth)
                 items[stem] = {
                     "image": f"../phantom/{stem}.nii.gz",
                     "label": f"../phantom/{stem}_gt.nii.gz",
                     "patient": f"patient000{number}",
-                    "view": long_view,
+                    "view": VIEWS[view],
                     "phase": long_phase,
                     "image_quality": ("good", "medium", "poor")[number % 3],
                 }
@@ -404,22 +364,6 @@ def _write_sensitivity(folder: Path, items: dict[str, dict], sizes: dict[str, fl
         variants, truth = variations(items[case]), torch.from_numpy(_heart(sizes[case]))
         wanted = [v.wrong if v.attribute == "structure" and v.wrong in named else v.structure for v in variants]
         masks = torch.stack([truth == named[name] for name in wanted])
-        facts = {"case": case, **{key: items[case][key] for key in ("patient", "view", "phase")}}
+        facts = {"case": case, **_known(items[case])}
         rows += [facts | row for row in sensitivity_rows(masks, variants, truth)]
-    frame = sensitivity_frame(rows)
-    folder.mkdir(parents=True)
-    frame.to_csv(folder / "sensitivity.csv", index=False, float_format="%.6f")
-    record = {
-        "summary": summarise_sensitivity(frame, num_resamples=100),
-        "right_dice": right_dice(frame),
-        "num_untested_images": {},
-        "threshold": 0.5,
-        "section": "testing",
-        "dataset_dir": "real",
-        "num_images": 8,
-        "num_patients": 2,
-        "seed": 0,
-        "checkpoint_sha256": "0123456789abcdef",
-        "command": "synboost run echo_cris sensitivity",
-    }
-    (folder / "sensitivity.json").write_text(json.dumps(record))
+    write_sensitivity_run(folder, rows)

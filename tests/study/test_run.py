@@ -29,8 +29,8 @@ def test_dry_run_lists_the_stages_in_order_and_writes_nothing(study_path, tiny_b
     assert run_study(study_path, output=output, dry_run=True, settings=FULL) is None
     lines = capfd.readouterr().out.splitlines()
     study = read_study(study_path, settings=FULL)
-    assert lines[0] == f"{len(study.stage_names)} of {len(study.stage_names)} stages would run in {output}"
-    assert lines[lines.index("") + 1 :] == study.stage_names
+    assert lines[0] == f"{len(study.stages)} of {len(study.stages)} stages would run in {output}"
+    assert lines[lines.index("") + 1 :] == list(study.stages)
     assert "  train                 6  train a segmenter" in lines and "  phantom               1" in lines[1]
     assert not output.exists()
 
@@ -78,8 +78,7 @@ def test_a_study_runs_goes_on_after_a_failure_and_repeats_nothing(
 
     written = {p: p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file() and ".snakemake" not in p.parts}
     assert run_study(study_path, output=output) == report_path
-    now = {p: p.stat().st_mtime_ns for p in written}
-    assert {p.name for p in written if now[p] != written[p]} <= {".lock"}
+    assert {p.name for p, then in written.items() if p.stat().st_mtime_ns != then} <= {".lock"}
 
     model_path = output / "segmenters/cris/real/P1/seed0/model.pt"
     evaluate = "evaluate_cris_real_P1_seed0"
@@ -111,31 +110,28 @@ def _planned(study_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch) ->
     return named
 
 
-def _stage(folder: Path, code: str, *inputs: str) -> subprocess.CompletedProcess:
-    """Make one stage whose command is a line of Python, in a separate process."""
-    run = "import sys; from synboost_monai.study.stage import run_stage; "
-    run += f"sys.exit(run_stage('s', 'S', 'out', {list(inputs)!r}, 1, ['python', '-c', {code!r}]))"
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""}
-    command = [sys.executable, "-c", run]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+def _python(code: str, output_dir: str | None = None, inputs: tuple[str, ...] = ()) -> int:
+    """Make one stage whose command is a line of Python, in the working directory; return its exit code."""
+    return run_stage("s", "S", output_dir, inputs, 1, ["python", "-c", code], threads=3)
 
 
-def test_a_stage_goes_on_only_with_the_same_command_and_inputs(tmp_path):
+def test_a_stage_goes_on_only_with_the_same_command_and_inputs(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
     fails = "import os, pathlib; os.makedirs('out', exist_ok=True); p = pathlib.Path('out/state'); "
     fails += "p.write_text(p.read_text() + 'x' if p.exists() else 'x'); raise SystemExit(len(p.read_text()) < 3)"
-    (tmp_path / "input").write_text("1")
-    assert _stage(tmp_path, fails, "input").returncode == 1
-    assert _stage(tmp_path, fails, "input").returncode == 1
-    assert (tmp_path / "out" / "state").read_text() == "xx"  # the second attempt found the first one's state
-    (tmp_path / "input").write_text("12")
-    assert _stage(tmp_path, fails, "input").returncode == 1
-    assert (tmp_path / "out" / "state").read_text() == "x"  # other inputs: from the start
-    for _ in range(2):
-        done = _stage(tmp_path, fails, "input")
-    assert done.returncode == 0 and "goes on after an interruption" in done.stderr
-    assert json.loads((tmp_path / "timing" / "s.json").read_text())["attempts"] == 3
-    assert _stage(tmp_path, fails, "input").returncode == 1
-    assert (tmp_path / "out" / "state").read_text() == "x"  # it was done: asked again, it starts anew
+    Path("timing").mkdir()
+
+    def attempt() -> tuple[int, str]:
+        return _python(fails, "out", ("input",)), Path("out/state").read_text()
+
+    Path("input").write_text("1")
+    assert [attempt(), attempt()] == [(1, "x"), (1, "xx")]  # the second attempt found the first one's state
+    Path("input").write_text("12")
+    assert attempt() == (1, "x")  # other inputs: from the start
+    assert [attempt(), attempt()] == [(1, "xx"), (0, "xxx")]
+    assert "goes on after an interruption" in capfd.readouterr().err
+    assert json.loads(Path("timing/s.json").read_text())["attempts"] == 3
+    assert attempt() == (1, "x")  # it was done: asked again, it starts anew
 
 
 def test_a_stage_ends_when_its_study_is_gone(tmp_path):
@@ -157,23 +153,16 @@ def test_a_stage_ends_when_its_study_is_gone(tmp_path):
     assert json.loads((tmp_path / ".stages" / "s.json").read_text())["status"] == "running"
 
 
-def test_a_stage_on_another_machine_of_a_cluster_does_not_look_for_the_study(tmp_path):
-    run = "import sys; from synboost_monai.study.stage import run_stage; "
-    run += "sys.exit(run_stage('s', 'S', None, [], 1, ['python', '-c', 'import time; time.sleep(2)'], threads=3))"
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "SYNBOOST_STUDY_PROCESS": "another-machine:999999999"}
-    done = subprocess.run([sys.executable, "-c", run], cwd=tmp_path, env=environment, check=False)
-    assert done.returncode == 0 and (tmp_path / "timing" / "s.json").is_file()
+def test_a_stage_on_another_machine_of_a_cluster_does_not_look_for_the_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SYNBOOST_STUDY_PROCESS", "another-machine:999999999")
+    assert _python("import time; time.sleep(1)") == 0 and Path("timing/s.json").is_file()
 
 
-def test_a_stage_is_told_its_threads(tmp_path):
-    from synboost_monai.study.stage import run_stage
-
-    code = "import os, pathlib; pathlib.Path(os.environ['SEEN']).write_text(os.environ['OMP_NUM_THREADS'])"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        patch.setenv("SEEN", str(tmp_path / "threads.txt"))
-        assert run_stage("s", "S", None, [], 1, ["python", "-c", code], threads=3) == 0
-    assert (tmp_path / "threads.txt").read_text() == "3"
+def test_a_stage_is_told_its_threads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _python("import os, pathlib; pathlib.Path('threads').write_text(os.environ['OMP_NUM_THREADS'])") == 0
+    assert Path("threads").read_text() == "3"
 
 
 @pytest.mark.parametrize(
@@ -214,9 +203,9 @@ def test_sigterm_is_passed_on_to_the_command_of_a_stage(tmp_path, monkeypatch):
     thread = threading.Thread(target=end)
     with told_to_end():
         thread.start()
-        assert run_stage("a", "a stage", None, [], 1, ["python", "-c", code]) == 143
+        assert _python(code) == 143
     thread.join(10)
-    state = json.loads(Path(".stages/a.json").read_text())
+    state = json.loads(Path(".stages/s.json").read_text())
     assert Path("ended").exists() and (state["status"], state["returncode"]) == ("failed", 143)
 
 

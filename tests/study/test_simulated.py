@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pandas as pd
 import pytest
@@ -18,10 +19,15 @@ from synboost_monai.study.report import write_report
 from synboost_monai.study.run import run_study
 from synboost_monai.study.settings import read_study
 from synboost_monai.study.simulated import SIMULATION_KEY, take_weights
-
-Write = Callable[..., Path]
+from tests.study.conftest import write_simulated_weights
 
 STRATEGIES = {"segmenters.strategies": "real,simulated_then_real"}
+
+
+@pytest.fixture
+def bundle_weights(tiny_bundles: Path) -> Path:
+    """Return weights of simulated hearts that lie in the bundle of cris."""
+    return write_simulated_weights(tiny_bundles / "echo_cris" / "models" / "model.pt")
 
 
 def _options(study: Study, stage: str) -> dict[str, str]:
@@ -29,12 +35,9 @@ def _options(study: Study, stage: str) -> dict[str, str]:
     return dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
 
 
-def test_the_bundles_weights_are_where_it_starts(
-    simulated_weights: Write, study_path: Path, tiny_bundles: Path
-) -> None:
-    weights = simulated_weights(tiny_bundles / "echo_cris" / "models" / "model.pt")
+def test_the_bundles_weights_are_where_it_starts(bundle_weights: Path, study_path: Path) -> None:
     study = read_study(study_path, settings=STRATEGIES)
-    assert study.stage_names == [
+    assert list(study.stages) == [
         *("phantom", "prepare", "weights_cris"),
         *("train_cris_real_P1_seed0", "evaluate_cris_real_P1_seed0"),
         "evaluate_cris_simulated_P1",  # zero-shot, as the other strategy starts from it; nothing is synthesised
@@ -42,8 +45,8 @@ def test_the_bundles_weights_are_where_it_starts(
         "report",
     ]
     part = study.settings["segmenters"]
-    assert part["simulated_weights"] == {"cris": str(weights.resolve())}
-    assert part["simulated_sha256"] == {"cris": sha256_of(weights)}
+    assert part["simulated_weights"] == {"cris": str(bundle_weights.resolve())}
+    assert part["simulated_sha256"] == {"cris": sha256_of(bundle_weights)}
 
     real, finetuned = (_options(study, f"train_cris_{s}_P1_seed0") for s in ("real", "simulated_then_real"))
     start = {"init_checkpoint": "simulated/cris/model.pt"}
@@ -57,29 +60,25 @@ def test_the_bundles_weights_are_where_it_starts(
 
 
 def test_a_teacher_labels_the_other_patients_for_a_student_that_starts_as_it_did(
-    simulated_weights: Write, study_path: Path, tiny_bundles: Path
+    bundle_weights: Path, study_path: Path
 ) -> None:
-    simulated_weights(tiny_bundles / "echo_cris" / "models" / "model.pt")
     axes = {"segmenters.strategies": "simulated_then_pseudo_labelled", "segmenters.patients": [3, "all"]}
     study = read_study(study_path, settings=axes)
     part, folder = "P1_patients3_seed0", "segmenters/cris/simulated_then_real/P1/patients3/seed0"
-    assert [name for name in study.stage_names if name.endswith(part)] == [
+    assert [name for name in study.stages if name.endswith(part)] == [
         f"train_cris_simulated_then_real_{part}",
         f"pseudo_label_cris_simulated_then_real_{part}",
         f"evaluate_cris_simulated_then_real_{part}",
         f"train_cris_simulated_then_pseudo_labelled_{part}",
         f"evaluate_cris_simulated_then_pseudo_labelled_{part}",
     ]
-    assert not any(
-        "all" in str(s.patients) for s in study.segmenters
-    )  # with all patients labelled there is nothing to label
+    assert "all" not in {s.patients for s in study.segmenters}  # where all are labelled there is nothing to label
 
     label = study.stages[f"pseudo_label_cris_simulated_then_real_{part}"]
     options = _options(study, label.name)
     assert options["labelled_dir"] == "parts/patients3_seed0/real" and options["dataset_dir"] == "real"
-    assert (
-        options["checkpoint_path"] == f"{folder}/model.pt" and label.product == f"{folder}/pseudo_labels/datalist.json"
-    )
+    assert options["checkpoint_path"] == f"{folder}/model.pt"
+    assert label.product == f"{folder}/pseudo_labels/datalist.json"
     student = study.stages[f"train_cris_simulated_then_pseudo_labelled_{part}"]
     assert student.needs == ("subset_patients3_seed0", label.name, "weights_cris")
     options, teacher = _options(study, student.name), _options(study, f"train_cris_simulated_then_real_{part}")
@@ -139,14 +138,11 @@ def test_a_diffusion_model_learns_from_what_a_teacher_labelled_and_draws_for_a_s
 
 
 def test_weights_adapt_once_to_all_images_whatever_the_labelled_patients(
-    simulated_weights: Write, study_path: Path, tiny_bundles: Path
+    bundle_weights: Path, study_path: Path
 ) -> None:
-    simulated_weights(tiny_bundles / "echo_cris" / "models" / "model.pt")
     axes = {"segmenters.strategies": "adapted_then_real", "segmenters.patients": [3, "all"], "segmenters.seeds": [0, 1]}
     study = read_study(study_path, settings=axes)
-    of_weights = [
-        name for name in study.stage_names if name.startswith(("weights", "adapt", "evaluate_cris_adapted_P1"))
-    ]
+    of_weights = [n for n in study.stages if n.startswith(("weights", "adapt", "evaluate_cris_adapted_P1"))]
     assert of_weights == ["weights_cris", "adapt_cris", "evaluate_cris_adapted_P1"]
     assert study.stages["adapt_cris"].needs == ("prepare", "weights_cris")
     assert study.stages["adapt_cris"].command[:3] == ("adapt", "real", "adapted/cris")
@@ -157,14 +153,12 @@ def test_weights_adapt_once_to_all_images_whatever_the_labelled_patients(
     assert _options(study, train.name)["init_checkpoint"] == "adapted/cris/model.pt"
 
 
-def test_other_weights_make_another_command(
-    simulated_weights: Write, study_path: Path, tiny_bundles: Path, tmp_path: Path
-) -> None:
+def test_other_weights_make_another_command(study_path: Path, tiny_bundles: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine" / "model.pt"
-    settings = {**STRATEGIES, "segmenters.simulated_weights.cris": str(simulated_weights(path))}
+    settings = {**STRATEGIES, "segmenters.simulated_weights.cris": str(write_simulated_weights(path))}
     first, again = read_study(study_path, settings=settings), read_study(study_path, settings=settings)
     assert first.stages == again.stages
-    simulated_weights(path, 1.0)
+    write_simulated_weights(path, 1.0)
     other = read_study(study_path, settings=settings)
     changed = [name for name, stage in other.stages.items() if stage != first.stages[name]]
     assert changed == ["weights_cris"]  # on which the others wait
@@ -174,7 +168,7 @@ def test_other_weights_make_another_command(
     own.write_text(yaml.safe_dump({"name": "tiny", **first.settings}))
     with pytest.raises(ValueError, match=r"has SHA-256 \w{12}\.\.\., but segmenters\.simulated_sha256\.cris is \w{12}"):
         read_study(own)
-    simulated_weights(path)
+    write_simulated_weights(path)
     assert read_study(own) == first
 
 
@@ -200,9 +194,9 @@ def _of_real_images(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [_without_card, _of_real_images])
 def test_weights_must_say_that_they_know_simulated_hearts(
-    simulated_weights: Write, study_path: Path, tiny_bundles: Path, spoil: Callable[[Path], None]
+    bundle_weights: Path, study_path: Path, spoil: Callable[[Path], None]
 ) -> None:
-    spoil(simulated_weights(tiny_bundles / "echo_cris" / "models" / "model.pt"))
+    spoil(bundle_weights)
     with pytest.raises(ValueError, match="is not known to be trained on simulated hearts alone: no model.json beside"):
         read_study(study_path, settings=STRATEGIES)
 
@@ -225,10 +219,8 @@ def test_a_training_on_simulated_hearts_is_told_by_its_recipe(bundle: str) -> No
         ),
     ],
 )
-def test_it_is_compared_with_the_same_network(
-    simulated_weights: Write, tmp_path: Path, facts: dict, settings: dict, message: str
-) -> None:
-    weights = simulated_weights(tmp_path / "weights" / "model.pt", **facts)
+def test_it_is_compared_with_the_same_network(tmp_path: Path, facts: dict, settings: dict, message: str) -> None:
+    weights = write_simulated_weights(tmp_path / "weights" / "model.pt", **facts)
     settings = {**STRATEGIES, "segmenters.simulated_weights.cris": str(weights), **settings}
     study = tmp_path / "mine.yaml"
     study.write_text("segmenters: {models: [cris], recipe: train_small}\n")
@@ -236,7 +228,7 @@ def test_it_is_compared_with_the_same_network(
         read_study(study, dataset=str(tmp_path), settings=settings)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
-    weights = simulated_weights(weights, preset="small", image_size=64)
+    weights = write_simulated_weights(weights, preset="small", image_size=64)
     settings = {**settings, "segmenters.recipe": "train_small", "segmenters.both": {}}
     assert read_study(study, dataset=str(tmp_path), settings=settings)  # it may learn another size than it comes from
 
@@ -250,8 +242,8 @@ def test_wrong_settings_of_weights_are_named(study_path: Path, tiny_bundles: Pat
             read_study(study_path, settings={f"segmenters.{key}": value})
 
 
-def test_weights_are_copied_as_they_were(simulated_weights: Write, tmp_path: Path) -> None:
-    source = simulated_weights(tmp_path / "mine" / "start.pt")
+def test_weights_are_copied_as_they_were(tmp_path: Path) -> None:
+    source = write_simulated_weights(tmp_path / "mine" / "start.pt")
     source.with_name("calibration.json").write_text("{}")
     digest = sha256_of(source)
     target = take_weights(source, tmp_path / "run", digest)
@@ -259,7 +251,7 @@ def test_weights_are_copied_as_they_were(simulated_weights: Write, tmp_path: Pat
     assert sha256_of(target) == digest and read_card(target) == read_card(source)
 
     shutil.rmtree(tmp_path / "run")
-    simulated_weights(source, 1.0)
+    write_simulated_weights(source, 1.0)
     with pytest.raises(ValueError, match="expected the weights that the study began with, SHA-256 .* call `synboost"):
         take_weights(source, tmp_path / "run", digest)
     assert not list((tmp_path / "run").iterdir())
@@ -269,21 +261,17 @@ def test_weights_are_copied_as_they_were(simulated_weights: Write, tmp_path: Pat
 
 
 def test_dry_run_lists_the_stage_that_takes_the_weights(
-    simulated_weights: Write, study_path: Path, tiny_bundles: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    bundle_weights: Path, study_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    weights = simulated_weights(tiny_bundles / "echo_cris" / "models" / "model.pt")
     run_study(study_path, output=tmp_path / "run", dry_run=True, settings=STRATEGIES)
     lines = capfd.readouterr().out.splitlines()
-    assert lines[lines.index("") + 1 :] == read_study(study_path, settings=STRATEGIES).stage_names
+    assert lines[lines.index("") + 1 :] == list(read_study(study_path, settings=STRATEGIES).stages)
     # a folder that the run fills may not hold what it starts from
-    inside = shutil.copytree(weights.parent, tmp_path / "mine" / "simulated" / "cris") / "model.pt"
+    inside = shutil.copytree(bundle_weights.parent, tmp_path / "mine" / "simulated" / "cris") / "model.pt"
     (tmp_path / "mine" / "study.yaml").write_text("name: tiny\n")
+    settings = {**STRATEGIES, "segmenters.simulated_weights.cris": str(inside)}
     with pytest.raises(ValueError, match="would fill .*mine, in which it lies"):
-        run_study(
-            study_path,
-            output=tmp_path / "mine",
-            settings={**STRATEGIES, "segmenters.simulated_weights.cris": str(inside)},
-        )
+        run_study(study_path, output=tmp_path / "mine", settings=settings)
 
 
 def test_a_run_of_before_goes_on_by_its_study_file(
@@ -294,9 +282,8 @@ def test_a_run_of_before_goes_on_by_its_study_file(
     own = tmp_path / "run" / "study.yaml"
     own.parent.mkdir()
     own.write_text(text := yaml.safe_dump({"name": "tiny", **settings}))
-    monkeypatch.setattr("synboost_monai.study.run.SNAKEFILE", tmp_path / "none")  # no stage is run
-    with pytest.raises(SystemExit):
-        run_study(own, output=own.parent)
+    monkeypatch.setattr("synboost_monai.study.run._snakemake", lambda *_: CompletedProcess([], 0))  # no stage is run
+    run_study(own, output=own.parent)
     assert own.read_text() == text
 
 
@@ -311,9 +298,8 @@ def test_the_report_shows_it(simulated_run_dir: Path) -> None:
         return pd.read_csv(simulated_run_dir / "tables" / f"{name}.csv")
 
     differences = table("differences")
-    pairs = set(zip(differences["first"], differences["second"]))
     expected = {("real", "simulated"), ("simulated, then real", "real"), ("simulated, then real", "simulated")}
-    assert pairs == expected
+    assert set(zip(differences["first"], differences["second"])) == expected
     summary = table("summary").set_index("strategy")
     row = differences[(differences.encoders == "trained") & (differences["second"] == "real")].iloc[0]
     assert summary.loc["simulated, then real"].difference == row.difference

@@ -35,11 +35,8 @@ def synthetic_section(run: Run) -> Section | None:
     items = read_items(folder / DATALIST_NAME)
     if not items or not run.study.has_synthesis:  # the folder may come from earlier settings
         return None
-    evaluations = [
-        Evaluation(s, folder / s.model)
-        for s in run.study.example_segmenters
-        if (folder / s.model / "metrics.csv").is_file()
-    ]
+    evaluations = [Evaluation(s, folder / s.model) for s in run.study.example_segmenters]
+    evaluations = [e for e in evaluations if (e.evaluation_dir / "metrics.csv").is_file()]
     blocks: list[Block] = [
         Text(
             "Label map → synthetic image → prompted masks: each synthetic image is made from its label map; each model is then asked for "
@@ -49,17 +46,15 @@ def synthetic_section(run: Run) -> Section | None:
     for item in items:
         image, label = read_plane(item["image"]), read_plane(item["label"])
         case, what = image_stem(item["image"]), describe(item)
+        drawn, bare = colour_label_map(label.pixels, image.spacing_mm), overlay(image.pixels, None, image.spacing_mm)
         cells = [
-            picture_cell(colour_label_map(label.pixels, image.spacing_mm), f"Label map, {what}", "label map"),
-            picture_cell(
-                overlay(image.pixels, None, image.spacing_mm), f"Synthetic image, {what}", "synthetic image", jpeg=True
-            ),
+            picture_cell(drawn, f"Label map, {what}", "label map"),
+            picture_cell(bare, f"Synthetic image, {what}", "synthetic image", jpeg=True),
         ]
         for e in evaluations:
             title = model_title(e.segmenter.model)
-            cells.append(
-                _masks(e, case, image, f"Masks of {title} on the synthetic image, {what}", f"{title}{dice_of(e, case)}")
-            )
+            alt, caption = f"Masks of {title} on the synthetic image, {what}", f"{title}{dice_of(e, case)}"
+            cells.append(_masks(e, case, image, alt, caption))
         level = evaluations[0].segmenter.prompt if evaluations else None
         blocks.append(PictureRow(what, cells, _prompts(item, level, is_synthetic=True), min(6, len(cells))))
     return Section("synthetic", "Synthetic images", blocks)
@@ -100,25 +95,18 @@ def ranked_section(run: Run) -> Section | None:
         if not known:
             continue
         chosen = {"best": known[-1], "median": known[len(known) // 2], "worst": known[0]}
-        cells = [
-            cell
-            for words, case in chosen.items()
-            for cell in expert_and_masks(run, e, case, f"{words}{dice_of(e, case)}")
-        ]
-        title = e.name
-        row = PictureRow(title, cells)
-        blocks.append(row if number < 2 else Fold(title, [row]))
+        cells: list[dict[str, Any]] = []
+        for words, case in chosen.items():
+            cells += expert_and_masks(run, e, case, f"{words}{dice_of(e, case)}")
+        row = PictureRow(e.name, cells)
+        blocks.append(row if number < 2 else Fold(e.name, [row]))
     return Section("ranked", "Best, median and worst", blocks)
 
 
 def failures_section(run: Run) -> Section:
     """Return counts of the shown segmenters, the list of failures, and pictures of the worst."""
-    counts, listed = [], []
-    for e in run.shown:
-        found = _failures(e)
-        counts.append({**e.cells, **_counts(e)})
-        listed += [{**e.cells, **failure} for failure in found]
-    frame = pd.DataFrame(counts)
+    frame = pd.DataFrame([{**e.cells, **_counts(e)} for e in run.shown])
+    listed = [{**e.cells, **failure} for e in run.shown for failure in _failures(e)]
     text = (
         f"Of the segmenters shown above. Lost: Dice below {100 * LOW_DICE:.0f} %, empty masks included. “To review” is the verdict of "
         "the evaluation itself, which does not know the expert: a low predicted Dice or an implausible heart (pieces, holes, an open "
@@ -129,12 +117,8 @@ def failures_section(run: Run) -> Section:
     if reasons := _reason_table(run):
         blocks.append(Fold("Why images are to be reviewed", [reasons]))
     if listed:
-        blocks.append(
-            Fold(
-                f"The {len(listed)} masks: empty ones, and the {NUM_FAR} with the largest HD95 of each segmenter",
-                [_list_table(run, listed)],
-            )
-        )
+        title = f"The {len(listed)} masks: empty ones, and the {NUM_FAR} with the largest HD95 of each segmenter"
+        blocks.append(Fold(title, [_list_table(run, listed)]))
     blocks += _pictures(run)
     return Section("failures", "Failures", blocks)
 
@@ -153,8 +137,7 @@ def side_by_side(run: Run, case: str, evaluations: list[Evaluation]) -> PictureR
     for e in evaluations:
         starts_line = bool(models) and e.segmenter.model not in models
         models.append(e.segmenter.model)
-        title = e.name
-        cells.append(_masks(e, case, image, f"Masks of {title}, {what}", f"{title}{dice_of(e, case)}", starts_line))
+        cells.append(_masks(e, case, image, f"Masks of {e.name}, {what}", f"{e.name}{dice_of(e, case)}", starts_line))
     level = evaluations[0].segmenter.prompt
     return PictureRow(what, cells, _prompts(item, level, is_synthetic=False), 2 + max(models.count(m) for m in models))
 
@@ -245,9 +228,8 @@ def _count_table(run: Run, frame: pd.DataFrame) -> ReportTable:
         "num_review": "images to review",
         "num_images": "images",
     }
-    table = Table(
-        "failures", "Failures of each segmenter", frame, {"hd95_mm_max": ".1f"}, headings, run.note(run.shown)
-    )
+    title, formats = "Failures of each segmenter", {"hd95_mm_max": ".1f"}
+    table = Table("failures", title, frame, formats, headings, run.note(run.shown))
     return ReportTable(table, groups=["model"])
 
 
@@ -269,12 +251,10 @@ def _reason_table(run: Run) -> ReportTable | None:
     reasons = sorted({code for counter in tables.values() for code in counter})
     if not reasons:
         return None
-    rows = [
-        {"reason": code.replace("_", " "), **{name: counter[code] for name, counter in tables.items()}}
-        for code in reasons
-    ]
+    counts = {name: [counter[code] for code in reasons] for name, counter in tables.items()}
+    frame = pd.DataFrame({"reason": [code.replace("_", " ") for code in reasons], **counts})
     note = run.note(run.shown, "Images; an image may have several reasons.")
-    return ReportTable(Table("failures_review", "Reasons for review", pd.DataFrame(rows), note=note))
+    return ReportTable(Table("failures_review", "Reasons for review", frame, note=note))
 
 
 def _pictures(run: Run) -> list[Block]:
@@ -286,9 +266,8 @@ def _pictures(run: Run) -> list[Block]:
         farthest = frame.dropna(subset=["hd95_mm"]).nlargest(1, "hd95_mm")
         for row in lowest.to_dict("records"):
             what = "is empty" if row["is_empty_prediction"] else f"has Dice {100 * row['dice']:.1f}\u00a0%"
-            worst.setdefault("Lowest Dice of a mask", []).append(
-                (row["dice"], e, row["case"], f"{_structure(row)} {what}")
-            )
+            text = f"{_structure(row)} {what}"
+            worst.setdefault("Lowest Dice of a mask", []).append((row["dice"], e, row["case"], text))
         for row in farthest.to_dict("records"):
             text = f"{_structure(row)}, HD95 {row['hd95_mm']:.1f}\u00a0mm"
             worst.setdefault("Largest HD95", []).append((-row["hd95_mm"], e, row["case"], text))

@@ -9,7 +9,13 @@ from typing import Any
 import pandas as pd
 
 from synboost_monai.evaluation.agreement import MIN_PAIRS, agreement
-from synboost_monai.evaluation.clinical import ALL_QUALITIES, ClinicalResult, clinical_measures
+from synboost_monai.evaluation.clinical import (
+    ALL_QUALITIES,
+    TABLE_FORMATS,
+    TABLE_STATISTICS,
+    ClinicalResult,
+    clinical_measures,
+)
 from synboost_monai.heart.measures import MEASURES, METHODS
 from synboost_monai.pages.blocks import Block, Fold, Plot, ReportTable, Section, Text
 from synboost_monai.pages.figures import MAX_COLUMNS, draw_grid, new_panels, png_of
@@ -43,12 +49,6 @@ MAX_REASONS = 5
 QUALITY_MARKERS = {"good": "o", "medium": "s", "poor": "^", "": "D"}
 """Image quality ('' if not known) -> marker."""
 
-_STATISTICS = ("num_pairs", "bias", "lower_limit", "upper_limit", "mae", "pearson_r", "icc", "icc_low", "icc_high")
-_FORMATS = {
-    **dict.fromkeys(("bias", "lower_limit", "upper_limit"), "+.1f"),
-    "mae": ".1f",
-    **dict.fromkeys(("pearson_r", "icc", "icc_low", "icc_high"), ".2f"),
-}
 _HEADINGS = {
     **HEADINGS,
     "image_quality": "image quality",
@@ -77,14 +77,9 @@ def section(run: Run) -> Section | None:
     results: list[tuple[Evaluation, ClinicalResult]] = []
     for e in kept:
         try:
-            results.append(
-                (
-                    e,
-                    clinical_measures(
-                        e.evaluation_dir, run.run_dir / "real", section=e.summary["section"], plots=False
-                    ),
-                )
-            )
+            tested = e.summary["section"]
+            result = clinical_measures(e.evaluation_dir, run.run_dir / "real", section=tested, plots=False)
+            results.append((e, result))
         except (ValueError, FileNotFoundError) as error:
             blocks.append(Text(f"{e.name}: clinical measures cannot be computed: {error}"))
     records = [(e, record) for e, result in results for record in result.summary["agreement"]]
@@ -134,13 +129,13 @@ def _table(run: Run, name: str, title: str, records: Sequence[tuple[Evaluation, 
         }
         row |= {"first": r["first"]} if with_sides else {}
         row |= {"image_quality": r["image_quality"]} if with_quality else {}
-        rows.append(row | e.cells | {key: r[key] for key in _STATISTICS})
-    frame = numbers(pd.DataFrame(rows), _STATISTICS[1:])
+        rows.append(row | e.cells | {key: r[key] for key in TABLE_STATISTICS})
+    frame = numbers(pd.DataFrame(rows), TABLE_STATISTICS[1:])
     if frame["method"].nunique() == 1:
         title, frame = f"{title}, {frame['method'].iloc[0]}", frame.drop(columns="method")
     note = run.note([e for e, _ in records], "Computed by synboost clinical for each evaluation.")
     return ReportTable(
-        Table(name, title, frame, _FORMATS, _HEADINGS, note),
+        Table(name, title, frame, TABLE_FORMATS, _HEADINGS, note),
         _JOINED,
         groups=[c for c in ("measure", "method") if c in frame],
     )
@@ -149,15 +144,8 @@ def _table(run: Run, name: str, title: str, records: Sequence[tuple[Evaluation, 
 def _plot(measure: str, results: Sequence[tuple[Evaluation, ClinicalResult]]) -> list[Block]:
     """Draw Bland-Altman plots of a measure, a panel per segmenter, by the best available method; nothing with too few patients."""
     for method in METHODS:
-        panels = []
-        for e, result in results:
-            frame = result.frame
-            pairs = frame[(frame["measure"] == measure) & (frame["method"] == method)].dropna(
-                subset=["predicted", "expert"]
-            )
-            if len(pairs) >= MIN_PAIRS:
-                panels.append((e, pairs))
-        if panels:
+        found = [(e, result.pairs(measure, method)) for e, result in results]
+        if panels := [(e, pairs) for e, pairs in found if len(pairs) >= MIN_PAIRS]:
             words, unit = MEASURES[measure]
             title = f"{words.capitalize()}, {METHODS[method][0]}"
             png = _bland_altman(panels, f"{words} ({unit})", "percentage points" if unit == "%" else unit)
@@ -222,10 +210,9 @@ def _left_out(results: Sequence[tuple[Evaluation, ClinicalResult]]) -> list[str]
     left_out = results[0][1].summary["left_out"]
     sentences = [f"Not measured, {METHODS[method][0]}: {reason}." for method, reason in left_out["methods"].items()]
     sentences += [f"{number} images left out: {reason}." for reason, number in left_out["images"].items()]
-    reasons: dict[str, int] = {}
+    reasons: Counter[str] = Counter()
     for _, result in results:
-        for entry in result.summary["left_out"]["values"]:
-            reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + entry["num_values"]
+        reasons.update({entry["reason"]: entry["num_values"] for entry in result.summary["left_out"]["values"]})
     if reasons:
         told = "; ".join(f"{reason} ({number})" for reason, number in list(reasons.items())[:MAX_REASONS])
         sentences.append(

@@ -12,13 +12,14 @@ from synboost_monai.evaluation.statistics import cluster_bootstrap, updates_to_r
 from synboost_monai.pages.blocks import Block, Plot, ReportTable, Section, Text, best_rows, folded
 from synboost_monai.pages.figures import draw_grid, new_panels, png_of, strategy_legend
 from synboost_monai.pages.tables import Table
-from synboost_monai.pages.words import STRATEGY_COLOURS, STRATEGY_MARKERS, STRATEGY_TITLES, join, model_title
+from synboost_monai.pages.words import STRATEGY_COLOURS, STRATEGY_MARKERS, STRATEGY_TITLES, join
 from synboost_monai.study.grid import SIMULATED
 from synboost_monai.study.report.differences import (
     AGAINST_REAL,
     AGAINST_REAL_FORMATS,
     AGAINST_REAL_HEADINGS,
     AGAINST_REAL_JOINED,
+    NOT_COMPARED,
     NUM_RESAMPLES,
     Differences,
 )
@@ -52,11 +53,7 @@ _OF_PATIENTS = ("dice_percent", "dice_low", "dice_high", "difference", "low", "h
 
 def convergence_section(run: Run) -> Section | None:
     """Return curves and table; None if no training left a history."""
-    settings = [
-        s
-        for s in box_settings(run)
-        if any(run.history(e.segmenter) is not None for g in run.groups[s].values() for e in g)
-    ]
+    settings = [s for s in box_settings(run) if _has_history(run, s)]
     if not settings:
         return None
     blocks: list[Block] = [
@@ -78,6 +75,11 @@ def convergence_section(run: Run) -> Section | None:
         is_given = any(strategy in SIMULATED for strategy in run.strategies)
         blocks.append(Text(f"{WHY_BOTH} {WITHOUT_HISTORY}" if is_given else WHY_BOTH, is_soft=True))
     return Section("convergence", "Convergence", blocks)
+
+
+def _has_history(run: Run, setting: Setting) -> bool:
+    """Return whether any training of a setting left its history."""
+    return any(run.history(e.segmenter) is not None for group in run.groups[setting].values() for e in group)
 
 
 def updates_table(run: Run) -> ReportTable | None:
@@ -238,8 +240,7 @@ def _patients_rows(run: Run, settings: Sequence[Setting], differences: Differenc
             row: dict[str, Any] = {"panel": _panel(run, setting), "strategy_name": strategy, **cells}
             row |= {"num_patients": run.num_patients(setting.patients), "strategy": STRATEGY_TITLES[strategy]}
             row |= {"dice_percent": mean, "dice_low": low, "dice_high": high}
-            row |= dict.fromkeys(("difference", "low", "high", "tested", "patient_p"))
-            rows.append(row | against_real.get((setting, strategy), {}))
+            rows.append(row | against_real.get((setting, strategy), NOT_COMPARED))
     return rows
 
 
@@ -255,38 +256,26 @@ def _mean_with_interval(run: Run, evaluations: list[Evaluation]) -> tuple[float,
 
 def _points(run: Run, curves: dict[Setting, list[Setting]]) -> pd.DataFrame:
     """Return the mean Dice of each seed and fold: panel, num_patients, strategy_name, dice_percent."""
-    rows = [
-        (
-            _panel(run, setting),
-            run.num_patients(setting.patients),
-            strategy,
-            100 * float(e.summary["overall"]["dice_mean"]),
-        )
-        for settings in curves.values()
-        for setting in settings
-        for strategy, evaluations in run.groups[setting].items()
-        if len(evaluations) > 1
-        for e in evaluations
-    ]
+    rows = []
+    for setting in [s for settings in curves.values() for s in settings]:
+        place = (_panel(run, setting), run.num_patients(setting.patients))
+        for strategy, evaluations in run.groups[setting].items():
+            dice = [100 * float(e.summary["overall"]["dice_mean"]) for e in evaluations]
+            rows += [(*place, strategy, percent) for percent in dice if len(dice) > 1]
     return pd.DataFrame(rows, columns=["panel", "num_patients", "strategy_name", "dice_percent"])
 
 
 def _panel(run: Run, setting: Setting) -> str:
     """Return the title of a setting's panel: everything except the number of patients."""
-    frozen = [f"encoders {'frozen' if setting.frozen else 'trained'}"] * ("frozen" in run.axes)
-    return ", ".join([model_title(setting.model), setting.prompt, *frozen])
+    return run.title(setting, with_patients=False)
 
 
 def _patients_table(run: Run, frame: pd.DataFrame) -> ReportTable:
     """Return the table of the curve's numbers."""
     cells = {c: str(frame[c].iloc[0]) for c in ("encoders", "prompt") if c in frame and frame[c].nunique() == 1}
     shown = frame.drop(columns=["panel", "strategy_name", *cells])
-    headings = {
-        **HEADINGS,
-        "num_patients": "patients",
-        "dice_percent": "Dice (%) [95 %]",
-        **AGAINST_REAL_HEADINGS,
-    }
+    dice = "Dice (%) [95 %]"
+    headings = {**HEADINGS, "num_patients": "patients", "dice_percent": dice, **AGAINST_REAL_HEADINGS}
     formats = dict.fromkeys(("dice_percent", "dice_low", "dice_high"), ".2f") | AGAINST_REAL_FORMATS
     resamples = f"Intervals: bootstrap of patients (BCa, {NUM_RESAMPLES} resamples, seed 0)."
     note = run.note(run.evaluations, f"Bold: the best strategy. {resamples} {AGAINST_REAL}")
@@ -319,15 +308,8 @@ def _scarcity_plot(run: Run, frame: pd.DataFrame, panel_names: Sequence[str], po
             errors = [(y - part["dice_low"])[known], (part["dice_high"] - y)[known]]
             panel.errorbar(x[known], y[known], errors, color=colour, fmt="none", capsize=3, lw=1.2)
             single = points[(points["panel"] == name) & (points["strategy_name"] == strategy)]
-            panel.scatter(
-                single["num_patients"] * shift,
-                single["dice_percent"],
-                s=16,
-                facecolors="white",
-                edgecolors=colour,
-                marker=marker,
-                zorder=3,
-            )
+            style = {"facecolors": "white", "edgecolors": colour, "marker": marker}
+            panel.scatter(single["num_patients"] * shift, single["dice_percent"], s=16, zorder=3, **style)
         panel.set_xscale("log")
         panel.set_xticks(ticks, [str(t) for t in ticks])
         panel.set_xticks([], minor=True)

@@ -55,6 +55,8 @@ AGAINST_REAL_HEADINGS = {"difference": "against real [95 %]", "patient_p": "p (p
 AGAINST_REAL_FORMATS = {**dict.fromkeys(("difference", "low", "high"), "+.2f"), "patient_p": ".2g"}
 AGAINST_REAL_JOINED = {"difference": "{difference} [{low}, {high}]", "patient_p": "{tested}: {patient_p}"}
 """Headings, formats and joined cells of these columns."""
+NOT_COMPARED = dict.fromkeys(("difference", "low", "high", "tested", "patient_p"))
+"""These columns of a strategy that is not compared with real, such as real itself."""
 MAX_ENCODER_ROWS = 16
 """Largest number of rows of the table of frozen encoders that is not folded."""
 MAX_SHOWN = 24
@@ -144,22 +146,17 @@ class Differences:
 
 def section(run: Run, differences: Differences) -> Section | None:
     """Return tables and a plot of the differences; None if no strategies can be compared."""
-    blocks: list[Block] = []
     if not differences.found and not differences.problems:
         return None
+    blocks: list[Block] = []
     overall = [d for d in differences.found if d.record["structure"] == OVERALL]
     dice = [d for d in overall if d.record["metric"] == "dice"]
     if dice:
         in_plot = dice if len(dice) <= MAX_SHOWN else [d for d in dice if d.setting in run.shown_settings]
         caption = "Difference of mean Dice in percentage points; bars: 95 %, bootstrap of patients; ticks: lowest and highest seed or fold."
         caption += "" if in_plot is dice else f" Only {' and '.join(run.title(s) for s in run.shown_settings)}."
-        blocks.append(
-            Plot(
-                _plot(run, in_plot),
-                "Differences of strategies with intervals; the numbers are in the table.",
-                caption,
-            )
-        )
+        alt = "Differences of strategies with intervals; the numbers are in the table."
+        blocks.append(Plot(_plot(run, in_plot), alt, caption))
         table = _table(run, "differences", "Differences of mean Dice between strategies", dice, differences)
         blocks += [folded(f"All {len(dice)} differences", table), Text(_words(run), is_soft=True)]
     parts = [d for d in differences.found if d.record["structure"] != OVERALL and d.record["metric"] == "dice"]
@@ -269,18 +266,15 @@ def _mean_differences(a: Evaluation, b: Evaluation, metrics: Sequence[str]) -> d
 def _with_holm(found: Sequence[Difference]) -> list[Difference]:
     """Correct over all tests of a metric, separately for all structures together and for single structures: one family per table."""
     records = add_holm([d.record for d in found], lambda r: (r["metric"], r["structure"] == OVERALL))
-    return [Difference(d.setting, d.first, d.second, record) for d, record in zip(found, records)]
+    return [replace(d, record=record) for d, record in zip(found, records)]
 
 
 def _table(run: Run, name: str, title: str, found: Sequence[Difference], differences: Differences) -> ReportTable:
     """Return a table with one row per comparison."""
     rows = []
     for d in found:
-        row: dict[str, Any] = {
-            **run.cells(d.setting),
-            "first": STRATEGY_TITLES[d.first],
-            "second": STRATEGY_TITLES[d.second],
-        }
+        names = {"first": STRATEGY_TITLES[d.first], "second": STRATEGY_TITLES[d.second]}
+        row: dict[str, Any] = {**run.cells(d.setting), **names}
         if d.record["structure"] != OVERALL:
             row["structure"] = d.record["structure"].replace("_", " ")
         row |= {key: d.record[key] for key in _NUMBERS}
@@ -289,7 +283,7 @@ def _table(run: Run, name: str, title: str, found: Sequence[Difference], differe
     order = [*by, "first", "second", *(["structure"] if "structure" in rows[0] else [])]
     frame = numbers(pd.DataFrame(rows)[[*order, *_COLUMNS]], _NUMBERS)
     joined = dict(_JOINED)
-    if all(len(evaluations) == 1 for group in run.groups.values() for evaluations in group.values()):
+    if not run.has_repetitions:
         frame, joined = frame.drop(columns=["run_low", "run_high"]), {"difference": _JOINED["difference"]}
     unit = TITLES[found[0].record["metric"]]
     headings = {**_HEADINGS, "difference": f"difference, {unit} [95 %]"}
@@ -315,9 +309,8 @@ def _encoder_table(run: Run, found: Sequence[Difference]) -> ReportTable:
         f"Two-sided tests of the mean Dice; Holm over the {found[0].record['num_family']} tests of this table.",
     )
     table = Table("encoders", "Encoders trained against frozen", frame, _FORMATS, headings, note)
-    return ReportTable(
-        table, {"difference": _JOINED["difference"]}, groups=["model", *(["patients"] if "patients" in frame else [])]
-    )
+    by = [c for c in ("model", "patients") if c in frame]
+    return ReportTable(table, {"difference": _JOINED["difference"]}, groups=by)
 
 
 def _plot(run: Run, found: Sequence[Difference]) -> bytes:
@@ -360,7 +353,7 @@ def _words(run: Run) -> str:
         "the first better than the second? The two mixtures alone are compared two-sided. The CSV has the means and rank-biserial "
         "correlations too."
     )
-    if any(len(evaluations) > 1 for group in run.groups.values() for evaluations in group.values()):
+    if run.has_repetitions:
         text += (
             " Metrics are averaged over seeds and folds first, so that an image counts once; the tests then speak of these very trainings, "
             "and “by run” shows how much a seed or fold changes the difference."

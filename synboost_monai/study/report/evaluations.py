@@ -170,6 +170,11 @@ class Run:
         """Return the first fold and seed of each shown setting and strategy."""
         return [evaluations[0] for s in self.shown_settings for evaluations in self.groups[s].values()]
 
+    @property
+    def has_repetitions(self) -> bool:
+        """Return whether any setting and strategy has several folds or seeds."""
+        return any(len(evaluations) > 1 for group in self.groups.values() for evaluations in group.values())
+
     def with_other_patients(self, setting: Setting) -> list[Setting]:
         """Return the settings that differ from one only in the number of patients, with itself."""
         return [s for s in self.groups if replace(s, patients=setting.patients) == setting]
@@ -198,10 +203,10 @@ class Run:
         rows = [self.cells(s) for s in settings]
         return {key: value for key, value in rows[0].items() if key != "model" and all(r[key] == value for r in rows)}
 
-    def title(self, setting: Setting) -> str:
+    def title(self, setting: Setting, with_patients: bool = True) -> str:
         """Describe a setting in words: `CRIS, P2, 20 patients, encoders frozen`."""
         words = [model_title(setting.model), setting.prompt]
-        if "patients" in self.axes:
+        if "patients" in self.axes and with_patients:
             words.append(f"{self.patients_title(setting.patients)} patients")
         if "frozen" in self.axes:
             words.append(f"encoders {'frozen' if setting.frozen else 'trained'}")

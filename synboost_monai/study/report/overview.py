@@ -24,6 +24,7 @@ from synboost_monai.study.report.differences import (
     AGAINST_REAL_FORMATS,
     AGAINST_REAL_HEADINGS,
     AGAINST_REAL_JOINED,
+    NOT_COMPARED,
     Differences,
 )
 from synboost_monai.study.report.evaluations import Run, in_words
@@ -45,20 +46,13 @@ def summary_section(run: Run, differences: Differences) -> Section:
     for setting in run.shown_settings:
         for strategy, evaluations in run.groups[setting].items():
             row: dict[str, Any] = {**_without(run.cells(setting), common), "strategy": STRATEGY_TITLES[strategy]}
-            row |= {
-                f"dice_percent{end}": percent(mean_over(evaluations, f"dice{end or '_mean'}")) for end in ("", "_std")
-            }
+            row["dice_percent"] = percent(mean_over(evaluations, "dice_mean"))
+            row["dice_percent_std"] = percent(mean_over(evaluations, "dice_std"))
             row["hd95_mm"] = mean_over(evaluations, "hd95_mm_mean")
-            row |= dict.fromkeys(("difference", "low", "high", "tested", "patient_p"))
-            rows.append(row | against_real.get((setting, strategy), {}))
+            rows.append(row | against_real.get((setting, strategy), NOT_COMPARED))
     columns = ["dice_percent", "dice_percent_std", "hd95_mm", "difference", "low", "high", "patient_p"]
     frame = numbers(pd.DataFrame(rows), columns)
-    headings = {
-        **HEADINGS,
-        "dice_percent": "Dice (%)",
-        "hd95_mm": "HD95 (mm)",
-        **AGAINST_REAL_HEADINGS,
-    }
+    headings = {**HEADINGS, "dice_percent": "Dice (%)", "hd95_mm": "HD95 (mm)", **AGAINST_REAL_HEADINGS}
     formats = dict.fromkeys(columns, ".2f") | AGAINST_REAL_FORMATS
     evaluations = [e for s in run.shown_settings for group in run.groups[s].values() for e in group]
     note = run.note(evaluations, f"Bold: the best strategy. {AGAINST_REAL}")
@@ -80,11 +74,11 @@ def summary_section(run: Run, differences: Differences) -> Section:
 def study_section(run: Run) -> Section:
     """Describe the axes of the study, its data, and its settings."""
     blocks: list[Block] = [Text(_axes(run)), Text(_data(run))]
-    if summary := _text_of(run.run_dir / "real" / SUMMARY_NAME):
+    summary_path = run.run_dir / "real" / SUMMARY_NAME
+    if summary_path.is_file() and (summary := read_text(summary_path)):
         listing = Listing(summary.rstrip())
-        blocks.append(
-            listing if len(summary.splitlines()) <= MAX_LINES else Fold("What the data set holds and lacks", [listing])
-        )
+        is_short = len(summary.splitlines()) <= MAX_LINES
+        blocks.append(listing if is_short else Fold("What the data set holds and lacks", [listing]))
     blocks += [Text(text) for text in (_synthetic(run), _simulated(run)) if text]
     settings = yaml.safe_dump(dict(run.study.settings), sort_keys=False, allow_unicode=True)
     blocks.append(Fold("Settings (study.yaml)", [Listing(settings)]))
@@ -95,33 +89,22 @@ def times_section(run: Run) -> Section | None:
     """Return the wall time by kind of stage, and of each stage; None if no stage left its time."""
     if not run.stages:
         return None
-    rows: list[dict[str, Any]] = []
-    for kind, stages in by_kind(run.stages).items():
+    rows = []
+    groups: dict[str, Sequence[Mapping[str, Any]]] = {KINDS[k]: stages for k, stages in _by_kind(run.stages).items()}
+    groups["together"] = run.stages
+    for words, stages in groups.items():
         seconds = [float(s["seconds"]) for s in stages]
-        rows.append(
-            {"kind": KINDS[kind], "num_stages": len(stages), "seconds": sum(seconds), "longest_seconds": max(seconds)}
-        )
-    total = sum(float(s["seconds"]) for s in run.stages)
-    rows.append(
-        {
-            "kind": "together",
-            "num_stages": len(run.stages),
-            "seconds": total,
-            "longest_seconds": max(r["longest_seconds"] for r in rows),
-        }
-    )
+        row = {"kind": words, "num_stages": len(stages), "seconds": sum(seconds), "longest_seconds": max(seconds)}
+        rows.append(row)
     frame = pd.DataFrame(rows)
     for column in ("seconds", "longest_seconds"):
         frame[column.replace("seconds", "time")] = [duration(s) for s in frame[column]]
     headings = {"kind": "kind of stage", "num_stages": "stages", "seconds": "time", "longest_seconds": "longest"}
     interrupted = sum(int(s.get("attempts", 1)) > 1 for s in run.stages)
-    words = f"Of finished stages, on {machine()}; stages may have run beside each other."
-    words += (
-        f" {count(interrupted, 'stage')} had to be taken up again; the time of all attempts counts."
-        if interrupted
-        else ""
-    )
-    table = Table("times", "Wall time by kind of stage", frame, {}, headings, words)
+    note = f"Of finished stages, on {_machine()}; stages may have run beside each other."
+    if interrupted:
+        note += f" {count(interrupted, 'stage')} had to be taken up again; the time of all attempts counts."
+    table = Table("times", "Wall time by kind of stage", frame, {}, headings, note)
     shown = ReportTable(table, {"seconds": "{time}", "longest_seconds": "{longest_time}"})
     return Section("times", "Times", [shown])
 
@@ -132,25 +115,21 @@ def repeat_section(run: Run) -> Section:
         Text("The settings of the whole study are in study.yaml beside this page:"),
         Listing(run.command),
         Text(
-            f"Versions: {', '.join(f'{name} {v}' for name, v in package_versions().items())}; {machine()}. The same seeds, versions "
+            f"Versions: {', '.join(f'{name} {v}' for name, v in package_versions().items())}; {_machine()}. The same seeds, versions "
             "and kind of machine give the same numbers. results.json holds every stage and every evaluation with its command and the "
             "SHA-256 of its weights; tables/ holds every table of this page as CSV and LaTeX.",
             is_soft=True,
         ),
     ]
-    for kind, stages in by_kind(run.stages).items():
+    for kind, stages in _by_kind(run.stages).items():
         few = len(stages) <= MAX_COMMANDS
         shown = stages if few else stages[:FEW_COMMANDS]
         text = "\n\n".join(
             f"# {s['title']}: {duration(float(s['seconds']))}{_attempts(s)}\n{s['command']}" for s in shown
         )
         rest = "" if few else f"\n\n# and {len(stages) - len(shown)} more: results.json, timing/"
-        blocks.append(
-            Fold(
-                f"{KINDS[kind].capitalize()}: {count(len(stages), 'command')}, run in the folder of the study",
-                [Listing(text + rest)],
-            )
-        )
+        title = f"{KINDS[kind].capitalize()}: {count(len(stages), 'command')}, run in the folder of the study"
+        blocks.append(Fold(title, [Listing(text + rest)]))
     return Section("again", "How to repeat it", blocks)
 
 
@@ -217,17 +196,13 @@ def _simulated(run: Run) -> str:
     )
 
 
-def _text_of(path: Any) -> str:
-    return read_text(path) if path.is_file() else ""
-
-
-def by_kind(stages: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+def _by_kind(stages: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     """Return kind -> its stages, in the order of the work."""
     found = {kind: [s for s in stages if s["kind"] == kind] for kind in KINDS}
     return {kind: of_kind for kind, of_kind in found.items() if of_kind}
 
 
-def machine() -> str:
+def _machine() -> str:
     """Describe the machine that made the report, which ran the study unless the run was copied."""
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} processor cores"
 

@@ -17,8 +17,6 @@ from synboost_monai.prompts import LEVELS
 from synboost_monai.structures import STRUCTURES
 from synboost_monai.study.report.evaluations import Evaluation, Run, Setting, mean_of
 
-PERCENT = {"dice": "dice_percent", "iou": "iou_percent", "dice_512": "dice_512_percent", "iou_512": "iou_512_percent"}
-"""Metric that tables show in percent -> its column."""
 TITLES = {
     "dice": "Dice (%)",
     "iou": "IoU (%)",
@@ -102,15 +100,8 @@ def prompt_table(run: Run) -> ReportTable:
 
 def metric_table(run: Run) -> ReportTable:
     """Return Dice, IoU, HD95 and ASD of each setting and strategy, mean over seeds and folds."""
-    metrics = ["dice", "iou", "hd95_mm", "asd_mm"]
-    return _table(
-        run,
-        "scores",
-        "Every metric by model, prompt and strategy",
-        metrics,
-        "Bold: the best strategy.",
-        with_counts=True,
-    )
+    metrics, title = ["dice", "iou", "hd95_mm", "asd_mm"], "Every metric by model, prompt and strategy"
+    return _table(run, "scores", title, metrics, "Bold: the best strategy.", with_counts=True)
 
 
 def structure_table(run: Run) -> ReportTable:
@@ -120,16 +111,14 @@ def structure_table(run: Run) -> ReportTable:
         row: dict[str, Any] = {**run.cells(setting), "strategy": STRATEGY_TITLES[strategy]}
         for metric in ("dice", "hd95_mm"):
             for structure in STRUCTURES:
-                for end in ("mean", "std"):
+                for end, suffix in (("mean", ""), ("std", "_std")):
                     of = lambda e: e.summary["structures"].get(structure.name, {})  # noqa: B023, E731
                     value = mean_over(evaluations, f"{metric}_{end}", of)
-                    row[_column(metric, structure.name, end)] = percent(value) if metric == "dice" else value
+                    row[f"{_column(metric, structure.name)}{suffix}"] = percent(value) if metric == "dice" else value
         rows.append(row)
-    columns = [_column(m, s.name, "mean") for m in ("dice", "hd95_mm") for s in STRUCTURES]
+    headings = {_column(m, s.name): f"{TITLES[m]} {s.short_name}" for m in ("dice", "hd95_mm") for s in STRUCTURES}
+    columns = list(headings)
     frame = numbers(pd.DataFrame(rows), [c for column in columns for c in (column, f"{column}_std")])
-    headings = {
-        _column(m, s.name, "mean"): f"{TITLES[m]} {s.short_name}" for m in ("dice", "hd95_mm") for s in STRUCTURES
-    }
     headings |= {f"{c}_std": "std" for c in columns}
     formats = {f"{c}{end}": ".2f" for c in columns for end in ("", "_std")}
     table = Table(
@@ -209,10 +198,9 @@ def _table(
     for setting, strategy, evaluations in _groups(run):
         row: dict[str, Any] = {**run.cells(setting), "strategy": STRATEGY_TITLES[strategy]}
         for metric in metrics:
-            column = PERCENT.get(metric, metric)
             for end, suffix in (("mean", ""), ("std", "_std")):
                 value = mean_over(evaluations, f"{metric}_{end}")
-                row[f"{column}{suffix}"] = percent(value) if metric in PERCENT else value
+                row[f"{_column(metric)}{suffix}"] = percent(value) if _is_share(metric) else value
         if with_counts:
             summaries = [e.summary[OVERALL] for e in evaluations]
             means = [float(s["dice_mean"]) for s in summaries]
@@ -221,11 +209,11 @@ def _table(
             row["num_masks"] = sum(int(s.get("num_rows") or s["num_dice"]) for s in summaries)
             row["num_runs"] = len(evaluations)
         rows.append(row)
-    columns = [PERCENT.get(m, m) for m in metrics]
+    columns = [_column(m) for m in metrics]
     frame = numbers(pd.DataFrame(rows), [*columns, *(f"{c}_std" for c in columns), "dice_percent_std_of_runs"])
     columns = [c for c in columns if frame[c].notna().any()]
     frame = frame.dropna(axis="columns", how="all")
-    headings = {PERCENT.get(m, m): TITLES[m] for m in metrics} | {f"{c}_std": "std" for c in columns}
+    headings = {_column(m): TITLES[m] for m in metrics} | {f"{c}_std": "std" for c in columns}
     headings |= {
         "dice_percent_std_of_runs": "between runs",
         "num_empty": "empty masks",
@@ -237,19 +225,27 @@ def _table(
     joined = {c: f"{{{c}}} ± {{{c}_std}}" for c in columns}
     joined |= {"num_empty": "{num_empty} of {num_masks}"} if with_counts else {}
     by = run.cell_names
-    best = best_rows(frame, {c: c in PERCENT.values() for c in columns}, by)
+    best = best_rows(frame, {c: c.endswith("_percent") for c in columns}, by)
     return ReportTable(table, joined, best=best, groups=by)
 
 
-def _column(metric: str, structure: str, end: str) -> str:
-    return f"{metric}_{structure}{'_percent' if metric == 'dice' else ''}{'_std' if end == 'std' else ''}"
+def _is_share(metric: str) -> bool:
+    """Return whether tables show a metric in percent."""
+    return metric.startswith(("dice", "iou"))
+
+
+def _column(metric: str, *of: str) -> str:
+    """Return the column of a metric, or of a metric of a structure."""
+    return "_".join([metric, *of, *(["percent"] if _is_share(metric) else [])])
 
 
 def _words(run: Run) -> str:
     """Explain how to read the tables."""
-    has_runs = any(len(evaluations) > 1 for _, _, evaluations in _groups(run))
-    between = " Means and deviations are averaged over runs (seeds, folds); “between runs” is the standard deviation of their mean Dice."
-    return HOW_TO_READ + between * has_runs + " Weights were chosen on the validation section, never on test images."
+    words = [HOW_TO_READ]
+    if run.has_repetitions:
+        between = "“between runs” is the standard deviation of their mean Dice."
+        words.append(f"Means and deviations are averaged over runs (seeds, folds); {between}")
+    return " ".join([*words, "Weights were chosen on the validation section, never on test images."])
 
 
 def _box_plot(run: Run, settings: Sequence[Setting], metric: str) -> bytes | None:
