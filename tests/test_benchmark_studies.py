@@ -15,7 +15,7 @@ from tests.scripts import load_script
 def test_two_studies_are_measured_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("psutil")
     output = tmp_path / "found.json"
-    words = ["--studies=2", "--chunk=2", "--num_frames=6", "--engines", "local:1", f"--output={output}"]
+    words = ["--studies=2", "--chunk=2", "--engines", "local:1", f"--output={output}"]
     monkeypatch.setattr(sys, "argv", ["benchmark_studies.py", *words])
     load_script("benchmark_studies").main()
     (found,) = json.loads(output.read_text())
