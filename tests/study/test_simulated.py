@@ -91,10 +91,9 @@ def test_a_teacher_labels_the_other_patients_for_a_student_that_starts_as_it_did
 
 
 def test_a_diffusion_model_learns_from_what_a_teacher_labelled_and_draws_for_a_student(
-    simulated_weights: Write, study_path: Path, tiny_bundles: Path
+    bundle_weights: Path, study_path: Path
 ) -> None:
     """One diffusion model serves both kinds of images, those of label maps and those of simulated hearts."""
-    simulated_weights(tiny_bundles / "echo_cris" / "models" / "model.pt")
     strategies = "simulated_then_synthetic_unlabelled,simulated_then_translated"
     axes = {"segmenters.strategies": strategies, "segmenters.patients": [3], "data.simulate.num_images": 8}
     study = read_study(study_path, settings=axes)
