@@ -191,7 +191,7 @@ class Study:
                 made = {"real": real, "synthetic": synthetic}
                 if s.teacher is not None:
                     made["pseudo_labelled"] = _labelled_by(s.teacher)
-                    made |= {kind: f"{kind}_{s.teacher.name}" for kind in _DRAWN}
+                    made |= {kind: _drawn_by(s.teacher, kind) for kind in _DRAWN}
                 needs = [made[kind] for kind in s.learns_from]
                 needs += [] if s.initial is None else [_made_by(s.initial)]
                 command, folder = self.train_command(s), s.output_dir
@@ -228,7 +228,7 @@ class Study:
             }[kind]
             command = self.draw_command(teacher, kind, stage)
             title, folder = f"{title}, as the model of {about}", f"{teacher.output_dir}/{kind}"
-            yield _stage(f"{kind}_{teacher.name}", "draw", title, command, (source, learn), folder, "datalist.json")
+            yield _stage(_drawn_by(teacher, kind), "draw", title, command, (source, learn), folder, "datalist.json")
 
     def _example_stages(self) -> Iterator[Stage]:
         """Yield the stages for pictures of synthetic images in the report."""
@@ -405,6 +405,11 @@ def _made_by(segmenter: Segmenter) -> str:
 def _labelled_by(teacher: Segmenter) -> str:
     """Return the name of the stage in which a segmenter labels the images of the other patients."""
     return f"pseudo_label_{teacher.name}"
+
+
+def _drawn_by(teacher: Segmenter, kind: str) -> str:
+    """Return the name of the stage in which a diffusion model that learned from a teacher's label maps draws images."""
+    return f"draw_{kind}_{teacher.name}"
 
 
 def _pseudo_labels_of(teacher: Segmenter) -> str:

@@ -116,7 +116,7 @@ def test_a_diffusion_model_learns_from_what_a_teacher_labelled_and_draws_for_a_s
         "translated": ("simulate", "hearts"),
     }
     for kind, (stage, source) in sources.items():
-        draw = study.stages[f"{kind}_{teacher}"]
+        draw = study.stages[f"draw_{kind}_{teacher}"]
         drawn = _options(study, draw.name)
         assert draw.needs == (stage, learn.name) and draw.product == f"{folder}/{kind}/datalist.json"
         assert drawn["dataset_dir"] == source and drawn["checkpoint_path"] == learn.product
@@ -129,6 +129,10 @@ def test_a_diffusion_model_learns_from_what_a_teacher_labelled_and_draws_for_a_s
             and options["pseudo_labelled_dir"] == f"{folder}/pseudo_labels"
         )
         assert options["balance_synthetic"] == "true" and "domain_word" not in options
+
+    assert all(
+        stage.name.startswith(stage.kind) for stage in study.stages.values()
+    )  # by which Snakemake finds its rule
 
     alone = read_study(study_path, settings={**axes, "segmenters.strategies": "synthetic_unlabelled"})
     options = _options(alone, "train_cris_synthetic_unlabelled_P1_patients3_seed0")
