@@ -210,7 +210,8 @@ def test_spacings_by_name() -> None:
     default, log_snr = (create_sampler("dpmpp_2m", SCHEDULE, 25, timestep_spacing=name) for name in (None, "log_snr"))
     assert default.timesteps.tolist() == log_snr.timesteps.tolist()
     with pytest.raises(
-        ValueError, match="timestep_spacing must be log_snr, segments, linspace, leading, trailing or null, got 'karras'"
+        ValueError,
+        match="timestep_spacing must be log_snr, segments, linspace, leading, trailing or null, got 'karras'",
     ):
         create_sampler("ddim", SCHEDULE, 20, timestep_spacing="karras")
 

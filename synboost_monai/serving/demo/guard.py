@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from starlette.requests import ClientDisconnect
+
 from synboost_monai.door import (
     App,
     Door,
@@ -102,6 +104,8 @@ class Guard:
                 await self._pass_on(scope, receive, send)
         except Refused as refused:
             await refuse(send, refused, [(b"connection", b"close"), *_HEADERS])  # it may be about to send more
+        except ClientDisconnect:
+            pass  # the page was closed while it sent something: nobody waits for an answer
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request, and hand it on."""

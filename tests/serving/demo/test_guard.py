@@ -16,6 +16,8 @@ import pytest
 
 pytest.importorskip("gradio")
 
+from starlette.requests import Request  # noqa: E402
+
 from synboost_monai.door import Door  # noqa: E402
 from synboost_monai.serving.demo import connections, guard  # noqa: E402
 from synboost_monai.serving.demo.guard import API, Guard  # noqa: E402
@@ -51,6 +53,29 @@ def ask(
     sent = {"host": HOST, **({} if body is None else {"content-length": str(len(body))}), **(headers or {})}
     scope = request(method, target, sent, server=("127.0.0.1", 7860))
     return asyncio.run(answer_to(Guard(gradio, own, folder), scope, [body or b""], is_whole=is_whole))
+
+
+def test_a_page_that_is_closed_while_it_sends_leaves_no_error() -> None:
+    """Starlette raises in the application when a body ends before its length."""
+    seen = []
+
+    async def gradio(scope: Any, receive: Any, send: Any) -> None:
+        async for piece in Request(scope, receive).stream():
+            seen.append(piece)
+
+    headers = {"host": HOST, "content-length": "9"}
+    scope = request("POST", f"{API}/upload", headers, server=("127.0.0.1", 7860))
+    messages = [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(Guard(gradio, Door(frozenset({HOST})), Path("/session"))(scope, receive, send))
+    assert seen == [b"half"] and sent == []
 
 
 @pytest.mark.parametrize(
