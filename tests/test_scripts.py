@@ -114,7 +114,7 @@ def test_quickstart_passes_its_arguments_on(clone: Path) -> None:
     assert asked == [picture, "-m synboost_monai experiment quickstart --output=there"]
 
 
-DIST = "-n 2 --dist loadfile --no-loadscope-reorder"
+DIST = "-n 3 --dist loadfile --no-loadscope-reorder"
 
 
 def test_test_script_passes_its_arguments_to_pytest(clone: Path) -> None:
