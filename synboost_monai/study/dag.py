@@ -28,7 +28,7 @@ from functools import cached_property
 from typing import Any
 
 from synboost_monai.model_card import PUBLISHED_FACTS
-from synboost_monai.study.grid import ALL, SIMULATED, DataPart, Segmenter, segmenters_of
+from synboost_monai.study.grid import ALL, DRAWN, SIMULATED, DataPart, Segmenter, segmenters_of
 
 KINDS = {
     "phantom": "make the phantom data set",
@@ -49,8 +49,6 @@ KINDS = {
     "report": "write the report",
 }
 """Kind of stage -> its description, in the order of the work."""
-_DRAWN = ("synthetic_unlabelled", "translated")
-"""Kinds of images that a diffusion model of labelled and unlabelled patients draws (`grid.Strategy`)."""
 _FACTS = {key for facts in PUBLISHED_FACTS.values() for key in facts}
 
 
@@ -191,7 +189,7 @@ class Study:
                 made = {"real": real, "synthetic": synthetic}
                 if s.teacher is not None:
                     made["pseudo_labelled"] = _labelled_by(s.teacher)
-                    made |= {kind: _drawn_by(s.teacher, kind) for kind in _DRAWN}
+                    made |= {kind: _drawn_by(s.teacher, kind) for kind in DRAWN}
                 needs = [made[kind] for kind in s.learns_from]
                 needs += [] if s.initial is None else [_made_by(s.initial)]
                 command, folder = self.train_command(s), s.output_dir
@@ -318,12 +316,12 @@ class Study:
         folders = {name: segmenter.part.folder(name) for name in ("real", "synthetic")}
         if segmenter.teacher is not None:
             folders["pseudo_labelled"] = _pseudo_labels_of(segmenter.teacher)
-            folders |= {kind: f"{segmenter.teacher.output_dir}/{kind}" for kind in _DRAWN}
+            folders |= {kind: f"{segmenter.teacher.output_dir}/{kind}" for kind in DRAWN}
         first, *others = segmenter.learns_from
         paths = {"dataset_dir": folders[first], "output_dir": segmenter.output_dir}
         if (start := segmenter.initial) is not None:
             paths["init_checkpoint"] = _weights_of(start)
-        paths |= {"synthetic_dir" if name in _DRAWN else f"{name}_dir": folders[name] for name in others}
+        paths |= {"synthetic_dir" if name in DRAWN else f"{name}_dir": folders[name] for name in others}
         overrides = self.segmenter_overrides("train", segmenter)
         recipe = self.settings["segmenters"]["recipe"]
         return self._run(segmenter.model, recipe, paths, overrides, is_parallel=True)

@@ -16,6 +16,10 @@ ALL = "all"
 """Value for every patient for training and validation."""
 
 
+DRAWN = ("synthetic_unlabelled", "translated")
+"""Kinds of images that a diffusion model of labelled and unlabelled patients draws (`Strategy.learns_from`)."""
+
+
 @dataclass(frozen=True)
 class Strategy:
     """Describe what a segmenter learns from, and which other segmenters must be trained before it."""
@@ -35,7 +39,7 @@ class Strategy:
     @property
     def drawn(self) -> str | None:
         """Return the kind of images among these that a diffusion model of labelled and unlabelled patients draws, if there is one."""
-        return next((kind for kind in ("synthetic_unlabelled", "translated") if kind in self.learns_from), None)
+        return next((kind for kind in DRAWN if kind in self.learns_from), None)
 
 
 STRATEGIES = {
