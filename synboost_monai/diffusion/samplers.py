@@ -86,7 +86,8 @@ def segment_ends(schedule: NoiseSchedule, num_segments: int) -> tuple[Tensor, Te
     """
     if num_segments < 1 or NUM_SEGMENTED % num_segments:
         raise ValueError(
-            f"samplers.py: the number of segments must divide {NUM_SEGMENTED}, as 1, 2, 3, 4, 6 and 8 do, got {num_segments}"
+            f"samplers.py: num_segments, which is num_inference_steps with timestep_spacing segments, must divide {NUM_SEGMENTED}, as "
+            f"1, 2, 3, 4, 6 and 8 do, got {num_segments}"
         )
     timesteps = torch.tensor(log_snr_timesteps(schedule, NUM_SEGMENTED)[::-1])
     length = NUM_SEGMENTED // num_segments
