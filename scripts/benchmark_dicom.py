@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -205,7 +203,7 @@ def main() -> None:
     if arguments.only_memory:
         print(json.dumps(only_memory(arguments)))
         return
-    import torch
+    from measuring import facts_of_run
 
     folder = Path(tempfile.mkdtemp())
     try:
@@ -214,8 +212,7 @@ def main() -> None:
         if not arguments.clip:
             make_clip(clip, arguments.num_frames)
         found = {
-            "command": " ".join(["python", "scripts/benchmark_dicom.py", *sys.argv[1:]]),
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
+            **facts_of_run("benchmark_dicom.py"),
             "network": f"{arguments.bundle} {arguments.preset} {arguments.image_size} px",
             "scan": scan_speed(folder / "scan", arguments.num_files),
             "clip": [clip_overhead(clip, arguments, frames, arguments.repeats) for frames in arguments.frames],

@@ -14,13 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import device_name, timed
+from measuring import CPU, facts_of_run, timed
 
 from synboost_monai.files import atomic_write_text
 from synboost_monai.networks import create_segmenter
@@ -35,15 +34,13 @@ from synboost_monai.serving.export import (
 )
 
 IMAGE_SIZE = {"clipseg": 352, "cris": 416}
-CPU = torch.device("cpu")
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    record: dict[str, Any] = {"command": ["scripts/benchmark_export.py", *(arguments or sys.argv[1:])]}
-    record |= {"device": device_name(CPU), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    record = facts_of_run("benchmark_export.py", arguments)
     record |= {"seed": options.seed, "preset": options.preset, "repeats": options.repeats, "ways": []}
     print(", ".join(f"{key} {record[key]}" for key in ("device", "threads", "torch", "seed", "preset", "repeats")))
     print(

@@ -27,7 +27,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from measuring import device_name, peak, reset_peak, timed
+from measuring import facts_of_run, peak, reset_peak, timed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -73,8 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    record: dict[str, Any] = {"command": ["scripts/benchmark_segmenters.py", *(arguments or sys.argv[1:])]}
-    record |= {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    record = facts_of_run("benchmark_segmenters.py", arguments, device)
     record |= {"seed": options.seed, "preset": options.preset, "repeats": options.repeats, "ways": []}
     print(", ".join(f"{key} {record[key]}" for key in ("device", "threads", "torch", "seed", "preset", "repeats")))
     for architecture in options.architecture:

@@ -125,6 +125,9 @@ def main() -> None:
     parser.add_argument("--folder", help="where studies and results are kept; by default they are removed")
     parser.add_argument("--output", help="a JSON file; printed in any case")
     arguments = parser.parse_args()
+    from measuring import facts_of_run
+
+    from synboost_monai.files import atomic_write_text
     from tests.hospital.kill_batch import write_study
 
     more = [f"--{word}" for word in arguments.more]
@@ -141,7 +144,8 @@ def main() -> None:
                 found.append({**one, "resume_seconds": again["wall_seconds"], "mb": sizes(out)})
                 print(json.dumps(found[-1]), flush=True)
     if arguments.output:
-        Path(arguments.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        record = {**facts_of_run("benchmark_studies.py"), "runs": found}
+        atomic_write_text(arguments.output, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

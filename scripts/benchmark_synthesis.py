@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import device_name, peak, reset_peak, timed
+from measuring import device_name, facts_of_run, peak, reset_peak, timed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -78,8 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(options.device)
     network = seeded_network(options).to(device)
     label_onehot = label_maps(options).to(device)
-    record: dict[str, Any] = {"command": ["scripts/benchmark_synthesis.py", *(arguments or sys.argv[1:])]}
-    record |= {"device": device_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    record = facts_of_run("benchmark_synthesis.py", arguments, device)
     record |= {
         "parameters": sum(p.numel() for p in network.parameters()),
         "options": vars(options) | {"json": str(options.json)},

@@ -30,14 +30,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import benchmark_synthesis
 import torch
-from measuring import device_name, peak, reset_peak, timed
+from measuring import device_name, facts_of_run, peak, reset_peak, timed
 from torch import Tensor, nn
 
 from synboost_monai.diffusion import SamplerOptions
@@ -363,12 +362,7 @@ def computing_in(precision: str, device: torch.device) -> torch.autocast:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     end = time.monotonic() + 60 * options.minutes
-    record: dict[str, Any] = {"command": ["scripts/check_gpu.py", *(sys.argv[1:] if arguments is None else arguments)]}
-    record |= {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "torch": torch.__version__,
-    }
+    record = facts_of_run("check_gpu.py", arguments)  # the GPU is not touched here: each line has a process of its own
     lines = []
     for name in options.only:
         print(name, flush=True)
@@ -457,13 +451,6 @@ def _work(check: Check, options: argparse.Namespace, sender: Connection) -> None
         sender.send(f"{type(error).__name__}: {error}"[:2000])
     sys.stdout.flush()
     os._exit(0)  # what a broken GPU's libraries do at the end of a process is of no interest
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measuring import facts_of_run
+
 from synboost_monai.files import atomic_write_text
 from synboost_monai.networks import add_lora, create_segmenter
 
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     options, others = parser.parse_known_args(arguments)
     rows = [measured(name, settings, options, others) for name, settings in WAYS.items()]
     print(table(rows))
-    record = {"command": ["scripts/compare_finetuning.py", *(arguments or sys.argv[1:])], "rows": rows}
+    record = {**facts_of_run("compare_finetuning.py", arguments), "rows": rows}
     atomic_write_text(options.output_dir / "finetuning.json", json.dumps(record, indent=1) + "\n")
 
 

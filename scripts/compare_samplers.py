@@ -5,21 +5,29 @@
         --output_dir OUT --preset small --image_size 128 --segmenter_preset small --segmenter_image_size 160
 
 Each row of the table is `synboost synthesise` from the unperturbed label maps, with the same noise seeds in every row, and
-`synboost evaluate echo_semantic_diffusion`. Rows are NAME:STEPS[:SPACING[:GUIDANCE]]; the others are compared with the first,
-image by image. Finished rows are not repeated: call the script again to add rows, or after an interruption.
+`synboost evaluate echo_semantic_diffusion`. Rows are NAME:STEPS[:SPACING[:GUIDANCE[:STUDENT/model.pt]]], where a distilled student takes
+the place of the model; the others are compared with the first, image by image. Finished rows are not repeated: call the script again to
+add rows, or after an interruption. Seconds an image are measured at the end, for one image at a time, with all rows in turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from measuring import CPU, facts_of_run, timed
 
+from synboost_monai import load_synthesiser
 from synboost_monai.csv_files import read_frame
+from synboost_monai.data import read_datalist
 from synboost_monai.evaluation.synthesis import bootstrap_means, interval
 from synboost_monai.files import atomic_write_text
 
@@ -38,18 +46,17 @@ ROWS = (
 
 def main() -> None:
     options = parse()
-    rows = []
     for row in options.rows:
-        folder = options.output_dir / row.replace(":", "_")
+        folder = folder_of(row, options)
         synthesise(row, folder, options)
         if not (folder / "quality/quality.json").is_file():
             evaluate(folder, options)
-        rows.append(numbers_of(row, folder, options))
+    seconds = seconds_an_image(options)
+    rows = [{**numbers_of(row, options), "seconds": seconds[row]} for row in options.rows]
     text = table(rows)
     atomic_write_text(options.output_dir / "samplers.md", text)
-    atomic_write_text(
-        options.output_dir / "samplers.json", json.dumps({"command": sys.argv, "rows": rows}, indent=1) + "\n"
-    )
+    record = {**facts_of_run("compare_samplers.py"), "rows": rows}
+    atomic_write_text(options.output_dir / "samplers.json", json.dumps(record, indent=1) + "\n")
     print(text, end="")
 
 
@@ -70,18 +77,33 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--segmenter_image_size", type=int, default=416)
     parser.add_argument("--prompt_level", default="P1")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=5, help="images that are timed for each row")
     parser.add_argument("--rows", type=lambda text: text.split(","), default=list(ROWS))
     return parser.parse_args()
 
 
+def folder_of(row: str, options: argparse.Namespace) -> Path:
+    """Return the folder of a row's images, whose name holds a student's folder in place of its path."""
+    words = row.split(":")
+    return Path(options.output_dir, "_".join([*words[:4], *(Path(word).parent.name for word in words[4:])]))
+
+
+def settings_of(row: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of `synboost synthesise` that a row names."""
+    name, steps, spacing, guidance, student = [*row.split(":"), "", "", ""][:5]
+    return {
+        "sampler": name,
+        "num_inference_steps": steps,
+        "timestep_spacing": spacing or "null",
+        "guidance_scale": guidance or "1.0",
+        "checkpoint_path": student or options.checkpoint_path,
+    }
+
+
 def synthesise(row: str, folder: Path, options: argparse.Namespace) -> None:
-    name, steps, spacing, guidance = [*row.split(":"), "", ""][:4]
     call(
         "synthesise",
-        sampler=name,
-        num_inference_steps=steps,
-        timestep_spacing=spacing or "null",
-        guidance_scale=guidance or "1.0",
+        **settings_of(row, options),
         output_dir=folder,
         num_variations=1,
         perturbation_strength=0.0,
@@ -91,7 +113,6 @@ def synthesise(row: str, folder: Path, options: argparse.Namespace) -> None:
             key: getattr(options, key)
             for key in (
                 "dataset_dir",
-                "checkpoint_path",
                 "preset",
                 "image_size",
                 "dtype",
@@ -133,11 +154,28 @@ def call(verb: str, *words: str, **flags: object) -> None:
     subprocess.run(command, check=True)
 
 
-def numbers_of(row: str, folder: Path, options: argparse.Namespace) -> dict[str, object]:
+def seconds_an_image(options: argparse.Namespace) -> dict[str, float]:
+    """Return the seconds in which each row draws an image, one at a time, all rows in turns: medians, without reading and writing."""
+    same = {key: getattr(options, key) for key in ("preset", "image_size", "dtype")}
+    draw: dict[str, Callable[[], object]] = {}
+    item = read_datalist(options.dataset_dir, options.sections.split("+")[0], limit=1)[0]
+    for row in options.rows:
+        synthesiser = load_synthesiser(**settings_of(row, options), **same)
+        draw[row] = partial(synthesiser.sample, synthesiser.prepare(item["label"], item["image"]), options.seed)
+    seconds: dict[str, list[float]] = {row: [] for row in options.rows}
+    for repeat in range(options.repeats + 1):  # the first warms up
+        for row in options.rows:
+            duration, _ = timed(draw[row], CPU)
+            seconds[row] += [duration] * (repeat > 0)
+    return {row: statistics.median(values) for row, values in seconds.items()}
+
+
+def numbers_of(row: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return the numbers of a row for the table; Dice in %, paired differences by image with intervals over patients."""
+    folder = folder_of(row, options)
     quality = json.loads((folder / "quality/quality.json").read_text(encoding="utf-8"))
     dice, patients = dice_of(folder)
-    reference, _ = dice_of(options.output_dir / options.rows[0].replace(":", "_"))
+    reference, _ = dice_of(folder_of(options.rows[0], options))
     difference = (dice - reference)[dice.index]
     draws = bootstrap_means(difference.to_numpy(), list(patients[dice.index]), num_bootstrap=2000, seed=options.seed)
     low, high = interval(draws)
@@ -177,14 +215,14 @@ def table(rows: list[dict[str, object]]) -> str:
         f"myocardium SNR {first['myocardium_snr_real']:.2f}",
         "",
         f"| sampler:steps:spacing | Dice % | minus {first['row']} [95 %] | spectrum dB | high frequencies dB | FID | MMD "
-        "| myocardium SNR |",
-        "|---|---|---|---|---|---|---|---|",
+        "| myocardium SNR | seconds an image |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         lines.append(
             f"| {row['row']} | {row['mean_dice']:.2f} | {row['difference']:+.2f} [{row['difference_low']:+.2f}, "
             f"{row['difference_high']:+.2f}] | {row['spectrum_db']:.2f} | {row['high_frequency_db']:+.2f} | {row['fid']:.1f} | "
-            f"{row['mmd']:.4f} | {row['myocardium_snr']:.2f} |"
+            f"{row['mmd']:.4f} | {row['myocardium_snr']:.2f} | {row['seconds']:.3f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from synboost_monai.model_card import source_commit
+
+CPU = torch.device("cpu")
+
+
+def facts_of_run(script: str, arguments: Sequence[str] | None = None, device: torch.device = CPU) -> dict[str, Any]:
+    """Return what a reader needs to know about numbers: command, machine, versions, date and commit of the clone.
+
+    Args:
+        script: name of the program in this folder.
+        arguments: its arguments; None: those of the command line.
+        device: where it computes.
+    """
+    return {
+        "command": [f"scripts/{script}", *map(str, sys.argv[1:] if arguments is None else arguments)],
+        "device": device_name(device),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": source_commit(),
+    }
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
@@ -52,4 +79,8 @@ def resident(name: str) -> int:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()

@@ -167,7 +167,7 @@ def segment_clip(
     _choose_beat(clip, given)
     if finder is not model and given is None and clip.beat is not None:
         _look_closer(clip, model, read)
-    _choose_view(clip, model, read, view)
+    _choose_view(clip, [model] if finder is model else [finder, model], read, view)
     _second_pass(clip, model, read)
     return clip
 
@@ -248,25 +248,29 @@ def _look_closer(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames) ->
         clip.beat = seen
 
 
-def _choose_view(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames, view: str | None) -> None:
-    """Choose the view by the option, the header, the network that sees it, or the prompt that makes the model surer."""
+def _choose_view(clip: SegmentedClip, models: Sequence[EchoSegmenter], read: ReadFrames, view: str | None) -> None:
+    """Choose the view by the option, the header, a network that sees it, or the prompt that makes the segmenter surer.
+
+    The segmenter is the last of the models; a scout before it is asked first, and the segmenter only where the scout does not know.
+    """
     if view is not None:
         clip.view, clip.view_source = view, "option"
-    elif clip.facts.view in VIEWS.values():
+        return
+    if clip.facts.view in VIEWS.values():
         clip.view, clip.view_source = clip.facts.view, "tag"
-    else:
-        indices = sorted({int(i) for i in np.linspace(0, clip.facts.num_frames - 1, NUM_VIEW_FRAMES)})
-        frames = np.concatenate(list(read(indices)))
-        sure = {}
-        for name in VIEWS.values():
-            found = model.segment(frames, clip.facts.spacing_mm, {"view": name})
-            sure[name] = float(found.expected_dice.mean())
-        source = "model"
-        if found.views is not None:  # which do not depend on the prompts
-            seen = {n: float(np.mean([v["probabilities"][n] for v in found.views])) for n in VIEWS.values()}
+        return
+    indices = sorted({int(i) for i in np.linspace(0, clip.facts.num_frames - 1, NUM_VIEW_FRAMES)})
+    frames = np.concatenate(list(read(indices)))
+    for model in models:
+        found = {name: model.segment(frames, clip.facts.spacing_mm, {"view": name}) for name in VIEWS.values()}
+        source, sure = "model", {name: float(one.expected_dice.mean()) for name, one in found.items()}
+        views = found[next(iter(VIEWS.values()))].views  # which do not depend on the prompts
+        if views is not None:
+            seen = {name: float(np.mean([v["probabilities"][name] for v in views])) for name in VIEWS.values()}
             if max(seen.values()) >= MIN_VIEW_PROBABILITY:
                 source, sure = "network", seen
-        clip.view, clip.view_source, clip.view_confidence = max(sure, key=lambda name: sure[name]), source, sure
+                break
+    clip.view, clip.view_source, clip.view_confidence = max(sure, key=lambda name: sure[name]), source, sure
 
 
 def _second_pass(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames) -> None:

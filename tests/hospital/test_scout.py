@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from synboost_monai.dicom.reading.read import ClipFacts
 from synboost_monai.dicom.reading.regions import Region
 from synboost_monai.hospital.beats import Beat
-from synboost_monai.hospital.clip import REACH, SegmentedClip, _look_closer, segment_clip
+from synboost_monai.hospital.clip import NUM_VIEW_FRAMES, REACH, SegmentedClip, _look_closer, segment_clip
 from synboost_monai.hospital.model import SHIPPED, EchoSegmenter
 from synboost_monai.hospital.options import BatchOptions
 from synboost_monai.hospital.study import StudyOptions
 from synboost_monai.networks import create_segmenter
+from synboost_monai.records import VIEWS
 from synboost_monai.structures import LEFT_VENTRICULAR_CAVITY
 from tests.hospital.conftest import TruthModel, key_of
 
@@ -98,6 +99,20 @@ def test_beat_stays_between_its_neighbours() -> None:
     _look_closer(found, model, lambda indices: iter([frames if indices is None else frames[list(indices)]]))
     assert found.beats == (short[0], found.beat, short[2])
     assert found.beat == short[1]
+
+
+@pytest.mark.parametrize(("probability", "source"), [(0.99, "network"), (0.9, "model")])
+def test_a_scout_that_sees_the_view_spares_the_segmenter_the_question(probability: float, source: str) -> None:
+    model, scout, frames = models(0)
+    model.scout, facts = scout, replace(FACTS, view=None)
+    scout.views = {"apical_two_chamber": probability, "apical_four_chamber": 1 - probability}
+    found = segmented(model, frames, facts=facts)
+    assert found.view_source == source
+    assert (found.view_confidence["apical_two_chamber"] == probability) == (source == "network")
+    asked = model.num_frames
+    segmented(model, frames)
+    spared = 2 * asked - model.num_frames  # beside a clip whose header names the view
+    assert spared == (0 if source == "network" else len(VIEWS) * NUM_VIEW_FRAMES)
 
 
 def test_scout_alone_would_be_wrong() -> None:
