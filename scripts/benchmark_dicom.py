@@ -137,7 +137,7 @@ def memory_over_length(folder: Path, arguments: argparse.Namespace, lengths: lis
             "--preset",
             arguments.preset,
         ]
-        command += ["--image_size", str(arguments.image_size)]
+        command += ["--image_size", str(arguments.image_size), "--dtype", arguments.dtype]
         command += ["--checkpoint_path", arguments.checkpoint_path]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found.append({"num_frames": num_frames, **json.loads(done.stdout.splitlines()[-1])})
@@ -163,7 +163,7 @@ def only_memory(arguments: argparse.Namespace) -> dict[str, Any]:
 def model_of(arguments: argparse.Namespace) -> Any:
     from synboost_monai.hospital.model import EchoSegmenter
 
-    overrides = {"preset": arguments.preset, "image_size": arguments.image_size}
+    overrides = {key: getattr(arguments, key) for key in ("preset", "image_size", "dtype")}
     return EchoSegmenter(arguments.bundle, arguments.checkpoint_path, overrides, arguments.scout)
 
 
@@ -191,6 +191,7 @@ def main() -> None:
     )
     parser.add_argument("--preset", default="small")
     parser.add_argument("--image_size", type=int, default=160)
+    parser.add_argument("--dtype", default="float32", help="bfloat16: about twice as fast")
     parser.add_argument("--clip", help="a DICOM clip; one is made by default")
     parser.add_argument("--num_frames", type=int, default=120, help="of the clip that is made")
     parser.add_argument("--frames", nargs="+", default=["ed-es", "all"], help="what is written of the clip")
@@ -213,7 +214,7 @@ def main() -> None:
             make_clip(clip, arguments.num_frames)
         found = {
             **facts_of_run("benchmark_dicom.py"),
-            "network": f"{arguments.bundle} {arguments.preset} {arguments.image_size} px",
+            "network": f"{arguments.bundle} {arguments.preset} {arguments.image_size} px {arguments.dtype}",
             "scan": scan_speed(folder / "scan", arguments.num_files),
             "clip": [clip_overhead(clip, arguments, frames, arguments.repeats) for frames in arguments.frames],
             "memory": memory_over_length(folder, arguments, arguments.lengths),

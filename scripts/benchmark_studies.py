@@ -15,7 +15,6 @@ import argparse
 import csv
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,6 +22,7 @@ import time
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +79,7 @@ def measure(in_dir: Path, out: Path, engine: str, more: list[str]) -> dict[str, 
     command += [f"--engine={name}", f"--workers={workers}", *more]
     environment = {**safe_environment(), "RAY_worker_niceness": "0"}
     start, load = time.perf_counter(), os.getloadavg()[0]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = Popen(command, env=environment, stdout=DEVNULL, stderr=PIPE, text=True)
     watch = MemoryWatch(process.pid)
     watch.start()
     _, words = process.communicate()

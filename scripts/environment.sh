@@ -56,11 +56,11 @@ make_environment() {
     installed="$(sed -n 2p "$VENV/.stamp" 2>/dev/null || true)"
     EXTRAS="${installed:+$installed,}$(missing_extras)"
     EXTRAS="${EXTRAS%,}"
-    echo "Installing into $VENV, which takes a few minutes: torch (1 of 2) ..." >&2
+    echo "Installing into $VENV, which takes a few minutes at most: torch (1 of 2) ..." >&2
     # torch first and by itself, so that pip's own settings decide which build of it comes.
-    "$PYTHON" -m pip install -qq -c "$ROOT/constraints.txt" torch
+    "$PYTHON" "$ROOT/scripts/install.py" -c "$ROOT/constraints.txt" torch
     echo "Installing the rest (2 of 2) ..." >&2
-    "$PYTHON" -m pip install -qq -c "$ROOT/constraints.txt" -e "$ROOT[$EXTRAS]"
+    "$PYTHON" "$ROOT/scripts/install.py" -c "$ROOT/constraints.txt" -e "$ROOT[$EXTRAS]"
     printf '%s\n%s\n' "$(fingerprint)" "$EXTRAS" >"$VENV/.stamp.new"
     mv "$VENV/.stamp.new" "$VENV/.stamp"
     rm -f "$VENV/.installing"

@@ -45,7 +45,7 @@ write_constraints() {
 }
 
 install() {
-    "$PYTHON" -m pip install -qq "$@"
+    "$PYTHON" "$ROOT/scripts/install.py" "$@"
 }
 
 # The guard of `synboost label` stands in for what a newer MONAI Label may mend; as soon as an index has one, the release is raised.
@@ -85,7 +85,7 @@ make_environment() {
         }
     fi
     write_constraints
-    echo "Installing into $VENV, which takes a few minutes: torch (1 of 3) ..." >&2
+    echo "Installing into $VENV, which takes a few minutes at most: torch (1 of 3) ..." >&2
     install -c "$VENV/constraints.txt" torch # first and by itself, so that pip's own settings decide which build of it comes
     if [[ ! -e "$VENV/.torch" && -e "$VENV/.installing" ]]; then
         ls "$(dirname "$VENV"/lib/python*/site-packages/torch)" >"$VENV/.torch.new"

@@ -4,8 +4,11 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from tests.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci/run"]
@@ -15,7 +18,7 @@ STUB = """#!/usr/bin/env bash
 case "$*" in
     *version_info*) exit "${STUB_TOO_OLD:-0}" ;;
     "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
-    "-m pip "*-e*) echo "$*" >>"$STUB_LOG"; exit "${STUB_PIP_FAILS:-0}" ;;
+    *"install.py "*-e*) echo "$*" >>"$STUB_LOG"; exit "${STUB_PIP_FAILS:-0}" ;;
 esac
 echo "$*" >>"$STUB_LOG"
 """
@@ -72,11 +75,11 @@ def test_change_of_setup_installs_again_without_a_new_environment(clone: Path) -
 def test_only_extras_that_a_script_needs_are_installed(clone: Path) -> None:
     asked = call(clone, "quickstart.sh")[1]
     assert [line.split("-e ")[1] for line in asked if "-e " in line] == [f"{clone}[experiments,weights,example]"]
-    assert not any("-m pip" in line for line in call(clone, "quickstart.sh")[1])
+    assert not any("install.py" in line for line in call(clone, "quickstart.sh")[1])
     (asked,) = [line.split("-e ")[1] for line in call(clone, "environment.sh")[1] if "-e " in line]
     assert asked.startswith(f"{clone}[experiments,weights,example,lora,")  # what is there stays
-    assert not any("-m pip" in line for line in call(clone, "quickstart.sh")[1])
-    assert not any("-m pip" in line for line in call(clone, "environment.sh")[1])
+    assert not any("install.py" in line for line in call(clone, "quickstart.sh")[1])
+    assert not any("install.py" in line for line in call(clone, "environment.sh")[1])
 
 
 def test_interrupted_installation_starts_over(clone: Path) -> None:
@@ -112,6 +115,45 @@ def test_quickstart_passes_its_arguments_on(clone: Path) -> None:
     asked = call(clone, "quickstart.sh", "--output=there")[1]
     picture = f"{clone}/scripts/pictures.py clip example {clone}/runs/first_echo.png"
     assert asked == [picture, "-m synboost_monai experiment quickstart --output=there"]
+
+
+def test_uv_is_told_what_pips_settings_say() -> None:
+    """A setting of the environment counts more than one of a file, and pip goes on alone where uv would not know one."""
+    listed = ":env:.index-url='https://a/simple'\n:env:.no-compile='0'\nglobal.index-url='https://b/simple'\nglobal.timeout='9'\n"
+    listed += "install.extra-index-url='https://c/simple\\nfile:///d/simple'\nglobal.find-links='/e /f'\ndownload.pre='true'\n"
+    expected = {"UV_DEFAULT_INDEX": "https://a/simple", "UV_INDEX": "https://c/simple file:///d/simple"}
+    expected |= {"UV_FIND_LINKS": "/e,/f", "UV_COMPILE_BYTECODE": "0", "UV_INDEX_STRATEGY": "unsafe-best-match"}
+    uv_variables = load_script("install").uv_variables
+    assert uv_variables(listed) == expected
+    assert uv_variables("")["UV_COMPILE_BYTECODE"] == "1"
+    assert uv_variables("global.only-binary=':all:'\n") is None
+
+
+@pytest.mark.parametrize(
+    ("uv", "settings", "installers"),
+    [
+        ("there", "", ["uv"]),
+        ("fails", "", ["uv", "pip"]),
+        ("missing", "", ["pip"]),
+        ("there", "global.pre='true'\n", ["pip"]),
+    ],
+)
+def test_pip_installs_where_uv_cannot(
+    uv: str, settings: str, installers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, asked = load_script("install"), []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command[1:])
+        return subprocess.CompletedProcess(command, int("uv" == command[2] and uv == "fails"), settings, "")
+
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=run))
+    found = None if uv == "missing" else uv
+    monkeypatch.setattr(script.importlib.util, "find_spec", lambda name: found)
+    assert script.main(["-c", "pins.txt", "torch"]) == 0
+    assert [command[1] for command in asked if command[-1] == "torch"] == installers
+    wanted = ["-m", "pip", "install", "-qq", "-c", "pins.txt", "uv"]
+    assert (wanted in asked) == (uv == "missing")
 
 
 DIST = "-n 3 --dist loadfile --no-loadscope-reorder"

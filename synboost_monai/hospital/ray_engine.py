@@ -123,15 +123,15 @@ class RayEngine:
             try:
                 answer = self._answer(reference)
             except ActorLostError:
-                self._replace(actor)
-                if reference not in running:
+                lost = running.pop(reference, None)
+                if lost is not None:
+                    attempts[lost] += 1
+                    if attempts[lost] < MAX_ATTEMPTS:
+                        waiting.append(lost)  # behind the others: should it be the study's fault, they are done first
+                self._replace(actor, is_needed=bool(waiting))
+                if lost is None or attempts[lost] < MAX_ATTEMPTS:
                     continue
-                index = running.pop(reference)
-                attempts[index] += 1
-                if attempts[index] < MAX_ATTEMPTS:
-                    waiting.append(index)  # behind the others: should it be the study's fault, they are done first
-                    continue
-                files, problem = studies[index], NotUsableError("worker_lost", times=attempts[index])
+                files, problem = studies[lost], NotUsableError("worker_lost", times=attempts[lost])
                 remove_own_folder(study_folder(target, self.options, files[0].study_uid))
                 answer = refused(files, problem, self.options.limits)
             else:
@@ -182,8 +182,8 @@ class RayEngine:
         actor = self._actor_class.remote(self.options, self._overrides)
         self._actors[actor.load.remote(os.getcwd(), _num_threads(self.workers))] = actor
 
-    def _replace(self, actor: Any) -> None:
-        """Start a new actor for one that is dead.
+    def _replace(self, actor: Any, is_needed: bool = True) -> None:
+        """Start a new actor for one that is dead, if one is needed: where no study waits, it would load its network for nothing.
 
         Raises:
             ValueError: if actors keep dying before they have loaded their network, or the head of the cluster is lost.
@@ -199,7 +199,8 @@ class RayEngine:
                 f"ray_engine.py: {self._failed_starts} actors in a row ended before they could work; is memory short? "
                 "Take fewer workers."
             )
-        self._start_actor()
+        if is_needed:
+            self._start_actor()
 
     def _wait_for_first(self) -> None:
         """Wait until one actor has loaded its network: the others may come later, as a cluster finds room."""

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -140,3 +141,35 @@ def test_notebook_becomes_a_page_with_its_pictures(docs_pages: ModuleType, tmp_p
     assert len(pictures) == 1
     ((name, content),) = pictures.items()
     assert "](" + name + ")" in text and content.startswith(b"\x89PNG")
+
+
+def table_rows(page: str, first: str) -> list[list[str]]:
+    """Return the cells of the table of a page whose head begins with these words."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    table = text[text.index(first) :].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def numbers_of(name: str) -> Any:
+    """Return what a script wrote, from docs/results."""
+    return json.loads((ROOT / "docs/results" / name).read_text(encoding="utf-8"))
+
+
+def test_tables_hold_the_numbers_that_the_scripts_wrote() -> None:
+    """Each row of a table of docs/results' numbers is that of a way of the script, rounded."""
+    ways = {(w["architecture"], w["name"]): w for w in numbers_of("segmenters.json")["ways"]}
+    for network, _, name, gflop, seconds, ratio, *_ in table_rows("explanation/speed.md", "| network | | way |"):
+        way = ways[(network.split(",")[0].lower(), name)]
+        shown = [f"{way['flop'] / 1e9:.0f}", f"{way['seconds']:.3f}", f"{way['speed_ratio']:.2f}"]
+        assert [gflop, seconds, ratio] == shown, (network, name)
+
+    evaluations = {f"{w['evaluation_seconds']:.2f}": w for w in numbers_of("synthesis.json")["ways"]}
+    for _, tflop, less, seconds, faster, peak_gb in table_rows("explanation/speed.md", "| | TFLOP an image"):
+        way = evaluations[seconds]
+        shown = [f"{way['image_tflop']:,.1f}", f"{way['flop_ratio']:.1f}"]
+        shown += [f"{way['speed_ratio']:.0f}", f"{way['peak_gb']:.2f}"]
+        assert [tflop, less, faster, peak_gb] == shown
+
+    clips = [record["clip"][0]["wall_seconds"] for record in numbers_of("clip.json")]
+    rows = table_rows("hospital.md", "| | total (s) | times as fast |")
+    assert [row[1:] for row in rows] == [[f"{s:.1f}", f"{clips[0] / s:.2g}"] for s in clips]

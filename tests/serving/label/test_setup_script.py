@@ -13,12 +13,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 STUB = """#!/usr/bin/env bash
 # Stands for python: makes a "virtual environment" that holds itself, installs empty packages, and writes down what it was asked for.
+packages="$(dirname "$0")/../lib/python3.11/site-packages"
 case "$*" in
     "-m pip index"*) echo "monailabel (${STUB_NEWEST:-0.8.5})" ;;
     *version_info*) exit "${STUB_WRONG_PYTHON:-0}" ;;
     "-m venv "*) mkdir -p "$3/bin" "$3/lib/python3.11/site-packages/pip"; cp "$0" "$3/bin/python" ;;
-    "-m pip "*torch) mkdir -p "$(dirname "$0")/../lib/python3.11/site-packages/torch" ;;
-    "-m pip "*-e*) mkdir -p "$(dirname "$0")/../lib/python3.11/site-packages/half"; echo "$*" >>"$STUB_LOG"; exit "${STUB_PIP_FAILS:-0}" ;;
+    *"install.py "*torch) mkdir -p "$packages/torch" ;;
+    *"install.py "*-e*) mkdir -p "$packages/half"; echo "$*" >>"$STUB_LOG"; exit "${STUB_PIP_FAILS:-0}" ;;
 esac
 echo "$*" >>"$STUB_LOG"
 """
