@@ -95,7 +95,8 @@ make_environment() {
     install -c "$VENV/constraints.txt" -r "$REQUIREMENTS" -r "$VENV/requirements.txt"
     echo "Installing SynBoost and MONAI Label (3 of 3) ..." >&2
     # Without their own requirements: torchvision, SAM 2 and others that bundles do not use, and a jsonschema too old for the rest.
-    install --no-deps "monailabel==$RELEASE" "pydicom-seg==0.4.1" -e "$ROOT"
+    # By pip: uv does not find the data in MONAI Label's wheel, whose folder of them is not named as the wheel.
+    "$PYTHON" -m pip install -qq --no-deps "monailabel==$RELEASE" "pydicom-seg==0.4.1" -e "$ROOT"
     "$PYTHON" -c 'from synboost_monai.serving.label.versions import check_versions; check_versions()'
     tell_of_newer_release
     fingerprint >"$VENV/.stamp.new"

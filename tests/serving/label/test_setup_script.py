@@ -19,7 +19,7 @@ case "$*" in
     *version_info*) exit "${STUB_WRONG_PYTHON:-0}" ;;
     "-m venv "*) mkdir -p "$3/bin" "$3/lib/python3.11/site-packages/pip"; cp "$0" "$3/bin/python" ;;
     *"install.py "*torch) mkdir -p "$packages/torch" ;;
-    *"install.py "*-e*) mkdir -p "$packages/half"; echo "$*" >>"$STUB_LOG"; exit "${STUB_PIP_FAILS:-0}" ;;
+    "-m pip "*-e*) mkdir -p "$packages/half"; echo "$*" >>"$STUB_LOG"; exit "${STUB_PIP_FAILS:-0}" ;;
 esac
 echo "$*" >>"$STUB_LOG"
 """
@@ -60,7 +60,7 @@ def test_installs_once_torch_first_and_monai_label_alone(clone: Path):
     assert asked[2].endswith(f"-r {clone}/scripts/label_requirements.txt -r {clone}/.venv_label/requirements.txt")
     needed = (clone / ".venv_label/requirements.txt").read_text(encoding="utf-8").split()
     assert "monai>=1.6.1" in needed and not [line for line in needed if line.startswith(("pydicom", "numpy"))]
-    assert "--no-deps monailabel==0.8.5" in asked[3] and asked[3].endswith(f"-e {clone}")
+    assert asked[3].startswith("-m pip install -qq --no-deps monailabel==0.8.5 ") and asked[3].endswith(f"-e {clone}")
     assert "check_versions" in asked[4] and asked[5] == "-m pip index versions monailabel"
     assert done.stderr.count("\n") == 3 and call(clone)[1] == []
 
