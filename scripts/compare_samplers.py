@@ -28,7 +28,7 @@ from measuring import CPU, facts_of_run, timed
 from synboost_monai import load_synthesiser
 from synboost_monai.csv_files import read_frame
 from synboost_monai.data import read_datalist
-from synboost_monai.evaluation.synthesis import bootstrap_means, interval
+from synboost_monai.evaluation.statistics import bootstrap_means, interval
 from synboost_monai.files import atomic_write_text
 
 ROWS = (

@@ -131,7 +131,17 @@ def test_bundles_hold_no_python() -> None:
     assert list((ROOT / "bundles").rglob("*.py")) == []
 
 
-def test_importing_the_package_is_cheap() -> None:
-    code = f"import sys, {PACKAGE}; print(*({{'torch', 'monai', 'numpy', 'transformers'}} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        (PACKAGE, {"torch", "monai", "numpy", "transformers"}),
+        (f"{PACKAGE}.data", {"torch", "nibabel", "itk", "monai"}),
+        (f"{PACKAGE}.prompts", {"torch", "transformers", "scipy"}),
+        (f"{PACKAGE}.serving.label.serve", {"monailabel", "torch"}),
+        (f"{PACKAGE}.study.report", {"monai", "ignite", "transformers", "matplotlib"}),
+    ],
+)
+def test_importing_loads_nothing_heavy(module: str, heavy: set[str]) -> None:
+    code = f"import sys, {module}; print(*({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == ""

@@ -25,6 +25,8 @@ from synboost_monai.csv_files import frame_text
 from synboost_monai.distributed import is_main_process
 from synboost_monai.evaluation.per_case import this_command
 from synboost_monai.evaluation.sensitivity import (
+    CSV_NAME,
+    JSON_NAME,
     right_dice,
     sensitivity_frame,
     sensitivity_rows,
@@ -41,10 +43,8 @@ from synboost_monai.transforms.files import load_echo
 from synboost_monai.transforms.postprocessing import restore_logits
 from synboost_monai.transforms.ultrasound_dicom import crop_to_region
 
-CSV_NAME, JSON_NAME = "sensitivity.csv", "sensitivity.json"
-"""Files of a run: all prompts with their measures, and the summary with its settings."""
 TABLE_NAMES = ("prompt_sensitivity.csv", "prompt_sensitivity.tex", "prompt_sensitivity.png")
-"""Files that `evaluation.sensitivity_tables` makes of these."""
+"""Files that `evaluation.sensitivity_tables` makes of a run's."""
 MASKS_AT_ONCE = 16
 """Number of masks that are brought to the native grid together: in float32 they are large."""
 

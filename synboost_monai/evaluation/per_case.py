@@ -25,8 +25,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from monai.metrics import compute_dice, compute_iou
-from monai.metrics.utils import get_edge_surface_distance
 
 from synboost_monai import __version__
 from synboost_monai.csv_files import frame_text, read_frame
@@ -89,6 +87,8 @@ def case_metrics(pred: Any, truth: Any, spacing_mm: Sequence[float], paper_grid:
 
 def _measure(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence[float]) -> list[dict[str, Any]]:
     """Return the rows of `case_metrics` on the grid of the label maps."""
+    from monai.metrics import compute_dice, compute_iou  # not for reports, which read tables: MONAI takes seconds
+
     box = _joint_box(pred, truth)  # everything outside is background of both: no count and no border changes
     indices = torch.tensor([s.class_index for s in STRUCTURES])[:, None, None]
     pred_masks, truth_masks = ((label_map[box][None] == indices)[None] for label_map in (pred, truth))  # (1, S, h, w)
@@ -115,6 +115,8 @@ def _border_distances(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence
     The values equal those of `compute_hausdorff_distance` and `compute_average_surface_distance`, but the borders are searched once
     instead of three times.
     """
+    from monai.metrics.utils import get_edge_surface_distance
+
     _, distances, _ = get_edge_surface_distance(pred, truth, spacing=list(spacing), symmetric=True)
     return {
         "hd_mm": max(d.max().item() for d in distances),

@@ -25,11 +25,9 @@ from synboost_monai.evaluation.quality_images import (
     patient_of,
 )
 from synboost_monai.evaluation.speckle import SPECKLE_STATISTICS, high_frequency_db, spectral_distance_db
+from synboost_monai.evaluation.statistics import bootstrap_means, draw_by_cluster, interval
 from synboost_monai.evaluation.synthesis import (
-    bootstrap_means,
-    draw_by_cluster,
     frechet_distance,
-    interval,
     median_distance,
     memorisation,
     mmd_chance_level,

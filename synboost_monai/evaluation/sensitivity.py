@@ -26,6 +26,8 @@ from synboost_monai.prompts.variations import (
 )
 from synboost_monai.structures import STRUCTURES
 
+CSV_NAME, JSON_NAME = "sensitivity.csv", "sensitivity.json"
+"""Files of a run: all prompts with their measures, and the summary with its settings."""
 CSV_COLUMNS = (
     *("case", "patient", "view", "phase", "structure", "attribute", "change", "right", "wrong"),
     *("dice_to_right", "dice_to_expert", "dice_to_named", "expert_change", "area_ratio", "is_empty", "prompt"),

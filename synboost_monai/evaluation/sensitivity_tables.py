@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synboost_monai.csv_files import read_frame
-from synboost_monai.evaluation.many_prompts import CSV_NAME, JSON_NAME
-from synboost_monai.evaluation.sensitivity import CHANGES, MOVED_BELOW, summary_groups
+from synboost_monai.evaluation.sensitivity import CHANGES, CSV_NAME, JSON_NAME, MOVED_BELOW, summary_groups
 from synboost_monai.evaluation.statistics import OVERALL
 from synboost_monai.files import atomic_path, read_text
 from synboost_monai.pages.figures import draw_grid, new_figure, png_of

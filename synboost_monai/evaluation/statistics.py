@@ -16,7 +16,6 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from synboost_monai.evaluation.synthesis import bootstrap_means
 from synboost_monai.structures import STRUCTURES
 
 OVERALL = "overall"
@@ -93,6 +92,49 @@ def patient_means(frame: pd.DataFrame, value: str) -> pd.Series:
     if num_unknown:
         raise ValueError(f"statistics.py: {num_unknown} rows have no patient; evaluate with a datalist")
     return pd.to_numeric(frame[value]).groupby(frame["patient"]).mean().dropna()
+
+
+def bootstrap_means(
+    values: Sequence[float], clusters: Sequence[Hashable], num_bootstrap: int, seed: int
+) -> NDArray[np.float64]:
+    """Return means of samples drawn with replacement by cluster, as the images of a patient are not independent.
+
+    Args:
+        values: values of the images.
+        clusters: patient of each image.
+        num_bootstrap: number of samples.
+        seed: seed of the drawing.
+    Returns:
+        (num_bootstrap,).
+    """
+    if num_bootstrap < 1:
+        raise ValueError(f"statistics.py: num_bootstrap is {num_bootstrap}; expected at least 1, such as 2000")
+    of_cluster = _codes(clusters)
+    totals = np.bincount(of_cluster, weights=np.asarray(values, dtype=np.float64))
+    counts = np.bincount(of_cluster)
+    drawn = np.random.default_rng(seed).integers(len(counts), size=(num_bootstrap, len(counts)))
+    return totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+
+
+def interval(draws: NDArray[Any]) -> tuple[float, float]:
+    """Return the 95 % percentile interval of bootstrap draws."""
+    low, high = np.quantile(draws, [(1 - 0.95) / 2, (1 + 0.95) / 2])
+    return float(low), float(high)
+
+
+def draw_by_cluster(clusters: Sequence[Hashable], count: int, seed: int) -> list[int]:
+    """Return the indices of `count` images, drawn cluster by cluster in random order, so that a patient's images stay together.
+
+    Args:
+        clusters: patient of each image.
+        count: number of images; all if there are fewer.
+    Returns:
+        indices in increasing order.
+    """
+    of_cluster = _codes(clusters)
+    order = np.random.default_rng(seed).permutation(of_cluster.max() + 1)
+    drawn = np.concatenate([np.flatnonzero(of_cluster == cluster) for cluster in order])
+    return sorted(drawn[:count].tolist())
 
 
 def cluster_bootstrap(
@@ -301,6 +343,12 @@ def add_holm(
 # ---- helpers
 
 
+def _codes(names: Sequence[Hashable]) -> NDArray[np.int64]:
+    """Return the number of each name, in the order in which different names first occur."""
+    place = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([place[name] for name in names])
+
+
 def _check_alternative(alternative: str) -> None:
     if alternative not in ALTERNATIVES:
         raise ValueError(f"statistics.py: alternative must be one of {', '.join(ALTERNATIVES)}, got {alternative!r}")
@@ -401,6 +449,6 @@ def _compare(pairs: pd.DataFrame, metric: str, alternative: str, num_resamples: 
     if len(means[0]) > 1:
         of_patients = paired_tests(*means, alternative=tested)
         record |= {f"patient_{key}": of_patients[key] for key in ("wilcoxon_p", "t_p")}
-        interval = cluster_bootstrap(a - b, part["patient"].tolist(), num_resamples=num_resamples, seed=seed)
-        record["ci_low"], record["ci_high"] = interval
+        ends = cluster_bootstrap(a - b, part["patient"].tolist(), num_resamples=num_resamples, seed=seed)
+        record["ci_low"], record["ci_high"] = ends
     return record

@@ -6,7 +6,6 @@ Features are rows, (n, F), of any network. Everything is computed in float64.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -180,56 +179,7 @@ def ms_ssim(images: Tensor, others: Tensor) -> Tensor:
     return values.flatten()
 
 
-def bootstrap_means(
-    values: Sequence[float], clusters: Sequence[Hashable], num_bootstrap: int, seed: int
-) -> NDArray[np.float64]:
-    """Return means of samples drawn with replacement by cluster, as the images of a patient are not independent.
-
-    Args:
-        values: values of the images.
-        clusters: patient of each image.
-        num_bootstrap: number of samples.
-        seed: seed of the drawing.
-    Returns:
-        (num_bootstrap,).
-    """
-    if num_bootstrap < 1:
-        raise ValueError(f"synthesis.py: num_bootstrap is {num_bootstrap}; expected at least 1, such as 2000")
-    of_cluster = _codes(clusters)
-    totals = np.bincount(of_cluster, weights=np.asarray(values, dtype=np.float64))
-    counts = np.bincount(of_cluster)
-    drawn = np.random.default_rng(seed).integers(len(counts), size=(num_bootstrap, len(counts)))
-    return totals[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-
-
-def interval(draws: NDArray[Any]) -> tuple[float, float]:
-    """Return the 95 % percentile interval of bootstrap draws."""
-    low, high = np.quantile(draws, [(1 - 0.95) / 2, (1 + 0.95) / 2])
-    return float(low), float(high)
-
-
-def draw_by_cluster(clusters: Sequence[Hashable], count: int, seed: int) -> list[int]:
-    """Return the indices of `count` images, drawn cluster by cluster in random order, so that a patient's images stay together.
-
-    Args:
-        clusters: patient of each image.
-        count: number of images; all if there are fewer.
-    Returns:
-        indices in increasing order.
-    """
-    of_cluster = _codes(clusters)
-    order = np.random.default_rng(seed).permutation(of_cluster.max() + 1)
-    drawn = np.concatenate([np.flatnonzero(of_cluster == cluster) for cluster in order])
-    return sorted(drawn[:count].tolist())
-
-
 # ---- helpers
-
-
-def _codes(names: Sequence[Hashable]) -> NDArray[np.int64]:
-    """Return the number of each name, in the order in which different names first occur."""
-    place = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return np.array([place[name] for name in names])
 
 
 def _features(values: NDArray[Any], what: str) -> NDArray[np.float64]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
-
-from ignite.engine import Engine, Events
+from typing import TYPE_CHECKING, Any
 
 from synboost_monai.csv_files import csv_text
 from synboost_monai.distributed import is_main_process
 from synboost_monai.files import atomic_write_text
+
+if TYPE_CHECKING:
+    from ignite.engine import Engine
 
 HISTORY_NAME = "history.csv"
 """Name of the table, beside model.pt."""
@@ -33,6 +34,8 @@ class WriteHistory:
         self.rows: list[dict[str, float]] = []
 
     def attach(self, engine: Engine) -> None:
+        from ignite.engine import Events  # not for reports, which read the name of the table
+
         self.validator.add_event_handler(Events.COMPLETED, self._note, engine)
 
     def _note(self, validator: Engine, trainer: Engine) -> None:

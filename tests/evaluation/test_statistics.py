@@ -12,10 +12,13 @@ from scipy import stats
 from synboost_monai.evaluation.statistics import (
     P_VALUES,
     add_holm,
+    bootstrap_means,
     cluster_bootstrap,
     compare_pairs,
+    draw_by_cluster,
     effect_sizes,
     holm,
+    interval,
     paired_tests,
     patient_means,
     updates_to_reach,
@@ -357,3 +360,32 @@ def test_patients_that_do_not_agree_are_named() -> None:
     run_b.loc[0, "patient"] = "p0"
     with pytest.raises(ValueError, match="no run tells the patient of p0_ED myocardium; name all patients or none"):
         compare_pairs(run_a, run_b, metrics=["dice"])
+
+
+def test_bootstrap_draws_patients_not_images() -> None:
+    """Two images of a patient that are equal must not halve the variance."""
+    values = np.random.default_rng(0).normal(0, 1, 40)
+    twice = np.repeat(values, 2)
+    single = bootstrap_means(values.tolist(), list(range(40)), 4000, seed=1)
+    clustered = bootstrap_means(twice.tolist(), [i // 2 for i in range(80)], 4000, seed=1)
+    np.testing.assert_allclose(single, clustered)
+    assert clustered.std() == pytest.approx(values.std() / np.sqrt(40), rel=0.06)
+    naive = bootstrap_means(twice.tolist(), list(range(80)), 4000, seed=1)
+    assert naive.std() < 0.8 * clustered.std()
+
+
+def test_bootstrap_weighs_images_not_patients() -> None:
+    draws = bootstrap_means([0.0, 1.0, 1.0, 1.0], ["a", "b", "b", "b"], 4000, seed=0)
+    assert set(np.round(np.unique(draws), 3)) == {0.0, 0.75, 1.0}
+    low, high = interval(np.linspace(0, 1, 1001))
+    assert (low, high) == pytest.approx((0.025, 0.975))
+    with pytest.raises(ValueError, match="num_bootstrap is 0"):
+        bootstrap_means([1.0], ["a"], 0, seed=0)
+
+
+def test_patients_are_drawn_whole() -> None:
+    patients = [f"p{i // 2}" for i in range(20)]
+    chosen = draw_by_cluster(patients, 8, seed=3)
+    assert len(chosen) == 8 and chosen == sorted(chosen) and len({patients[i] for i in chosen}) == 4
+    assert chosen == draw_by_cluster(patients, 8, seed=3) != draw_by_cluster(patients, 8, seed=4)
+    assert draw_by_cluster(patients, 99, seed=0) == list(range(20))

@@ -10,10 +10,7 @@ from scipy import linalg
 
 from synboost_monai.evaluation.synthesis import (
     MS_SSIM_WEIGHTS,
-    bootstrap_means,
-    draw_by_cluster,
     frechet_distance,
-    interval,
     median_distance,
     memorisation,
     mmd_chance_level,
@@ -181,35 +178,3 @@ def test_large_images_have_the_published_scales() -> None:
 def test_too_small_images_are_refused() -> None:
     with pytest.raises(ValueError, match="images are 8 px"):
         ms_ssim(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
-
-
-# ---- drawing
-
-
-def test_bootstrap_draws_patients_not_images() -> None:
-    """Two images of a patient that are equal must not halve the variance."""
-    values = gaussian(0, (40, 1))[:, 0]
-    twice = np.repeat(values, 2)
-    single = bootstrap_means(values.tolist(), list(range(40)), 4000, seed=1)
-    clustered = bootstrap_means(twice.tolist(), [i // 2 for i in range(80)], 4000, seed=1)
-    np.testing.assert_allclose(single, clustered)
-    assert clustered.std() == pytest.approx(values.std() / np.sqrt(40), rel=0.06)
-    naive = bootstrap_means(twice.tolist(), list(range(80)), 4000, seed=1)
-    assert naive.std() < 0.8 * clustered.std()
-
-
-def test_bootstrap_weighs_images_not_patients() -> None:
-    draws = bootstrap_means([0.0, 1.0, 1.0, 1.0], ["a", "b", "b", "b"], 4000, seed=0)
-    assert set(np.round(np.unique(draws), 3)) == {0.0, 0.75, 1.0}
-    low, high = interval(np.linspace(0, 1, 1001))
-    assert (low, high) == pytest.approx((0.025, 0.975))
-    with pytest.raises(ValueError, match="num_bootstrap is 0"):
-        bootstrap_means([1.0], ["a"], 0, seed=0)
-
-
-def test_patients_are_drawn_whole() -> None:
-    patients = [f"p{i // 2}" for i in range(20)]
-    chosen = draw_by_cluster(patients, 8, seed=3)
-    assert len(chosen) == 8 and chosen == sorted(chosen) and len({patients[i] for i in chosen}) == 4
-    assert chosen == draw_by_cluster(patients, 8, seed=3) != draw_by_cluster(patients, 8, seed=4)
-    assert draw_by_cluster(patients, 99, seed=0) == list(range(20))

@@ -1,8 +1,6 @@
 """Test that shapes drawn by formula get their names, whatever their turn and pixel spacing."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -132,9 +130,3 @@ def test_model_from_a_folder_answers(tmp_path: Path) -> None:
     image = np.random.default_rng(0).random((40, 48))
     assert ask_shape(image, draw("oval")[60:100, 50:98], tmp_path, structure=MYOCARDIUM) == "triangle"
     assert ask_shape(image, np.zeros((40, 48)), tmp_path) is None
-
-
-def test_import_is_light() -> None:
-    code = "import sys, synboost_monai.prompts; print(*({'torch', 'transformers', 'scipy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from synboost_monai.evaluation.many_prompts import JSON_NAME
+from synboost_monai.evaluation.sensitivity import JSON_NAME
 from synboost_monai.evaluation.sensitivity_tables import (
     CHANGE_TITLES,
     read_sensitivity,
