@@ -34,8 +34,8 @@ TIMESTEP_SPACINGS = ("log_snr", "segments", "linspace", "leading", "trailing")
 """Names of the timesteps' spacings: evenly in log signal-to-noise ratio, the last of each segment of these (for a network that was
 distilled, `segment_ends`), or evenly in t (`even_timesteps`)."""
 
-SAMPLERS = ("dpmpp_2m", "sde_dpmpp_2m", "ddim", "ancestral")
-"""Names for `create_sampler`: DPM-Solver++ 2M (default), its stochastic form, DDIM, published ancestral sampling."""
+SAMPLERS = ("sde_dpmpp_2m", "dpmpp_2m", "ddim", "ancestral")
+"""Names for `create_sampler`: DPM-Solver++ 2M in its stochastic form (default) and without noise, DDIM, published ancestral sampling."""
 
 FIRST_HALF_LOG_SNR = -5.1
 """lambda at which the fast samplers start: 0.6 % of the signal's amplitude. Earlier timesteps hardly differ from noise, and
@@ -203,7 +203,7 @@ class DDIMScheduler:
 class SamplerOptions:
     """Name a sampler and its timesteps; see `create_sampler` for what each means and refuses."""
 
-    name: str = "dpmpp_2m"
+    name: str = "sde_dpmpp_2m"
     num_inference_steps: int = 25
     eta: float = 0.0
     timestep_spacing: str | None = None

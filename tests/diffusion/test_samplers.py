@@ -17,6 +17,7 @@ from synboost_monai.diffusion.samplers import (
     SAMPLERS,
     DDIMScheduler,
     DPMSolverScheduler,
+    SamplerOptions,
     even_timesteps,
     log_snr_timesteps,
 )
@@ -248,7 +249,7 @@ def test_nothing_in_the_loop_waits_for_the_device(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "num_steps", "message"), [("euler", 10, "there are dpmpp_2m"), ("ddim", 1001, "must be 1 ... 1000")]
+    ("name", "num_steps", "message"), [("euler", 10, "there are sde_dpmpp_2m"), ("ddim", 1001, "must be 1 ... 1000")]
 )
 def test_impossible_samplers_are_refused(name: str, num_steps: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -290,7 +291,7 @@ class GaussianToy:
 
 
 def test_default_sampler_keeps_the_texture() -> None:
-    frechet, high_frequency_variance = GaussianToy().measure(create_sampler("dpmpp_2m", SCHEDULE, 25))
+    frechet, high_frequency_variance = GaussianToy().measure(SamplerOptions().create(SCHEDULE))
     assert frechet < 1e-3
     assert high_frequency_variance > 0.9
 

@@ -221,7 +221,7 @@ def test_guidance_changes_the_image_and_equals_two_full_evaluations() -> None:
         return unconditional[:, :1] + 3.0 * (conditional[:, :1] - unconditional[:, :1])
 
     with torch.no_grad():
-        sampler = create_sampler("dpmpp_2m", NoiseSchedule.cosine(), 4)
+        sampler = create_sampler("sde_dpmpp_2m", NoiseSchedule.cosine(), 4)
         generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
         expected = sample(two_evaluations, sampler, (1, SIZE, SIZE), generators)
     torch.testing.assert_close(guided, expected, rtol=0, atol=1e-4)

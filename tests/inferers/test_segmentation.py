@@ -116,7 +116,7 @@ def test_clip_is_its_frames(segmenter: nn.Module) -> None:
     assert logits.shape == (2, 5, 2, 32, 32)
     for clip, clip_ids, clip_logits in zip(clips, ids, logits):
         expected = segmenter(clip, clip_ids.expand(5, -1, -1))
-        torch.testing.assert_close(clip_logits, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(clip_logits, expected, rtol=1e-6, atol=1e-5)  # sums are split by threads
 
 
 def test_features_stand_for_their_image(segmenter: nn.Module) -> None:
