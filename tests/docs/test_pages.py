@@ -173,3 +173,15 @@ def test_tables_hold_the_numbers_that_the_scripts_wrote() -> None:
     clips = [record["clip"][0]["wall_seconds"] for record in numbers_of("clip.json")]
     rows = table_rows("hospital.md", "| | total (s) | times as fast |")
     assert [row[1:] for row in rows] == [[f"{s:.1f}", f"{clips[0] / s:.2g}"] for s in clips]
+
+    shown = table_rows("explanation/results.md", "| data | sampler, evaluations |")
+    for data in ("camus", "phantom"):
+        own = [cells[2:] for cells in shown if cells[0].lower() == data]
+        assert own == [sampler_cells(row) for row in numbers_of(f"samplers_{data}.json")["rows"]]
+
+
+def sampler_cells(row: dict[str, Any]) -> list[str]:
+    """Return the cells of a row of scripts/compare_samplers.py as results.md shows them."""
+    ends = f"{row['difference']:+.1f} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]"
+    numbers = [f"{row['mean_dice']:.1f}", ends if row["difference"] else "", f"{row['spectrum_db']:.2f}"]
+    return [*numbers, f"{row['high_frequency_db']:+.1f}", f"{row['fid']:,.0f}", f"{row['seconds']:.3f}"]
