@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole chain on a small phantom data set, from label maps to a report, in about six minutes on two cores, after the installation:
+# The whole chain on a small phantom data set, from label maps to a report, in about six minutes on two cores, installation included:
 #   bash scripts/quickstart.sh                        -> runs/first_echo.png, runs/quickstart/report.html
 #   bash scripts/quickstart.sh --dataset PATH         the same chain on a CAMUS folder
 #   bash scripts/quickstart.sh --output DIR           somewhere else
