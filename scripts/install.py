@@ -39,8 +39,10 @@ def main(words: Sequence[str]) -> int:
     listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False)
     variables = None if listed.returncode else uv_variables(listed.stdout)
     if variables is not None and has_uv(pip, words):
+        # pip adds its constraints to those of -c, in place of which uv would take its own
+        constraints = [word for path in variables.pop("UV_CONSTRAINT", "").split() for word in ("-c", path)]
         environment = {**variables, **os.environ}
-        command = [sys.executable, "-m", "uv", "pip", "install", "-q", "--python", sys.executable, *words]
+        command = [sys.executable, "-m", "uv", "pip", "install", "-q", "--python", sys.executable, *constraints, *words]
         if subprocess.run(command, env=environment, check=False).returncode == 0:
             return 0
         print("install.py: uv could not; pip goes on", file=sys.stderr)

@@ -120,9 +120,15 @@ def test_quickstart_passes_its_arguments_on(clone: Path) -> None:
 def test_uv_is_told_what_pips_settings_say() -> None:
     """A setting of the environment counts more than one of a file, and pip goes on alone where uv would not know one."""
     listed = ":env:.index-url='https://a/simple'\n:env:.no-compile='0'\nglobal.index-url='https://b/simple'\nglobal.timeout='9'\n"
+    listed += "global.constraint='/g.txt'\n"
     listed += "install.extra-index-url='https://c/simple\\nfile:///d/simple'\nglobal.find-links='/e /f'\ndownload.pre='true'\n"
     expected = {"UV_DEFAULT_INDEX": "https://a/simple", "UV_INDEX": "https://c/simple file:///d/simple"}
-    expected |= {"UV_FIND_LINKS": "/e,/f", "UV_COMPILE_BYTECODE": "0", "UV_INDEX_STRATEGY": "unsafe-best-match"}
+    expected |= {
+        "UV_CONSTRAINT": "/g.txt",
+        "UV_FIND_LINKS": "/e,/f",
+        "UV_COMPILE_BYTECODE": "0",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+    }
     uv_variables = load_script("install").uv_variables
     assert uv_variables(listed) == expected
     assert uv_variables("")["UV_COMPILE_BYTECODE"] == "1"
@@ -132,7 +138,7 @@ def test_uv_is_told_what_pips_settings_say() -> None:
 @pytest.mark.parametrize(
     ("uv", "settings", "installers"),
     [
-        ("there", "", ["uv"]),
+        ("there", "global.constraint='g.txt'\n", ["uv"]),
         ("fails", "", ["uv", "pip"]),
         ("missing", "", ["pip"]),
         ("there", "global.pre='true'\n", ["pip"]),
@@ -152,6 +158,7 @@ def test_pip_installs_where_uv_cannot(
     monkeypatch.setattr(script.importlib.util, "find_spec", lambda name: found)
     assert script.main(["-c", "pins.txt", "torch"]) == 0
     assert [command[1] for command in asked if command[-1] == "torch"] == installers
+    assert all(("g.txt" in command) == bool(settings) for command in asked if command[1] == "uv")
     wanted = ["-m", "pip", "install", "-qq", "-c", "pins.txt", "uv"]
     assert (wanted in asked) == (uv == "missing")
 
