@@ -8,10 +8,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$ROOT"
 export OMP_NUM_THREADS=1
 if (($# == 0)); then
-    "$PYTHON" -m pytest --collect-only -qq &>/dev/null & # beside the rest, so that no worker compiles what another one compiles too
     "$PYTHON" -m ruff check .
     "$PYTHON" -m ruff format --check .
     "$PYTHON" -m mypy
-    wait
 fi
 exec "$PYTHON" -m pytest -n "${SYNBOOST_TEST_JOBS:-3}" --dist loadfile --no-loadscope-reorder "$@" # a file has its fixtures once

@@ -170,5 +170,4 @@ def test_test_script_passes_its_arguments_to_pytest(clone: Path) -> None:
     asked = call(clone, "test.sh", "tests/prompts", "-k", "age")[1]
     assert asked[-1] == f"-m pytest {DIST} tests/prompts -k age"
     asked = call(clone, "test.sh")[1]
-    asked.remove("-m pytest --collect-only -qq")  # beside the others
     assert asked[-4:] == ["-m ruff check .", "-m ruff format --check .", "-m mypy", f"-m pytest {DIST}"]
