@@ -118,7 +118,7 @@ def bootstrap_means(
 
 def interval(draws: NDArray[Any]) -> tuple[float, float]:
     """Return the 95 % percentile interval of bootstrap draws."""
-    low, high = np.quantile(draws, [(1 - 0.95) / 2, (1 + 0.95) / 2])
+    low, high = np.quantile(draws, _ENDS)
     return float(low), float(high)
 
 
