@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+from tests.forked import LIBRARIES, LIBRARIES_OF_TESTS, fork_server_folder, forks_as_python
 
 IMAGE_SHAPE = (48, 40)
 """(H, W) of every image in the tiny trees, in display order."""
@@ -21,6 +25,16 @@ FIRST_INFO = (
     "ED: 1\nES: 18\nNbFrame: 18\nSex: {sex}\nAge: {age:.1f}\nImageQuality: {quality}\nLVedv: 94.5\nLVesv: 41.1\n"
     "LVef: {ef}\n"
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the server of forks; when the whole suite is run, the workers of pytest-xdist are such forks themselves."""
+    is_whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    folder = fork_server_folder([*LIBRARIES, *LIBRARIES_OF_TESTS] if is_whole else LIBRARIES)
+    if hasattr(config, "workerinput"):
+        sys.executable = (folder / "real").read_text(encoding="utf-8")
+    elif is_whole and config.pluginmanager.has_plugin("xdist"):
+        config.option.tx = [f"popen//python={shlex.quote(str(folder / 'python'))}"] * len(config.option.tx or ())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -173,6 +187,13 @@ def make_camus(tmp_path: Path) -> Callable[..., Path]:
 def make_first_camus(tmp_path: Path) -> Callable[..., Path]:
     """Return the same for the first release; it takes the arguments of `write_first_camus`."""
     return lambda **options: write_first_camus(tmp_path / "camus_first", **options)
+
+
+@pytest.fixture
+def python_forks() -> Iterator[None]:
+    """Have every Python that a test starts be a fork with torch and MONAI in memory (`forked.forks_as_python`)."""
+    with forks_as_python():
+        yield
 
 
 @pytest.fixture

@@ -1,29 +1,82 @@
 """Run what must be a process of its own, to be killed or to be one of several, without importing torch and MONAI again.
 
-The processes are forks of multiprocessing's fork server, which imports the libraries once and has no threads and nothing of a test.
+The processes are forks of a server (`tests/fork_server.py`), which all workers of a test run share.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import multiprocessing
 import os
+import pickle
 import runpy
+import shlex
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("torch", "torch.distributed", "monai.bundle", "monai.engines", "monai.handlers", "nibabel", "pandas")
-OURS = ("bundle_run", "hospital.batch", "hospital.listen", "inferers.diffusion", "networks", "training", "transforms")
+import pytest
+
+from tests import fork_server
+
+LIBRARIES = (
+    *("torch", "torch.distributed", "monai.bundle", "monai.engines", "monai.handlers", "nibabel", "pandas"),
+    *(f"synboost_monai.{name}" for name in ("bundle_run", "hospital.batch", "hospital.listen", "inferers.diffusion")),
+    *(f"synboost_monai.{name}" for name in ("networks", "training", "transforms")),
+)
+LIBRARIES_OF_TESTS = (
+    "pytest",
+    "diffusers",
+    "gradio",
+    "matplotlib.pyplot",
+    "peft",
+    "scipy.stats",
+    "snakemake.cli",
+    "transformers",
+)
+"""More of them, which only the whole suite needs."""
 PATIENCE_S = 300
 """Longest time of one process."""
+FOLDER = "SYNBOOST_FORK_SERVER"
+"""Environment variable with the server's folder."""
+BEGIN = "import pickle, sys; sys.path[:], work, given = pickle.load(open(sys.argv[1], 'rb')); work(*given)"
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload([*LIBRARIES, *(f"synboost_monai.{name}" for name in OURS)])
+
+def fork_server_folder(libraries: Sequence[str] = LIBRARIES) -> Path:
+    """Return the folder of the server, which is started if no process above this one has done so."""
+    if FOLDER not in os.environ:
+        folder = Path(tempfile.mkdtemp(prefix="forks-"))
+        (folder / "real").write_text(sys.executable, encoding="utf-8")
+        words = [sys.executable, "-IS", fork_server.__file__, str(folder)]
+        (folder / "python").write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
+        (folder / "python").chmod(0o700)
+        command = [sys.executable, fork_server.__file__, "serve", str(folder), *libraries]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        server = subprocess.Popen(command, **pipes, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
+        assert server.stdout is not None and server.stdout.readline() == b"\n", "the fork server does not start"
+        atexit.register(_end, server, folder, os.getpid())
+        os.environ[FOLDER] = str(folder)
+    return Path(os.environ[FOLDER])
+
+
+def _end(server: subprocess.Popen[bytes], folder: Path, process: int) -> None:
+    if os.getpid() == process:
+        server.communicate()
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def forks_as_python() -> Iterator[None]:
+    """Let `sys.executable` be a Python that starts as a fork, for this process and those that it starts, and that these start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(fork_server_folder() / "python"))
+        yield
 
 
 class Forked:
@@ -37,14 +90,21 @@ class Forked:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._files = [tempfile.NamedTemporaryFile(mode="r", encoding="utf-8") for _ in range(2)]  # noqa: SIM115
-        names = [file.name for file in self._files]
-        everything = {**os.environ, **(environment or {})}
-        self._process = _SERVER.Process(target=_begin, args=(names, str(folder), everything, work, arguments))
-        self._process.start()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid or 0
+        self._given = tempfile.NamedTemporaryFile()  # noqa: SIM115
+        self._given.write(pickle.dumps(([os.path.abspath(path) for path in sys.path], work, arguments)))
+        self._given.flush()
+        request = fork_server.parse(["-c", BEGIN, self._given.name])
+        request |= {"folder": os.path.abspath(folder), "executable": sys.executable}
+        request |= {"environment": {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}}
+        streams = [
+            os.open(os.devnull, os.O_RDONLY),
+            *(os.open(file.name, os.O_WRONLY | os.O_APPEND) for file in self._files),
+        ]
+        self._connection = fork_server.ask(fork_server_folder(), request, streams)
+        for stream in streams:
+            os.close(stream)
+        self.pid = fork_server.receive(self._connection)
+        self._code: int | None = None
 
     @property
     def stdout(self) -> str:
@@ -56,15 +116,24 @@ class Forked:
 
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs."""
-        return self._process.exitcode
+        try:
+            return self._end(0)
+        except (BlockingIOError, TimeoutError):
+            return None
 
     def wait(self, seconds: float = PATIENCE_S) -> int:
         """Wait for its end, and return the exit code."""
-        self._process.join(seconds)
-        if self._process.exitcode is None:
+        try:
+            return self._end(seconds)
+        except TimeoutError:
             self.kill()
-            raise subprocess.TimeoutExpired(str(self._process), seconds, self.stdout, self.stderr)
-        return self._process.exitcode
+            raise subprocess.TimeoutExpired(f"process {self.pid}", seconds, self.stdout, self.stderr) from None
+
+    def _end(self, seconds: float) -> int:
+        if self._code is None:
+            self._connection.settimeout(seconds)
+            self._code = fork_server.receive(self._connection)
+        return self._code
 
     def done(self) -> Forked:
         """Wait for its end, which must be a good one, and return the process."""
@@ -72,11 +141,15 @@ class Forked:
         return self
 
     def kill(self) -> None:
-        self._process.kill()
-        self._process.join()
+        self._signal(signal.SIGKILL)
+        self._end(PATIENCE_S)
 
     def terminate(self) -> None:
-        self._process.terminate()
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
 
 def module(name: str, *words: Any) -> tuple[Any, ...]:
@@ -105,19 +178,3 @@ def run_script(path: str, words: Sequence[str]) -> None:
     sys.argv = [path, *words]
     sys.path.insert(0, str(Path(path).parent))  # as `python path` does
     runpy.run_path(path, run_name="__main__")
-
-
-def _begin(
-    names: Sequence[str], folder: str, environment: dict[str, str], work: Callable[..., Any], arguments: Sequence[Any]
-) -> None:
-    for descriptor, name in enumerate(names, start=1):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), descriptor)
-    with contextlib.suppress(AttributeError):
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    tempfile.tempdir = None  # TMPDIR is asked again
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-    work(*arguments)

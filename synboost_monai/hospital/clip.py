@@ -29,17 +29,19 @@ if TYPE_CHECKING:
     from synboost_monai.hospital.model import EchoSegmenter
 
 NUM_VIEW_FRAMES = 4
-"""Number of frames, spread over the clip, on which the model is asked for the view."""
+"""Number of frames, spread over the clip, on which the model compares prompts with either view."""
 REACH = 2
 """Number of frames to either side of a scout's end-diastole and end-systole among which the segmenter itself looks for the extreme."""
 MIN_VIEW_PROBABILITY = 0.95
-"""Smallest mean probability of a view over these frames at which the network's view is taken; below it, real views were often mistaken."""
+"""Smallest mean probability of a view over a clip's frames at which a network's view is taken; below it, real views were often mistaken."""
 MAX_BEATS = 30
 """Largest number of whole beats of a clip that are measured, the first ones: usual clips have 1 to 5."""
 END_DIASTOLE, END_SYSTOLE = PHASES["ED"], PHASES["ES"]
 
 ReadFrames = Callable[[Sequence[int] | None], Iterator["NDArray[np.uint8]"]]
 """Indices of frames (None: all, in their order) -> windows (T', h, w) of these frames."""
+SeenViews = list[dict[str, Any]]
+"""What a network sees in some frames, as `SegmentedFrames.views`; empty if it does not know views."""
 
 
 class PackedMaps:
@@ -163,38 +165,44 @@ def segment_clip(
         first, second = (index + 1 for index in given)
         raise NotUsableError("given_frames", first=first, second=second, frames=facts.num_frames)
     finder = model if keeps_all or model.scout is None else model.scout
-    clip = _first_pass(finder, facts, read, keeps_all)
+    clip, seen = _first_pass(finder, facts, read, keeps_all)
     _choose_beat(clip, given)
+    itself = seen if finder is model else []
     if finder is not model and given is None and clip.beat is not None:
-        _look_closer(clip, model, read)
-    _choose_view(clip, [model] if finder is model else [finder, model], read, view)
+        itself = _look_closer(clip, model, read)
+    _choose_view(clip, [seen, itself], model, read, view)
     _second_pass(clip, model, read)
     return clip
 
 
-def _first_pass(model: EchoSegmenter, facts: ClipFacts, read: ReadFrames, keeps_all: bool) -> SegmentedClip:
+def _first_pass(
+    model: EchoSegmenter, facts: ClipFacts, read: ReadFrames, keeps_all: bool
+) -> tuple[SegmentedClip, SeenViews]:
     """Segment every frame with the prompts that need no attributes; where only areas are wanted, on the network's own grid."""
     maps = PackedMaps()
     areas: list[float] = []
     volumes: list[float] = []
+    seen: SeenViews = []
     for window in read(None):
         found = model.segment(window, facts.spacing_mm, {}, is_first=True, is_small=not keeps_all)
         if keeps_all:
             for index, label_map in enumerate(found.label_maps, start=len(areas)):
                 maps[index] = label_map
         areas.extend(float(a) for a in found.areas)
+        seen.extend(found.views or [])
         if facts.spacing_mm is not None:
             scale = [
                 spacing * n / m for spacing, n, m in zip(facts.spacing_mm, window.shape[1:], found.label_maps.shape[1:])
             ]
             volumes.extend(_volume_ml(label_map, scale) for label_map in found.label_maps)
-    return SegmentedClip(
+    clip = SegmentedClip(
         facts,
         maps,
         np.array(areas, dtype=np.float64),
         volumes_ml=np.array(volumes) if facts.spacing_mm is not None else None,
         first_prompts=model.prompts({}, is_first=True),
     )
+    return clip, seen
 
 
 def _volume_ml(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> float:
@@ -222,8 +230,9 @@ def _choose_beat(clip: SegmentedClip, given: tuple[int, int] | None) -> None:
     clip.beat = candidates[len(candidates) // 2]
 
 
-def _look_closer(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames) -> None:
+def _look_closer(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames) -> SeenViews:
     """Move the beat that a scout found to the extremes of the area that the segmenter itself sees near them, between its neighbours."""
+    seen: SeenViews = []
     assert clip.beat is not None
     last, place = clip.facts.num_frames - 1, clip.beats.index(clip.beat)
     begin = max((beat.end_systole + 1 for beat in clip.beats[:place]), default=0)
@@ -234,6 +243,7 @@ def _look_closer(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames) ->
         around = sorted({min(max(i + step, 0), last) for i in near for step in (-1, 0, 1)})
         frames = np.concatenate(list(read(around)))
         found = model.segment(frames, clip.facts.spacing_mm, {}, is_first=True, is_small=True)
+        seen.extend(found.views or [])
         area = dict(zip(around, found.areas))
         # means of three frames, as in `find_beats`
         means = [sum(area[min(max(i + step, 0), last)] for step in (-1, 0, 1)) for i in near]
@@ -243,15 +253,19 @@ def _look_closer(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames) ->
     end_diastole = clip.beat.end_diastole if is_kept else extreme(clip.beat.end_diastole, 1.0)
     end_systole = extreme(clip.beat.end_systole, -1.0) if clip.beat.is_whole else clip.beat.end_systole
     if end_diastole < end_systole:
-        seen = Beat(end_diastole, end_systole, clip.beat.is_whole)
-        clip.beats = tuple(seen if beat == clip.beat else beat for beat in clip.beats)
-        clip.beat = seen
+        moved = Beat(end_diastole, end_systole, clip.beat.is_whole)
+        clip.beats = tuple(moved if beat == clip.beat else beat for beat in clip.beats)
+        clip.beat = moved
+    return seen
 
 
-def _choose_view(clip: SegmentedClip, models: Sequence[EchoSegmenter], read: ReadFrames, view: str | None) -> None:
-    """Choose the view by the option, the header, a network that sees it, or the prompt that makes the segmenter surer.
+def _choose_view(
+    clip: SegmentedClip, seen: Sequence[SeenViews], model: EchoSegmenter, read: ReadFrames, view: str | None
+) -> None:
+    """Choose the view by the option, the header, the network that saw it, or the prompt that makes the segmenter surer.
 
-    The segmenter is the last of the models; a scout before it is asked first, and the segmenter only where the scout does not know.
+    Args:
+        seen: what the network of the first pass saw, and what the model itself has seen so far.
     """
     if view is not None:
         clip.view, clip.view_source = view, "option"
@@ -259,18 +273,24 @@ def _choose_view(clip: SegmentedClip, models: Sequence[EchoSegmenter], read: Rea
     if clip.facts.view in VIEWS.values():
         clip.view, clip.view_source = clip.facts.view, "tag"
         return
-    indices = sorted({int(i) for i in np.linspace(0, clip.facts.num_frames - 1, NUM_VIEW_FRAMES)})
-    frames = np.concatenate(list(read(indices)))
-    for model in models:
+    clip.view_source, sure = "network", _sure_view(seen)
+    if not sure:
+        indices = sorted({int(i) for i in np.linspace(0, clip.facts.num_frames - 1, NUM_VIEW_FRAMES)})
+        frames = np.concatenate(list(read(indices)))
         found = {name: model.segment(frames, clip.facts.spacing_mm, {"view": name}) for name in VIEWS.values()}
-        source, sure = "model", {name: float(one.expected_dice.mean()) for name, one in found.items()}
-        views = found[next(iter(VIEWS.values()))].views  # which do not depend on the prompts
-        if views is not None:
-            seen = {name: float(np.mean([v["probabilities"][name] for v in views])) for name in VIEWS.values()}
-            if max(seen.values()) >= MIN_VIEW_PROBABILITY:
-                source, sure = "network", seen
-                break
-    clip.view, clip.view_source, clip.view_confidence = max(sure, key=lambda name: sure[name]), source, sure
+        sure = _sure_view([one.views or [] for one in found.values() if not seen[-1]])  # not heard yet
+        if not sure:
+            clip.view_source, sure = "model", {name: float(one.expected_dice.mean()) for name, one in found.items()}
+    clip.view, clip.view_confidence = max(sure, key=lambda name: sure[name]), sure
+
+
+def _sure_view(seen: Sequence[SeenViews]) -> dict[str, float]:
+    """Return the mean probability of each view by the first network that is sure; nothing if none is."""
+    for views in filter(None, seen):
+        mean = {name: float(np.mean([v["probabilities"][name] for v in views])) for name in VIEWS.values()}
+        if max(mean.values()) >= MIN_VIEW_PROBABILITY:
+            return mean
+    return {}
 
 
 def _second_pass(clip: SegmentedClip, model: EchoSegmenter, read: ReadFrames) -> None:

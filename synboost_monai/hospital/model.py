@@ -19,7 +19,9 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from synboost_monai.files import known_sha256
+from synboost_monai.heart.doubt import view_evidence
 from synboost_monai.letterbox import LetterboxGeometry, letterbox_geometry
+from synboost_monai.networks.view_head import split_view
 from synboost_monai.predictor import Pipeline, open_bundle
 from synboost_monai.prompts import prompt_text
 from synboost_monai.structures import LEFT_VENTRICULAR_CAVITY, STRUCTURES
@@ -60,7 +62,7 @@ class SegmentedFrames:
     doubts: list[dict[str, Any]] | None = None
     """For each frame, if asked for: predicted Dice, anatomy, verdict and reasons (see `heart.doubt.DoubtAssessor`)."""
     views: list[dict[str, Any]] | None = None
-    """The network's view of each frame (`heart.doubt.view_evidence`); None if it predicts no views, or on its own grid."""
+    """The network's view of each frame (`heart.doubt.view_evidence`); None if it predicts no views."""
 
 
 class EchoSegmenter(Pipeline):
@@ -150,6 +152,7 @@ class EchoSegmenter(Pipeline):
         areas: list[float] = []
         label_maps: list[NDArray[np.uint8]] = []
         evidence: list[dict[str, Any]] = []
+        views: list[dict[str, Any]] = []
         for start in range(0, len(frames), self.batch_size):
             part = torch.from_numpy(np.ascontiguousarray(frames[start : start + self.batch_size]))
             boxed = letterbox_frames(part, geometry)  # (T, N, N)
@@ -158,6 +161,8 @@ class EchoSegmenter(Pipeline):
                 began = time.perf_counter()
                 logits = self.logits(inputs, input_ids.expand(len(part), -1, -1)).cpu()
                 self.network_seconds += time.perf_counter() - began
+            if self.inferer.with_view:
+                views.extend(view_evidence(of_frame) for of_frame in split_view(logits)[1].double().numpy())
             small = [self._small_map(self._mean(frame), geometry) for frame in self.of_masks(logits)]
             areas.extend(frame_pixels * float((m == LEFT_VENTRICULAR_CAVITY.class_index).mean()) for m in small)
             if is_small:
@@ -180,8 +185,7 @@ class EchoSegmenter(Pipeline):
         if judge:
             spacing = None if spacing_mm is None else tuple(spacing_mm)
             doubts = [self.assessor(m[None], [e], spacing, aspect) for m, e in zip(stacked, evidence)]
-        views = [e["view"] for e in evidence if "view" in e] or None
-        return SegmentedFrames(stacked, np.array(expected, dtype=np.float64), np.array(areas), doubts, views)
+        return SegmentedFrames(stacked, np.array(expected, dtype=np.float64), np.array(areas), doubts, views or None)
 
     def _mean(self, logits: Tensor) -> Tensor:
         """Return logits (S, N, N) of the groups' mean probability, from logits (E * S, N, N)."""

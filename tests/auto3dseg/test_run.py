@@ -192,7 +192,7 @@ def test_plain_auto_runner_takes_the_templates(
 
 
 @pytest.mark.slow
-def test_training_in_a_process_of_its_own(copied_run: Path) -> None:
+def test_training_in_a_process_of_its_own(copied_run: Path, python_forks: None) -> None:
     name = "echocris_0"
     old = (copied_run / name / "model/model.pt").read_bytes()
     trained = next(h for h in import_bundle_algo_history(str(copied_run)) if h[AlgoKeys.ID] == name)

@@ -389,7 +389,7 @@ def test_gradient_of_two_processes_is_that_of_the_whole_batch(launched: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["monai.bundle", "synboost_monai"])
-def test_torchrun_trains(launched: Path, datalist_dir: Path, tmp_path: Path, way: str):
+def test_torchrun_trains(launched: Path, datalist_dir: Path, tmp_path: Path, python_forks: None, way: str):
     """The two commands of multi_gpu_train.yaml run, one by torchrun itself; the numbers are those of `launched`."""
     words = ["synboost_monai", "run", str(BUNDLE), "multi_gpu_train"]
     if way == "monai.bundle":

@@ -25,6 +25,7 @@ from synboost_monai.hospital.phantom_studies import write_phantom_studies
 from synboost_monai.hospital.ray_engine import StudyActor, _check_loopback, _gpus_of_actor, ray_session
 from synboost_monai.hospital.ray_head import HeadLostError, HeadWatch
 from synboost_monai.networks import create_segmenter
+from tests.forked import forks_as_python
 
 TINY = {"preset": "tiny", "image_size": 32, "device": "cpu"}
 needs_ray = pytest.mark.usefixtures("session")
@@ -35,7 +36,7 @@ def session() -> Iterator[None]:
     """Start one Ray on this machine for all tests, which takes seconds."""
     if importlib.util.find_spec("ray") is None:  # not loaded: it reads its settings when it is
         pytest.skip('Ray is not installed: pip install "synboost-monai[ray]"')
-    with ray_session(num_cpus=2):
+    with forks_as_python(), ray_session(num_cpus=2):  # Ray takes `sys.executable` for its actors
         yield
 
 

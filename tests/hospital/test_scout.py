@@ -101,14 +101,19 @@ def test_beat_stays_between_its_neighbours() -> None:
     assert found.beat == short[1]
 
 
-@pytest.mark.parametrize(("probability", "source"), [(0.99, "network"), (0.9, "model")])
-def test_a_scout_that_sees_the_view_spares_the_segmenter_the_question(probability: float, source: str) -> None:
+@pytest.mark.parametrize(
+    ("of_scout", "of_model", "source"), [(0.99, 0.5, "network"), (0.9, 0.99, "network"), (0.9, 0.9, "model")]
+)
+def test_a_view_that_a_network_has_seen_in_passing_is_not_asked_for(
+    of_scout: float, of_model: float, source: str
+) -> None:
     model, scout, frames = models(0)
     model.scout, facts = scout, replace(FACTS, view=None)
-    scout.views = {"apical_two_chamber": probability, "apical_four_chamber": 1 - probability}
+    for network, probability in ((scout, of_scout), (model, of_model)):
+        network.views = {"apical_two_chamber": probability, "apical_four_chamber": 1 - probability}
     found = segmented(model, frames, facts=facts)
     assert found.view_source == source
-    assert (found.view_confidence["apical_two_chamber"] == probability) == (source == "network")
+    assert (found.view_confidence["apical_two_chamber"] == pytest.approx(0.99)) == (source == "network")
     asked = model.num_frames
     segmented(model, frames)
     spared = 2 * asked - model.num_frames  # beside a clip whose header names the view

@@ -45,7 +45,7 @@ def test_a_folder_of_other_things_is_not_written_to(study_path, tiny_bundles, tm
 
 
 def test_a_study_runs_goes_on_after_a_failure_and_repeats_nothing(
-    study_path, tiny_bundles, tmp_path, capfd, monkeypatch
+    study_path, tiny_bundles, tmp_path, capfd, monkeypatch, request
 ):
     incoming = tmp_path / "incoming"  # somebody else's folder: nothing in it is run or read
     (incoming / "profiles" / "default").mkdir(parents=True)
@@ -66,7 +66,9 @@ def test_a_study_runs_goes_on_after_a_failure_and_repeats_nothing(
     assert (output / ".snakemake" / "cache").is_dir()
     assert "Traceback" not in err
     assert not (output / "report.html").exists()
+    assert not list(tmp_path.rglob("ran"))
 
+    request.getfixturevalue("python_forks")
     report_path = run_study(study_path, output=output)
     assert report_path == output / "report.html" and report_path.is_file()
     err = capfd.readouterr().err
