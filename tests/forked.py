@@ -10,6 +10,7 @@ import contextlib
 import os
 import pickle
 import runpy
+import select
 import shlex
 import shutil
 import signal
@@ -17,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,11 @@ PATIENCE_S = 300
 """Longest time of one process."""
 FOLDER = "SYNBOOST_FORK_SERVER"
 """Environment variable with the server's folder."""
-BEGIN = "import pickle, sys; sys.path[:], work, given = pickle.load(open(sys.argv[1], 'rb')); work(*given)"
+BEGIN = """import pickle, sys
+with open(sys.argv[1], "rb") as file:
+    sys.path[:] = pickle.load(file)
+    work, given = pickle.load(file)
+work(*given)"""
 
 
 def fork_server_folder(libraries: Sequence[str] = LIBRARIES) -> Path:
@@ -91,7 +97,8 @@ class Forked:
     ) -> None:
         self._files = [tempfile.NamedTemporaryFile(mode="r", encoding="utf-8") for _ in range(2)]  # noqa: SIM115
         self._given = tempfile.NamedTemporaryFile()  # noqa: SIM115
-        self._given.write(pickle.dumps(([os.path.abspath(path) for path in sys.path], work, arguments)))
+        for given in ([os.path.abspath(path) for path in sys.path], (work, arguments)):
+            pickle.dump(given, self._given)
         self._given.flush()
         request = fork_server.parse(["-c", BEGIN, self._given.name])
         request |= {"folder": os.path.abspath(folder), "executable": sys.executable}
@@ -105,6 +112,7 @@ class Forked:
             os.close(stream)
         self.pid = fork_server.receive(self._connection)
         self._code: int | None = None
+        self._lock = threading.Lock()
 
     @property
     def stdout(self) -> str:
@@ -117,22 +125,25 @@ class Forked:
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs."""
         try:
-            return self._end(0)
-        except (BlockingIOError, TimeoutError):
+            return self._code_within(0)
+        except TimeoutError:
             return None
 
     def wait(self, seconds: float = PATIENCE_S) -> int:
         """Wait for its end, and return the exit code."""
         try:
-            return self._end(seconds)
+            return self._code_within(seconds)
         except TimeoutError:
             self.kill()
             raise subprocess.TimeoutExpired(f"process {self.pid}", seconds, self.stdout, self.stderr) from None
 
-    def _end(self, seconds: float) -> int:
+    def _code_within(self, seconds: float) -> int:
         if self._code is None:
-            self._connection.settimeout(seconds)
-            self._code = fork_server.receive(self._connection)
+            if not select.select([self._connection], [], [], seconds)[0]:
+                raise TimeoutError
+            with self._lock:
+                if self._code is None:  # no other thread has read it meanwhile
+                    self._code = fork_server.receive(self._connection)
         return self._code
 
     def done(self) -> Forked:
@@ -142,7 +153,7 @@ class Forked:
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
-        self._end(PATIENCE_S)
+        self._code_within(PATIENCE_S)
 
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)

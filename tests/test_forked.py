@@ -60,10 +60,14 @@ def test_a_signal_reaches_the_fork(number: int) -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_a_forked_process_is_told_of_and_killed() -> None:
+def show(word: str) -> None:
+    print(word)
+
+
+def test_a_forked_process_is_told_of_and_killed(tmp_path: Path) -> None:
     sleeping = Forked(time.sleep, 60)
     assert sleeping.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
         sleeping.wait(0.1)
     assert sleeping.poll() == -signal.SIGKILL
-    assert Forked(print, "x").done().stdout == "x\n"
+    assert Forked(show, "x", folder=tmp_path).done().stdout == "x\n"
