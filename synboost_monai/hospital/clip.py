@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from synboost_monai.hospital.model import EchoSegmenter
 
 NUM_VIEW_FRAMES = 4
-"""Number of frames, spread over the clip, on which the model compares prompts with either view."""
+"""Number of frames, spread over the clip, that tell the view."""
 REACH = 2
 """Number of frames to either side of a scout's end-diastole and end-systole among which the segmenter itself looks for the extreme."""
 MIN_VIEW_PROBABILITY = 0.95
-"""Smallest mean probability of a view over a clip's frames at which a network's view is taken; below it, real views were often mistaken."""
+"""Smallest mean probability of a view over some frames at which a network's view is taken; below it, real views were often mistaken."""
 MAX_BEATS = 30
 """Largest number of whole beats of a clip that are measured, the first ones: usual clips have 1 to 5."""
 END_DIASTOLE, END_SYSTOLE = PHASES["ED"], PHASES["ES"]
@@ -166,6 +166,7 @@ def segment_clip(
         raise NotUsableError("given_frames", first=first, second=second, frames=facts.num_frames)
     finder = model if keeps_all or model.scout is None else model.scout
     clip, seen = _first_pass(finder, facts, read, keeps_all)
+    seen = [seen[i] for i in _view_frames(facts)] if seen else []
     _choose_beat(clip, given)
     itself = seen if finder is model else []
     if finder is not model and given is None and clip.beat is not None:
@@ -275,13 +276,17 @@ def _choose_view(
         return
     clip.view_source, sure = "network", _sure_view(seen)
     if not sure:
-        indices = sorted({int(i) for i in np.linspace(0, clip.facts.num_frames - 1, NUM_VIEW_FRAMES)})
-        frames = np.concatenate(list(read(indices)))
+        frames = np.concatenate(list(read(_view_frames(clip.facts))))
         found = {name: model.segment(frames, clip.facts.spacing_mm, {"view": name}) for name in VIEWS.values()}
         sure = _sure_view([one.views or [] for one in found.values() if not seen[-1]])  # not heard yet
         if not sure:
             clip.view_source, sure = "model", {name: float(one.expected_dice.mean()) for name, one in found.items()}
     clip.view, clip.view_confidence = max(sure, key=lambda name: sure[name]), sure
+
+
+def _view_frames(facts: ClipFacts) -> list[int]:
+    """Return the indices of the frames that tell the view."""
+    return sorted({int(i) for i in np.linspace(0, facts.num_frames - 1, NUM_VIEW_FRAMES)})
 
 
 def _sure_view(seen: Sequence[SeenViews]) -> dict[str, float]:
