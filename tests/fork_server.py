@@ -52,7 +52,8 @@ def client(folder: Path, words: Sequence[str]) -> None:
         signal.signal(number, lambda number, _: os.kill(pid, number))
     status = receive(connection)
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        with contextlib.suppress(OSError):  # SIGKILL has no other way
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
 
@@ -65,12 +66,10 @@ def parse(words: Sequence[str]) -> dict[str, Any] | None:
             return {"way": word, "what": words[position + 1], "words": words[position + 2 :], "is_safe": is_safe}
         if word == "-P":
             is_safe = True
+        elif not word.startswith("-"):
+            return {"way": "", "what": word, "words": words[position + 1 :], "is_safe": is_safe}
         elif word != "-u":
-            return (
-                None
-                if word[0] == "-"
-                else {"way": "", "what": word, "words": words[position + 1 :], "is_safe": is_safe}
-            )
+            break
     return None
 
 
