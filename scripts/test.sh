@@ -7,9 +7,19 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 cd "$ROOT"
 export OMP_NUM_THREADS=1
+types=""
 if (($# == 0)); then
     "$PYTHON" -m ruff check .
     "$PYTHON" -m ruff format --check .
-    "$PYTHON" -m mypy
+    types="$(mktemp)" # mypy runs beside the tests, which wait for each other now and then
+    "$PYTHON" -m mypy >"$types" 2>&1 &
+    mypy=$!
+    trap 'kill "$mypy" 2>/dev/null || true; rm -f "$types"' EXIT
 fi
-exec "$PYTHON" -m pytest -n "${SYNBOOST_TEST_JOBS:-3}" --dist loadfile --no-loadscope-reorder "$@" # a file has its fixtures once
+status=0
+"$PYTHON" -m pytest -n "${SYNBOOST_TEST_JOBS:-3}" --dist loadfile --no-loadscope-reorder "$@" || status=$? # a file has its fixtures once
+if [[ -n "$types" ]]; then
+    wait "$mypy" || status=1
+    cat "$types"
+fi
+exit "$status"

@@ -19,6 +19,7 @@ case "$*" in
     *version_info*) exit "${STUB_TOO_OLD:-0}" ;;
     "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
     *"install.py "*-e*) echo "$*" >>"$STUB_LOG"; exit "${STUB_PIP_FAILS:-0}" ;;
+    "-m ${STUB_FAILS:-nothing}"*) echo "$* fails"; exit 3 ;;
 esac
 echo "$*" >>"$STUB_LOG"
 """
@@ -169,5 +170,13 @@ DIST = "-n 3 --dist loadfile --no-loadscope-reorder"
 def test_test_script_passes_its_arguments_to_pytest(clone: Path) -> None:
     asked = call(clone, "test.sh", "tests/prompts", "-k", "age")[1]
     assert asked[-1] == f"-m pytest {DIST} tests/prompts -k age"
-    asked = call(clone, "test.sh")[1]
-    assert asked[-4:] == ["-m ruff check .", "-m ruff format --check .", "-m mypy", f"-m pytest {DIST}"]
+    done, asked = call(clone, "test.sh")
+    assert done.returncode == 0 and asked[-4:-2] == ["-m ruff check .", "-m ruff format --check ."]
+    assert set(asked[-2:]) == {"-m mypy", f"-m pytest {DIST}"}
+
+
+@pytest.mark.parametrize("module", ["ruff", "mypy", "pytest"])
+def test_whatever_fails_fails_the_test_script_and_is_shown(clone: Path, module: str) -> None:
+    call(clone, "environment.sh")
+    done, _ = call(clone, "test.sh", STUB_FAILS=module)
+    assert done.returncode != 0 and f"-m {module}" in done.stdout
