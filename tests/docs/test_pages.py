@@ -179,6 +179,12 @@ def test_tables_hold_the_numbers_that_the_scripts_wrote() -> None:
         own = [cells[2:] for cells in shown if cells[0].lower() == data]
         assert own == [sampler_cells(row) for row in numbers_of(f"samplers_{data}.json")["rows"]]
 
+    rows = numbers_of("robustness.json")["rows"]
+    for damage, *cells in table_rows("explanation/results.md", "| | ImageNet weights, 20 patients |"):
+        assert [cell.split()[0] for cell in cells] == [f"{r['dice']:.1f}" for r in rows if r["damage"] == damage]
+        costs = [f"({r['change']:+.1f} [{r['low']:+.1f}, {r['high']:+.1f}])" for r in rows if r["damage"] == damage]
+        assert all(cost in cell for cost, cell in zip(costs, cells)) or damage == "as it is"
+
 
 def sampler_cells(row: dict[str, Any]) -> list[str]:
     """Return the cells of a row of scripts/compare_samplers.py as results.md shows them."""
