@@ -92,7 +92,7 @@ def picture_cell(
     if jpeg:  # full colour resolution: thin outlines stay sharp
         Image.fromarray(picture).save(buffer, format="JPEG", quality=88, subsampling=0, optimize=True)
     else:
-        Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+        Image.fromarray(picture).save(buffer, format="PNG")
     note = " (label map not kept)" if is_missing else ""
     height, width = picture.shape[:2]
     source = picture_source(buffer.getvalue())
