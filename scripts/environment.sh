@@ -39,15 +39,6 @@ missing_extras() {
     echo "$missing"
 }
 
-# Runs an installation of this folder: one at a time, since each writes synboost_monai.egg-info.
-alone() {
-    if command -v flock >/dev/null; then
-        flock "$ROOT/setup.cfg" "$@"
-    else
-        "$@"
-    fi
-}
-
 make_environment() {
     local base installed
     base="$(find_python)"
@@ -69,7 +60,7 @@ make_environment() {
     # torch first and by itself, so that pip's own settings decide which build of it comes.
     "$PYTHON" "$ROOT/scripts/install.py" -c "$ROOT/constraints.txt" torch
     echo "Installing the rest (2 of 2) ..." >&2
-    alone "$PYTHON" "$ROOT/scripts/install.py" -c "$ROOT/constraints.txt" -e "$ROOT[$EXTRAS]"
+    "$PYTHON" "$ROOT/scripts/install.py" -c "$ROOT/constraints.txt" -e "$ROOT[$EXTRAS]"
     printf '%s\n%s\n' "$(fingerprint)" "$EXTRAS" >"$VENV/.stamp.new"
     mv "$VENV/.stamp.new" "$VENV/.stamp"
     rm -f "$VENV/.installing"

@@ -48,15 +48,6 @@ install() {
     "$PYTHON" "$ROOT/scripts/install.py" "$@"
 }
 
-# Runs an installation of this folder: one at a time, since each writes synboost_monai.egg-info.
-alone() {
-    if command -v flock >/dev/null; then
-        flock "$ROOT/setup.cfg" "$@"
-    else
-        "$@"
-    fi
-}
-
 # The guard of `synboost label` stands in for what a newer MONAI Label may mend; as soon as an index has one, the release is raised.
 tell_of_newer_release() {
     local newest
@@ -105,7 +96,7 @@ make_environment() {
     echo "Installing SynBoost and MONAI Label (3 of 3) ..." >&2
     # Without their own requirements: torchvision, SAM 2 and others that bundles do not use, and a jsonschema too old for the rest.
     # By pip: uv does not find the data in MONAI Label's wheel, whose folder of them is not named as the wheel.
-    alone "$PYTHON" -m pip install -qq --no-deps "monailabel==$RELEASE" "pydicom-seg==0.4.1" -e "$ROOT"
+    "$PYTHON" -m pip install -qq --no-deps "monailabel==$RELEASE" "pydicom-seg==0.4.1" -e "$ROOT"
     "$PYTHON" -c 'from synboost_monai.serving.label.versions import check_versions; check_versions()'
     tell_of_newer_release
     fingerprint >"$VENV/.stamp.new"

@@ -7,19 +7,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 cd "$ROOT"
 export OMP_NUM_THREADS=1
-types=""
 if (($# == 0)); then
     "$PYTHON" -m ruff check .
     "$PYTHON" -m ruff format --check .
-    types="$(mktemp)" # mypy runs beside the tests, which wait for each other now and then
-    "$PYTHON" -m mypy >"$types" 2>&1 &
-    mypy=$!
-    trap 'kill "$mypy" 2>/dev/null || true; rm -f "$types"' EXIT
+    "$PYTHON" -m mypy
 fi
-status=0
-"$PYTHON" -m pytest -n "${SYNBOOST_TEST_JOBS:-3}" --dist loadfile --no-loadscope-reorder "$@" || status=$? # a file has its fixtures once
-if [[ -n "$types" ]]; then
-    wait "$mypy" || status=1
-    cat "$types"
-fi
-exit "$status"
+exec "$PYTHON" -m pytest -n "${SYNBOOST_TEST_JOBS:-3}" --dist loadfile --no-loadscope-reorder "$@" # a file has its fixtures once
