@@ -30,6 +30,7 @@ from synboost_monai.evaluation.statistics import bootstrap_means, interval, pati
 from synboost_monai.files import atomic_write_text, image_stem, read_plane
 from synboost_monai.predictor import Segmenter
 from synboost_monai.prompts import IMAGE_ATTRIBUTES
+from synboost_monai.transforms.label_map_array import sector_mask
 
 LEVELS_OF_DB = 255 / 60
 """Grey levels of a decibel, on a display of 60 dB."""
@@ -42,25 +43,25 @@ class Scan:
     Args:
         grey: (H, W), 0..255, black outside its sector.
         spacing_mm: (row, column).
+    Raises:
+        ValueError: if no sector is found.
     """
 
     def __init__(self, grey: NDArray[np.uint8], spacing_mm: Sequence[float]) -> None:
         self.grey = grey.astype(np.float64)
         self.spacing_mm = spacing_mm
-        rows, columns = np.nonzero(grey)
-        if not len(rows):
-            raise ValueError("compare_robustness.py: expected an image with a sector, got a black one")
+        self.inside = sector_mask(grey)
+        """(H, W), True in the sector, its dark cavities too."""
+        rows, columns = np.nonzero(self.inside)
         top = rows.min()
         y = (np.arange(grey.shape[0]) - top)[:, None] * spacing_mm[0]
         x = (np.arange(grey.shape[1]) - columns[rows == top].mean())[None] * spacing_mm[1]
         far = np.hypot(y, x)
-        self.depth = far / far[rows, columns].max()
+        self.depth = far / far[self.inside].max()
         """(H, W), 0 at the probe, 1 at the far end."""
         angle = np.arctan2(x, np.maximum(y, 1e-9))
-        far_from_probe = (grey > 0) & (self.depth > 0.2)  # near it, angles are coarse
-        self.side = angle / np.abs(angle[far_from_probe]).max()
+        self.side = angle / np.abs(angle[self.inside & (self.depth > 0.2)]).max()  # near the probe, angles are coarse
         """(H, W), angle from the axis: -1 at the left edge, 1 at the right."""
-        self.inside = ((np.abs(self.side) <= 1) & (self.depth <= 1) & (y >= 0)) | (grey > 0)
 
     def with_grey(self, grey: NDArray[np.float64]) -> NDArray[np.uint8]:
         """Return grey levels as an image of this sector."""

@@ -3,15 +3,16 @@
     python tests/fork_server.py serve FOLDER LIBRARY ...    listens at FOLDER/socket until its standard input ends
     python tests/fork_server.py FOLDER ARGUMENT ...         does what `python ARGUMENT ...` does, as a fork
 
-FOLDER/python, which `tests/forked.py` writes, is the second line: to `subprocess`, Snakemake, torchrun and xdist a Python as any other. The
-fork has its folder, environment and standard streams. A command line that a fork cannot obey, as with other options than -c, -m, -P and
--u, goes to the real Python, whose path FOLDER/real holds.
+`tests/forked.py` writes FOLDER/python, which runs the second command: `subprocess`, Snakemake, torchrun and xdist start it as any other
+Python. The fork has its folder, environment and standard streams. A command line that a fork cannot obey, as with other options than -c,
+-m, -P and -u, goes to the real Python, whose path FOLDER/real holds.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -124,16 +125,9 @@ def serve(folder: Path, libraries: Sequence[str]) -> dict[str, Any] | None:
                 request, streams = read_request(connection)
                 pid = os.fork()
                 if pid == 0:
-                    signal.set_wakeup_fd(-1)
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    signal.signal(signal.SIGINT, signal.default_int_handler)
-                    selector.close()
-                    for other in (listener, connection, *forks.values()):
-                        other.close()
-                    for descriptor, stream in enumerate(streams):
-                        os.dup2(stream, descriptor)
-                    for descriptor in (woken, wakes, *streams):
-                        os.close(descriptor)
+                    for own in (selector, listener, connection, *forks.values()):
+                        own.close()
+                    leave_the_server(streams, (woken, wakes))
                     return request
                 for stream in streams:
                     os.close(stream)
@@ -152,9 +146,18 @@ def serve(folder: Path, libraries: Sequence[str]) -> dict[str, Any] | None:
                 os.kill(key.data, signal.SIGKILL)
 
 
-def load(libraries: Sequence[str]) -> None:
-    import gc
+def leave_the_server(streams: Sequence[int], pipe: Sequence[int]) -> None:
+    """Take the standard streams of the request, and handle signals as a new Python does; `pipe` is the server's."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for descriptor, stream in enumerate(streams):
+        os.dup2(stream, descriptor)
+    for descriptor in (*pipe, *streams):
+        os.close(descriptor)
 
+
+def load(libraries: Sequence[str]) -> None:
     for name in libraries:
         with contextlib.suppress(ImportError):
             __import__(name)

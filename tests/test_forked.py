@@ -53,7 +53,8 @@ def test_a_signal_reaches_the_fork(number: int) -> None:
     assert process.stdout is not None
     pid = int(process.stdout.readline())
     process.send_signal(number)
-    assert process.wait(10) in (-number, 1)
+    # a Python that has loaded MONAI ends with 1 at Ctrl-C
+    assert process.wait(10) in ((-number, 1) if number == signal.SIGINT else (-number,))
     end = time.monotonic() + 10
     while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
         time.sleep(0.01)

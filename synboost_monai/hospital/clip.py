@@ -278,7 +278,8 @@ def _choose_view(
     if not sure:
         frames = np.concatenate(list(read(_view_frames(clip.facts))))
         found = {name: model.segment(frames, clip.facts.spacing_mm, {"view": name}) for name in VIEWS.values()}
-        sure = _sure_view([one.views or [] for one in found.values() if not seen[-1]])  # not heard yet
+        if not seen[-1]:  # the model itself has not seen this clip before
+            sure = _sure_view([one.views or [] for one in found.values()])
         if not sure:
             clip.view_source, sure = "model", {name: float(one.expected_dice.mean()) for name, one in found.items()}
     clip.view, clip.view_confidence = max(sure, key=lambda name: sure[name]), sure

@@ -161,12 +161,12 @@ class EchoSegmenter(Pipeline):
                 began = time.perf_counter()
                 logits = self.logits(inputs, input_ids.expand(len(part), -1, -1)).cpu()
                 self.network_seconds += time.perf_counter() - began
-            if self.inferer.with_view:
-                views.extend(view_evidence(of_frame) for of_frame in split_view(logits)[1].double().numpy())
             small = [self._small_map(self._mean(frame), geometry) for frame in self.of_masks(logits)]
             areas.extend(frame_pixels * float((m == LEFT_VENTRICULAR_CAVITY.class_index).mean()) for m in small)
             if is_small:
                 label_maps.extend(small)
+                if self.inferer.with_view:
+                    views.extend(view_evidence(of_frame) for of_frame in split_view(logits)[1].double().numpy())
                 continue
             item: dict[Hashable, Any] = {
                 "pred": logits,
@@ -177,6 +177,7 @@ class EchoSegmenter(Pipeline):
             native = display_order(restored["pred"]).numpy()
             label_maps.extend(native if native.ndim == 3 else native[None])
             evidence.extend(restored[EVIDENCE_KEY])
+            views.extend(e["view"] for e in restored[EVIDENCE_KEY] if "view" in e)
         stacked = np.stack(label_maps)
         expected = [[e["structures"][s.name]["expected_dice"] for s in STRUCTURES] for e in evidence] or [
             [np.nan] * len(STRUCTURES)
