@@ -27,6 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+MAX_REQUEST = 2**24
+"""Longest request, in bytes."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -122,7 +124,11 @@ def serve(folder: Path, libraries: Sequence[str]) -> dict[str, Any] | None:
                     load(libraries)
                     is_ready = True
                 connection = listener.accept()[0]
-                request, streams = read_request(connection)
+                try:
+                    request, streams = read_request(connection)
+                except (OSError, ValueError, struct.error):  # who asked has ended before it had said all
+                    connection.close()
+                    continue
                 pid = os.fork()
                 if pid == 0:
                     for own in (selector, listener, connection, *forks.values()):
@@ -142,7 +148,7 @@ def serve(folder: Path, libraries: Sequence[str]) -> dict[str, Any] | None:
                         tell(connection, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
                         selector.unregister(connection)
                         connection.close()
-            elif key.data in forks and not key.fileobj.recv(1):  # type: ignore[union-attr]
+            elif key.data in forks and is_gone(key.fileobj):  # type: ignore[arg-type]
                 os.kill(key.data, signal.SIGKILL)
 
 
@@ -165,8 +171,19 @@ def load(libraries: Sequence[str]) -> None:
 
 
 def read_request(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    length, streams, _, _ = socket.recv_fds(connection, 8, 3)
-    return json.loads(connection.recv(struct.unpack("!q", length)[0], socket.MSG_WAITALL)), list(streams)
+    header, streams, _, _ = socket.recv_fds(connection, 8, 3)
+    length = struct.unpack("!q", header)[0]
+    if not 0 < length <= MAX_REQUEST:
+        raise ValueError(f"a request of {length} bytes")
+    return json.loads(connection.recv(length, socket.MSG_WAITALL)), list(streams)
+
+
+def is_gone(client: socket.socket) -> bool:
+    """Tell whether a client, which sends nothing more after its request, has closed its connection, with or without having read it."""
+    try:
+        return not client.recv(1)
+    except ConnectionError:  # it has left the process id unread
+        return True
 
 
 def tell(connection: socket.socket, number: int) -> None:

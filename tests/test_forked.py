@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import fork_server
 from tests.forked import Forked, fork_server_folder
 
 SHOW = "import os, sys; print(sys.argv[1:], os.getcwd(), os.environ['WORD'], sys.stdin.read()); print('told', file=sys.stderr)"
@@ -55,10 +57,38 @@ def test_a_signal_reaches_the_fork(number: int) -> None:
     process.send_signal(number)
     # a Python that has loaded MONAI ends with 1 at Ctrl-C
     assert process.wait(10) in ((-number, 1) if number == signal.SIGINT else (-number,))
+    wait_for_the_end(pid)
+
+
+@pytest.mark.parametrize("said", [b"", b"12345678", b"\0" * 7 + b"\x09"])
+def test_a_client_that_ends_while_it_asks_ends_no_other(said: bytes) -> None:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(fork_server_folder() / "socket"))
+    connection.sendall(said)
+    connection.close()
+    assert Forked(show, "x").done().stdout == "x\n"
+
+
+def test_a_fork_whose_client_ends_before_it_knows_of_it_is_killed() -> None:
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    request = fork_server.parse(["-c", code])
+    assert request is not None
+    request |= {"folder": os.getcwd(), "environment": dict(os.environ), "executable": sys.executable}
+    reading, writing = os.pipe()
+    connection = fork_server.ask(fork_server_folder(), request, [0, writing, 2])
+    with open(reading) as said:
+        pid = int(said.readline())
+    os.close(writing)
+    connection.close()  # the answer, which is on its way or here, is not read
+    wait_for_the_end(pid)
+    assert Forked(show, "x").done().stdout == "x\n"
+
+
+def wait_for_the_end(pid: int) -> None:
     end = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < end
         time.sleep(0.01)
-    assert not Path(f"/proc/{pid}").exists()
 
 
 def show(word: str) -> None:
