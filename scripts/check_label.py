@@ -152,11 +152,14 @@ def check(work_dir: Path, log_path: Path, num_epochs: int, image_size: int) -> i
         submit_labels(url, data_dir, images_dir)
         for bundle in BUNDLES:
             weights = work_dir / "app/model" / bundle / "models/model.pt"
-            check_training(table, url, bundle, weights)
+            with trained(table, url, bundle, weights):
+                if bundle == BUNDLES[0]:
+                    check_what_slicer_asks(table, url, images_dir)
+                else:
+                    ask_for_training(url, bundle)
             after = segment(bundle, images_dir, work_dir, weights, settings, "", "_after")
             for kind in KINDS:
                 check_image(table, url, bundle, "", kind, images_dir, after, "after /train/: ")
-        check_what_slicer_asks(table, url, images_dir)
         started = start_training(url, work_dir / "app")
     left = [process for process in started if process.is_running() and process.status() != "zombie"]
     table.add("processes of an ended server", bool(started) and not left, f"{len(left)} of {len(started)} left")
@@ -723,18 +726,14 @@ def submit_labels(url: str, data_dir: Path, images_dir: Path) -> None:
         ).raise_for_status()
 
 
-def check_training(table: Table, url: str, bundle: str, weights: Path) -> None:
-    """Check that one epoch on the corrected labels writes new weights."""
-    import requests
-
+@contextmanager
+def trained(table: Table, url: str, bundle: str, weights: Path) -> Iterator[None]:
+    """Check that one epoch on the corrected labels, which the block asks for, writes new weights."""
     from synboost_monai.files import sha256_of
 
     before = sha256_of(weights)
-    request = {"max_epochs": 1, "val_split": 0.25, "multi_gpu": False, "tracking": "None"}
     start = time.monotonic()
-    requests.post(
-        f"{url}/train/{bundle}", params={"run_sync": "false", "enqueue": "false"}, json=request, timeout=600
-    ).raise_for_status()
+    yield
     status = wait_for_training(url)
     is_right = status.get("status") == "DONE" and sha256_of(weights) != before
     table.add(
@@ -744,6 +743,15 @@ def check_training(table: Table, url: str, bundle: str, weights: Path) -> None:
     )
     if not is_right:
         print("\n".join(status.get("details", [])))
+
+
+def ask_for_training(url: str, bundle: str) -> None:
+    import requests
+
+    request = {"max_epochs": 1, "val_split": 0.25, "multi_gpu": False, "tracking": "None"}
+    requests.post(
+        f"{url}/train/{bundle}", params={"run_sync": "false", "enqueue": "false"}, json=request, timeout=600
+    ).raise_for_status()
 
 
 if __name__ == "__main__":
