@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -381,17 +382,18 @@ def _pairs(frame: pd.DataFrame, measure: str, method: str, comparison: tuple[str
 
 def _agreements(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the `agreement` of every comparison, measure, method and group of image quality that has a pair."""
+    kinds = dict(iter(frame.groupby(["measure", "method"])))
     found = []
-    for comparison in COMPARISONS:
-        for measure in MEASURES:
-            for method in METHODS:
-                part = _pairs(frame, measure, method, comparison)
-                for quality in (ALL_QUALITIES, *IMAGE_QUALITIES):
-                    group = part if quality == ALL_QUALITIES else part[part["image_quality"] == quality]
-                    if len(group):
-                        key = {"first": comparison[0], "second": comparison[1], "measure": measure, "method": method}
-                        numbers = agreement(group[comparison[0]], group[comparison[1]])
-                        found.append({**key, "unit": MEASURES[measure][1], "image_quality": quality, **numbers})
+    for comparison, measure, method in product(COMPARISONS, MEASURES, METHODS):
+        if (measure, method) not in kinds:
+            continue
+        part = kinds[measure, method].dropna(subset=list(comparison))
+        for quality in (ALL_QUALITIES, *IMAGE_QUALITIES):
+            group = part if quality == ALL_QUALITIES else part[part["image_quality"] == quality]
+            if len(group):
+                key = {"first": comparison[0], "second": comparison[1], "measure": measure, "method": method}
+                numbers = agreement(group[comparison[0]], group[comparison[1]])
+                found.append({**key, "unit": MEASURES[measure][1], "image_quality": quality, **numbers})
     return found
 
 

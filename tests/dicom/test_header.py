@@ -70,7 +70,7 @@ def body(vr: bool = True, order: str = "<", extra: bytes = b"", pixels: bool = T
 
 
 def deflated(content: bytes) -> bytes:
-    packer = zlib.compressobj(9, wbits=-15)
+    packer = zlib.compressobj(1, wbits=-15)
     return packer.compress(content) + packer.flush()
 
 
