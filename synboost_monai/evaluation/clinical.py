@@ -110,7 +110,8 @@ class ClinicalResult:
 
     def pairs(self, measure: str, method: str) -> pd.DataFrame:
         """Return the rows of a measure and method in which the prediction and the expert have a value."""
-        return _pairs(self.frame, measure, method, COMPARISONS[0])
+        is_asked = (self.frame["measure"] == measure) & (self.frame["method"] == method)
+        return self.frame[is_asked].dropna(subset=list(COMPARISONS[0]))
 
 
 def clinical_measures(
@@ -372,12 +373,6 @@ def _read(path: str | os.PathLike[str]) -> tuple[NDArray[Any], tuple[float, floa
 
 
 # ---- agreement
-
-
-def _pairs(frame: pd.DataFrame, measure: str, method: str, comparison: tuple[str, str]) -> pd.DataFrame:
-    """Return the rows of a measure and method that have both sides of a comparison."""
-    part = frame[(frame["measure"] == measure) & (frame["method"] == method)]
-    return part[part[list(comparison)].notna().all(axis=1)]
 
 
 def _agreements(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -138,17 +138,14 @@ def test_report_names_times_problems_prompts_and_settings_and_escapes_them(small
     assert "they say nothing about hearts" in page
 
 
-def test_a_study_on_real_data_is_not_called_a_phantom(run_dir):
-    path = run_dir / "study.yaml"
-    path.write_text(path.read_text().replace("dataset: null", f"dataset: {run_dir / 'phantom'}"))
-    page = write_report(run_dir).read_text(encoding="utf-8")
-    assert "say nothing about hearts" not in page and "testing section of phantom: 2 images" in page
-
-
-def test_report_of_an_unfinished_run_says_what_is_missing(run_dir, tmp_path):
+def test_an_unfinished_run_on_real_data_says_what_is_missing_and_names_no_phantom(run_dir, tmp_path):
+    study = run_dir / "study.yaml"
+    study.write_text(study.read_text().replace("dataset: null", f"dataset: {run_dir / 'phantom'}"))
     summaries = sorted(run_dir.glob("segmenters/**/summary.json"))
     summaries[0].unlink()
-    assert "6 segmenters, 5 of them evaluated so far" in write_report(run_dir).read_text(encoding="utf-8")
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    assert "6 segmenters, 5 of them evaluated so far" in page
+    assert "say nothing about hearts" not in page and "testing section of phantom: 2 images" in page
     for summary in summaries[1:]:
         summary.unlink()
     with pytest.raises(ValueError, match="holds no evaluation yet"):
