@@ -115,9 +115,10 @@ def _border_distances(pred: torch.Tensor, truth: torch.Tensor, spacing: Sequence
     The values equal those of `compute_hausdorff_distance` and `compute_average_surface_distance`, but the borders are searched once
     instead of three times, and the masks, which lie in a box already, are not cropped again.
     """
-    from monai.metrics.utils import get_mask_edges, get_surface_distance
+    from monai.metrics.utils import get_surface_distance
+    from scipy.ndimage import binary_erosion
 
-    first, second = get_mask_edges(pred, truth, crop=False)
+    first, second = (mask ^ torch.from_numpy(binary_erosion(mask.numpy())) for mask in (pred, truth))
     distances = [get_surface_distance(a, b, spacing=list(spacing)) for a, b in ((first, second), (second, first))]
     return {
         "hd_mm": max(d.max().item() for d in distances),
