@@ -16,8 +16,6 @@ from synboost_monai.hospital.study import StudyOptions
 from synboost_monai.processes import hold_folder
 from tests.hospital.launch_batch import EllipseModel
 
-OPTIONS = StudyOptions()
-
 
 def make_node(
     out_dir: Path,
@@ -25,15 +23,17 @@ def make_node(
     *,
     first_delay: float = 0.1,
     say: Callable[[str], None] | None = None,
+    report: str = "none",
     **options: Any,
 ) -> Node:
     """Make a node on a free port, to be used with its engine's `with`."""
+    of_studies = StudyOptions(report=report)
     server = {"port": 0, "timeout": 5, "min_free_mb": 1, **options.pop("server", {})}
     stop = threading.Event()
     wanted = ListenOptions(destination=destination, **{"quiet_seconds": 0.5, **options})
     peers = Peers.of(("poll", wanted.poll), ("destination", wanted.destination), ae_title=wanted.ae_title, stop=stop)
-    engine = LocalEngine(EllipseModel(), OPTIONS, 1)  # type: ignore[arg-type]
-    node = Node(out_dir, engine, OPTIONS, ServerOptions(**server), wanted, peers, stop, say)
+    engine = LocalEngine(EllipseModel(), of_studies, 1)  # type: ignore[arg-type]
+    node = Node(out_dir, engine, of_studies, ServerOptions(**server), wanted, peers, stop, say)
     node.first_delay = first_delay
     return node
 

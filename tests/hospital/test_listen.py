@@ -171,7 +171,7 @@ def test_study_comes_back_as_results_and_nothing_of_a_header_is_in_log_or_names(
     studies: list[list[Path]], archive: Archive, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    with running(out, archive.destination) as (node, said):
+    with running(out, archive.destination, report="en") as (node, said):
         assert send(node.port, *studies[0]) == [Status.SUCCESS] * 2
         heard(said, "delivered")
     [(run_dir, delivery)] = deliveries(out / "runs").items()

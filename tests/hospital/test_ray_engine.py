@@ -66,7 +66,7 @@ def expected(studies: Path, weights: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def run(studies: Path, out: Path, weights: Path, engine: str = "ray", **options: Any) -> int:
-    wanted = BatchOptions(checkpoint_path=str(weights), engine=engine, **options)
+    wanted = BatchOptions(checkpoint_path=str(weights), engine=engine, report="none", **options)
     return run_dicom(studies, out, wanted, overrides=TINY, progress=False)
 
 
@@ -150,7 +150,7 @@ def test_a_run_that_loses_its_head_says_how_to_go_on(
     """The head seems lost after the first study; tests/hospital/kill_ray.py kills a real one."""
 
     def lose(watch: HeadWatch, at_once: bool = False) -> None:
-        if any((tmp_path / "out").glob("studies/*/report.html")):
+        if any((tmp_path / "out").glob("studies/*/measurements.json")):
             raise HeadLostError
 
     monkeypatch.setattr(HeadWatch, "check", lose)

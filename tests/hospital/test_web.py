@@ -54,8 +54,8 @@ def archive(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake
 
 def run(tmp_path: Path, archive: FakeArchive, query: str = "", **options: Any) -> int:
     out = tmp_path / "out"
-    given = {"from_": archive.url + query, "to": archive.url, "workers": 1, "resume": out.exists(), **options}
-    return launch_batch.run(tmp_path / "fetched", out, **given)
+    given = {"from_": archive.url + query, "to": archive.url, "workers": 1, "resume": out.exists(), "report": "none"}
+    return launch_batch.run(tmp_path / "fetched", out, **{**given, **options})
 
 
 def fetched(tmp_path: Path) -> list[str]:
@@ -70,18 +70,18 @@ def results(tmp_path: Path) -> set[str]:
 def test_results_come_back_once_and_nothing_is_fetched_twice(
     files: list[Path], archive: FakeArchive, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tmp_path, archive) == 0
+    assert run(tmp_path, archive, report="en") == 0
     assert len(fetched(tmp_path)) == 4 and sorted(archive.stored) == sorted(results(tmp_path))
     assert {row["outcome"] for row in ledger(tmp_path / "out")} == {"processed"}
     came = sorted(path.read_bytes() for path in tmp_path.glob("fetched/inbox/*/*"))
     assert came == sorted(path.read_bytes() for path in files)
     num_objects = len(archive.objects)
-    assert run(tmp_path, archive) == 0
+    assert run(tmp_path, archive, report="en") == 0
     assert len(archive.objects) == num_objects and len(archive.stored) == len(set(archive.stored))
     assert archive.num_asked("GET .*/series/") == 4  # overlays of ours are not fetched
     assert "2 studies found, 0 new objects fetched\n" in capfd.readouterr().err
     with pytest.raises(ValueError, match="go on with it by --resume"):
-        run(tmp_path, archive, resume=False)
+        run(tmp_path, archive, report="en", resume=False)
 
 
 def test_study_that_grew_is_fetched_and_done_whole(files: list[Path], archive: FakeArchive, tmp_path: Path) -> None:
@@ -91,7 +91,8 @@ def test_study_that_grew_is_fetched_and_done_whole(files: list[Path], archive: F
     archive.objects[uid] = late
     assert run(tmp_path, archive) == 0 and len(fetched(tmp_path)) == 4
     with FakeArchive().open() as other:  # results of a folder are stored, too
-        assert launch_batch.run(files[0].parents[1], tmp_path / "whole", workers=1, to=other.url) == 0
+        options = {"workers": 1, "to": other.url, "report": "none"}
+        assert launch_batch.run(files[0].parents[1], tmp_path / "whole", **options) == 0
     assert set(other.stored) == results(tmp_path)
     whole = {path.relative_to(tmp_path / "whole"): path.read_bytes() for path in tmp_path.glob("whole/studies/*/*")}
     assert whole == {path.relative_to(tmp_path / "out"): path.read_bytes() for path in tmp_path.glob("out/studies/*/*")}
