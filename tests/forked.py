@@ -28,16 +28,8 @@ import pytest
 from tests import fork_server
 
 LIBRARIES = (
-    *(
-        "tests.quick_monai",
-        "torch",
-        "torch.distributed",
-        "monai.bundle",
-        "monai.engines",
-        "monai.handlers",
-        "nibabel",
-        "pandas",
-    ),
+    "tests.quick_monai",
+    *("torch", "torch.distributed", "monai.bundle", "monai.engines", "monai.handlers", "nibabel", "pandas"),
     *(f"synboost_monai.{name}" for name in ("bundle_run", "hospital.batch", "hospital.listen", "inferers.diffusion")),
     *(f"synboost_monai.{name}" for name in ("networks", "training", "transforms")),
 )
