@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the weights that ship with a segmenter again, from nothing: on simulated hearts alone, without anybody's image or label map.
-#   bash scripts/rebuild_weights.sh echo_cris runs/rebuilt       an hour and a half on two cores; the same bits on one kind of processor
+#   bash scripts/rebuild_weights.sh echo_cris runs/rebuilt       an hour and a half on two cores; the same bits on the same machine
 # OUT gets model.pt (half precision), model.json and calibration.json, as they lie in bundles/BUNDLE/models. Called again it goes on.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
