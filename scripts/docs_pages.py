@@ -48,7 +48,7 @@ COMMON_KEYS = {
     "learning_rate": "of AdamW",
     "max_epochs": "passes over the training section",
     "threshold": "probability above which a pixel belongs to a structure",
-    "fill_holes": "background that structures enclose goes to them",
+    "fill_holes": "no gap is left between structures, and background that they enclose goes to them",
     "keep_largest": "stray pieces of a structure are taken off",
     "prompt_ensemble": "levels whose prompts are averaged; null: one prompt",
     "keep_aspect": "true: an image is fitted into the square with its aspect; false: it is squashed",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from synboost_monai.heart.anatomy import examine_anatomy
 from synboost_monai.heart.doubt import DoubtAssessor
 from synboost_monai.letterbox import letterbox_geometry
 from synboost_monai.transforms import AssessDoubtd, RestoreLabelMapd, display_order
@@ -55,6 +56,30 @@ def test_arbitration_takes_the_highest_structure_above_the_threshold() -> None:
     assert logits_to_label_map(logits[:1], [2]).tolist() == [[2, 0, 2]]
     with pytest.raises(ValueError, match="threshold is a probability"):
         logits_to_label_map(logits, threshold=1.0)
+
+
+def test_structures_together_leave_no_gap_where_they_are_only_told_apart_badly() -> None:
+    probability = torch.tensor(
+        [[[0.48, 0.48, 0.30, 0.20, 0.90]], [[0.45, 0.10, 0.25, 0.20, 0.05]], [[0.00, 0.00, 0.05, 0.05, 0.01]]]
+    )
+    logits = torch.logit(probability, eps=1e-6)
+    assert logits_to_label_map(logits).tolist() == [[0, 0, 0, 0, 1]]
+    assert logits_to_label_map(logits, together=True).tolist() == [[1, 1, 1, 0, 1]]
+    assert logits_to_label_map(logits, threshold=0.7, together=True).tolist() == [[1, 0, 0, 0, 1]]
+    alone = logits_to_label_map(logits[:1], [2], together=True)  # one structure: the plain threshold
+    assert torch.equal(alone, logits_to_label_map(logits[:1], [2]))
+
+
+def test_a_gap_between_cavity_and_wall_that_nothing_encloses_is_closed() -> None:
+    logits = heart_logits()
+    strip = (slice(8, 19), slice(10, 12))  # along the septum, from the base on
+    for plane, probability in zip(logits, (0.45, 0.45, 0.01)):
+        plane[strip] = torch.logit(torch.tensor(probability))
+    item = {**item_of(logits), "geometry": torch.tensor(letterbox_geometry((32, 32), (1, 1), 32))}
+    plain, filled = (display_order(RestoreLabelMapd(fill_holes=fill)(item)["pred"]).numpy() for fill in (False, True))
+    assert (plain[strip] == 0).all() and (filled[strip] != 0).all()
+    is_open = [examine_anatomy(label_map, SPACING_MM)[1]["opening_fraction"] for label_map in (plain, filled)]
+    assert is_open[0] > 1.5 * is_open[1], is_open
 
 
 def test_one_group_of_prompts_is_plain_arbitration_bit_for_bit() -> None:
@@ -211,7 +236,10 @@ def test_cleaning_is_told() -> None:
     logits[2, 1:3, 20:22] = 8  # a stray of the left atrium
     plain = RestoreLabelMapd()(item_of(logits))
     clean = RestoreLabelMapd(keep_largest=True, fill_holes=True)(item_of(logits))
-    before, after = display_order(plain["pred"]), display_order(clean["pred"])
+    before = logits_to_label_map(
+        restore_logits(logits, GEOMETRY), together=True
+    )  # closing gaps is arbitration, not cleaning
+    after = display_order(clean["pred"])
     assert (before[:5] == 3).any() and not (after[:5] == 3).any()
     said = clean["evidence"][0]["structures"]
     removed = ((before == 3).sum() - (after == 3).sum()) / (before == 3).sum()
