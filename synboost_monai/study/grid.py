@@ -218,13 +218,15 @@ def segmenters_of(axes: Mapping[str, Any]) -> Iterator[Segmenter]:
     where all patients are labelled.
 
     Args:
-        axes: models, strategies, prompts, frozen, patients, folds, seeds; each a list.
+        axes: models, strategies, prompts, frozen, patients, folds, seeds; each a list. `per_patients` may give a number of patients
+            seeds of its own.
     """
     seen: set[Segmenter] = set()
     names = ("models", "strategies", "prompts", "frozen", "patients", "folds", "seeds")
     for model, strategy, prompt, frozen, patients, fold, seed in product(*(axes[name] for name in names)):
         segmenter = Segmenter(model, strategy, prompt, int(seed), frozen, patients, fold)
-        if segmenter.teacher is not None and patients == ALL:
+        of_patients = axes.get("per_patients", {}).get(str(patients)) or {}
+        if seed not in of_patients.get("seeds", axes["seeds"]) or segmenter.teacher is not None and patients == ALL:
             continue
         wanted = [] if strategy == "synthetic" and prompt not in SYNTHETIC_LEVELS else [segmenter]
         for one in [*_before(segmenter), *wanted]:

@@ -66,7 +66,8 @@ DEFAULTS: dict[str, Any] = {
 `data.simulate`: flags of `synboost simulate`, for the strategies that translate simulated hearts. `recipe`: config of the bundle for
 training. `both`, `train`, `synthesise`, `translate`, `evaluate`: overrides of the bundles' configs; `both` is for training and for what
 follows; those of `per_model`, `per_strategy` and `per_patients` win, in this order; a key of `per_patients` may also name a strategy:
-`20/synthetic`. `models` to `seeds`: the axes of the grid. `simulated_weights`: for the strategies `simulated` and
+`20/synthetic`. `models` to `seeds`: the axes of the grid; of the seeds, `per_patients.80.seeds` are those that are run with 80 patients
+(all, if it does not say). `simulated_weights`: for the strategies `simulated` and
 `simulated_then_real`, each model's model.pt trained only on simulated hearts; by default that of its bundle. `simulated_sha256`: the
 SHA-256 of these files, computed when the study is read; a value that is set must match.
 """
@@ -230,7 +231,7 @@ def _check(study: Study, where: str) -> None:
     for group, names, stages in (
         ("segmenters.per_model", models, _STAGE_KEYS),
         ("segmenters.per_strategy", tuple(STRATEGIES), _STAGE_KEYS),
-        ("segmenters.per_patients", None, _STAGE_KEYS),
+        ("segmenters.per_patients", None, (*_STAGE_KEYS, "seeds")),
         ("diffusion.per_patients", None, _DIFFUSION_KEYS),
     ):
         outer, _, inner = group.partition(".")
@@ -263,6 +264,15 @@ def _check_axes(part: Mapping[str, Any], models: Sequence[str], num_folds: Any, 
                 raise ValueError(f"{where}: segmenters.{key} has no {value!r}{hint}; there are {', '.join(known[key])}")
             if key in rules and not rules[key][0](value):
                 raise ValueError(f"{where}: segmenters.{key} must be {rules[key][1]}, got {value!r}")
+    for patients, layer in part["per_patients"].items():
+        seeds, key = (layer or {}).get("seeds", part["seeds"]), f"segmenters.per_patients.{patients}"
+        size, _, strategy = patients.partition("/")
+        if strategy and seeds is not part["seeds"]:
+            raise ValueError(f"{where}: {key} takes no seeds: all strategies have those of {size}")
+        if not isinstance(seeds, list) or not all(map(rules["seeds"][0], seeds)):
+            raise ValueError(f"{where}: {key}.seeds must be a list of whole numbers, got {seeds!r}")
+        if patients in map(str, part["patients"]) and not set(seeds) & set(part["seeds"]):
+            raise ValueError(f"{where}: {key}.seeds, {seeds}, has none of segmenters.seeds, {part['seeds']}")
     taught = [name for name in part["strategies"] if STRATEGIES[name].teacher is not None]
     if taught and set(part["patients"]) == {ALL}:
         raise ValueError(

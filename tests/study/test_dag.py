@@ -129,6 +129,13 @@ def test_overrides_of_a_number_of_patients(study_path, tiny_bundles):
     assert _option(study.train_diffusion_command(DataPart()), "max_epochs") is None
 
 
+def test_a_number_of_patients_may_have_fewer_seeds(study_path, tiny_bundles):
+    settings = {**GRID, "segmenters.seeds": [0, 1, 2], "segmenters.per_patients.3.seeds": [0, 2, 9]}
+    study = read_study(study_path, settings=settings)
+    seeds = {patients: {s.seed for s in study.segmenters if s.patients == patients} for patients in (3, 0.5, "all")}
+    assert seeds == {3: {0, 2}, 0.5: {0, 1, 2}, "all": {0, 1, 2}}
+
+
 def test_wrong_words_are_tried_on_one_segmenter_of_a_model_and_strategy(study_path, tiny_bundles):
     settings = {**GRID, "segmenters.sensitivity": True, "segmenters.prompts": "P1,P2"}
     study = read_study(study_path, settings=settings)
@@ -164,6 +171,15 @@ def test_several_processes_are_started_by_torchrun(study_path, tiny_bundles):
             "takes a number of patients, a share, or all, or that and a strategy such as 20/real; got 20/rael",
         ),
         ({"segmenters.per_patients.all.trian.max_epochs": 1}, "unknown setting segmenters.per_patients.all.trian"),
+        ({"segmenters.per_patients.all.seeds": [3]}, "per_patients.all.seeds, [3], has none of segmenters.seeds, [0]"),
+        (
+            {"segmenters.per_patients.all.seeds": "two"},
+            "per_patients.all.seeds must be a list of whole numbers, got 'two'",
+        ),
+        (
+            {"segmenters.per_patients.3/real.seeds": [0]},
+            "per_patients.3/real takes no seeds: all strategies have those of 3",
+        ),
         ({"segmenter.models": "cris"}, "unknown setting segmenter; did you mean segmenters?"),
         ({"segmenters.model": "cris"}, "unknown setting segmenters.model; did you mean models?"),
         ({"segmenters.models": "criss"}, "segmenters.models has no 'criss'; did you mean cris?"),
