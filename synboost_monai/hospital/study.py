@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import time
@@ -76,7 +77,13 @@ class StudyOptions(HospitalOptions):
 
     @classmethod
     def of(cls, options: HospitalOptions, **more: Any) -> StudyOptions:
-        """Return what the options of a run mean for each study, and further fields."""
+        """Return what the options of a run mean for each study, and further fields.
+
+        Raises:
+            ValueError: if highdicom, which writes segmentations and reports, is not installed.
+        """
+        if importlib.util.find_spec("highdicom") is None:
+            raise ValueError('segmentations and reports are written by highdicom: pip install "synboost-monai[dicom]"')
         return cls(**{f.name: getattr(options, f.name) for f in fields(HospitalOptions)}, **more)
 
     def settings(self) -> dict[str, Any]:

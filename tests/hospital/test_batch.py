@@ -209,6 +209,15 @@ def test_wrong_options_are_told_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_missing_highdicom_is_told_before_a_study_is_called_refused(
+    in_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'pip install "synboost-monai\[dicom\]"'):
+        run_dicom(in_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_input_weights_and_output_among_input(in_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder"):
         run_dicom(tmp_path / "none", tmp_path / "out")
