@@ -161,7 +161,7 @@ class RestoreLabelMapd(MapTransform):
             (see `logits_to_label_map`) that is judged as a whole; the result shows only the structure that the prompt names.
         threshold: probability above which a pixel belongs to a structure.
         keep_largest: remove stray pieces (`remove_strays`). False, as published, and fill_holes False: the plain arbitration.
-        fill_holes: leave no gap between structures that the network only tells apart badly (`together` of `logits_to_label_map`);
+        fill_holes: leave no gap between structures that the network can hardly tell apart (`together` of `logits_to_label_map`);
             afterwards fill holes and enclosed gaps (`fill_enclosed`).
         free_words: as in the inferer. If the prompt itself went to the network, its logit comes first, and the result is its mask;
             `evidence` says how much that mask overlaps with each structure of the label map.

@@ -58,7 +58,7 @@ def test_arbitration_takes_the_highest_structure_above_the_threshold() -> None:
         logits_to_label_map(logits, threshold=1.0)
 
 
-def test_structures_together_leave_no_gap_where_they_are_only_told_apart_badly() -> None:
+def test_structures_together_leave_no_gap_where_they_can_hardly_be_told_apart() -> None:
     probability = torch.tensor(
         [[[0.48, 0.48, 0.30, 0.20, 0.90]], [[0.45, 0.10, 0.25, 0.20, 0.05]], [[0.00, 0.00, 0.05, 0.05, 0.01]]]
     )
@@ -236,9 +236,8 @@ def test_cleaning_is_told() -> None:
     logits[2, 1:3, 20:22] = 8  # a stray of the left atrium
     plain = RestoreLabelMapd()(item_of(logits))
     clean = RestoreLabelMapd(keep_largest=True, fill_holes=True)(item_of(logits))
-    before = logits_to_label_map(
-        restore_logits(logits, GEOMETRY), together=True
-    )  # closing gaps is arbitration, not cleaning
+    # closing gaps is arbitration, not cleaning
+    before = logits_to_label_map(restore_logits(logits, GEOMETRY), together=True)
     after = display_order(clean["pred"])
     assert (before[:5] == 3).any() and not (after[:5] == 3).any()
     said = clean["evidence"][0]["structures"]
