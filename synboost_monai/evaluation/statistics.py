@@ -269,6 +269,44 @@ def updates_to_reach(history: pd.DataFrame, dice: float) -> int | None:
     return int(history.loc[reached, "iteration"].min()) if reached.any() else None
 
 
+def patients_to_reach(counts: Sequence[int], dice: Sequence[float], level: float) -> str:
+    """Return how many labelled patients a learning curve needs for a Dice: `41`; `< 5` or `> 399` beyond the curve's ends.
+
+    Between two counts the Dice is taken as linear in the logarithm of the count; where more patients made it worse, the best Dice so far
+    counts.
+
+    Args:
+        counts: numbers of patients, increasing.
+        dice: mean Dice with so many patients, in the unit of `level`.
+        level: the Dice to reach.
+    Raises:
+        ValueError: if there is no count, the counts do not increase, or there are not as many Dice as counts.
+    """
+    if not counts or len(counts) != len(dice) or np.any(np.diff(counts) <= 0):
+        raise ValueError(
+            f"statistics.py: a curve has increasing numbers of patients and a Dice for each, got {list(counts)} and {list(dice)}"
+        )
+    best = np.maximum.accumulate(np.asarray(dice, dtype=float))
+    if level > best[-1]:
+        return f"> {counts[-1]}"
+    i = int(np.argmax(best >= level))  # the first
+    if i == 0:
+        return str(counts[0]) if level == best[0] else f"< {counts[0]}"
+    share = (level - best[i - 1]) / (best[i] - best[i - 1])
+    return str(round(counts[i - 1] * (counts[i] / counts[i - 1]) ** share))
+
+
+def lowest_tenth(values: Sequence[float]) -> float:
+    """Return the mean of the lowest tenth of the values, at least of one of them.
+
+    Raises:
+        ValueError: if there are no values.
+    """
+    if len(values) == 0:
+        raise ValueError("statistics.py: the lowest tenth of no values was asked for; give at least one")
+    return float(np.sort(np.asarray(values, dtype=float))[: max(1, round(len(values) / 10))].mean())
+
+
 def compare_pairs(
     frame_a: pd.DataFrame,
     frame_b: pd.DataFrame,

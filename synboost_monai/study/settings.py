@@ -185,7 +185,7 @@ def _nearest_setting(path: str, defaults: Mapping[str, Any]) -> str:
 
 
 def _nested(key: str, value: Any, current: Any) -> dict[str, Any]:
-    """Return a dotted key and its value as nested settings; a single value becomes a list where the study has a list."""
+    """Return a dotted key and its value as nested settings; where the study has a list, a value or `80,all` becomes one."""
     parts = key.split(".")
     is_word = not _OVERRIDES.isdisjoint(parts[:-1])  # an override goes to a command line again, so 00012 stays as it is
     if isinstance(value, str) and not (is_word and str(literal(value)) != value and _is_number(literal(value))):
@@ -195,7 +195,8 @@ def _nested(key: str, value: Any, current: Any) -> dict[str, Any]:
     if isinstance(value, tuple):
         value = list(value)
     if isinstance(current, list) and not isinstance(value, list):
-        value = value.split(",") if isinstance(value, str) else [value]
+        texts = value.removeprefix("[").removesuffix("]").split(",") if isinstance(value, str) else None
+        value = [value] if texts is None else [literal(text.strip()) for text in texts]  # 80,all: a number and a word
     for part in reversed(parts):
         value = {part: value}
     return value

@@ -19,8 +19,10 @@ from synboost_monai.evaluation.statistics import (
     effect_sizes,
     holm,
     interval,
+    lowest_tenth,
     paired_tests,
     patient_means,
+    patients_to_reach,
     updates_to_reach,
 )
 
@@ -251,6 +253,32 @@ def test_holm_over_several_comparisons() -> None:
 
 
 # ---- convergence
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [(79, "< 5"), (80, "5"), (85, "10"), (90, "20"), (90.5, "40"), (91, "80"), (91.5, "> 80")],
+)
+def test_a_learning_curve_says_how_many_patients_a_dice_is_worth(level, expected) -> None:
+    assert patients_to_reach([5, 20, 80], [80, 90, 91], level) == expected
+
+
+def test_a_learning_curve_that_falls_counts_with_its_best_so_far() -> None:
+    assert patients_to_reach([5, 20, 80, 320], [80, 90, 85, 92], 90) == "20"
+    assert patients_to_reach([5, 20, 80, 320], [80, 90, 85, 92], 91) == "160"
+
+
+@pytest.mark.parametrize(("counts", "dice"), [([], []), ([20, 5], [1, 2]), ([5, 20], [1])])
+def test_a_learning_curve_that_is_none_is_refused(counts, dice) -> None:
+    with pytest.raises(ValueError, match="increasing numbers of patients"):
+        patients_to_reach(counts, dice, 1.0)
+
+
+def test_the_lowest_tenth_is_at_least_one_value() -> None:
+    assert lowest_tenth([3.0, 1.0, 2.0]) == 1.0
+    assert lowest_tenth(list(range(20, 0, -1))) == 1.5
+    with pytest.raises(ValueError, match="no values"):
+        lowest_tenth([])
 
 
 def test_updates_to_reach_takes_the_first_validation_at_or_above() -> None:

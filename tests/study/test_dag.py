@@ -89,6 +89,12 @@ def test_a_grid_is_every_combination_and_each_comes_after_what_it_needs(study_pa
     assert [s for s in done if "." in s or "/" in s] == []
 
 
+@pytest.mark.parametrize("text", ["3,all", "[3,all]", "3, all", "[3, 'all']"])
+def test_a_list_of_the_command_line_may_hold_numbers_and_words(study_path, tiny_bundles, text):
+    study = read_study(study_path, settings={"segmenters.patients": text})
+    assert {s.patients for s in study.segmenters} == {3, "all"}
+
+
 def test_fewer_patients_are_drawn_by_the_segmenters_seed_and_the_diffusion_model_sees_no_others(
     study_path, tiny_bundles
 ):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from synboost_monai.evaluation.statistics import compare_pairs
+from synboost_monai.evaluation.statistics import compare_pairs, patients_to_reach
 from synboost_monai.pages.blocks import ReportTable, best_rows, pretty
 from synboost_monai.pages.pictures import colour_label_map, overlay
 from synboost_monai.pages.tables import Table
@@ -72,7 +72,7 @@ def grid_page(grid_run_dir: Path) -> str:
 
 
 def _table(run_dir: Path, name: str) -> pd.DataFrame:
-    return pd.read_csv(run_dir / "tables" / f"{name}.csv", dtype={"patients": str})
+    return pd.read_csv(run_dir / "tables" / f"{name}.csv", dtype={"patients": str, "worth": str})
 
 
 # ---- the page
@@ -236,6 +236,10 @@ def test_scarcity_curve_counts_patients_and_compares_with_real(grid_page, grid_r
     assert few.loc["synthetic"].low == -chosen.loc["real", "synthetic"].ci_high
     assert few.loc["synthetic, then real"].difference == chosen.loc["synthetic, then real", "real"].difference
     assert list(few.tested.fillna("")) == ["", "worse", "better", "better"]
+    assert (frame.lowest_percent <= frame.dice_percent).all()
+    curve = frame[frame.strategy == "real"].set_index("num_patients").dice_percent.sort_index()
+    for row in frame[frame.strategy != "real"].itertuples():
+        assert row.worth == patients_to_reach(list(curve.index), curve.tolist(), row.dice_percent)
     assert (frame.dice_low < frame.dice_percent).all() and (frame.dice_percent < frame.dice_high).all()
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import pandas as pd
 
-from synboost_monai.evaluation.statistics import cluster_bootstrap, updates_to_reach
+from synboost_monai.evaluation.statistics import cluster_bootstrap, lowest_tenth, patients_to_reach, updates_to_reach
 from synboost_monai.pages.blocks import Block, Plot, ReportTable, Section, Text, best_rows, folded
 from synboost_monai.pages.figures import draw_grid, new_panels, png_of, strategy_legend
 from synboost_monai.pages.tables import Table
@@ -37,6 +37,11 @@ WHY_BOTH = (
     "fine-tuning resumed the optimiser and its already reduced learning rate; here only weights are taken over."
 )
 """Text under the table."""
+LOWEST_AND_WORTH = (
+    "Lowest tenth: mean Dice of the worst tenth of the test patients. Worth: with how many patients training on real data alone reaches "
+    "this Dice, interpolated over the logarithm of their number."
+)
+"""Note of the table of patients."""
 FINETUNED = ("synthetic_then_real", "simulated_then_real", "adapted_then_real")
 """Strategies that continue with real data."""
 WITHOUT_HISTORY = (
@@ -45,7 +50,7 @@ WITHOUT_HISTORY = (
 """Text under the table where a strategy starts from such weights."""
 
 _OF_UPDATES = ("level", "real_updates", "finetuning_updates", "pretraining_updates", "ratio", "ratio_with_pretraining")
-_OF_PATIENTS = ("dice_percent", "dice_low", "dice_high", "difference", "low", "high", "patient_p")
+_OF_PATIENTS = ("dice_percent", "dice_low", "dice_high", "lowest_percent", "difference", "low", "high", "patient_p")
 
 
 # ---- updates
@@ -239,9 +244,21 @@ def _patients_rows(run: Run, settings: Sequence[Setting], differences: Differenc
             cells = {key: value for key, value in run.cells(setting).items() if key != "patients"}
             row: dict[str, Any] = {"panel": _panel(run, setting), "strategy_name": strategy, **cells}
             row |= {"num_patients": run.num_patients(setting.patients), "strategy": STRATEGY_TITLES[strategy]}
-            row |= {"dice_percent": mean, "dice_low": low, "dice_high": high}
+            row |= {"dice_percent": mean, "dice_low": low, "dice_high": high, "lowest_percent": _lowest(evaluations)}
             rows.append(row | against_real.get((setting, strategy), NOT_COMPARED))
+    for row in rows:
+        of_real = {r["num_patients"]: r for r in rows if r["panel"] == row["panel"] and r["strategy_name"] == "real"}
+        counts = sorted(of_real)
+        is_shown = row["strategy_name"] != "real" and len(counts) > 1
+        curve = [of_real[n]["dice_percent"] for n in counts]
+        row["worth"] = patients_to_reach(counts, curve, row["dice_percent"]) if is_shown else ""
     return rows
+
+
+def _lowest(evaluations: Sequence[Evaluation]) -> float:
+    """Return the Dice in percent of the lowest tenth of the test patients, averaged over evaluations."""
+    by_patient = (e.frame.groupby(e.frame["patient"].fillna(e.frame["case"]))["dice"].mean() for e in evaluations)
+    return fmean(100 * lowest_tenth(dice.tolist()) for dice in by_patient)
 
 
 def _mean_with_interval(run: Run, evaluations: list[Evaluation]) -> tuple[float, float | None, float | None]:
@@ -275,10 +292,11 @@ def _patients_table(run: Run, frame: pd.DataFrame) -> ReportTable:
     cells = {c: str(frame[c].iloc[0]) for c in ("encoders", "prompt") if c in frame and frame[c].nunique() == 1}
     shown = frame.drop(columns=["panel", "strategy_name", *cells])
     dice = "Dice (%) [95 %]"
-    headings = {**HEADINGS, "num_patients": "patients", "dice_percent": dice, **AGAINST_REAL_HEADINGS}
-    formats = dict.fromkeys(("dice_percent", "dice_low", "dice_high"), ".2f") | AGAINST_REAL_FORMATS
+    headings = {**HEADINGS, "num_patients": "patients", "dice_percent": dice, "lowest_percent": "lowest tenth"}
+    headings |= {**AGAINST_REAL_HEADINGS, "worth": "worth (patients)"}
+    formats = dict.fromkeys(("dice_percent", "dice_low", "dice_high", "lowest_percent"), ".2f") | AGAINST_REAL_FORMATS
     resamples = f"Intervals: bootstrap of patients (BCa, {NUM_RESAMPLES} resamples, seed 0)."
-    note = run.note(run.evaluations, f"Bold: the best strategy. {resamples} {AGAINST_REAL}")
+    note = run.note(run.evaluations, f"Bold: the best strategy. {resamples} {LOWEST_AND_WORTH} {AGAINST_REAL}")
     table = Table("scarcity", f"Dice by number of real patients{in_words(cells)}", shown, formats, headings, note)
     joined = {"dice_percent": "{dice_percent} [{dice_low}, {dice_high}]", **AGAINST_REAL_JOINED}
     by = [c for c in ("model", "encoders", "prompt", "num_patients") if c in shown]
