@@ -213,6 +213,27 @@ def adapt(images: str, output_dir: str, *, options: AdaptOptions) -> None:
         print(f"{title}: {before[key]:.3f} before, {after[key]:.3f} after")
 
 
+def pseudo_label(bundle: str, *, dataset_dir: str, output_dir: str, **overrides: Any) -> None:
+    """Label images that nobody labelled, for a training to learn from: `run BUNDLE pseudo_label`, with frames of clips.
+
+    Writes a data set; give it to a training as --pseudo_labelled_dir. Eight frames are taken from each clip.
+
+    Args:
+        bundle: echo_clipseg or echo_cris.
+        dataset_dir: folder of images and clips, or of a data set, whose label maps are not looked at.
+        output_dir: folder to write to.
+        overrides: --checkpoint_path, --labelled_dir (a data set whose patients are left out, since experts labelled them), --drop_share
+            and every other key of its config.
+    """
+    from synboost_monai.adaptation.frames import take_frames
+    from synboost_monai.processes import private_files
+
+    section = overrides.pop("section", "training+validation")
+    with private_files():  # frames of clips are patients' images
+        folder, section = take_frames(dataset_dir, section, f"{output_dir}/frames")
+        run(bundle, "pseudo_label", dataset_dir=folder, section=section, output_dir=output_dir, **overrides)
+
+
 def merge(output_dir: str, *dataset_dirs: str) -> None:
     """Join finished synthetic data sets into one, such as those of a model for each view and phase; no image is copied.
 
@@ -257,6 +278,7 @@ def experiment(
     study: str,
     *,
     dataset: str | None = None,
+    unlabelled: str | None = None,
     output: str | None = None,
     cores: int | None = None,
     profile: str | None = None,
@@ -271,6 +293,7 @@ def experiment(
     Args:
         study: quickstart, camus_small, or your own YAML file.
         dataset: a CAMUS folder, instead of the study's data.
+        unlabelled: folder of images and clips without label maps, for the strategies that learn from such images.
         output: folder of the run; runs/STUDY by default.
         cores: processor cores to use; all by default.
         profile: where the stages run: slurm, or the folder of your own Snakemake profile; this machine by default.
@@ -283,6 +306,7 @@ def experiment(
     report_path = run_study(
         study,
         dataset=dataset,
+        unlabelled=unlabelled,
         output=output,
         cores=cores,
         profile=profile,
@@ -569,7 +593,7 @@ def version() -> None:
 
 
 _DATA = (phantom, phantom_studies, simulate, prepare, subset, label_maps)
-_BUNDLES = (run, train, synthesise, merge, segment, evaluate, adapt)
+_BUNDLES = (run, train, synthesise, merge, segment, evaluate, adapt, pseudo_label)
 _STUDIES = (experiment, report, compare, clinical, auto3dseg)
 _SERVING = (dicom, listen, label, demo, weights, package, export, version)
 

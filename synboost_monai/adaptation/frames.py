@@ -32,7 +32,7 @@ def take_frames(images: str | os.PathLike[str], section: str, output_dir: str | 
     Args:
         images: folder of images and clips, one file, or a data set.
         section: sections of a data set.
-        output_dir: folder for the frames and a datalist.json of everything, in which each clip counts as a patient.
+        output_dir: folder for the frames and a datalist.json of everything, in which a clip whose patient is not known counts as a patient.
     Returns:
         folder and section of a data set of single images; those that were given if there is no clip.
     Raises:
@@ -50,7 +50,8 @@ def take_frames(images: str | os.PathLike[str], section: str, output_dir: str | 
         known = {key: item[key] for key in IMAGE_ATTRIBUTES if item.get(key) is not None}
         files = _frames_of(path, out / f"clip{number:05d}") if _may_be_clip(path) else [path]
         of_clip = {"phase": None} if len(files) > 1 else {}  # it shows all of the beat
-        patient = f"clip{number:05d}" if files != [path] else str(item.get("patient") or f"image{number:05d}")
+        kind = "clip" if files != [path] else "image"
+        patient = str(item.get("patient") or f"{kind}{number:05d}")
         records += [EchoRecord(file, None, patient, **{**known, **of_clip}) for file in files]
     write_datalist(out, {"training": records}, name="frames", description=f"frames of the clips in {Path(images).name}")
     return str(out), "training"

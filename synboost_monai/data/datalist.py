@@ -69,7 +69,7 @@ _WHY_APART = {
     "are different people, rename those of one data set)",
     "image": "take it out of one of them",
 }
-_CAMUS_NAME = re.compile(rf"(?P<patient>.+?)_(?P<view>{'|'.join(VIEWS)})_(?P<phase>{'|'.join(PHASES)})(?:_|$)")
+_CAMUS_NAME = re.compile(rf"(?P<patient>.+?)_(?P<view>{'|'.join(VIEWS)})(?:_(?P<phase>{'|'.join(PHASES)}))?(?:_|$)")
 
 
 def write_datalist(
@@ -308,11 +308,12 @@ def _item_of_label(path: Path) -> dict[str, Any]:
 
 
 def _attributes_of_name(stem: str) -> dict[str, str]:
-    """Return patient, view and phase of a name like patient0001_4CH_ED; nothing for other names."""
+    """Return patient, view and phase of a name like patient0001_4CH_ED, no phase of patient0001_4CH_sequence, nothing of other names."""
     match = _CAMUS_NAME.match(stem)
     if match is None:
         return {}
-    return {"patient": match["patient"], "view": VIEWS[match["view"]], "phase": PHASES[match["phase"]]}
+    found = {"patient": match["patient"], "view": VIEWS[match["view"]]}
+    return found if match["phase"] is None else {**found, "phase": PHASES[match["phase"]]}
 
 
 def _with_absolute_paths(item: dict[str, Any], base_dir: Path, datalist: Path) -> dict[str, Any]:

@@ -39,6 +39,7 @@ KINDS = {
     "weights": "take weights that were trained on simulated hearts",
     "adapt": "adapt them to images without label maps",
     "train": "train a segmenter",
+    "gather": "gather images without label maps",
     "pseudo_label": "label the images of the other patients",
     "simulate": "simulate hearts, to be drawn anew",
     "draw": "draw images with a diffusion model that also learned from images without experts' label maps",
@@ -84,7 +85,7 @@ class Study:
     @cached_property
     def segmenters(self) -> list[Segmenter]:
         """Return every segmenter to train and evaluate, including those that others start from, which come first."""
-        return list(segmenters_of(self.settings["segmenters"]))
+        return list(segmenters_of(self.settings["segmenters"], self.has_unlabelled))
 
     @cached_property
     def parts(self) -> list[DataPart]:
@@ -95,6 +96,11 @@ class Study:
     def has_phantom(self) -> bool:
         """Return whether the study makes its own data."""
         return self.settings["data"]["dataset"] is None
+
+    @property
+    def has_unlabelled(self) -> bool:
+        """Return whether there are images without label maps besides the data set's."""
+        return self.settings["data"]["unlabelled"] is not None
 
     @cached_property
     def has_synthesis(self) -> bool:
@@ -153,6 +159,9 @@ class Study:
             yield _stage("phantom", "phantom", "phantom data set", self.phantom_command(), (), "phantom", split)
         needs = ("phantom",) if self.has_phantom else ()
         yield _stage("prepare", "prepare", "prepare the data", self.prepare_command(), needs, "real", "datalist.json")
+        if self.has_unlabelled and any(s.teacher is not None or s.strategy == "adapted" for s in self.segmenters):
+            command, title = self.gather_command(), "gather the images without label maps"
+            yield _stage("gather", "gather", title, command, ("prepare",), "unlabelled", "datalist.json")
         with_synthesis = {s.part for s in self.segmenters if s.needs_synthesis}
         for part in self.parts:
             about = f", {part.title}" if part.name else ""
@@ -176,7 +185,10 @@ class Study:
             yield _stage(f"weights_{model}", "weights", title, command, (), folder, "model.pt")
         for model in dict.fromkeys(s.model for s in self.segmenters if s.strategy == "adapted"):
             command, folder = self.adapt_command(model), f"adapted/{model}"
-            title, after = f"adapt the weights of {model} to images without label maps", ("prepare", f"weights_{model}")
+            title, after = (
+                f"adapt the weights of {model} to images without label maps",
+                (self._pool, f"weights_{model}"),
+            )
             yield _stage(f"adapt_{model}", "adapt", title, command, after, folder, "model.pt")
         tried, teachers = set(self.sensitivity_segmenters), {s.teacher for s in self.segmenters}
         drawn = list(dict.fromkeys((s.teacher, s.drawn) for s in self.segmenters if s.drawn))
@@ -197,7 +209,7 @@ class Study:
             if s in teachers:
                 command, folder = self.pseudo_label_command(s), _pseudo_labels_of(s)
                 title = f"label the images of the other patients with {s.title}"
-                needs = ["prepare", real, _made_by(s)]
+                needs = [self._pool, real, _made_by(s)]
                 yield _stage(_labelled_by(s), "pseudo_label", title, command, tuple(needs), folder, "datalist.json")
             yield from self._drawing_stages(s, [kind for teacher, kind in drawn if teacher == s])
             title, folder = f"evaluate {s.title}", f"{s.output_dir}/evaluation"
@@ -242,6 +254,16 @@ class Study:
             command = self.test_command(s, "evaluate", "examples", folder)
             yield _stage(name, "segment_examples", title, command, after, folder, "summary.json")
 
+    @property
+    def _pool(self) -> str:
+        """Return the name of the stage that makes the data set of all images whose label maps are not looked at."""
+        return "gather" if self.has_unlabelled else "prepare"
+
+    @property
+    def _of_pool(self) -> dict[str, str]:
+        """Return the folder of that data set, and its section if it is not the default."""
+        return {"dataset_dir": "unlabelled", "section": "training"} if self.has_unlabelled else {"dataset_dir": "real"}
+
     def _real(self, part: DataPart) -> str:
         """Return the name of the stage that makes a part's real data."""
         return part.stage("subset") if part.name else "prepare"
@@ -258,6 +280,11 @@ class Study:
         data = self.settings["data"]
         options = {"seed": self.settings["seed"], **data["prepare"]}
         return ("prepare", data["dataset"] or "phantom", "real", *_flags(options))
+
+    def gather_command(self) -> tuple[str, ...]:
+        """Gather the images without label maps: the data set's own for training and validation, and the others."""
+        source = self.settings["data"]["unlabelled"]
+        return ("python", "-m", "synboost_monai.study.unlabelled", "real", source, "unlabelled")
 
     def subset_command(self, part: DataPart) -> tuple[str, ...]:
         """Take a part of the patients, or a fold."""
@@ -308,8 +335,11 @@ class Study:
     def adapt_command(self, model: str) -> tuple[str, ...]:
         """Adapt a model's weights to all images for training and validation."""
         bundle, weights = self.settings["bundles"][model], f"simulated/{model}/model.pt"
-        options = {"bundle": bundle, "checkpoint_path": weights, "seed": self.settings["seed"]}
-        return ("adapt", "real", f"adapted/{model}", *_flags(options))
+        images, options = (
+            self._of_pool.copy(),
+            {"bundle": bundle, "checkpoint_path": weights, "seed": self.settings["seed"]},
+        )
+        return ("adapt", images.pop("dataset_dir"), f"adapted/{model}", *_flags({**options, **images}))
 
     def train_command(self, segmenter: Segmenter) -> tuple[str, ...]:
         """Train a segmenter."""
@@ -328,7 +358,7 @@ class Study:
 
     def pseudo_label_command(self, teacher: Segmenter) -> tuple[str, ...]:
         """Label the images of the patients whom a segmenter did not learn from."""
-        paths = {"dataset_dir": "real", "labelled_dir": teacher.part.folder("real")}
+        paths = {**self._of_pool, "labelled_dir": teacher.part.folder("real")}
         return self._apply(teacher, "pseudo_label", {**paths, "output_dir": _pseudo_labels_of(teacher)})
 
     def test_command(self, segmenter: Segmenter, config: str, dataset_dir: str, output_dir: str) -> tuple[str, ...]:

@@ -211,22 +211,24 @@ class Segmenter:
         return ["frozen"] * self.frozen + [part] * bool(part) + [f"seed{self.seed}"]
 
 
-def segmenters_of(axes: Mapping[str, Any]) -> Iterator[Segmenter]:
+def segmenters_of(axes: Mapping[str, Any], has_unlabelled: bool = False) -> Iterator[Segmenter]:
     """Yield every segmenter of a grid, each before those that start or learn from it.
 
     P7 of `synthetic` is left out: synthetic data never have shape and image quality in one prompt. So are strategies with a teacher
-    where all patients are labelled.
+    where all patients are labelled, unless there are other images.
 
     Args:
         axes: models, strategies, prompts, frozen, patients, folds, seeds; each a list. `per_patients` may give a number of patients
             seeds of its own.
+        has_unlabelled: whether the study has images besides the data set's.
     """
     seen: set[Segmenter] = set()
     names = ("models", "strategies", "prompts", "frozen", "patients", "folds", "seeds")
     for model, strategy, prompt, frozen, patients, fold, seed in product(*(axes[name] for name in names)):
         segmenter = Segmenter(model, strategy, prompt, int(seed), frozen, patients, fold)
         of_patients = axes.get("per_patients", {}).get(str(patients)) or {}
-        if seed not in of_patients.get("seeds", axes["seeds"]) or segmenter.teacher is not None and patients == ALL:
+        has_nothing_to_label = segmenter.teacher is not None and patients == ALL and not has_unlabelled
+        if seed not in of_patients.get("seeds", axes["seeds"]) or has_nothing_to_label:
             continue
         wanted = [] if strategy == "synthetic" and prompt not in SYNTHETIC_LEVELS else [segmenter]
         for one in [*_before(segmenter), *wanted]:

@@ -39,6 +39,7 @@ def run_study(
     study: str | os.PathLike[str],
     *,
     dataset: str | None = None,
+    unlabelled: str | None = None,
     output: str | os.PathLike[str] | None = None,
     cores: int | None = None,
     jobs: int | None = None,
@@ -49,7 +50,7 @@ def run_study(
     """Run the remaining stages of a study; finished stages with the same settings and inputs are not done again.
 
     Args:
-        study, dataset, settings: see `read_study`.
+        study, dataset, unlabelled, settings: see `read_study`.
         output: folder of the run; runs/NAME by default.
         cores: processor cores; all by default.
         jobs: with a profile: largest number of stages submitted at a time.
@@ -65,7 +66,7 @@ def run_study(
         raise ValueError(
             "Snakemake, which orders a study's stages, is not installed; pip install 'synboost-monai[experiments]'"
         )
-    checked = read_study(study, dataset=dataset, settings=settings)
+    checked = read_study(study, dataset=dataset, unlabelled=unlabelled, settings=settings)
     if cores is not None and cores < 1:
         raise ValueError(f"--cores must be at least 1, got {cores}")
     run_dir = Path(output or f"runs/{checked.name}").resolve()
@@ -81,7 +82,8 @@ def run_study(
     is_as_before = study_path.is_file() and (read_text(study_path) == text or _says(study_path, study, checked))
     advice = "give another folder with --output"
     refuse_overwriting([study_path], [None if is_as_before else study], advice)
-    read = [checked.settings["data"]["dataset"], *checked.settings["segmenters"]["simulated_weights"].values()]
+    data = checked.settings["data"]
+    read = [data["dataset"], data["unlabelled"], *checked.settings["segmenters"]["simulated_weights"].values()]
     refuse_overwriting([], read, advice, filled=[run_dir])
     with hold_folder(run_dir):
         if not is_as_before:

@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "threads": None,
     "processes": 1,
     "bundles": {"diffusion": "echo_semantic_diffusion", "cris": "echo_cris", "clipseg": "echo_clipseg"},
-    "data": {"dataset": None, "phantom": None, "prepare": {}, "num_folds": 5, "simulate": {}},
+    "data": {"dataset": None, "phantom": None, "unlabelled": None, "prepare": {}, "num_folds": 5, "simulate": {}},
     "diffusion": {
         "recipe": "train",
         "both": {},
@@ -63,13 +63,14 @@ DEFAULTS: dict[str, Any] = {
 """Every setting of a study and its default.
 
 `threads`: cores of a stage; null: all cores, one stage at a time. `processes`: above 1, trainings and synthesis run under torchrun.
-`data.simulate`: flags of `synboost simulate`, for the strategies that translate simulated hearts. `recipe`: config of the bundle for
-training. `both`, `train`, `synthesise`, `translate`, `evaluate`: overrides of the bundles' configs; `both` is for training and for what
-follows; those of `per_model`, `per_strategy` and `per_patients` win, in this order; a key of `per_patients` may also name a strategy:
-`20/synthetic`. `models` to `seeds`: the axes of the grid; of the seeds, `per_patients.80.seeds` are those that are run with 80 patients
-(all, if it does not say). `simulated_weights`: for the strategies `simulated` and
-`simulated_then_real`, each model's model.pt trained only on simulated hearts; by default that of its bundle. `simulated_sha256`: the
-SHA-256 of these files, computed when the study is read; a value that is set must match.
+`data.unlabelled`: folder of other images and clips, for the strategies that learn from images without label maps. `data.simulate`: flags
+of `synboost simulate`, for the strategies that translate simulated hearts. `recipe`: config of the bundle for training. `both`, `train`,
+`synthesise`, `translate`, `evaluate`: overrides of the bundles' configs; `both` is for training and for what follows; those of
+`per_model`, `per_strategy` and `per_patients` win, in this order; a key of `per_patients` may also name a strategy: `20/synthetic`.
+`models` to `seeds`: the axes of the grid; of the seeds, `per_patients.80.seeds` are those that are run with 80 patients (all, if it does
+not say). `simulated_weights`: for the strategies `simulated` and `simulated_then_real`, each model's model.pt trained only on simulated
+hearts; by default that of its bundle. `simulated_sha256`: the SHA-256 of these files, computed when the study is read; a value that is
+set must match.
 """
 
 _STAGE_KEYS = ("both", "train", "evaluate")
@@ -81,13 +82,18 @@ _PREPARE_KEYS = ("split", "strict", "shape_source", "max_training_patients", "tr
 
 
 def read_study(
-    study: str | os.PathLike[str], *, dataset: str | None = None, settings: Mapping[str, Any] | None = None
+    study: str | os.PathLike[str],
+    *,
+    dataset: str | None = None,
+    unlabelled: str | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Study:
     """Read a study, add the caller's settings, and check all of it.
 
     Args:
         study: name of a shipped study, or a YAML file; a word that ends with .yaml or has a slash is a file.
         dataset: folder of a CAMUS data set, instead of the study's data.
+        unlabelled: folder of images and clips without label maps, `data.unlabelled`.
         settings: dotted key -> value, as on the command line: `diffusion.train.max_epochs` -> 5.
     Raises:
         FileNotFoundError: if the study, data set or bundle does not exist.
@@ -115,6 +121,15 @@ def read_study(
         raise ValueError(
             f"{path.name}: this study brings no data; give --dataset PATH, the folder of your copy of CAMUS"
         )
+    if unlabelled is not None:
+        merged["data"]["unlabelled"] = unlabelled
+    if merged["data"]["unlabelled"] is not None:
+        images = Path(merged["data"]["unlabelled"]).expanduser()
+        if not images.exists():
+            raise FileNotFoundError(
+                f"{path.name}: the images without label maps, {images}, do not exist; give --unlabelled PATH"
+            )
+        merged["data"]["unlabelled"] = str(images.resolve())
     for word in (name, *merged["bundles"]):  # stages and folders are named after them
         if not re.fullmatch(r"\w[\w. -]*", str(word)):
             raise ValueError(f"{path.name}: a name is letters, digits, spaces, _, - and dots, got {word!r}")

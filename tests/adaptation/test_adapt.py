@@ -101,6 +101,21 @@ def test_too_few_hearts_are_refused(hearts: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out/model.pt").exists()
 
 
+def test_frames_belong_to_the_patient_whom_a_clips_name_tells(tmp_path: Path) -> None:
+    clip = np.arange(20, dtype=np.uint8)[:, None, None] * np.ones((1, 40, 50), np.uint8) * 10
+    (tmp_path / "in").mkdir()
+    for name in ("patient0007_4CH_half_sequence", "patient0007_2CH_half_sequence", "other_sequence"):
+        write_frames(tmp_path / f"in/{name}.nii.gz", clip, 0.3)
+    dataset, section = take_frames(tmp_path / "in", "training", tmp_path / "out/frames")
+    items = list_images(dataset, section)
+    assert {(item["patient"], item.get("view")) for item in items} == {
+        ("patient0007", "apical_four_chamber"),
+        ("patient0007", "apical_two_chamber"),
+        ("clip00000", None),
+    }
+    assert not any("phase" in item for item in items)
+
+
 def test_frames_are_taken_from_all_of_a_clip(tmp_path: Path) -> None:
     clip = np.arange(20, dtype=np.uint8)[:, None, None] * np.ones((1, 40, 50), np.uint8) * 10
     folder = tmp_path / "in"

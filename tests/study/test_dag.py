@@ -2,13 +2,20 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from synboost_monai.data import read_datalist, write_datalist
+from synboost_monai.records import EchoRecord
+from synboost_monai.simulation.phantom import write_frames
 from synboost_monai.study.examples import write_examples
 from synboost_monai.study.grid import DataPart, Segmenter
 from synboost_monai.study.settings import STUDIES_DIR, read_study
+from synboost_monai.study.unlabelled import gather_unlabelled
+from tests.study.conftest import write_simulated_weights
 
 FULL = {"segmenters.strategies": ["real", "synthetic_then_real"], "segmenters.prompts": "P2,P7"}
 
@@ -93,6 +100,58 @@ def test_a_grid_is_every_combination_and_each_comes_after_what_it_needs(study_pa
 def test_a_list_of_the_command_line_may_hold_numbers_and_words(study_path, tiny_bundles, text):
     study = read_study(study_path, settings={"segmenters.patients": text})
     assert {s.patients for s in study.segmenters} == {3, "all"}
+
+
+def test_other_images_without_label_maps_join_those_of_the_data_set(study_path, tiny_bundles, tmp_path):
+    write_simulated_weights(tiny_bundles / "echo_cris" / "models" / "model.pt")
+    (tmp_path / "clips").mkdir()
+    axes = {"segmenters.strategies": "adapted,pseudo_labelled", "segmenters.patients": "3,all"}
+    study = read_study(study_path, unlabelled=str(tmp_path / "clips"), settings=axes)
+    gather = study.stages["gather"]
+    assert gather.command[2:] == ("synboost_monai.study.unlabelled", "real", str(tmp_path / "clips"), "unlabelled")
+    assert gather.needs == ("prepare",)
+    assert study.stages["adapt_cris"].command[1] == "unlabelled" and "gather" in study.stages["adapt_cris"].needs
+    for part, real in (
+        (3, "parts/patients3_seed0/real"),
+        ("all", "real"),
+    ):  # where all are labelled, there are other images
+        teacher = Segmenter("cris", "real", "P1", 0, patients=part)
+        label = study.stages[f"pseudo_label_{teacher.name}"]
+        assert "gather" in label.needs
+        wanted = ["unlabelled", "training", real]
+        assert [_option(label.command, key) for key in ("dataset_dir", "section", "labelled_dir")] == wanted
+    without = read_study(study_path, settings=axes)
+    assert "gather" not in without.stages and {s.patients for s in without.segmenters if s.teacher} == {3}
+    with pytest.raises(FileNotFoundError, match="give --unlabelled PATH"):
+        read_study(study_path, unlabelled=str(tmp_path / "none"))
+
+
+def test_gathered_images_are_never_those_that_are_tested_on(tmp_path, caplog):
+    image = tmp_path / "real" / "images"
+    for patient in ("a", "b", "c"):
+        write_frames(image / f"{patient}.nii.gz", np.zeros((1, 8, 8), np.uint8), 0.3)
+        write_frames(image / f"{patient}_gt.nii.gz", np.zeros((1, 8, 8), np.uint8), 0.3)
+    records = {p: [EchoRecord(image / f"{p}.nii.gz", image / f"{p}_gt.nii.gz", f"patient{p}")] for p in "abc"}
+    splits = dict(zip(("training", "validation", "testing"), records.values()))
+    write_datalist(tmp_path / "real", splits, name="real", description="three patients")
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "same.nii.gz").symlink_to(image / "c.nii.gz")  # the file of a testing image, by another name
+    write_frames(
+        others / "patientc_4CH_sequence.nii.gz", np.ones((9, 8, 8), np.uint8), 0.3
+    )  # another one of its patient
+    with pytest.raises(ValueError, match="all 9 images are of the study's data set, or of patients that it tests on"):
+        gather_unlabelled(tmp_path / "real", others, tmp_path / "none")
+    assert not (tmp_path / "none/datalist.json").exists()
+
+    write_frames(others / "patientd_4CH_sequence.nii.gz", np.ones((9, 8, 8), np.uint8), 0.3)
+    write_frames(others / "still.nii.gz", np.ones((1, 8, 8), np.uint8), 0.3)
+    caplog.set_level("INFO")
+    gather_unlabelled(tmp_path / "real", others, tmp_path / "out")
+    items = read_datalist(tmp_path / "out", "training")
+    assert Counter(item["patient"] for item in items) == {"patienta": 1, "patientb": 1, "patientd": 8, "image00003": 1}
+    assert not any("label" in item for item in items)
+    assert "9 images left out" in caplog.text
 
 
 def test_fewer_patients_are_drawn_by_the_segmenters_seed_and_the_diffusion_model_sees_no_others(
