@@ -349,10 +349,12 @@ class Study:
             folders |= {kind: f"{segmenter.teacher.output_dir}/{kind}" for kind in DRAWN}
         first, *others = segmenter.learns_from
         paths = {"dataset_dir": folders[first], "output_dir": segmenter.output_dir}
-        if (start := segmenter.initial) is not None:
-            paths["init_checkpoint"] = _weights_of(start)
         paths |= {"synthetic_dir" if name in DRAWN else f"{name}_dir": folders[name] for name in others}
         overrides = self.segmenter_overrides("train", segmenter)
+        if (
+            start := segmenter.initial
+        ) is not None:  # a start of the settings is for strategies that have none of their own
+            overrides["init_checkpoint"] = _weights_of(start)
         recipe = self.settings["segmenters"]["recipe"]
         return self._run(segmenter.model, recipe, paths, overrides, is_parallel=True)
 
