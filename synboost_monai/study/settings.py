@@ -130,6 +130,7 @@ def read_study(
                 f"{path.name}: the images without label maps, {images}, do not exist; give --unlabelled PATH"
             )
         merged["data"]["unlabelled"] = str(images.resolve())
+    merged = _with_absolute_starts(merged, path.name)
     for word in (name, *merged["bundles"]):  # stages and folders are named after them
         if not re.fullmatch(r"\w[\w. -]*", str(word)):
             raise ValueError(f"{path.name}: a name is letters, digits, spaces, _, - and dots, got {word!r}")
@@ -137,6 +138,24 @@ def read_study(
     _check(checked, path.name)
     found = find_weights(checked, path.name)
     return Study(name, {**merged, "segmenters": {**merged["segmenters"], **found}})
+
+
+def _with_absolute_starts(settings: Any, where: str, key: str = "") -> Any:
+    """Return settings in which every `init_checkpoint` is an absolute path, since stages run in the run's folder.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    if isinstance(settings, dict):
+        return {name: _with_absolute_starts(value, where, str(name)) for name, value in settings.items()}
+    if key != "init_checkpoint" or settings is None:
+        return settings
+    start = Path(str(settings)).expanduser()
+    if not start.is_file():
+        raise FileNotFoundError(
+            f"{where}: the weights to start from, init_checkpoint {start}, do not exist; give a file"
+        )
+    return str(start.resolve())
 
 
 def read_run(run_dir: str | os.PathLike[str]) -> Study:

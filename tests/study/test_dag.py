@@ -73,14 +73,19 @@ def test_later_layers_of_overrides_win(study_path, tiny_bundles):
     assert (_option(evaluate, "image_size"), _option(evaluate, "learning_rate")) == ("64", None)
 
 
-def test_a_start_of_the_settings_is_for_strategies_without_one(study_path, tiny_bundles):
+def test_a_start_of_the_settings_is_for_strategies_without_one(study_path, tiny_bundles, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     settings = {**FULL, "segmenters.per_model.cris.train.init_checkpoint": "clip.pt"}
+    with pytest.raises(FileNotFoundError, match="init_checkpoint clip.pt, do not exist"):
+        read_study(study_path, settings=settings)
+    clip = tmp_path / "clip.pt"
+    clip.touch()
     study = read_study(study_path, settings=settings)
     commands = [
         study.train_command(Segmenter("cris", s, "P2", 0)) for s in ("real", "synthetic", "synthetic_then_real")
     ]
     starts = [_option(command, "init_checkpoint") for command in commands]
-    assert starts == ["clip.pt", "clip.pt", "segmenters/cris/synthetic/P2/seed0/model.pt"]
+    assert starts == [str(clip), str(clip), "segmenters/cris/synthetic/P2/seed0/model.pt"]
 
 
 GRID = {
