@@ -26,7 +26,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SITE_PAGES = sorted(ROOT.glob("docs/**/*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *SITE_PAGES, *sorted(ROOT.glob("bundles/*/docs/README.md"))]
 
-BUNDLE_VERBS = {"train": "train", "synthesise": "inference", "segment": "inference", "evaluate": "evaluate"}
+BUNDLE_VERBS = {
+    "train": "train",
+    "synthesise": "inference",
+    "segment": "inference",
+    "evaluate": "evaluate",
+    "pseudo-label": "pseudo_label",
+}
 """Verbs that are short for a config of a bundle."""
 PLAIN = {
     "cd",
@@ -167,8 +173,11 @@ def check_verb(words: list[str], tmp_path: Path) -> None:
         study = given["study"]
         if study.endswith(".yaml"):
             study = "quickstart"  # the reader's own
-        find_weights = "synboost_monai.study.settings.find_weights"
-        with mock.patch(find_weights, return_value={}):  # they are the reader's, as PATH is
+        settings = "synboost_monai.study.settings"
+        with (  # weights are the reader's, as PATH is
+            mock.patch(f"{settings}.find_weights", return_value={}),
+            mock.patch(f"{settings}._with_absolute_starts", side_effect=lambda merged, where: merged),
+        ):
             read_study(study, dataset=str(tmp_path) if "dataset" in given else None, settings=free)
     elif name == "auto3dseg":
         from synboost_monai.auto3dseg.settings import BUNDLE_KEY_OF, HYPER_PARAMETERS

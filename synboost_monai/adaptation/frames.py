@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from synboost_monai.data import list_images, write_datalist
-from synboost_monai.data.datalist import DATALIST_NAME
+from synboost_monai.data.datalist import DATALIST_NAME, load_datalist
 from synboost_monai.files import CLIP_SUFFIXES, atomic_path, image_stem, image_suffix, is_dicom
 from synboost_monai.prompts import IMAGE_ATTRIBUTES
 from synboost_monai.records import EchoRecord
@@ -36,14 +39,17 @@ def take_frames(images: str | os.PathLike[str], section: str, output_dir: str | 
     Returns:
         folder and section of a data set of single images; those that were given if there is no clip.
     Raises:
-        FileNotFoundError, ValueError: as `list_images` and `load_echo`.
+        FileNotFoundError, ValueError: as `list_images` and `load_echo`; or if output_dir holds frames of other clips.
     """
     out = Path(output_dir)
-    if (out / DATALIST_NAME).is_file():
-        return str(out), "training"
     items = list_images(images, section, sequences=True, exclude=out.parent)
     if not any(_may_be_clip(Path(item["image"])) for item in items):
         return str(images), section
+    about = f"frames of the clips in {Path(images).name}, {_digest(items)}"
+    if (out / DATALIST_NAME).is_file():
+        if load_datalist(out / DATALIST_NAME).get("description") != about:
+            raise ValueError(f"{out}: holds frames of other clips than those of {images}; give another output folder")
+        return str(out), "training"
     records = []
     for number, item in enumerate(tqdm(items, desc="clips", unit="file")):
         path = Path(item["image"])
@@ -53,8 +59,14 @@ def take_frames(images: str | os.PathLike[str], section: str, output_dir: str | 
         kind = "clip" if files != [path] else "image"
         patient = str(item.get("patient") or f"{kind}{number:05d}")
         records += [EchoRecord(file, None, patient, **{**known, **of_clip}) for file in files]
-    write_datalist(out, {"training": records}, name="frames", description=f"frames of the clips in {Path(images).name}")
+    write_datalist(out, {"training": records}, name="frames", description=about)
     return str(out), "training"
+
+
+def _digest(items: Sequence[Mapping[str, Any]]) -> str:
+    """Return a word that changes with the files and their sizes."""
+    files = [(item["image"], os.stat(item["image"]).st_size) for item in items]
+    return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
 
 def _may_be_clip(path: Path) -> bool:

@@ -185,10 +185,8 @@ class Study:
             yield _stage(f"weights_{model}", "weights", title, command, (), folder, "model.pt")
         for model in dict.fromkeys(s.model for s in self.segmenters if s.strategy == "adapted"):
             command, folder = self.adapt_command(model), f"adapted/{model}"
-            title, after = (
-                f"adapt the weights of {model} to images without label maps",
-                (self._pool, f"weights_{model}"),
-            )
+            title = f"adapt the weights of {model} to images without label maps"
+            after = (self._pool, f"weights_{model}")
             yield _stage(f"adapt_{model}", "adapt", title, command, after, folder, "model.pt")
         tried, teachers = set(self.sensitivity_segmenters), {s.teacher for s in self.segmenters}
         drawn = list(dict.fromkeys((s.teacher, s.drawn) for s in self.segmenters if s.drawn))
@@ -335,11 +333,8 @@ class Study:
     def adapt_command(self, model: str) -> tuple[str, ...]:
         """Adapt a model's weights to all images for training and validation."""
         bundle, weights = self.settings["bundles"][model], f"simulated/{model}/model.pt"
-        images, options = (
-            self._of_pool.copy(),
-            {"bundle": bundle, "checkpoint_path": weights, "seed": self.settings["seed"]},
-        )
-        return ("adapt", images.pop("dataset_dir"), f"adapted/{model}", *_flags({**options, **images}))
+        options = {"bundle": bundle, "checkpoint_path": weights, "seed": self.settings["seed"], **self._of_pool}
+        return ("adapt", str(options.pop("dataset_dir")), f"adapted/{model}", *_flags(options))
 
     def train_command(self, segmenter: Segmenter) -> tuple[str, ...]:
         """Train a segmenter."""
@@ -351,10 +346,8 @@ class Study:
         paths = {"dataset_dir": folders[first], "output_dir": segmenter.output_dir}
         paths |= {"synthetic_dir" if name in DRAWN else f"{name}_dir": folders[name] for name in others}
         overrides = self.segmenter_overrides("train", segmenter)
-        if (
-            start := segmenter.initial
-        ) is not None:  # a start of the settings is for strategies that have none of their own
-            overrides["init_checkpoint"] = _weights_of(start)
+        if (start := segmenter.initial) is not None:
+            overrides["init_checkpoint"] = _weights_of(start)  # that of the settings is for strategies without a start
         recipe = self.settings["segmenters"]["recipe"]
         return self._run(segmenter.model, recipe, paths, overrides, is_parallel=True)
 

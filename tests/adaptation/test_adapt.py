@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from synboost_monai.__main__ import main
 from synboost_monai.adaptation import adapt as module
 from synboost_monai.adaptation.adapt import Measures, adapt, why_worse
 from synboost_monai.adaptation.frames import FRAMES_OF_CLIP, take_frames
@@ -114,6 +115,24 @@ def test_frames_belong_to_the_patient_whom_a_clips_name_tells(tmp_path: Path) ->
         ("clip00000", None),
     }
     assert not any("phase" in item for item in items)
+    assert take_frames(tmp_path / "in", "training", tmp_path / "out/frames") == (dataset, section)
+    (tmp_path / "in/other_sequence.nii.gz").unlink()
+    with pytest.raises(ValueError, match="holds frames of other clips"):
+        take_frames(tmp_path / "in", "training", tmp_path / "out/frames")
+
+
+def test_pseudo_label_labels_frames_of_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("synboost_monai.__main__.run", lambda *words, **settings: calls.append((words, settings)))
+    (tmp_path / "in").mkdir()
+    write_frames(tmp_path / "in/a_sequence.nii.gz", np.ones((9, 40, 50), np.uint8), 0.3)
+    out = tmp_path / "out"
+    words = ["--dataset_dir", str(tmp_path / "in"), "--output_dir", str(out), "--labelled_dir", "mine"]
+    main(["pseudo-label", "echo_cris", *words])
+    where = {"dataset_dir": str(out / "frames"), "section": "training", "output_dir": str(out)}
+    assert calls == [(("echo_cris", "pseudo_label"), {**where, "labelled_dir": "mine"})]
+    assert len(list_images(out / "frames", "training")) == FRAMES_OF_CLIP
+    assert (out / "frames/datalist.json").stat().st_mode & 0o077 == 0  # frames are patients' images
 
 
 def test_frames_are_taken_from_all_of_a_clip(tmp_path: Path) -> None:

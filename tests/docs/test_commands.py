@@ -31,7 +31,7 @@ ELSEWHERE = {
     r"synboost adapt ": "tests/adaptation/test_adapt.py",
     r"openssl req ": "tests/dicom/test_tls.py",
     # the reader's images are of the reader's patients
-    r"synboost run echo_cris (pseudo_label|train_small .*--pseudo_labelled_dir) ": "tests/bundles/test_segmenter_bundles.py",
+    r"synboost (pseudo-label echo_cris|run echo_cris train_small .*--pseudo_labelled_dir) ": "tests/bundles/test_segmenter_bundles.py",
     r"synboost report ": "tests/study/test_report.py",
     r"synboost auto3dseg ": "tests/auto3dseg/test_run.py",
     r"synboost listen ": "tests/hospital/test_listen.py",
