@@ -65,8 +65,6 @@ def _record(item: dict[str, Any], number: int) -> EchoRecord:
 
 
 if __name__ == "__main__":
-    with (
-        in_one_line("images without label maps", str(Path.cwd())),
-        private_files(),
-    ):  # frames of clips are patients' images
+    # frames of clips are patients' images
+    with in_one_line("images without label maps", str(Path.cwd())), private_files():
         gather_unlabelled(*sys.argv[1:4])
