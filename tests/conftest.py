@@ -55,6 +55,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.fixture
+def computes_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute in 16 bits where a test asks for it, on processors too that have no instructions for it."""
+    from synboost_monai.networks import precision
+
+    monkeypatch.setattr(precision, "cpu_computes_in", lambda dtype: True)
+
+
 def make_label_map(phase: str = "ED", shift: int = 0) -> NDArray[np.uint8]:
     """Draw a label map (48, 40) with all four classes: a cavity, the muscle around it, the atrium below; smaller at ES."""
     rows, columns = np.mgrid[: IMAGE_SHAPE[0], : IMAGE_SHAPE[1]]

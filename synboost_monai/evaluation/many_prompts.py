@@ -35,6 +35,7 @@ from synboost_monai.evaluation.sensitivity import (
 from synboost_monai.files import atomic_write_text, sha256_of
 from synboost_monai.inferers.segmentation import PromptedSegmentationInferer
 from synboost_monai.letterbox import LetterboxGeometry
+from synboost_monai.networks.precision import autocast
 from synboost_monai.paths import refuse_overwriting
 from synboost_monai.prompts import PromptTokenizer
 from synboost_monai.prompts.variations import PromptVariations
@@ -103,8 +104,7 @@ class ManyPromptsInferer(PromptedSegmentationInferer):
             images = images.to(next(segmenter.parameters()).dtype)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        is_mixed = self.autocast_dtype is not None
-        with torch.autocast(images.device.type, dtype=self.autocast_dtype, enabled=is_mixed):
+        with autocast(images.device, self.autocast_dtype):
             return segmenter.encode_image(images)
 
 

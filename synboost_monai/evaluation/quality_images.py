@@ -30,6 +30,7 @@ from synboost_monai.evaluation.per_case import case_metrics
 from synboost_monai.evaluation.speckle import radial_power_spectrum, speckle_statistics
 from synboost_monai.files import image_suffix, read_text
 from synboost_monai.networks.efficientnet_lite import EfficientNetLite0
+from synboost_monai.networks.precision import autocast
 from synboost_monai.predictor import Pipeline, open_bundle
 from synboost_monai.structures import BACKGROUND_INDEX, BLOOD, MUSCLE, STRUCTURES, structure_by_name
 from synboost_monai.synthesis.plan import spacing_in_square
@@ -94,8 +95,7 @@ class JudgingSegmenter(Pipeline):
         images, _, _ = self._batch(echoes)
         if self.inferer.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        dtype = self.inferer.autocast_dtype
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None), self._captured() as maps:
+        with autocast(self.device, self.inferer.autocast_dtype), self._captured() as maps:
             encoded = self.network.encode_image(images)
             if self._feature_module is None:
                 last = encoded[len(self.network.extract_layers) - 1]

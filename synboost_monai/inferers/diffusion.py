@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from synboost_monai.diffusion import NoiseSchedule, SamplerOptions, guide, sample
 from synboost_monai.inferers.compiled import CompiledDenoiser
+from synboost_monai.networks.precision import autocast
 from synboost_monai.networks.semantic_diffusion_unet import SPADE_FORMS, AnyModulation, SemanticDiffusionUNet
 from synboost_monai.networks.spade import join_modulations
 
@@ -55,7 +56,7 @@ class SemanticDiffusionTrainInferer(Inferer):
             label_onehot: (B, K, H, W).
             class_labels: (B,), for a network with `num_class_embeds`.
         """
-        with _autocast(inputs.device, self.autocast_dtype):
+        with autocast(inputs.device, self.autocast_dtype):
             return network(inputs, timesteps, label_onehot, class_labels).float()
 
 
@@ -210,7 +211,7 @@ class SemanticDiffusionInferer(Inferer):
             RuntimeError: at the first step after `stop` is set.
         """
         label_onehot = part.label_onehot
-        with _autocast(label_onehot.device, self.autocast_dtype):
+        with autocast(label_onehot.device, self.autocast_dtype):
             modulations = network.condition(label_onehot, self.spade)
             if self.guidance_scale != 1:
                 null = self._null_modulations(network, label_onehot)
@@ -218,7 +219,7 @@ class SemanticDiffusionInferer(Inferer):
         denoise = self._denoiser(network, modulations)
 
         def predict(x: Tensor, timesteps: Tensor) -> Tensor:
-            with _autocast(x.device, self.autocast_dtype):
+            with autocast(x.device, self.autocast_dtype):
                 # one timestep for all
                 output = denoise(x, timesteps[:1], part.class_labels).float()
             if self.guidance_scale == 1:
@@ -274,7 +275,3 @@ def _dtype(name: str | None) -> torch.dtype | None:
     if name not in dtypes:
         raise ValueError(f"diffusion.py: autocast_dtype must be null, {' or '.join(dtypes)}, got {name!r}")
     return dtypes[name]
-
-
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)

@@ -15,6 +15,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from synboost_monai.networks.precision import autocast, mixed_dtype
 from synboost_monai.networks.text import PromptTable
 from synboost_monai.prompts import PromptTokenizer
 from synboost_monai.prompts.understanding import understand_if_any
@@ -156,7 +157,8 @@ class PromptedSegmentationInferer(Inferer):
         extra = {"with_view": True} if has_head and (teaches_view or self.with_view) else {}
         first = inputs if isinstance(inputs, Tensor) else inputs[0]
         parameter = next(segmenter.parameters(), None)
-        if self.autocast_dtype is None and parameter is not None and first.dtype != parameter.dtype:
+        dtype = mixed_dtype(first.device, self.autocast_dtype)
+        if dtype is None and parameter is not None and first.dtype != parameter.dtype:
             inputs = (
                 inputs.to(parameter.dtype)
                 if isinstance(inputs, Tensor)
@@ -164,8 +166,7 @@ class PromptedSegmentationInferer(Inferer):
             )
         if self.channels_last and isinstance(inputs, Tensor):
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        is_mixed = self.autocast_dtype is not None
-        with torch.autocast(first.device.type, dtype=self.autocast_dtype, enabled=is_mixed):
+        with autocast(first.device, dtype):
             text = self._known_text(segmenter, first, input_ids)
             logits = network(inputs, input_ids, **extra) if text is None else network(inputs, None, text, **extra)
         return logits.float()

@@ -112,8 +112,8 @@ def to_inference(network: nn.Module, device: Any, dtype: str = "float32") -> nn.
     Args:
         network: network to change in place.
         device: device to move it to.
-        dtype: float32, or bfloat16 or float16: weights and features in half the memory, several times faster where the processor
-            computes in it. Weights that are loaded later are rounded to it.
+        dtype: float32, or bfloat16 or float16: weights and features in half the memory, several times faster. A CPU that does not
+            compute in it keeps float32 (`precision.computable_dtype`). Weights that are loaded later are rounded to it.
     Returns:
         `network`, so that a bundle config can name this function as a network. Convolution weights are channels last.
     Raises:
@@ -121,10 +121,11 @@ def to_inference(network: nn.Module, device: Any, dtype: str = "float32") -> nn.
     """
     import torch
 
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in dtypes:
-        raise ValueError(f"networks: dtype must be {', '.join(dtypes)}, got {dtype!r}")
+    from .precision import DTYPES, computable_dtype
+
+    if dtype not in DTYPES:
+        raise ValueError(f"networks: dtype must be {', '.join(DTYPES)}, got {dtype!r}")
     if hasattr(network, "channels_last"):
         network.channels_last = True  # for the features
-    network.to(device=device, dtype=dtypes[dtype]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device=device, dtype=computable_dtype(device, DTYPES[dtype])).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.requires_grad_(False).eval()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from synboost_monai import __version__
 from synboost_monai.files import sha256_of
+from synboost_monai.networks.precision import autocast
 
 FEATURE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """Types in which features are kept, as configs write them."""
@@ -228,7 +229,7 @@ class FeatureEncoder:
         dtype = FEATURE_DTYPES.get(self.autocast_dtype or "")
         with _modes_kept(self.network), torch.no_grad():
             self.network.eval()
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            with autocast(device, dtype):
                 features = self.network.encode_image(images.to(device))  # type: ignore[operator]
         kept = [tensor.to(FEATURE_DTYPES[self.feature_dtype]).cpu() for tensor in features]
         if not all(bool(torch.isfinite(tensor).all()) for tensor in kept):

@@ -290,6 +290,7 @@ def test_images_can_start_from_those_of_the_label_maps(synthesise: Callable[...,
         np.testing.assert_array_equal(pixels(Path(item["label"])), np.asarray(squared["label"][0]).T)
 
 
+@pytest.mark.usefixtures("computes_in_16_bits")
 def test_half_precision_weights_change_the_last_grey_levels_only(synthesise: Callable[..., Path]):
     full = synthesise("full", sections="validation", limit=1)
     half = synthesise("half", sections="validation", limit=1, dtype="bfloat16")

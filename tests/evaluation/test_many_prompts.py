@@ -26,6 +26,7 @@ from synboost_monai.transforms.array import letterbox_label_map
 ITEM = {"view": "apical_two_chamber", "phase": "end_systole"}
 
 
+@pytest.mark.usefixtures("computes_in_16_bits")
 @pytest.mark.parametrize("architecture", ["cris", "clipseg"])
 @pytest.mark.parametrize("options", [{}, {"autocast_dtype": "bfloat16", "channels_last": True}])
 def test_prompts_in_parts_give_the_logits_of_all_at_once(architecture: str, options: dict[str, Any]) -> None:

@@ -63,6 +63,7 @@ def test_start_images_are_wanted_below_full_strength_alone(strength: float, has_
         inferer(label_maps(2), make_network(), torch.arange(2), start_images=start)
 
 
+@pytest.mark.usefixtures("computes_in_16_bits")
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "sde_dpmpp_2m", "ddim", "ancestral"])
 @pytest.mark.parametrize(
     "options",
@@ -233,6 +234,7 @@ def test_three_channel_network_gives_one_channel_images() -> None:
     assert images.shape == (2, 1, SIZE, SIZE)
 
 
+@pytest.mark.usefixtures("computes_in_16_bits")
 def test_bfloat16_stays_near_float32_and_the_state_stays_float32() -> None:
     network, label_onehot, seeds = make_network(), label_maps(2), torch.arange(2)
     full = SemanticDiffusionInferer(steps(4))(label_onehot, network, seeds)
@@ -260,6 +262,7 @@ def test_seeds_must_match_the_label_maps() -> None:
         SemanticDiffusionInferer(steps(1))(label_maps(2), make_network(), torch.arange(3))
 
 
+@pytest.mark.usefixtures("computes_in_16_bits")
 @pytest.mark.parametrize("autocast_dtype", [None, "bfloat16"])
 def test_monai_trainer_learns_with_these_parts(autocast_dtype: str | None) -> None:
     """Prepare batch, inferer and loss fit MONAI's trainer, and the loss falls on one image."""
@@ -284,6 +287,7 @@ def test_monai_trainer_learns_with_these_parts(autocast_dtype: str | None) -> No
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
+@pytest.mark.usefixtures("computes_in_16_bits")
 def test_train_inferer_output_is_float32_under_bfloat16() -> None:
     network, x, t = make_network(), torch.randn(2, 1, SIZE, SIZE), torch.tensor([1, 500])
     full = SemanticDiffusionTrainInferer()(x, network, t, label_maps(2))

@@ -84,6 +84,7 @@ def test_the_log_says_how_a_prompt_was_read(caplog: pytest.LogCaptureFixture) ->
     assert caplog.messages == ["prompt 'left atrum': read as left atrium (atrum as atrium)"]
 
 
+@pytest.mark.usefixtures("computes_in_16_bits")
 def test_mixed_precision_inside_float32_outside() -> None:
     network = Recorder()
     logits = PromptedSegmentationInferer(autocast_dtype="bfloat16", channels_last=True)(torch.rand(2, 3, 8, 8), network)
@@ -128,6 +129,7 @@ def test_features_stand_for_their_image(segmenter: nn.Module) -> None:
     torch.testing.assert_close(inferer(half, segmenter), inferer(images, segmenter), rtol=0.1, atol=0.1)
 
 
+@pytest.mark.usefixtures("computes_in_16_bits")
 def test_weights_in_bfloat16_take_float32_images(segmenter: nn.Module) -> None:
     images = torch.randn(2, 3, 32, 32)
     expected = PromptedSegmentationInferer()(images, segmenter)

@@ -259,6 +259,7 @@ def test_class_is_added_to_the_timestep() -> None:
     assert torch.equal(plain(x, t, y, torch.tensor([1, 2])), plain(x, t, y))
 
 
+@pytest.mark.usefixtures("computes_in_16_bits")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_network_ready_for_inference(dtype: str) -> None:
     network = to_inference(create_semantic_diffusion_unet("tiny").train(), "cpu", dtype)

@@ -97,6 +97,7 @@ def test_cache_rate_is_the_share_in_memory(data: list[dict[str, Any]]) -> None:
     assert len(training_dataset(data, image_transform(), prompt_transform(), cache_rate=0.5)._cache) == 3
 
 
+@pytest.mark.usefixtures("computes_in_16_bits")
 @pytest.mark.parametrize("architecture", ["cris", "clipseg"])
 @pytest.mark.parametrize(("feature_dtype", "num_workers"), [("bfloat16", 0), ("float32", 0), ("float32", 1)])
 def test_batches_of_features_are_what_the_decoder_takes(

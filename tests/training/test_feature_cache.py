@@ -187,6 +187,7 @@ def test_types_of_half_the_size_round_and_no_more(
     assert torch.equal(rounded[2], exact[2])
 
 
+@pytest.mark.usefixtures("computes_in_16_bits")
 def test_mixed_precision_encodes_in_it(cache: Callable[..., CachedFeatures], tmp_path: Path) -> None:
     exact, mixed = all_rows(cache()), all_rows(cache(folder=tmp_path / "mixed", autocast_dtype="bfloat16"))
     difference = float((exact[0] - mixed[0]).abs().max() / exact[0].abs().max())
