@@ -135,7 +135,7 @@ def summary(frame: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
         low, high = interval(bootstrap_means(lost.to_numpy(), list(lost.index), 2000, seed))
         numbers = {
             "dice": dice.mean(),
-            "lowest_tenth": dice.quantile(0.1),
+            "quantile_10": dice.quantile(0.1),
             "change": lost.mean(),
             "low": low,
             "high": high,
