@@ -70,7 +70,7 @@ SMALLER = {
 """What a page says -> what runs here."""
 NETWORK = "--preset tiny --image_size 32"
 LEARNING = (
-    f"{NETWORK} --max_epochs 20 --batch_size 8 --learning_rate 0.01 --encoder_learning_rate_scale 1.0 --layer_decay 1.0 --weight_decay 0.0 "
+    f"{NETWORK} --max_epochs 40 --batch_size 8 --learning_rate 0.01 --encoder_learning_rate_scale 1.0 --layer_decay 1.0 --weight_decay 0.0 "
     "--warm_up_steps 5 --ema_decay 0.0 --augment false --val_interval 20"
 )
 """Of a segmenter that finds something after some fifty steps: a calibration refuses one that finds nothing."""
