@@ -17,7 +17,7 @@ def computable_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.dt
     """Return `dtype`, or float32 for a CPU that has no instructions for it.
 
     There a convolution in 16 bits takes 7 to 40 times as long as in float32 (oneDNN 3.12 on a Zen 3, which ends at AVX2), so
-    that a training of an hour would take a day. The numbers are those of float32 then; a log line says so once.
+    that a training of an hour would take ten. The numbers are those of float32 then; a log line says so once.
 
     Args:
         device: device that computes. GPUs are not asked.

@@ -73,7 +73,7 @@ LEARNING = (
     f"{NETWORK} --max_epochs 40 --batch_size 8 --learning_rate 0.01 --encoder_learning_rate_scale 1.0 --layer_decay 1.0 --weight_decay 0.0 "
     "--warm_up_steps 5 --ema_decay 0.0 --augment false --val_interval 20"
 )
-"""Of a segmenter that finds something after some fifty steps: a calibration refuses one that finds nothing."""
+"""Of a segmenter that finds something after some eighty steps: a calibration refuses one that finds nothing."""
 JUDGE = "--segmenter_preset tiny --segmenter_image_size 32 --num_bootstrap 20"
 LEARNED = "--image_encoder_weights $None --init_checkpoint model.pt"
 BRIEF = f"{NETWORK} --max_epochs 1 --batch_size 8 --val_interval 1"
