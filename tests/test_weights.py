@@ -402,7 +402,7 @@ def test_what_is_known_of_weights_goes_on_to_be_known(tmp_path: Path) -> None:
     assert is_equal(loaded, rounded)
     with pytest.raises(ValueError, match="made with preset tiny, but --preset says small"):
         act("convert", words[0], str(tmp_path / "no"), preset="small")
-    with pytest.raises(ValueError, match="dtype must be float32, float16, bfloat16, got 'int8'"):
+    with pytest.raises(ValueError, match="dtype must be float32, bfloat16, float16, got 'int8'"):
         act("convert", words[0], str(tmp_path / "no.pt"), dtype="int8")
     (tmp_path / "in_the_way.json").write_text("{}")
     with pytest.raises(ValueError, match="in_the_way.json is there already"):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from synboost_monai.diffusion import NoiseSchedule, SamplerOptions, guide, sample
 from synboost_monai.inferers.compiled import CompiledDenoiser
-from synboost_monai.networks.precision import autocast
+from synboost_monai.networks.precision import autocast, mixed_dtype_named
 from synboost_monai.networks.semantic_diffusion_unet import SPADE_FORMS, AnyModulation, SemanticDiffusionUNet
 from synboost_monai.networks.spade import join_modulations
 
@@ -36,7 +36,7 @@ class SemanticDiffusionTrainInferer(Inferer):
             raise ValueError(
                 "diffusion.py: autocast_dtype float16 would lose small gradients in training, as no loss is scaled here; use bfloat16"
             )
-        self.autocast_dtype = _dtype(autocast_dtype)
+        self.autocast_dtype = mixed_dtype_named(autocast_dtype)
 
     def __call__(
         self,
@@ -121,7 +121,7 @@ class SemanticDiffusionInferer(Inferer):
         self.sampler.create(self.schedule)  # complain now, not after the network has loaded
         self.guidance_scale = guidance_scale
         self.image_channels = image_channels
-        self.autocast_dtype = _dtype(autocast_dtype)
+        self.autocast_dtype = mixed_dtype_named(autocast_dtype)
         self.images_at_once = images_at_once
         self.num_threads = num_threads
         self.spade = spade
@@ -266,12 +266,3 @@ class SemanticDiffusionInferer(Inferer):
             if self._null is None or self._null[0] != key:
                 self._null = key, network.condition(torch.zeros_like(label_onehot[:1]), self.spade)
             return self._null[1]
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    if name is None:
-        return None
-    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
-        raise ValueError(f"diffusion.py: autocast_dtype must be null, {' or '.join(dtypes)}, got {name!r}")
-    return dtypes[name]

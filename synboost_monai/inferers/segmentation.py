@@ -15,15 +15,12 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from synboost_monai.networks.precision import autocast, mixed_dtype
+from synboost_monai.networks.precision import autocast, mixed_dtype, mixed_dtype_named
 from synboost_monai.networks.text import PromptTable
 from synboost_monai.prompts import PromptTokenizer
 from synboost_monai.prompts.understanding import understand_if_any
 from synboost_monai.transforms.array import plain
 from synboost_monai.transforms.prompt_tokens import PROMPT_IDS_KEY
-
-AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Names of the types for mixed precision, as configs write them."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +62,9 @@ class PromptedSegmentationInferer(Inferer):
         with_view: bool = False,
     ) -> None:
         super().__init__()
-        if autocast_dtype is not None and autocast_dtype not in AUTOCAST_DTYPES:
-            raise ValueError(
-                f"segmentation.py: autocast_dtype must be one of {', '.join(AUTOCAST_DTYPES)} or null, got {autocast_dtype!r}"
-            )
         if images_at_once is not None and images_at_once < 1:
             raise ValueError(f"segmentation.py: images_at_once must be at least 1 or null, got {images_at_once}")
-        self.autocast_dtype = AUTOCAST_DTYPES[autocast_dtype] if autocast_dtype else None
+        self.autocast_dtype = mixed_dtype_named(autocast_dtype)
         self.channels_last = channels_last
         self.images_at_once = images_at_once
         self.cache_text = cache_text

@@ -10,7 +10,23 @@ import torch
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Types of networks by the names that configs write."""
+"""Types by the names that configs write."""
+MIXED_DTYPES = ("bfloat16", "float16")
+"""Names of the types of mixed precision."""
+
+
+def dtype_named(name: str, option: str = "dtype") -> torch.dtype:
+    """Return the type that an option names, or raise ValueError, which says what names there are."""
+    if name not in DTYPES:
+        raise ValueError(f"{option} must be {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def mixed_dtype_named(name: str | None, option: str = "autocast_dtype") -> torch.dtype | None:
+    """Return the type of mixed precision that an option names, None for none, or raise ValueError, which says what names there are."""
+    if name is not None and name not in MIXED_DTYPES:
+        raise ValueError(f"{option} must be {', '.join(MIXED_DTYPES)} or null, got {name!r}")
+    return None if name is None else DTYPES[name]
 
 
 def computable_dtype(device: torch.device | str, dtype: torch.dtype) -> torch.dtype:

@@ -121,11 +121,10 @@ def to_inference(network: nn.Module, device: Any, dtype: str = "float32") -> nn.
     """
     import torch
 
-    from .precision import DTYPES, computable_dtype
+    from .precision import computable_dtype, dtype_named
 
-    if dtype not in DTYPES:
-        raise ValueError(f"networks: dtype must be {', '.join(DTYPES)}, got {dtype!r}")
+    kept = computable_dtype(device, dtype_named(dtype))
     if hasattr(network, "channels_last"):
         network.channels_last = True  # for the features
-    network.to(device=device, dtype=computable_dtype(device, DTYPES[dtype])).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device=device, dtype=kept).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.requires_grad_(False).eval()

@@ -20,10 +20,7 @@ from torch import Tensor, nn
 
 from synboost_monai import __version__
 from synboost_monai.files import sha256_of
-from synboost_monai.networks.precision import autocast
-
-FEATURE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-"""Types in which features are kept, as configs write them."""
+from synboost_monai.networks.precision import autocast, dtype_named, mixed_dtype_named
 
 Item = Mapping[Hashable, Any]
 
@@ -197,20 +194,16 @@ class FeatureEncoder:
 
     Args:
         network: a segmenter; see `check_frozen`.
-        feature_dtype: type in which features are kept, a key of `FEATURE_DTYPES`.
+        feature_dtype: type in which features are kept: float32, bfloat16 or float16.
         autocast_dtype: bfloat16 or float16 encodes in mixed precision.
     """
 
     def __init__(self, network: nn.Module, feature_dtype: str = "bfloat16", autocast_dtype: str | None = None) -> None:
-        words = ", ".join(FEATURE_DTYPES)
-        if feature_dtype not in FEATURE_DTYPES:
-            raise ValueError(f"feature_dtype must be one of {words}, got {feature_dtype!r}")
-        if autocast_dtype is not None and (autocast_dtype not in FEATURE_DTYPES or autocast_dtype == "float32"):
-            raise ValueError(f"autocast_dtype must be bfloat16, float16 or null, got {autocast_dtype!r}")
+        self._kept_dtype = dtype_named(feature_dtype, "feature_dtype")
+        self._mixed_dtype = mixed_dtype_named(autocast_dtype)
         check_frozen(network)
         self.network = network
         self.feature_dtype = feature_dtype
-        self.autocast_dtype = autocast_dtype
         self.digest = encoder_hash(network)
         self.settings = {
             "encoder": self.digest,
@@ -226,12 +219,11 @@ class FeatureEncoder:
             ValueError: if a feature is not finite, for instance too large for float16.
         """
         device = next(self.network.parameters()).device
-        dtype = FEATURE_DTYPES.get(self.autocast_dtype or "")
         with _modes_kept(self.network), torch.no_grad():
             self.network.eval()
-            with autocast(device, dtype):
+            with autocast(device, self._mixed_dtype):
                 features = self.network.encode_image(images.to(device))  # type: ignore[operator]
-        kept = [tensor.to(FEATURE_DTYPES[self.feature_dtype]).cpu() for tensor in features]
+        kept = [tensor.to(self._kept_dtype).cpu() for tensor in features]
         if not all(bool(torch.isfinite(tensor).all()) for tensor in kept):
             raise ValueError(
                 f"feature_cache_dir: a feature is NaN, infinite or too large for {self.feature_dtype}; check the weights, or set "

@@ -9,7 +9,7 @@ from typing import Any
 
 from synboost_monai.files import sha256_of
 from synboost_monai.model_card import ModelCard, card_path, known_facts, read_card, write_model
-from synboost_monai.weights.options import ARCHITECTURES, DTYPES, ConvertOptions
+from synboost_monai.weights.options import ARCHITECTURES, ConvertOptions
 from synboost_monai.weights.table import entry_of_hash
 
 
@@ -31,6 +31,7 @@ def convert_weights(source: str | os.PathLike[str], output: str | os.PathLike[st
         ValueError: if it does not fit, is CLIP alone without `partial`, or `output` is there already.
     """
     from synboost_monai.networks import published
+    from synboost_monai.networks.precision import dtype_named
 
     architecture, preset = options.architecture, options.preset
     if architecture is not None and architecture not in ARCHITECTURES:
@@ -41,8 +42,7 @@ def convert_weights(source: str | os.PathLike[str], output: str | os.PathLike[st
     for there in (path, card_path(path)):
         if there.exists():
             raise ValueError(f"{there} is there already; name another file, or remove it")
-    if options.dtype not in DTYPES:
-        raise ValueError(f"dtype must be {', '.join(DTYPES)}, got {options.dtype!r}")
+    dtype = dtype_named(options.dtype)
     state_dict = published.read_published(Path(source))
     kind = published.kind_of_weights(state_dict)
     known = read_card(source)
@@ -66,7 +66,7 @@ def convert_weights(source: str | os.PathLike[str], output: str | os.PathLike[st
     published.load_published_state(network, state_dict, Path(source))
     card = known or ModelCard(architecture, facts, training={"converted_from": Path(source).name})
     card = replace(card, facts=facts, licence=options.licence or (card.licence if known else _licence_of(source)))
-    card = write_model(_in_dtype(network, options.dtype), path, card) or card
+    card = write_model(_in_dtype(network, dtype), path, card) or card
     num_parameters = sum(p.numel() for p in network.parameters())
     lines = [
         f"weights: {path}",
@@ -81,13 +81,11 @@ def convert_weights(source: str | os.PathLike[str], output: str | os.PathLike[st
     return "\n".join(lines)
 
 
-def _in_dtype(network: Any, dtype: str) -> dict[str, Any]:
-    """Return a network's weights in a type; whole numbers stay as they are."""
-    import torch
-
+def _in_dtype(network: Any, dtype: Any) -> dict[str, Any]:
+    """Return a network's weights in a torch.dtype; whole numbers stay as they are."""
     weights = {}
     for name, value in network.state_dict().items():
-        weights[name] = value.to(getattr(torch, dtype)) if value.is_floating_point() else value
+        weights[name] = value.to(dtype) if value.is_floating_point() else value
         if not weights[name].isfinite().all() and value.isfinite().all():
             raise ValueError(f"{name} has values that {dtype} cannot hold; take --dtype bfloat16, or leave it out")
     return weights

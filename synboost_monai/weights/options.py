@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 ARCHITECTURES = ("clipseg", "cris", "semantic_diffusion")
 """Networks that weights can be converted to."""
-DTYPES = ("float32", "float16", "bfloat16")
-"""Types that weights can be written in."""
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ def test_bfloat16_stays_near_float32_and_the_state_stays_float32() -> None:
     [
         ({"sampler": SamplerOptions("euler")}, "no sampler is called 'euler'"),
         ({"sampler": SamplerOptions(num_inference_steps=2000)}, "num_inference_steps must be"),
-        ({"autocast_dtype": "int8"}, "autocast_dtype must be null"),
+        ({"autocast_dtype": "int8"}, "autocast_dtype must be bfloat16, float16 or null, got 'int8'"),
     ],
 )
 def test_impossible_settings_are_refused_at_once(arguments: dict[str, object], message: str) -> None:

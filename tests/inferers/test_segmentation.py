@@ -90,7 +90,7 @@ def test_mixed_precision_inside_float32_outside() -> None:
     logits = PromptedSegmentationInferer(autocast_dtype="bfloat16", channels_last=True)(torch.rand(2, 3, 8, 8), network)
     assert network.dtype == torch.bfloat16 and logits.dtype == torch.float32
     assert network.image.is_contiguous(memory_format=torch.channels_last)
-    with pytest.raises(ValueError, match="autocast_dtype must be one of"):
+    with pytest.raises(ValueError, match="autocast_dtype must be bfloat16, float16 or null, got 'half'"):
         PromptedSegmentationInferer(autocast_dtype="half")
 
 

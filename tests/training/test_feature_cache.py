@@ -554,7 +554,7 @@ def test_full_disk_is_an_error_that_keeps_complete_files(
         ({"num_copies": 0}, "num_feature_copies and batch_size of at least 1, got 4, 0 and 8"),
         ({"batch_size": 0}, "got 4, 3 and 0"),
         ({"data": []}, "expected items"),
-        ({"feature_dtype": "int8"}, "feature_dtype must be one of bfloat16, float16, float32, got 'int8'"),
+        ({"feature_dtype": "int8"}, "feature_dtype must be float32, bfloat16, float16, got 'int8'"),
         ({"autocast_dtype": "float32"}, "autocast_dtype must be bfloat16, float16 or null, got 'float32'"),
         (
             {"image_transform": Compose([LoadEchod(["image", "label"])])},
