@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,9 @@ from tqdm import tqdm
 
 from synboost_monai.data import list_images, write_datalist
 from synboost_monai.data.datalist import DATALIST_NAME, load_datalist
+from synboost_monai.dicom.identity.identifiers import patient_text
+from synboost_monai.dicom.reading.header import read_header
+from synboost_monai.dicom.reasons import NotUsableError
 from synboost_monai.files import CLIP_SUFFIXES, atomic_path, image_stem, image_suffix, is_dicom
 from synboost_monai.prompts import IMAGE_ATTRIBUTES
 from synboost_monai.records import EchoRecord
@@ -35,7 +39,8 @@ def take_frames(images: str | os.PathLike[str], section: str, output_dir: str | 
     Args:
         images: folder of images and clips, one file, or a data set.
         section: sections of a data set.
-        output_dir: folder for the frames and a datalist.json of everything, in which a clip whose patient is not known counts as a patient.
+        output_dir: folder for the frames and a datalist.json of everything. A clip's patient is the one that the data set or its file name
+            tells, or the one in its DICOM header, who gets a number, unless all headers name the same; else the clip counts as a patient.
     Returns:
         folder and section of a data set of single images; those that were given if there is no clip.
     Raises:
@@ -50,14 +55,15 @@ def take_frames(images: str | os.PathLike[str], section: str, output_dir: str | 
         if load_datalist(out / DATALIST_NAME).get("description") != about:
             raise ValueError(f"{out}: holds frames of other clips than those of {images}; give another output folder")
         return str(out), "training"
-    records = []
+    records: list[EchoRecord] = []
+    in_headers = _patients_of_headers([Path(item["image"]) for item in items])
     for number, item in enumerate(tqdm(items, desc="clips", unit="file")):
         path = Path(item["image"])
         known = {key: item[key] for key in IMAGE_ATTRIBUTES if item.get(key) is not None}
         files = _frames_of(path, out / f"clip{number:05d}") if _may_be_clip(path) else [path]
         of_clip = {"phase": None} if len(files) > 1 else {}  # it shows all of the beat
         kind = "clip" if files != [path] else "image"
-        patient = str(item.get("patient") or f"{kind}{number:05d}")
+        patient = str(item.get("patient") or in_headers.get(path) or f"{kind}{number:05d}")
         records += [EchoRecord(file, None, patient, **{**known, **of_clip}) for file in files]
     write_datalist(out, {"training": records}, name="frames", description=about)
     return str(out), "training"
@@ -72,6 +78,16 @@ def _digest(items: Sequence[Mapping[str, Any]]) -> str:
 def _may_be_clip(path: Path) -> bool:
     """Return whether a file has, or may have, several frames."""
     return image_suffix(path) in CLIP_SUFFIXES or image_stem(path).endswith("_sequence") or is_dicom(path)
+
+
+def _patients_of_headers(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return a number for each DICOM file's patient; none if all headers name the same, as after some removals of identities."""
+    texts = {}
+    for path in filter(is_dicom, paths):
+        with contextlib.suppress(NotUsableError):  # whoever reads the file says what is wrong with it
+            texts[path] = patient_text(read_header(path))
+    numbers = {text: f"dicom_patient{n:05d}" for n, text in enumerate(dict.fromkeys(filter(None, texts.values())))}
+    return {path: numbers[text] for path, text in texts.items() if text and len(numbers) > 1}
 
 
 def _frames_of(path: Path, target: Path) -> list[Path]:

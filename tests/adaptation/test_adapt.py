@@ -19,7 +19,9 @@ from synboost_monai.adaptation.frames import FRAMES_OF_CLIP, take_frames
 from synboost_monai.adaptation.options import AdaptOptions
 from synboost_monai.bundle_run import bundle_dir
 from synboost_monai.data import list_images
+from synboost_monai.dicom.writing.clip import write_clip as write_dicom_clip
 from synboost_monai.model_card import read_card
+from synboost_monai.records import EchoRecord
 from synboost_monai.simulation.phantom import write_frames
 from synboost_monai.simulation.write import SimulatedSettings, write_simulated
 from tests.clips import write_clip
@@ -119,6 +121,29 @@ def test_frames_belong_to_the_patient_whom_a_clips_name_tells(tmp_path: Path) ->
     (tmp_path / "in/other_sequence.nii.gz").unlink()
     with pytest.raises(ValueError, match="holds frames of other clips"):
         take_frames(tmp_path / "in", "training", tmp_path / "out/frames")
+
+
+def test_dicom_clips_belong_to_the_patient_in_their_header(tmp_path: Path) -> None:
+    """Otherwise one clip of a patient would be learnt from while another measures what was learnt."""
+    folder, frames = tmp_path / "in", np.random.default_rng(0).integers(0, 255, (40, 60, 60), np.uint8)
+    folder.mkdir()
+    unknown = {"PatientID": "", "PatientName": ""}
+    for name, patient, overrides in (
+        ("a", "1", {}),
+        ("b", "2", {}),
+        ("c", "1", {}),
+        ("d", "3", unknown),
+        ("e", "3", unknown),
+    ):
+        record = EchoRecord(folder / f"{name}.dcm", None, patient, "apical_four_chamber")
+        write_dicom_clip(record, frames, (0.5, 0.5), study=name, frame_time_ms=20, overrides=overrides)
+    items = list_images(*take_frames(folder, "training", tmp_path / "out/frames"))
+    assert len(items) == 5 * FRAMES_OF_CLIP
+    whose = [item["patient"] for item in items[::FRAMES_OF_CLIP]]
+    assert whose == ["dicom_patient00000", "dicom_patient00001", "dicom_patient00000", "clip00003", "clip00004"]
+    (folder / "b.dcm").unlink()  # now all headers that name a patient name the same
+    items = list_images(*take_frames(folder, "training", tmp_path / "again/frames"))
+    assert len({item["patient"] for item in items}) == 4
 
 
 def test_pseudo_label_labels_frames_of_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
