@@ -56,8 +56,8 @@ STRUCTURE_PART = 1 / 3
 best."""
 SPREAD_MARGIN = 1.5
 """A mean spread above this many times the largest of the validation set goes to review."""
-FORMAT = 1
-"""Version of the JSON format."""
+FORMAT = 2
+"""Version of the JSON format. Format 1 is read too, unless it was fitted with `fill_holes`, which then left gaps between structures."""
 
 _DICE_MARGIN = 1e-3  # logits of 0 and 1 are infinite
 _SPREAD_FLOOR = 1e-3
@@ -150,7 +150,7 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
         content = json.loads(read_text(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); {again}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") not in (1, FORMAT):
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path}: expected a calibration of format {FORMAT}, got {found!r}; {again}")
     _check_keys(content, Calibration, str(path))
@@ -178,6 +178,10 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
         structures[name] = StructureCalibration(**values)
     if not _is_number(content["review_below"]) or not isinstance(content["settings"], dict):
         raise ValueError(f"{path}: review_below must be a number and settings a mapping; {again}")
+    if content["format"] == 1 and content["settings"].get("fill_holes"):
+        raise ValueError(
+            f"{path}: fitted before fill_holes closed the gaps between structures, so it is for other label maps; {again}"
+        )
     return Calibration(**{**content, "features": tuple(content["features"]), "structures": structures})
 
 

@@ -140,8 +140,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     features, dice, patients = make_set()
     calibration = fit(features, dice, patients)
     assert read_calibration(calibration.write(tmp_path / "made" / "calibration.json")) == calibration
-    written = json.loads((tmp_path / "made" / "calibration.json").read_text())
+    path = tmp_path / "made" / "calibration.json"
+    written = json.loads(path.read_text())
     assert written["checkpoint_sha256"] == "ab" * 32 and written["seed"] == 1 and written["section"] == "validation"
+    path.write_text(json.dumps({**written, "format": 1}))  # without fill_holes
+    assert read_calibration(path).structures == calibration.structures
 
 
 @pytest.mark.parametrize(
@@ -149,7 +152,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     [
         (lambda c: c.pop("structures"), "structures is missing"),
         (lambda c: c.update(extra=1), "extra is unknown"),
-        (lambda c: c.update(format=99), "expected a calibration of format 1, got 99"),
+        (lambda c: c.update(format=99), "expected a calibration of format 2, got 99"),
+        (lambda c: c.update(format=1, settings={"fill_holes": True}), "fitted before fill_holes closed the gaps"),
         (lambda c: c.update(features=["entropy"]), "expected the features expected_dice, .* got entropy"),
         (lambda c: c["structures"].pop("myocardium"), "expected the structures"),
         (lambda c: c["structures"]["myocardium"].update(means=[1, 2]), "myocardium.means must be 3 finite numbers"),
