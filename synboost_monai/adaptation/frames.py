@@ -56,7 +56,7 @@ def take_frames(images: str | os.PathLike[str], section: str, output_dir: str | 
             raise ValueError(f"{out}: holds frames of other clips than those of {images}; give another output folder")
         return str(out), "training"
     records: list[EchoRecord] = []
-    in_headers = _patients_of_headers([Path(item["image"]) for item in items])
+    in_headers = _patients_of_headers([Path(item["image"]) for item in items if not item.get("patient")])
     for number, item in enumerate(tqdm(items, desc="clips", unit="file")):
         path = Path(item["image"])
         known = {key: item[key] for key in IMAGE_ATTRIBUTES if item.get(key) is not None}

@@ -87,7 +87,8 @@ def _in_dtype(network: Any, dtype: Any) -> dict[str, Any]:
     for name, value in network.state_dict().items():
         weights[name] = value.to(dtype) if value.is_floating_point() else value
         if not weights[name].isfinite().all() and value.isfinite().all():
-            raise ValueError(f"{name} has values that {dtype} cannot hold; take --dtype bfloat16, or leave it out")
+            kind = str(dtype).removeprefix("torch.")
+            raise ValueError(f"{name} has values that {kind} cannot hold; take --dtype bfloat16, or leave it out")
     return weights
 
 
