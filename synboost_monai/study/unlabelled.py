@@ -5,9 +5,11 @@ A stage of the study, `python -m synboost_monai.study.unlabelled REAL IMAGES OUT
 
 from __future__ import annotations
 
-import logging
+import filecmp
 import os
 import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +24,18 @@ SECTION = "training"
 """The one section of the data set that is written."""
 _LEARNT_FROM = ("training", "validation")
 
-logger = logging.getLogger(__name__)
-
 
 def gather_unlabelled(
     real: str | os.PathLike[str], images: str | os.PathLike[str], output_dir: str | os.PathLike[str]
 ) -> Path:
-    """Write a data set of all images to learn from without label maps; patients and files that are tested on are left out.
+    """Write a data set of all images to learn from without label maps, without patients and files that are tested on.
 
     Args:
         real: folder of the study's data set, whose images for training and validation are taken.
         images: folder of images and clips, or of a data set (training and validation); eight frames are taken from each clip.
         output_dir: folder to write to.
     Returns:
-        path of datalist.json.
+        path of datalist.json; how many images were taken and left out is written to stderr.
     Raises:
         FileNotFoundError, ValueError: as `take_frames` and `list_images`; or if no image of the folder is left.
     """
@@ -43,19 +43,27 @@ def gather_unlabelled(
     folder, its_section = take_frames(images, section, out / "frames")
     own, others = read_datalist(real, section), list_images(folder, its_section, exclude=out)
     tested = read_datalist(real, "testing")
-    known = {os.path.realpath(item["image"]) for item in (*own, *tested)}
+    is_known = _same_as_one_of(item["image"] for item in (*own, *tested))
     patients = {item["patient"] for item in tested if item.get("patient")}
-    left = [i for i in others if os.path.realpath(i["image"]) not in known and i.get("patient") not in patients]
+    left = [i for i in others if i.get("patient") not in patients and not is_known(i["image"])]
     if not left:
         raise ValueError(
             f"{images}: all {len(others)} images are of the study's data set, or of patients that it tests on; give other images"
         )
+    told = f"{len(own)} images of the data set, and {len(left)} of {images}"
     if len(left) < len(others):
-        logger.info(
-            f"{images}: {len(others) - len(left)} images left out: of the data set, or of patients that are tested on"
-        )
+        told += f"; {len(others) - len(left)} left out: of the data set, or of patients that are tested on"
+    print(told, file=sys.stderr, flush=True)
     records = [_record(item, number) for number, item in enumerate((*own, *left))]
     return write_datalist(out, {SECTION: records}, name="unlabelled", description="images without label maps")
+
+
+def _same_as_one_of(paths: Iterable[str]) -> Callable[[str], bool]:
+    """Return a function that tells whether a file is one of these files, by whatever name, or holds the same bytes."""
+    by_size: defaultdict[int, list[str]] = defaultdict(list)
+    for path in paths:
+        by_size[os.path.getsize(path)].append(path)
+    return lambda path: any(filecmp.cmp(path, other, shallow=False) for other in by_size[os.path.getsize(path)])
 
 
 def _record(item: dict[str, Any], number: int) -> EchoRecord:

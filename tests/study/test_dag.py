@@ -14,6 +14,7 @@ from synboost_monai.simulation.phantom import write_frames
 from synboost_monai.study.examples import write_examples
 from synboost_monai.study.grid import DataPart, Segmenter
 from synboost_monai.study.settings import STUDIES_DIR, read_study
+from synboost_monai.study.stage import run_stage
 from synboost_monai.study.unlabelled import gather_unlabelled
 from tests.study.conftest import write_simulated_weights
 
@@ -141,10 +142,10 @@ def test_other_images_without_label_maps_join_those_of_the_data_set(study_path, 
         read_study(study_path, unlabelled=str(tmp_path / "none"))
 
 
-def test_gathered_images_are_never_those_that_are_tested_on(tmp_path, caplog):
+def test_gathered_images_are_never_those_that_are_tested_on(tmp_path, capfd, monkeypatch, python_forks):
     image = tmp_path / "real" / "images"
-    for patient in ("a", "b", "c"):
-        write_frames(image / f"{patient}.nii.gz", np.zeros((1, 8, 8), np.uint8), 0.3)
+    for number, patient in enumerate("abc", start=2):
+        write_frames(image / f"{patient}.nii.gz", np.full((1, 8, 8), number, np.uint8), 0.3)
         write_frames(image / f"{patient}_gt.nii.gz", np.zeros((1, 8, 8), np.uint8), 0.3)
     records = {p: [EchoRecord(image / f"{p}.nii.gz", image / f"{p}_gt.nii.gz", f"patient{p}")] for p in "abc"}
     splits = dict(zip(("training", "validation", "testing"), records.values()))
@@ -152,21 +153,24 @@ def test_gathered_images_are_never_those_that_are_tested_on(tmp_path, caplog):
     others = tmp_path / "others"
     others.mkdir()
     (others / "same.nii.gz").symlink_to(image / "c.nii.gz")  # the file of a testing image, by another name
+    shutil.copy(image / "c.nii.gz", others / "copy.nii.gz")
     write_frames(
         others / "patientc_4CH_sequence.nii.gz", np.ones((9, 8, 8), np.uint8), 0.3
     )  # another one of its patient
-    with pytest.raises(ValueError, match="all 9 images are of the study's data set, or of patients that it tests on"):
+    with pytest.raises(ValueError, match="all 10 images are of the study's data set, or of patients that it tests on"):
         gather_unlabelled(tmp_path / "real", others, tmp_path / "none")
     assert not (tmp_path / "none/datalist.json").exists()
 
     write_frames(others / "patientd_4CH_sequence.nii.gz", np.ones((9, 8, 8), np.uint8), 0.3)
     write_frames(others / "still.nii.gz", np.ones((1, 8, 8), np.uint8), 0.3)
-    caplog.set_level("INFO")
-    gather_unlabelled(tmp_path / "real", others, tmp_path / "out")
+    capfd.readouterr()
+    monkeypatch.chdir(tmp_path)
+    command = ["python", "-m", "synboost_monai.study.unlabelled", "real", "others", "out"]
+    assert run_stage("gather", "gather", "out", (), 1, command) == 0
     items = read_datalist(tmp_path / "out", "training")
-    assert Counter(item["patient"] for item in items) == {"patienta": 1, "patientb": 1, "patientd": 8, "image00003": 1}
+    assert Counter(item["patient"] for item in items) == {"patienta": 1, "patientb": 1, "patientd": 8, "image00004": 1}
     assert not any("label" in item for item in items)
-    assert "9 images left out" in caplog.text
+    assert "2 images of the data set, and 9 of others; 10 left out" in capfd.readouterr().err
 
 
 def test_fewer_patients_are_drawn_by_the_segmenters_seed_and_the_diffusion_model_sees_no_others(
