@@ -206,7 +206,7 @@ class DoubtAssessor:
         return {name: found.get(name) for name in FEATURES}
 
     def _calibration_beside(self) -> Calibration | None:
-        """Return the calibration beside the weights, or None if it does not fit: nobody asked for it, so this is no error."""
+        """Return the calibration beside the weights, or None, with a warning, if it does not fit: nobody asked for it."""
         path = None if self.checkpoint_path is None else Path(self.checkpoint_path).with_name(CALIBRATION_NAME)
         if path is None or not path.is_file() or not os.path.isfile(str(self.checkpoint_path)):
             return None
@@ -214,7 +214,7 @@ class DoubtAssessor:
             calibration = read_calibration(path)
             self._check_calibration(calibration, str(path))
         except ValueError as error:
-            logger.info(f"not used: {error}")
+            logger.warning(f"the predicted Dice is not calibrated: {error}")
             return None
         return calibration
 

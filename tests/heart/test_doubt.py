@@ -203,6 +203,18 @@ def test_a_calibration_of_other_weights_or_settings_is_refused(
         DoubtAssessor(checkpoint, path, {"threshold": 0.5, "fill_holes": True})
 
 
+def test_a_calibration_beside_the_weights_that_does_not_fit_is_told(
+    checkpoint: Path, calibration: Calibration, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is a warning, which every command shows, as verdicts differ without it."""
+    assert checkpoint.parent == tmp_path
+    calibration.write(tmp_path / "calibration.json")
+    assert DoubtAssessor(checkpoint, settings={"threshold": 0.5}).calibration is not None and not caplog.records
+    assert DoubtAssessor(checkpoint, settings={"threshold": 0.35}).calibration is None
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "fitted with threshold 0.5, but this run has 0.35" in record.message
+
+
 def test_prompts_that_a_calibration_does_not_know_are_not_calibrated(calibration: Calibration) -> None:
     assessor = DoubtAssessor(None)
     assessor.calibration = calibration
