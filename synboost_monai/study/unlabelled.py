@@ -5,11 +5,8 @@ A stage of the study, `python -m synboost_monai.study.unlabelled REAL IMAGES OUT
 
 from __future__ import annotations
 
-import filecmp
 import os
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from synboost_monai.errors import in_one_line
 from synboost_monai.processes import private_files
 from synboost_monai.prompts import IMAGE_ATTRIBUTES
 from synboost_monai.records import EchoRecord
+from synboost_monai.training.frozen_features import file_hash
 
 SECTION = "training"
 """The one section of the data set that is written."""
@@ -43,9 +41,9 @@ def gather_unlabelled(
     folder, its_section = take_frames(images, section, out / "frames")
     own, others = read_datalist(real, section), list_images(folder, its_section, exclude=out)
     tested = read_datalist(real, "testing")
-    is_known = _same_as_one_of(item["image"] for item in (*own, *tested))
+    known = {file_hash(item["image"]) for item in (*own, *tested)}
     patients = {item["patient"] for item in tested if item.get("patient")}
-    left = [i for i in others if i.get("patient") not in patients and not is_known(i["image"])]
+    left = [i for i in others if i.get("patient") not in patients and file_hash(i["image"]) not in known]
     if not left:
         raise ValueError(
             f"{images}: all {len(others)} images are of the study's data set, or of patients that it tests on; give other images"
@@ -56,14 +54,6 @@ def gather_unlabelled(
     print(told, file=sys.stderr, flush=True)
     records = [_record(item, number) for number, item in enumerate((*own, *left))]
     return write_datalist(out, {SECTION: records}, name="unlabelled", description="images without label maps")
-
-
-def _same_as_one_of(paths: Iterable[str]) -> Callable[[str], bool]:
-    """Return a function that tells whether a file is one of these files, by whatever name, or holds the same bytes."""
-    by_size: defaultdict[int, list[str]] = defaultdict(list)
-    for path in paths:
-        by_size[os.path.getsize(path)].append(path)
-    return lambda path: any(filecmp.cmp(path, other, shallow=False) for other in by_size[os.path.getsize(path)])
 
 
 def _record(item: dict[str, Any], number: int) -> EchoRecord:
